@@ -1,0 +1,51 @@
+"""The ledger: what a run has spent, by unit, and the limits that end it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+UNITS = {
+    "gradients": "gradient evaluations of the inner or the outer loss",
+    "hvps": "products with a Hessian or a mixed second derivative",
+    "evaluations": "forward evaluations of a loss without a gradient",
+    "inner_steps": "steps of the inner level",
+    "environment_steps": "steps of a real environment",
+    "lm_calls": "calls of a language model",
+    "tokens": "tokens sent to and received from a language model",
+}
+
+
+class Ledger:
+    """Sums costs by unit and says when a limit is reached.
+
+    Args:
+        limits: largest total by unit; the run stops after the step that reaches one.
+
+    Raises:
+        ValueError: a unit that is not in `UNITS`, or a negative amount.
+    """
+
+    def __init__(self, limits: Mapping[str, float] | None = None) -> None:
+        self.limits = dict(limits or {})
+        self.spent: dict[str, float] = {}
+        _check(self.limits, "limits")
+
+    def charge(self, cost: Mapping[str, float]) -> None:
+        """Add `cost` to what was spent."""
+        _check(cost, "cost")
+        for unit, amount in cost.items():
+            self.spent[unit] = self.spent.get(unit, 0) + amount
+
+    @property
+    def exhausted(self) -> str | None:
+        """The first unit whose limit is reached, or `None`."""
+        reached = (u for u, most in self.limits.items() if self.spent.get(u, 0) >= most)
+        return next(reached, None)
+
+
+def _check(amounts: Mapping[str, float], name: str) -> None:
+    for unit, amount in amounts.items():
+        if unit not in UNITS:
+            raise ValueError(f"{name} names the unit {unit!r}; units are {', '.join(UNITS)}.")
+        if amount < 0:
+            raise ValueError(f"{name}[{unit!r}] must be >= 0; got {amount}.")

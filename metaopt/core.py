@@ -1,0 +1,157 @@
+"""The three roles and the value that joins them.
+
+A `Problem` states two levels and never says how the outer one is optimised. An `Estimator` runs
+the inner level and turns the run into `Feedback`. An `OuterOptimizer` proposes the outer variable
+(`ask`) and learns from the feedback (`tell`). Inner = lower level, outer = upper level ("meta").
+Everything is minimised; what should be maximised is negated once, where it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from torch import Generator, Tensor
+
+Tree = dict[str, Tensor]
+"""Named tensors, as `torch.nn.Module.state_dict` names them."""
+
+Outer = TypeVar("Outer")
+"""What the outer level steers: named tensors, a text, an action."""
+
+Inner = TypeVar("Inner")
+"""What the inner level trains: a tree of tensors, strings and numbers."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The meta-objective or a hypergradient became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What one inner run says about one outer variable.
+
+    Args:
+        value: the meta-objective F, a scalar; lower is better.
+        grad: hypergradient dF/dphi with the keys, shapes and dtypes of the outer variable, or
+            `None` where the level has no gradient. It points uphill: optimizers subtract it.
+        observation: what an acting outer optimizer sees next (a state of its decision process).
+        artifacts: transcripts, exemplars, disagreements: read by a rewriter, ignored by a gradient.
+        done: the inner run has ended; the next `init_inner` starts afresh.
+        metrics: further scalars to log, named `group/name`.
+        cost: what this step spent, by unit (see `metaopt.budget.UNITS`).
+    """
+
+    value: Tensor | float
+    grad: Tree | None = None
+    observation: Any = None
+    artifacts: Any = None
+    done: bool = False
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Problem(Protocol[Outer, Inner]):
+    """Two levels: what the inner one trains, what the outer one steers, how good that was.
+
+    States are trees (dicts, lists, named tuples) of tensors and primitives, so that a checkpoint
+    holds them. `key` is an integer from `metaopt.random.fold`: all randomness is a function of it.
+    """
+
+    def init_outer(self, generator: Generator) -> Outer:
+        """Return the first outer variable."""
+        ...
+
+    def init_inner(self, outer: Outer, inner: Inner | None, key: int) -> Inner:
+        """Return where the next inner run starts: `inner` (warm), a fork of `outer`, or afresh.
+
+        `inner` is what the last run left, or `None` at the start and after `Feedback.done`.
+        """
+        ...
+
+    def inner_step(self, outer: Outer, inner: Inner, key: int) -> Inner:
+        """Return the inner state one step on; the argument is left as it was."""
+        ...
+
+    def evaluate(self, outer: Outer, inner: Inner, key: int) -> Feedback:
+        """Return the meta-objective of `inner` under `outer`, without a gradient."""
+        ...
+
+    def metrics(self, outer: Outer, inner: Inner) -> Mapping[str, float]:
+        """Return figures on data that neither level has used, for the log and the result."""
+        ...
+
+
+@runtime_checkable
+class Finishing(Protocol[Outer, Inner]):
+    """A problem with a last phase after the outer loop, such as fine-tuning."""
+
+    def finish(self, outer: Outer, inner: Inner, key: int) -> Inner:
+        """Return the inner state to report and to keep; called once, after the last outer step."""
+        ...
+
+
+@runtime_checkable
+class Drawable(Protocol[Outer, Inner]):
+    """A problem that draws itself: snapshots along the run, figures at its end."""
+
+    def snapshot(self, outer: Outer, inner: Inner) -> dict[str, Any]:
+        """Return what a figure needs to know of this moment, as tensors and primitives."""
+        ...
+
+    def draw(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
+        """Write figures of the (outer_step, snapshot) pairs into `folder` and return their paths."""
+        ...
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """Runs the inner level from `inner` and turns the run into `Feedback`."""
+
+    def __call__(self, problem: Any, outer: Any, inner: Any, key: int) -> tuple[Any, Feedback]:
+        """Return the inner state after the run, and what it says about `outer`.
+
+        `inner` is given away: an estimator may update its tensors in place.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as a tree of tensors and primitives."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+@runtime_checkable
+class OuterOptimizer(Protocol):
+    """Proposes outer variables and learns from the feedback; `ask` and `tell` alternate."""
+
+    def init(self, outer: Any) -> None:
+        """Take the problem's first outer variable; called once, before everything else."""
+        ...
+
+    def ask(self, key: int) -> Any:
+        """Return the outer variable that the next inner run is for."""
+        ...
+
+    def tell(self, feedback: Feedback) -> None:
+        """Learn from the feedback on the last variable asked for."""
+        ...
+
+    @property
+    def solution(self) -> Any:
+        """The outer variable to keep: the current one, or the best of those tried."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as a tree of tensors and primitives."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...

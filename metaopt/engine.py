@@ -1,0 +1,130 @@
+"""The loop, and nothing else: an iterator that the caller drives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from metaopt import distributed, tree
+from metaopt.budget import Ledger
+from metaopt.core import Estimator, Feedback, Finishing, NonFiniteError, OuterOptimizer, Problem
+from metaopt.random import fold, generator
+
+
+class Engine:
+    """Alternates the outer optimizer and the estimator.
+
+    for step, feedback in engine: log, checkpoint, stop: whatever the caller wants.
+
+    Args:
+        problem, estimator, optimizer: the three roles; see `metaopt.core`.
+        outer_steps: number T of outer steps, >= 0.
+        seed: the root of all randomness; a step's draws are a function of (seed, outer_step).
+        limits: largest total cost by unit (`metaopt.budget.UNITS`), or `None`.
+
+    Attributes:
+        outer_step: outer steps taken so far.
+        inner: the state the last inner run left, or `None`.
+        ledger: what has been spent.
+
+    Raises:
+        NonFiniteError: from iteration, when a meta-objective or a hypergradient is not finite;
+            the optimizer has then not been told, so its state is still good.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        estimator: Estimator,
+        optimizer: OuterOptimizer,
+        *,
+        outer_steps: int,
+        seed: int = 0,
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        if outer_steps < 0:
+            raise ValueError(f"outer_steps must be >= 0; got {outer_steps}.")
+        self.problem, self.estimator, self.optimizer = problem, estimator, optimizer
+        self.outer_steps, self.seed = outer_steps, seed
+        self.outer_step = 0
+        self.inner: Any = None
+        self.ledger = Ledger(limits)
+        optimizer.init(problem.init_outer(generator(fold(seed, "outer"))))
+
+    def __iter__(self) -> Iterator[tuple[int, Feedback]]:
+        """Yield (outer_step, feedback) after every outer step until T or a budget is reached."""
+        while self.outer_step < self.outer_steps and self.ledger.exhausted is None:
+            feedback = self._step(fold(self.seed, self.outer_step))
+            self.outer_step += 1
+            yield self.outer_step, feedback
+
+    def _step(self, key: int) -> Feedback:
+        outer = self.optimizer.ask(fold(key, "ask"))
+        inner = self.problem.init_inner(outer, self.inner, fold(key, "init"))
+        inner, feedback = self.estimator(self.problem, outer, inner, fold(key, "run"))
+        feedback = self._checked(all_reduce(feedback))
+        self.optimizer.tell(feedback)
+        self.ledger.charge(feedback.cost)
+        self.inner = None if feedback.done else inner
+        return feedback
+
+    def _checked(self, feedback: Feedback) -> Feedback:
+        value = torch.as_tensor(feedback.value).detach()
+        metrics = {"outer/loss": value, **feedback.metrics}
+        total = value
+        if feedback.grad is not None:
+            metrics["outer/grad_norm"] = norm = tree.norm(feedback.grad)
+            total = value + norm.to(value)
+        if not torch.isfinite(total):
+            what = "outer loss" if not torch.isfinite(value) else "norm of the hypergradient"
+            bad = value if not torch.isfinite(value) else total
+            raise NonFiniteError(f"{what} is {float(bad)} at outer step {self.outer_step + 1}")
+        return dataclasses.replace(feedback, value=value, metrics=metrics)
+
+    def finish(self) -> None:
+        """Run the problem's last phase, where it has one; call it once, after the loop."""
+        if isinstance(self.problem, Finishing) and self.inner is not None:
+            key = fold(self.seed, "finish")
+            self.inner = self.problem.finish(self.optimizer.solution, self.inner, key)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the problem's held-out metrics, named `eval/<metric>`; empty before a step."""
+        if self.inner is None:
+            return {}
+        found = self.problem.metrics(self.optimizer.solution, self.inner)
+        return {f"eval/{name}": float(value) for name, value in found.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a tree of tensors and primitives from which the run continues to the bit."""
+        return {
+            "outer_step": self.outer_step,
+            "seed": self.seed,
+            "inner": self.inner,
+            "optimizer": self.optimizer.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "spent": dict(self.ledger.spent),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if state["seed"] != self.seed:
+            raise ValueError(
+                f"the checkpoint was written with seed={state['seed']}, this run has "
+                f"seed={self.seed}; resume with the seed of the checkpoint."
+            )
+        self.outer_step, self.inner = state["outer_step"], state["inner"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.estimator.load_state_dict(state["estimator"])
+        self.ledger.spent = dict(state["spent"])
+
+
+def all_reduce(feedback: Feedback) -> Feedback:
+    """Return the feedback averaged over ranks (value and gradient); itself in one process."""
+    if distributed.world_size() == 1:
+        return feedback
+    grad = None if feedback.grad is None else distributed.mean(feedback.grad)
+    value = distributed.mean({"value": torch.as_tensor(feedback.value)})["value"]
+    return dataclasses.replace(feedback, value=value, grad=grad)

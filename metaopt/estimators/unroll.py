@@ -1,0 +1,188 @@
+"""Reverse mode through the inner run, with the whole graph or segment by segment."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metaopt import tree
+from metaopt.core import Feedback, Tree
+from metaopt.estimators.stateless import Stateless
+from metaopt.inner import (
+    GradientProblem,
+    GradientState,
+    require_gradients,
+    run,
+    twice_differentiable,
+)
+from metaopt.random import fold
+
+
+class Unroll(Stateless):
+    """Exact derivative of F(phi, u_K(... u_1(theta_0))) through the actual inner optimizer.
+
+    dF/dphi + sum_k (dF/dtheta_K) (du_K/dtheta ... du_{k+1}/dtheta) du_k/dphi,
+    for SGD, momentum, Adam and AdamW with schedules and clipping. theta_0 is held fixed: a warm
+    start is not differentiated through. Scale: carries the inner learning rates.
+
+    With S segments, the state at the start of each is kept and the graph of one segment at a time
+    is rebuilt: memory falls from K steps to about S states and K / S steps. All S agree to
+    round-off.
+
+    Args:
+        inner_steps: number K of inner steps, >= 1.
+        truncation: differentiate through the last `truncation` steps only, or `None` for all
+            (Shaban et al., AISTATS 2019).
+        segments: number S of segments, or "auto": the fewest that fit `memory_budget`,
+            about sqrt(K) when that is `None`.
+        memory_budget: bytes for graphs and stored states; used with `segments="auto"`.
+
+    Cost: 3 gradients a step with one segment, 4 with more.
+
+    References: Maclaurin et al., ICML 2015; Franceschi et al., ICML 2017 (reverse mode);
+    Chen et al., arXiv 1604.06174, 2016 (segments).
+    """
+
+    def __init__(
+        self,
+        inner_steps: int = 1,
+        truncation: int | None = None,
+        segments: int | Literal["auto"] = 1,
+        memory_budget: float | None = None,
+    ) -> None:
+        if inner_steps < 1:
+            raise ValueError(f"Unroll needs inner_steps >= 1; got {inner_steps}.")
+        if truncation is not None and not 1 <= truncation <= inner_steps:
+            raise ValueError(
+                f"Unroll needs 1 <= truncation <= inner_steps={inner_steps}; got {truncation}."
+            )
+        if segments != "auto" and (not isinstance(segments, int) or segments < 1):
+            raise ValueError(f'Unroll needs segments >= 1 or "auto"; got {segments!r}.')
+        if memory_budget is not None and segments != "auto":
+            raise ValueError('Unroll reads memory_budget only with segments="auto".')
+        self.inner_steps = inner_steps
+        self.truncation = truncation or inner_steps
+        self.segments, self.memory_budget = segments, memory_budget
+
+    def __call__(
+        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[GradientState, Feedback]:
+        """Return the inner state after K steps and the derivative through the last of them."""
+        require_gradients(problem, "Unroll")
+        head = self.inner_steps - self.truncation
+        inner = run(problem, outer, inner, key, head)
+        phi = tree.leaves(outer)
+        with twice_differentiable():
+            steps = range(head, self.inner_steps)
+            count = self._count(problem, phi, inner, key)
+            inner, value, grads = _reverse(problem, phi, inner, key, _split(steps, count))
+        cost = {
+            "inner_steps": self.inner_steps,
+            "gradients": self.inner_steps + 1 + (self.truncation if count > 1 else 0),
+            "hvps": self.truncation,
+        }
+        metrics = {"inner/loss": inner.loss}
+        return inner, Feedback(value, tree.like(phi, grads), metrics=metrics, cost=cost)
+
+    def _count(self, problem: GradientProblem, phi: Tree, inner: GradientState, key: int) -> int:
+        if self.segments != "auto":
+            return min(self.segments, self.truncation)
+        if self.memory_budget is None:
+            return math.isqrt(self.truncation)
+        step, state = _step_bytes(problem, phi, inner, key), _state_bytes(inner)
+        peaks = [
+            s * state + math.ceil(self.truncation / s) * step for s in range(1, self.truncation + 1)
+        ]
+        fits = [s for s, peak in enumerate(peaks, 1) if peak <= self.memory_budget]
+        if not fits:
+            raise ValueError(
+                f"Unroll needs at least {min(peaks) / 2**20:.1f} MiB for {self.truncation} steps; "
+                f"memory_budget is {self.memory_budget / 2**20:.1f} MiB. Raise it, or lower "
+                f"truncation or the batch size."
+            )
+        return fits[0]
+
+
+def _split(steps: range, count: int) -> list[range]:
+    """Return `steps` cut into `count` runs whose lengths differ by at most one."""
+    cuts = [steps.start + len(steps) * i // count for i in range(count + 1)]
+    return [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _reverse(
+    problem: GradientProblem, phi: Tree, inner: GradientState, key: int, segments: list[range]
+) -> tuple[GradientState, Tensor, list[Tensor]]:
+    """Return the last state, F, and dF/dphi accumulated from the last segment to the first."""
+    starts = [tree.detach(inner)]
+    for segment in segments[:-1]:
+        for k in segment:
+            inner = tree.detach(problem.unroll_step(phi, _leaves(inner), fold(key, k)))
+        starts.append(inner)
+
+    start, end = _graph(problem, phi, starts.pop(), key, segments[-1])
+    loss = problem.outer_value(phi, end.params, end.buffers, fold(key, "outer"))
+    last, value = tree.detach(end), loss.detach()
+    grads, adjoint = _pull_back([loss], None, phi, start)
+    del loss, end
+    for segment in reversed(segments[:-1]):
+        start, end = _graph(problem, phi, starts.pop(), key, segment)
+        earlier, adjoint = _pull_back(_tensors(end), adjoint, phi, start)
+        grads = torch._foreach_add(grads, earlier)
+    return last, value, list(grads)
+
+
+def _graph(
+    problem: GradientProblem, phi: Tree, start: GradientState, key: int, segment: range
+) -> tuple[GradientState, GradientState]:
+    """Return leaves at the start of a segment and the state at its end, on the graph."""
+    start = end = _leaves(start)
+    for k in segment:
+        end = problem.unroll_step(phi, end, fold(key, k))
+    return start, end
+
+
+def _pull_back(
+    outputs: list[Tensor], adjoint: list[Tensor] | None, phi: Tree, start: GradientState
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the adjoint of `outputs` with respect to phi and to the segment's start."""
+    inputs = [*phi.values(), *_tensors(start)]
+    kept = [i for i, t in enumerate(outputs) if t.requires_grad]
+    found = torch.autograd.grad(
+        [outputs[i] for i in kept], inputs,
+        None if adjoint is None else [adjoint[i] for i in kept],
+        materialize_grads=True,
+    )  # fmt: skip
+    return list(found[: len(phi)]), list(found[len(phi) :])
+
+
+def _leaves(state: GradientState) -> GradientState:
+    moments = {k: tree.leaves(v) for k, v in state.optimizer.items()}
+    return state._replace(params=tree.leaves(state.params), optimizer=moments)
+
+
+def _tensors(state: GradientState) -> list[Tensor]:
+    """Return what the derivative flows through: parameters and moments."""
+    moments = (t for moment in state.optimizer.values() for t in moment.values())
+    return [*state.params.values(), *moments]
+
+
+def _state_bytes(state: GradientState) -> int:
+    tensors = [*_tensors(state), *state.buffers.values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _step_bytes(problem: GradientProblem, phi: Tree, inner: GradientState, key: int) -> int:
+    """Return the bytes that the graph of one inner step keeps alive, each storage once."""
+    seen: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        end = problem.unroll_step(phi, _leaves(inner), fold(key, 0))
+    return sum(seen.values()) + _state_bytes(end)

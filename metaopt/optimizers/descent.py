@@ -1,0 +1,131 @@
+"""Gradient descent on the outer variable, by any optimizer of `torch.optim`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from metaopt import tree
+from metaopt.core import Feedback, Tree
+
+
+class Descent:
+    """Hand each hypergradient to a torch optimizer; phi is updated in place.
+
+    Args:
+        algorithm: makes the optimizer from parameters or parameter groups: any `torch.optim` class
+            with its settings bound (`functools.partial(torch.optim.Adam, lr=1e-3)`).
+        scheduler: makes a learning-rate scheduler from the optimizer, stepped once per update,
+            or `None`.
+        clip_norm: largest norm of the hypergradient, or `None`.
+        accumulate: number of hypergradients averaged into one update, >= 1.
+        groups: parameter groups, each `{"match": <regular expression on the name>, ...}` with the
+            settings of `algorithm` to change; the first match wins.
+        frozen: regular expression on the names that stay as they are, or `None`.
+    """
+
+    def __init__(
+        self,
+        algorithm: Callable[[Iterable[Any]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        groups: Sequence[Mapping[str, Any]] = (),
+        frozen: str | None = None,
+    ) -> None:
+        if clip_norm is not None and clip_norm <= 0:
+            raise ValueError(f"Descent needs clip_norm > 0 or null; got {clip_norm}.")
+        if accumulate < 1:
+            raise ValueError(f"Descent needs accumulate >= 1; got {accumulate}.")
+        if any("match" not in group for group in groups):
+            raise ValueError(f"each group of Descent needs `match`; got {list(groups)}.")
+        self.algorithm, self.scheduler = algorithm, scheduler
+        self.clip_norm, self.accumulate = clip_norm, accumulate
+        self.groups, self.frozen = groups, frozen
+        self._outer: Tree = {}
+        self._told = 0
+
+    def init(self, outer: Any) -> None:
+        """Copy phi and build the optimizer on it.
+
+        Raises:
+            TypeError: phi is not a dict of floating-point tensors.
+        """
+        if not isinstance(outer, dict) or not all(
+            isinstance(v, torch.Tensor) and v.is_floating_point() for v in outer.values()
+        ):
+            raise TypeError(
+                f"Descent needs an outer variable of named floating-point tensors; "
+                f"got {type(outer).__name__}. Use optimizer=search, random or schedule."
+            )
+        self._outer = tree.clone(outer)
+        names = [n for n in outer if not (self.frozen and re.search(self.frozen, n))]
+        grouped = []
+        for group in self.groups:
+            hit = [n for n in names if re.search(group["match"], n)]
+            names = [n for n in names if n not in set(hit)]
+            settings = {k: v for k, v in group.items() if k != "match"}
+            grouped.append({"params": [self._outer[n] for n in hit], **settings})
+        grouped.append({"params": [self._outer[n] for n in names]})
+        self._optimizer = self.algorithm([g for g in grouped if g["params"]])
+        self._schedule = self.scheduler(self._optimizer) if self.scheduler else None
+
+    def ask(self, key: int) -> Tree:
+        """Return phi. It shares memory with the optimizer: copy what must outlive `tell`."""
+        return self._outer
+
+    @torch.no_grad()
+    def tell(self, feedback: Feedback) -> None:
+        """Accumulate the hypergradient and, every `accumulate`-th time, take a step.
+
+        Raises:
+            TypeError: the feedback has no gradient.
+        """
+        if feedback.grad is None:
+            raise TypeError(
+                "Descent needs feedback with a gradient, and this estimator gives none. Use "
+                "optimizer=search, random or schedule, or an estimator with a hypergradient."
+            )
+        for name, param in self._outer.items():
+            share = feedback.grad[name] / self.accumulate
+            param.grad = share if param.grad is None else param.grad.add_(share)
+        self._told += 1
+        if self._told % self.accumulate:
+            return
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(self._outer.values()), self.clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._schedule is not None:
+            self._schedule.step()
+
+    @property
+    def solution(self) -> Tree:
+        """The current phi."""
+        return self._outer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return phi, the gradients accumulated so far, and the optimizer's and scheduler's state."""
+        return {
+            "outer": self._outer,
+            "grad": {k: v.grad for k, v in self._outer.items() if v.grad is not None},
+            "told": self._told,
+            "algorithm": self._optimizer.state_dict(),
+            "scheduler": None if self._schedule is None else self._schedule.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, in place."""
+        for name, param in self._outer.items():
+            param.copy_(state["outer"][name])
+            param.grad = state["grad"][name].clone() if name in state["grad"] else None
+        self._told = state["told"]
+        self._optimizer.load_state_dict(state["algorithm"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state["scheduler"])

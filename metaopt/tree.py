@@ -1,0 +1,96 @@
+"""Algebra on dicts of tensors. Keys keep their order; nothing is flattened into one vector.
+
+The functions from `dot` on are meant for use outside a differentiated graph: they run on
+`torch._foreach_*`, one launch per operation for all tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from metaopt.core import Tree
+
+T = TypeVar("T")
+
+
+def like(tree: Tree, tensors: Sequence[Tensor]) -> Tree:
+    """Return `tensors` under the names of `tree`, in its order."""
+    return dict(zip(tree, tensors, strict=True))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], state: T) -> T:
+    """Apply `function` to every tensor of a nested state (dicts, lists, tuples, named tuples)."""
+    node: Any = state
+    if isinstance(node, Tensor):
+        return function(node)  # type: ignore[return-value]
+    if isinstance(node, dict):
+        return {k: map_tensors(function, v) for k, v in node.items()}  # type: ignore[return-value]
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return type(node)(*(map_tensors(function, v) for v in node))
+    if isinstance(node, (list, tuple)):
+        return type(node)(map_tensors(function, v) for v in node)
+    return state
+
+
+def clone(state: T) -> T:
+    """Return a copy that shares no memory and no graph with `state`."""
+    return map_tensors(lambda t: t.detach().clone(), state)
+
+
+def detach(state: T) -> T:
+    """Return the same values off the graph; memory is shared."""
+    return map_tensors(Tensor.detach, state)
+
+
+def leaves(tree: Tree) -> Tree:
+    """Return the same values as new leaves of a graph; floating tensors require a gradient."""
+    return {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in tree.items()}
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """Return zeros of the same shapes."""
+    return {k: torch.zeros_like(v) for k, v in tree.items()}
+
+
+def dot(a: Tree, b: Tree) -> Tensor:
+    """Return the sum over all entries of a * b, a scalar tensor (differentiable)."""
+    return torch.stack([torch.sum(a[k] * b[k]) for k in a]).sum()
+
+
+def norm(tree: Tree) -> Tensor:
+    """Return the Euclidean norm over all entries, a scalar tensor."""
+    if not tree:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tree.values()))))
+
+
+def scale(tree: Tree, factor: float | Tensor) -> Tree:
+    """Return factor * tree."""
+    return like(tree, torch._foreach_mul(list(tree.values()), factor))
+
+
+def add(a: Tree, b: Tree, factor: float | Tensor = 1.0) -> Tree:
+    """Return a + factor * b; `b` may hold a subset of the keys, in any order."""
+    if isinstance(factor, Tensor):
+        b, factor = scale(b, factor), 1.0
+    other = [b[k] if k in b else torch.zeros_like(v) for k, v in a.items()]
+    return like(a, torch._foreach_add(list(a.values()), other, alpha=factor))
+
+
+def add_(a: Tree, b: Tree, factor: float | Tensor = 1.0) -> None:
+    """Add factor * b to a, in place."""
+    if isinstance(factor, Tensor):
+        b, factor = scale(b, factor), 1.0
+    torch._foreach_add_(list(a.values()), [b[k] for k in a], alpha=factor)
+
+
+def random_like(tree: Tree, generator: torch.Generator) -> Tree:
+    """Return standard normal draws of the same shapes, on the devices of `tree`."""
+    return {
+        k: torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
+        for k, v in tree.items()
+    }
