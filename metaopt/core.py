@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
 Tree = dict[str, Tensor]
 """Named tensors, as `torch.nn.Module.state_dict` names them."""
 
-Outer = TypeVar("Outer")
+Outer = Any
 """What the outer level steers: named tensors, a text, an action."""
 
-Inner = TypeVar("Inner")
+Inner = Any
 """What the inner level trains: a tree of tensors, strings and numbers."""
 
 
@@ -54,7 +54,7 @@ class Feedback:
 
 
 @runtime_checkable
-class Problem(Protocol[Outer, Inner]):
+class Problem(Protocol):
     """Two levels: what the inner one trains, what the outer one steers, how good that was.
 
     States are trees (dicts, lists, named tuples) of tensors and primitives, so that a checkpoint
@@ -86,7 +86,7 @@ class Problem(Protocol[Outer, Inner]):
 
 
 @runtime_checkable
-class Finishing(Protocol[Outer, Inner]):
+class Finishing(Protocol):
     """A problem with a last phase after the outer loop, such as fine-tuning."""
 
     def finish(self, outer: Outer, inner: Inner, key: int) -> Inner:
@@ -95,7 +95,7 @@ class Finishing(Protocol[Outer, Inner]):
 
 
 @runtime_checkable
-class Drawable(Protocol[Outer, Inner]):
+class Drawable(Protocol):
     """A problem that draws itself: snapshots along the run, figures at its end."""
 
     def snapshot(self, outer: Outer, inner: Inner) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Drawable(Protocol[Outer, Inner]):
         ...
 
     def draw(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
-        """Write figures of the (outer_step, snapshot) pairs into `folder` and return their paths."""
+        """Write figures of the (outer_step, snapshot) pairs into `folder`; return their paths."""
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -154,11 +154,15 @@ class GradientProblem(ABC):
             )
 
     @final
+    def draw_outer(self, key: int) -> Batch:
+        """Return the outer batch of `key`."""
+        return self.outer_batch(generator(fold(key, "outer batch", distributed.rank())))
+
+    @final
     def outer_value(self, outer: Tree, params: Tree, buffers: Tree, key: int) -> Tensor:
         """Return F(phi, theta) on the outer batch and masks of `key`; buffers are left alone."""
-        batch = self.outer_batch(generator(fold(key, "outer batch", distributed.rank())))
         with replay(fold(key, "outer noise")):
-            return self.outer_loss(outer, params | tree.clone(buffers), batch)
+            return self.outer_loss(outer, params | tree.clone(buffers), self.draw_outer(key))
 
     @final
     def advance(
@@ -200,6 +204,23 @@ class GradientProblem(ABC):
     def evaluate(self, outer: Tree, inner: GradientState, key: int) -> Feedback:
         """Return F on the outer batch of `key`."""
         return Feedback(self.outer_value(outer, inner.params, inner.buffers, key))
+
+
+@runtime_checkable
+class SampledProblem(Protocol):
+    """A gradient problem whose inner loss is on decisions y ~ p_phi, added by `decide`."""
+
+    def log_prob(self, outer: Tree, inner: Tree, batch: Batch) -> Tensor:
+        """Return log p_phi(y_b) of the decisions in a drawn batch, (B,); differentiable in phi."""
+        ...
+
+    def inner_losses(self, outer: Tree, inner: Tree, batch: Batch) -> Tensor:
+        """Return the loss of each row of the batch, (B,); their mean is `inner_loss`."""
+        ...
+
+    def feedback_loss(self, outer: Tree, inner: Tree, batch: Batch) -> Tensor:
+        """Return the part of F that depends on theta, a scalar, without dropout."""
+        ...
 
 
 def run(problem: Problem, outer: Any, inner: Any, key: int, steps: int) -> Any:

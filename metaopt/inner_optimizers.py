@@ -27,7 +27,9 @@ State = dict[str, Tree]
 class Schedule(Protocol):
     """A factor on the learning rate, as a function of the number of steps already taken."""
 
-    def __call__(self, step: int) -> float: ...
+    def __call__(self, step: int) -> float:
+        """Return the factor for the step after `step` steps."""
+        ...
 
 
 @dataclass(frozen=True)

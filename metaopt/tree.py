@@ -24,16 +24,19 @@ def like(tree: Tree, tensors: Sequence[Tensor]) -> Tree:
 
 def map_tensors(function: Callable[[Tensor], Tensor], state: T) -> T:
     """Apply `function` to every tensor of a nested state (dicts, lists, tuples, named tuples)."""
-    node: Any = state
+    return _map(function, state)
+
+
+def _map(function: Callable[[Tensor], Tensor], node: Any) -> Any:
     if isinstance(node, Tensor):
-        return function(node)  # type: ignore[return-value]
+        return function(node)
     if isinstance(node, dict):
-        return {k: map_tensors(function, v) for k, v in node.items()}  # type: ignore[return-value]
+        return {k: _map(function, v) for k, v in node.items()}
     if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return type(node)(*(map_tensors(function, v) for v in node))
+        return type(node)(*(_map(function, v) for v in node))
     if isinstance(node, (list, tuple)):
-        return type(node)(map_tensors(function, v) for v in node)
-    return state
+        return type(node)(_map(function, v) for v in node)
+    return node
 
 
 def clone(state: T) -> T:

@@ -1,0 +1,1 @@
+"""Other engines that run a metaopt problem."""

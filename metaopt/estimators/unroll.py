@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -109,7 +110,7 @@ class Unroll(Stateless):
 def _split(steps: range, count: int) -> list[range]:
     """Return `steps` cut into `count` runs whose lengths differ by at most one."""
     cuts = [steps.start + len(steps) * i // count for i in range(count + 1)]
-    return [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(cuts)]
 
 
 def _reverse(
@@ -130,8 +131,8 @@ def _reverse(
     for segment in reversed(segments[:-1]):
         start, end = _graph(problem, phi, starts.pop(), key, segment)
         earlier, adjoint = _pull_back(_tensors(end), adjoint, phi, start)
-        grads = torch._foreach_add(grads, earlier)
-    return last, value, list(grads)
+        grads = list(torch._foreach_add(grads, earlier))
+    return last, value, grads
 
 
 def _graph(

@@ -110,7 +110,7 @@ class Descent:
         return self._outer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return phi, the gradients accumulated so far, and the optimizer's and scheduler's state."""
+        """Return phi, the accumulated gradients, and the state of optimizer and scheduler."""
         return {
             "outer": self._outer,
             "grad": {k: v.grad for k, v in self._outer.items() if v.grad is not None},

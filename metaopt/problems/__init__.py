@@ -1,0 +1,1 @@
+"""Problems: one file each, named for what it is."""

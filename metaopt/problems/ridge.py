@@ -26,7 +26,7 @@ class Ridge(GradientProblem):
     F(phi, theta) = |X' theta - y'|^2 / 2n' on the validation rows.
 
     Inner solution: theta* = (X^T X / n + diag(exp phi))^{-1} X^T y / n.
-    Hypergradient at theta*: dF/dphi_j = - exp(phi_j) theta*_j q_j, with (d2g/dtheta2) q = dF/dtheta.
+    Hypergradient at theta*: dF/dphi_j = -exp(phi_j) theta*_j q_j with (d2g/dtheta2) q = dF/dtheta.
 
     Args:
         features: number of features; the first half carries signal, the rest is noise.

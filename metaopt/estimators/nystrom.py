@@ -1,0 +1,100 @@
+"""A low-rank preconditioner from a random sketch of the Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaopt import tree
+from metaopt.core import Tree
+from metaopt.estimators.solvers import Product, State
+from metaopt.random import fold, generator
+
+
+@dataclass(frozen=True)
+class Nystrom:
+    """P^-1 = U diag((l_r + delta) / (l_i + delta)) U^T + (I - U U^T) from r products with H.
+
+    U and l are the eigenvectors and eigenvalues of the randomised Nystrom approximation
+    Y (Omega^T Y)^+ Y^T, Y = H Omega, with an orthonormal Gaussian Omega of r columns. Directions
+    of negative curvature are dropped from the sketch.
+
+    Args:
+        rank: number r of columns, >= 1.
+        refresh: outer steps between two sketches, >= 1.
+
+    Cost: `rank` products every `refresh` outer steps; memory of `rank` copies of theta.
+
+    References: Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 2023;
+    Hataya and Yamada, AISTATS 2023.
+    """
+
+    rank: int = 20
+    refresh: int = 25
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.refresh < 1:
+            raise ValueError(
+                f"Nystrom needs rank >= 1 and refresh >= 1; got {self.rank}, {self.refresh}."
+            )
+
+    def __call__(
+        self, product: Product, like: Tree, damping: Tensor, state: State, key: int
+    ) -> tuple[Product, State]:
+        """Return the map r -> P^-1 r and the sketch with its age."""
+        if not state or state["age"] >= self.refresh:
+            basis, values = self._sketch(product, like, key)
+            state = {"basis": basis, "values": values, "age": 0}
+        basis, values = state["basis"], state["values"]
+        gain = (values.min() + damping) / (values + damping) - 1.0
+
+        def apply(r: Tree) -> Tree:
+            return tree.add(r, _combine(basis, gain * _project(basis, r)))
+
+        return apply, {**state, "age": state["age"] + 1}
+
+    def _sketch(self, product: Product, like: Tree, key: int) -> tuple[Tree, Tensor]:
+        """Return orthonormal rows, (r, *shape) by name, and their eigenvalues, (r,)."""
+        size = sum(t.numel() for t in like.values())
+        rank = min(self.rank, size)
+        columns = [tree.random_like(like, generator(fold(key, "nystrom", i))) for i in range(rank)]
+        omega = _orthonormal({k: torch.stack([c[k] for c in columns]) for k in like})[0]
+        images = [product({k: t[i] for k, t in omega.items()}) for i in range(rank)]
+        image = {k: torch.stack([y[k] for y in images]) for k in like}
+        shift = torch.finfo(image[next(iter(like))].dtype).eps * tree.norm(image) * size**0.5
+        image = tree.add(image, omega, shift)
+        values, vectors = torch.linalg.eigh(_symmetric(_gram(omega, image)))
+        kept = values > shift
+        root = vectors[:, kept] * values[kept].rsqrt()
+        basis, values = _orthonormal(_mix(root.T, image))
+        return basis, (values - shift).clamp_min(0)
+
+
+def _gram(a: Tree, b: Tree) -> Tensor:
+    return torch.stack([a[k].flatten(1) @ b[k].flatten(1).T for k in a]).sum(0)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.T) / 2
+
+
+def _mix(matrix: Tensor, rows: Tree) -> Tree:
+    return {k: torch.tensordot(matrix, t, 1) for k, t in rows.items()}
+
+
+def _orthonormal(rows: Tree) -> tuple[Tree, Tensor]:
+    """Return orthonormal rows of the same span, and the squared singular values."""
+    values, vectors = torch.linalg.eigh(_symmetric(_gram(rows, rows)))
+    return _mix(
+        (vectors * values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt()).T, rows
+    ), values
+
+
+def _project(basis: Tree, r: Tree) -> Tensor:
+    return torch.stack([basis[k].flatten(1) @ r[k].flatten() for k in basis]).sum(0)
+
+
+def _combine(basis: Tree, weights: Tensor) -> Tree:
+    return {k: torch.tensordot(weights, t, 1) for k, t in basis.items()}

@@ -1,0 +1,157 @@
+"""The score-function estimator: reward sampled decisions by how much their inner step helped."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from metaopt import tree
+from metaopt.core import Feedback, Tree
+from metaopt.estimators.one_step import duals, outer_gradients, take_step
+from metaopt.inner import Batch, GradientProblem, GradientState, SampledProblem, require_gradients
+from metaopt.random import fold, replay
+
+Kind = Literal["loss_difference", "dot_product", "cosine", "per_example"]
+
+
+class ScoreFunction:
+    """dF/dphi + weight * sum_b (h_b - baseline) d/dphi [-log p_phi(y_b)], y ~ p_phi.
+
+    The inner step is taken on the sampled y, from theta to theta'. h > 0 when it lowered F, which
+    makes the same decisions more likely. With w = -(du/dgrad)^T dF/dtheta' (lr * dF/dtheta' for
+    SGD) and l_b the inner loss of row b:
+
+    - `loss_difference`: h = F(theta) - F(theta'), one number for the batch; unbiased.
+    - `dot_product`: h = <w, dg/dtheta>, its first order; the form of the paper.
+    - `cosine`: that product over the two norms, of dF/dtheta' and dg/dtheta: free of scale.
+    - `per_example`: h_b = <w, dl_b/dtheta> / B, each row its own credit, from one forward-mode
+      evaluation; the lowest variance.
+
+    Scale: all but `cosine` carry the inner learning rate.
+
+    Args:
+        feedback: one of the four above.
+        baseline: decay of the moving average that is subtracted from h, in [0, 1), or `None`.
+        clip: largest |h - baseline|, or `None`.
+        weight: factor on the score-function term, >= 0.
+        reversed: flip the sign of h. Only for replicating a published implementation that does.
+
+    Cost: 2 gradients, one gradient of log p; `loss_difference` one more evaluation of F,
+    `per_example` one forward-mode evaluation of g.
+
+    References: Williams, Machine Learning 1992; Pham et al., Meta Pseudo Labels, CVPR 2021.
+    """
+
+    def __init__(
+        self,
+        feedback: Kind = "per_example",
+        baseline: float | None = None,
+        clip: float | None = None,
+        weight: float = 1.0,
+        reversed: bool = False,
+    ) -> None:
+        if feedback not in get_args(Kind):
+            raise ValueError(
+                f"ScoreFunction needs feedback in {', '.join(get_args(Kind))}; got {feedback!r}."
+            )
+        if baseline is not None and not 0 <= baseline < 1:
+            raise ValueError(f"ScoreFunction needs 0 <= baseline < 1 or null; got {baseline}.")
+        if clip is not None and clip <= 0:
+            raise ValueError(f"ScoreFunction needs clip > 0 or null; got {clip}.")
+        if weight < 0:
+            raise ValueError(
+                f"ScoreFunction needs weight >= 0; got {weight}. Use reversed=true for the sign."
+            )
+        self.feedback, self.baseline, self.clip = feedback, baseline, clip
+        self.weight, self.sign = weight, -1.0 if reversed else 1.0
+        self._average: Tensor | None = None
+
+    def __call__(
+        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[GradientState, Feedback]:
+        """Return the state after one step on sampled decisions, and their reward's gradient."""
+        require_gradients(problem, "ScoreFunction")
+        if not isinstance(problem, SampledProblem):
+            raise TypeError(
+                f"ScoreFunction needs a SampledProblem (log_prob, inner_losses, feedback_loss); "
+                f"{type(problem).__name__} samples no decisions. Use estimator=one_step or unroll."
+            )
+        step_key, outer_key = fold(key, 0), fold(key, "outer")
+        merged = inner.params | inner.buffers
+        batch = problem.draw(outer, merged, step_key)
+        after, slope, transpose = take_step(problem, outer, inner, step_key, batch)
+        value, v, direct = outer_gradients(problem, outer, after, outer_key)
+        if self.feedback == "loss_difference":
+            reward = _loss_difference(problem, outer, inner, after, outer_key)
+        elif self.feedback == "per_example":
+            reward = _per_example(problem, outer, inner, transpose(v), step_key, batch)
+        elif self.feedback == "cosine":
+            norms = (tree.norm(v) * tree.norm(slope)).clamp_min(1e-12)
+            reward = tree.dot(v, slope).detach() / norms
+        else:
+            reward = tree.dot(transpose(v), slope).detach()
+
+        phi = tree.leaves(outer)
+        with replay(fold(step_key, "noise")):
+            log_prob = problem.log_prob(phi, merged, batch)
+        advantage = self._advantage(reward).to(log_prob)
+        score = torch.autograd.grad(
+            -(advantage * log_prob).sum(), list(phi.values()), materialize_grads=True
+        )
+        grad = tree.add(direct, tree.like(phi, score), self.weight)
+        metrics = {
+            "inner/loss": after.loss,
+            "outer/feedback": reward.mean(),
+            "outer/feedback_size": reward.abs().mean(),
+        }
+        cost = {"inner_steps": 1, "gradients": 3, "evaluations": 1}
+        return after, Feedback(value, grad, metrics=metrics, cost=cost)
+
+    def _advantage(self, reward: Tensor) -> Tensor:
+        """Return the signed, centred and clipped reward; update the moving average."""
+        advantage = reward
+        if self.baseline is not None:
+            mean = reward.mean()
+            if self._average is None:
+                self._average = torch.zeros_like(mean)
+            advantage = reward - self._average
+            self._average = self.baseline * self._average + (1 - self.baseline) * mean
+        if self.clip is not None:
+            advantage = advantage.clamp(-self.clip, self.clip)
+        return self.sign * advantage
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the moving average."""
+        return {"average": self._average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._average = state["average"]
+
+
+@torch.no_grad()
+def _loss_difference(
+    problem: Any, outer: Tree, before: GradientState, after: GradientState, key: int
+) -> Tensor:
+    """Return F(theta) - F(theta') on the outer batch of `key`, buffers as they were before."""
+    batch = problem.draw_outer(key)
+
+    def loss(params: Tree) -> Tensor:
+        with replay(fold(key, "outer noise")):
+            return problem.feedback_loss(outer, params | tree.clone(before.buffers), batch)
+
+    return loss(before.params) - loss(after.params)
+
+
+def _per_example(
+    problem: Any, outer: Tree, inner: GradientState, w: Tree, key: int, batch: Batch
+) -> Tensor:
+    """Return <w, dl_b/dtheta> / B for each row, (B,)."""
+    with torch.no_grad(), forward_ad.dual_level(), replay(fold(key, "noise")):
+        theta = duals(inner.params, w)
+        losses = problem.inner_losses(outer, theta | tree.clone(inner.buffers), batch)
+        slopes = forward_ad.unpack_dual(losses).tangent
+    return torch.zeros_like(losses) if slopes is None else slopes / len(slopes)

@@ -1,0 +1,239 @@
+"""Solvers for H q = v, with H = d2g/dtheta2 known through products only.
+
+A solver is a value: `solver(product, v, state, key)` returns q, the state for the next outer step
+and metrics. `state` is `{}` at the start. Cost is counted in products with H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from metaopt import tree
+from metaopt.core import Tree
+
+Product = Callable[[Tree], Tree]
+State = dict[str, Any]
+Solution = tuple[Tree, State, dict[str, Tensor]]
+
+
+class Solver(Protocol):
+    """Returns q with H q = v, or an approximation that its docstring states."""
+
+    def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
+        """Return (q, state, metrics); `product(p)` is H p."""
+        ...
+
+
+class Preconditioner(Protocol):
+    """Returns a cheap approximation of (H + damping I)^-1, up to a factor."""
+
+    def __call__(
+        self, product: Product, like: Tree, damping: Tensor, state: State, key: int
+    ) -> tuple[Product, State]:
+        """Return (apply, state)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """q = v: the inverse Hessian is taken to be the identity (T1-T2; betty's "darts").
+
+    The direction is biased whenever curvature differs between directions, and the scale carries
+    the curvature. No products. References: Luketina et al., ICML 2016 (T1-T2); Liu et al., DARTS,
+    ICLR 2019.
+    """
+
+    def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
+        """Return v itself."""
+        return v, {}, {}
+
+
+@dataclass(frozen=True)
+class Neumann:
+    """q = step * sum_{i < terms} (I - step H)^i v, which tends to H^-1 v.
+
+    With T terms and step = lr it is the derivative through T steps of SGD at the inner solution.
+
+    Args:
+        terms: number of terms, >= 1; costs terms - 1 products.
+        step: step size, 0 < step < 2 / (largest eigenvalue), or `None` for 1 / (its estimate by
+            power iteration: three more products at the first outer step, one at each later one).
+
+    Reference: Lorraine et al., AISTATS 2020.
+    """
+
+    terms: int = 10
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.terms < 1:
+            raise ValueError(f"Neumann needs terms >= 1; got {self.terms}.")
+        if self.step is not None and self.step <= 0:
+            raise ValueError(f"Neumann needs step > 0 or null; got {self.step}.")
+
+    def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
+        """Return the truncated series."""
+        if self.step is None:
+            start, iterations = (state["direction"], 1) if state else (v, 3)
+            largest, direction = largest_eigenvalue(product, start, iterations)
+            step, state = 1.0 / largest, {"direction": direction}
+        else:
+            step = torch.as_tensor(self.step)
+        total = term = v
+        for _ in range(self.terms - 1):
+            term = tree.add(term, product(term), -step)
+            total = tree.add(total, term)
+        return tree.scale(total, step), state, {"solve/step": step}
+
+
+def largest_eigenvalue(product: Product, start: Tree, iterations: int) -> tuple[Tensor, Tree]:
+    """Return |largest eigenvalue| of H by power iteration, and the direction it was found in."""
+    direction = tree.scale(start, 1.0 / tree.norm(start).clamp_min(1e-30))
+    size = torch.ones(())
+    for _ in range(iterations):
+        image = product(direction)
+        size = tree.norm(image).clamp_min(1e-30)
+        direction = tree.scale(image, 1.0 / size)
+    return size, direction
+
+
+@dataclass(frozen=True)
+class ConjugateGradient:
+    """q = q0 + d with (H + delta I) d = v - H q0 by conjugate gradients.
+
+    q0 is the previous outer step's solution, and v / (v^T H v / v^T v) at the start, so the damping
+    is proximal: it limits how far one solve moves and leaves no bias once outer steps are small.
+
+    Args:
+        iterations: most iterations per solve, >= 1, each one product; one more product goes to the
+            residual of q0.
+        damping: delta as a fraction of the largest curvature p^T H p / p^T p met in the last
+            solve, >= 0.
+        tolerance: stop when |residual| <= tolerance * |v|; 0 never tests, which on a GPU saves
+            one synchronisation per iteration.
+        warm_start: whether to start from the previous solution.
+        preconditioner: `Nystrom(...)`, or `None`.
+
+    Metrics: `solve/residual` |v - H q| / |v| (up to delta |d| / |v|), `solve/negative_curvature` 1
+    if a direction with p^T (H + delta I) p <= 0 ended the solve.
+
+    References: Pedregosa, ICML 2016; Grazzi et al., ICML 2020; Rajeswaran et al., NeurIPS 2019.
+    """
+
+    iterations: int = 5
+    damping: float = 1e-3
+    tolerance: float = 1e-3
+    warm_start: bool = True
+    preconditioner: Preconditioner | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"ConjugateGradient needs iterations >= 1; got {self.iterations}.")
+        if self.damping < 0 or self.tolerance < 0:
+            raise ValueError(
+                f"ConjugateGradient needs damping >= 0 and tolerance >= 0; "
+                f"got damping={self.damping}, tolerance={self.tolerance}."
+            )
+
+    def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
+        """Return the solution after at most `iterations` steps."""
+        warm = self.warm_start and "solution" in state
+        image = product(state["solution"] if warm else v)
+        if warm:
+            q, curvature = state["solution"], state["curvature"]
+        else:
+            curvature = (tree.dot(v, image) / _positive(tree.dot(v, v))).abs()
+            inverse = 1.0 / _positive(curvature)
+            q, image = tree.scale(v, inverse), tree.scale(image, inverse)
+        damping = self.damping * curvature
+        apply, sketch = self._precondition(product, v, damping, state, key)
+        q, residual, largest, negative = self._iterate(
+            product, apply, q, tree.add(v, image, -1.0), damping, tree.norm(v)
+        )
+        curvature = torch.where(largest > 0, largest, curvature)
+        kept = {"curvature": curvature, "solution": q, **sketch}
+        error = tree.norm(residual) / _positive(tree.norm(v))
+        return q, kept, {"solve/residual": error, "solve/negative_curvature": negative}
+
+    def _precondition(
+        self, product: Product, v: Tree, damping: Tensor, state: State, key: int
+    ) -> tuple[Product, State]:
+        if self.preconditioner is None:
+            return (lambda r: r), {}
+        sketch = state.get("preconditioner", {})
+        apply, sketch = self.preconditioner(product, v, damping, sketch, key)
+        return apply, {"preconditioner": sketch}
+
+    def _iterate(
+        self, product: Product, apply: Product, q: Tree, r: Tree, damping: Tensor, scale: Tensor,
+    ) -> tuple[Tree, Tree, Tensor, Tensor]:  # fmt: skip
+        """Return q, residual, largest curvature met and whether a negative one stopped it."""
+        z = apply(r)
+        p, rz = z, tree.dot(r, z)
+        negative = torch.zeros_like(rz)
+        largest = torch.zeros_like(rz)
+        for _ in range(self.iterations):
+            if self.tolerance and tree.norm(r) <= self.tolerance * scale:
+                break
+            image = tree.add(product(p), p, damping)
+            bend, size = tree.dot(p, image), tree.dot(p, p)
+            if bend <= 0:
+                negative += 1
+                break
+            largest = torch.maximum(largest, bend / size - damping)
+            alpha = rz / bend
+            q, r = tree.add(q, p, alpha), tree.add(r, image, -alpha)
+            z = apply(r)
+            rz, previous = tree.dot(r, z), rz
+            p = tree.add(z, p, rz / previous)
+        return q, r, largest, negative
+
+
+def _positive(x: Tensor) -> Tensor:
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """q = (H + damping I)^-1 v with the dense Hessian: the oracle for small inner levels.
+
+    Args:
+        damping: added to the diagonal, >= 0.
+        limit: largest number of parameters n accepted; costs n products and n^3 operations.
+    """
+
+    damping: float = 0.0
+    limit: int = 2000
+
+    def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
+        """Return the solution of the dense system.
+
+        Raises:
+            ValueError: v has more than `limit` entries.
+        """
+        sizes = [t.numel() for t in v.values()]
+        n = sum(sizes)
+        if n > self.limit:
+            raise ValueError(
+                f"Exact solves a dense system of at most limit={self.limit} parameters; this inner "
+                f"level has {n}. Use ConjugateGradient, or raise the limit."
+            )
+        flat = torch.cat([t.reshape(-1) for t in v.values()])
+        rows = torch.eye(n, dtype=flat.dtype, device=flat.device)
+        hessian = torch.stack([_flatten(product(_unflatten(row, v, sizes))) for row in rows])
+        q = torch.linalg.solve(hessian + self.damping * rows, flat)
+        return _unflatten(q, v, sizes), {}, {}
+
+
+def _flatten(values: Tree) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in values.values()])
+
+
+def _unflatten(flat: Tensor, like: Tree, sizes: list[int]) -> Tree:
+    parts = flat.split(sizes)
+    return {k: part.view_as(t) for (k, t), part in zip(like.items(), parts, strict=True)}
