@@ -1,0 +1,206 @@
+"""The house style of all figures, and the learning curves of one run.
+
+Figures are made without pyplot, so no backend is chosen and nothing global changes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which colour-blind readers tell apart; their yellow is too pale."""
+
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+"""Line styles: when the palette is used up, the next one starts."""
+
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": 160,
+}
+
+
+def house_style() -> AbstractContextManager[None]:
+    """Return a context in which figures get the house style; make and save them inside it."""
+    return mpl.rc_context(_STYLE)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of that many inches whose parts make room for each other."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def line(index: int) -> dict[str, Any]:
+    """Return the colour and the dashes of the `index`-th line, >= 0; 28 differ."""
+    dashes = DASHES[index // len(PALETTE) % len(DASHES)]
+    return {"color": PALETTE[index % len(PALETTE)], "linestyle": dashes}
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure, making the folder, and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+class Curve(NamedTuple):
+    """One metric along a run: outer steps, inner steps (NaN where unknown), finite values."""
+
+    outer: Array
+    inner: Array
+    value: Array
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Return the curve of each metric in a metrics.jsonl; empty where there is no file.
+
+    A value that was not finite, and a line cut short by a kill, is left out. Of two values at one
+    outer step the later counts.
+    """
+    rows: dict[str, dict[int, tuple[float, float]]] = {}
+    for record in _records(path):
+        inner = _number(record.get("inner_step"))
+        for name, value in record.items():
+            if "/" in name and math.isfinite(number := _number(value)):
+                rows.setdefault(name, {})[record["outer_step"]] = (inner, number)
+    return {name: _curve(points) for name, points in rows.items()}
+
+
+def _records(path: Path) -> Iterable[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for text in lines:
+        try:
+            record = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("outer_step"), int):
+            yield record
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _curve(points: dict[int, tuple[float, float]]) -> Curve:
+    steps = sorted(points)
+    inner, value = zip(*(points[step] for step in steps), strict=True)
+    return Curve(np.array(steps, float), np.array(inner, float), np.array(value, float))
+
+
+def binned(curve: Curve, most: int = 200) -> Curve:
+    """Return the curve averaged over equal runs of points, so that at most `most` are left."""
+    if len(curve.outer) <= most:
+        return curve
+    groups = np.array_split(np.arange(len(curve.outer)), most)
+    return Curve(*(np.array([part[group].mean() for group in groups]) for part in curve))
+
+
+def inner_axis(axes: Axes, outer: Array, inner: Array) -> bool:
+    """Add an axis of inner steps at the top, and return whether the points allow one.
+
+    Args:
+        axes: where the x axis counts outer steps.
+        outer, inner: the same moments counted both ways, in any order.
+    """
+    known = np.isfinite(inner) & (outer > 0) & (inner > 0)
+    x, first = np.unique(outer[known], return_index=True)
+    y = inner[known][first]
+    if len(x) == 0 or np.any(np.diff(y) <= 0):
+        return False
+    x, y = np.append(0, x), np.append(0, y)
+    rate = y[-1] / x[-1]
+    top = axes.secondary_xaxis(
+        "top", functions=(lambda s: _line(s, x, y, rate), lambda s: _line(s, y, x, 1 / rate))
+    )
+    top.set_xlabel("inner steps")
+    _count(top)
+    return True
+
+
+def _line(at: Any, x: Array, y: Array, rate: float) -> Array:
+    """Interpolate within the points and go on at `rate` beyond them."""
+    at = np.asarray(at, dtype=float)
+    inside = np.interp(at, x, y)
+    return inside + rate * (np.minimum(at - x[0], 0) + np.maximum(at - x[-1], 0))
+
+
+def outer_axis(axes: Axes, last: float, label: str = "outer steps") -> None:
+    """Let the x axis count steps from 0 to `last`: whole numbers, 1500 written as 1.5k."""
+    axes.set_xlabel(label)
+    axes.set_xlim(0, 1.02 * max(last, 1))
+    _count(axes)
+
+
+def _count(axes: Any) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def learning_curve(folder: Path) -> Path | None:
+    """Draw figures/learning_curves.png of a run's folder: losses and held-out metrics.
+
+    One panel for the outer loss, one for the inner loss, one for each `eval/` metric; x axes in
+    outer steps and, where the log counts them, in inner steps.
+
+    Returns:
+        The figure's path, or `None` when the log holds no value to draw.
+    """
+    curves = read_curves(folder / "metrics.jsonl")
+    evaluated = sorted(name for name in curves if name.startswith("eval/"))
+    names = [name for name in ("outer/loss", "inner/loss") if name in curves] + evaluated
+    if not names:
+        return None
+    last = max(curves[name].outer[-1] for name in names)
+    columns = len(names) if len(names) <= 3 else 2 if len(names) == 4 else 3
+    rows = math.ceil(len(names) / columns)
+    with house_style():
+        figure = new_figure(3.6 * columns, 2.9 * rows)
+        for at, name in enumerate(names):
+            axes = figure.add_subplot(rows, columns, at + 1)
+            _panel(axes, curves[name], colour=_LEVELS[name.split("/")[0]])
+            axes.set_title(name)
+            outer_axis(axes, last)
+            inner_axis(axes, curves[name].outer, curves[name].inner)
+        return save(figure, folder / "figures" / "learning_curves.png")
+
+
+_LEVELS = {"outer": PALETTE[0], "inner": PALETTE[1], "eval": PALETTE[2]}
+
+
+def _panel(axes: Axes, curve: Curve, colour: str) -> None:
+    smooth = binned(curve)
+    if len(smooth.outer) < len(curve.outer):
+        axes.plot(curve.outer, curve.value, alpha=0.25, linewidth=0.5, color=colour)
+    marker = "o" if len(smooth.outer) <= 25 else None
+    axes.plot(smooth.outer, smooth.value, marker=marker, markersize=3.5, color=colour)
