@@ -31,6 +31,15 @@ def mean(values: Tree) -> Tree:
     return {k: _mean(v) for k, v in values.items()}
 
 
+def mean_on_graph(values: Tree) -> Tree:
+    """Return the average over all ranks, differentiably: adjoints are averaged on the way back."""
+    if world_size() == 1:
+        return values
+    from torch.distributed.nn.functional import all_reduce
+
+    return {k: all_reduce(v) / world_size() for k, v in values.items()}
+
+
 def _mean(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)

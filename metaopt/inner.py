@@ -187,8 +187,9 @@ class GradientProblem(ABC):
         grads = torch.autograd.grad(
             loss, list(inner.params.values()), create_graph=True, materialize_grads=True
         )
+        mean = distributed.mean_on_graph(tree.like(inner.params, grads))
         params, optimizer = self.inner_optimizer.update(
-            inner.params, tree.like(inner.params, grads), inner.optimizer, inner.step
+            inner.params, mean, inner.optimizer, inner.step
         )
         with torch.no_grad():
             buffers = self.carry(outer, tree.detach(params), buffers, inner.step + 1)

@@ -1,0 +1,167 @@
+"""Unroll against closed forms, finite differences and itself in segments."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metaopt import tree
+from metaopt.estimators import OneStep, Unroll
+from metaopt.inner import GradientProblem
+from metaopt.inner_optimizers import SGD, Adam, AdamW, Cosine
+from metaopt.problems.ridge import Ridge
+
+
+class Classifier(GradientProblem):
+    """Row weights for a small network; `dead` turns every hidden unit off."""
+
+    def __init__(self, optimizer, dead=False, dropout=0.0):
+        self.inner_optimizer = optimizer
+        self.dead, self.dropout = dead, dropout
+        draw = torch.Generator().manual_seed(0)
+        self.x = torch.randn(12, 4, generator=draw, dtype=torch.float64)
+        self.y = torch.randint(3, (12,), generator=draw)
+
+    def init_outer(self, generator):
+        return {"weight": torch.linspace(-1, 1, 12, dtype=torch.float64)}
+
+    def init_params(self, outer, generator):
+        shapes = {"a": (8, 4), "b": (8,), "c": (3, 8), "unused": (2,)}
+        params = {
+            k: 0.5 * torch.randn(s, generator=generator, dtype=torch.float64)
+            for k, s in shapes.items()
+        }
+        if self.dead:
+            params["b"] -= 100.0
+        return params
+
+    def inner_batch(self, generator):
+        return torch.randperm(12, generator=generator)[:8]
+
+    def outer_batch(self, generator):
+        return torch.arange(12)
+
+    def logits(self, inner, rows):
+        hidden = F.relu(self.x[rows] @ inner["a"].T + inner["b"])
+        return F.dropout(hidden, self.dropout) @ inner["c"].T
+
+    def inner_loss(self, outer, inner, rows):
+        losses = F.cross_entropy(self.logits(inner, rows), self.y[rows], reduction="none")
+        return (outer["weight"][rows].sigmoid() * losses).mean()
+
+    def outer_loss(self, outer, inner, rows):
+        return (
+            F.cross_entropy(self.logits(inner, rows), self.y[rows])
+            + outer["weight"].square().mean()
+        )
+
+
+OPTIMIZERS = {
+    "sgd": SGD(lr=0.3, weight_decay=0.01, schedule=Cosine(20), clip_norm=0.5),
+    "nesterov": SGD(lr=0.1, momentum=0.9, nesterov=True),
+    "adam": Adam(lr=0.05),
+    "adamw": AdamW(lr=0.05, groups=[{"match": "b", "weight_decay": 0.0}]),
+}
+
+
+def start(problem):
+    outer = problem.init_outer(None)
+    return outer, problem.init_inner(outer, None, 0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_unroll_equals_a_finite_difference_of_the_whole_run(name, dropout):
+    problem = Classifier(OPTIMIZERS[name], dropout=dropout)
+    outer, inner = start(problem)
+    grad = Unroll(6)(problem, outer, inner, 3)[1].grad["weight"]
+
+    def value(weight):
+        return Unroll(6)(problem, {"weight": weight}, inner, 3)[1].value
+
+    direction = torch.linspace(1, 2, 12, dtype=torch.float64)
+    step = 1e-6 * direction
+    slope = (value(outer["weight"] + step) - value(outer["weight"] - step)) / 2e-6
+    torch.testing.assert_close(grad @ direction, slope, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("segments", [2, 5, 13, 40, "auto"])
+def test_segments_agree_to_round_off(name, segments):
+    problem = Classifier(OPTIMIZERS[name], dropout=0.1)
+    outer, inner = start(problem)
+    end, whole = Unroll(13)(problem, outer, inner, 3)
+    other, parts = Unroll(13, segments=segments)(problem, outer, inner, 3)
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-11, atol=1e-14)
+    assert torch.equal(parts.value, whole.value)
+    for k in end.params:
+        assert torch.equal(end.params[k], other.params[k])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_step_equals_unroll_through_any_optimizer(name):
+    problem = Classifier(OPTIMIZERS[name], dropout=0.1)
+    outer, inner = start(problem)
+    for steps in (1, 3):
+        end, exact = Unroll(steps, truncation=1)(problem, outer, tree.clone(inner), 3)
+        other, found = OneStep(steps)(problem, outer, tree.clone(inner), 3)
+        torch.testing.assert_close(found.grad, exact.grad, rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(found.value, exact.value)
+        torch.testing.assert_close(other.params, end.params)
+
+
+def test_unroll_converges_to_the_closed_form():
+    ridge = Ridge(inner_optimizer=SGD(lr=0.8))
+    outer, inner = start(ridge)
+    grad = Unroll(1500, segments="auto")(ridge, outer, inner, 0)[1].grad
+    torch.testing.assert_close(grad, ridge.hypergradient(outer), rtol=1e-10, atol=1e-13)
+
+
+def test_truncation_of_all_steps_is_the_full_unroll_and_of_one_is_not():
+    ridge = Ridge(inner_optimizer=SGD(lr=0.5))
+    outer, inner = start(ridge)
+    full = Unroll(10)(ridge, outer, tree.clone(inner), 0)[1].grad["log_penalty"]
+    same = Unroll(10, truncation=10)(ridge, outer, tree.clone(inner), 0)[1].grad["log_penalty"]
+    short = Unroll(10, truncation=1)(ridge, outer, tree.clone(inner), 0)[1].grad["log_penalty"]
+    assert torch.equal(full, same)
+    assert not torch.allclose(full, short, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_dead_units_give_no_nan_through_adam(name):
+    problem = Classifier(OPTIMIZERS[name], dead=True)
+    outer, inner = start(problem)
+    grad = Unroll(4)(problem, outer, inner, 0)[1].grad["weight"]
+    assert torch.isfinite(grad).all()
+
+
+def test_memory_budget_picks_the_fewest_segments_that_fit():
+    problem = Classifier(SGD(lr=0.1))
+    outer, inner = start(problem)
+    phi = tree.leaves(outer)
+    plenty = Unroll(16, segments="auto", memory_budget=1e9)
+    assert plenty._count(problem, phi, inner, 0) == 1
+    with pytest.raises(ValueError, match="needs at least"):
+        Unroll(16, segments="auto", memory_budget=10.0)(problem, outer, inner, 0)
+
+
+def test_no_graph_is_kept_alive():
+    problem = Classifier(Adam(lr=0.1))
+    outer, inner = start(problem)
+    inner, feedback = Unroll(3, segments=2)(problem, outer, inner, 0)
+    tensors = [*inner.params.values(), *inner.optimizer["mean"].values(), feedback.grad["weight"]]
+    assert not any(t.requires_grad for t in [*tensors, feedback.value, inner.loss])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"inner_steps": 0},
+        {"inner_steps": 3, "truncation": 4},
+        {"segments": 0},
+        {"segments": "many"},
+        {"segments": 2, "memory_budget": 1.0},
+    ],
+)
+def test_bad_arguments_are_named(arguments):
+    with pytest.raises(ValueError, match="Unroll"):
+        Unroll(**arguments)
