@@ -1,5 +1,28 @@
 """Outer optimizers: they propose the outer variable and learn from the feedback."""
 
 from metaopt.optimizers.descent import Descent
+from metaopt.optimizers.grid import Grid
+from metaopt.optimizers.mutation import Mutation
+from metaopt.optimizers.random import Random
+from metaopt.optimizers.schedule import Constant, Linear, Listed, Schedule
+from metaopt.optimizers.search import Proposer, Screen, Search, Trial, unseen
+from metaopt.optimizers.spaces import Choice, Normal, Uniform
 
-__all__ = ["Descent"]
+__all__ = [
+    "Choice",
+    "Constant",
+    "Descent",
+    "Grid",
+    "Linear",
+    "Listed",
+    "Mutation",
+    "Normal",
+    "Proposer",
+    "Random",
+    "Schedule",
+    "Screen",
+    "Search",
+    "Trial",
+    "Uniform",
+    "unseen",
+]

@@ -1,0 +1,227 @@
+"""Search over outer variables of any kind: texts, choices, tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+
+from metaopt import tree
+from metaopt.core import Feedback
+from metaopt.random import fold
+
+
+class Trial(NamedTuple):
+    """An outer variable with what is known of it.
+
+    Args:
+        outer: the outer variable.
+        value: mean of the values told for it; lower is better.
+        evaluations: how many values that mean is of.
+        artifacts: `Feedback.artifacts` of its last inner run.
+    """
+
+    outer: Any
+    value: float
+    evaluations: int = 1
+    artifacts: Any = None
+
+
+class Proposer(Protocol):
+    """Makes a new outer variable from earlier trials: a mutation, a language model."""
+
+    def __call__(self, parents: Sequence[Trial], key: int) -> Any:
+        """Return a candidate.
+
+        Args:
+            parents: at least one trial, best first; see `accept` of `Search`.
+            key: all randomness must be a function of it.
+        """
+        ...
+
+
+Screen = Callable[[Any, Sequence[Trial]], float]
+"""Predicts a candidate's value from past trials alone; lower is better, `math.inf` rejects it."""
+
+
+class Search:
+    """Propose, screen on past evidence, pay for an inner run, keep an archive of the best.
+
+    The first outer variable asked for is the problem's own. Without a proposer it stays the only
+    one: the baseline of a fixed outer variable.
+
+    Args:
+        proposer: makes candidates, or `None`.
+        screen: predicts a candidate's value from the archive, or `None`. It spares inner runs:
+            it sees the artifacts of past trials and must not start one.
+        accept: what the proposer builds on. "always": the latest trial; "if_better": the best
+            one; "archive": all that are kept.
+        archive_size: how many of the best trials are kept, >= 1, or `None` for all.
+        repeats: inner runs averaged into one trial, >= 1, for noisy values. An outer variable
+            that comes up again adds to its average in any case.
+        proposals: candidates drawn at a time, of which the best by `screen` is run, >= 1.
+        redraws: further draws when the screen rejects all, >= 0. After the last of them the
+            first parent is run again, which sharpens its average.
+        rank: order of the archive: "value", the averages told, or "screen", what the screen
+            predicts from today's evidence, for values told under conditions that have changed.
+
+    Raises:
+        ValueError: an argument outside its range, or one that needs a screen without one.
+
+    References: Yang et al., Large Language Models as Optimizers, ICLR 2024 (an archive shown to a
+    proposer); Rechenberg, Evolutionsstrategie, 1973 (a mutation with "if_better").
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer | None = None,
+        screen: Screen | None = None,
+        accept: Literal["always", "if_better", "archive"] = "if_better",
+        archive_size: int | None = 16,
+        repeats: int = 1,
+        proposals: int = 1,
+        redraws: int = 10,
+        rank: Literal["value", "screen"] = "value",
+    ) -> None:
+        if accept not in ("always", "if_better", "archive"):
+            raise ValueError(f"Search needs accept always, if_better or archive; got {accept!r}.")
+        if rank not in ("value", "screen"):
+            raise ValueError(f"Search needs rank value or screen; got {rank!r}.")
+        counts = {"archive_size": archive_size, "repeats": repeats, "proposals": proposals}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"Search needs {name} >= 1; got {count}.")
+        if redraws < 0:
+            raise ValueError(f"Search needs redraws >= 0; got {redraws}.")
+        if screen is None and (proposals > 1 or rank == "screen"):
+            raise ValueError("Search needs a screen for proposals > 1 and for rank=screen.")
+        self.proposer, self.screen, self.accept, self.rank = proposer, screen, accept, rank
+        self.archive_size, self.repeats = archive_size, repeats
+        self.proposals, self.redraws = proposals, redraws
+        self._initial: Any = None
+        self._archive: list[Trial] = []
+        self._latest: Trial | None = None
+        self._pending: Trial | None = None
+        self._rejected = 0
+
+    def init(self, outer: Any) -> None:
+        """Keep the first outer variable, which is the first to be run."""
+        self._initial = tree.clone(outer)
+
+    def ask(self, key: int) -> Any:
+        """Return the candidate to run next; the same one until its repeats are told."""
+        if self._pending is None:
+            self._pending = Trial(self._propose(key), 0.0, 0)
+        return self._pending.outer
+
+    def tell(self, feedback: Feedback) -> None:
+        """Add the value to the candidate's average and, after the last repeat, file the trial.
+
+        Raises:
+            RuntimeError: nothing has been asked for since the last trial was filed.
+        """
+        if self._pending is None:
+            raise RuntimeError("Search.tell needs an ask first.")
+        artifacts = tree.clone(feedback.artifacts)
+        run = Trial(self._pending.outer, float(feedback.value), 1, artifacts)
+        self._pending = merge(self._pending, run)
+        if self._pending.evaluations == self.repeats:
+            self._file(self._pending)
+            self._pending = None
+
+    @property
+    def solution(self) -> Any:
+        """The first of the archive; the problem's own outer variable before the first trial."""
+        return self._archive[0].outer if self._archive else self._initial
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The archive, best first, and the latest trial at its end where it is not in it."""
+        if self._latest is None or any(same(self._latest.outer, t.outer) for t in self._archive):
+            return list(self._archive)
+        return [*self._archive, self._latest]
+
+    @property
+    def rejected(self) -> int:
+        """How many candidates were drawn and not run."""
+        return self._rejected
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the archive, the latest trial, the one under way and the rejections."""
+        return {
+            "archive": [t._asdict() for t in self._archive],
+            "latest": self._latest and self._latest._asdict(),
+            "pending": self._pending and self._pending._asdict(),
+            "rejected": self._rejected,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._archive = [Trial(**t) for t in state["archive"]]
+        self._latest = state["latest"] and Trial(**state["latest"])
+        self._pending = state["pending"] and Trial(**state["pending"])
+        self._rejected = state["rejected"]
+
+    def _propose(self, key: int) -> Any:
+        if self.proposer is None or self._latest is None:
+            return self._initial
+        parents = {"always": [self._latest], "if_better": self._archive[:1]}.get(
+            self.accept, self._archive
+        )
+        if self.screen is None:
+            return self.proposer(parents, fold(key, 0, 0))
+        for attempt in range(self.redraws + 1):
+            keys = [fold(key, attempt, i) for i in range(self.proposals)]
+            drawn = [self.proposer(parents, k) for k in keys]
+            scores = [self.screen(candidate, self.trials) for candidate in drawn]
+            best = min(range(len(drawn)), key=scores.__getitem__)
+            kept = scores[best] < math.inf
+            self._rejected += len(drawn) - kept
+            if kept:
+                return drawn[best]
+        return parents[0].outer
+
+    def _file(self, trial: Trial) -> None:
+        """Put a trial into the archive, merged with earlier ones of the same outer variable."""
+        known = [t for t in self._archive if same(t.outer, trial.outer)]
+        for earlier in known:
+            trial = merge(earlier, trial)
+        self._latest = trial
+        rest = [t for t in self._archive if all(t is not k for k in known)]
+        self._archive = [*rest, trial]
+        scores = [self._score(t) for t in self._archive]
+        order = sorted(range(len(scores)), key=scores.__getitem__)
+        self._archive = [self._archive[i] for i in order][: self.archive_size]
+
+    def _score(self, trial: Trial) -> float:
+        if self.rank == "screen" and self.screen is not None:
+            return self.screen(trial.outer, self.trials)
+        return trial.value
+
+
+def merge(earlier: Trial, later: Trial) -> Trial:
+    """Return the trial of both: the mean of all values, the artifacts of the later one."""
+    count = earlier.evaluations + later.evaluations
+    total = earlier.value * earlier.evaluations + later.value * later.evaluations
+    return Trial(earlier.outer, total / count, count, later.artifacts)
+
+
+def unseen(candidate: Any, trials: Sequence[Trial]) -> float:
+    """Screen that rejects what the archive holds already and has no opinion on the rest."""
+    return math.inf if any(same(candidate, t.outer) for t in trials) else 0.0
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two outer variables are equal, tensors entry by entry."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return (
+            isinstance(b, (list, tuple)) and len(a) == len(b)
+            and all(same(x, y) for x, y in zip(a, b, strict=True))
+        )  # fmt: skip
+    return bool(a == b)
