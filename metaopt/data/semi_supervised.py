@@ -1,0 +1,70 @@
+"""A data set with few labels: what every loader of one returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+Augmentation = Callable[[Tensor, Generator], Tensor]
+"""Maps a batch of inputs to a random view of it; the draw is a function of the generator."""
+
+
+def identity(x: Tensor, generator: Generator) -> Tensor:
+    """Return the batch as it is."""
+    return x
+
+
+@dataclass(frozen=True)
+class SemiSupervised:
+    """Labelled, unlabelled and test examples of one classification task.
+
+    Args:
+        labelled, labels: inputs (n, *shape) and classes (n,): all that training may know.
+        unlabelled: inputs without labels; loaders include the labelled inputs among them.
+        hidden_labels: the classes of `unlabelled`, for measuring only.
+        test, test_labels: examples that training never sees.
+        classes: number of classes.
+        weak, strong: augmentations; the strong one is what a consistency loss asks for.
+    """
+
+    labelled: Tensor
+    labels: Tensor
+    unlabelled: Tensor
+    hidden_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: int
+    weak: Augmentation = identity
+    strong: Augmentation = identity
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.labelled.shape[1:])
+
+    def to(self, device: torch.device | str) -> SemiSupervised:
+        """Return the same data on a device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+
+def choose_labelled(labels: Tensor, per_class: int, classes: int, generator: Generator) -> Tensor:
+    """Return the indices of `per_class` random examples of each class, class by class.
+
+    Raises:
+        ValueError: a class has too few examples.
+    """
+    chosen = []
+    for c in range(classes):
+        members = torch.nonzero(labels == c).flatten()
+        if not 1 <= per_class <= len(members):
+            raise ValueError(
+                f"labels_per_class must be between 1 and {len(members)}, the size of class {c}; "
+                f"got {per_class}."
+            )
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
+    return torch.cat(chosen)

@@ -1,0 +1,254 @@
+"""Meta Pseudo Labels: a teacher learns to label from how well its student does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy
+
+from metaopt import tree
+from metaopt.core import Tree
+from metaopt.data.semi_supervised import SemiSupervised
+from metaopt.inner import GradientProblem, GradientState
+from metaopt.inner_optimizers import InnerOptimizer
+from metaopt.models.network import Architecture, Network
+from metaopt.problems.meta_pseudo_labels_losses import (
+    Consistency,
+    DirectLoss,
+    Examples,
+    confidence,
+    label_entropy,
+)
+from metaopt.random import replay
+
+Labels = Literal["sample", "soft", "argmax"]
+Objective = Literal["pseudo_labels", "supervised", "consistency"]
+
+
+class MetaPseudoLabels(GradientProblem):
+    """Teacher T(phi) labels unlabelled inputs u; student S(theta) learns from them.
+
+    g(phi, theta) = CE(y, S(u)),  y ~ T(u; phi)  (or y = T(u; phi): soft labels);
+    F(phi, theta) = feedback * CE(y_l, S(x_l)) + supervised * CE(y_l, T(x_l)) + UDA(u; phi).
+
+    phi (`outer`) is the teacher, theta (`inner`) the student, kept from step to step. Sampled
+    labels need the estimator `ScoreFunction`; soft labels `OneStep` or `Unroll(1)`.
+
+    Names: theta's under the student module's own names; among the buffers, `teacher.<name>` are
+    the teacher's BatchNorm statistics and frozen parameters, `average.<name>` the moving average
+    of the student, `step` the number of steps taken. The feedback is measured without dropout and
+    on BatchNorm's running statistics: their noise is larger than its signal.
+
+    Args:
+        data: the examples; its test part is used by `metrics` only.
+        teacher, student: architectures; the two are initialised independently.
+        inner_optimizer: how the student is stepped.
+        labels: sample (hard, from the teacher's distribution), soft, or argmax (hard; an ablation:
+            there is no distribution to differentiate, so its score function is biased).
+        temperature: divides the teacher's logits where it labels, > 0.
+        feedback: weight of the student's labelled loss in F, >= 0; 0 gives the no-feedback control.
+        supervised: weight of the teacher's own labelled loss, >= 0.
+        consistency: the teacher's UDA loss, or `None`.
+        objective: what the student learns from: pseudo_labels; supervised, only the labelled
+            examples; or consistency, the labelled examples plus UDA (baselines).
+        batch: unlabelled examples in a batch.
+        labelled_batch: labelled examples in a batch, or `None` for all of them.
+        view: which view the student sees, strong or weak.
+        average: decay of the student's moving average, which is then the one evaluated, or `None`.
+        device: where the tensors live.
+
+    References: Pham, Dai, Xie, Le, Meta Pseudo Labels, CVPR 2021.
+    """
+
+    def __init__(
+        self,
+        data: SemiSupervised,
+        teacher: Architecture,
+        student: Architecture,
+        inner_optimizer: InnerOptimizer,
+        labels: Labels = "sample",
+        temperature: float = 1.0,
+        feedback: float = 1.0,
+        supervised: float = 1.0,
+        consistency: Consistency | None = None,
+        objective: Objective = "pseudo_labels",
+        batch: int = 128,
+        labelled_batch: int | None = None,
+        view: Literal["strong", "weak"] = "strong",
+        average: float | None = None,
+        device: str = "cpu",
+    ) -> None:
+        _check_choice("labels", labels, get_args(Labels))
+        _check_choice("objective", objective, get_args(Objective))
+        _check_choice("view", view, ("strong", "weak"))
+        self.data = data.to(device)
+        self.teacher = Network(lambda: teacher(data.shape, data.classes))
+        self.student = Network(lambda: student(data.shape, data.classes))
+        self.inner_optimizer = inner_optimizer
+        self.labels, self.temperature, self.objective = labels, temperature, objective
+        self.feedback, self.batch, self.labelled_batch = feedback, batch, labelled_batch
+        self.view, self.average, self.device = view, average, torch.device(device)
+        self.teacher_loss = DirectLoss(supervised, consistency)
+        self.student_loss = DirectLoss(1.0, consistency if objective == "consistency" else None)
+
+    def init_outer(self, generator: Generator) -> Tree:
+        """Return the teacher's parameters."""
+        start = self.teacher.init(generator)
+        return {k: start[k].to(self.device) for k in self.teacher.params}
+
+    def init_params(self, outer: Tree, generator: Generator) -> Tree:
+        """Return the student's parameters."""
+        start = self.student.init(generator)
+        return {k: start[k].to(self.device) for k in self.student.params}
+
+    def init_buffers(self, outer: Tree, params: Tree) -> Tree:
+        """Return both networks' statistics, the average at the student itself, and step 0."""
+        zero = torch.Generator().manual_seed(0)
+        teacher, student = self.teacher.init(zero), self.student.init(zero)
+        own = {k: student[k].to(self.device) for k in self.student.buffers}
+        buffers = own | {f"teacher.{k}": teacher[k].to(self.device) for k in self.teacher.buffers}
+        if self.average is not None:
+            buffers |= {f"average.{k}": v.clone() for k, v in (params | own).items()}
+        return buffers | {"step": torch.zeros((), device=self.device)}
+
+    def inner_batch(self, generator: Generator) -> Examples:
+        """Return two views of random unlabelled inputs, and labelled ones where they are used."""
+        return self._draw(generator, labelled=self.objective != "pseudo_labels", unlabelled=True)
+
+    def outer_batch(self, generator: Generator) -> Examples:
+        """Return labelled inputs, and two views of unlabelled ones where UDA needs them."""
+        unlabelled = self.teacher_loss.consistency is not None
+        return self._draw(generator, labelled=True, unlabelled=unlabelled)
+
+    def decide(self, outer: Tree, inner: Tree, batch: Examples, generator: Generator) -> Examples:
+        """Return the batch with the teacher's hard labels of the weak views."""
+        if self.labels == "soft" or self.objective != "pseudo_labels":
+            return batch
+        logits = self._label_logits(outer, inner, batch)
+        if self.labels == "argmax":
+            return batch._replace(labels=logits.argmax(-1))
+        uniform = torch.rand(len(logits), 1, generator=generator).to(logits)
+        below = torch.softmax(logits, -1).cumsum(-1)[:, :-1]
+        return batch._replace(labels=(uniform > below).sum(-1))
+
+    def inner_loss(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
+        """Return the student's loss, a scalar."""
+        if self.objective != "pseudo_labels":
+            return self.student_loss(self.student, inner, batch, inner["step"])
+        return self.inner_losses(outer, inner, batch).mean()
+
+    def inner_losses(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
+        """Return the cross entropy of each pseudo-labelled row, (B,)."""
+        target = batch.labels
+        if target is None:
+            target = torch.softmax(self._label_logits(outer, inner, batch), -1)
+        seen = batch.strong if self.view == "strong" else batch.weak
+        return cross_entropy(self.student.train(inner, seen), target, reduction="none")
+
+    def log_prob(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
+        """Return log T(y_b | u_b; phi) of the decided labels, (B,).
+
+        Raises:
+            ValueError: the labels are soft, so that nothing was decided.
+        """
+        if batch.labels is None:
+            raise ValueError(
+                "ScoreFunction needs sampled labels, and this problem has "
+                f"labels={self.labels}, objective={self.objective}. Set labels=sample, or use "
+                "estimator=one_step or estimator=unroll."
+            )
+        logits = self._label_logits(outer, tree.clone(inner), batch)
+        return -cross_entropy(logits, batch.labels, reduction="none")
+
+    def feedback_loss(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
+        """Return feedback * CE(y_l, S(x_l)) without dropout, on running statistics."""
+        logits = self.student.evaluate(inner, batch.labelled)
+        return self.feedback * cross_entropy(logits, batch.classes)
+
+    def outer_loss(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
+        """Return the student's labelled loss plus the teacher's own."""
+        own = self.teacher_loss(self.teacher, self._teacher(outer, inner), batch, inner["step"])
+        return own + self.feedback_loss(outer, inner, batch) if self.feedback else own
+
+    def carry(self, outer: Tree, params: Tree, buffers: Tree, step: int) -> Tree:
+        """Count the step and move the student's average, in place."""
+        buffers["step"] += 1
+        if self.average is not None:
+            decay = min(self.average, (1 + step) / (10 + step))
+            state = params | buffers
+            for name in (*self.student.params, *self.student.buffers):
+                value, average = state[name], buffers[f"average.{name}"]
+                if value.is_floating_point():
+                    average.lerp_(value, 1 - decay)
+                else:
+                    average.copy_(value)
+        return buffers
+
+    @torch.no_grad()
+    def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float]:
+        """Return accuracies in %, and how certain and how varied the teacher's labels are."""
+        tensors = inner.params | inner.buffers
+        data, student = self.data, self.evaluated(tensors)
+        found = {
+            "test_accuracy": _accuracy(self.student, student, data.test, data.test_labels),
+            "labelled_accuracy": _accuracy(self.student, student, data.labelled, data.labels),
+        }
+        if self.objective == "pseudo_labels":
+            teacher = self._teacher(outer, tensors)
+            logits = _outputs(self.teacher, teacher, data.test)
+            probabilities = torch.softmax(logits / self.temperature, -1)
+            found |= {
+                "teacher_accuracy": _percentage(logits, data.test_labels),
+                "label_entropy": label_entropy(probabilities),
+                "label_confidence": confidence(probabilities),
+            }
+        return {k: float(v) for k, v in found.items()}
+
+    def evaluated(self, inner: Tree) -> Tree:
+        """Return the student's tensors that are reported: the average where there is one."""
+        if self.average is None:
+            return inner
+        return {k: inner[f"average.{k}"] for k in (*self.student.params, *self.student.buffers)}
+
+    def _teacher(self, outer: Tree, inner: Tree) -> Tree:
+        return outer | {k: inner[f"teacher.{k}"] for k in self.teacher.buffers}
+
+    def _label_logits(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
+        """Return the logits that the teacher labels the weak views with, (B, C)."""
+        with replay(batch.noise):
+            return self.teacher.train(self._teacher(outer, inner), batch.weak) / self.temperature
+
+    def _draw(self, generator: Generator, labelled: bool, unlabelled: bool) -> Examples:
+        data = self.data
+        noise = int(torch.randint(2**62, (), generator=generator))
+        x, y = data.labelled, data.labels
+        if labelled and self.labelled_batch is not None:
+            chosen = torch.randint(len(x), (self.labelled_batch,), generator=generator)
+            x, y = x[chosen], y[chosen]
+        x = data.weak(x, generator) if labelled else x[:0]
+        u = data.unlabelled[:0]
+        if unlabelled:
+            u = data.unlabelled[
+                torch.randint(len(data.unlabelled), (self.batch,), generator=generator)
+            ]
+        return Examples(x, y, data.weak(u, generator), data.strong(u, generator), None, noise)
+
+
+def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
+    if value not in legal:
+        raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
+
+
+def _outputs(network: Network, tensors: Tree, x: Tensor) -> Tensor:
+    return torch.cat([network.evaluate(tensors, part) for part in x.split(1024)])
+
+
+def _percentage(logits: Tensor, classes: Tensor) -> Tensor:
+    return 100 * (logits.argmax(-1) == classes).double().mean()
+
+
+def _accuracy(network: Network, tensors: Tree, x: Tensor, classes: Tensor) -> Tensor:
+    return _percentage(_outputs(network, tensors, x), classes)
