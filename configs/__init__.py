@@ -1,0 +1,1 @@
+"""The shipped configuration: one YAML per choice, installed as `metaopt.configs`."""

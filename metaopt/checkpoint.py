@@ -1,0 +1,143 @@
+"""Files that are whole or absent, and the checkpoints made of them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+
+STEP = re.compile(r"step_(\d{8,})\.pt")
+
+
+class CheckpointError(RuntimeError):
+    """There are checkpoints, and none of them can be read."""
+
+
+class Found(NamedTuple):
+    """The newest checkpoint that could be read.
+
+    Args:
+        state: what `save` was given.
+        path: its file.
+        damaged: newer files that could not be read, newest first.
+    """
+
+    state: dict[str, Any]
+    path: Path
+    damaged: list[Path]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside `path` that takes its place once it is complete and on the disk.
+
+    When the block raises, `path` is as it was and nothing is left behind.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the content of `path` by `text`, in one step."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_tensors(path: Path, state: Any) -> None:
+    """Replace the content of `path` by a tree of tensors and primitives, in one step.
+
+    Raises:
+        OSError: the file cannot be written (no space, no permission).
+    """
+    with replacing(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # torch's zip writer hides the operating system's error in the context of its own.
+            cause = error.__context__
+            raise (cause if isinstance(cause, OSError) else error) from None
+
+
+def read_tensors(path: Path) -> Any:
+    """Return what `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise CheckpointError(f"{path} is damaged: {broken} has a wrong checksum.")
+        return torch.load(path, weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write `state` as the checkpoint of outer step `step`, drop all but the newest `keep`.
+
+    Args:
+        folder: made when absent.
+        keep: number of checkpoints to keep, >= 1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:08d}.pt"
+    write_tensors(path, state)
+    for _, old in steps(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """Return the (step, file) pairs of `folder`, the oldest first; empty when it is absent."""
+    files = folder.iterdir() if folder.is_dir() else iter(())
+    matched = ((STEP.fullmatch(path.name), path) for path in files)
+    return sorted((int(match[1]), path) for match, path in matched if match)
+
+
+def latest(folder: Path) -> Found | None:
+    """Return the newest checkpoint that can be read, or `None` where there is none at all.
+
+    Raises:
+        CheckpointError: there are checkpoints and all are damaged; names the newest.
+    """
+    damaged: list[Path] = []
+    first: CheckpointError | None = None
+    for _, path in reversed(steps(folder)):
+        try:
+            return Found(read_tensors(path), path, damaged)
+        except CheckpointError as error:
+            first = first or error
+            damaged.append(path)
+    if first is not None:
+        raise CheckpointError(
+            f"{first} No older checkpoint is left; delete {folder} to start from the first step."
+        ) from first
+    return None
+
+
+def report_damage(found: Found) -> None:
+    """Say on the standard error which files were skipped and what is used instead."""
+    for path in found.damaged:
+        print(f"{path} is damaged; continuing from {found.path.name}.", file=sys.stderr)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,109 @@
+"""Where a result comes from: the config, the code, the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import metaopt
+
+IRRELEVANT = ("checkpoint_every", "keep_checkpoints", "log_every", "objective", "row", "tracker")
+"""Keys of a config that leave the numbers of a result as they are."""
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "datasets", "hydra-core")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits of what a result depends on; see `IRRELEVANT`."""
+    relevant = {k: v for k, v in config.items() if k not in IRRELEVANT}
+    text = json.dumps(relevant, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one line, `key: old -> new`, for every relevant key in which two configs differ."""
+    a, b = ({k: v for k, v in c.items() if k not in IRRELEVANT} for c in (old, new))
+    left, right = dict(flatten(a)), dict(flatten(b))
+    return [
+        f"{key}: {left.get(key, 'absent')} -> {right.get(key, 'absent')}"
+        for key in sorted({*left, *right})
+        if left.get(key, "absent") != right.get(key, "absent")
+    ]
+
+
+def flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every leaf of a nested config; empty dicts are leaves."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from flatten(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def provenance() -> dict[str, Any]:
+    """Return versions, commit and hardware, as primitives."""
+    return {"versions": dict(versions()), "commit": commit(), "hardware": dict(hardware())}
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Return the versions of Python, metaopt and the packages that numbers depend on."""
+    found = {"python": platform.python_version(), "metaopt": metaopt.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """Return the commit of the source tree, `-dirty` behind it where files were changed.
+
+    `None` where metaopt is installed outside a git checkout, or there is no git.
+    """
+    source = Path(metaopt.__file__).parent
+    head = _git(source, "rev-parse", "HEAD")
+    if head is None or _git(source, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return head + ("-dirty" if _git(source, "status", "--porcelain", "-uno") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@cache
+def hardware() -> Mapping[str, Any]:
+    """Return the processor's name, the number of usable cores and the names of the GPUs."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"processor": _processor(), "cores": _cores(), "gpus": gpus}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
