@@ -85,12 +85,13 @@ class Curve(NamedTuple):
 def read_curves(path: Path) -> dict[str, Curve]:
     """Return the curve of each metric in a metrics.jsonl; empty where there is no file.
 
-    A value that was not finite, and a line cut short by a kill, is left out. Of two values at one
-    outer step the later counts.
+    Inner steps are those a line counts as `inner_step`, else its `budget/inner_steps`. A value that
+    was not finite, and a line cut short by a kill, is left out. Of two values at one outer step the
+    later counts.
     """
     rows: dict[str, dict[int, tuple[float, float]]] = {}
     for record in _records(path):
-        inner = _number(record.get("inner_step"))
+        inner = _number(record.get("inner_step", record.get("budget/inner_steps")))
         for name, value in record.items():
             if "/" in name and math.isfinite(number := _number(value)):
                 rows.setdefault(name, {})[record["outer_step"]] = (inner, number)

@@ -1,0 +1,170 @@
+"""Find the runs below a folder and group them into the rows of a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_NOT_METHOD = ("seed", "name", "row", "experiment", "tracker", "device", "threads")
+
+
+class ReportError(Exception):
+    """A mistake in what the report was asked for; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One finished run.
+
+    Args:
+        folder: the run's folder.
+        row: label of the table's row that the run belongs to.
+        seed: the run's seed.
+        metrics: final metrics by name; NaN where the run wrote no finite number.
+        seconds: wall-clock seconds, or `None` where they were not written.
+        config: the resolved config.
+        result: what result.json holds.
+    """
+
+    folder: Path
+    row: str
+    seed: int
+    metrics: Mapping[str, float]
+    seconds: float | None
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """The overrides that tell methods apart, by key."""
+        given = self.result.get("overrides") or []
+        pairs = (str(item).lstrip("+~").partition("=") for item in given)
+        return {
+            key: value
+            for key, _, value in pairs
+            if key.split(".")[0] not in _NOT_METHOD and not key.startswith("hydra.")
+        }
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The finished runs below a folder, and the folders (with a reason) that have no result."""
+
+    cells: Sequence[Cell]
+    incomplete: Sequence[tuple[Path, str]]
+
+    def row(self, label: str) -> list[Cell]:
+        """Return the cells of a row, by seed."""
+        return sorted((c for c in self.cells if c.row == label), key=lambda c: c.seed)
+
+    @property
+    def labels(self) -> list[str]:
+        """The rows, in the order of their folders."""
+        return list(dict.fromkeys(c.row for c in self.cells))
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Every metric that some run has, sorted."""
+        return sorted({name for c in self.cells for name in c.metrics})
+
+
+def collect(folder: Path) -> Collection:
+    """Read every run folder at or below `folder`.
+
+    A run folder is one with a config.yaml; it is finished when it has a readable result.json.
+
+    Raises:
+        ReportError: the folder is missing, holds no finished run, or holds one run twice.
+    """
+    if not folder.is_dir():
+        raise ReportError(f"There is no folder {folder}.\nGive the folder of a run or of a sweep.")
+    cells, incomplete = [], []
+    for path in sorted(folder.rglob("config.yaml")):
+        try:
+            cells.append(_cell(path.parent))
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+            incomplete.append((path.parent, _reason(path.parent, error)))
+    if not cells:
+        raise ReportError(_nothing(folder, incomplete))
+    return Collection(_labelled(cells), incomplete)
+
+
+def _cell(folder: Path) -> Cell:
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    metrics = {name: _number(value) for name, value in result["metrics"].items()}
+    timing = folder / "timing.json"
+    seconds = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else None
+    return Cell(
+        folder, config.get("row") or "", int(config["seed"]), metrics, seconds, config, result
+    )
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    if (folder / "result.json").exists():
+        return f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"
+    if (folder / "error.log").exists():
+        lines = (folder / "error.log").read_text(encoding="utf-8").strip().splitlines()
+        return f"failed: {lines[-1]}" if lines else "failed"
+    return "not finished"
+
+
+def _nothing(folder: Path, incomplete: Sequence[tuple[Path, str]]) -> str:
+    if not incomplete:
+        return f"There is no run below {folder}: no folder in it has a config.yaml."
+    found = "\n".join(f"  {path}: {why}" for path, why in incomplete[:5])
+    return f"No run below {folder} has finished; {len(incomplete)} have begun:\n{found}"
+
+
+def _labelled(cells: Sequence[Cell]) -> list[Cell]:
+    """Name each cell's row: its label, else what its overrides change among all the cells."""
+    unnamed = [c for c in cells if not c.row]
+    named = {c.folder: replace(c, row=_changes(c, unnamed) or "default") for c in unnamed}
+    labelled = [named.get(c.folder, c) for c in cells]
+    return _without_duplicates(_split(labelled))
+
+
+def _changes(cell: Cell, among: Sequence[Cell]) -> str:
+    seen: dict[str, set[str | None]] = defaultdict(set)
+    keys = {key for c in among for key in c.overrides}
+    for key in keys:
+        seen[key] = {c.overrides.get(key) for c in among}
+    return ", ".join(f"{k}={v}" for k, v in cell.overrides.items() if len(seen[k]) > 1)
+
+
+def _split(cells: Sequence[Cell]) -> list[Cell]:
+    """Where a row has a seed twice, tell its cells apart by the overrides they differ in."""
+    times = Counter((c.row, c.seed) for c in cells)
+    crowded = {row for (row, _), n in times.items() if n > 1}
+    rows = {row: [c for c in cells if c.row == row] for row in crowded}
+    return [
+        replace(c, row=f"{c.row} ({more})")
+        if c.row in crowded and (more := _changes(c, rows[c.row]))
+        else c
+        for c in cells
+    ]
+
+
+def _without_duplicates(cells: Sequence[Cell]) -> list[Cell]:
+    folders: dict[tuple[str, int], list[Path]] = defaultdict(list)
+    for c in cells:
+        folders[c.row, c.seed].append(c.folder)
+    for (row, seed), paths in folders.items():
+        if len(paths) > 1:
+            listed = "\n".join(f"  {path}" for path in paths)
+            raise ReportError(
+                f"The row {row!r} has {len(paths)} runs with seed {seed}:\n{listed}\n"
+                "Report on a folder that holds one of them."
+            )
+    return list(cells)

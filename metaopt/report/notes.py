@@ -1,0 +1,121 @@
+"""The lines under a table: what ran, on what, and what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metaopt.report.tables import Summary
+
+
+def notes(summary: Summary) -> list[str]:
+    """Return what a reader needs to trust and to repeat the table, one fact a line."""
+    settings, cells = summary.settings, summary.found.cells
+    lines = [_seeds(summary), _intervals(summary)]
+    if settings.baseline is not None:
+        lines.append(_wins(summary))
+    lines += [f"{settings.label(m)}: shown times {settings.factor(m):g}." for m in _scaled(summary)]
+    lines.append(_told("Hardware", (_flat(c.result.get("hardware")) for c in cells)))
+    lines.append(_told("Versions", (_flat(c.result.get("versions")) for c in cells)))
+    lines.append(_told("Commit", (str(c.result.get("commit") or "unknown") for c in cells)))
+    if any("dirty" in str(c.result.get("commit")) for c in cells):
+        lines.append("Dirty: the source tree had changes that are not in the commit.")
+    if settings.command is not None:
+        lines.append(f"Runs made by: {settings.command}")
+    return lines
+
+
+def _seeds(summary: Summary) -> str:
+    rows: dict[str, list[str]] = {}
+    for row in summary.rows:
+        rows.setdefault(ranges(c.seed for c in summary.found.row(row)), []).append(row)
+    if len(rows) == 1:
+        return f"Seeds: {next(iter(rows))} in every row."
+    return "Seeds: " + "; ".join(f"{seeds} ({', '.join(names)})" for seeds, names in rows.items())
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return whole numbers in short: 0-3, 7."""
+    parts: list[list[int]] = []
+    for n in sorted(numbers):
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def _intervals(summary: Summary) -> str:
+    percent = f"{100 * summary.level:g} %"
+    student = f"± is half the {percent} interval of the mean over seeds by Student's t"
+    if summary.interval == "t":
+        return f"Intervals: {student}."
+    boot = f"Intervals: [low, high] is the {percent} percentile bootstrap of the mean over seeds"
+    return f"{boot}; in paired differences {student}."
+
+
+def _wins(summary: Summary) -> str:
+    settings = summary.settings
+    ways = [
+        f"{'lower' if settings.lower(m) else 'higher'} {settings.label(m)}"
+        for m in settings.metrics
+    ]
+    return (
+        f"Paired differences: row minus {settings.baseline} on the seeds that both have; "
+        f"better means {', '.join(ways)}; p values are two-sided and not corrected."
+    )
+
+
+def _scaled(summary: Summary) -> list[str]:
+    return [m for m in summary.settings.metrics if summary.settings.factor(m) != 1]
+
+
+def _told(what: str, values: Iterable[str]) -> str:
+    counted = Counter(values)
+    if len(counted) == 1:
+        return f"{what}: {next(iter(counted))}"
+    listed = "; ".join(f"{value} ({n} runs)" for value, n in counted.most_common())
+    return f"{what}, mixed: {listed}"
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return str(value) if value else "unknown"
+
+
+def missing(summary: Summary, root: Path) -> list[str]:
+    """Return what the table lacks: unfinished runs, rows and seeds that never ran, early stops."""
+    found = summary.found
+    lines = [f"{_short(path, root)}: {why}" for path, why in found.incomplete]
+    lines += [
+        f"row {row}: no finished run" for row in summary.settings.rows if row not in found.labels
+    ]
+    everywhere = {c.seed for c in found.cells}
+    for row in summary.rows:
+        absent = everywhere - {c.seed for c in found.row(row)}
+        if absent:
+            lines.append(f"row {row}: no finished run with seed {ranges(absent)}")
+        lines += _absent_metrics(summary, row, root)
+    return lines
+
+
+def _absent_metrics(summary: Summary, row: str, root: Path) -> Sequence[str]:
+    lines = []
+    for c in summary.found.row(row):
+        at = _short(c.folder, root)
+        for metric in summary.settings.metrics:
+            if metric not in c.metrics:
+                lines.append(f"{at}: has no {metric}")
+            elif not math.isfinite(c.metrics[metric]):
+                lines.append(f"{at}: {metric} is not finite and is left out of the mean")
+        if c.result.get("stopped"):
+            lines.append(f"{at}: stopped early, {c.result['stopped']} reached its limit")
+    return lines
+
+
+def _short(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path != root else str(path)

@@ -1,0 +1,152 @@
+"""The figures of a report: learning curves by row, and the table as dots with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from metaopt.figures import (
+    Array,
+    Curve,
+    binned,
+    house_style,
+    inner_axis,
+    line,
+    new_figure,
+    outer_axis,
+    read_curves,
+    save,
+)
+from metaopt.report.tables import Summary
+from metaopt.stats import t_interval
+
+Bands = Mapping[str, "Band"]
+
+
+class Band:
+    """A row's curve over its seeds: the mean and the ends of its t-interval at every step."""
+
+    def __init__(self, curves: Sequence[Curve], factor: float, level: float) -> None:
+        outer = np.unique(np.concatenate([c.outer for c in curves]))
+        table = np.full((len(curves), len(outer)), np.nan)
+        inner = np.full(len(outer), np.nan)
+        for at, curve in enumerate(curves):
+            where = np.searchsorted(outer, curve.outer)
+            table[at, where] = curve.value * factor
+            inner[where] = curve.inner
+        found = [t_interval(column[np.isfinite(column)], level) for column in table.T]
+        mean, low, high = np.array(found).T
+        self.mean = binned(Curve(outer, inner, mean))
+        self.low = binned(Curve(outer, inner, low)).value
+        self.high = binned(Curve(outer, inner, high)).value
+
+    @property
+    def rate(self) -> float:
+        """Inner steps per outer step, NaN where the log does not count them."""
+        return float(self.mean.inner[-1] / self.mean.outer[-1])
+
+
+def learning_curves(summary: Summary, path: Path) -> Path | None:
+    """Draw every metric of the table, and the outer loss, along the runs; one line a row.
+
+    The band is the t-interval of the mean over seeds. Where all rows take as many inner steps per
+    outer step, the inner steps are a second axis; where they differ, a second line of panels.
+
+    Returns:
+        The figure's path, or `None` when no run logged any of the metrics.
+    """
+    logs = {
+        row: [read_curves(c.folder / "metrics.jsonl") for c in summary.found.row(row)]
+        for row in summary.rows
+    }
+    wanted = dict.fromkeys([*summary.settings.metrics, "outer/loss"])
+    drawn = {name: bands for name in wanted if (bands := _bands(summary, logs, name))}
+    if not drawn:
+        return None
+    rates = [b.rate for bands in drawn.values() for b in bands.values() if b.mean.outer[-1] > 0]
+    apart = any(math.isfinite(r) for r in rates) and max(rates) > 1.01 * min(rates)
+    with house_style():
+        return save(_curves_figure(summary, drawn, apart), path)
+
+
+def _bands(summary: Summary, logs: Mapping[str, list[dict[str, Curve]]], name: str) -> Bands:
+    factor = summary.settings.factor(name)
+    having = {row: [log[name] for log in of_row if name in log] for row, of_row in logs.items()}
+    return {row: Band(curves, factor, summary.level) for row, curves in having.items() if curves}
+
+
+def _curves_figure(summary: Summary, drawn: Mapping[str, Bands], apart: bool) -> Figure:
+    many = len(drawn)
+    columns = many if apart or many <= 3 else 3
+    lines = 2 if apart else math.ceil(many / columns)
+    width = max(3.8 * columns, 5.0)
+    names = summary.rows
+    across = max(1, min(len(names), int(width / (0.55 + 0.085 * max(map(len, names))))))
+    figure = new_figure(width, 3.0 * lines + 0.3 + 0.2 * math.ceil(len(names) / across))
+    for at, (name, bands) in enumerate(drawn.items()):
+        axes = figure.add_subplot(lines, columns, at + 1)
+        _draw(axes, summary, name, bands)
+        if apart:
+            below = figure.add_subplot(lines, columns, columns + at + 1)
+            _draw(below, summary, name, bands, by_inner=True)
+        else:
+            longest = max(bands.values(), key=lambda b: b.mean.outer[-1]).mean
+            inner_axis(axes, longest.outer, longest.inner)
+    shown = {row: at for at, row in enumerate(names) if any(row in b for b in drawn.values())}
+    keys = [figure.axes[0].plot([], [], label=row, **line(at))[0] for row, at in shown.items()]
+    if len(keys) > 1:
+        figure.legend(handles=keys, loc="outside lower center", ncols=across)
+    return figure
+
+
+def _draw(axes: Axes, summary: Summary, name: str, bands: Bands, by_inner: bool = False) -> None:
+    last = 0.0
+    for row, band in bands.items():
+        x: Array = band.mean.inner if by_inner else band.mean.outer
+        if not np.isfinite(x).any():
+            continue
+        style = line(summary.rows.index(row))
+        marker = "o" if len(x) == 1 else None
+        axes.plot(x, band.mean.value, marker=marker, markersize=4, **style)
+        axes.fill_between(x, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
+        last = max(last, float(np.nanmax(x)))
+    axes.set_title(summary.settings.label(name))
+    outer_axis(axes, last, "inner steps" if by_inner else "outer steps")
+
+
+def dots(summary: Summary, path: Path) -> Path:
+    """Draw the table: one panel a metric, one line a row, a dot with its interval, each seed."""
+    rows, metrics = summary.rows, summary.settings.metrics
+    columns = min(len(metrics), 3)
+    lines = math.ceil(len(metrics) / columns)
+    names = 0.075 * max(map(len, rows))
+    with house_style():
+        figure = new_figure(names + 3.2 * columns, lines * (0.9 + 0.32 * len(rows)))
+        for at, metric in enumerate(metrics):
+            axes = figure.add_subplot(lines, columns, at + 1)
+            _dots_panel(axes, summary, metric)
+            axes.set_yticks(range(len(rows)), rows if at % columns == 0 else [""] * len(rows))
+        return save(figure, path)
+
+
+def _dots_panel(axes: Axes, summary: Summary, metric: str) -> None:
+    if summary.settings.baseline is not None:
+        middle = summary.estimate(summary.settings.baseline, metric).estimate
+        axes.axvline(middle, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for at, row in enumerate(summary.rows):
+        seeds = list(summary.values(row, metric).values())
+        colour = line(at)["color"]
+        axes.plot(seeds, [at] * len(seeds), "|", color=colour, alpha=0.45, markersize=7)
+        mean, low, high = summary.estimate(row, metric)
+        axes.plot([low, high], [at, at], color=colour, linewidth=2)
+        axes.plot([mean], [at], "o", color=colour, markersize=5.5)
+    axes.set_ylim(len(summary.rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(summary.settings.label(metric))
+    axes.locator_params(axis="x", nbins=5)

@@ -1,0 +1,106 @@
+"""What the report shows: the `report:` key of an experiment, and the command line's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from metaopt.report.collect import Collection, ReportError
+
+_FALLING = ("loss", "error", "nll", "perplexity", "regret", "distance", "seconds")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of `report:` in an experiment's YAML.
+
+    Args:
+        title: the table's heading.
+        metrics: the table's columns; every `eval/` metric when empty.
+        baseline: the row that the others are compared with, seed by seed, or `None`.
+        rows: order of the rows; rows that are not named follow.
+        scale: factor of the numbers shown, one for all metrics or by metric (100 for percent).
+        digits: digits after the point, one for all metrics or by metric.
+        labels: heading of a metric's column, by metric.
+        lower_is_better: metrics where a smaller value wins; by default those whose names speak of
+            a loss, an error, a perplexity, a regret or a distance.
+        command: the command that made the runs.
+        reported: figures of papers, each {row, metric, value, source} and perhaps `recall: true`
+            for one that was quoted from memory.
+    """
+
+    title: str | None = None
+    metrics: Sequence[str] = ()
+    baseline: str | None = None
+    rows: Sequence[str] = ()
+    scale: float | Mapping[str, float] = 1.0
+    digits: int | Mapping[str, int] = 3
+    labels: Mapping[str, str] = field(default_factory=dict)
+    lower_is_better: Sequence[str] | None = None
+    command: str | None = None
+    reported: Sequence[Mapping[str, Any]] = ()
+
+    def factor(self, metric: str) -> float:
+        """Return what a metric is multiplied by before it is shown."""
+        return float(_of(self.scale, metric, 1.0))
+
+    def show(self, metric: str, value: float, sign: bool = False) -> str:
+        """Return an already scaled number with the metric's digits."""
+        digits = int(_of(self.digits, metric, 3))
+        return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+    def label(self, metric: str) -> str:
+        """Return the heading of a metric's column."""
+        return str(self.labels.get(metric, metric))
+
+    def lower(self, metric: str) -> bool:
+        """Return whether a smaller value of the metric wins."""
+        if self.lower_is_better is not None:
+            return metric in self.lower_is_better
+        return any(word in metric.lower() for word in _FALLING)
+
+
+def _of(setting: Any, metric: str, default: float) -> Any:
+    return setting.get(metric, default) if isinstance(setting, Mapping) else setting
+
+
+def settings_for(
+    found: Collection, metrics: Sequence[str] | None, baseline: str | None
+) -> Settings:
+    """Return the experiment's settings with the command line's options in their place.
+
+    Raises:
+        ReportError: an unknown key of `report:`, metric or baseline.
+    """
+    settings = _stated(
+        next((c.config["report"] for c in found.cells if c.config.get("report")), {})
+    )
+    settings = replace(settings, metrics=metrics or settings.metrics)
+    if not settings.metrics:
+        held_out = [name for name in found.metric_names if name.startswith("eval/")]
+        settings = replace(settings, metrics=held_out or found.metric_names)
+    settings = replace(settings, baseline=baseline or settings.baseline)
+    _check_known("metric", settings.metrics, found.metric_names)
+    if settings.baseline is not None:
+        _check_known("baseline", [settings.baseline], found.labels)
+    return settings
+
+
+def _stated(given: Mapping[str, Any]) -> Settings:
+    legal = [f.name for f in fields(Settings)]
+    _check_known("key of report:", list(given), legal)
+    settings = Settings(**{k: v for k, v in given.items() if v is not None})
+    for entry in settings.reported:
+        if not {"row", "metric", "value", "source"} <= set(entry):
+            raise ReportError(
+                f"Each entry of report.reported needs row, metric, value and source; got {entry}."
+            )
+    return settings
+
+
+def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        listed = "\n".join(f"  {name}" for name in known)
+        raise ReportError(f"Unknown {what}: {', '.join(unknown)}. There are:\n{listed}")
