@@ -1,0 +1,131 @@
+"""Implicit hypergradients from first derivatives only: a central difference along one direction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metaopt import tree
+from metaopt.core import Feedback, Tree
+from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
+from metaopt.estimators.one_step import outer_gradients
+from metaopt.estimators.stateless import Stateless
+from metaopt.inner import Batch, GradientProblem, GradientState, require_gradients, run
+from metaopt.random import fold
+
+_EPSILON = {torch.float64: 1e-7, torch.float32: 6e-5}
+
+
+class FiniteDifference(Stateless):
+    """dF/dphi - [d/dphi g(phi, theta + e v) - d/dphi g(phi, theta - e v)] / 2e.
+
+    v = dF/dtheta; the bracket tends to J^T v with J = d2g/dtheta dphi, so this is
+    `Implicit(solve=Identity())` without a second derivative. It works with fused attention and
+    checkpointed layers, and where g depends on phi through per-row weights the perturbed
+    evaluations need no reverse pass through the model. Scale: free of the inner learning rate;
+    carries the curvature, since the inverse Hessian is taken to be the identity.
+
+    Both evaluations see the batch and the dropout masks of one key, the buffers as they were, and
+    the unperturbed values of whatever g detaches. Parameters are perturbed in place and restored
+    exactly, also after an exception.
+
+    Args:
+        epsilon: radius relative to the parameters, e = epsilon |theta| / |v|, > 0; `None` for
+            6e-5 in float32 and 1e-7 in float64: within 2e-3 of the exact product from 1 k to 1 M
+            parameters, where 1e-5 and 3e-4 are still within 5e-3 of it.
+        inner_steps: number K of inner steps before the difference, >= 0.
+
+    Cost: K + 1 gradients and 3 evaluations of g, two of them with a gradient in phi; memory for
+    one more copy of the parameters and one of v.
+
+    Traps: bfloat16 parameters round the perturbation away, keep them in float32; across ranks v is
+    averaged before the product, since averaging hypergradients afterwards is not the same.
+
+    Reference: Liu et al., DARTS, ICLR 2019.
+    """
+
+    def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
+        check_radius(epsilon, inner_steps, "FiniteDifference")
+        self.epsilon, self.inner_steps = epsilon, inner_steps
+
+    def __call__(
+        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[GradientState, Feedback]:
+        """Return the inner state after K steps and the hypergradient there."""
+        require_gradients(problem, "FiniteDifference")
+        inner = run(problem, outer, inner, key, self.inner_steps)
+        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
+        key = fold(key, "implicit")
+        batch = problem.draw(outer, inner.params | inner.buffers, key)
+        cross = mixed_product(problem, outer, inner, v, key, batch, self.epsilon)
+        cost = {
+            "inner_steps": self.inner_steps,
+            "gradients": self.inner_steps + 1,
+            "evaluations": 3,
+        }
+        metrics = {"inner/loss": inner.loss}
+        return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
+
+
+def check_radius(epsilon: float | None, inner_steps: int, name: str) -> None:
+    """Raise a `ValueError` unless epsilon > 0 (or `None`) and inner_steps >= 0."""
+    if epsilon is not None and epsilon <= 0:
+        raise ValueError(f"{name} needs epsilon > 0 or null; got {epsilon}.")
+    if inner_steps < 0:
+        raise ValueError(f"{name} needs inner_steps >= 0; got {inner_steps}.")
+
+
+def mixed_product(
+    problem: GradientProblem, outer: Tree, inner: GradientState, direction: Tree, key: int,
+    batch: Batch, epsilon: float | None,
+) -> Tree:  # fmt: skip
+    """Return J^T direction = d/dphi <dg/dtheta, direction> by a central difference in theta.
+
+    `inner.params` are perturbed in place and come back bit for bit. `key` seeds the masks.
+    """
+    constants = _constants(problem, outer, inner, key, batch)
+    params = list(inner.params.values())
+    radius = _radius(inner.params, direction, epsilon)
+    shift = list(tree.scale(direction, radius).values())
+    saved = [p.clone() for p in params]
+    ends = []
+    try:
+        for sign in (1.0, -1.0):
+            torch._foreach_add_(params, shift, alpha=sign)
+            ends.append(_outer_gradient(problem, outer, inner, key, batch, constants))
+            torch._foreach_copy_(params, saved)
+    finally:
+        torch._foreach_copy_(params, saved)
+    return tree.scale(tree.add(ends[0], ends[1], -1.0), 0.5 / radius)
+
+
+def _constants(
+    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, batch: Batch
+) -> Constants:
+    phi, theta, buffers = tree.leaves(outer), tree.leaves(inner.params), tree.clone(inner.buffers)
+    with RecordDetached() as record:
+        problem.inner_value(phi, theta, buffers, key, batch)
+    return record.constants
+
+
+def _outer_gradient(
+    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, batch: Batch,
+    constants: Constants,
+) -> Tree:  # fmt: skip
+    """Return dg/dphi; zeros where g does not depend on phi."""
+    phi, buffers = tree.leaves(outer), tree.clone(inner.buffers)
+    with ReplayDetached(constants):
+        loss = problem.inner_value(phi, inner.params, buffers, key, batch)
+    if not loss.requires_grad:
+        return tree.zeros_like(phi)
+    found = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
+    return tree.like(phi, found)
+
+
+def _radius(params: Tree, direction: Tree, epsilon: float | None) -> Tensor:
+    """Return e = epsilon |theta| / |direction|, with 1 in place of a norm that is 0."""
+    sizes = tree.norm(params), tree.norm(direction)
+    theta, v = (torch.where(s > 0, s, torch.ones_like(s)) for s in sizes)
+    if epsilon is None:
+        epsilon = _EPSILON.get(theta.dtype, 1e-2)
+    return epsilon * theta / v
