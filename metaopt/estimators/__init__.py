@@ -1,22 +1,36 @@
 """Hypergradient estimators: each runs the inner level and turns the run into feedback."""
 
+from metaopt.estimators.evolution_strategies import EvolutionStrategies
+from metaopt.estimators.finite_difference import FiniteDifference
+from metaopt.estimators.first_order import FirstOrder
+from metaopt.estimators.forward import Forward
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.nystrom import Nystrom
 from metaopt.estimators.one_step import OneStep
+from metaopt.estimators.penalty import Penalty
+from metaopt.estimators.sama import Sama
 from metaopt.estimators.score import Score
 from metaopt.estimators.score_function import ScoreFunction
+from metaopt.estimators.soba import Soba
 from metaopt.estimators.solvers import ConjugateGradient, Exact, Identity, Neumann
 from metaopt.estimators.unroll import Unroll
 
 __all__ = [
     "ConjugateGradient",
+    "EvolutionStrategies",
     "Exact",
+    "FiniteDifference",
+    "FirstOrder",
+    "Forward",
     "Identity",
     "Implicit",
     "Neumann",
     "Nystrom",
     "OneStep",
+    "Penalty",
+    "Sama",
     "Score",
     "ScoreFunction",
+    "Soba",
     "Unroll",
 ]

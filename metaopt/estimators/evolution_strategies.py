@@ -1,0 +1,123 @@
+"""Gradients from function values alone, for inner levels that one cannot differentiate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt import distributed, tree
+from metaopt.core import Feedback, Problem, Tree
+from metaopt.inner import GradientState, run
+from metaopt.random import fold, generator
+
+
+class EvolutionStrategies:
+    """(1 / pairs) sum_i eps_i [F(phi + eps_i) - F(phi - eps_i)] / (2 sigma^2), eps ~ N(0, sigma^2).
+
+    F is what `problem.evaluate` says after K inner steps from the given state, under the same key
+    for every evaluation (common random numbers). In expectation this is the gradient of F averaged
+    over N(phi, sigma^2 I), exact for a quadratic F. Works for any problem whose outer variable is
+    a dict of floating-point tensors. Scale: as `Unroll`; carries the inner learning rates.
+
+    With `persistent`, each pair keeps its own two inner states from one outer step to the next, and
+    eps_i in front of the bracket becomes the sum of its perturbations since the start: the effect
+    of phi on the whole inner run, without truncation bias. The sums, and with them the variance,
+    grow until the inner run ends (`Feedback.done`), which starts all particles again.
+
+    Args:
+        pairs: number of antithetic pairs per rank, >= 1; the standard error falls as its root.
+        sigma: standard deviation of the perturbation, in the units of phi, > 0.
+        inner_steps: number K of inner steps, >= 0.
+        persistent: whether pairs keep their inner states (PES).
+
+    Cost: 2 pairs + 1 inner runs and evaluations; `persistent` keeps 2 pairs inner states.
+
+    Trap: theta_0 is held fixed: a start that copies phi is not perturbed with it.
+
+    References: Nesterov and Spokoiny, Foundations of Computational Mathematics 2017 (the smoothed
+    gradient); Vicol et al., Persistent Evolution Strategies, ICML 2021.
+    """
+
+    def __init__(
+        self,
+        pairs: int = 8,
+        sigma: float = 0.1,
+        inner_steps: int = 1,
+        persistent: bool = False,
+    ) -> None:
+        if pairs < 1 or inner_steps < 0:
+            raise ValueError(
+                f"EvolutionStrategies needs pairs >= 1 and inner_steps >= 0; got pairs={pairs}, "
+                f"inner_steps={inner_steps}."
+            )
+        if sigma <= 0:
+            raise ValueError(f"EvolutionStrategies needs sigma > 0; got {sigma}.")
+        self.pairs, self.sigma = pairs, sigma
+        self.inner_steps, self.persistent = inner_steps, persistent
+        self._particles: list[dict[str, Any]] = []
+
+    def __call__(self, problem: Problem, outer: Tree, inner: Any, key: int) -> tuple[Any, Feedback]:
+        """Return the unperturbed inner state after K steps and the estimated gradient."""
+        _check_outer(outer)
+        fresh = isinstance(inner, GradientState) and inner.step == 0
+        particles = [] if fresh else self._particles
+        grad, kept, costs = tree.zeros_like(outer), [], []
+        for i in range(self.pairs):
+            particle = particles[i] if particles else _particle(outer, inner)
+            draw = generator(fold(key, "perturbation", i, distributed.rank()))
+            shift = tree.scale(tree.random_like(outer, draw), self.sigma)
+            total = tree.add(particle["total"], shift)
+            plus, above = self._run(problem, tree.add(outer, shift), particle["plus"], key)
+            minus, below = self._run(problem, tree.add(outer, shift, -1.0), particle["minus"], key)
+            slope = (_scalar(above) - _scalar(below)) / (2 * self.sigma**2 * self.pairs)
+            grad = tree.add(grad, total, slope)
+            costs += [above.cost, below.cost]
+            if self.persistent:
+                kept.append({"plus": plus, "minus": minus, "total": total})
+        inner, feedback = self._run(problem, outer, inner, key)
+        self._particles = [] if feedback.done else kept
+        cost = self._cost([*costs, feedback.cost])
+        return inner, dataclasses.replace(feedback, grad=grad, cost=cost)
+
+    def _run(self, problem: Problem, outer: Tree, inner: Any, key: int) -> tuple[Any, Feedback]:
+        inner = run(problem, outer, inner, key, self.inner_steps)
+        return inner, problem.evaluate(outer, inner, fold(key, "outer"))
+
+    def _cost(self, costs: list[Mapping[str, float]]) -> dict[str, float]:
+        """Return what the runs cost beside what the problem charged for them."""
+        total = {"inner_steps": float(len(costs) * self.inner_steps), "evaluations": len(costs)}
+        for cost in costs:
+            for unit, amount in cost.items():
+                total[unit] = total.get(unit, 0) + amount
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the particles: two inner states and a sum of perturbations for each pair."""
+        return {"particles": self._particles}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._particles = state["particles"]
+
+
+def _particle(outer: Tree, inner: Any) -> dict[str, Any]:
+    """Return a pair at the start of an inner run: two copies of the state, no perturbation."""
+    return {"plus": tree.clone(inner), "minus": tree.clone(inner), "total": tree.zeros_like(outer)}
+
+
+def _scalar(feedback: Feedback) -> Tensor:
+    return torch.as_tensor(feedback.value).detach()
+
+
+def _check_outer(outer: Any) -> None:
+    if not isinstance(outer, dict) or not all(
+        isinstance(v, Tensor) and v.is_floating_point() for v in outer.values()
+    ):
+        raise TypeError(
+            f"EvolutionStrategies perturbs named floating-point tensors; the outer variable is a "
+            f"{type(outer).__name__}. Use estimator=score with optimizer=search or random."
+        )

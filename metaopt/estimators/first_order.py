@@ -1,0 +1,65 @@
+"""First-order meta-learning of an initial value."""
+
+from __future__ import annotations
+
+from metaopt import tree
+from metaopt.core import Feedback, Tree
+from metaopt.estimators.one_step import outer_gradients
+from metaopt.estimators.stateless import Stateless
+from metaopt.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.random import fold
+
+
+class FirstOrder(Stateless):
+    """dF/dtheta' read as dF/dphi, plus the direct term, when theta starts as a copy of phi.
+
+    theta' is where K inner steps from theta = phi end. The derivative of theta' with respect to
+    phi, prod_k (I - lr H_k) for SGD, is taken to be the identity. Scale: free of the inner
+    learning rate.
+
+    Args:
+        inner_steps: number K of inner steps, >= 1.
+
+    Cost: K + 1 gradients.
+
+    Raises:
+        ValueError: the problem starts warm, so theta does not start at phi.
+        TypeError: a parameter of theta has no namesake of its shape in phi.
+
+    Reference: Finn et al., MAML, ICML 2017 (first-order approximation); Nichol et al.,
+    arXiv 1803.02999, 2018.
+    """
+
+    def __init__(self, inner_steps: int = 1) -> None:
+        if inner_steps < 1:
+            raise ValueError(f"FirstOrder needs inner_steps >= 1; got {inner_steps}.")
+        self.inner_steps = inner_steps
+
+    def __call__(
+        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[GradientState, Feedback]:
+        """Return the adapted state and its outer gradient."""
+        require_gradients(problem, "FirstOrder")
+        _check_fork(problem, outer, inner)
+        inner = run(problem, outer, inner, key, self.inner_steps)
+        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
+        grad = tree.add(direct, v)
+        cost = {"inner_steps": self.inner_steps, "gradients": self.inner_steps + 1}
+        return inner, Feedback(value, grad, metrics={"inner/loss": inner.loss}, cost=cost)
+
+
+def _check_fork(problem: GradientProblem, outer: Tree, inner: GradientState) -> None:
+    name = type(problem).__name__
+    if problem.warm_start:
+        raise ValueError(
+            f"FirstOrder needs theta to start at phi in every outer step; {name} has "
+            f"warm_start=True. Set it to False, or use estimator=unroll or implicit."
+        )
+    for key, value in inner.params.items():
+        if key not in outer or outer[key].shape != value.shape:
+            found = tuple(outer[key].shape) if key in outer else "nothing of that name"
+            raise TypeError(
+                f"FirstOrder needs theta to be a copy of phi, name by name; {name} has theta "
+                f"{key!r} of shape {tuple(value.shape)} and phi holds {found}. Let init_params "
+                f"copy the outer variable, or use estimator=unroll."
+            )

@@ -1,0 +1,78 @@
+"""A single loop: parameters, adjoint and outer variable move together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metaopt import distributed, tree
+from metaopt.core import Feedback, Tree
+from metaopt.estimators.custom_step import step_along
+from metaopt.estimators.one_step import outer_gradients
+from metaopt.inner import GradientProblem, GradientState, require_gradients, twice_differentiable
+from metaopt.random import fold
+
+
+class Soba:
+    """One step each on theta, on the adjoint q and, by the outer optimizer, on phi.
+
+    theta <- u(theta, dg/dtheta);  q <- q - step (H q - v);  hypergradient dF/dphi - J^T q,
+    all at the same (phi, theta, q) and from one graph of dg/dtheta: H = d2g/dtheta2,
+    J = d2g/dtheta dphi, v = dF/dtheta. q tends to H^-1 v as theta and phi settle.
+    Scale: free of the inner learning rate.
+
+    Args:
+        step: step size of q, 0 < step < 2 / (largest eigenvalue of H), or `None` for the inner
+            learning rate of the moment, which suits plain SGD.
+
+    Cost: about 4.2 gradients: one with a graph, one product for both derivatives, one of F.
+
+    Traps: q needs a positive definite H near the solution, so weight decay belongs in g rather
+    than in the inner optimizer; with a rate tuned for Adam or for momentum set `step`.
+
+    Reference: Dagréou et al., A framework for bilevel optimization, NeurIPS 2022.
+    """
+
+    def __init__(self, step: float | None = None) -> None:
+        if step is not None and step <= 0:
+            raise ValueError(f"Soba needs step > 0 or null; got {step}.")
+        self.step = step
+        self._q: Tree | None = None
+
+    def __call__(
+        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[GradientState, Feedback]:
+        """Return the inner state after one step and the hypergradient before it."""
+        require_gradients(problem, "Soba")
+        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
+        q = tree.zeros_like(v) if self._q is None else self._q
+        phi, theta = tree.leaves(outer), tree.leaves(inner.params)
+        with twice_differentiable():
+            loss = problem.inner_value(phi, theta, inner.buffers, fold(key, 0))
+            slope = torch.autograd.grad(
+                loss, list(theta.values()), create_graph=True, materialize_grads=True
+            )
+            linked = [(s, q[k]) for k, s in zip(theta, slope, strict=True) if s.requires_grad]
+            found = torch.autograd.grad(
+                [s for s, _ in linked], [*theta.values(), *phi.values()], [d for _, d in linked],
+                materialize_grads=True,
+            )  # fmt: skip
+        curved = distributed.mean(tree.like(theta, found[: len(theta)]))
+        cross = tree.like(phi, found[len(theta) :])
+        residual = tree.add(curved, v, -1.0)
+        rate = self.step or problem.inner_optimizer.learning_rate(inner.step)
+        self._q = tree.add(q, residual, -rate)
+        grads = tree.like(theta, [s.detach() for s in slope])
+        inner = step_along(problem, outer, inner, grads, loss)
+        metrics = {"inner/loss": inner.loss, "solve/residual": tree.norm(residual)}
+        cost = {"inner_steps": 1, "gradients": 2, "hvps": 1}
+        return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return q, or `None` before the first step."""
+        return {"q": self._q}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._q = state["q"]
