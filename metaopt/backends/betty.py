@@ -1,0 +1,208 @@
+"""Run a gradient problem by betty-ml: its engine, its problem class, its hypergradients.
+
+betty-ml (Choe et al., ICLR 2023) is an independent implementation of some of the estimators here.
+What of it gives wrong numbers is passed around or refused; see `BettyEngine`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+
+from metaopt import distributed
+from metaopt.core import Estimator, Feedback, OuterOptimizer, Tree
+from metaopt.engine import Engine
+from metaopt.estimators.finite_difference import FiniteDifference
+from metaopt.estimators.implicit import Implicit
+from metaopt.estimators.solvers import ConjugateGradient, Identity, Neumann
+from metaopt.estimators.stateless import Stateless
+from metaopt.inner import (
+    GradientProblem,
+    GradientState,
+    require_gradients,
+    twice_differentiable,
+)
+from metaopt.random import fold
+
+INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
+
+Type = Literal["darts", "neumann", "cg"]
+
+
+class BettyHypergradient(Stateless):
+    """One run of betty's engine: K inner steps, then its hypergradient, as an estimator.
+
+    `darts` is dF/dphi - [d/dphi g(theta + e v) - d/dphi g(theta - e v)] / 2e, e = alpha / |v|;
+    `neumann` is dF/dphi - J^T alpha sum_{i <= iterations} (I - alpha H)^i v;
+    `cg` is meant to be dF/dphi - J^T q with H q = v by conjugate gradients, but is right for one
+    iteration only: the second direction is built on the first residual.
+    The defaults are betty's own and are rarely good: where curvature exceeds 2 / alpha, `neumann`
+    diverges. Scale: free of the inner learning rate.
+
+    betty runs the loop and the derivative; the steps are taken by the problem's inner optimizer,
+    so that AdamW, parameter groups and schedules work, which betty's own patching loses. Batches
+    and dropout masks follow from the key, and a hypergradient evaluates g on the ones that
+    `metaopt.estimators.Implicit` would draw. Buffers move only with the inner steps.
+
+    Args:
+        type: betty's name of the hypergradient.
+        iterations: number of products, >= 0; at least 1 for `cg`; read by `neumann` and `cg`.
+        alpha: radius of `darts`, step of `neumann`; 0.01 and 1 in betty.
+        inner_steps: number K of inner steps, >= 1.
+        relative: whether alpha of `darts` is times |theta|, as in `metaopt.estimators`; then its
+            default is the fourth root of the dtype's machine epsilon.
+
+    Raises:
+        ImportError: betty-ml is not installed; names the command.
+
+    Cost: K + 1 gradients, then 2 for `darts`, or 1 and `iterations` + 1 products.
+
+    Reference: Choe et al., Betty, ICLR 2023.
+    """
+
+    def __init__(
+        self,
+        type: Type,
+        iterations: int = 1,
+        alpha: float | None = None,
+        inner_steps: int = 1,
+        relative: bool = False,
+    ) -> None:
+        if type not in ("darts", "neumann", "cg"):
+            raise ValueError(f"type must be darts, neumann or cg; got {type!r}.")
+        if inner_steps < 1 or iterations < (type == "cg"):
+            raise ValueError(
+                f"betty needs inner_steps >= 1 and iterations >= 0 (1 for cg); got "
+                f"inner_steps={inner_steps}, iterations={iterations}."
+            )
+        self.type, self.iterations, self.inner_steps = type, iterations, inner_steps
+        self.alpha, self.relative = alpha, relative
+        if distributed.world_size() > 1:
+            raise ValueError("betty runs in one process here; under torchrun use engine=metaopt.")
+        self._betty = _import_betty()
+        self._bound: GradientProblem | None = None
+
+    def bind(self, problem: GradientProblem, outer: Tree, inner: GradientState) -> None:
+        """Build betty's engine for a problem; the first call does it where nobody has before.
+
+        Args:
+            outer, inner: a phi and an inner state; names, shapes and devices of those to come.
+
+        Raises:
+            ValueError: betty would crash on this problem.
+        """
+        require_gradients(problem, "BettyHypergradient")
+        chosen: dict[str, Any] = {} if self.alpha is None else {f"{self.type}_alpha": self.alpha}
+        if self.type != "darts":
+            chosen[f"{self.type}_iterations"] = self.iterations
+        elif self.relative and self.alpha is None:
+            chosen["darts_alpha"] = torch.finfo(next(iter(inner.params.values())).dtype).eps ** 0.25
+        config = self._betty.Config(type=self.type, unroll_steps=self.inner_steps, **chosen)
+        self._pair = self._betty.Pair(problem, outer, inner, config, self.relative)
+        self._bound = problem
+
+    def __call__(
+        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[GradientState, Feedback]:
+        """Return the inner state after K steps and betty's hypergradient there."""
+        if problem is not self._bound:
+            self.bind(problem, outer, inner)
+        with twice_differentiable():
+            inner, value, grad = self._pair.run(outer, inner, key)
+        gradients, hvps = (2, 0) if self.type == "darts" else (1, self.iterations + 1)
+        cost = {
+            "inner_steps": self.inner_steps,
+            "gradients": self.inner_steps + 1 + gradients,
+            "hvps": hvps,
+        }
+        return inner, Feedback(value, grad, metrics={"inner/loss": inner.loss}, cost=cost)
+
+
+def translate(estimator: Estimator) -> BettyHypergradient:
+    """Return betty's form of an estimator, with the same numbers to round-off.
+
+    `Implicit(Identity())` becomes betty's Neumann series with one term, which is exact where its
+    darts is a finite difference; `Implicit(Neumann(terms, step))` keeps its step;
+    `FiniteDifference` becomes darts with its radius.
+
+    Raises:
+        ValueError: betty has no such estimator, or not with these settings; says what it has.
+    """
+    if isinstance(estimator, BettyHypergradient):
+        return estimator
+    if isinstance(estimator, FiniteDifference):
+        return BettyHypergradient(
+            "darts", alpha=estimator.epsilon, inner_steps=estimator.inner_steps, relative=True
+        )
+    if not isinstance(estimator, Implicit):
+        raise ValueError(
+            f"betty has no {type(estimator).__name__}. With engine=betty use Implicit with "
+            f"Identity or Neumann, or FiniteDifference, or use engine=metaopt."
+        )
+    solve, steps = estimator.solve, estimator.inner_steps
+    if isinstance(solve, Identity):
+        return BettyHypergradient("neumann", iterations=0, alpha=1.0, inner_steps=steps)
+    if isinstance(solve, Neumann):
+        if solve.step is None:
+            raise ValueError(
+                "betty cannot find a step for its Neumann series, and its default of 1 diverges "
+                "where curvature exceeds 2. Set step of Neumann below 2 / (largest eigenvalue of "
+                "the inner Hessian), the inner learning rate for instance, or use engine=metaopt."
+            )
+        return BettyHypergradient("neumann", solve.terms - 1, solve.step, inner_steps=steps)
+    if isinstance(solve, ConjugateGradient):
+        raise ValueError(
+            "betty's conjugate gradients build each direction on the previous residual, and their "
+            "error grows with the iterations. Use ConjugateGradient with engine=metaopt."
+        )
+    raise ValueError(f"betty has no solver {type(solve).__name__}; use engine=metaopt.")
+
+
+class BettyEngine(Engine):
+    """metaopt's outer loop around betty's inner loop and hypergradient.
+
+    It has the interface of `metaopt.engine.Engine`, resume included, and for the same seed draws
+    the same batches, so that a run differs from `engine=metaopt` only where the numbers do.
+
+    Args:
+        problem: a `GradientProblem`.
+        estimator: what `translate` accepts, or a `BettyHypergradient`.
+        optimizer, outer_steps, seed, limits: see `metaopt.engine.Engine`.
+
+    Raises:
+        TypeError: the problem has no gradients.
+        ValueError: betty cannot run this estimator or this problem.
+        ImportError: betty-ml is not installed; names the command.
+    """
+
+    def __init__(
+        self,
+        problem: GradientProblem,
+        estimator: Estimator,
+        optimizer: OuterOptimizer,
+        *,
+        outer_steps: int,
+        seed: int = 0,
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        require_gradients(problem, "BettyEngine")
+        betty = translate(estimator)
+        super().__init__(
+            problem, betty, optimizer, outer_steps=outer_steps, seed=seed, limits=limits
+        )
+        inner = problem.init_inner(optimizer.solution, None, fold(seed, "shapes"))
+        betty.bind(problem, optimizer.solution, inner)
+
+
+def _import_betty() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            from metaopt.backends import betty_levels
+        except ImportError as error:
+            raise ImportError(f"engine=betty needs betty-ml: {INSTALL}") from error
+    return betty_levels
