@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,8 +82,8 @@ class Curve(NamedTuple):
     value: Array
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """Return the curve of each metric in a metrics.jsonl; empty where there is no file.
+def read_curves(path: Path, names: Container[str] | None = None) -> dict[str, Curve]:
+    """Return the curves of a metrics.jsonl by name, all or `names`; empty where there is no file.
 
     Inner steps are those a line counts as `inner_step`, else its `budget/inner_steps`. A value that
     was not finite, and a line cut short by a kill, is left out. Of two values at one outer step the
@@ -93,7 +93,8 @@ def read_curves(path: Path) -> dict[str, Curve]:
     for record in _records(path):
         inner = _number(record.get("inner_step", record.get("budget/inner_steps")))
         for name, value in record.items():
-            if "/" in name and math.isfinite(number := _number(value)):
+            wanted = "/" in name if names is None else name in names
+            if wanted and math.isfinite(number := _number(value)):
                 rows.setdefault(name, {})[record["outer_step"]] = (inner, number)
     return {name: _curve(points) for name, points in rows.items()}
 

@@ -70,6 +70,29 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def t_intervals(table: ArrayLike, level: float = 0.95) -> tuple[Any, Any, Any]:
+    """Return the means and the ends of the t-intervals of each column, without its NaNs.
+
+    Args:
+        table: (seeds, points); NaN where a seed has no value.
+        level: coverage, in (0, 1).
+
+    Returns:
+        Three arrays of (points,); an end is NaN where a column has fewer than two values, and the
+        mean too where it has none.
+    """
+    x = np.asarray(table, dtype=float)
+    _check_level(level)
+    known = np.isfinite(x)
+    n = known.sum(axis=0)
+    mean = np.where(n > 0, np.where(known, x, 0).sum(axis=0) / np.maximum(n, 1), np.nan)
+    squares = np.where(known, (x - mean) ** 2, 0).sum(axis=0)
+    free = np.maximum(n - 1, 1)
+    half = stats.t.ppf((1 + level) / 2, free) * np.sqrt(squares / free / np.maximum(n, 1))
+    half = np.where(n > 1, half, np.nan)
+    return mean, mean - half, mean + half
+
+
 def bootstrap_interval(
     values: ArrayLike,
     statistic: Statistic = np.mean,
@@ -158,7 +181,7 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paire
 
 def _p_t(gap: NDArray[np.float64]) -> float:
     error = standard_error(gap)
-    if math.isnan(error) or error == 0:
+    if math.isnan(error) or error <= 1e-12 * np.abs(gap).max():  # equal but for round-off
         return math.nan
     return float(2 * stats.t.sf(abs(gap.mean() / error), len(gap) - 1))
 

@@ -100,3 +100,18 @@ def test_one_seed_has_no_interval():
 def test_mistakes_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_t_intervals_are_those_of_the_columns_without_nans():
+    table = DRAW.normal(size=(6, 4))
+    table[2:, 1], table[1:, 2], table[:, 3] = math.nan, math.nan, math.nan
+    found = np.array(stats.t_intervals(table, 0.9)).T
+    for column, row in zip(table.T[:3], found, strict=False):
+        known = column[np.isfinite(column)]
+        assert tuple(row) == pytest.approx(tuple(stats.t_interval(known, 0.9)), nan_ok=True)
+    assert np.isnan(found[3]).all()
+
+
+def test_paired_differences_equal_but_for_round_off_have_no_p():
+    a = np.array([0.1, 0.2, 0.3])
+    assert math.isnan(stats.paired(a + 0.7, a).p_t)

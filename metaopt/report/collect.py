@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +87,7 @@ def collect(folder: Path) -> Collection:
     if not folder.is_dir():
         raise ReportError(f"There is no folder {folder}.\nGive the folder of a run or of a sweep.")
     cells, incomplete = [], []
-    for path in sorted(folder.rglob("config.yaml")):
+    for path in sorted(folder.rglob("config.yaml"), key=_natural):
         try:
             cells.append(_cell(path.parent))
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
@@ -94,6 +95,12 @@ def collect(folder: Path) -> Collection:
     if not cells:
         raise ReportError(_nothing(folder, incomplete))
     return Collection(_labelled(cells), incomplete)
+
+
+def _natural(path: Path) -> list[Any]:
+    """Sort numbers in names by value, so that K=2 comes before K=10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(path))
+    return [float(part) if at % 2 else part for at, part in enumerate(parts)]
 
 
 def _cell(folder: Path) -> Cell:
@@ -130,7 +137,9 @@ def _nothing(folder: Path, incomplete: Sequence[tuple[Path, str]]) -> str:
 def _labelled(cells: Sequence[Cell]) -> list[Cell]:
     """Name each cell's row: its label, else what its overrides change among all the cells."""
     unnamed = [c for c in cells if not c.row]
-    named = {c.folder: replace(c, row=_changes(c, unnamed) or "default") for c in unnamed}
+    named = {
+        c.folder: replace(c, row=_changes(c, unnamed) or str(c.config.get("name"))) for c in unnamed
+    }
     labelled = [named.get(c.folder, c) for c in cells]
     return _without_duplicates(_split(labelled))
 

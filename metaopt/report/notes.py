@@ -49,6 +49,8 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def _intervals(summary: Summary) -> str:
+    if all(len(summary.found.row(row)) == 1 for row in summary.rows):
+        return "Intervals: none, there is one seed a row."
     percent = f"{100 * summary.level:g} %"
     student = f"± is half the {percent} interval of the mean over seeds by Student's t"
     if summary.interval == "t":
@@ -64,7 +66,7 @@ def _wins(summary: Summary) -> str:
         for m in settings.metrics
     ]
     return (
-        f"Paired differences: row minus {settings.baseline} on the seeds that both have; "
+        "Paired differences: row minus the one it is held against, on the seeds that both have; "
         f"better means {', '.join(ways)}; p values are two-sided and not corrected."
     )
 
@@ -91,9 +93,9 @@ def missing(summary: Summary, root: Path) -> list[str]:
     """Return what the table lacks: unfinished runs, rows and seeds that never ran, early stops."""
     found = summary.found
     lines = [f"{_short(path, root)}: {why}" for path, why in found.incomplete]
-    lines += [
-        f"row {row}: no finished run" for row in summary.settings.rows if row not in found.labels
-    ]
+    named = [*summary.settings.rows, *summary.settings.baselines]
+    absent_rows = [row for row in dict.fromkeys(named) if row not in found.labels]
+    lines += [f"row {row}: no finished run" for row in absent_rows]
     everywhere = {c.seed for c in found.cells}
     for row in summary.rows:
         absent = everywhere - {c.seed for c in found.row(row)}

@@ -23,7 +23,7 @@ from metaopt.figures import (
     save,
 )
 from metaopt.report.tables import Summary
-from metaopt.stats import t_interval
+from metaopt.stats import t_intervals
 
 Bands = Mapping[str, "Band"]
 
@@ -39,8 +39,7 @@ class Band:
             where = np.searchsorted(outer, curve.outer)
             table[at, where] = curve.value * factor
             inner[where] = curve.inner
-        found = [t_interval(column[np.isfinite(column)], level) for column in table.T]
-        mean, low, high = np.array(found).T
+        mean, low, high = t_intervals(table, level)
         self.mean = binned(Curve(outer, inner, mean))
         self.low = binned(Curve(outer, inner, low)).value
         self.high = binned(Curve(outer, inner, high)).value
@@ -48,7 +47,8 @@ class Band:
     @property
     def rate(self) -> float:
         """Inner steps per outer step, NaN where the log does not count them."""
-        return float(self.mean.inner[-1] / self.mean.outer[-1])
+        last = self.mean.outer[-1]
+        return float(self.mean.inner[-1] / last) if last > 0 else math.nan
 
 
 def learning_curves(summary: Summary, path: Path) -> Path | None:
@@ -60,16 +60,17 @@ def learning_curves(summary: Summary, path: Path) -> Path | None:
     Returns:
         The figure's path, or `None` when no run logged any of the metrics.
     """
+    wanted = dict.fromkeys([*summary.settings.metrics, "outer/loss"])
     logs = {
-        row: [read_curves(c.folder / "metrics.jsonl") for c in summary.found.row(row)]
+        row: [read_curves(c.folder / "metrics.jsonl", wanted) for c in summary.found.row(row)]
         for row in summary.rows
     }
-    wanted = dict.fromkeys([*summary.settings.metrics, "outer/loss"])
     drawn = {name: bands for name in wanted if (bands := _bands(summary, logs, name))}
     if not drawn:
         return None
-    rates = [b.rate for bands in drawn.values() for b in bands.values() if b.mean.outer[-1] > 0]
-    apart = any(math.isfinite(r) for r in rates) and max(rates) > 1.01 * min(rates)
+    rates = [b.rate for bands in drawn.values() for b in bands.values()]
+    known = [rate for rate in rates if math.isfinite(rate)]
+    apart = bool(known) and max(known) > 1.01 * min(known)
     with house_style():
         return save(_curves_figure(summary, drawn, apart), path)
 
@@ -135,7 +136,7 @@ def dots(summary: Summary, path: Path) -> Path:
 
 
 def _dots_panel(axes: Axes, summary: Summary, metric: str) -> None:
-    if summary.settings.baseline is not None:
+    if isinstance(summary.settings.baseline, str):
         middle = summary.estimate(summary.settings.baseline, metric).estimate
         axes.axvline(middle, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for at, row in enumerate(summary.rows):
@@ -149,4 +150,5 @@ def _dots_panel(axes: Axes, summary: Summary, metric: str) -> None:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_title(summary.settings.label(metric))
+    axes.margins(x=0.08)
     axes.locator_params(axis="x", nbins=5)

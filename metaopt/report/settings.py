@@ -18,7 +18,8 @@ class Settings:
     Args:
         title: the table's heading.
         metrics: the table's columns; every `eval/` metric when empty.
-        baseline: the row that the others are compared with, seed by seed, or `None`.
+        baseline: the row that the others are compared with, seed by seed; or, by row, the row
+            that it is compared with; or `None`.
         rows: order of the rows; rows that are not named follow.
         scale: factor of the numbers shown, one for all metrics or by metric (100 for percent).
         digits: digits after the point, one for all metrics or by metric.
@@ -32,7 +33,7 @@ class Settings:
 
     title: str | None = None
     metrics: Sequence[str] = ()
-    baseline: str | None = None
+    baseline: str | Mapping[str, str] | None = None
     rows: Sequence[str] = ()
     scale: float | Mapping[str, float] = 1.0
     digits: int | Mapping[str, int] = 3
@@ -40,6 +41,19 @@ class Settings:
     lower_is_better: Sequence[str] | None = None
     command: str | None = None
     reported: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def baselines(self) -> list[str]:
+        """Every row that some row is compared with."""
+        if isinstance(self.baseline, Mapping):
+            return list(self.baseline.values())
+        return [] if self.baseline is None else [self.baseline]
+
+    def against(self, row: str) -> str | None:
+        """Return the row that `row` is compared with, or `None`."""
+        if isinstance(self.baseline, Mapping):
+            return self.baseline.get(row)
+        return None if self.baseline == row else self.baseline
 
     def factor(self, metric: str) -> float:
         """Return what a metric is multiplied by before it is shown."""
@@ -71,7 +85,8 @@ def settings_for(
     """Return the experiment's settings with the command line's options in their place.
 
     Raises:
-        ReportError: an unknown key of `report:`, metric or baseline.
+        ReportError: an unknown key of `report:`, an unknown metric, or a baseline of the command
+            line that no finished run has.
     """
     settings = _stated(
         next((c.config["report"] for c in found.cells if c.config.get("report")), {})
@@ -80,16 +95,16 @@ def settings_for(
     if not settings.metrics:
         held_out = [name for name in found.metric_names if name.startswith("eval/")]
         settings = replace(settings, metrics=held_out or found.metric_names)
-    settings = replace(settings, baseline=baseline or settings.baseline)
     _check_known("metric", settings.metrics, found.metric_names)
-    if settings.baseline is not None:
-        _check_known("baseline", [settings.baseline], found.labels)
-    return settings
+    if baseline is None:
+        return settings
+    _check_known("baseline", [baseline], found.labels)
+    return replace(settings, baseline=baseline)
 
 
 def _stated(given: Mapping[str, Any]) -> Settings:
     legal = [f.name for f in fields(Settings)]
-    _check_known("key of report:", list(given), legal)
+    _check_known("key of report", list(given), legal)
     settings = Settings(**{k: v for k, v in given.items() if v is not None})
     for entry in settings.reported:
         if not {"row", "metric", "value", "source"} <= set(entry):

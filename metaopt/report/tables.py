@@ -54,9 +54,9 @@ class Summary:
         return t_interval(values, self.level)
 
     def comparison(self, row: str, metric: str) -> Paired | None:
-        """Return row - baseline over the seeds that both have, or `None` where they share none."""
-        baseline = self.settings.baseline
-        if baseline is None or baseline == row:
+        """Return row - baseline over the seeds that both have, or `None` where there are none."""
+        baseline = self.settings.against(row)
+        if baseline is None:
             return None
         own, other = self.values(row, metric), self.values(baseline, metric)
         shared = sorted(own.keys() & other.keys())
@@ -102,22 +102,31 @@ def spread(summary: Summary, metric: str, of: Interval, sign: bool = False) -> s
 
 
 def differences(summary: Summary) -> Grid | None:
-    """Return each row minus the baseline on the same seeds, or `None` without a baseline."""
+    """Return each row minus its baseline on the same seeds, or `None` without a baseline."""
     lines = []
     for row in summary.rows:
         for metric in summary.settings.metrics:
             if (found := summary.comparison(row, metric)) is not None:
                 lines.append(_difference(summary, row, metric, found))
-    header = ["row", "metric", "difference", "better on", "p (t)", "p (Wilcoxon)", "p (sign)"]
-    title = f"Paired differences to {summary.settings.baseline}"
-    return Grid(title, header, lines, names=2) if lines else None
+    header = [
+        "row",
+        "against",
+        "metric",
+        "difference",
+        "better on",
+        "p (t)",
+        "p (Wilcoxon)",
+        "p (sign)",
+    ]
+    return Grid("Paired differences", header, lines, names=3) if lines else None
 
 
 def _difference(summary: Summary, row: str, metric: str, found: Paired) -> list[str]:
     wins = found.losses if summary.settings.lower(metric) else found.wins
     ps = [_p(p) for p in (found.p_t, found.p_wilcoxon, found.p_sign)]
     change = spread(summary, metric, found.difference, sign=True)
-    return [row, summary.settings.label(metric), change, f"{wins} of {found.n}", *ps]
+    against = str(summary.settings.against(row))
+    return [row, against, summary.settings.label(metric), change, f"{wins} of {found.n}", *ps]
 
 
 def _p(p: float) -> str:
