@@ -1,0 +1,53 @@
+"""Every YAML of a problem, an estimator and an optimizer keeps its contract."""
+
+from pathlib import Path
+
+import pytest
+
+from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContract
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GRADIENT_FREE = {"grid", "random", "schedule", "search"}
+
+
+def names(group):
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+class TestProblem(ProblemContract):
+    @pytest.fixture(params=names("problem"))
+    def make(self, composed, request):
+        return composed(f"problem={request.param}")
+
+
+class TestEstimator(EstimatorContract):
+    @pytest.fixture(params=sorted({*names("estimator")} - {"first_order", "score"}))
+    def make(self, composed, request):
+        return composed("problem=ridge", f"estimator={request.param}")
+
+
+class TestScore(EstimatorContract):
+    @pytest.fixture(
+        params=[
+            ["problem=ridge", "optimizer=random"],
+            ["problem=knapsack", "problem.recipe=add drop"],
+        ]
+    )
+    def make(self, composed, request):
+        return composed("estimator=score", *request.param)
+
+
+class TestOptimizer(OptimizerContract):
+    @pytest.fixture(params=names("optimizer"))
+    def make(self, composed, request):
+        estimator = "score" if request.param in GRADIENT_FREE else "unroll"
+        return composed(
+            "problem=ridge", f"estimator={estimator}", f"optimizer={request.param}", "outer_steps=4"
+        )
+
+
+class TestSearchOfTexts(OptimizerContract):
+    @pytest.fixture(params=["search", "schedule", "random"])
+    def make(self, composed, request):
+        space = ["optimizer.space=[add, add swap]"] if request.param == "random" else []
+        return composed("problem=knapsack", f"optimizer={request.param}", *space)
