@@ -54,13 +54,13 @@ def keys(root: Path) -> list[tuple[str, str, str]]:
 
 def show(root: Path) -> None:
     """Print usage, groups with their options, and keys."""
-    console = Console(width=None, highlight=False)
-    console.print(USAGE, markup=False)
+    console = Console(highlight=False)
+    print(USAGE + "\n")
     table = Table("group=option", "what it is", title="Groups", title_justify="left", box=None)
     for group, options in groups(root).items():
         for option, text in options.items():
             table.add_row(f"{group}={option}", text)
-        table.add_section()
+        table.add_row("")
     console.print(table)
     table = Table("key", "default", "what it is", title="Keys", title_justify="left", box=None)
     for row in keys(root):

@@ -57,6 +57,19 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed else "")
 
 
+class Silent(Tracker):
+    """Shows nothing while the run lasts; takes what `watcher` takes."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label = label
+
+    def log(self, step: int, metrics: Scalars) -> None:
+        """Ignore the metrics."""
+
+    def close(self) -> None:
+        """Do nothing: nothing was opened."""
+
+
 def watcher(label: str, total: int, done: int = 0) -> Tracker:
     """Return a `Bar` on a terminal, and plain lines elsewhere."""
     return Bar(label, total, done) if sys.stderr.isatty() else Console(total)

@@ -17,7 +17,9 @@ import torch
 
 import metaopt
 
-IRRELEVANT = ("checkpoint_every", "keep_checkpoints", "log_every", "objective", "row", "tracker")
+IRRELEVANT = (
+    "checkpoint_every", "figures", "keep_checkpoints", "log_every", "objective", "row", "tracker",
+)  # fmt: skip
 """Keys of a config that leave the numbers of a result as they are."""
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "datasets", "hydra-core")

@@ -56,6 +56,8 @@ class Run:
         log_every, eval_every, checkpoint_every: outer steps between two records, two evaluations
             on held-out data, two checkpoints; each >= 1.
         keep_checkpoints: how many of the newest checkpoints are kept, >= 1.
+        figures: whether to draw learning curves, and the problem's own figures, at the end.
+        watch: makes what a person sees, from (label, outer steps in all, outer steps done).
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Run:
         eval_every: int = 10,
         checkpoint_every: int = 50,
         keep_checkpoints: int = 2,
+        figures: bool = True,
+        watch: Callable[[str, int, int], Tracker] = watcher,
     ) -> None:
         intervals = {
             "log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every,
@@ -82,6 +86,7 @@ class Run:
         self.service, self.overrides = service, list(overrides)
         self.log_every, self.eval_every = log_every, eval_every
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
+        self.figures, self.watch = figures, watch
         self._last: Scalars = {}
         self._seconds = 0.0
         self._saved: int | None = None
@@ -128,11 +133,10 @@ class Run:
         return self.engine.outer_step
 
     def _trackers(self, resumed: int | None) -> Tee:
-        label = str(self.config.get("row") or self.config.get("name") or self.folder.name)
         trackers: list[Tracker] = [Jsonl(self.folder / "metrics.jsonl", resumed)]
         if self.service is not None:
             trackers.append(self.service(self.folder, self.config, resumed))
-        return Tee(*trackers, watcher(label, self.engine.outer_steps, resumed or 0))
+        return Tee(*trackers, self.watch(self.folder.name, self.engine.outer_steps, resumed or 0))
 
     def _record(self, tracker: Tracker, step: int) -> None:
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0
@@ -170,7 +174,8 @@ class Run:
             self._save(step)
         self.engine.finish()
         metrics = self._evaluate(step)
-        self._draw()
+        if self.figures and step:
+            self._draw()
         final = {"outer": self.engine.optimizer.solution, "inner": self.engine.inner}
         checkpoint.write_tensors(self.folder / "final.pt", final)
         result = {
@@ -188,14 +193,17 @@ class Run:
         return result
 
     def _draw(self) -> None:
+        # matplotlib takes longer to import than a small run takes to finish.
+        from metaopt.figures import learning_curve
+
+        learning_curve(self.folder)
         problem = self.engine.problem
-        if not isinstance(problem, Drawable):
-            return
-        saved = checkpoint.steps(self.folder / "snapshots")
-        snapshots = [(step, checkpoint.read_tensors(path)) for step, path in saved]
-        figures = self.folder / "figures"
-        figures.mkdir(exist_ok=True)
-        problem.draw(snapshots, figures)
+        if isinstance(problem, Drawable):
+            saved = checkpoint.steps(self.folder / "snapshots")
+            snapshots = [(step, checkpoint.read_tensors(path)) for step, path in saved]
+            figures = self.folder / "figures"
+            figures.mkdir(exist_ok=True)
+            problem.draw(snapshots, figures)
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         checkpoint.write_text(self.folder / name, json.dumps(content, indent=1) + "\n")
