@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import functional_call
 
 Tensors = dict[str, Tensor]
 Architecture = Callable[[Sequence[int], int], nn.Module]
@@ -17,24 +18,34 @@ Architecture = Callable[[Sequence[int], int], nn.Module]
 class Network:
     """The tensors of a module by name, and its outputs as functions of them.
 
-    Frozen parameters (`requires_grad=False`) count as buffers.
+    `torch.func.functional_call` looks the names up at every call, which for a small network costs
+    more than its forward pass; here the places of the tensors are found once.
+
+    Frozen parameters (`requires_grad=False`) count as buffers. Tied parameters have one name, the
+    first.
 
     Args:
         build: makes the module; called once for the names, and once for each `init`.
 
     Attributes:
         params, buffers: names of what is trained and of what is not.
+        frozen: names of the frozen parameters among the buffers.
     """
 
     def __init__(self, build: Callable[[], nn.Module]) -> None:
         self._build = build
-        self._training = build().train()
-        self._evaluation = copy.deepcopy(self._training).eval()
-        named = list(self._training.named_parameters())
+        module = build()
+        named = list(module.named_parameters())
         self.params = tuple(k for k, v in named if v.requires_grad)
-        frozen = [k for k, v in named if not v.requires_grad]
-        self.buffers = (*frozen, *(k for k, _ in self._training.named_buffers()))
-        self._names = (*self.params, *self.buffers)
+        self.frozen = tuple(k for k, v in named if not v.requires_grad)
+        self.buffers = (*self.frozen, *(k for k, _ in module.named_buffers()))
+        self._training = _Functional(module.train())
+        self._evaluation = _Functional(copy.deepcopy(module).eval())
+
+    @cached_property
+    def unfrozen(self) -> Network:
+        """The same network with every parameter trained; itself where none is frozen."""
+        return Network(lambda: self._build().requires_grad_(True)) if self.frozen else self
 
     def init(self, generator: Generator) -> Tensors:
         """Return new tensors under all names, as the module initialises them."""
@@ -42,15 +53,39 @@ class Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self._build()
-        return {k: v.detach() for k, v in module.state_dict(keep_vars=True).items()}
+        named = [*module.named_parameters(), *module.named_buffers()]
+        return {k: v.detach() for k, v in named}
 
     def train(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return the outputs with dropout and batch statistics; BatchNorm's buffers are updated."""
-        return functional_call(self._training, self._own(tensors), (x,))
+        return self._training(tensors, x)
 
     def evaluate(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return the outputs without dropout, BatchNorm on its running statistics."""
-        return functional_call(self._evaluation, self._own(tensors), (x,))
+        return self._evaluation(tensors, x)
 
-    def _own(self, tensors: Mapping[str, Tensor]) -> Tensors:
-        return {k: tensors[k] for k in self._names}
+
+class _Functional:
+    """Calls a module with other tensors in the places of its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        first: dict[Tensor, str] = {}
+        self.places: list[tuple[dict[str, Any], str, str, Tensor]] = []
+        for path, part in module.named_modules(remove_duplicate=True):
+            stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+            for store in stores:
+                for key, own in store.items():
+                    if own is not None:
+                        name = first.setdefault(own, f"{path}.{key}" if path else key)
+                        self.places.append((store, key, name, own))
+
+    def __call__(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Return module(x) with `tensors` by name; the module's own are put back."""
+        try:
+            for store, key, name, _ in self.places:
+                store[key] = tensors[name]
+            return self.module(x)
+        finally:
+            for store, key, _, own in self.places:
+                store[key] = own

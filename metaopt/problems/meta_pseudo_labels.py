@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -15,16 +17,21 @@ from metaopt.data.semi_supervised import SemiSupervised
 from metaopt.inner import GradientProblem, GradientState
 from metaopt.inner_optimizers import InnerOptimizer
 from metaopt.models.network import Architecture, Network
-from metaopt.problems.meta_pseudo_labels_losses import (
-    Consistency,
-    DirectLoss,
-    Examples,
+from metaopt.problems.meta_pseudo_labels_evaluation import (
+    accuracy,
     confidence,
     label_entropy,
+    outputs,
+    percentage,
 )
-from metaopt.random import replay
+from metaopt.problems.meta_pseudo_labels_figures import boundary, draw_boundaries
+from metaopt.problems.meta_pseudo_labels_losses import Consistency, DirectLoss, Examples
+from metaopt.problems.meta_pseudo_labels_phases import FineTuning, Pretraining
+from metaopt.random import fold, replay
 
 Labels = Literal["sample", "soft", "argmax"]
+View = Literal["weak", "strong"]
+Compat = Literal["official", "mpl_pytorch"]
 Objective = Literal["pseudo_labels", "supervised", "consistency"]
 
 
@@ -58,6 +65,14 @@ class MetaPseudoLabels(GradientProblem):
         labelled_batch: labelled examples in a batch, or `None` for all of them.
         view: which view the student sees, strong or weak.
         average: decay of the student's moving average, which is then the one evaluated, or `None`.
+        pretraining: trains the teacher before the first outer step, or `None`.
+        fine_tuning: trains the student on the labelled examples at the end, or `None`.
+        compat: replicate a released code, with the sign and the mean of its estimator set in
+            `ScoreFunction(feedback="loss_difference", reversed=True, weight=1 / batch)`.
+            `official` (TensorFlow): soft labels of the strong view, credited with the gradient of
+            a cross entropy to themselves, which is zero: UDA plus distillation.
+            `mpl_pytorch`: argmax labels of the weak view, while those of the strong are credited.
+        seed: seed of the pretrained teacher.
         device: where the tensors live.
 
     References: Pham, Dai, Xie, Le, Meta Pseudo Labels, CVPR 2021.
@@ -77,27 +92,65 @@ class MetaPseudoLabels(GradientProblem):
         objective: Objective = "pseudo_labels",
         batch: int = 128,
         labelled_batch: int | None = None,
-        view: Literal["strong", "weak"] = "strong",
+        view: View = "strong",
         average: float | None = None,
+        pretraining: Pretraining | None = None,
+        fine_tuning: FineTuning | None = None,
+        compat: Compat | None = None,
+        seed: int = 0,
         device: str = "cpu",
     ) -> None:
         _check_choice("labels", labels, get_args(Labels))
         _check_choice("objective", objective, get_args(Objective))
-        _check_choice("view", view, ("strong", "weak"))
+        _check_choice("view", view, get_args(View))
         self.data = data.to(device)
         self.teacher = Network(lambda: teacher(data.shape, data.classes))
         self.student = Network(lambda: student(data.shape, data.classes))
         self.inner_optimizer = inner_optimizer
         self.labels, self.temperature, self.objective = labels, temperature, objective
+        if compat is not None:
+            _check_choice("compat", compat, get_args(Compat))
+        if temperature <= 0 or feedback < 0 or batch < 1:
+            raise ValueError(
+                f"MetaPseudoLabels needs temperature > 0, feedback >= 0 and batch >= 1; "
+                f"got {temperature}, {feedback}, {batch}."
+            )
+        if average is not None and not 0 <= average < 1:
+            raise ValueError(f"average must be in [0, 1) or null; got {average}.")
+        if self.teacher.frozen and pretraining is None:
+            raise ValueError(
+                "a teacher with frozen parameters (Reduced) needs pretraining, or its labels are "
+                "random for ever. Set problem.pretraining."
+            )
+        self.pretraining, self.fine_tuning = pretraining, fine_tuning
+        self.compat, self.seed = compat, seed
         self.feedback, self.batch, self.labelled_batch = feedback, batch, labelled_batch
         self.view, self.average, self.device = view, average, torch.device(device)
         self.teacher_loss = DirectLoss(supervised, consistency)
         self.student_loss = DirectLoss(1.0, consistency if objective == "consistency" else None)
 
     def init_outer(self, generator: Generator) -> Tree:
-        """Return the teacher's parameters."""
-        start = self.teacher.init(generator)
-        return {k: start[k].to(self.device) for k in self.teacher.params}
+        """Return the teacher's parameters; a pretrained teacher depends on `seed` alone."""
+        start = self.teacher.init(generator) if self.pretraining is None else self.pretrained
+        return {k: start[k].to(self.device, copy=True) for k in self.teacher.params}
+
+    @cached_property
+    def pretrained(self) -> Tree:
+        """All tensors of the pretrained teacher.
+
+        Raises:
+            ValueError: there is no pretraining.
+        """
+        if self.pretraining is None:
+            raise ValueError("this problem has pretraining=None.")
+        network = self.teacher.unfrozen
+
+        def own_loss(tensors: Tree, step: int, draw: Generator) -> Tensor:
+            steps = torch.tensor(float(step), device=self.device)
+            return self.teacher_loss(network, tensors, self.outer_batch(draw), steps)
+
+        key = fold(self.seed, "teacher")
+        return self.pretraining(self.teacher, self.data, own_loss, key)
 
     def init_params(self, outer: Tree, generator: Generator) -> Tree:
         """Return the student's parameters."""
@@ -107,9 +160,12 @@ class MetaPseudoLabels(GradientProblem):
     def init_buffers(self, outer: Tree, params: Tree) -> Tree:
         """Return both networks' statistics, the average at the student itself, and step 0."""
         zero = torch.Generator().manual_seed(0)
-        teacher, student = self.teacher.init(zero), self.student.init(zero)
+        teacher = self.teacher.init(zero) if self.pretraining is None else self.pretrained
+        student = self.student.init(zero)
         own = {k: student[k].to(self.device) for k in self.student.buffers}
-        buffers = own | {f"teacher.{k}": teacher[k].to(self.device) for k in self.teacher.buffers}
+        buffers = own | {
+            f"teacher.{k}": teacher[k].to(self.device, copy=True) for k in self.teacher.buffers
+        }
         if self.average is not None:
             buffers |= {f"average.{k}": v.clone() for k, v in (params | own).items()}
         return buffers | {"step": torch.zeros((), device=self.device)}
@@ -127,8 +183,11 @@ class MetaPseudoLabels(GradientProblem):
         """Return the batch with the teacher's hard labels of the weak views."""
         if self.labels == "soft" or self.objective != "pseudo_labels":
             return batch
-        logits = self._label_logits(outer, inner, batch)
-        if self.labels == "argmax":
+        view: View = "strong" if self.compat == "official" else "weak"
+        logits = self._label_logits(outer, inner, batch, view)
+        if self.compat == "official":
+            return batch._replace(labels=torch.softmax(logits, -1))
+        if self.compat == "mpl_pytorch" or self.labels == "argmax":
             return batch._replace(labels=logits.argmax(-1))
         uniform = torch.rand(len(logits), 1, generator=generator).to(logits)
         below = torch.softmax(logits, -1).cumsum(-1)[:, :-1]
@@ -144,7 +203,7 @@ class MetaPseudoLabels(GradientProblem):
         """Return the cross entropy of each pseudo-labelled row, (B,)."""
         target = batch.labels
         if target is None:
-            target = torch.softmax(self._label_logits(outer, inner, batch), -1)
+            target = torch.softmax(self._label_logits(outer, inner, batch, "weak"), -1)
         seen = batch.strong if self.view == "strong" else batch.weak
         return cross_entropy(self.student.train(inner, seen), target, reduction="none")
 
@@ -160,8 +219,10 @@ class MetaPseudoLabels(GradientProblem):
                 f"labels={self.labels}, objective={self.objective}. Set labels=sample, or use "
                 "estimator=one_step or estimator=unroll."
             )
-        logits = self._label_logits(outer, tree.clone(inner), batch)
-        return -cross_entropy(logits, batch.labels, reduction="none")
+        view: View = "weak" if self.compat is None else "strong"
+        logits = self._label_logits(outer, tree.clone(inner), batch, view)
+        labels = logits.argmax(-1) if self.compat == "mpl_pytorch" else batch.labels
+        return -cross_entropy(logits, labels, reduction="none")
 
     def feedback_loss(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
         """Return feedback * CE(y_l, S(x_l)) without dropout, on running statistics."""
@@ -193,19 +254,50 @@ class MetaPseudoLabels(GradientProblem):
         tensors = inner.params | inner.buffers
         data, student = self.data, self.evaluated(tensors)
         found = {
-            "test_accuracy": _accuracy(self.student, student, data.test, data.test_labels),
-            "labelled_accuracy": _accuracy(self.student, student, data.labelled, data.labels),
+            "test_accuracy": accuracy(self.student, student, data.test, data.test_labels),
+            "labelled_accuracy": accuracy(self.student, student, data.labelled, data.labels),
         }
         if self.objective == "pseudo_labels":
             teacher = self._teacher(outer, tensors)
-            logits = _outputs(self.teacher, teacher, data.test)
+            logits = outputs(self.teacher, teacher, data.test)
             probabilities = torch.softmax(logits / self.temperature, -1)
             found |= {
-                "teacher_accuracy": _percentage(logits, data.test_labels),
+                "teacher_accuracy": percentage(logits, data.test_labels),
                 "label_entropy": label_entropy(probabilities),
                 "label_confidence": confidence(probabilities),
             }
         return {k: float(v) for k, v in found.items()}
+
+    def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
+        """Return the state whose student, the average where there is one, was fine-tuned."""
+        if self.fine_tuning is None:
+            return inner
+        start = self.evaluated(inner.params | inner.buffers)
+        tuned = self.fine_tuning(self.student, start, self.data, key)
+        params = {k: tuned[k] for k in self.student.params}
+        buffers = inner.buffers | {k: tuned[k] for k in self.student.buffers}
+        if self.average is not None:
+            buffers |= {f"average.{k}": v.clone() for k, v in tuned.items()}
+        return inner._replace(params=params, buffers=buffers)
+
+    @torch.no_grad()
+    def boundaries(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
+        """Return the probabilities of class 1 on a grid; nothing where inputs are not planar."""
+        if self.data.shape != (2,) or self.data.classes != 2:
+            return {}
+        tensors = inner.params | inner.buffers
+        teacher, student = self._teacher(outer, tensors), self.evaluated(tensors)
+        return {
+            "teacher": boundary(self.teacher, teacher, self.data),
+            "student": boundary(self.student, student, self.data),
+        }
+
+    def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
+        """Write the decision boundaries of teacher and student over time."""
+        drawn = [(step, snapshot) for step, snapshot in snapshots if snapshot]
+        if not drawn:
+            return []
+        return [draw_boundaries(self.data, drawn, folder / "decision_boundaries.png")]
 
     def evaluated(self, inner: Tree) -> Tree:
         """Return the student's tensors that are reported: the average where there is one."""
@@ -216,10 +308,11 @@ class MetaPseudoLabels(GradientProblem):
     def _teacher(self, outer: Tree, inner: Tree) -> Tree:
         return outer | {k: inner[f"teacher.{k}"] for k in self.teacher.buffers}
 
-    def _label_logits(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
-        """Return the logits that the teacher labels the weak views with, (B, C)."""
+    def _label_logits(self, outer: Tree, inner: Tree, batch: Examples, view: View) -> Tensor:
+        """Return the logits that the teacher labels a view with, (B, C)."""
+        x = batch.weak if view == "weak" else batch.strong
         with replay(batch.noise):
-            return self.teacher.train(self._teacher(outer, inner), batch.weak) / self.temperature
+            return self.teacher.train(self._teacher(outer, inner), x) / self.temperature
 
     def _draw(self, generator: Generator, labelled: bool, unlabelled: bool) -> Examples:
         data = self.data
@@ -240,15 +333,3 @@ class MetaPseudoLabels(GradientProblem):
 def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
     if value not in legal:
         raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
-
-
-def _outputs(network: Network, tensors: Tree, x: Tensor) -> Tensor:
-    return torch.cat([network.evaluate(tensors, part) for part in x.split(1024)])
-
-
-def _percentage(logits: Tensor, classes: Tensor) -> Tensor:
-    return 100 * (logits.argmax(-1) == classes).double().mean()
-
-
-def _accuracy(network: Network, tensors: Tree, x: Tensor, classes: Tensor) -> Tensor:
-    return _percentage(_outputs(network, tensors, x), classes)

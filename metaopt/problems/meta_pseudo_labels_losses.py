@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,7 +37,8 @@ class Consistency:
     """UDA: the strong view should be classified as the weak view is.
 
     w_t * mean_b 1[max_c q_bc >= threshold] * CE(q_b, p(strong_b)),
-    q = softmax(weak / temperature), with no gradient through q, and w_t = weight * min(1, step / ramp).
+    q = softmax(weak / temperature), with no gradient through q,
+    w_t = weight * min(1, step / ramp).
 
     Args:
         weight: factor once the ramp is over, >= 0.
@@ -76,21 +76,6 @@ class Consistency:
         return loss * self.weight * (step / self.ramp).clamp(max=1.0) if self.ramp else (
             loss * self.weight
         )  # fmt: skip
-
-
-def label_entropy(probabilities: Tensor) -> Tensor:
-    """Return the entropy of the average label distribution over log C, in [0, 1].
-
-    1 = all classes used alike; 0 = every example gets the same label, the collapse of a teacher
-    that is driven by feedback alone.
-    """
-    average = probabilities.mean(0)
-    return -torch.special.xlogy(average, average).sum() / math.log(probabilities.shape[-1])
-
-
-def confidence(probabilities: Tensor) -> Tensor:
-    """Return the mean probability of the most likely class."""
-    return probabilities.amax(-1).mean()
 
 
 @dataclass(frozen=True)
