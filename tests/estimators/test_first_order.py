@@ -1,0 +1,116 @@
+"""FirstOrder against meta-learning of linear regression, in closed form."""
+
+import pytest
+import torch
+
+from metaopt import tree
+from metaopt.estimators import FirstOrder
+from metaopt.inner import GradientProblem
+from metaopt.inner_optimizers import SGD
+from metaopt.problems.quadratic import Quadratic
+
+
+class Adaptation(GradientProblem):
+    """Adapt weights to a task from an initial value phi; g and F are half mean squared errors."""
+
+    warm_start = False
+
+    def __init__(self, lr=0.1, pull=0.0):
+        draw = torch.Generator().manual_seed(0)
+        self.inner_optimizer, self.lr, self.pull = SGD(lr=lr), lr, pull
+        self.support, self.query = (
+            (
+                torch.randn(12, 4, generator=draw, dtype=torch.float64),
+                torch.randn(12, generator=draw, dtype=torch.float64),
+            )
+            for _ in range(2)
+        )
+
+    def init_outer(self, generator):
+        return {"weight": torch.linspace(-1, 1, 4, dtype=torch.float64)}
+
+    def init_params(self, outer, generator):
+        return tree.clone(outer)
+
+    def inner_batch(self, generator):
+        return self.support
+
+    def outer_batch(self, generator):
+        return self.query
+
+    def inner_loss(self, outer, inner, batch):
+        return ((batch[0] @ inner["weight"] - batch[1]) ** 2).mean() / 2
+
+    def outer_loss(self, outer, inner, batch):
+        return self.inner_loss(outer, inner, batch) + self.pull * (outer["weight"] ** 2).sum() / 2
+
+    def adapted(self, phi, steps):
+        (x, y), theta = self.support, phi
+        for _ in range(steps):
+            theta = theta - self.lr * x.T @ (x @ theta - y) / len(x)
+        return theta
+
+
+def test_differs_from_the_full_derivative_by_the_hessian_term():
+    problem = Adaptation()
+    outer = problem.init_outer(None)
+    _, feedback = FirstOrder(1)(problem, outer, problem.init_inner(outer, None, 0), 0)
+    phi = outer["weight"].clone().requires_grad_()
+    value = problem.outer_loss(outer, {"weight": problem.adapted(phi, 1)}, problem.query)
+    (maml,) = torch.autograd.grad(value, [phi])
+    x = problem.support[0]
+    v, hessian = feedback.grad["weight"], x.T @ x / len(x)
+    torch.testing.assert_close(maml, v - problem.lr * hessian @ v, rtol=1e-12, atol=1e-12)
+    assert torch.linalg.vector_norm(maml - v) > 0.01
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_equals_the_outer_gradient_at_the_adapted_weights(steps):
+    problem = Adaptation(pull=0.3)
+    outer = problem.init_outer(None)
+    inner, feedback = FirstOrder(steps)(problem, outer, problem.init_inner(outer, None, 0), 0)
+    theta, (x, y) = problem.adapted(outer["weight"], steps), problem.query
+    expected = x.T @ (x @ theta - y) / len(x) + 0.3 * outer["weight"]
+    torch.testing.assert_close(feedback.grad["weight"], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(inner.params["weight"], theta, rtol=1e-12, atol=1e-12)
+    assert not feedback.grad["weight"].requires_grad
+
+
+def test_outer_keys_beyond_the_copy_get_the_direct_term():
+    class Extended(Adaptation):
+        def init_outer(self, generator):
+            return super().init_outer(generator) | {"shift": torch.ones((), dtype=torch.float64)}
+
+        def init_params(self, outer, generator):
+            return {"weight": outer["weight"].clone()}
+
+        def outer_loss(self, outer, inner, batch):
+            return super().outer_loss(outer, inner, batch) + 3 * outer["shift"]
+
+    problem = Extended()
+    outer = problem.init_outer(None)
+    _, feedback = FirstOrder()(problem, outer, problem.init_inner(outer, None, 0), 0)
+    assert feedback.grad["shift"] == 3
+
+
+def test_a_warm_start_is_refused():
+    problem = Quadratic()
+    outer = problem.init_outer(None)
+    with pytest.raises(ValueError, match="warm_start"):
+        FirstOrder()(problem, outer, problem.init_inner(outer, None, 0), 0)
+
+
+def test_names_that_do_not_match_are_refused():
+    class Renamed(Adaptation):
+        def init_params(self, outer, generator):
+            return {"other": outer["weight"].clone()}
+
+    problem = Renamed()
+    outer = problem.init_outer(None)
+    with pytest.raises(TypeError, match=r"'other'.*nothing of that name"):
+        FirstOrder()(problem, outer, problem.init_inner(outer, None, 0), 0)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="inner_steps"):
+        FirstOrder(inner_steps=0)

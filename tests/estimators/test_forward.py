@@ -1,0 +1,105 @@
+"""Forward equals Unroll to round-off, whatever the optimizer and the network."""
+
+import pytest
+import torch
+from cases import Classification, relative_error
+
+from metaopt import tree
+from metaopt.estimators import Forward, Unroll
+from metaopt.inner_optimizers import SGD, Adam, AdamW, Cosine
+from metaopt.problems.quadratic import Quadratic
+
+OPTIMIZERS = [
+    SGD(lr=0.1, weight_decay=0.01),
+    SGD(lr=0.1, momentum=0.9, nesterov=True, schedule=Cosine(total=10)),
+    Adam(lr=0.01),
+    AdamW(lr=0.01, clip_norm=0.5),
+]
+
+
+def both(problem, steps=4):
+    outer = problem.init_outer(torch.Generator().manual_seed(0))
+    found = Forward(steps)(problem, outer, problem.init_inner(outer, None, 0), 3)
+    exact = Unroll(steps)(problem, outer, problem.init_inner(outer, None, 0), 3)
+    return found, exact
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: type(o).__name__)
+def test_equals_unroll_on_the_quadratic(optimizer):
+    (inner, found), (other, exact) = both(Quadratic(inner_optimizer=optimizer))
+    assert relative_error(found.grad, exact.grad) < 1e-10
+    assert torch.equal(inner.params["theta"], other.params["theta"])
+    assert found.value == exact.value
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dropout": 0.1, "batch_norm": True},
+        {"frozen": True, "tied": True, "unused": True},
+        {"pattern": "net"},
+        {"pattern": "no_grad"},
+        {"pattern": "direct"},
+    ],
+)
+def test_equals_unroll_on_networks(settings):
+    (inner, found), (other, exact) = both(
+        Classification(rows=8, inner_optimizer=Adam(lr=0.01), **settings)
+    )
+    assert relative_error(found.grad, exact.grad) < 1e-10
+    assert all(torch.equal(v, other.buffers[k]) for k, v in inner.buffers.items())
+
+
+def test_many_steps_reach_the_closed_form():
+    problem = Quadratic()
+    outer = {"phi": torch.linspace(-1, 1, 5, dtype=torch.float64)}
+    start = problem.init_inner(outer, None, 0)
+    _, feedback = Forward(400)(problem, outer, start, 0)
+    assert relative_error(feedback.grad, problem.hypergradient(outer)) < 1e-10
+
+
+def test_leaves_no_graph():
+    (inner, feedback), _ = both(Quadratic())
+    tensors = [*inner.params.values(), *feedback.grad.values(), feedback.value]
+    assert not any(t.requires_grad for t in tensors)
+
+
+def test_shapes_of_several_outer_tensors():
+    class Split(Quadratic):
+        def init_outer(self, generator):
+            return {"a": torch.ones(2, 1, dtype=self.dtype), "b": torch.ones(3, dtype=self.dtype)}
+
+        def inner_loss(self, outer, inner, batch):
+            return super().inner_loss(joined(outer), inner, batch)
+
+        def outer_loss(self, outer, inner, batch):
+            return super().outer_loss(joined(outer), inner, batch)
+
+    (_, found), (_, exact) = both(Split())
+    assert {k: v.shape for k, v in found.grad.items()} == {"a": (2, 1), "b": (3,)}
+    assert relative_error(found.grad, exact.grad) < 1e-10
+
+
+def joined(outer):
+    return {"phi": torch.cat([v.flatten() for v in outer.values()])}
+
+
+def test_too_many_outer_numbers_are_refused():
+    problem = Quadratic(features=80, outers=65)
+    outer = problem.init_outer(torch.Generator())
+    with pytest.raises(ValueError, match=r"65.*estimator=unroll"):
+        Forward()(problem, outer, problem.init_inner(outer, None, 0), 0)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="inner_steps"):
+        Forward(inner_steps=0)
+
+
+def test_inner_steps_of_one_have_the_closed_form_of_a_single_step():
+    problem = Quadratic(inner_optimizer=SGD(lr=0.5))
+    outer = {"phi": torch.linspace(-1, 1, 5, dtype=torch.float64)}
+    inner, feedback = Forward(1)(problem, outer, problem.init_inner(outer, None, 0), 0)
+    v = inner.params["theta"] - problem.target
+    exact = {"phi": 0.5 * problem.coupling.T @ v + problem.rho * outer["phi"]}
+    assert tree.norm(tree.add(feedback.grad, exact, -1.0)) < 1e-12

@@ -1,0 +1,111 @@
+"""Penalty against the closed form of the quadratic, and its own fixed point."""
+
+import pytest
+import torch
+from cases import Classification, cosine, relative_error
+
+from metaopt import tree
+from metaopt.estimators import Identity, Implicit, Penalty
+from metaopt.problems.quadratic import Quadratic
+
+
+def settled(problem, outer, strength, calls=5):
+    """Return the last feedback of calls long enough for both copies to converge."""
+    estimator = Penalty(strength, initial=strength, inner_steps=200)
+    inner = problem.init_inner(outer, None, 0)
+    for key in range(calls):
+        inner, feedback = estimator(problem, outer, inner, key)
+    return inner, feedback
+
+
+def outer_of(problem):
+    return {"phi": torch.linspace(-1, 1, problem.coupling.shape[1], dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("strength", [1.0, 100.0])
+def test_equals_the_gradient_of_the_penalised_value(strength):
+    """min_y F + gamma (g - min g) has the gradient of F at y and of g at y and at z."""
+    problem = Quadratic()
+    outer = outer_of(problem)
+    eye = torch.eye(len(problem.target), dtype=torch.float64)
+    z = problem.solve(outer)
+    y = torch.linalg.solve(
+        eye + strength * problem.curvature, problem.target + strength * problem.curvature @ z
+    )
+    expected = problem.rho * outer["phi"] - strength * problem.coupling.T @ (y - z)
+    inner, feedback = settled(problem, outer, strength)
+    assert relative_error(feedback.grad, {"phi": expected}) < 1e-9
+    torch.testing.assert_close(inner.params["theta"], z)
+
+
+def test_error_falls_as_one_over_the_strength():
+    problem = Quadratic()
+    outer = outer_of(problem)
+    exact = problem.hypergradient(outer)
+    errors = [relative_error(settled(problem, outer, s)[1].grad, exact) for s in (100, 1000, 1e4)]
+    assert errors[2] < 1e-3
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(10, rel=0.1)
+
+
+def test_descends_to_the_optimum():
+    problem = Quadratic()
+    estimator, outer = Penalty(1000.0, initial=10.0, inner_steps=5), problem.init_outer(None)
+    inner = problem.init_inner(outer, None, 0)
+    for key in range(400):
+        inner, feedback = estimator(problem, outer, inner, key)
+        outer = tree.add(outer, feedback.grad, -0.01)
+    assert relative_error(outer, problem.optimum()) < 5e-3
+
+
+def test_strength_grows_from_its_initial_value_to_its_limit():
+    problem = Quadratic()
+    estimator, outer = Penalty(0.2, initial=0.1, growth=1.5), problem.init_outer(None)
+    inner, seen = problem.init_inner(outer, None, 0), []
+    for key in range(3):
+        inner, feedback = estimator(problem, outer, inner, key)
+        seen.append(feedback.metrics["outer/penalty"])
+    assert seen == pytest.approx([0.1, 0.15, 0.2])
+
+
+def test_resumes_to_the_bit():
+    problem = Classification(batch_norm=True, dropout=0.1)
+    outer = problem.init_outer(None)
+    one, two = Penalty(), Penalty()
+    inner, _ = one(problem, outer, problem.init_inner(outer, None, 0), 0)
+    two.load_state_dict(tree.clone(one.state_dict()))
+    _, expected = one(problem, outer, tree.clone(inner), 1)
+    _, found = two(problem, outer, inner, 1)
+    assert torch.equal(found.grad["weights"], expected.grad["weights"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"frozen": True, "tied": True, "unused": True, "batch_norm": True}, {"pattern": "net"}],
+)
+def test_points_the_right_way_on_networks(settings):
+    problem = Classification(**settings)
+    outer = problem.init_outer(None)
+    estimator, inner = Penalty(1.0, initial=1.0, inner_steps=20), problem.init_inner(outer, None, 0)
+    inner, feedback = estimator(problem, outer, inner, 0)
+    _, reference = Implicit(Identity(), inner_steps=0)(problem, outer, tree.clone(inner), 0)
+    assert cosine(feedback.grad, reference.grad) > 0.3
+    if "norm.num_batches_tracked" in inner.buffers:
+        assert inner.buffers["norm.num_batches_tracked"] == 20
+
+
+def test_an_outer_variable_that_reaches_one_loss_only_gets_its_direct_term():
+    problem = Classification(pattern="direct")
+    outer = problem.init_outer(None)
+    _, feedback = Penalty()(problem, outer, problem.init_inner(outer, None, 0), 0)
+    assert feedback.grad["weights"].shape == (1,)
+    assert feedback.grad["weights"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"initial": 20.0}, "initial"), ({"growth": 0.9}, "growth"), ({"inner_steps": 0}, "inner")],
+)
+def test_bad_settings_are_named(settings, name):
+    with pytest.raises(ValueError, match=name):
+        Penalty(**settings)

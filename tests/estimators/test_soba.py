@@ -1,0 +1,97 @@
+"""Soba: one step is exact once the adjoint is, and the loop reaches the known solution."""
+
+import pytest
+import torch
+from cases import Classification, relative_error
+
+from metaopt import tree
+from metaopt.estimators import Soba
+from metaopt.inner_optimizers import SGD, Adam
+from metaopt.problems.quadratic import Quadratic
+from metaopt.problems.ridge import Ridge
+from metaopt.random import fold
+
+
+def loop(problem, estimator, steps, lr):
+    outer = problem.init_outer(torch.Generator())
+    inner = problem.init_inner(outer, None, 0)
+    for key in range(steps):
+        inner, feedback = estimator(problem, outer, inner, key)
+        outer = tree.add(outer, feedback.grad, -lr)
+    return outer, inner, feedback
+
+
+def test_is_exact_with_the_exact_adjoint_at_the_solution():
+    problem = Quadratic()
+    outer = {"phi": torch.linspace(-1, 1, 5, dtype=torch.float64)}
+    theta = problem.solve(outer)
+    inner = problem.init_inner(outer, None, 0)._replace(params={"theta": theta})
+    estimator = Soba()
+    q = torch.linalg.solve(problem.curvature, theta - problem.target)
+    estimator.load_state_dict({"q": {"theta": q}})
+    _, feedback = estimator(problem, outer, inner, 0)
+    assert relative_error(feedback.grad, problem.hypergradient(outer)) < 1e-12
+    assert feedback.metrics["solve/residual"] < 1e-12
+
+
+def test_converges_to_the_optimum_of_the_quadratic():
+    problem = Quadratic()
+    outer, inner, _ = loop(problem, Soba(), 1500, 0.003)
+    assert relative_error(outer, problem.optimum()) < 1e-8
+    assert relative_error(inner.params, {"theta": problem.solve(outer)}) < 1e-8
+
+
+def test_follows_the_hypergradient_of_ridge():
+    problem = Ridge(inner_optimizer=SGD(lr=0.5))
+    start = problem.init_outer(torch.Generator())
+    outer, _, feedback = loop(problem, Soba(), 2000, 0.02)
+    assert relative_error(feedback.grad, problem.hypergradient(outer)) < 0.02
+    assert feedback.value < problem.outer_loss(
+        start, {"weight": problem.solve(start)}, problem.validation
+    )
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dropout": 0.1, "batch_norm": True},
+        {"frozen": True, "tied": True, "unused": True, "pattern": "net"},
+    ],
+)
+def test_takes_the_same_inner_step_as_the_problem(optimizer, settings):
+    problem = Classification(inner_optimizer=optimizer, **settings)
+    outer = problem.init_outer(None)
+    inner = problem.init_inner(outer, None, 0)
+    expected = problem.inner_step(outer, inner, fold(5, 0))
+    found, feedback = Soba(step=0.1)(problem, outer, inner, 5)
+    for name, value in (expected.params | expected.buffers).items():
+        assert torch.equal(value, (found.params | found.buffers)[name])
+    assert found.loss == expected.loss
+    assert not any(t.requires_grad for t in [*found.params.values(), *feedback.grad.values()])
+
+
+def test_an_outer_variable_that_reaches_one_loss_only_gets_its_direct_term():
+    problem = Classification(pattern="direct")
+    outer = problem.init_outer(None)
+    estimator, inner = Soba(), problem.init_inner(outer, None, 0)
+    for key in range(2):
+        inner, feedback = estimator(problem, outer, inner, key)
+        assert feedback.grad["weights"] == pytest.approx(float(feedback.value), rel=1e-12)
+
+
+def test_resumes_to_the_bit():
+    problem = Classification()
+    outer = problem.init_outer(None)
+    one, two = Soba(), Soba()
+    inner, _ = one(problem, outer, problem.init_inner(outer, None, 0), 0)
+    two.load_state_dict(tree.clone(one.state_dict()))
+    _, expected = one(problem, outer, tree.clone(inner), 1)
+    _, found = two(problem, outer, inner, 1)
+    assert tree.norm(expected.grad) > 0
+    assert torch.equal(found.grad["weights"], expected.grad["weights"])
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="step"):
+        Soba(step=0.0)
