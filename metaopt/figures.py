@@ -164,6 +164,13 @@ def outer_axis(axes: Axes, last: float, label: str = "outer steps") -> None:
     _count(axes)
 
 
+def fit_scale(axes: Axes, values: Array) -> None:
+    """Make the y axis logarithmic where positive values span more than two decades."""
+    if len(values) and values.min() > 0 and values.max() > 100 * values.min():
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=values.min() / 1.5)  # a band may reach below zero
+
+
 def _count(axes: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -192,6 +199,7 @@ def learning_curve(folder: Path) -> Path | None:
             axes = figure.add_subplot(rows, columns, at + 1)
             _panel(axes, curves[name], colour=_LEVELS[name.split("/")[0]])
             axes.set_title(name)
+            fit_scale(axes, curves[name].value)
             outer_axis(axes, last)
             inner_axis(axes, curves[name].outer, curves[name].inner)
         return save(figure, folder / "figures" / "learning_curves.png")

@@ -7,6 +7,7 @@ import pytest
 from metaopt.figures import (
     Curve,
     binned,
+    fit_scale,
     house_style,
     inner_axis,
     learning_curve,
@@ -60,6 +61,15 @@ def test_there_is_no_inner_axis_without_inner_steps(inner):
     axes = new_figure(3, 3).add_subplot()
     assert not inner_axis(axes, np.array([1.0, 2.0]), np.array(inner))
     assert axes.child_axes == []
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([0.01, 2.0], "log"), ([0.1, 2.0], "linear"), ([-1.0, 200.0], "linear")]
+)
+def test_losses_over_many_decades_get_a_logarithmic_axis(values, scale):
+    axes = new_figure(3, 3).add_subplot()
+    fit_scale(axes, np.array(values))
+    assert axes.get_yscale() == scale
 
 
 def test_lines_differ():

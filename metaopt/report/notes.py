@@ -85,7 +85,9 @@ def _told(what: str, values: Iterable[str]) -> str:
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
+        return ", ".join(f"{k} {_flat(v)}" for k, v in value.items() if v != [])
+    if isinstance(value, list):
+        return " and ".join(map(str, value))
     return str(value) if value else "unknown"
 
 

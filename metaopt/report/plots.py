@@ -14,6 +14,7 @@ from metaopt.figures import (
     Array,
     Curve,
     binned,
+    fit_scale,
     house_style,
     inner_axis,
     line,
@@ -117,6 +118,7 @@ def _draw(axes: Axes, summary: Summary, name: str, bands: Bands, by_inner: bool 
         axes.fill_between(x, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
         last = max(last, float(np.nanmax(x)))
     axes.set_title(summary.settings.label(name))
+    fit_scale(axes, np.concatenate([band.mean.value for band in bands.values()]))
     outer_axis(axes, last, "inner steps" if by_inner else "outer steps")
 
 
