@@ -48,6 +48,7 @@ class Descent:
         self.clip_norm, self.accumulate = clip_norm, accumulate
         self.groups, self.frozen = groups, frozen
         self._outer: Tree = {}
+        self._trained: Tree = {}
         self._told = 0
 
     def init(self, outer: Any) -> None:
@@ -55,6 +56,7 @@ class Descent:
 
         Raises:
             TypeError: phi is not a dict of floating-point tensors.
+            ValueError: `frozen` leaves nothing to train.
         """
         if not isinstance(outer, dict) or not all(
             isinstance(v, torch.Tensor) and v.is_floating_point() for v in outer.values()
@@ -65,6 +67,12 @@ class Descent:
             )
         self._outer = tree.clone(outer)
         names = [n for n in outer if not (self.frozen and re.search(self.frozen, n))]
+        if not names:
+            raise ValueError(
+                f"Descent has nothing to train: frozen={self.frozen!r} matches all names of "
+                f"{list(outer)}."
+            )
+        self._trained = {n: self._outer[n] for n in names}
         grouped = []
         for group in self.groups:
             hit = [n for n in names if re.search(group["match"], n)]
@@ -91,14 +99,14 @@ class Descent:
                 "Descent needs feedback with a gradient, and this estimator gives none. Use "
                 "optimizer=search, random or schedule, or an estimator with a hypergradient."
             )
-        for name, param in self._outer.items():
+        for name, param in self._trained.items():
             share = feedback.grad[name] / self.accumulate
             param.grad = share if param.grad is None else param.grad.add_(share)
         self._told += 1
         if self._told % self.accumulate:
             return
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(list(self._outer.values()), self.clip_norm)
+            torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self._schedule is not None:
@@ -113,7 +121,7 @@ class Descent:
         """Return phi, the accumulated gradients, and the state of optimizer and scheduler."""
         return {
             "outer": self._outer,
-            "grad": {k: v.grad for k, v in self._outer.items() if v.grad is not None},
+            "grad": {k: v.grad for k, v in self._trained.items() if v.grad is not None},
             "told": self._told,
             "algorithm": self._optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),

@@ -1,0 +1,170 @@
+"""Descent against torch.optim on the same gradients."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import StepLR
+
+from metaopt import Feedback
+from metaopt.optimizers import Descent
+
+ADAM = partial(torch.optim.Adam, lr=0.1)
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+def start():
+    return {
+        "net.weight": torch.tensor([[1.0, -2.0]], dtype=torch.float64),
+        "net.bias": torch.tensor([0.5], dtype=torch.float64),
+        "log_penalty": torch.tensor(-3.0, dtype=torch.float64),
+    }
+
+
+def gradients(count):
+    draw = torch.Generator().manual_seed(0)
+    return [
+        {k: torch.randn(v.shape, generator=draw, dtype=v.dtype) for k, v in start().items()}
+        for _ in range(count)
+    ]
+
+
+def descend(descent, grads):
+    for grad in grads:
+        descent.ask(0)
+        descent.tell(Feedback(0.0, grad))
+    return descent.solution
+
+
+def begun(*args, **settings):
+    descent = Descent(*args, **settings)
+    descent.init(start())
+    return descent
+
+
+def reference(algorithm, grads, scheduler=None, clip=None, groups=None):
+    params = start()
+    optimizer = algorithm(groups(params) if groups else list(params.values()))
+    schedule = scheduler(optimizer) if scheduler else None
+    for grad in grads:
+        for name, param in params.items():
+            param.grad = grad[name].clone()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(params.values(), clip)
+        optimizer.step()
+        if schedule:
+            schedule.step()
+    return params
+
+
+def assert_equal(found, expected):
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+@pytest.mark.parametrize("algorithm", [ADAM, SGD, partial(torch.optim.AdamW, lr=0.1)])
+def test_equals_torch(algorithm):
+    grads = gradients(7)
+    assert_equal(descend(begun(algorithm), grads), reference(algorithm, grads))
+
+
+def test_scheduler_and_clipping_equal_torch():
+    grads, scheduler = gradients(9), partial(StepLR, step_size=2, gamma=0.5)
+    found = descend(begun(ADAM, scheduler, clip_norm=0.7), grads)
+    assert_equal(found, reference(ADAM, grads, scheduler, clip=0.7))
+
+
+def test_accumulation_is_the_mean_and_steps_the_scheduler_once_per_update():
+    grads, scheduler = gradients(6), partial(StepLR, step_size=1, gamma=0.5)
+    means = [{k: sum(g[k] for g in grads[i : i + 3]) / 3 for k in grads[0]} for i in range(0, 6, 3)]
+    found = descend(begun(SGD, scheduler, accumulate=3), grads)
+    for name, value in reference(SGD, means, scheduler).items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_incomplete_accumulation_changes_nothing():
+    assert_equal(descend(begun(SGD, accumulate=3), gradients(2)), start())
+
+
+def test_groups_equal_torch():
+    grads = gradients(5)
+    groups = [{"match": "bias", "lr": 0.01}, {"match": "^net", "momentum": 0.0}]
+
+    def grouped(params):
+        return [
+            {"params": [params["net.bias"]], "lr": 0.01},
+            {"params": [params["net.weight"]], "momentum": 0.0},
+            {"params": [params["log_penalty"]]},
+        ]
+
+    assert_equal(descend(begun(SGD, groups=groups), grads), reference(SGD, grads, groups=grouped))
+
+
+def test_frozen_names_stay():
+    grads = gradients(4)
+    found = descend(begun(ADAM, frozen="bias"), grads)
+    expected = reference(ADAM, grads)
+    assert torch.equal(found["net.bias"], start()["net.bias"])
+    assert torch.equal(found["net.weight"], expected["net.weight"])
+
+
+def test_frozen_gradients_do_not_enter_the_clipped_norm():
+    grads = [{k: torch.full_like(v, 100.0 if "bias" in k else 0.1) for k, v in start().items()}]
+    found = descend(begun(partial(torch.optim.SGD, lr=1.0), frozen="bias", clip_norm=10.0), grads)
+    torch.testing.assert_close(found["log_penalty"], start()["log_penalty"] - 0.1)
+
+
+def test_gradients_told_are_left_alone():
+    grads = gradients(2)
+    kept = {k: v.clone() for k, v in grads[0].items()}
+    descend(begun(SGD, accumulate=2, clip_norm=0.1), grads)
+    assert_equal(grads[0], kept)
+
+
+def test_the_problems_outer_variable_is_copied():
+    outer = start()
+    descent = Descent(SGD)
+    descent.init(outer)
+    descend(descent, gradients(2))
+    assert_equal(outer, start())
+
+
+def test_resume_is_bitwise_in_the_middle_of_an_accumulation(tmp_path):
+    grads = gradients(11)
+    settings = {"scheduler": partial(StepLR, step_size=2, gamma=0.5), "accumulate": 3}
+    whole = descend(begun(ADAM, **settings), grads)
+    first = begun(ADAM, **settings)
+    descend(first, grads[:5])
+    torch.save(first.state_dict(), tmp_path / "a.pt")
+    second = begun(ADAM, **settings)
+    second.load_state_dict(torch.load(tmp_path / "a.pt", weights_only=True))
+    assert_equal(descend(second, grads[5:]), whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"groups": [{"lr": 0.1}]}, "match"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Descent(SGD, **settings)
+
+
+@pytest.mark.parametrize("outer", ["a text", {"a": 1.0}, {"a": torch.ones(2, dtype=torch.long)}])
+def test_needs_named_floating_tensors(outer):
+    with pytest.raises(TypeError, match="optimizer=search"):
+        Descent(SGD).init(outer)
+
+
+def test_needs_a_gradient():
+    with pytest.raises(TypeError, match="feedback with a gradient"):
+        begun(SGD).tell(Feedback(1.0))
+
+
+def test_freezing_everything_is_refused():
+    with pytest.raises(ValueError, match="frozen"):
+        Descent(SGD, frozen=".").init(start())
