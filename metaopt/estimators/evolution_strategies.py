@@ -73,8 +73,9 @@ class EvolutionStrategies:
             total = tree.add(particle["total"], shift)
             plus, above = self._run(problem, tree.add(outer, shift), particle["plus"], key)
             minus, below = self._run(problem, tree.add(outer, shift, -1.0), particle["minus"], key)
-            slope = (_scalar(above) - _scalar(below)) / (2 * self.sigma**2 * self.pairs)
-            grad = tree.add(grad, total, slope)
+            gap = torch.as_tensor(above.value).detach() - torch.as_tensor(below.value).detach()
+            slope = gap / (2 * self.sigma**2 * self.pairs)
+            grad = tree.add(grad, total, slope.to(next(iter(outer.values()))))
             costs += [above.cost, below.cost]
             if self.persistent:
                 kept.append({"plus": plus, "minus": minus, "total": total})
@@ -107,10 +108,6 @@ class EvolutionStrategies:
 def _particle(outer: Tree, inner: Any) -> dict[str, Any]:
     """Return a pair at the start of an inner run: two copies of the state, no perturbation."""
     return {"plus": tree.clone(inner), "minus": tree.clone(inner), "total": tree.zeros_like(outer)}
-
-
-def _scalar(feedback: Feedback) -> Tensor:
-    return torch.as_tensor(feedback.value).detach()
 
 
 def _check_outer(outer: Any) -> None:

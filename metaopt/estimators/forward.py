@@ -29,7 +29,7 @@ class Forward(Stateless):
     Args:
         inner_steps: number K of inner steps, >= 1.
 
-    Cost: about 4 + 2 n gradients a step for n outer numbers; memory for n + 1 inner states and
+    Cost: about 10 + 2 n gradients a step for n outer numbers; memory for n + 1 inner states and
     the graph of one step.
 
     Raises:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import Classification, cosine, relative_error
+from test_attention import Reweighting
 
 from metaopt import tree
 from metaopt.estimators import FiniteDifference, Identity, Implicit
@@ -52,6 +53,34 @@ def test_default_radius_suits_both_sizes_in_float32(hidden, pattern):
     found, exact = both(problem, steps=1)
     assert relative_error(found, exact) < 1e-2
     assert cosine(found, exact) > 0.999
+
+
+def test_works_with_fused_attention():
+    found, exact = both(Reweighting())
+    assert relative_error(found, exact) < 1e-6
+
+
+def test_averages_v_over_ranks_before_the_product(monkeypatch):
+    problem = Quadratic(rho=0.0)
+    outer = {"phi": torch.ones(5, dtype=torch.float64)}
+    inner = problem.init_inner(outer, None, 0)
+    estimator = FiniteDifference(epsilon=0.1, inner_steps=0)
+    _, alone = estimator(problem, outer, inner, 0)
+    monkeypatch.setattr("metaopt.distributed.mean", lambda values: tree.scale(values, 0.5))
+    _, halved = estimator(problem, outer, inner, 0)
+    torch.testing.assert_close(halved.grad["phi"], 0.5 * alone.grad["phi"])
+
+
+@pytest.mark.parametrize("hidden", [250, 960], ids=["80 k", "1 M"])
+def test_under_bfloat16_autocast_a_larger_radius_is_close(hidden):
+    class Mixed(Classification):
+        def losses(self, inner, x, y):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().losses(inner, x, y)
+
+    problem = Mixed(hidden=hidden, features=64, rows=64, pattern="net", dtype=torch.float32)
+    found, exact = both(problem, FiniteDifference(epsilon=3e-4), steps=1)
+    assert cosine(found, exact) > 0.99
 
 
 class Moving(ReplayDetached):
