@@ -1,0 +1,153 @@
+"""Two processes under gloo: averages, and a run that equals one on the union of the batches."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from metaopt import Engine, GradientProblem, distributed
+from metaopt.estimators import Score, Unroll
+from metaopt.inner_optimizers import SGD, Adam
+from metaopt.optimizers import Descent, Mutation, Search
+from metaopt.random import fold, generator
+
+ROWS, RANKS, STEPS = 6, 2, 4
+
+
+class Rows(GradientProblem):
+    """Weighted regression; in one process a batch is the union of what two ranks draw."""
+
+    def __init__(self, inner_optimizer):
+        self.inner_optimizer = inner_optimizer
+        self.truth = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def init_outer(self, generator):
+        return {"log_weight": torch.zeros(3, dtype=torch.float64)}
+
+    def init_params(self, outer, generator):
+        return {"theta": torch.zeros(3, dtype=torch.float64)}
+
+    def inner_batch(self, generator):
+        return self.rows(generator.initial_seed(), "inner")
+
+    def outer_batch(self, generator):
+        return self.rows(generator.initial_seed(), "outer")
+
+    def rows(self, seed, purpose):
+        x = torch.randn(ROWS, 3, generator=generator(fold(seed, purpose)), dtype=torch.float64)
+        return x, x @ self.truth + torch.sin(5 * x[:, 0])
+
+    def inner_loss(self, outer, inner, batch):
+        x, y = batch
+        penalty = (outer["log_weight"].exp() * inner["theta"] ** 2).sum()
+        return ((x @ inner["theta"] - y) ** 2).mean() + 0.1 * penalty
+
+    def outer_loss(self, outer, inner, batch):
+        x, y = batch
+        return ((x @ inner["theta"] - y) ** 2).mean()
+
+
+class Union(Rows):
+    """The same rows in a single process: those of rank 0 followed by those of rank 1."""
+
+    def inner_loss(self, outer, inner, batch):
+        return sum(super(Union, self).inner_loss(outer, inner, b) for b in batch) / RANKS
+
+    def outer_loss(self, outer, inner, batch):
+        return sum(super(Union, self).outer_loss(outer, inner, b) for b in batch) / RANKS
+
+    def draw(self, outer, inner, key):
+        return [self.rows(fold(key, "batch", rank), "inner") for rank in range(RANKS)]
+
+    def outer_value(self, outer, params, buffers, key):
+        batch = [self.rows(fold(key, "outer batch", rank), "outer") for rank in range(RANKS)]
+        return self.outer_loss(outer, params | buffers, batch)
+
+
+def run(problem, estimator, optimizer):
+    engine = Engine(problem, estimator, optimizer, outer_steps=STEPS)
+    values = [float(feedback.value) for _, feedback in engine]
+    return values, dict(engine.inner.params), engine.optimizer.solution
+
+
+def gradient_run(problem, inner_steps=3):
+    return run(problem, Unroll(inner_steps), Descent(partial(torch.optim.Adam, lr=0.1)))
+
+
+def search_run(problem):
+    return run(problem, Score(3), Search(Mutation(scale=0.5)))
+
+
+def worker(rank, work, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
+    )
+    try:
+        torch.save(work(rank), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def spawn(work, folder):
+    """Run `work(rank)` in two processes and return both results."""
+    mp.spawn(worker, (work, str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def everything(rank):
+    """Return in one go what the tests below look at: starting processes is what takes time."""
+    values = {"a": torch.full((2,), float(rank)), "b": torch.tensor(3.0 + rank)}
+    return {
+        "place": [distributed.rank(), distributed.world_size()],
+        "mean": distributed.mean(values),
+        "kept": values,
+        "sgd": gradient_run(Rows(SGD(lr=0.05, momentum=0.5))),
+        "adam": gradient_run(Rows(Adam(lr=0.05, clip_norm=0.5))),
+        "search": search_run(Rows(SGD(lr=0.05))),
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return spawn(everything, tmp_path_factory.mktemp("ranks"))
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_mean_is_over_ranks_and_leaves_the_argument(ranks):
+    for rank, found in enumerate(ranks):
+        assert found["place"] == [rank, 2]
+        assert found["mean"]["a"].tolist() == [0.5, 0.5]
+        assert found["mean"]["b"].item() == 3.5
+        assert found["kept"]["a"].tolist() == [rank, rank]
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("sgd", SGD(lr=0.05, momentum=0.5)), ("adam", Adam(lr=0.05, clip_norm=0.5))],
+)
+def test_unrolled_run_equals_the_union_of_the_batches(ranks, name, optimizer):
+    values, params, solution = gradient_run(Union(optimizer))
+    for found in ranks:
+        assert_close(torch.tensor(found[name][0]), torch.tensor(values))
+        assert_close(found[name][1], params)
+        assert_close(found[name][2], solution)
+
+
+def test_search_agrees_on_all_ranks_and_with_the_union(ranks):
+    values, params, solution = search_run(Union(SGD(lr=0.05)))
+    for found in ranks:
+        assert_close(torch.tensor(found["search"][0]), torch.tensor(values))
+        assert_close(found["search"][1], params)
+        assert_close(found["search"][2], solution)
+
+
+def test_single_process_is_the_identity():
+    values = {"a": torch.ones(2)}
+    assert distributed.mean(values) is values
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
