@@ -14,11 +14,10 @@ class Classification(GradientProblem):
     g = mean_i w_i(phi) l_i(theta) on the training rows, F = mean_i l_i(theta) on clean ones.
 
     `pattern` says how a row's weight comes about:
-    - "rows": sigmoid(phi_i), one number a row;
+    - "rows": sigmoid(phi_i), one number a row; phi reaches g only;
     - "net": sigmoid(net_phi(l_i.detach())), the Meta-Weight-Net;
     - "no_grad": the same, with the loss computed a second time under `torch.no_grad()`;
-    - "direct": phi reaches F only;
-    - "inner only": as "rows" (phi reaches g only, as in all but "direct").
+    - "direct": weight 1; phi reaches F only.
     """
 
     def __init__(

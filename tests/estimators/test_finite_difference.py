@@ -83,6 +83,35 @@ def test_under_bfloat16_autocast_a_larger_radius_is_close(hidden):
     assert cosine(found, exact) > 0.99
 
 
+class Counted(torch.autograd.Function):
+    """Identity that counts how often a gradient comes back through it."""
+
+    backwards = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        Counted.backwards += 1
+        return grad
+
+
+@pytest.mark.parametrize("pattern", ["rows", "net"])
+def test_row_weights_need_no_reverse_pass_through_the_model(pattern, monkeypatch):
+    class Watched(Classification):
+        def losses(self, inner, x, y):
+            return Counted.apply(super().losses(inner, x, y))
+
+    monkeypatch.setattr(Counted, "backwards", 0)
+    problem = Watched(pattern=pattern)
+    outer = problem.init_outer(None)
+    inner = problem.init_inner(outer, None, 0)
+    FiniteDifference(inner_steps=0)(problem, outer, inner, 7)
+    assert Counted.backwards == 1, "only dF/dtheta goes through the model"
+
+
 class Moving(ReplayDetached):
     """Replays nothing, as a finite difference without the recording."""
 
