@@ -215,7 +215,7 @@ def test_resume_takes_no_changes(metaopt: Metaopt) -> None:
 
 def test_a_missing_file_is_named(metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(self: Ridge, *_: object, **__: object) -> None:
-        Path("data/train.parquet").open()
+        Path("data/train.parquet").read_bytes()
 
     monkeypatch.setattr(Ridge, "__init__", absent)
     done = metaopt(*TINY)

@@ -1,0 +1,204 @@
+"""An interrupted run continues to the bit, whatever interrupted it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaopt import Engine, checkpoint, cli
+from metaopt.estimators import ConjugateGradient, Implicit
+from metaopt.inner_optimizers import SGD
+from metaopt.optimizers import Descent
+from metaopt.problems.ridge import Ridge
+from metaopt.runner import Interrupted, Run
+from metaopt.tracking import Scalars, Tracker
+
+STEPS = 400
+ARGUMENTS = (
+    "problem=ridge", f"outer_steps={STEPS}", "estimator=implicit_nystrom", "eval_every=50",
+    "checkpoint_every=7", "problem.inner_optimizer.lr=1.0e-2", "figures=false", "row=killed",
+    "+problem.inner_optimizer.momentum=0.5",
+)  # fmt: skip
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    source = str(Path(cli.__file__).parent.parent)
+    # Another commit in the middle of the test must not change the result's provenance.
+    environment = {**os.environ, "PYTHONPATH": source, "GIT_DIR": str(folder / "none")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "metaopt.cli", *arguments],
+        cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[bytes]) -> int:
+    _, errors = process.communicate(timeout=300)
+    assert b"Traceback" not in errors, errors.decode()
+    return process.returncode
+
+
+def last_step(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    return json.loads(whole[-1])["outer_step"] if whole else 0
+
+
+def stop_at(process: subprocess.Popen[bytes], folder: Path, step: int, signum: int) -> None:
+    """Send a signal once the run has logged `step`."""
+    while last_step(folder) < step:
+        assert process.poll() is None, "the run ended before it was stopped"
+        time.sleep(0.001)
+    process.send_signal(signum)
+
+
+def kill_and_compare(folder: Path, kills: int) -> None:
+    whole, killed = folder / "whole", folder / "killed"
+    assert finish(start(folder, *ARGUMENTS, "hydra.run.dir=whole")) == 0
+    moments = sorted(random.Random(kills).sample(range(2, STEPS - 30), kills))
+    command: tuple[str, ...] = (*ARGUMENTS, "hydra.run.dir=killed")
+    for step in moments:
+        process = start(folder, *command)
+        stop_at(process, killed, step, signal.SIGKILL)
+        assert finish(process) == -signal.SIGKILL
+        assert not (killed / "result.json").exists()
+        command = ("resume=killed",)
+    assert finish(start(folder, *command)) == 0
+    assert (killed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+    assert without_times(killed) == without_times(whole)
+    first, second = (checkpoint.read_tensors(f / "final.pt") for f in (whole, killed))
+    assert torch.equal(first["inner"].params["weight"], second["inner"].params["weight"])
+    assert not list(killed.rglob("*.part"))
+
+
+def without_times(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines
+    ]
+
+
+def test_killed_three_times_the_result_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_the_result_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, 10)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_between_steps_with_a_checkpoint(
+    tmp_path: Path, signum: int, code: int
+) -> None:
+    process = start(tmp_path, *ARGUMENTS, "hydra.run.dir=run", "checkpoint_every=100000")
+    stop_at(process, tmp_path / "run", 5, signum)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == code
+    assert "metaopt resume=run" in errors.decode()
+    ((step, _),) = checkpoint.steps(tmp_path / "run" / "checkpoints")
+    assert step == last_step(tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+class Watch(Tracker):
+    """Sends a signal to this process when a step is logged."""
+
+    def __init__(self, at: int | None, label: str, total: int, done: int) -> None:
+        self.at = at
+
+    def log(self, step: int, metrics: Scalars) -> None:
+        if step == self.at:
+            signal.raise_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+def build(folder: Path, at: int | None = None, **settings: Any) -> Run:
+    folder.mkdir(exist_ok=True)
+    engine = Engine(
+        Ridge(inner_optimizer=SGD(lr=0.05, momentum=0.9)),
+        Implicit(ConjugateGradient(iterations=3)),
+        Descent(functools.partial(torch.optim.Adam, lr=0.01), accumulate=3),
+        outer_steps=20,
+    )
+    watch = functools.partial(Watch, at)
+    return Run(engine, folder, {"name": "r"}, figures=False, watch=watch, **settings)
+
+
+def result(folder: Path) -> bytes:
+    return (folder / "result.json").read_bytes()
+
+
+@pytest.mark.parametrize("at", [1, 7, 19, 20])
+def test_stopped_anywhere_it_continues_to_the_bit(tmp_path: Path, at: int) -> None:
+    build(tmp_path / "whole")()
+    with pytest.raises(Interrupted, match=f"SIGTERM after outer step {at}"):
+        build(tmp_path / "part", at)()
+    assert not (tmp_path / "part" / "result.json").exists()
+    build(tmp_path / "part")()
+    assert result(tmp_path / "part") == result(tmp_path / "whole")
+    assert without_times(tmp_path / "part") == without_times(tmp_path / "whole")
+
+
+def test_how_often_it_logs_and_saves_does_not_change_the_result(tmp_path: Path) -> None:
+    build(tmp_path / "a")()
+    build(tmp_path / "b", log_every=7, eval_every=3, checkpoint_every=2)()
+    assert result(tmp_path / "a") == result(tmp_path / "b")
+
+
+def test_handlers_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    build(tmp_path / "a")()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_damaged_checkpoint_is_skipped_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path / "whole")()
+    with pytest.raises(Interrupted):
+        build(tmp_path / "part", 11, checkpoint_every=5)()
+    (_, older), (_, newest) = checkpoint.steps(tmp_path / "part" / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-100])
+    build(tmp_path / "part")()
+    assert f"{newest} is damaged; continuing from {older.name}" in capsys.readouterr().err
+    assert result(tmp_path / "part") == result(tmp_path / "whole")
+
+
+def test_without_a_readable_checkpoint_the_message_names_the_file(
+    metaopt: Callable[..., Any],
+) -> None:
+    run = ("problem=ridge", "debug=tiny", "figures=false", "hydra.run.dir=run")
+    metaopt(*run)
+    Path("run/result.json").unlink()
+    for _, path in checkpoint.steps(Path("run/checkpoints")):
+        path.write_bytes(b"damaged")
+    done = metaopt("resume=run")
+    assert done.code == 1
+    assert "run/checkpoints/step_00000003.pt cannot be read" in done.err
+    assert "delete run/checkpoints to start from the first step" in done.err
+    assert "Traceback" not in done.err
+    assert not Path("run/result.json").exists()
+
+
+def test_a_complete_run_is_not_run_again(metaopt: Callable[..., Any]) -> None:
+    metaopt("problem=ridge", "debug=tiny", "figures=false", "hydra.run.dir=run")
+    before = result(Path("run"))
+    done = metaopt("resume=run")
+    assert done.code == 0
+    assert "already complete" in done.out
+    assert result(Path("run")) == before
