@@ -134,7 +134,7 @@ def posterize(x: Tensor, s: Tensor) -> Tensor:
 
 def solarize(x: Tensor, s: Tensor) -> Tensor:
     """Invert the pixels above a threshold."""
-    return torch.where(x < 1 - s.abs(), x, 1 - x)
+    return torch.where(x <= 1 - s.abs(), x, 1 - x)
 
 
 def rotate(x: Tensor, s: Tensor) -> Tensor:
