@@ -17,7 +17,7 @@ def composed() -> Iterator[Callable]:
 
         def make():
             roles = (config.problem, config.estimator, config.optimizer)
-            return tuple(instantiate(role) for role in roles)
+            return tuple(instantiate(role, _convert_="all") for role in roles)
 
         return make
 
