@@ -6,6 +6,8 @@ is explicit: inner gradients, the vector v = dF/dtheta before an implicit solve,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -35,9 +37,19 @@ def mean_on_graph(values: Tree) -> Tree:
     """Return the average over all ranks, differentiably: adjoints are averaged on the way back."""
     if world_size() == 1:
         return values
-    from torch.distributed.nn.functional import all_reduce
+    return {k: _Mean.apply(v) for k, v in values.items()}
 
-    return {k: all_reduce(v) / world_size() for k, v in values.items()}
+
+class _Mean(torch.autograd.Function):
+    """The average over ranks is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _mean(value)
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> Tensor:
+        return _mean(adjoint)
 
 
 def _mean(value: Tensor) -> Tensor:

@@ -63,8 +63,8 @@ class Engine:
 
     def _step(self, key: int) -> Feedback:
         outer = self.optimizer.ask(fold(key, "ask"))
-        inner = self.problem.init_inner(outer, self.inner, fold(key, "init"))
-        inner, feedback = self.estimator(self.problem, outer, inner, fold(key, "run"))
+        inner = self.problem.init_inner(outer, self.inner, key)
+        inner, feedback = self.estimator(self.problem, outer, inner, key)
         feedback = self._checked(all_reduce(feedback))
         self.optimizer.tell(feedback)
         self.ledger.charge(feedback.cost)

@@ -44,6 +44,18 @@ class GradientState(NamedTuple):
 torch.serialization.add_safe_globals([GradientState])
 
 
+def state_leaves(state: GradientState) -> GradientState:
+    """Return the state with parameters and moments as new leaves of a graph."""
+    moments = {k: tree.leaves(v) for k, v in state.optimizer.items()}
+    return state._replace(params=tree.leaves(state.params), optimizer=moments)
+
+
+def state_tensors(state: GradientState) -> list[Tensor]:
+    """Return what a derivative flows through: the parameters, then the moments."""
+    moments = (t for moment in state.optimizer.values() for t in moment.values())
+    return [*state.params.values(), *moments]
+
+
 def split_module(module: torch.nn.Module) -> tuple[Tree, Tree]:
     """Return a module's trainable parameters and everything else, as detached copies.
 
@@ -81,7 +93,10 @@ class GradientProblem(ABC):
 
     @abstractmethod
     def init_params(self, outer: Tree, generator: Generator) -> Tree:
-        """Return the first theta, by name; new tensors, also where they copy `outer`."""
+        """Return the first theta, by name; new tensors, also where they copy `outer`.
+
+        A fork is `{k: v.clone() for k, v in outer.items()}`: `Unroll` differentiates through it.
+        """
 
     @abstractmethod
     def inner_loss(self, outer: Tree, inner: Tree, batch: Batch) -> Tensor:
@@ -124,12 +139,18 @@ class GradientProblem(ABC):
         """Return the last state (warm start), or a new one."""
         if inner is not None and self.warm_start:
             return inner
-        params = self.init_params(outer, generator(fold(key, "params")))
+        with torch.no_grad():
+            params = self.start(outer, key)
         first = next(iter(params.values()))
         return GradientState(
             params, self.init_buffers(outer, params), self.inner_optimizer.init(params), 0,
             torch.full((), torch.nan, dtype=first.dtype, device=first.device),
         )  # fmt: skip
+
+    @final
+    def start(self, outer: Tree, key: int) -> Tree:
+        """Return the first theta of an inner run, on the graph of `outer` if made from it."""
+        return self.init_params(outer, generator(fold(key, "params")))
 
     @final
     def inner_value(
@@ -173,10 +194,20 @@ class GradientProblem(ABC):
         outer = tree.detach(outer)
         loss = self.inner_value(outer, params, inner.buffers, key, batch)
         grads = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
-        mean = distributed.mean(tree.like(params, grads))
+        return self.step_along(outer, inner, tree.like(params, grads), loss)
+
+    @final
+    @torch.no_grad()
+    def step_along(
+        self, outer: Tree, inner: GradientState, grads: Tree, loss: Tensor
+    ) -> GradientState:
+        """Take one inner step in place along a gradient; it is averaged over ranks here.
+
+        `loss` is reported with the state.
+        """
+        mean = distributed.mean(grads)
         self.inner_optimizer.update_(inner.params, mean, inner.optimizer, inner.step)
-        with torch.no_grad():
-            buffers = self.carry(outer, inner.params, inner.buffers, inner.step + 1)
+        buffers = self.carry(outer, inner.params, inner.buffers, inner.step + 1)
         return inner._replace(buffers=buffers, step=inner.step + 1, loss=loss.detach())
 
     @final

@@ -9,7 +9,14 @@ from metaopt import tree
 from metaopt.core import Feedback, Tree
 from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.stateless import Stateless
-from metaopt.inner import GradientProblem, GradientState, require_gradients, twice_differentiable
+from metaopt.inner import (
+    GradientProblem,
+    GradientState,
+    require_gradients,
+    state_leaves,
+    state_tensors,
+    twice_differentiable,
+)
 from metaopt.random import fold
 
 MOST_OUTERS = 64
@@ -49,7 +56,7 @@ class Forward(Stateless):
         """Return the inner state after K steps and the derivative through all of them."""
         require_gradients(problem, "Forward")
         basis = _basis(outer)
-        tangents = [[torch.zeros_like(t) for t in _tensors(inner)] for _ in basis]
+        tangents = [[torch.zeros_like(t) for t in state_tensors(inner)] for _ in basis]
         with twice_differentiable():
             for k in range(self.inner_steps):
                 inner, tangents = _push(problem, outer, inner, fold(key, k), basis, tangents)
@@ -88,12 +95,12 @@ def _push(
     basis: list[list[Tensor]], tangents: list[list[Tensor]],
 ) -> tuple[GradientState, list[list[Tensor]]]:  # fmt: skip
     """Return the state one step on, off the graph, and its tangents."""
-    phi, start = tree.leaves(outer), _leaves(inner)
+    phi, start = tree.leaves(outer), state_leaves(inner)
     end = problem.unroll_step(phi, start, key)
-    outputs = _tensors(end)
+    outputs = state_tensors(end)
     linked = [t for t in outputs if t.requires_grad]
     cotangents = [torch.zeros_like(t, requires_grad=True) for t in linked]
-    inputs = [*phi.values(), *_tensors(start)]
+    inputs = [*phi.values(), *state_tensors(start)]
     pulled = torch.autograd.grad(
         linked, inputs, cotangents, create_graph=True, materialize_grads=True
     )
@@ -108,14 +115,3 @@ def _push(
         rest = iter(found)
         pushed.append([next(rest) if t.requires_grad else torch.zeros_like(t) for t in outputs])
     return tree.detach(end), pushed
-
-
-def _leaves(state: GradientState) -> GradientState:
-    moments = {k: tree.leaves(v) for k, v in state.optimizer.items()}
-    return state._replace(params=tree.leaves(state.params), optimizer=moments)
-
-
-def _tensors(state: GradientState) -> list[Tensor]:
-    """Return what the derivative flows through: parameters, then moments."""
-    moments = (t for moment in state.optimizer.values() for t in moment.values())
-    return [*state.params.values(), *moments]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.core import Feedback, Tree
-from metaopt.estimators.custom_step import step_along
 from metaopt.inner import GradientProblem, GradientState, require_gradients, run
 from metaopt.random import fold
 
@@ -100,7 +99,7 @@ def _penalised_step(
     top = problem.outer_value(outer, theta, y.buffers, fold(key, "outer"))
     loss = (top + gamma * problem.inner_value(outer, theta, y.buffers, key)) / (1 + gamma)
     found = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
-    return step_along(problem, outer, y, tree.like(theta, found), loss)
+    return problem.step_along(outer, y, tree.like(theta, found), loss)
 
 
 def _outer_slope(

@@ -8,7 +8,6 @@ import torch
 
 from metaopt import distributed, tree
 from metaopt.core import Feedback, Tree
-from metaopt.estimators.custom_step import step_along
 from metaopt.estimators.one_step import outer_gradients
 from metaopt.inner import GradientProblem, GradientState, require_gradients, twice_differentiable
 from metaopt.random import fold
@@ -64,7 +63,7 @@ class Soba:
         rate = self.step or problem.inner_optimizer.learning_rate(inner.step)
         self._q = tree.add(q, residual, -rate)
         grads = tree.like(theta, [s.detach() for s in slope])
-        inner = step_along(problem, outer, inner, grads, loss)
+        inner = problem.step_along(outer, inner, grads, loss)
         metrics = {"inner/loss": inner.loss, "solve/residual": tree.norm(residual)}
         cost = {"inner_steps": 1, "gradients": 2, "hvps": 1}
         return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)

@@ -17,6 +17,8 @@ from metaopt.inner import (
     GradientState,
     require_gradients,
     run,
+    state_leaves,
+    state_tensors,
     twice_differentiable,
 )
 from metaopt.random import fold
@@ -26,8 +28,9 @@ class Unroll(Stateless):
     """Exact derivative of F(phi, u_K(... u_1(theta_0))) through the actual inner optimizer.
 
     dF/dphi + sum_k (dF/dtheta_K) (du_K/dtheta ... du_{k+1}/dtheta) du_k/dphi,
-    for SGD, momentum, Adam and AdamW with schedules and clipping. theta_0 is held fixed: a warm
-    start is not differentiated through. Scale: carries the inner learning rates.
+    for SGD, momentum, Adam and AdamW with schedules and clipping. A theta_0 that copies
+    phi (`warm_start=False`) is differentiated through as well, so that this is MAML; a warm start
+    is held fixed. Scale: carries the inner learning rates.
 
     With S segments, the state at the start of each is kept and the graph of one segment at a time
     is rebuilt: memory falls from K steps to about S states and K / S steps. All S agree to
@@ -43,8 +46,8 @@ class Unroll(Stateless):
 
     Cost: 3 gradients a step with one segment, 4 with more.
 
-    References: Maclaurin et al., ICML 2015; Franceschi et al., ICML 2017 (reverse mode);
-    Chen et al., arXiv 1604.06174, 2016 (segments).
+    References: Maclaurin et al., ICML 2015; Franceschi et al., ICML 2017 (reverse mode); Finn et
+    al., MAML, ICML 2017; Chen et al., arXiv 1604.06174, 2016 (segments).
     """
 
     def __init__(
@@ -79,7 +82,10 @@ class Unroll(Stateless):
         with twice_differentiable():
             steps = range(head, self.inner_steps)
             count = self._count(problem, phi, inner, key)
-            inner, value, grads = _reverse(problem, phi, inner, key, _split(steps, count))
+            forks = inner.step == 0 and head == 0 and not problem.warm_start
+            inner, value, grads, adjoint = _reverse(problem, phi, inner, key, _split(steps, count))
+            if forks:
+                grads = _through_start(problem, phi, key, grads, adjoint)
         cost = {
             "inner_steps": self.inner_steps,
             "gradients": self.inner_steps + 1 + (self.truncation if count > 1 else 0),
@@ -115,12 +121,12 @@ def _split(steps: range, count: int) -> list[range]:
 
 def _reverse(
     problem: GradientProblem, phi: Tree, inner: GradientState, key: int, segments: list[range]
-) -> tuple[GradientState, Tensor, list[Tensor]]:
-    """Return the last state, F, and dF/dphi accumulated from the last segment to the first."""
+) -> tuple[GradientState, Tensor, list[Tensor], list[Tensor]]:
+    """Return the last state, F, dF/dphi over all segments, and the adjoint of the first state."""
     starts = [tree.detach(inner)]
     for segment in segments[:-1]:
         for k in segment:
-            inner = tree.detach(problem.unroll_step(phi, _leaves(inner), fold(key, k)))
+            inner = tree.detach(problem.unroll_step(phi, state_leaves(inner), fold(key, k)))
         starts.append(inner)
 
     start, end = _graph(problem, phi, starts.pop(), key, segments[-1])
@@ -130,16 +136,31 @@ def _reverse(
     del loss, end
     for segment in reversed(segments[:-1]):
         start, end = _graph(problem, phi, starts.pop(), key, segment)
-        earlier, adjoint = _pull_back(_tensors(end), adjoint, phi, start)
+        earlier, adjoint = _pull_back(state_tensors(end), adjoint, phi, start)
         grads = list(torch._foreach_add(grads, earlier))
-    return last, value, grads
+    return last, value, grads, adjoint
+
+
+def _through_start(
+    problem: GradientProblem, phi: Tree, key: int, grads: list[Tensor], adjoint: list[Tensor]
+) -> list[Tensor]:
+    """Return dF/dphi plus the adjoint of theta_0 pulled back to the phi it was made of."""
+    start = list(problem.start(phi, key).values())
+    linked = [i for i, t in enumerate(start) if t.requires_grad]
+    if not linked:
+        return grads
+    found = torch.autograd.grad(
+        [start[i] for i in linked], list(phi.values()), [adjoint[i] for i in linked],
+        materialize_grads=True,
+    )  # fmt: skip
+    return list(torch._foreach_add(grads, found))
 
 
 def _graph(
     problem: GradientProblem, phi: Tree, start: GradientState, key: int, segment: range
 ) -> tuple[GradientState, GradientState]:
     """Return leaves at the start of a segment and the state at its end, on the graph."""
-    start = end = _leaves(start)
+    start = end = state_leaves(start)
     for k in segment:
         end = problem.unroll_step(phi, end, fold(key, k))
     return start, end
@@ -149,7 +170,7 @@ def _pull_back(
     outputs: list[Tensor], adjoint: list[Tensor] | None, phi: Tree, start: GradientState
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the adjoint of `outputs` with respect to phi and to the segment's start."""
-    inputs = [*phi.values(), *_tensors(start)]
+    inputs = [*phi.values(), *state_tensors(start)]
     kept = [i for i, t in enumerate(outputs) if t.requires_grad]
     found = torch.autograd.grad(
         [outputs[i] for i in kept], inputs,
@@ -159,19 +180,8 @@ def _pull_back(
     return list(found[: len(phi)]), list(found[len(phi) :])
 
 
-def _leaves(state: GradientState) -> GradientState:
-    moments = {k: tree.leaves(v) for k, v in state.optimizer.items()}
-    return state._replace(params=tree.leaves(state.params), optimizer=moments)
-
-
-def _tensors(state: GradientState) -> list[Tensor]:
-    """Return what the derivative flows through: parameters and moments."""
-    moments = (t for moment in state.optimizer.values() for t in moment.values())
-    return [*state.params.values(), *moments]
-
-
 def _state_bytes(state: GradientState) -> int:
-    tensors = [*_tensors(state), *state.buffers.values()]
+    tensors = [*state_tensors(state), *state.buffers.values()]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -185,5 +195,5 @@ def _step_bytes(problem: GradientProblem, phi: Tree, inner: GradientState, key: 
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        end = problem.unroll_step(phi, _leaves(inner), fold(key, 0))
+        end = problem.unroll_step(phi, state_leaves(inner), fold(key, 0))
     return sum(seen.values()) + _state_bytes(end)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from metaopt import tree
-from metaopt.estimators import FirstOrder
+from metaopt.estimators import FirstOrder, Unroll
 from metaopt.inner import GradientProblem
 from metaopt.inner_optimizers import SGD
 from metaopt.problems.quadratic import Quadratic
@@ -30,7 +29,7 @@ class Adaptation(GradientProblem):
         return {"weight": torch.linspace(-1, 1, 4, dtype=torch.float64)}
 
     def init_params(self, outer, generator):
-        return tree.clone(outer)
+        return {k: v.clone() for k, v in outer.items()}
 
     def inner_batch(self, generator):
         return self.support
@@ -62,6 +61,19 @@ def test_differs_from_the_full_derivative_by_the_hessian_term():
     v, hessian = feedback.grad["weight"], x.T @ x / len(x)
     torch.testing.assert_close(maml, v - problem.lr * hessian @ v, rtol=1e-12, atol=1e-12)
     assert torch.linalg.vector_norm(maml - v) > 0.01
+
+
+@pytest.mark.parametrize(("steps", "segments"), [(1, 1), (5, 1), (5, 2)])
+def test_unroll_from_a_fork_is_maml(steps, segments):
+    problem = Adaptation(pull=0.3)
+    outer = problem.init_outer(None)
+    inner = problem.init_inner(outer, None, 0)
+    _, feedback = Unroll(steps, segments=segments)(problem, outer, inner, 0)
+    phi = outer["weight"].clone().requires_grad_()
+    theta = {"weight": problem.adapted(phi, steps)}
+    value = problem.outer_loss({"weight": phi}, theta, problem.query)
+    (maml,) = torch.autograd.grad(value, [phi])
+    torch.testing.assert_close(feedback.grad["weight"], maml, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, 5])
