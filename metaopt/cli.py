@@ -23,17 +23,29 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metaopt import arguments as schema
 from metaopt import checkpoint, options, provenance
-from metaopt.arguments import ConfigError, check, check_call, nearest
+from metaopt.arguments import ConfigError, check_call, nearest
 from metaopt.explain import report
 from metaopt.progress import Silent, watcher
 from metaopt.runner import Interrupted, Run, prepare_torch, result_of
+from metaopt.testing import check_report as hypergradients
 
 CONFIG = "train"
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
 
 PARTS = ("engine", "problem", "estimator", "optimizer", "tracker")
+CHECK_HELP = """metaopt-check problem=<name> [key=value ...]
+
+Print how far each estimator is from the exact hypergradient of a differentiable problem, with the
+seconds and the memory of a call. Keys are those of metaopt, and
+
+  estimator=a,b    the estimators to check; all of configs/estimator by default
+  steps=N          most inner steps to the start, and through the reference
+  warm_steps=N     outer steps before the rows marked warm (20)
+  json=FILE        write the rows to a file as well"""
+
 SETTINGS = (
     "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures",
 )  # fmt: skip
@@ -60,6 +72,50 @@ class Outcome:
 def main() -> None:
     """Run the command line of `metaopt`."""
     _guard(lambda: _dispatch(sys.argv[1:]))
+
+
+def check() -> None:
+    """Run the command line of `metaopt-check`."""
+    _guard(lambda: _check(sys.argv[1:]))
+
+
+def _check(arguments: list[str]) -> int:
+    """Compare estimators with the exact hypergradient of the problem that the overrides name."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(CHECK_HELP)
+        return 0
+    split = [a.partition("=") for a in arguments]
+    own = {k: v for k, _, v in split if k in ("steps", "warm_steps", "json")}
+    chosen = [v for k, _, v in split if k == "estimator"]
+    overrides = [a for a in arguments if a.partition("=")[0] not in (*own, "estimator")]
+    names = chosen[-1].split(",") if chosen else [*options.groups(options.folder())["estimator"]]
+    with composing():
+        configs = {n: _composed([*overrides, f"estimator={n}"]) for n in names}
+    config = next(iter(configs.values()))
+    prepare_torch(config["threads"], config["device"])
+    try:
+        estimators = {n: instantiate(c["estimator"], _convert_="all") for n, c in configs.items()}
+        hypergradients.report(
+            instantiate(config["problem"], _convert_="all"), estimators,
+            steps=int(own["steps"]) if "steps" in own else None,
+            warm_steps=int(own.get("warm_steps", 20)), key=config["seed"],
+            optimizer=lambda: instantiate(config["optimizer"], _convert_="all"),
+            json_file=Path(own["json"]) if "json" in own else None,
+        )  # fmt: skip
+    except InstantiationException as error:
+        raise _cause(error) from None
+    return 0
+
+
+def _composed(overrides: list[str]) -> dict[str, Any]:
+    """Return the problem, estimator and optimizer of a config, and how torch is to run."""
+    config: Any = compose(CONFIG, overrides)
+    keys = ("problem", "estimator", "optimizer", "threads", "device", "seed")
+    parts: Any = OmegaConf.create({k: config[k] for k in keys})
+    parts._set_parent(config)
+    resolved: Any = OmegaConf.to_container(parts, resolve=True, throw_on_missing=True)
+    schema.check(resolved)
+    return resolved
 
 
 def _guard(command: Any) -> None:
@@ -177,7 +233,7 @@ def _build(folder: Path, config: dict[str, Any], overrides: Sequence[str], sweep
         ConfigError: the config cannot be built; says why.
     """
     settings = {name: config[name] for name in SETTINGS}
-    check(config)
+    schema.check(config)
     check_call(Run, settings)
     check_call(prepare_torch, config)
     watch = watcher if not sweeping or sys.stderr.isatty() else Silent
@@ -306,10 +362,11 @@ def _suggest(key: str) -> str:
 def cell(name: str) -> str:
     """Return the folder's name of a sweep's cell: its overrides, with a hash where they are long.
 
-    Characters other than letters, digits and `_ . = , + - @` become `-`.
+    Characters other than letters, digits and `_ . = , + - @` become `-`. Two cells that meet in one
+    folder all the same are told apart by the hashes of their configs, and the second is refused.
     """
     plain = re.sub(r"[^\w.=,+@-]", "-", name) or "default"
-    if len(plain) <= 120 and plain == name:
+    if len(plain) <= 120:
         return plain
     return f"{plain[:100]}-{sha256(name.encode()).hexdigest()[:8]}"
 

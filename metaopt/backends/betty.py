@@ -83,7 +83,7 @@ class BettyHypergradient(Stateless):
         self.alpha, self.relative = alpha, relative
         if distributed.world_size() > 1:
             raise ValueError("betty runs in one process here; under torchrun use engine=metaopt.")
-        self._betty = _import_betty()
+        _import_betty()
         self._bound: GradientProblem | None = None
 
     def bind(self, problem: GradientProblem, outer: Tree, inner: GradientState) -> None:
@@ -101,8 +101,9 @@ class BettyHypergradient(Stateless):
             chosen[f"{self.type}_iterations"] = self.iterations
         elif self.relative and self.alpha is None:
             chosen["darts_alpha"] = torch.finfo(next(iter(inner.params.values())).dtype).eps ** 0.25
-        config = self._betty.Config(type=self.type, unroll_steps=self.inner_steps, **chosen)
-        self._pair = self._betty.Pair(problem, outer, inner, config, self.relative)
+        betty = _import_betty()
+        config = betty.Config(type=self.type, unroll_steps=self.inner_steps, **chosen)
+        self._pair = betty.Pair(problem, outer, inner, config, self.relative)
         self._bound = problem
 
     def __call__(

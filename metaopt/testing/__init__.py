@@ -1,22 +1,43 @@
-"""Tests that every problem, estimator and outer optimizer must pass, for anyone to subclass.
+"""Contracts that every problem, estimator and optimizer must pass; a check of hypergradients.
 
-Needs pytest. Subclass a contract, override its fixture `make`, and pytest runs the whole of it:
+The contracts need pytest. Subclass one, override its fixture `make`, and pytest runs the whole:
 
     class TestMine(ProblemContract):
         @pytest.fixture
         def make(self):
             return lambda: (MyProblem(), Unroll(5), Descent(partial(torch.optim.Adam, lr=0.1)))
+
+`check_hypergradient` compares estimators with an exact derivative, on any gradient problem.
 """
 
-import pytest
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-pytest.register_assert_rewrite("metaopt.testing.contracts")
+from metaopt.testing.check import Row, check_hypergradient
 
-from metaopt.testing.contracts import (  # noqa: E402
-    EstimatorContract,
-    OptimizerContract,
-    ProblemContract,
-    RunContract,
-)
+if TYPE_CHECKING:
+    from metaopt.testing.contracts import (
+        EstimatorContract,
+        OptimizerContract,
+        ProblemContract,
+        RunContract,
+    )
 
-__all__ = ["EstimatorContract", "OptimizerContract", "ProblemContract", "RunContract"]
+__all__ = [
+    "EstimatorContract",
+    "OptimizerContract",
+    "ProblemContract",
+    "Row",
+    "RunContract",
+    "check_hypergradient",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a contract, and with it pytest, when it is first asked for."""
+    if not name.endswith("Contract"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    pytest.register_assert_rewrite("metaopt.testing.contracts")
+    return getattr(import_module("metaopt.testing.contracts"), name)

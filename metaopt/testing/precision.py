@@ -1,0 +1,63 @@
+"""Twins of a problem: in float64, and with every batch the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import Module
+
+from metaopt import tree
+from metaopt.inner import Batch, GradientProblem
+from metaopt.random import fold, generator
+
+
+def in_float64(problem: GradientProblem) -> GradientProblem:
+    """Return a copy of the problem that computes in float64.
+
+    Tensors, modules and dtypes among its attributes are cast, also inside dicts, lists and tuples,
+    and so are its batches and first values. Data in objects of the problem's own is cast when it
+    comes as a batch.
+    """
+    twin = copy.copy(problem)
+    for name, value in vars(problem).items():
+        vars(twin)[name] = _cast(value)
+
+    def cast_result(name: str) -> None:
+        method = getattr(twin, name)
+        vars(twin)[name] = lambda *arguments: _cast(method(*arguments))
+
+    for name in ("inner_batch", "outer_batch", "init_outer", "init_params", "init_buffers"):
+        cast_result(name)
+    return twin
+
+
+def with_one_batch(problem: GradientProblem, key: int) -> GradientProblem:
+    """Return a copy of the problem whose inner batch and whose outer batch never change."""
+    twin = copy.copy(problem)
+    batches: dict[str, Batch] = {
+        "inner_batch": problem.inner_batch(generator(fold(key, "inner batch"))),
+        "outer_batch": problem.outer_batch(generator(fold(key, "outer batch"))),
+    }
+
+    def fix(name: str) -> None:
+        def drawn(generator: Generator) -> Batch:
+            return batches[name]
+
+        vars(twin)[name] = drawn
+
+    for name in batches:
+        fix(name)
+    return twin
+
+
+def _cast(node: Any) -> Any:
+    if isinstance(node, torch.dtype):
+        return torch.float64 if node.is_floating_point else node
+    if isinstance(node, Module):
+        return copy.deepcopy(node).double()
+    if isinstance(node, (Tensor, dict, list, tuple)):
+        return tree.map_tensors(lambda t: t.double() if t.is_floating_point() else t, node)
+    return node
