@@ -1,0 +1,230 @@
+"""Every YAML that is shipped composes, instantiates and runs; a new file is found by itself."""
+
+from __future__ import annotations
+
+import configparser
+import io
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from metaopt import cli, options
+from metaopt.arguments import check
+
+ROOT = options.folder()
+GROUPS = options.groups(ROOT)
+SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
+REFUSED = {("estimator", "first_order"): "needs theta to start at phi"}
+"""Options that no shipped problem can take, and why."""
+
+RUNS = [(g, o) for g, o in SHIPPED if g not in ("experiment", "sweep") and (g, o) not in REFUSED]
+EXPERIMENTS = sorted(GROUPS["experiment"])
+TINY = ("debug=tiny", "figures=false")
+
+SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "search")}
+IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=digits"]
+CONTEXT = {
+    "debug": {},
+    "engine": {"betty": ["estimator=implicit_identity"]},
+    "optimizer": SEARCHES,
+    "estimator": {
+        "score": ["optimizer=random"],
+        "score_function": ["problem=meta_pseudo_labels"],
+    },
+    "tracker": {"wandb": ["tracker.mode=disabled"]},
+}
+"""What an option needs beside `problem=ridge`, where that is not enough."""
+
+
+def arguments(group: str, option: str) -> list[str]:
+    if group == "problem":
+        return [f"problem={option}"]
+    if group == "data":
+        return ["problem=meta_pseudo_labels", f"data@problem.data={option}"]
+    if group == "model":
+        return [*IMAGES, f"model@problem.student={option}", "problem.labelled_batch=16"]
+    if group == "method":
+        return [f"problem={option.split('/')[0]}", f"+method={option}"]
+    needed = CONTEXT.get(group, {}).get(option, [])
+    problem = [] if any(a.startswith("problem=") for a in needed) else ["problem=ridge"]
+    return [*problem, f"{group}={option}", *needed]
+
+
+def composed(*overrides: str) -> Any:
+    with cli.composing():
+        return compose("train", list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.parametrize(("group", "option"), SHIPPED, ids=lambda x: x)
+def test_every_file_has_a_line_of_help(group: str, option: str) -> None:
+    text = GROUPS[group][option]
+    assert 10 < len(text) < 110, f"the first comment of {group}/{option}.yaml: {text!r}"
+
+
+@pytest.mark.parametrize(("group", "option"), RUNS, ids=lambda x: x)
+def test_every_option_runs(
+    metaopt: Callable[..., Any], tmp_path: Path, group: str, option: str
+) -> None:
+    extra = cifar(tmp_path) if option == "cifar10" else []
+    done = metaopt(*arguments(group, option), *extra, *TINY)
+    assert done.code == 0, done.err
+    (path,) = tmp_path.glob("runs/**/result.json")
+    metrics = json.loads(path.read_text())["metrics"]
+    assert any(name.startswith("eval/") for name in metrics)
+    assert all(math.isfinite(value) for value in metrics.values() if value is not None)
+
+
+@pytest.mark.parametrize(("group", "option"), REFUSED, ids=lambda x: x)
+def test_an_option_for_problems_to_come_is_refused_with_the_reason(
+    metaopt: Callable[..., Any], group: str, option: str
+) -> None:
+    done = metaopt(*arguments(group, option), *TINY)
+    assert done.code == 1
+    assert REFUSED[group, option] in done.err
+    assert "Traceback" not in done.err
+
+
+def cifar(folder: Path) -> list[str]:
+    """Write a data set of the schema of CIFAR-10 on the hub, with two images of each class."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    cells = []
+    for image in pixels:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="PNG")
+        cells.append({"bytes": file.getvalue(), "path": None})
+    table = pa.table({"img": cells, "label": [i % 10 for i in range(20)]})
+    for part in ("train", "test"):
+        parquet.write_table(table, folder / f"{part}-00000-of-00001.parquet")
+    return [f"problem.data.source={folder}", "problem.data.labels_per_class=1"]
+
+
+def cells(config: Any) -> list[list[str]]:
+    """Return the overrides of every cell of an experiment, as hydra's own sweeper expands them."""
+    params = [f"{k}={v}" for k, v in config.hydra.sweeper.params.items()]
+    parsed = OverridesParser.create().parse_overrides(params)
+    axes = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override() else [o.input_line]
+        for o in parsed
+    ]  # fmt: skip
+    return [list(combination) for combination in itertools.product(*axes)]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_expands(name: str) -> None:
+    config = composed(f"experiment={name}")
+    assert str(config.hydra.mode).endswith("MULTIRUN")
+    assert config.name == name
+    assert config.hydra.sweep.dir == f"results/{name}"
+    found = cells(config)
+    assert len(found) > 1
+    assert len({tuple(cell) for cell in found}) == len(found)
+    seeds = {o for cell in found for o in cell if o.startswith("seed=")}
+    assert len(seeds) >= 3, "a table needs repetitions"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_row_of_an_experiment_composes_and_fits_its_constructors(name: str) -> None:
+    rows = [cell for cell in cells(composed(f"experiment={name}")) if "seed=0" in cell]
+    assert rows
+    labels = []
+    for overrides in rows:
+        config = composed(f"experiment={name}", *overrides)
+        plain: Any = OmegaConf.to_container(
+            OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), resolve=True
+        )
+        check(plain)
+        labels.append((plain["row"], *overrides))
+    assert len(set(labels)) == len(labels)
+
+
+def test_debug_shrinks_an_experiment(metaopt: Callable[..., Any]) -> None:
+    done = metaopt("experiment=meta_pseudo_labels/quickstart", "seed=0", *TINY)
+    assert done.code == 0, done.err
+    assert "0 failed" in done.out
+
+
+# Optuna 2 uses what newer packages deprecate.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("option", [o for o in GROUPS["sweep"] if o.startswith("optuna/")])
+def test_optuna_sweeps_name_keys_that_exist_and_a_metric_that_is_logged(
+    metaopt: Callable[..., Any], option: str
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    config = composed(f"sweep={option}")
+    known = {name for name, _, _ in options.keys(ROOT)}
+    assert {key.split(".")[0].lstrip("+") for key in config.hydra.sweeper.params} <= known
+    assert config.hydra.sweeper.direction in ("minimize", "maximize")
+    done = metaopt(f"sweep={option}", "hydra.sweeper.n_trials=2", *TINY)
+    assert done.code == 0, done.err
+    results = [json.loads(p.read_text()) for p in Path().glob("results/**/result.json")]
+    assert len(results) == 2
+    assert all(config.objective in result["metrics"] for result in results)
+
+
+SWEEPS = [ROOT / "sweep" / f"{o}.yaml" for o in GROUPS["sweep"] if o.startswith("wandb/")]
+METHODS = {"grid", "random", "bayes"}
+DISTRIBUTIONS = {
+    "constant", "categorical", "int_uniform", "uniform", "q_uniform", "log_uniform_values",
+    "q_log_uniform_values", "inv_log_uniform_values", "normal", "q_normal", "log_normal", "beta",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_wandb_sweeps_are_valid_and_their_command_runs(
+    metaopt: Callable[..., Any], path: Path
+) -> None:
+    sweep = yaml.safe_load(path.read_text())
+    assert sweep["method"] in METHODS
+    assert sweep["metric"]["goal"] in ("minimize", "maximize")
+    assert sweep["program"] == "metaopt"
+    chosen = []
+    for key, parameter in sweep["parameters"].items():
+        assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key)
+        assert parameter.get("distribution", "categorical") in DISTRIBUTIONS
+        assert "values" in parameter or "value" in parameter or parameter["min"] < parameter["max"]
+        first = parameter["values"][0] if "values" in parameter else parameter["min"]
+        chosen.append(f"{key}={first}")
+    assert sweep["command"][0] == "${program}"
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    command = sweep["command"][1:-1]
+    assert "tracker=wandb" in command
+    done = metaopt(*command, *chosen, "tracker.mode=disabled", *TINY)
+    assert done.code == 0, done.err
+    (result,) = Path().glob("runs/**/result.json")
+    assert sweep["metric"]["name"] in json.loads(result.read_text())["metrics"]
+
+
+def test_the_packages_in_setup_cfg_are_those_of_the_tree() -> None:
+    source = ROOT.parent
+    parser = configparser.ConfigParser()
+    parser.read(source / "setup.cfg")
+    listed = parser["options"]["packages"].split()
+    folders = {path.parent for path in (source / "metaopt").rglob("*.py")}
+    found = {".".join(folder.relative_to(source).parts) for folder in folders}
+    assert sorted(listed) == sorted({*found, "metaopt.configs"})
+    assert all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_constraints_are_versions_of_the_packages_asked_for() -> None:
+    lines = (ROOT.parent / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.match(r"[\w-]+==[\w.]+(; python_version >= \"3\.11\")?$", pin) for pin in pins)
+    assert "torch==2.13.0" in pins
