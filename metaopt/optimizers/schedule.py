@@ -104,7 +104,7 @@ class Schedule:
 
     @property
     def solution(self) -> Any:
-        """The value last asked for."""
+        """The value last asked for; after the end of an episode, the first of the next."""
         return self._at(max(0, self._step - 1))
 
     def state_dict(self) -> dict[str, Any]:

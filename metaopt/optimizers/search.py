@@ -167,9 +167,8 @@ class Search:
     def _propose(self, key: int) -> Any:
         if self.proposer is None or self._latest is None:
             return self._initial
-        parents = {"always": [self._latest], "if_better": self._archive[:1]}.get(
-            self.accept, self._archive
-        )
+        kept = self._archive[:1] if self.accept == "if_better" else self._archive
+        parents = [self._latest] if self.accept == "always" else kept
         if self.screen is None:
             return self.proposer(parents, fold(key, 0, 0))
         for attempt in range(self.redraws + 1):
@@ -177,23 +176,18 @@ class Search:
             drawn = [self.proposer(parents, k) for k in keys]
             scores = [self.screen(candidate, self.trials) for candidate in drawn]
             best = min(range(len(drawn)), key=scores.__getitem__)
-            kept = scores[best] < math.inf
-            self._rejected += len(drawn) - kept
-            if kept:
+            passed = scores[best] < math.inf
+            self._rejected += len(drawn) - passed
+            if passed:
                 return drawn[best]
         return parents[0].outer
 
     def _file(self, trial: Trial) -> None:
-        """Put a trial into the archive, merged with earlier ones of the same outer variable."""
-        known = [t for t in self._archive if same(t.outer, trial.outer)]
-        for earlier in known:
-            trial = merge(earlier, trial)
-        self._latest = trial
-        rest = [t for t in self._archive if all(t is not k for k in known)]
-        self._archive = [*rest, trial]
-        scores = [self._score(t) for t in self._archive]
-        order = sorted(range(len(scores)), key=scores.__getitem__)
-        self._archive = [self._archive[i] for i in order][: self.archive_size]
+        """Put a trial into the archive, merged with the earlier one of the same outer variable."""
+        known = next((t for t in self._archive if same(t.outer, trial.outer)), None)
+        self._latest = trial if known is None else merge(known, trial)
+        self._archive = [*(t for t in self._archive if t is not known), self._latest]
+        self._archive = sorted(self._archive, key=self._score)[: self.archive_size]
 
     def _score(self, trial: Trial) -> float:
         if self.rank == "screen" and self.screen is not None:

@@ -110,7 +110,7 @@ class Knapsack:
         return Feedback(gaps.mean(), artifacts=found, metrics={"inner/gap_max": gaps.max()})
 
     def metrics(self, outer: str, inner: Packing) -> Mapping[str, float]:
-        """Return the mean gap that the text leaves on the held-out knapsacks."""
+        """Return the mean gap that four inner steps of the text leave on held-out knapsacks."""
         draw = generator(fold(0, "knapsack", "evaluation"))
         packed = follow(outer, self.test, empty(self.test), 4 * self.moves, draw)
         return {"test_gap": float((1 - packed.best / self.test.optimum).mean())}
