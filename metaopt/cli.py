@@ -86,6 +86,7 @@ def _check(arguments: list[str]) -> int:
         return 0
     split = [a.partition("=") for a in arguments]
     own = {k: v for k, _, v in split if k in ("steps", "warm_steps", "json")}
+    own.setdefault("warm_steps", "20")
     chosen = [v for k, _, v in split if k == "estimator"]
     overrides = [a for a in arguments if a.partition("=")[0] not in (*own, "estimator")]
     names = chosen[-1].split(",") if chosen else [*options.groups(options.folder())["estimator"]]
@@ -97,14 +98,22 @@ def _check(arguments: list[str]) -> int:
         estimators = {n: instantiate(c["estimator"], _convert_="all") for n, c in configs.items()}
         hypergradients.report(
             instantiate(config["problem"], _convert_="all"), estimators,
-            steps=int(own["steps"]) if "steps" in own else None,
-            warm_steps=int(own.get("warm_steps", 20)), key=config["seed"],
+            steps=_count(own, "steps"), warm_steps=_count(own, "warm_steps") or 0,
+            key=config["seed"],
             optimizer=lambda: instantiate(config["optimizer"], _convert_="all"),
             json_file=Path(own["json"]) if "json" in own else None,
         )  # fmt: skip
     except InstantiationException as error:
         raise _cause(error) from None
     return 0
+
+
+def _count(own: Mapping[str, str], name: str) -> int | None:
+    if name not in own:
+        return None
+    if not own[name].isdigit():
+        raise ConfigError(f"{name} must be a whole number >= 0; got {own[name]!r}.")
+    return int(own[name])
 
 
 def _composed(overrides: list[str]) -> dict[str, Any]:

@@ -125,10 +125,14 @@ def check_hypergradient(
             f"got {steps}, {reference_steps}, {warm_steps}."
         )
     problem = with_one_batch(problem, key)
-    points = _trajectory(
-        with_one_batch(exact, key) if exact else in_float64(problem),
-        steps, reference_steps, warm_steps, optimizer or _adam, key,
-    )  # fmt: skip
+    twin = with_one_batch(exact, key) if exact else in_float64(problem)
+    try:
+        points = _trajectory(twin, steps, reference_steps, warm_steps, optimizer or _adam, key)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(problem).__name__} does not run in float64 after casting its attributes: "
+            f"{error}. Pass exact=<the problem built in float64>."
+        ) from error
     rows = []
     for name, estimator in estimators.items():
         rows += _compare(problem, name, estimator, points)
@@ -195,14 +199,8 @@ def _point(
     )
     grad: Tree = {}
     if judged:
-        try:
-            unroll = Unroll(count, segments="auto")
-            grad = _grad(unroll(problem, outer, tree.clone(inner), key)[1])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{type(problem).__name__} does not run in float64 after casting its attributes: "
-                f"{error}. Pass exact=<the problem built in float64>."
-            ) from error
+        unroll = Unroll(count, segments="auto")
+        grad = _grad(unroll(problem, outer, tree.clone(inner), key)[1])
     closed = problem.hypergradient(outer) if isinstance(problem, ClosedForm) else None
     return _Point(outer, inner, key, grad, closed, words)
 

@@ -1,0 +1,238 @@
+"""The check itself: right where the answer is known, loud where an estimator is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from metaopt import tree
+from metaopt.cli import check
+from metaopt.estimators import (
+    Exact,
+    FiniteDifference,
+    Identity,
+    Implicit,
+    Score,
+    Unroll,
+)
+from metaopt.inner import GradientProblem, split_module
+from metaopt.inner_optimizers import SGD
+from metaopt.problems.quadratic import Quadratic
+from metaopt.problems.ridge import Ridge
+from metaopt.random import generator
+from metaopt.testing import check_hypergradient
+from metaopt.testing.check_report import report
+from metaopt.testing.meter import PeakMemory
+from metaopt.testing.precision import in_float64, with_one_batch
+
+
+class Dropped(GradientProblem):
+    """Row weights of a network with dropout, in float32, on batches that are drawn."""
+
+    def __init__(self, dropout=0.1):
+        self.inner_optimizer = SGD(lr=0.1)
+        draw = generator(0)
+        self.x = torch.randn(60, 8, generator=draw)
+        self.y = torch.randint(3, (60,), generator=draw)
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Linear(8, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 3)
+        )
+
+    def init_outer(self, generator):
+        return {"weight": torch.zeros(30)}
+
+    def init_params(self, outer, generator):
+        return split_module(self.model)[0]
+
+    def inner_batch(self, generator):
+        return torch.randperm(30, generator=generator)[:20]
+
+    def outer_batch(self, generator):
+        return 30 + torch.randperm(30, generator=generator)[:20]
+
+    def losses(self, inner, rows):
+        logits = functional_call(self.model, inner, self.x[rows])
+        return nn.functional.cross_entropy(logits, self.y[rows], reduction="none")
+
+    def inner_loss(self, outer, inner, batch):
+        return (outer["weight"][batch].sigmoid() * self.losses(inner, batch)).mean()
+
+    def outer_loss(self, outer, inner, batch):
+        return self.losses(inner, batch).mean()
+
+
+class Scaled(Implicit):
+    """An estimator that is wrong by a factor."""
+
+    def __call__(self, problem, outer, inner, key):
+        inner, feedback = super().__call__(problem, outer, inner, key)
+        vars(feedback)["grad"] = tree.scale(feedback.grad, -3.0)
+        return inner, feedback
+
+
+def rows_of(problem, estimators, **settings):
+    return {(r.estimator, r.warm): r for r in check_hypergradient(problem, estimators, **settings)}
+
+
+def test_exact_estimators_have_no_error():
+    estimators = {"unroll": Unroll(2500), "exact": Implicit(Exact()), "wrong": Scaled(Exact())}
+    rows = rows_of(Quadratic(inner_optimizer=SGD(lr=1.0)), estimators, steps=2500)
+    for name in ("unroll", "exact"):
+        row = rows[name, False]
+        assert row.closed_error < 1e-9
+        assert row.error < 1e-9
+        assert row.cosine == pytest.approx(1.0)
+    wrong = rows["wrong", False]
+    assert wrong.cosine == pytest.approx(-1.0)
+    assert wrong.error == pytest.approx(4.0, rel=1e-6)
+    assert wrong.scaled_error < 1e-6
+
+
+def test_ridge_by_default_cold_and_warm():
+    rows = rows_of(Ridge(), {"cg": Implicit()}, steps=5000, warm_steps=20)
+    assert rows["cg", False].closed_error < 0.1
+    assert rows["cg", True].closed_error < 0.01
+    assert rows["cg", False].cost["hvps"] == 7
+
+
+def test_a_short_unroll_is_exact_for_its_own_length():
+    estimators = {"unroll": Unroll(7), "identity": Implicit(Identity(), inner_steps=7)}
+    rows = rows_of(Ridge(), estimators, steps=30, reference_steps=7)
+    assert rows["unroll", False].error < 1e-12
+    assert rows["identity", False].error > 0.1
+
+
+def test_float32_is_compared_with_float64():
+    rows = rows_of(Dropped(), {"unroll": Unroll(5)}, steps=10, reference_steps=5)
+    assert 1e-9 < rows["unroll", False].error < 1e-5, "same masks, another precision"
+
+
+def test_a_finite_difference_keeps_its_cosine_under_dropout():
+    problem = with_one_batch(Dropped(dropout=0.1), 0)
+    phi = problem.init_outer(generator(0))
+    inner = problem.init_inner(phi, None, 0)
+    exact = in_float64(problem)
+    wanted = Implicit(Identity())(
+        exact, tree.map_tensors(torch.Tensor.double, phi), exact.init_inner(phi, None, 0), 5
+    )[1].grad["weight"]
+    found = FiniteDifference()(problem, phi, inner, 5)[1].grad["weight"].double()
+    assert nn.functional.cosine_similarity(found, wanted, dim=0) > 0.95
+
+
+def test_problem_and_estimators_are_left_as_they_were():
+    problem, estimator = Dropped(), Implicit()
+    before = dict(vars(problem))
+    check_hypergradient(problem, {"cg": estimator}, steps=5, warm_steps=2)
+    assert vars(problem) == before
+    assert estimator.state_dict() == Implicit().state_dict()
+    assert problem.model[0].weight.dtype == torch.float32
+
+
+def test_batches_are_fixed_and_cast():
+    problem = in_float64(with_one_batch(Dropped(), 3))
+    a, b = (problem.inner_batch(generator(i)) for i in (1, 2))
+    assert torch.equal(a, b)
+    assert problem.x.dtype == problem.model[0].weight.dtype == torch.float64
+    assert not torch.equal(*(Dropped().inner_batch(generator(i)) for i in (1, 2)))
+
+
+def test_what_gives_no_gradient_says_so():
+    rows = rows_of(Ridge(), {"score": Score(), "ok": Unroll(1)}, steps=5)
+    assert "no gradient" in rows["score", False].refused
+    assert rows["ok", False].refused is None
+
+
+@pytest.mark.parametrize("settings", [{"steps": -1}, {"reference_steps": 0}, {"warm_steps": -1}])
+def test_settings_out_of_range_are_named(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        check_hypergradient(Ridge(), {}, **settings)
+
+
+def test_other_problems_are_refused():
+    with pytest.raises(TypeError, match="GradientProblem"):
+        check_hypergradient(object(), {})
+
+
+class Stubborn(Ridge):
+    def inner_loss(self, outer, inner, batch):
+        return super().inner_loss(outer, inner, batch) + inner["weight"] @ torch.zeros(20)
+
+
+def test_a_problem_that_does_not_cast_needs_a_twin():
+    stubborn = Stubborn(dtype="float32")
+    with pytest.raises(ValueError, match="exact="):
+        check_hypergradient(stubborn, {"unroll": Unroll(3)}, steps=3)
+    row = check_hypergradient(stubborn, {"unroll": Unroll(3)}, steps=0, exact=Ridge(),
+                              reference_steps=3)[0]  # fmt: skip
+    assert row.error < 1e-5
+
+
+def test_peak_memory_counts_what_lives_together():
+    mib = 2**20
+    x = torch.ones(mib // 4)
+    with PeakMemory() as once:
+        for _ in range(5):
+            x + 1
+    with PeakMemory() as kept:
+        held = [x + i for i in range(5)]
+    with PeakMemory() as views:
+        [x.view(2, -1), x[1:], x.detach()]
+    assert (once.peak, kept.peak, views.peak) == (mib, 5 * mib, 0)
+    assert kept.live == 5 * mib
+    del held
+    assert kept.live == 0
+
+
+def test_peak_memory_grows_with_the_unrolled_steps():
+    rows = rows_of(Dropped(), {"short": Unroll(2), "long": Unroll(20)}, steps=2)
+    assert rows["long", False].peak_bytes > 5 * rows["short", False].peak_bytes
+
+
+def test_the_report_prints_a_table_and_writes_its_rows(capsys, tmp_path):
+    path = tmp_path / "rows.json"
+    estimators = {"cg": Implicit(), "score": Score()}
+    rows = report(Dropped(), estimators, steps=5, warm_steps=2, json_file=path)
+    text = capsys.readouterr().out
+    assert "through 5 inner steps in float64" in text
+    assert "score: gives no gradient" in text
+    assert [line.split()[:2] for line in text.splitlines() if line.startswith("cg ")] == [
+        ["cg", "cold"], ["cg", "warm"]
+    ]  # fmt: skip
+    written = json.loads(path.read_text())
+    assert [r["cosine"] for r in written] == [r.cosine for r in rows]
+
+
+def command(monkeypatch, capsys, *arguments):
+    """Return the exit code, the output and the errors of `metaopt-check`."""
+    monkeypatch.setattr(sys, "argv", ["metaopt-check", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        check()
+    return stop.value.code, *capsys.readouterr()
+
+
+def test_the_command_checks_a_shipped_problem(monkeypatch, capsys):
+    code, out, errors = command(
+        monkeypatch, capsys, "problem=quadratic", "estimator=unroll,implicit_exact", "steps=200"
+    )
+    assert code == 0, errors
+    exact = next(x for x in out.splitlines() if x.startswith("implicit_exact")).split()
+    assert float(exact[2]) > 0.999
+    assert len([x for x in out.splitlines() if x.startswith("unroll ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["problem=knapsack"], "GradientProblem"), (["problem=ridge", "estimator=unrol"], "unroll"),
+     (["problem=ridge", "steps=few"], "steps")],
+)  # fmt: skip
+def test_the_command_explains_mistakes(monkeypatch, capsys, arguments, message):
+    code, _, errors = command(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert message in errors
+    assert "Traceback" not in errors
