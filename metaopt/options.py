@@ -16,6 +16,7 @@ metaopt problem=<problem> [group=option] [key=value] ...   one run, in runs/<nam
 metaopt -m problem=<problem> key=a,b,c ...                 a sweep, in results/<name>/<overrides>
 metaopt experiment=<paper>/<table>                         a table of a paper; again: the rest of it
 metaopt resume=<run folder>                                continue from the last checkpoint
+metaopt --config-dir=<folder> ...                          options of your own, beside the shipped
 metaopt --cfg job problem=<problem> ...                    print the config, run nothing
 metaopt-report <folder>                                    tables and figures of finished runs
 metaopt-check problem=<problem>                            each estimator against an exact one"""

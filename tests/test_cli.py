@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from metaopt import checkpoint, cli
+from metaopt import checkpoint, options
 from metaopt.arguments import describe, fits
+from metaopt.cli import jobs
+from metaopt.cli.composing import cell
 from metaopt.problems.ridge import Ridge
 
 Metaopt = Callable[..., Any]
@@ -73,7 +75,7 @@ def test_the_same_sweep_again_computes_nothing(
     first = metaopt(*sweep)
     assert (first.code, "6 cells: 6 computed" in first.out) == (0, True)
     before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.*")}
-    monkeypatch.setattr(cli, "_build", None)
+    monkeypatch.setattr(jobs, "_build", None)
     again = metaopt(*sweep)
     assert again.code == 0
     assert "6 of 6 cells were already complete; nothing computed." in again.out
@@ -131,7 +133,7 @@ def test_cells_run_in_two_processes(metaopt: Metaopt) -> None:
         sys.executable, "-m", "metaopt.cli", "-m", *TINY, "seed=0,1,2,3",
         "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
     ]  # fmt: skip
-    source = str(Path(cli.__file__).parent.parent)
+    source = str(options.folder().parent)
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
     )
@@ -140,11 +142,21 @@ def test_cells_run_in_two_processes(metaopt: Metaopt) -> None:
 
 
 def test_long_and_odd_names_of_cells_become_folders() -> None:
-    assert cli.cell("estimator=unroll,seed=0") == "estimator=unroll,seed=0"
-    odd = cli.cell("data.path=/a/b,limits={x:1}")
+    assert cell("estimator=unroll,seed=0") == "estimator=unroll,seed=0"
+    odd = cell("data.path=/a/b,limits={x:1}")
     assert "/" not in odd
-    assert odd != cli.cell("data.path=/a/b,limits={x:2}")
-    assert len(cli.cell("a=1," * 100)) < 120
+    assert odd != cell("data.path=/a/b,limits={x:2}")
+    assert len(cell("a=1," * 100)) < 120
+
+
+def test_a_folder_of_ones_own_adds_options(metaopt: Metaopt) -> None:
+    own = Path("own/problem/mine.yaml")
+    own.parent.mkdir(parents=True)
+    shipped = (options.folder() / "problem" / "ridge.yaml").read_text()
+    own.write_text(shipped.replace("name: ridge", "name: mine"))
+    done = metaopt("--config-dir=own", "problem=mine", *TINY[1:])
+    assert done.code == 0, done.err
+    assert only("runs/mine/*/result.json")
 
 
 def test_help_lists_groups_options_and_keys(metaopt: Metaopt) -> None:
@@ -282,7 +294,7 @@ def test_a_folder_that_must_not_be_written_is_named(
 
 
 def test_a_real_limit_on_file_sizes_gives_a_message(tmp_path: Path) -> None:
-    source = str(Path(cli.__file__).parent.parent)
+    source = str(options.folder().parent)
     done = subprocess.run(
         [sys.executable, "-m", "metaopt.cli", *TINY, "problem.features=2000"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)),

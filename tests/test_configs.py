@@ -19,8 +19,9 @@ from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from metaopt import cli, options
+from metaopt import options
 from metaopt.arguments import check
+from metaopt.cli.composing import composing
 
 ROOT = options.folder()
 GROUPS = options.groups(ROOT)
@@ -62,7 +63,7 @@ def arguments(group: str, option: str) -> list[str]:
 
 
 def composed(*overrides: str) -> Any:
-    with cli.composing():
+    with composing():
         return compose("train", list(overrides), return_hydra_config=True)
 
 

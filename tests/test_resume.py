@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from metaopt import Engine, checkpoint, cli
+from metaopt import Engine, checkpoint, options
 from metaopt.estimators import ConjugateGradient, Implicit
 from metaopt.inner_optimizers import SGD
 from metaopt.optimizers import Descent
@@ -34,7 +34,7 @@ ARGUMENTS = (
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    source = str(Path(cli.__file__).parent.parent)
+    source = str(options.folder().parent)
     # Another commit in the middle of the test must not change the result's provenance.
     environment = {**os.environ, "PYTHONPATH": source, "GIT_DIR": str(folder / "none")}
     return subprocess.Popen(

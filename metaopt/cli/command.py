@@ -1,0 +1,94 @@
+"""The command `metaopt`: one run, a sweep, or the rest of a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from metaopt import options
+from metaopt.arguments import ConfigError
+from metaopt.cli.composing import COMPOSITION, CONFIG, composing, explanation
+from metaopt.cli.jobs import job, resume
+from metaopt.explain import report
+
+
+def main() -> None:
+    """Run the command line of `metaopt`."""
+    guard(lambda: _dispatch(sys.argv[1:]))
+
+
+def guard(command: Callable[[], int]) -> None:
+    """Run a command and exit with its status, or with a message when it fails."""
+    try:
+        status = command()
+    except KeyboardInterrupt:
+        status = 130
+    except (*COMPOSITION, ConfigError) as error:
+        report(ConfigError(explanation(error)) if not isinstance(error, ConfigError) else error)
+        status = 1
+    except Exception as error:
+        report(error)
+        status = 1
+    sys.exit(status)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        options.show(options.folder())
+        return 0
+    resumed = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
+    if resumed:
+        return resume(Path(resumed[0]), [a for a in arguments if not a.startswith("resume=")])
+    flags, overrides = _flags().parse_known_args(arguments)
+    if any(a.startswith("-") for a in overrides):
+        _hydra_itself()
+        return 0
+    if flags.config_dir is not None:
+        overrides.append(f"hydra.searchpath=['file://{flags.config_dir.resolve()}']")
+    with composing():
+        loaded: Any = GlobalHydra.instance().hydra
+        if flags.multirun or loaded.get_mode(CONFIG, overrides) == RunMode.MULTIRUN:
+            started = time.monotonic()
+            returned = loaded.multirun(CONFIG, job, [*overrides, "hydra.mode=MULTIRUN"])
+            return _summary(returned, time.monotonic() - started)
+        outcome = loaded.run(CONFIG, job, overrides).return_value
+    return int(outcome.status == "failed")
+
+
+def _flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="metaopt", add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir", type=Path)
+    return parser
+
+
+def _hydra_itself() -> None:
+    """Hand flags such as `--cfg job`, `--info` and `--hydra-help` to hydra's own command line."""
+    hydra.main(config_path=str(options.folder()), config_name=CONFIG, version_base="1.3")(job)()
+
+
+def _summary(returned: Any, seconds: float) -> int:
+    """Say how many cells of a sweep were computed; return the exit code."""
+    if not isinstance(returned, list):  # sweepers of plugins return nothing
+        return 0
+    cells = [r.return_value for batch in returned for r in batch]
+    count = {s: sum(c.status == s for c in cells) for s in ("computed", "complete", "failed")}
+    if count["complete"] == len(cells):
+        print(f"{len(cells)} of {len(cells)} cells were already complete; nothing computed.")
+    else:
+        print(
+            f"{len(cells)} cells: {count['computed']} computed in {seconds:.0f} s, "
+            f"{count['complete']} were already complete, {count['failed']} failed."
+        )
+    if count["failed"]:
+        print("The same command computes what is missing.")
+    print(f"Next: metaopt-report {cells[0].folder.parent}")
+    return int(count["failed"] > 0)

@@ -1,0 +1,188 @@
+"""One composed config, run in its folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from metaopt import checkpoint, provenance
+from metaopt.arguments import ConfigError, check, check_call, nearest
+from metaopt.cli.composing import cause
+from metaopt.explain import report
+from metaopt.progress import Silent, watcher
+from metaopt.runner import Interrupted, Run, prepare_torch, result_of
+
+WORST = 1e12
+"""What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
+
+PARTS = ("engine", "problem", "estimator", "optimizer", "tracker")
+SETTINGS = (
+    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run.
+
+    Args:
+        status: "computed", "complete" (it was before), or "failed".
+        folder: the run's folder.
+        objective: the metric for a sweeper; lower is better unless its direction says otherwise.
+    """
+
+    status: str
+    folder: Path
+    objective: float = WORST
+
+    def __float__(self) -> float:
+        return self.objective
+
+
+def job(config: DictConfig) -> Outcome:
+    """Run one composed config in the folder that hydra made for it; errors end up in messages."""
+    state: Any = HydraConfig.get()
+    folder = Path(state.runtime.output_dir)
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    sweeping = state.mode == RunMode.MULTIRUN
+    try:
+        resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        direction = str(OmegaConf.select(state, "sweeper.direction"))
+        return _run(folder, resolved, list(state.overrides.task), sweeping, direction)
+    except Interrupted as stop:
+        print(f"Stopped: {stop}. Continue with\n  metaopt resume={folder}", file=sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
+    except Exception as error:
+        report(cause(error), folder)
+        _remove_empty(folder)
+        return Outcome("failed", folder)
+
+
+def resume(folder: Path, rest: Sequence[str]) -> int:
+    """Continue the run of a folder and return the exit code; `rest` must be empty.
+
+    Raises:
+        ConfigError: the folder holds no run, or there are overrides.
+    """
+    if rest:
+        raise ConfigError(
+            f"resume= continues a run as it was started; drop {' '.join(rest)}, "
+            f"or start a new run with it."
+        )
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} is no run's folder: {path} is missing.")
+    try:
+        outcome = _run(folder, yaml.safe_load(path.read_text()), [], False, "minimize")
+    except Interrupted as stop:
+        print(f"Stopped: {stop}. Continue with\n  metaopt resume={folder}", file=sys.stderr)
+        return 128 + stop.signum
+    except Exception as error:
+        report(cause(error), folder)
+        return 1
+    return int(outcome.status == "failed")
+
+
+def _run(
+    folder: Path, config: dict[str, Any], overrides: Sequence[str], sweeping: bool, direction: str
+) -> Outcome:
+    _refuse_foreign(folder, config)
+    result = result_of(folder)
+    if result is not None:
+        _write_config(folder, config)
+        print(f"{folder}: already complete; nothing computed.")
+        return Outcome("complete", folder, _objective(config, result, direction))
+    run = _build(folder, config, overrides, sweeping)
+    _write_config(folder, config)
+    started = time.monotonic()
+    result = run()
+    (folder / "error.log").unlink(missing_ok=True)
+    _conclude(folder, result, time.monotonic() - started, sweeping)
+    return Outcome("computed", folder, _objective(config, result, direction))
+
+
+def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` if the folder holds the work of another config; name what differs."""
+    path = folder / "config.yaml"
+    if not path.exists() or not (checkpoint.steps(folder / "checkpoints") or result_of(folder)):
+        return
+    before = yaml.safe_load(path.read_text())
+    if provenance.config_hash(before) != provenance.config_hash(config):
+        changed = "\n  ".join(provenance.differences(before, config)[:8])
+        raise ConfigError(
+            f"{folder} holds a run of another config:\n  {changed}\n"
+            f"Delete the folder to compute it anew, or set name=<another name>."
+        )
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the config in the folder; labels may have changed since the last time."""
+    path, text = folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False)
+    if not path.exists() or path.read_text() != text:
+        checkpoint.write_text(path, text)
+
+
+def _build(folder: Path, config: dict[str, Any], overrides: Sequence[str], sweeping: bool) -> Run:
+    """Make the run that a config describes.
+
+    Raises:
+        ConfigError: the config cannot be built; says why.
+    """
+    settings = {name: config[name] for name in SETTINGS}
+    check(config)
+    check_call(Run, settings)
+    check_call(prepare_torch, config)
+    watch = watcher if not sweeping or sys.stderr.isatty() else Silent
+    try:
+        prepare_torch(config["threads"], config["device"])
+        made = {k: instantiate(config[k], _convert_="all") for k in PARTS}
+        engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
+        return Run(engine, folder, config, made["tracker"], overrides, **settings, watch=watch)
+    except (InstantiationException, ValueError) as error:
+        inner = cause(error)
+        raise (ConfigError(str(inner)) if isinstance(inner, ValueError) else inner) from error
+
+
+def _objective(config: Mapping[str, Any], result: Mapping[str, Any], direction: str) -> float:
+    name = config["objective"]
+    worst = -WORST if "max" in direction.lower() else WORST
+    if name is None:
+        return worst
+    if name not in result["metrics"]:
+        raise ConfigError(
+            f"objective={name} is no metric of this run.{nearest(name, result['metrics'])} "
+            f"There are {', '.join(result['metrics'])}."
+        )
+    value = result["metrics"][name]
+    return worst if value is None else float(value)
+
+
+def _conclude(folder: Path, result: Mapping[str, Any], seconds: float, sweeping: bool) -> None:
+    """Print the final metrics, the folder and the next command."""
+    metrics = {k: v for k, v in result["metrics"].items() if v is not None}
+    if sweeping:
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("eval/"))
+        print(f"{folder}: {shown}  ({seconds:.1f} s)", flush=True)
+        return
+    for name, value in metrics.items():
+        print(f"{name:<28}{value:.6g}")
+    if result["stopped"]:
+        print(f"stopped early: the limit on {result['stopped']} is reached")
+    print(f"{result['outer_steps']} outer steps in {seconds:.1f} s; everything is in {folder}")
+    print(f"Next: metaopt-report {folder}")
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
