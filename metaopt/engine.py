@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,12 +28,14 @@ class Engine:
 
     Attributes:
         outer_step: outer steps taken so far.
-        inner: the state the last inner run left, or `None`.
+        inner: the state the last inner run left, or `None` before the first.
+        done: whether that run has ended, so that the next one starts afresh.
         ledger: what has been spent.
 
     Raises:
         NonFiniteError: from iteration, when a meta-objective or a hypergradient is not finite;
-            the optimizer has then not been told, so its state is still good.
+            the optimizer has then not been told, so its state is still good. Without a gradient
+            +inf is legal: an infeasible candidate.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Engine:
         self.outer_steps, self.seed = outer_steps, seed
         self.outer_step = 0
         self.inner: Any = None
+        self.done = True
         self.ledger = Ledger(limits)
         optimizer.init(problem.init_outer(generator(fold(seed, "outer"))))
 
@@ -63,25 +67,27 @@ class Engine:
 
     def _step(self, key: int) -> Feedback:
         outer = self.optimizer.ask(fold(key, "ask"))
-        inner = self.problem.init_inner(outer, self.inner, key)
+        inner = self.problem.init_inner(outer, None if self.done else self.inner, key)
         inner, feedback = self.estimator(self.problem, outer, inner, key)
         feedback = self._checked(all_reduce(feedback))
         self.optimizer.tell(feedback)
         self.ledger.charge(feedback.cost)
-        self.inner = None if feedback.done else inner
+        self.inner, self.done = inner, feedback.done
         return feedback
 
     def _checked(self, feedback: Feedback) -> Feedback:
         value = torch.as_tensor(feedback.value).detach()
         metrics = {"outer/loss": value, **feedback.metrics}
-        total = value
-        if feedback.grad is not None:
+        if feedback.grad is None:
+            bad = torch.isnan(value) | torch.isneginf(value)
+        else:
             metrics["outer/grad_norm"] = norm = tree.norm(feedback.grad)
-            total = value + norm.to(value)
-        if not torch.isfinite(total):
-            what = "outer loss" if not torch.isfinite(value) else "norm of the hypergradient"
-            bad = value if not torch.isfinite(value) else total
-            raise NonFiniteError(f"{what} is {float(bad)} at outer step {self.outer_step + 1}")
+            bad = ~torch.isfinite(value + norm.to(value))
+        if bad:
+            what, number = "outer loss", float(value)
+            if math.isfinite(number):
+                what, number = "norm of the hypergradient", float(metrics["outer/grad_norm"])
+            raise NonFiniteError(f"{what} is {number} at outer step {self.outer_step + 1}")
         return dataclasses.replace(feedback, value=value, metrics=metrics)
 
     def finish(self) -> None:
@@ -91,7 +97,11 @@ class Engine:
             self.inner = self.problem.finish(self.optimizer.solution, self.inner, key)
 
     def metrics(self) -> dict[str, float]:
-        """Return the problem's held-out metrics, named `eval/<metric>`; empty before a step."""
+        """Return the problem's held-out metrics, named `eval/<metric>`; empty before a step.
+
+        They pair the optimizer's solution with the state that the last inner run left, which for
+        an optimizer that keeps the best of its trials may belong to another trial.
+        """
         if self.inner is None:
             return {}
         found = self.problem.metrics(self.optimizer.solution, self.inner)
@@ -103,6 +113,7 @@ class Engine:
             "outer_step": self.outer_step,
             "seed": self.seed,
             "inner": self.inner,
+            "done": self.done,
             "optimizer": self.optimizer.state_dict(),
             "estimator": self.estimator.state_dict(),
             "spent": dict(self.ledger.spent),
@@ -116,6 +127,7 @@ class Engine:
                 f"seed={self.seed}; resume with the seed of the checkpoint."
             )
         self.outer_step, self.inner = state["outer_step"], state["inner"]
+        self.done = state["done"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
         self.ledger.spent = dict(state["spent"])

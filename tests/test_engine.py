@@ -106,7 +106,7 @@ def test_budget_counts_what_was_spent_before_a_resume():
     assert [step for step, _ in second] == [3, 4]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_non_finite_value_leaves_the_optimizer_untouched(bad):
     told = []
 
@@ -122,6 +122,13 @@ def test_non_finite_value_leaves_the_optimizer_untouched(bad):
     assert engine.inner["count"] == 2
 
 
+def test_an_infeasible_candidate_is_told_and_the_search_goes_on():
+    engine = Engine(
+        Counter(bad_at=3, bad=math.inf), Score(1), Schedule(lambda step: 1), outer_steps=5
+    )
+    assert [float(feedback.value) for _, feedback in engine] == [-1, -2, math.inf, -4, -5]
+
+
 def test_non_finite_gradient_leaves_phi_untouched():
     descent = Descent(partial(torch.optim.SGD, lr=1.0))
     engine = Engine(Ridge(), Slope([1.0, math.nan]), descent, outer_steps=9)
@@ -133,8 +140,8 @@ def test_non_finite_gradient_leaves_phi_untouched():
 
 def test_done_starts_the_inner_level_afresh():
     engine = counting(7, Counter(last=3))
-    seen = [(engine.inner or {"count": "none"})["count"] for _ in engine]
-    assert seen == [1, 2, "none", 1, 2, "none", 1]
+    seen = [(engine.inner["count"], engine.done) for _ in engine]
+    assert seen == [(1, False), (2, False), (3, True)] * 2 + [(1, False)]
 
 
 def test_episodes_start_from_different_keys():

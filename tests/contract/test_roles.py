@@ -159,9 +159,9 @@ def test_episode_starts_afresh_after_done():
     engine = Engine(StepSizeControl(), Score(1), QLearning(3), outer_steps=20)
     taken = []
     for _, feedback in engine:
-        taken.append(0 if engine.inner is None else engine.inner["taken"])
-        assert feedback.done == (engine.inner is None)
-    assert taken == [*range(1, 8), 0, *range(1, 8), 0, *range(1, 5)]
+        taken.append(engine.inner["taken"])
+        assert feedback.done == engine.done
+    assert taken == [*range(1, 9), *range(1, 9), *range(1, 5)]
 
 
 def test_schedule_starts_again_with_each_episode():
