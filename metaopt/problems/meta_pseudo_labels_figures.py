@@ -42,6 +42,8 @@ def boundary(network: Network, tensors: Tree, data: SemiSupervised) -> dict[str,
 def draw_boundaries(data: SemiSupervised, snapshots: Snapshots, path: Path) -> Path:
     """Write a figure with one row per network and up to five moments as columns.
 
+    Each panel's right title is the accuracy on the test part.
+
     Args:
         data: two-dimensional examples of two classes.
         snapshots: (outer step, {"teacher": what `boundary` returns, "student": the same}).
@@ -52,19 +54,15 @@ def draw_boundaries(data: SemiSupervised, snapshots: Snapshots, path: Path) -> P
     chosen = _spread(snapshots, 5)
     _, extent = grid(data, 2)
     with house_style():
-        figure = new_figure(2.15 * len(chosen) + 0.6, 4.3)
+        figure = new_figure(1.95 * len(chosen) + 0.5, 4.3)
         panels = figure.subplots(2, len(chosen), sharex=True, sharey=True, squeeze=False)
         for column, (step, snapshot) in enumerate(chosen):
             for row, name in enumerate(ROWS):
                 axes = panels[row, column]
-                _panel(axes, data, snapshot[name]["probability"], extent, (PALETTE[0], PALETTE[1]))
-                axes.set_title(
-                    f"{snapshot[name]['accuracy']:.1f} %",
-                    weight="normal",
-                    loc="right",
-                    size=9,
-                    pad=3,
-                )
+                p = snapshot[name]["probability"].numpy()
+                _panel(axes, data, p, extent, (PALETTE[0], PALETTE[1]))
+                tested = f"{snapshot[name]['accuracy']:.1f} %"
+                axes.set_title(tested, loc="right", pad=3, size=9, weight="normal")
                 if row == 0:
                     axes.set_title(f"step {step:,}", loc="left", pad=3)
                 if column == 0:
@@ -74,7 +72,7 @@ def draw_boundaries(data: SemiSupervised, snapshots: Snapshots, path: Path) -> P
         return save(figure, path)
 
 
-def _panel(axes: Any, data: SemiSupervised, p: Tensor, extent: list[float], colours: Any) -> None:
+def _panel(axes: Any, data: SemiSupervised, p: Any, extent: list[float], colours: Any) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("classes", [colours[0], "white", colours[1]])
@@ -82,10 +80,10 @@ def _panel(axes: Any, data: SemiSupervised, p: Tensor, extent: list[float], colo
         p, extent=extent, origin="lower", cmap=shades, vmin=0, vmax=1, alpha=0.45,
         interpolation="bilinear", aspect="equal",
     )  # fmt: skip
-    axes.contour(p, levels=[0.5], extent=extent, colors="black", linewidths=1.3)
-    points = data.unlabelled[::4].cpu()
-    classes = data.hidden_labels[::4].cpu()
-    labelled, labels = data.labelled.cpu(), data.labels.cpu()
+    if p.min() < 0.5 < p.max():
+        axes.contour(p, levels=[0.5], extent=extent, colors="black", linewidths=1.3)
+    points, classes = data.unlabelled[::4].cpu().numpy(), data.hidden_labels[::4].cpu().numpy()
+    labelled, labels = data.labelled.cpu().numpy(), data.labels.cpu().numpy()
     for c in range(2):
         x, y = points[classes == c].T
         axes.scatter(x, y, s=3, color=colours[c], alpha=0.55, linewidths=0)

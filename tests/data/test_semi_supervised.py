@@ -1,6 +1,8 @@
 """Data sets with few labels, and their augmentations."""
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -179,7 +181,11 @@ def test_cifar10_says_what_is_missing(tmp_path, monkeypatch):
         cifar10(str(tmp_path))
 
 
+HERE = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "cifar10_jpeg"
+
+
 @pytest.mark.data
+@pytest.mark.skipif(not HERE.is_dir(), reason=f"CIFAR-10 is not in {HERE}")
 def test_cifar10_is_complete():
     data = cifar10(limit=2000, labels_per_class=10)
     assert data.labels.bincount().tolist() == [10] * 10
