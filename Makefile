@@ -13,7 +13,7 @@ RESULTS := results/meta_pseudo_labels/quickstart
 demo: $(VENV)/installed
 	$(BIN)/metaopt experiment=meta_pseudo_labels/quickstart
 	$(BIN)/metaopt-report $(RESULTS)
-	@echo "The table is $(RESULTS)/table.md; the figures are in $(RESULTS)/figures."
+	@echo "The table is $(RESULTS)/report/table.md; the figures are beside it, and in figures/ of each run."
 
 test: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest $(PYTEST)

@@ -136,7 +136,11 @@ class Run:
         trackers: list[Tracker] = [Jsonl(self.folder / "metrics.jsonl", resumed)]
         if self.service is not None:
             trackers.append(self.service(self.folder, self.config, resumed))
-        return Tee(*trackers, self.watch(self.folder.name, self.engine.outer_steps, resumed or 0))
+        return Tee(*trackers, self.watch(self._label(), self.engine.outer_steps, resumed or 0))
+
+    def _label(self) -> str:
+        name = self.config.get("row") or self.config.get("name") or self.folder.name
+        return f"{name}, seed {self.engine.seed}"
 
     def _record(self, tracker: Tracker, step: int) -> None:
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0

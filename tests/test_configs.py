@@ -19,7 +19,7 @@ from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from metaopt import options
+from metaopt import checkpoint, options
 from metaopt.arguments import check
 from metaopt.cli.composing import composing
 
@@ -84,6 +84,25 @@ def test_every_option_runs(
     metrics = json.loads(path.read_text())["metrics"]
     assert any(name.startswith("eval/") for name in metrics)
     assert all(math.isfinite(value) for value in metrics.values() if value is not None)
+
+
+RESUMED = [(g, o) for g, o in RUNS if g in ("problem", "estimator", "optimizer")]
+
+
+@pytest.mark.parametrize(("group", "option"), RESUMED, ids=lambda x: x)
+def test_every_option_continues_to_the_bit(
+    metaopt: Callable[..., Any], group: str, option: str
+) -> None:
+    run = Path("run")
+    done = metaopt(*arguments(group, option), *TINY, "outer_steps=4", f"hydra.run.dir={run}")
+    assert done.code == 0, done.err
+    before = (run / "result.json").read_bytes()
+    (earlier, _), (_, last) = checkpoint.steps(run / "checkpoints")
+    assert earlier == 2
+    last.unlink()
+    (run / "result.json").unlink()
+    assert metaopt(f"resume={run}").code == 0
+    assert (run / "result.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(("group", "option"), REFUSED, ids=lambda x: x)
