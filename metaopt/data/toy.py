@@ -47,7 +47,7 @@ def two_moons(
 def digits(
     labels_per_class: int = 5,
     test_points: int = 500,
-    sigma: float = 0.1,
+    sigma: float = 0.3,
     shift: int = 1,
     seed: int = 0,
 ) -> SemiSupervised:
