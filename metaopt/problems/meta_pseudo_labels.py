@@ -316,7 +316,7 @@ class MetaPseudoLabels(GradientProblem):
 
     def _draw(self, generator: Generator, labelled: bool, unlabelled: bool) -> Examples:
         data = self.data
-        noise = int(torch.randint(2**62, (), generator=generator))
+        noise = generator.initial_seed()
         x, y = data.labelled, data.labels
         if labelled and self.labelled_batch is not None:
             chosen = torch.randint(len(x), (self.labelled_batch,), generator=generator)
