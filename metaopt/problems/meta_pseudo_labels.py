@@ -103,29 +103,23 @@ class MetaPseudoLabels(GradientProblem):
         _check_choice("labels", labels, get_args(Labels))
         _check_choice("objective", objective, get_args(Objective))
         _check_choice("view", view, get_args(View))
+        _check_choice("compat", compat, (None, *get_args(Compat)))
+        _check_numbers(temperature, feedback, batch, labelled_batch, average)
+        if objective == "consistency" and consistency is None:
+            raise ValueError("objective=consistency needs problem.consistency; it is null.")
         self.data = data.to(device)
         self.teacher = Network(lambda: teacher(data.shape, data.classes))
         self.student = Network(lambda: student(data.shape, data.classes))
-        self.inner_optimizer = inner_optimizer
-        self.labels, self.temperature, self.objective = labels, temperature, objective
-        if compat is not None:
-            _check_choice("compat", compat, get_args(Compat))
-        if temperature <= 0 or feedback < 0 or batch < 1:
-            raise ValueError(
-                f"MetaPseudoLabels needs temperature > 0, feedback >= 0 and batch >= 1; "
-                f"got {temperature}, {feedback}, {batch}."
-            )
-        if average is not None and not 0 <= average < 1:
-            raise ValueError(f"average must be in [0, 1) or null; got {average}.")
         if self.teacher.frozen and pretraining is None:
             raise ValueError(
                 "a teacher with frozen parameters (Reduced) needs pretraining, or its labels are "
                 "random for ever. Set problem.pretraining."
             )
-        self.pretraining, self.fine_tuning = pretraining, fine_tuning
-        self.compat, self.seed = compat, seed
+        self.inner_optimizer, self.pretraining = inner_optimizer, pretraining
+        self.labels, self.temperature, self.objective = labels, temperature, objective
         self.feedback, self.batch, self.labelled_batch = feedback, batch, labelled_batch
-        self.view, self.average, self.device = view, average, torch.device(device)
+        self.view, self.average, self.fine_tuning = view, average, fine_tuning
+        self.compat, self.seed, self.device = compat, seed, torch.device(device)
         self.teacher_loss = DirectLoss(supervised, consistency)
         self.student_loss = DirectLoss(1.0, consistency if objective == "consistency" else None)
 
@@ -330,6 +324,28 @@ class MetaPseudoLabels(GradientProblem):
         return Examples(x, y, data.weak(u, generator), data.strong(u, generator), None, noise)
 
 
-def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
+def _check_choice(name: str, value: str | None, legal: Sequence[str | None]) -> None:
     if value not in legal:
-        raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
+        options = ", ".join("null" if option is None else option for option in legal)
+        raise ValueError(f"{name} must be one of {options}; got {value!r}.")
+
+
+def _check_numbers(
+    temperature: float,
+    feedback: float,
+    batch: int,
+    labelled_batch: int | None,
+    average: float | None,
+) -> None:
+    if temperature <= 0 or feedback < 0:
+        raise ValueError(
+            f"MetaPseudoLabels needs temperature > 0 and feedback >= 0; "
+            f"got {temperature} and {feedback}."
+        )
+    if batch < 1 or (labelled_batch is not None and labelled_batch < 1):
+        raise ValueError(
+            f"MetaPseudoLabels needs batch >= 1 and labelled_batch >= 1 or null; "
+            f"got {batch} and {labelled_batch}."
+        )
+    if average is not None and not 0 <= average < 1:
+        raise ValueError(f"MetaPseudoLabels needs 0 <= average < 1 or null; got {average}.")

@@ -305,6 +305,9 @@ class TestReplication:
         {"average": 1.0},
         {"supervised": -1.0},
         {"feedback": -1.0},
+        {"batch": 0},
+        {"labelled_batch": 0},
+        {"objective": "consistency"},
     ],
 )
 def test_wrong_settings_are_refused(settings):
