@@ -1,0 +1,66 @@
+"""Cost of one call of each estimator in gradient evaluations of g, 1.3 M parameters, K = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.mlp import RowWeights, least_seconds
+from metaopt import tree
+from metaopt.core import Estimator
+from metaopt.estimators import (
+    ConjugateGradient,
+    FiniteDifference,
+    Identity,
+    Implicit,
+    Neumann,
+    OneStep,
+    Penalty,
+    Sama,
+    Soba,
+    Unroll,
+)
+from metaopt.random import generator
+
+ESTIMATORS: dict[str, Estimator] = {
+    "Unroll(1)": Unroll(1),
+    "Unroll(10)": Unroll(10),
+    'Unroll(10, segments="auto")': Unroll(10, segments="auto"),
+    "OneStep()": OneStep(),
+    "Implicit(Identity())": Implicit(Identity()),
+    "Implicit(Neumann(10))": Implicit(Neumann(10)),
+    "Implicit(ConjugateGradient(5))": Implicit(ConjugateGradient(5, tolerance=0.0)),
+    "FiniteDifference()": FiniteDifference(),
+    "Sama()": Sama(),
+    "Soba()": Soba(),
+    "Penalty()": Penalty(),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    problem = RowWeights()
+    phi = problem.init_outer(generator(0))
+    start = problem.init_inner(phi, None, 0)
+    theta = tree.leaves(tree.clone(start.params))
+    inputs = list(theta.values())
+    spare = tree.clone(start)
+
+    def call(estimator: Estimator) -> Callable[[], object]:
+        estimator(problem, phi, spare, 0)
+        return lambda: estimator(problem, phi, spare, 1)
+
+    def gradient() -> object:
+        return torch.autograd.grad(problem.inner_value(phi, theta, {}, 0), inputs)
+
+    calls = {name: call(estimator) for name, estimator in ESTIMATORS.items()}
+    seconds = least_seconds({"G": gradient, **calls})
+    one = seconds.pop("G")
+    print(f"G = {1e3 * one:.2f} ms, one gradient of g; time of a later outer step")
+    for name, taken in seconds.items():
+        print(f"{name:<34}{1e3 * taken:8.2f} ms {taken / one:6.2f} G")
+
+
+if __name__ == "__main__":
+    main()
