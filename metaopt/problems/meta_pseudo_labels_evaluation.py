@@ -33,7 +33,8 @@ def label_entropy(probabilities: Tensor) -> Tensor:
     that is driven by feedback alone.
     """
     average = probabilities.mean(0)
-    return -torch.special.xlogy(average, average).sum() / math.log(probabilities.shape[-1])
+    entropy = -torch.special.xlogy(average, average).sum()
+    return (entropy / math.log(probabilities.shape[-1])).clamp(0, 1)
 
 
 def confidence(probabilities: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from metaopt.inner_optimizers import SGD
 from metaopt.models import MLP, ConvNet, Reduced
 from metaopt.optimizers import Descent
 from metaopt.problems.meta_pseudo_labels import MetaPseudoLabels
+from metaopt.problems.meta_pseudo_labels_evaluation import label_entropy
 from metaopt.problems.meta_pseudo_labels_losses import Consistency, DirectLoss
 from metaopt.problems.meta_pseudo_labels_phases import FineTuning, Pretraining, corrupt
 from metaopt.random import fold, generator
@@ -346,3 +347,9 @@ class TestFeedbackAlone:
 
     def test_the_flipped_sign_teaches_the_opposite(self):
         assert feedback_only(ScoreFunction("per_example", reversed=True), 0) < 60
+
+
+def test_label_entropy_shows_a_collapse():
+    assert label_entropy(torch.eye(4)) == pytest.approx(1.0)
+    assert label_entropy(torch.eye(4)[:1].expand(8, 4)) == 0
+    assert label_entropy(torch.eye(4)[:2]) == pytest.approx(0.5)
