@@ -21,7 +21,7 @@ from metaopt.inner_optimizers import SGD
 from metaopt.problems.ridge import Ridge
 from metaopt.random import generator
 
-RATE = 0.125
+RATE = 0.1
 
 
 @pytest.fixture(scope="module")

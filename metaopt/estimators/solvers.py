@@ -83,7 +83,7 @@ class Neumann:
             largest, direction = largest_eigenvalue(product, start, iterations)
             step, state = 1.0 / largest, {"direction": direction}
         else:
-            step = torch.as_tensor(self.step)
+            step = torch.full_like(tree.norm(v), self.step)
         total = term = v
         for _ in range(self.terms - 1):
             term = tree.add(term, product(term), -step)

@@ -133,10 +133,11 @@ def _reverse(
     loss = problem.outer_value(phi, end.params, end.buffers, fold(key, "outer"))
     last, value = tree.detach(end), loss.detach()
     grads, adjoint = _pull_back([loss], None, phi, start)
-    del loss, end
+    del loss, start, end
     for segment in reversed(segments[:-1]):
         start, end = _graph(problem, phi, starts.pop(), key, segment)
         earlier, adjoint = _pull_back(state_tensors(end), adjoint, phi, start)
+        del start, end
         grads = list(torch._foreach_add(grads, earlier))
     return last, value, grads, adjoint
 
@@ -189,11 +190,13 @@ def _step_bytes(problem: GradientProblem, phi: Tree, inner: GradientState, key: 
     """Return the bytes that the graph of one inner step keeps alive, each storage once."""
     seen: dict[int, int] = {}
 
-    def pack(t: Tensor) -> Tensor:
+    def count(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         end = problem.unroll_step(phi, state_leaves(inner), fold(key, 0))
-    return sum(seen.values()) + _state_bytes(end)
+        for t in state_tensors(end):
+            count(t)
+    return sum(seen.values())
