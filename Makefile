@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	@echo "The table is $(RESULTS)/report/table.md; the figures are beside it, and in figures/ of each run."
 
 test: $(VENV)/installed-dev
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest $(PYTEST)
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
