@@ -102,7 +102,7 @@ class Drawable(Protocol):
         """Return what a figure needs to know of this moment, as tensors and primitives."""
         ...
 
-    def draw(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
+    def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
         """Write figures of the (outer_step, snapshot) pairs into `folder`; return their paths."""
         ...
 

@@ -207,7 +207,7 @@ class Run:
             snapshots = [(step, checkpoint.read_tensors(path)) for step, path in saved]
             figures = self.folder / "figures"
             figures.mkdir(exist_ok=True)
-            problem.draw(snapshots, figures)
+            problem.figures(snapshots, figures)
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         checkpoint.write_text(self.folder / name, json.dumps(content, indent=1) + "\n")

@@ -275,7 +275,7 @@ class MetaPseudoLabels(GradientProblem):
         return inner._replace(params=params, buffers=buffers)
 
     @torch.no_grad()
-    def boundaries(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
+    def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
         """Return the probabilities of class 1 on a grid; nothing where inputs are not planar."""
         if self.data.shape != (2,) or self.data.classes != 2:
             return {}
