@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from metaopt.core import Feedback, Problem
@@ -29,4 +30,4 @@ class Score(Stateless):
         inner = run(problem, outer, inner, key, self.inner_steps)
         feedback = problem.evaluate(outer, inner, fold(key, "outer"))
         cost = {"inner_steps": self.inner_steps, "evaluations": 1, **feedback.cost}
-        return inner, Feedback(**{**vars(feedback), "cost": cost})
+        return inner, dataclasses.replace(feedback, cost=cost)
