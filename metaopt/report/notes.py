@@ -18,6 +18,8 @@ def notes(summary: Summary) -> list[str]:
     if settings.baseline is not None:
         lines.append(_wins(summary))
     lines += [f"{settings.label(m)}: shown times {settings.factor(m):g}." for m in _scaled(summary)]
+    if any(len(_measured(summary, row)) < len(settings.metrics) for row in summary.rows):
+        lines.append("–: the row's runs do not measure it.")
     lines.append(_told("Hardware", (_flat(c.result.get("hardware")) for c in cells)))
     lines.append(_told("Versions", (_flat(c.result.get("versions")) for c in cells)))
     lines.append(_told("Commit", (str(c.result.get("commit") or "unknown") for c in cells)))
@@ -109,9 +111,10 @@ def missing(summary: Summary, root: Path) -> list[str]:
 
 def _absent_metrics(summary: Summary, row: str, root: Path) -> Sequence[str]:
     lines = []
+    measured = _measured(summary, row)
     for c in summary.found.row(row):
         at = _short(c.folder, root)
-        for metric in summary.settings.metrics:
+        for metric in measured:
             if metric not in c.metrics:
                 lines.append(f"{at}: has no {metric}")
             elif not math.isfinite(c.metrics[metric]):
@@ -119,6 +122,12 @@ def _absent_metrics(summary: Summary, row: str, root: Path) -> Sequence[str]:
         if c.result.get("stopped"):
             lines.append(f"{at}: stopped early, {c.result['stopped']} reached its limit")
     return lines
+
+
+def _measured(summary: Summary, row: str) -> list[str]:
+    """Return the metrics that at least one run of the row has."""
+    cells = summary.found.row(row)
+    return [m for m in summary.settings.metrics if any(m in c.metrics for c in cells)]
 
 
 def _short(path: Path, root: Path) -> str:
