@@ -8,6 +8,7 @@ import torch
 
 from metaopt import distributed, tree
 from metaopt.core import Feedback, Tree
+from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.solvers import ConjugateGradient, Solver
 from metaopt.inner import (
     GradientProblem,
@@ -26,6 +27,9 @@ class Implicit:
     solve; elsewhere it is the hypergradient of a solution that theta only approximates.
     Scale: free of the inner learning rate. The graph of dg/dtheta is built once and retained for
     all products of a solve.
+
+    Trap: theta_0 is held fixed. Where it is made from phi (`warm_start=False`), what is left of it
+    after K steps is not in the result.
 
     Args:
         solve: linear solver; see `metaopt.estimators.solvers`.
@@ -50,18 +54,12 @@ class Implicit:
         """Return the inner state after K steps and the implicit hypergradient there."""
         require_gradients(problem, "Implicit")
         inner = run(problem, outer, inner, key, self.inner_steps)
+        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
         with twice_differentiable():
-            loss = problem.outer_value(phi, theta, inner.buffers, fold(key, "outer"))
-            found = torch.autograd.grad(
-                loss, [*theta.values(), *phi.values()], materialize_grads=True
-            )
-            v, direct = tree.like(theta, found[: len(theta)]), tree.like(phi, found[len(theta) :])
             slope = _slope(problem, phi, theta, inner, fold(key, "implicit"))
             product = _Product(slope, theta)
-            q, self._state, metrics = self.solve(
-                product, distributed.mean(v), self._state, fold(key, "solve")
-            )
+            q, self._state, metrics = self.solve(product, v, self._state, fold(key, "solve"))
             cross = _vjp(slope, phi, q)
         grad = tree.add(direct, cross, -1.0)
         cost = {
@@ -70,7 +68,7 @@ class Implicit:
             "hvps": product.calls + 1,
         }
         metrics = {"inner/loss": inner.loss, **metrics}
-        return inner, Feedback(loss.detach(), grad, metrics=metrics, cost=cost)
+        return inner, Feedback(value, grad, metrics=metrics, cost=cost)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the solver carries over: the last solution, curvature, sketch."""

@@ -19,7 +19,7 @@ class Nystrom:
 
     U and l are the eigenvectors and eigenvalues of the randomised Nystrom approximation
     Y (Omega^T Y)^+ Y^T, Y = H Omega, with an orthonormal Gaussian Omega of r columns. Directions
-    of negative curvature are dropped from the sketch.
+    of negative curvature are dropped from the sketch; without a positive one, P = I.
 
     Args:
         rank: number r of columns, >= 1.
@@ -48,12 +48,15 @@ class Nystrom:
             basis, values = self._sketch(product, like, key)
             state = {"basis": basis, "values": values, "age": 0}
         basis, values = state["basis"], state["values"]
+        aged = {**state, "age": state["age"] + 1}
+        if values.numel() == 0:
+            return (lambda r: r), aged
         gain = (values.min() + damping) / (values + damping) - 1.0
 
         def apply(r: Tree) -> Tree:
             return tree.add(r, _combine(basis, gain * _project(basis, r)))
 
-        return apply, {**state, "age": state["age"] + 1}
+        return apply, aged
 
     def _sketch(self, product: Product, like: Tree, key: int) -> tuple[Tree, Tensor]:
         """Return orthonormal rows, (r, *shape) by name, and their eigenvalues, (r,)."""

@@ -81,6 +81,8 @@ class Neumann:
         if self.step is None:
             start, iterations = (state["direction"], 1) if state else (v, 3)
             largest, direction = largest_eigenvalue(product, start, iterations)
+            if largest == 0:
+                return v, {}, {"solve/step": largest}
             step, state = 1.0 / largest, {"direction": direction}
         else:
             step = torch.full_like(tree.norm(v), self.step)
@@ -93,12 +95,12 @@ class Neumann:
 
 def largest_eigenvalue(product: Product, start: Tree, iterations: int) -> tuple[Tensor, Tree]:
     """Return |largest eigenvalue| of H by power iteration, and the direction it was found in."""
-    direction = tree.scale(start, 1.0 / tree.norm(start).clamp_min(1e-30))
-    size = torch.ones(())
+    direction = tree.scale(start, 1.0 / _positive(tree.norm(start)))
+    size = tree.norm(direction)
     for _ in range(iterations):
         image = product(direction)
-        size = tree.norm(image).clamp_min(1e-30)
-        direction = tree.scale(image, 1.0 / size)
+        size = tree.norm(image)
+        direction = tree.scale(image, 1.0 / _positive(size))
     return size, direction
 
 
@@ -115,9 +117,11 @@ class ConjugateGradient:
         damping: delta as a fraction of the largest curvature p^T H p / p^T p met in the last
             solve, >= 0.
         tolerance: stop when |residual| <= tolerance * |v|; 0 never tests, which on a GPU saves
-            one synchronisation per iteration.
+            one of two synchronisations per iteration (the other looks for negative curvature).
         warm_start: whether to start from the previous solution.
         preconditioner: `Nystrom(...)`, or `None`.
+
+    The residual never exceeds |v|, that of q = 0: an iterate that does is shrunk.
 
     Metrics: `solve/residual` |v - H q| / |v| (up to delta |d| / |v|), `solve/negative_curvature` 1
     if a direction with p^T (H + delta I) p <= 0 ended the solve.
@@ -148,13 +152,15 @@ class ConjugateGradient:
             q, curvature = state["solution"], state["curvature"]
         else:
             curvature = (tree.dot(v, image) / _positive(tree.dot(v, v))).abs()
-            inverse = 1.0 / _positive(curvature)
+            floor = torch.finfo(curvature.dtype).eps * tree.norm(image) / _positive(tree.norm(v))
+            inverse = torch.where(curvature > floor, 1.0 / curvature, 0.0)
             q, image = tree.scale(v, inverse), tree.scale(image, inverse)
         damping = self.damping * curvature
         apply, sketch = self._precondition(product, v, damping, state, key)
         q, residual, largest, negative = self._iterate(
             product, apply, q, tree.add(v, image, -1.0), damping, tree.norm(v)
         )
+        q, residual = _bounded(q, residual, v)
         curvature = torch.where(largest > 0, largest, curvature)
         kept = {"curvature": curvature, "solution": q, **sketch}
         error = tree.norm(residual) / _positive(tree.norm(v))
@@ -183,7 +189,7 @@ class ConjugateGradient:
             image = tree.add(product(p), p, damping)
             bend, size = tree.dot(p, image), tree.dot(p, p)
             if bend <= 0:
-                negative += 1
+                negative += size > 0
                 break
             largest = torch.maximum(largest, bend / size - damping)
             alpha = rz / bend
@@ -192,6 +198,18 @@ class ConjugateGradient:
             rz, previous = tree.dot(r, z), rz
             p = tree.add(z, p, rz / previous)
         return q, r, largest, negative
+
+
+def _bounded(q: Tree, residual: Tree, v: Tree) -> tuple[Tree, Tree]:
+    """Return q, shrunk to the least residual along it where it is worse than q = 0.
+
+    With an indefinite H the iterates may run away before a negative curvature is met, and a warm
+    start would carry them from one outer step to the next.
+    """
+    image = tree.add(v, residual, -1.0)
+    best = (tree.dot(v, image) / _positive(tree.dot(image, image))).clamp_min(0.0)
+    share = torch.where(tree.norm(residual) > tree.norm(v), best, torch.ones_like(best))
+    return tree.scale(q, share), tree.add(v, image, -share)
 
 
 def _positive(x: Tensor) -> Tensor:
@@ -210,6 +228,12 @@ class Exact:
     damping: float = 0.0
     limit: int = 2000
 
+    def __post_init__(self) -> None:
+        if self.damping < 0 or self.limit < 1:
+            raise ValueError(
+                f"Exact needs damping >= 0 and limit >= 1; got {self.damping} and {self.limit}."
+            )
+
     def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
         """Return the solution of the dense system.
 
@@ -223,7 +247,7 @@ class Exact:
                 f"Exact solves a dense system of at most limit={self.limit} parameters; this inner "
                 f"level has {n}. Use ConjugateGradient, or raise the limit."
             )
-        flat = torch.cat([t.reshape(-1) for t in v.values()])
+        flat = _flatten(v)
         rows = torch.eye(n, dtype=flat.dtype, device=flat.device)
         hessian = torch.stack([_flatten(product(_unflatten(row, v, sizes))) for row in rows])
         q = torch.linalg.solve(hessian + self.damping * rows, flat)
