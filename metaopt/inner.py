@@ -263,6 +263,20 @@ def run(problem: Problem, outer: Any, inner: Any, key: int, steps: int) -> Any:
     return inner
 
 
+def require_fixed_start(
+    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, estimator: str
+) -> None:
+    """Raise a `ValueError` if this run starts from a theta_0 made of phi."""
+    if problem.warm_start or inner.step > 0:
+        return
+    if any(t.requires_grad for t in problem.start(tree.leaves(outer), key).values()):
+        raise ValueError(
+            f"{estimator} holds theta_0 fixed, and {type(problem).__name__} makes it from the "
+            f"outer variable (warm_start=False): its derivative would be missing. Use "
+            f"estimator=unroll, forward or first_order."
+        )
+
+
 def require_gradients(problem: Any, estimator: str) -> None:
     """Raise a `TypeError` that says what to use instead unless `problem` has both losses."""
     if not isinstance(problem, GradientProblem):

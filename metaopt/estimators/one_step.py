@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.autograd import forward_ad
 
 from metaopt import distributed, tree
 from metaopt.core import Feedback, Tree
 from metaopt.estimators.stateless import Stateless
-from metaopt.inner import Batch, GradientProblem, GradientState, require_gradients, run
+from metaopt.estimators.tangents import along, tangent
+from metaopt.inner import (
+    Batch,
+    GradientProblem,
+    GradientState,
+    require_fixed_start,
+    require_gradients,
+    run,
+)
 from metaopt.random import fold
 
 
@@ -29,6 +36,8 @@ class OneStep(Stateless):
     Cost: K + 1 gradients and one forward-mode evaluation of g (about 2 forward passes).
 
     Raises:
+        ValueError: on the call, when theta_0 is made from phi (`warm_start=False`): this
+            derivative would miss it; use `Unroll`.
         NotImplementedError: from torch, when an operation of g has no forward-mode derivative;
             use `Unroll(1)` there.
 
@@ -46,6 +55,7 @@ class OneStep(Stateless):
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the derivative through the last."""
         require_gradients(problem, "OneStep")
+        require_fixed_start(problem, outer, inner, key, "OneStep")
         last = self.inner_steps - 1
         inner = run(problem, outer, inner, key, last)
         step_key = fold(key, last)
@@ -54,10 +64,9 @@ class OneStep(Stateless):
         value, v, direct = outer_gradients(problem, outer, after, fold(key, "outer"))
 
         phi = tree.leaves(outer)
-        with forward_ad.dual_level():
-            theta = duals(inner.params, transpose(v))
+        with along(inner.params, transpose(v)) as theta:
             loss = problem.inner_value(phi, theta, tree.clone(inner.buffers), step_key, batch)
-            slope = forward_ad.unpack_dual(loss).tangent
+            slope = tangent(loss)
         grad = direct
         if slope is not None and slope.requires_grad:
             cross = torch.autograd.grad(slope, list(phi.values()), materialize_grads=True)
@@ -90,7 +99,7 @@ def take_step(
         )
         return tree.like(grads, found)
 
-    return after, grads, transpose
+    return after, tree.detach(grads), transpose
 
 
 def outer_gradients(
@@ -99,11 +108,8 @@ def outer_gradients(
     """Return F, v = dF/dtheta averaged over ranks, and the direct dF/dphi."""
     phi, theta = tree.leaves(outer), tree.leaves(inner.params)
     loss = problem.outer_value(phi, theta, inner.buffers, key)
+    if not loss.requires_grad:
+        return loss, tree.zeros_like(theta), tree.zeros_like(phi)
     found = torch.autograd.grad(loss, [*theta.values(), *phi.values()], materialize_grads=True)
     v, direct = tree.like(theta, found[: len(theta)]), tree.like(phi, found[len(theta) :])
     return loss.detach(), distributed.mean(v), direct
-
-
-def duals(primal: Tree, tangent: Tree) -> Tree:
-    """Return dual numbers primal + eps tangent; call it inside a `forward_ad.dual_level`."""
-    return {k: forward_ad.make_dual(p.detach(), tangent[k]) for k, p in primal.items()}

@@ -6,11 +6,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from metaopt import tree
+from metaopt import distributed, tree
 from metaopt.core import Feedback, Tree
-from metaopt.estimators.one_step import duals, outer_gradients, take_step
+from metaopt.estimators.one_step import outer_gradients, take_step
+from metaopt.estimators.tangents import along, tangent
 from metaopt.inner import Batch, GradientProblem, GradientState, SampledProblem, require_gradients
 from metaopt.random import fold, replay
 
@@ -90,9 +90,9 @@ class ScoreFunction:
             reward = _per_example(problem, outer, inner, transpose(v), step_key, batch)
         elif self.feedback == "cosine":
             norms = (tree.norm(v) * tree.norm(slope)).clamp_min(1e-12)
-            reward = tree.dot(v, slope).detach() / norms
+            reward = tree.dot(v, slope) / norms
         else:
-            reward = tree.dot(transpose(v), slope).detach()
+            reward = tree.dot(transpose(v), slope)
 
         phi = tree.leaves(outer)
         with replay(fold(step_key, "noise")):
@@ -101,7 +101,9 @@ class ScoreFunction:
         score = torch.autograd.grad(
             -(advantage * log_prob).sum(), list(phi.values()), materialize_grads=True
         )
-        grad = tree.add(direct, tree.like(phi, score), self.weight)
+        # One number for the batch rewards the rows of all ranks; the engine averages over ranks.
+        shared = 1 if self.feedback == "per_example" else distributed.world_size()
+        grad = tree.add(direct, tree.like(phi, score), self.weight * shared)
         metrics = {
             "inner/loss": after.loss,
             "outer/feedback": reward.mean(),
@@ -114,7 +116,7 @@ class ScoreFunction:
         """Return the signed, centred and clipped reward; update the moving average."""
         advantage = reward
         if self.baseline is not None:
-            mean = reward.mean()
+            mean = distributed.mean({"reward": reward.mean()})["reward"]
             if self._average is None:
                 self._average = torch.zeros_like(mean)
             advantage = reward - self._average
@@ -143,15 +145,16 @@ def _loss_difference(
         with replay(fold(key, "outer noise")):
             return problem.feedback_loss(outer, params | tree.clone(before.buffers), batch)
 
-    return loss(before.params) - loss(after.params)
+    difference = loss(before.params) - loss(after.params)
+    return distributed.mean({"difference": difference})["difference"]
 
 
 def _per_example(
     problem: Any, outer: Tree, inner: GradientState, w: Tree, key: int, batch: Batch
 ) -> Tensor:
     """Return <w, dl_b/dtheta> / B for each row, (B,)."""
-    with torch.no_grad(), forward_ad.dual_level(), replay(fold(key, "noise")):
-        theta = duals(inner.params, w)
-        losses = problem.inner_losses(outer, theta | tree.clone(inner.buffers), batch)
-        slopes = forward_ad.unpack_dual(losses).tangent
+    with along(inner.params, w) as theta, replay(fold(key, "noise")):
+        inputs = theta | tree.clone(inner.buffers)
+        losses = problem.inner_losses(tree.detach(outer), inputs, batch)
+        slopes = tangent(losses)
     return torch.zeros_like(losses) if slopes is None else slopes / len(slopes)

@@ -144,6 +144,35 @@ def test_baseline_is_kept_across_a_save(case):
     assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("feedback", ["loss_difference", "dot_product", "cosine", "per_example"])
+def test_no_graph_is_kept_between_steps(case, feedback):
+    problem, outer, inner = case
+    estimator = ScoreFunction(feedback, baseline=0.9)
+    for key in range(2):
+        inner, found = estimator(problem, outer, inner, key)
+    tensors = [found.grad["w"], found.value, inner.loss, *inner.params.values()]
+    tensors += [*found.metrics.values(), estimator.state_dict()["average"]]
+    assert not any(t.requires_grad for t in tensors)
+
+
+def test_per_example_rewards_add_up_with_a_constant_factor_in_the_loss():
+    class Weighted(Labels):
+        def inner_losses(self, outer, inner, batch):
+            losses = super().inner_losses(outer, inner, batch)
+            with torch.no_grad():
+                factor = losses.exp()
+            return factor * losses
+
+    problem = Weighted()
+    outer = problem.init_outer(torch.Generator().manual_seed(2))
+    inner = problem.init_inner(outer, None, 0)
+    mean, total = (
+        ScoreFunction(kind)(problem, outer, inner, 0)[1].metrics["outer/feedback"]
+        for kind in ("per_example", "dot_product")
+    )
+    torch.testing.assert_close(ROWS * mean, total)
+
+
 def test_clip_bounds_the_advantage(case):
     problem, outer, inner = case
     _, feedback = ScoreFunction("loss_difference", clip=1e-12)(problem, outer, inner, 0)
