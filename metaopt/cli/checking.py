@@ -17,6 +17,7 @@ from metaopt import options
 from metaopt.arguments import ConfigError
 from metaopt.cli.command import guard
 from metaopt.cli.composing import CONFIG, cause, composing
+from metaopt.inner import GradientProblem
 from metaopt.runner import prepare_torch
 from metaopt.testing import check_report as hypergradients
 
@@ -53,9 +54,12 @@ def _check(arguments: list[str]) -> int:
     prepare_torch(config["threads"], config["device"])
     try:
         estimators = {n: instantiate(c["estimator"], _convert_="all") for n, c in configs.items()}
+        problem = instantiate(config["problem"], _convert_="all")
+        forks = isinstance(problem, GradientProblem) and not problem.warm_start
         hypergradients.report(
-            instantiate(config["problem"], _convert_="all"), estimators,
-            steps=_count(own, "steps"), warm_steps=_count(own, "warm_steps") or 0,
+            problem, estimators, steps=_count(own, "steps"),
+            reference_steps=config["inner_steps"] if forks else None,
+            warm_steps=_count(own, "warm_steps") or 0,
             key=config["seed"],
             optimizer=lambda: instantiate(config["optimizer"], _convert_="all"),
             json_file=Path(own["json"]) if "json" in own else None,
@@ -76,7 +80,7 @@ def _count(own: Mapping[str, str], name: str) -> int | None:
 def _composed(overrides: list[str]) -> dict[str, Any]:
     """Return the problem, estimator and optimizer of a config, and how torch is to run."""
     config: Any = compose(CONFIG, overrides)
-    keys = ("problem", "estimator", "optimizer", "threads", "device", "seed")
+    keys = ("problem", "estimator", "optimizer", "inner_steps", "threads", "device", "seed")
     parts: Any = OmegaConf.create({k: config[k] for k in keys})
     parts._set_parent(config)
     resolved: Any = OmegaConf.to_container(parts, resolve=True, throw_on_missing=True)

@@ -23,11 +23,12 @@ MOST_OUTERS = 64
 
 
 class Forward(Stateless):
-    """dF/dphi + Z_K^T dF/dtheta with Z_{k+1} = (du/dtheta) Z_k + du/dphi and Z_0 = 0.
+    """dF/dphi + Z_K^T dF/dtheta with Z_{k+1} = (du/dtheta) Z_k + du/dphi.
 
     Z holds the derivative of parameters and moments with respect to each outer number; u is the
-    actual inner optimizer. Equal to `Unroll` to round-off, with memory that does not grow with K.
-    Scale: carries the inner learning rates.
+    actual inner optimizer; Z_0 = 0 but where theta_0 is made from phi (`warm_start=False`). Equal
+    to `Unroll` to round-off, with memory that does not grow with K. Scale: carries the inner
+    learning rates.
 
     A product with du is two reverse passes: the first is linear in its cotangent, and its
     derivative is the product. Torch's dual numbers would need one pass, but `torch.no_grad()` does
@@ -56,7 +57,7 @@ class Forward(Stateless):
         """Return the inner state after K steps and the derivative through all of them."""
         require_gradients(problem, "Forward")
         basis = _basis(outer)
-        tangents = [[torch.zeros_like(t) for t in state_tensors(inner)] for _ in basis]
+        tangents = _start_tangents(problem, outer, inner, key, basis)
         with twice_differentiable():
             for k in range(self.inner_steps):
                 inner, tangents = _push(problem, outer, inner, fold(key, k), basis, tangents)
@@ -90,6 +91,43 @@ def _basis(outer: Tree) -> list[list[Tensor]]:
     return basis
 
 
+def _start_tangents(
+    problem: GradientProblem, outer: Tree, inner: GradientState, key: int,
+    basis: list[list[Tensor]],
+) -> list[list[Tensor]]:  # fmt: skip
+    """Return Z_0 for each unit of phi: zero for a warm start and for moments."""
+    zeros = [[torch.zeros_like(t) for t in state_tensors(inner)] for _ in basis]
+    if inner.step or problem.warm_start:
+        return zeros
+    phi = tree.leaves(outer)
+    start = list(problem.start(phi, key).values())
+    pushed = _push_forward(start, list(phi.values()), basis)
+    return [made + zero[len(made) :] for made, zero in zip(pushed, zeros, strict=True)]
+
+
+def _push_forward(
+    outputs: list[Tensor], inputs: list[Tensor], tangents: list[list[Tensor]]
+) -> list[list[Tensor]]:
+    """Return (d outputs / d inputs) tangent for each tangent, by two reverse passes."""
+    linked = [t for t in outputs if t.requires_grad]
+    if not linked:
+        return [[torch.zeros_like(t) for t in outputs] for _ in tangents]
+    cotangents = [torch.zeros_like(t, requires_grad=True) for t in linked]
+    pulled = torch.autograd.grad(
+        linked, inputs, cotangents, create_graph=True, materialize_grads=True
+    )
+    kept = [i for i, t in enumerate(pulled) if t.requires_grad]
+    pushed = []
+    for tangent in tangents:
+        found = torch.autograd.grad(
+            [pulled[i] for i in kept], cotangents, [tangent[i] for i in kept],
+            retain_graph=True, materialize_grads=True,
+        )  # fmt: skip
+        rest = iter(found)
+        pushed.append([next(rest) if t.requires_grad else torch.zeros_like(t) for t in outputs])
+    return pushed
+
+
 def _push(
     problem: GradientProblem, outer: Tree, inner: GradientState, key: int,
     basis: list[list[Tensor]], tangents: list[list[Tensor]],
@@ -97,21 +135,7 @@ def _push(
     """Return the state one step on, off the graph, and its tangents."""
     phi, start = tree.leaves(outer), state_leaves(inner)
     end = problem.unroll_step(phi, start, key)
-    outputs = state_tensors(end)
-    linked = [t for t in outputs if t.requires_grad]
-    cotangents = [torch.zeros_like(t, requires_grad=True) for t in linked]
     inputs = [*phi.values(), *state_tensors(start)]
-    pulled = torch.autograd.grad(
-        linked, inputs, cotangents, create_graph=True, materialize_grads=True
-    )
-    kept = [i for i, t in enumerate(pulled) if t.requires_grad]
-    pushed = []
-    for unit, tangent in zip(basis, tangents, strict=True):
-        whole = [*unit, *tangent]
-        found = torch.autograd.grad(
-            [pulled[i] for i in kept], cotangents, [whole[i] for i in kept],
-            retain_graph=True, materialize_grads=True,
-        )  # fmt: skip
-        rest = iter(found)
-        pushed.append([next(rest) if t.requires_grad else torch.zeros_like(t) for t in outputs])
+    whole = [[*unit, *tangent] for unit, tangent in zip(basis, tangents, strict=True)]
+    pushed = _push_forward(state_tensors(end), inputs, whole)
     return tree.detach(end), pushed

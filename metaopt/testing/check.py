@@ -93,7 +93,8 @@ def check_hypergradient(
 
     The reference r is dF/dphi through R inner steps from the start, by reverse mode in float64.
     The start is where the inner level gets in at most `steps` steps under the first phi, or where
-    its gradient has fallen to 1e-10 of the first. At an inner solution r tends to the implicit
+    its gradient has fallen to 1e-10 of the first; where each run starts afresh, that start itself.
+    At an inner solution r tends to the implicit
     hypergradient as R grows. Every loss is evaluated on one inner and one outer batch, so that
     differences are the estimators' and not the sampling's; dropout masks stay as drawn.
 
@@ -106,7 +107,8 @@ def check_hypergradient(
         problem: any `GradientProblem`.
         estimators: by the name to report; they are copied, and left as they were.
         steps: most inner steps to the start, >= 0.
-        reference_steps: R >= 1, or `None` for as many as were taken to the start.
+        reference_steps: R >= 1, or `None` for as many as were taken to the start; needed where
+            each inner run starts afresh.
         warm_steps: outer steps taken before a second row for each estimator that keeps a state;
             0 for cold rows only. phi then follows an accurate solve, the same for all.
         optimizer: makes the outer optimizer of those steps, or `None` for Adam at 0.01.
@@ -119,6 +121,11 @@ def check_hypergradient(
             not run in float64 (pass `exact`).
     """
     require_gradients(problem, "check_hypergradient")
+    if not problem.warm_start and reference_steps is None:
+        raise ValueError(
+            f"{type(problem).__name__} starts each inner run afresh (warm_start=False): pass "
+            f"reference_steps=<the inner steps of a run>."
+        )
     if steps < 0 or warm_steps < 0 or (reference_steps is not None and reference_steps < 1):
         raise ValueError(
             f"check_hypergradient needs steps >= 0, reference_steps >= 1 and warm_steps >= 0; "
@@ -154,10 +161,10 @@ def _trajectory(
     points = []
     for t in range(warm_steps + 1):
         outer = tree.clone(optimizer.ask(fold(key, t, "ask")))
-        inner = problem.init_inner(outer, inner, fold(key, "init"))
+        inner = problem.init_inner(outer, inner, fold(key, t, "run"))
         first = first or _slope_norm(problem, outer, inner, key)
         judged = t in (0, warm_steps)
-        most = steps if judged else steps // 10
+        most = (steps if judged else steps // 10) if problem.warm_start else 0
         inner, taken, fall = _settle(problem, outer, inner, most, fold(key, t), first)
         longest = max(longest, taken)
         count = reference_steps or max(1, longest)
@@ -201,6 +208,12 @@ def _point(
     if judged:
         unroll = Unroll(count, segments="auto")
         grad = _grad(unroll(problem, outer, tree.clone(inner), key)[1])
+        if tree.norm(grad) == 0:
+            raise ValueError(
+                f"the exact hypergradient of {type(problem).__name__} is zero here: nothing can be "
+                f"compared with it. Check that inner_loss or outer_loss depends on the outer "
+                f"variable, or take more steps."
+            )
     closed = problem.hypergradient(outer) if isinstance(problem, ClosedForm) else None
     return _Point(outer, inner, key, grad, closed, words)
 

@@ -38,6 +38,7 @@ def report(
     estimators: Mapping[str, Estimator],
     *,
     steps: int | None = None,
+    reference_steps: int | None = None,
     warm_steps: int = 20,
     optimizer: Callable[[], OuterOptimizer] | None = None,
     json_file: Path | None = None,
@@ -52,13 +53,14 @@ def report(
         steps: most inner steps to the start; `None` for 5,000 with a closed form (until the
             gradient has fallen to 1e-10) and 100 without.
         json_file: where to write the rows, or `None`.
-        problem, estimators, warm_steps, optimizer, key: see `check_hypergradient`.
+        problem, estimators, reference_steps, warm_steps, optimizer, key: see `check_hypergradient`.
     """
     closed = isinstance(problem, ClosedForm)
     most = steps if steps is not None else (5_000 if closed else 100)
     rows = check_hypergradient(
         problem, {**estimators, **(_converged(most) if closed else {}), **_betty()},
-        steps=most, warm_steps=warm_steps, optimizer=optimizer, key=key,
+        steps=most, reference_steps=reference_steps, warm_steps=warm_steps, optimizer=optimizer,
+        key=key,
     )  # fmt: skip
     show(rows, type(problem).__name__, warm_steps)
     if json_file is not None:

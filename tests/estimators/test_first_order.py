@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from metaopt.estimators import FirstOrder, Unroll
+from metaopt import tree
+from metaopt.estimators import FirstOrder, Forward, OneStep, Unroll
 from metaopt.inner import GradientProblem
 from metaopt.inner_optimizers import SGD
 from metaopt.problems.quadratic import Quadratic
@@ -74,6 +75,23 @@ def test_unroll_from_a_fork_is_maml(steps, segments):
     value = problem.outer_loss({"weight": phi}, theta, problem.query)
     (maml,) = torch.autograd.grad(value, [phi])
     torch.testing.assert_close(feedback.grad["weight"], maml, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_forward_from_a_fork_is_maml(steps):
+    problem = Adaptation(pull=0.3)
+    outer = problem.init_outer(None)
+    inner = problem.init_inner(outer, None, 0)
+    _, exact = Unroll(steps)(problem, outer, tree.clone(inner), 0)
+    _, found = Forward(steps)(problem, outer, tree.clone(inner), 0)
+    torch.testing.assert_close(found.grad, exact.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_one_step_refuses_a_fork():
+    problem = Adaptation()
+    outer = problem.init_outer(None)
+    with pytest.raises(ValueError, match="estimator=unroll, forward or first_order"):
+        OneStep()(problem, outer, problem.init_inner(outer, None, 0), 0)
 
 
 @pytest.mark.parametrize("steps", [1, 5])
