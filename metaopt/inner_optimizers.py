@@ -45,9 +45,10 @@ class Cosine:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < self.total:
+        if not (0 <= self.warmup < self.total and 0 <= self.floor <= 1):
             raise ValueError(
-                f"Cosine needs 0 <= warmup < total; got warmup={self.warmup}, total={self.total}."
+                f"Cosine needs 0 <= warmup < total and 0 <= floor <= 1; got warmup={self.warmup}, "
+                f"total={self.total}, floor={self.floor}."
             )
 
     def __call__(self, step: int) -> float:
@@ -64,6 +65,10 @@ class StepDecay:
 
     milestones: Sequence[int]
     factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"StepDecay needs factor > 0; got {self.factor}.")
 
     def __call__(self, step: int) -> float:
         """Return the factor for the step after `step` steps."""
@@ -112,13 +117,7 @@ class _Scheduled:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.lr < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"{name} needs lr >= 0 and weight_decay >= 0; "
-                f"got lr={self.lr}, weight_decay={self.weight_decay}."
-            )
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"{name} needs clip_norm > 0 or null; got {self.clip_norm}.")
+        rates = [self.lr, self.weight_decay]
         for group in self.groups:
             unknown = set(group) - {"match", "lr", "weight_decay"}
             if unknown or "match" not in group:
@@ -126,6 +125,15 @@ class _Scheduled:
                     f"a group of {name} needs `match` and may set `lr` and `weight_decay`; "
                     f"got {dict(group)}."
                 )
+            check_pattern(group["match"], name)
+            rates += [group.get("lr", self.lr), group.get("weight_decay", self.weight_decay)]
+        if not all(rate >= 0 for rate in rates):
+            raise ValueError(
+                f"{name} needs lr >= 0 and weight_decay >= 0, in its groups too; got "
+                f"lr={self.lr}, weight_decay={self.weight_decay}, groups={list(self.groups)}."
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"{name} needs clip_norm > 0 or null; got {self.clip_norm}.")
 
     def learning_rate(self, step: int) -> float:
         """Return lr * schedule(step)."""
@@ -152,6 +160,16 @@ class _Scheduled:
         norms = torch.stack([safe_sqrt(torch.sum(g * g)) for g in grads.values()])
         coefficient = (self.clip_norm / (safe_sqrt(torch.sum(norms * norms)) + 1e-6)).clamp(max=1.0)
         return {k: g * coefficient for k, g in grads.items()}
+
+
+def check_pattern(pattern: str, owner: str) -> None:
+    """Raise a `ValueError` unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{owner} needs a regular expression on names; {pattern!r} is none: {error}."
+        ) from error
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -232,6 +250,8 @@ class Adam(_Scheduled):
         super().__post_init__()
         if not all(0 <= b < 1 for b in self.betas) or len(self.betas) != 2:
             raise ValueError(f"Adam needs two betas in [0, 1); got {list(self.betas)}.")
+        if not self.eps > 0:
+            raise ValueError(f"Adam needs eps > 0; got {self.eps}.")
 
     def init(self, params: Tree) -> State:
         """Return zero first and second moments."""

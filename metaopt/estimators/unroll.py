@@ -39,7 +39,7 @@ class Unroll(Stateless):
     Args:
         inner_steps: number K of inner steps, >= 1.
         truncation: differentiate through the last `truncation` steps only, or `None` for all
-            (Shaban et al., AISTATS 2019).
+            (Shaban et al., AISTATS 2019); fewer than all cut a theta_0 made from phi off as well.
         segments: number S of segments, or "auto": the fewest that fit `memory_budget`,
             about sqrt(K) when that is `None`.
         memory_budget: bytes for graphs and stored states; used with `segments="auto"`.
@@ -63,10 +63,13 @@ class Unroll(Stateless):
             raise ValueError(
                 f"Unroll needs 1 <= truncation <= inner_steps={inner_steps}; got {truncation}."
             )
-        if segments != "auto" and (not isinstance(segments, int) or segments < 1):
+        counted = isinstance(segments, int) and not isinstance(segments, bool) and segments >= 1
+        if segments != "auto" and not counted:
             raise ValueError(f'Unroll needs segments >= 1 or "auto"; got {segments!r}.')
         if memory_budget is not None and segments != "auto":
             raise ValueError('Unroll reads memory_budget only with segments="auto".')
+        if memory_budget is not None and not memory_budget > 0:
+            raise ValueError(f"Unroll needs memory_budget > 0 or null; got {memory_budget}.")
         self.inner_steps = inner_steps
         self.truncation = truncation or inner_steps
         self.segments, self.memory_budget = segments, memory_budget

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from metaopt import tree
 from metaopt.core import Feedback, Tree
+from metaopt.inner_optimizers import check_pattern
 
 
 class Descent:
@@ -38,12 +39,14 @@ class Descent:
         groups: Sequence[Mapping[str, Any]] = (),
         frozen: str | None = None,
     ) -> None:
-        if clip_norm is not None and clip_norm <= 0:
+        if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"Descent needs clip_norm > 0 or null; got {clip_norm}.")
         if accumulate < 1:
             raise ValueError(f"Descent needs accumulate >= 1; got {accumulate}.")
         if any("match" not in group for group in groups):
             raise ValueError(f"each group of Descent needs `match`; got {list(groups)}.")
+        for pattern in (frozen or "", *(group["match"] for group in groups)):
+            check_pattern(pattern, "Descent")
         self.algorithm, self.scheduler = algorithm, scheduler
         self.clip_norm, self.accumulate = clip_norm, accumulate
         self.groups, self.frozen = groups, frozen
@@ -55,7 +58,8 @@ class Descent:
         """Copy phi and build the optimizer on it.
 
         Raises:
-            TypeError: phi is not a dict of floating-point tensors.
+            TypeError: phi is not a dict of floating-point tensors, or the algorithm or scheduler
+                needs more than a gradient a step.
             ValueError: `frozen` leaves nothing to train.
         """
         if not isinstance(outer, dict) or not all(
@@ -82,6 +86,13 @@ class Descent:
         grouped.append({"params": [self._outer[n] for n in names]})
         self._optimizer = self.algorithm([g for g in grouped if g["params"]])
         self._schedule = self.scheduler(self._optimizer) if self.scheduler else None
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            raise TypeError("Descent steps once per hypergradient; LBFGS evaluates its own loss.")
+        if isinstance(self._schedule, ReduceLROnPlateau):
+            raise TypeError(
+                "Descent steps its scheduler without a metric; ReduceLROnPlateau needs one. Use "
+                "another torch scheduler."
+            )
 
     def ask(self, key: int) -> Tree:
         """Return phi. It shares memory with the optimizer: copy what must outlive `tell`."""

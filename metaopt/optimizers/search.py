@@ -60,7 +60,7 @@ class Search:
             one; "archive": all that are kept.
         archive_size: how many of the best trials are kept, >= 1, or `None` for all.
         repeats: inner runs averaged into one trial, >= 1, for noisy values. An outer variable
-            that comes up again adds to its average in any case.
+            that comes up again while it is in the archive adds to its average in any case.
         proposals: candidates drawn at a time, of which the best by `screen` is run, >= 1.
         redraws: further draws when the screen rejects all, >= 0. After the last of them the
             first parent is run again, which sharpens its average.

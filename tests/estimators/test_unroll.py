@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import Classification, relative_error
 
 from metaopt import tree
 from metaopt.estimators import OneStep, Unroll
@@ -109,6 +110,17 @@ def test_one_step_equals_unroll_through_any_optimizer(name):
         torch.testing.assert_close(other.params, end.params)
 
 
+@pytest.mark.parametrize("pattern", ["rows", "net", "no_grad", "direct"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_one_step_respects_the_constants_of_a_loss(pattern, batch_norm):
+    problem = Classification(pattern=pattern, batch_norm=batch_norm, dropout=0.1)
+    outer = problem.init_outer(torch.Generator().manual_seed(0))
+    inner = problem.init_inner(outer, None, 0)
+    _, exact = Unroll(1)(problem, outer, tree.clone(inner), 3)
+    _, found = OneStep()(problem, outer, tree.clone(inner), 3)
+    assert relative_error(found.grad, exact.grad) < 1e-10
+
+
 def test_unroll_converges_to_the_closed_form():
     ridge = Ridge(inner_optimizer=SGD(lr=0.8))
     outer, inner = start(ridge)
@@ -140,6 +152,12 @@ def test_memory_budget_picks_the_fewest_segments_that_fit():
     phi = tree.leaves(outer)
     plenty = Unroll(16, segments="auto", memory_budget=1e9)
     assert plenty._count(problem, phi, inner, 0) == 1
+    counts = [
+        Unroll(16, segments="auto", memory_budget=b)._count(problem, phi, inner, 0)
+        for b in (16_000, 24_000, 40_000)
+    ]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1] >= 1
     with pytest.raises(ValueError, match="needs at least"):
         Unroll(16, segments="auto", memory_budget=10.0)(problem, outer, inner, 0)
 
