@@ -108,7 +108,10 @@ class Engine:
         return {f"eval/{name}": float(value) for name, value in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a tree of tensors and primitives from which the run continues to the bit."""
+        """Return a tree of tensors and primitives from which the run continues to the bit.
+
+        It shares memory with the run: save or copy it before the next step.
+        """
         return {
             "outer_step": self.outer_step,
             "seed": self.seed,
@@ -126,6 +129,7 @@ class Engine:
                 f"the checkpoint was written with seed={state['seed']}, this run has "
                 f"seed={self.seed}; resume with the seed of the checkpoint."
             )
+        state = tree.clone(state)
         self.outer_step, self.inner = state["outer_step"], state["inner"]
         self.done = state["done"]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -32,11 +32,14 @@ def _map(function: Callable[[Tensor], Tensor], node: Any) -> Any:
         return function(node)
     if isinstance(node, dict):
         return {k: _map(function, v) for k, v in node.items()}
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return type(node)(*(_map(function, v) for v in node))
     if isinstance(node, (list, tuple)):
-        return type(node)(_map(function, v) for v in node)
+        parts = [_map(function, v) for v in node]
+        return parts if type(node) is list else _rebuilt(type(node), parts)
     return node
+
+
+def _rebuilt(kind: Any, parts: list[Any]) -> Any:
+    return tuple(parts) if kind is tuple else kind(*parts)  # a named tuple takes its fields
 
 
 def clone(state: T) -> T:

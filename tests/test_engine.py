@@ -217,3 +217,17 @@ def test_ledger_reports_the_first_limit_reached():
     ledger.charge({"lm_calls": 1})
     assert ledger.exhausted == "lm_calls"
     assert ledger.spent == {"lm_calls": 2, "tokens": 4}
+
+
+def test_loading_a_state_shares_nothing_with_it():
+    def engine():
+        return Engine(Ridge(), Unroll(3), Descent(partial(torch.optim.Adam, lr=0.1)), outer_steps=9)
+
+    first = engine()
+    steps = iter(first)
+    next(steps)
+    state = first.state_dict()
+    second, third = engine(), engine()
+    second.load_state_dict(state)
+    third.load_state_dict(state)
+    assert [float(f.value) for _, f in second] == [float(f.value) for _, f in third]

@@ -85,7 +85,7 @@ class Lower(_Level):
         self.saved = tree.clone(self.state.params)
         if self.epsilon is not None:
             self.config.darts_alpha = self.epsilon * float(tree.norm(self.saved))
-        inner = self.state.params | self.state.buffers
+        inner = self.state.params | tree.clone(self.state.buffers)
         self.batch = self.problem.draw(tree.detach(self.upper.values), inner, self._implicit_key)
         buffers = tree.clone(self.state.buffers)
         with RecordDetached() as recorder:

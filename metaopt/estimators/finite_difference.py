@@ -59,7 +59,7 @@ class FiniteDifference(Stateless):
         inner = run(problem, outer, inner, key, self.inner_steps)
         value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
         key = fold(key, "implicit")
-        batch = problem.draw(outer, inner.params | inner.buffers, key)
+        batch = problem.draw(outer, inner.params | tree.clone(inner.buffers), key)
         cross = mixed_product(problem, outer, inner, v, key, batch, self.epsilon)
         cost = {
             "inner_steps": self.inner_steps,

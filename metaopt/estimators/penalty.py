@@ -108,7 +108,7 @@ def _outer_slope(
 ) -> Tree:  # fmt: skip
     """Return the derivative in phi of F(phi, y) + gamma [g(phi, y) - g(phi, z)]."""
     phi, slope_key = tree.leaves(outer), fold(key, "implicit")
-    batch = problem.draw(outer, z.params | z.buffers, slope_key)
+    batch = problem.draw(outer, z.params | tree.clone(z.buffers), slope_key)
 
     def inner_loss(state: GradientState) -> Tensor:
         buffers = tree.clone(state.buffers)

@@ -44,7 +44,7 @@ class Sama(Stateless):
         inner = run(problem, outer, inner, key, self.inner_steps)
         value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
         key = fold(key, "implicit")
-        batch = problem.draw(outer, inner.params | inner.buffers, key)
+        batch = problem.draw(outer, inner.params | tree.clone(inner.buffers), key)
         _, _, transpose = take_step(problem, outer, inner, key, batch)
         cross = mixed_product(problem, outer, inner, transpose(v), key, batch, self.epsilon)
         cost = {
