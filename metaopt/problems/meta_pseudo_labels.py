@@ -64,7 +64,8 @@ class MetaPseudoLabels(GradientProblem):
         batch: unlabelled examples in a batch.
         labelled_batch: labelled examples in a batch, or `None` for all of them.
         view: which view the student sees, strong or weak.
-        average: decay of the student's moving average, which is then the one evaluated, or `None`.
+        average: decay of the student's moving average, which is then the one evaluated, or `None`;
+            at step t it is at most (1 + t) / (10 + t), so that the first steps are forgotten.
         pretraining: trains the teacher before the first outer step, or `None`.
         fine_tuning: trains the student on the labelled examples at the end, or `None`.
         compat: replicate a released code, with the sign and the mean of its estimator set in
@@ -166,7 +167,8 @@ class MetaPseudoLabels(GradientProblem):
 
     def inner_batch(self, generator: Generator) -> Examples:
         """Return two views of random unlabelled inputs, and labelled ones where they are used."""
-        return self._draw(generator, labelled=self.objective != "pseudo_labels", unlabelled=True)
+        own, supervised = self.objective != "pseudo_labels", self.objective == "supervised"
+        return self._draw(generator, labelled=own, unlabelled=not supervised)
 
     def outer_batch(self, generator: Generator) -> Examples:
         """Return labelled inputs, and two views of unlabelled ones where UDA needs them."""
@@ -194,8 +196,17 @@ class MetaPseudoLabels(GradientProblem):
         return self.inner_losses(outer, inner, batch).mean()
 
     def inner_losses(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
-        """Return the cross entropy of each pseudo-labelled row, (B,)."""
+        """Return the cross entropy of each pseudo-labelled row, (B,).
+
+        Raises:
+            ValueError: the estimator differentiates through decided labels.
+        """
         target = batch.labels
+        if target is not None and self.feedback and any(v.requires_grad for v in outer.values()):
+            raise ValueError(
+                f"labels={self.labels} are decisions without a derivative: this estimator would "
+                f"see no feedback. Use estimator=score_function, or set problem.labels=soft."
+            )
         if target is None:
             target = torch.softmax(self._label_logits(outer, inner, batch, "weak"), -1)
         seen = batch.strong if self.view == "strong" else batch.weak

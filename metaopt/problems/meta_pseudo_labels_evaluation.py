@@ -33,7 +33,7 @@ def label_entropy(probabilities: Tensor) -> Tensor:
     that is driven by feedback alone.
     """
     average = probabilities.mean(0)
-    entropy = -torch.special.xlogy(average, average).sum()
+    entropy = torch.special.entr(average).sum()
     return (entropy / math.log(probabilities.shape[-1])).clamp(0, 1)
 
 

@@ -10,7 +10,7 @@ from metaopt import tree
 from metaopt.data import SemiSupervised
 from metaopt.data.augment import GaussianNoise
 from metaopt.engine import Engine
-from metaopt.estimators import OneStep, ScoreFunction, Unroll
+from metaopt.estimators import FiniteDifference, Implicit, OneStep, ScoreFunction, Unroll
 from metaopt.inner_optimizers import SGD
 from metaopt.models import MLP, ConvNet, Reduced
 from metaopt.optimizers import Descent
@@ -161,8 +161,18 @@ def test_objectives_of_the_baselines():
 
     uda = problem(objective="consistency", labels="soft", consistency=Consistency(ramp=0))
     direct = DirectLoss(1.0, Consistency(ramp=0))
+    batch = uda.draw(outer, tensors, 3)
     expected = direct(uda.student, tensors, batch, tensors["step"])
     assert uda.inner_loss(outer, tensors, batch) == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("labels", ["sample", "argmax"])
+@pytest.mark.parametrize("estimator", [Unroll(1), OneStep(), Implicit(), FiniteDifference()])
+def test_decided_labels_are_refused_by_estimators_that_would_see_no_feedback(labels, estimator):
+    made = problem(labels=labels)
+    outer, inner = started(made)
+    with pytest.raises(ValueError, match=r"Use estimator=score_function, or set problem\.labels"):
+        estimator(made, outer, inner, 0)
 
 
 def test_average_follows_the_student():
