@@ -50,10 +50,9 @@ class RandAugment:
         """Return one view of each normalised image of x, (B, 3, H, W)."""
         mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(-1, 1, 1)
-        y = (x * std + mean).clamp(0, 1)
-        y = Shift(self.shift, flip=True)(y, generator)
+        y = (Shift(self.shift, flip=True)(x, generator) * std + mean).clamp(0, 1)
         for _ in range(self.count):
-            chosen = torch.randint(len(OPERATIONS), (len(x),), generator=generator).to(x.device)
+            chosen = torch.randint(len(OPERATIONS), (len(x),), generator=generator)
             strength = 2 * torch.rand(len(x), 1, 1, 1, generator=generator).to(x) - 1
             y = _apply(y, chosen, strength)
         if self.cutout:
@@ -65,7 +64,7 @@ def _apply(x: Tensor, chosen: Tensor, strength: Tensor) -> Tensor:
     """Return the images after each one's chosen operation."""
     changed = x.clone()
     for index, operation in enumerate(OPERATIONS):
-        rows = torch.nonzero(chosen == index).flatten()
+        rows = torch.nonzero(chosen == index).flatten().to(x.device)
         if len(rows):
             changed[rows] = operation(x[rows], strength[rows]).clamp(0, 1)
     return changed
@@ -74,8 +73,9 @@ def _apply(x: Tensor, chosen: Tensor, strength: Tensor) -> Tensor:
 def _cut_out(x: Tensor, side: int, centre: Tensor) -> Tensor:
     """Return the images with a grey square around each centre, (2, B, 1) in [0, 1)."""
     height, width = x.shape[-2:]
-    rows = (torch.arange(height, device=x.device) - (centre[0] * height).floor()).abs() < side / 2
-    columns = (torch.arange(width, device=x.device) - (centre[1] * width).floor()).abs() < side / 2
+    row, column = (torch.arange(n, device=x.device) for n in (height, width))
+    top, left = (centre[0] * height).floor() - side // 2, (centre[1] * width).floor() - side // 2
+    rows, columns = (row >= top) & (row < top + side), (column >= left) & (column < left + side)
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
 
 

@@ -136,9 +136,8 @@ def test_cutout_greys_a_square():
     plain = RandAugment(MEAN, STD, count=0, cutout=0)(x, generator(3))
     cut = RandAugment(MEAN, STD, count=0, cutout=16)(x, generator(3))
     changed = (plain != cut).any(1).sum((1, 2))
-    assert changed.max() <= 16 * 16
+    assert changed.max() == 16 * 16
     assert changed.min() >= 8 * 8 - 16
-    assert changed.max() > 200
 
 
 def write_cifar(folder, image="img", label="label", count=40):
