@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 import metaopt
 
-USAGE = """\
-metaopt problem=<problem> [group=option] [key=value] ...   one run, in runs/<name>/<time>
-metaopt -m problem=<problem> key=a,b,c ...                 a sweep, in results/<name>/<overrides>
-metaopt experiment=<paper>/<table>                         a table of a paper; again: the rest of it
-metaopt resume=<run folder>                                continue from the last checkpoint
-metaopt --config-dir=<folder> ...                          options of your own, beside the shipped
-metaopt --cfg job problem=<problem> ...                    print the config, run nothing
-metaopt-report <folder>                                    tables and figures of finished runs
-metaopt-check problem=<problem>                            each estimator against an exact one"""
+USAGE = {
+    "metaopt problem=<problem> [group=option] [key=value] ...": "one run, in runs/<name>/<time>",
+    "metaopt -m problem=<problem> key=a,b,c ...": "a sweep, in results/<name>/<overrides>",
+    "metaopt experiment=<paper>/<table>": "a table of a paper; again: the rest of it",
+    "metaopt resume=<run folder>": "continue from the last checkpoint",
+    "metaopt --config-dir=<folder> ...": "options of your own, beside the shipped",
+    "metaopt --cfg job problem=<problem> ...": "print the config, run nothing",
+    "metaopt-report <folder>": "tables and figures of finished runs",
+    "metaopt-check problem=<problem>": "each estimator against an exact one",
+}
 
 KEY = re.compile(r"^(\w+): (.*?)\s+# (.*)$")
+
+INDENT = 34
+"""Column of the texts beside options and keys; a longer name has a line of its own."""
 
 
 def folder() -> Path:
@@ -53,20 +57,37 @@ def keys(root: Path) -> list[tuple[str, str, str]]:
     return [(m[1], m[2], m[3]) for m in matches if m]
 
 
-def show(root: Path) -> None:
-    """Print usage, groups with their options, and keys."""
-    console = Console(highlight=False)
-    print(USAGE + "\n")
-    table = Table("group=option", "what it is", title="Groups", title_justify="left", box=None)
-    for group, options in groups(root).items():
-        for option, text in options.items():
-            table.add_row(f"{group}={option}", text)
-        table.add_row("")
-    console.print(table)
-    table = Table("key", "default", "what it is", title="Keys", title_justify="left", box=None)
-    for row in keys(root):
-        table.add_row(*row)
-    console.print(table)
+def show(*roots: Path) -> None:
+    """Print usage, groups with their options, and keys; names are never cut or broken.
+
+    Args:
+        roots: the shipped folder, whose keys are listed, and then folders of one's own.
+    """
+    merged: dict[str, dict[str, str]] = {}
+    for root in roots:
+        for group, found in groups(root).items():
+            merged.setdefault(group, {}).update(found)
+    _section(USAGE)
+    for group, found in merged.items():
+        print(f"\nGroup {group}")
+        _section({f"  {group}={option}": text for option, text in found.items()})
+    print("\nKeys, with their defaults")
+    _section({f"  {key}={default}": text for key, default, text in keys(roots[0])})
+
+
+def _section(entries: Mapping[str, str]) -> None:
+    """Print names and texts in two columns: wrapped on a terminal, one line each in a pipe."""
+    column = max(map(len, entries)) + 2
+    width = None
+    if sys.stdout.isatty():
+        column = min(column, INDENT)
+        width = max(shutil.get_terminal_size().columns, 2 * INDENT) - column
+    for name, text in entries.items():
+        lines = textwrap.wrap(text, width) if width else [text]
+        beside = len(name) <= column - 2
+        print(f"{name:<{column}}{lines[0] if lines else ''}".rstrip() if beside else name)
+        for line in lines[beside:]:
+            print(" " * column + line)
 
 
 def _head(path: Path) -> Iterator[str]:

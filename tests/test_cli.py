@@ -167,6 +167,38 @@ def test_help_lists_groups_options_and_keys(metaopt: Metaopt) -> None:
         assert expected in words
 
 
+def test_help_keeps_names_whole_on_a_narrow_terminal(
+    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{g}={o}" for g, found in options.groups(options.folder()).items() for o in found]
+    piped = metaopt("--help").out.split()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(options.sys.stdout, "isatty", lambda: True)
+    narrow = metaopt("--help").out
+    assert set(names) <= set(piped)
+    assert set(names) <= set(narrow.split())
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "arguments", [["problem=ridge", "--help"], ["--config-dir=own", "-h"], ["-h", "-cd", "own"]]
+)
+def test_help_is_ours_wherever_it_is_asked_for(metaopt: Metaopt, arguments: list[str]) -> None:
+    own = Path("own/problem/mine.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("# a problem of my own\n")
+    done = metaopt(*arguments)
+    assert done.code == 0
+    assert "estimator=unroll" in done.out
+    assert ("a problem of my own" in done.out) == ("problem=ridge" not in arguments)
+
+
+def test_a_config_dir_that_is_no_folder_is_named(metaopt: Metaopt) -> None:
+    for arguments in (["problem=ridge"], ["--help"], ["--cfg", "job", "problem=ridge"]):
+        done = metaopt("--config-dir=nope", *arguments)
+        assert (done.code, done.err) == (1, "metaopt: --config-dir=nope is no folder.\n")
+
+
 MISTAKES = {
     "misspelt key": (["outer_step=3"], ["no key 'outer_step'", "Did you mean outer_steps?"]),
     "misspelt nested key": (["estimator.iner_steps=3"], ["Did you mean estimator.inner_steps?"]),

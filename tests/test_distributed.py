@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 
 from metaopt import Engine, GradientProblem, distributed
-from metaopt.estimators import Score, Unroll
+from metaopt.engine import all_reduce
+from metaopt.estimators import Score, ScoreFunction, Unroll
 from metaopt.inner_optimizers import SGD, Adam
 from metaopt.optimizers import Descent, Mutation, Search
 from metaopt.random import fold, generator
@@ -66,6 +68,54 @@ class Union(Rows):
         return self.outer_loss(outer, params | buffers, batch)
 
 
+class Labels(Rows):
+    """Rows whose targets are decided: coins y ~ sigmoid(phi), fixed here to compare two splits."""
+
+    def __init__(self, ranks):
+        super().__init__(SGD(lr=0.5))
+        self.ranks = ranks
+
+    def inner_batch(self, generator):
+        parts = [self.rows(rank, "inner")[0] for rank in self.ranks]
+        return torch.cat(parts)
+
+    def outer_batch(self, generator):
+        return self.rows(7, "outer")
+
+    def decide(self, outer, inner, batch, generator):
+        return batch, (batch[:, 1] > 0).double()
+
+    def log_prob(self, outer, inner, batch):
+        x, y = batch
+        return y * F.logsigmoid(x @ outer["log_weight"]) + (1 - y) * F.logsigmoid(
+            -x @ outer["log_weight"]
+        )
+
+    def inner_losses(self, outer, inner, batch):
+        return (batch[0] @ inner["theta"] - batch[1]) ** 2
+
+    def inner_loss(self, outer, inner, batch):
+        return self.inner_losses(outer, inner, batch).mean()
+
+    def feedback_loss(self, outer, inner, batch):
+        return self.outer_loss(outer, inner, batch)
+
+
+FEEDBACK = ("loss_difference", "dot_product", "cosine", "per_example")
+
+
+def scores(ranks):
+    """Return the score-function hypergradient of each kind, averaged over the processes there."""
+    problem, found = Labels(ranks), {}
+    for kind in FEEDBACK:
+        outer = {"log_weight": torch.tensor([0.3, -0.1, 0.2], dtype=torch.float64)}
+        inner = problem.init_inner(outer, None, 0)
+        found[kind] = all_reduce(ScoreFunction(kind)(problem, outer, inner, 0)[1]).grad[
+            "log_weight"
+        ]
+    return found
+
+
 def run(problem, estimator, optimizer):
     engine = Engine(problem, estimator, optimizer, outer_steps=STEPS)
     values = [float(feedback.value) for _, feedback in engine]
@@ -107,6 +157,7 @@ def everything(rank):
         "sgd": gradient_run(Rows(SGD(lr=0.05, momentum=0.5))),
         "adam": gradient_run(Rows(Adam(lr=0.05, clip_norm=0.5))),
         "search": search_run(Rows(SGD(lr=0.05))),
+        "scores": scores([rank]),
     }
 
 
@@ -145,6 +196,14 @@ def test_search_agrees_on_all_ranks_and_with_the_union(ranks):
         assert_close(torch.tensor(found["search"][0]), torch.tensor(values))
         assert_close(found["search"][1], params)
         assert_close(found["search"][2], solution)
+
+
+@pytest.mark.parametrize("kind", FEEDBACK)
+def test_score_function_rewards_the_rows_of_all_ranks(ranks, kind):
+    expected = scores(range(RANKS))[kind]
+    assert expected.norm() > 0
+    for found in ranks:
+        assert_close(found["scores"][kind], expected)
 
 
 def test_single_process_is_the_identity():

@@ -39,7 +39,7 @@ def check() -> None:
 
 def _check(arguments: list[str]) -> int:
     """Compare estimators with the exact hypergradient of the problem that the overrides name."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
     split = [a.partition("=") for a in arguments]

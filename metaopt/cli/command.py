@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -29,8 +30,12 @@ def guard(command: Callable[[], int]) -> None:
     """Run a command and exit with its status, or with a message when it fails."""
     try:
         status = command()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:  # such as `metaopt --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
     except (*COMPOSITION, ConfigError) as error:
         report(ConfigError(explanation(error)) if not isinstance(error, ConfigError) else error)
         status = 1
@@ -41,18 +46,18 @@ def guard(command: Callable[[], int]) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        options.show(options.folder())
+    flags, overrides = _flags().parse_known_args(arguments)
+    own = _own_options(flags.config_dir)
+    if not arguments or flags.help:
+        options.show(options.folder(), *own)
         return 0
     resumed = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
     if resumed:
         return resume(Path(resumed[0]), [a for a in arguments if not a.startswith("resume=")])
-    flags, overrides = _flags().parse_known_args(arguments)
     if any(a.startswith("-") for a in overrides):
         _hydra_itself()
         return 0
-    if flags.config_dir is not None:
-        overrides.append(f"hydra.searchpath=['file://{flags.config_dir.resolve()}']")
+    overrides += [f"hydra.searchpath=['file://{folder.resolve()}']" for folder in own]
     with composing():
         loaded: Any = GlobalHydra.instance().hydra
         if flags.multirun or loaded.get_mode(CONFIG, overrides) == RunMode.MULTIRUN:
@@ -65,9 +70,18 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="metaopt", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir", type=Path)
     return parser
+
+
+def _own_options(folder: Path | None) -> list[Path]:
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir={folder} is no folder.")
+    return [folder]
 
 
 def _hydra_itself() -> None:
