@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -203,7 +204,7 @@ class Wandb(Tracker):
         resume_step: taken for the common signature; the id alone resumes a run.
         project: the project's name.
         mode: "online", "offline" (written below `folder`, sent later by `wandb sync`) or
-            "disabled".
+            "disabled"; `None` is what $WANDB_MODE says, else "online".
         entity: user or team; `None` is the account's default.
         group, name, tags: how the run is filed; the name defaults to that of the folder.
 
@@ -220,14 +221,17 @@ class Wandb(Tracker):
         resume_step: int | None = None,
         *,
         project: str = "metaopt",
-        mode: str = "online",
+        mode: str | None = None,
         entity: str | None = None,
         group: str | None = None,
         name: str | None = None,
         tags: Sequence[str] = (),
     ) -> None:
+        name_of_mode = "WANDB_MODE" if mode is None else "tracker.mode"
+        mode = os.environ.get("WANDB_MODE") or "online" if mode is None else mode
         if mode not in MODES:
-            raise ValueError(f"tracker.mode must be one of {', '.join(MODES)}; got {mode!r}.")
+            raise ValueError(f"{name_of_mode} must be one of {', '.join(MODES)}; got {mode!r}.")
+        self._unsent = folder / "wandb" if mode == "offline" else None
         try:
             import wandb
         except ModuleNotFoundError as error:
@@ -250,8 +254,8 @@ class Wandb(Tracker):
             )
         except wandb.Error as error:
             raise ConnectionError(
-                f"wandb could not start the run: {error}. "
-                "Log in with `wandb login`, or use tracker.mode=offline or tracker=none."
+                f"wandb could not start the run: {str(error).rstrip('. ')}. "
+                "Log in, or use tracker.mode=offline or tracker=none."
             ) from error
         self.run.define_metric("*", step_metric="outer_step")
 
@@ -260,8 +264,8 @@ class Wandb(Tracker):
         self.run.log({"outer_step": step, **floats(metrics)})
 
     def close(self) -> None:
-        """Finish the run as succeeded."""
-        self.run.finish(exit_code=0)
+        """Finish the run as succeeded; say how to send it where it was kept offline."""
+        self._finish(0)
 
     def __exit__(
         self,
@@ -269,7 +273,13 @@ class Wandb(Tracker):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.run.finish(exit_code=0 if kind is None else 1)
+        self._finish(0 if kind is None else 1)
+
+    def _finish(self, code: int) -> None:
+        self.run.finish(exit_code=code)
+        if self._unsent is not None:
+            print(f"Kept offline. Send it with: wandb sync {self._unsent}/offline-run-*")
+            self._unsent = None
 
 
 def run_id(folder: Path) -> str:

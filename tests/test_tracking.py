@@ -144,6 +144,30 @@ def test_wandb_refuses_an_unknown_mode(tmp_path):
         Wandb(tmp_path, {}, mode="off")
 
 
+def test_wandb_takes_its_mode_from_the_environment(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with Wandb(tmp_path, {}) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    tracker.close()
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+    assert capsys.readouterr().out.count(f"wandb sync {tmp_path}/wandb/offline-run-*") == 1
+    Wandb(tmp_path, {}, mode="disabled").close()
+    assert "wandb sync" not in capsys.readouterr().out
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(ValueError, match=r"WANDB_MODE must be one of .* got 'off'"):
+        Wandb(tmp_path, {})
+
+
+def test_wandb_says_why_it_could_not_start(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise wandb.Error("No API key configured.")
+
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConnectionError, match=r"No API key configured\. Log in"):
+        Wandb(tmp_path, {}, mode="online")
+
+
 def test_wandb_disabled_writes_nothing(tmp_path):
     with Wandb(tmp_path, {"seed": 1}, mode="disabled") as tracker:
         tracker.log(1, {"a": torch.tensor(1.0)})
