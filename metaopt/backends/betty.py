@@ -32,6 +32,13 @@ INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 Type = Literal["darts", "neumann", "cg"]
 
+STEP = "estimator.solve.step=0.1 (any below 2 / the largest eigenvalue of the inner Hessian)"
+OPTIONS = (
+    "With engine=betty use estimator=implicit_identity, estimator=finite_difference, or "
+    f"estimator=implicit_neumann {STEP}; or use engine=metaopt."
+)
+"""What works with `engine=betty`, as one types it on the command line."""
+
 
 class BettyHypergradient(Stateless):
     """One run of betty's engine: K inner steps, then its hypergradient, as an estimator.
@@ -140,10 +147,7 @@ def translate(estimator: Estimator) -> BettyHypergradient:
             "darts", alpha=estimator.epsilon, inner_steps=estimator.inner_steps, relative=True
         )
     if not isinstance(estimator, Implicit):
-        raise ValueError(
-            f"betty has no {type(estimator).__name__}. With engine=betty use Implicit with "
-            f"Identity or Neumann, or FiniteDifference, or use engine=metaopt."
-        )
+        raise ValueError(f"betty has no {type(estimator).__name__}. {OPTIONS}")
     solve, steps = estimator.solve, estimator.inner_steps
     if isinstance(solve, Identity):
         return BettyHypergradient("neumann", iterations=0, alpha=1.0, inner_steps=steps)
@@ -151,16 +155,15 @@ def translate(estimator: Estimator) -> BettyHypergradient:
         if solve.step is None:
             raise ValueError(
                 "betty cannot find a step for its Neumann series, and its default of 1 diverges "
-                "where curvature exceeds 2. Set step of Neumann below 2 / (largest eigenvalue of "
-                "the inner Hessian), the inner learning rate for instance, or use engine=metaopt."
+                f"where curvature exceeds 2. Add {STEP}, or use engine=metaopt."
             )
         return BettyHypergradient("neumann", solve.terms - 1, solve.step, inner_steps=steps)
     if isinstance(solve, ConjugateGradient):
         raise ValueError(
             "betty's conjugate gradients build each direction on the previous residual, and their "
-            "error grows with the iterations. Use ConjugateGradient with engine=metaopt."
+            f"error grows with the iterations. {OPTIONS}"
         )
-    raise ValueError(f"betty has no solver {type(solve).__name__}; use engine=metaopt.")
+    raise ValueError(f"betty has no solver {type(solve).__name__}. {OPTIONS}")
 
 
 class BettyEngine(Engine):

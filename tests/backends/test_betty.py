@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import warnings
 
@@ -350,6 +351,18 @@ def test_a_resumed_run_is_bitwise_equal():
 def test_what_betty_has_not_is_refused(estimator):
     with pytest.raises(ValueError, match="engine=metaopt"):
         BettyEngine(Ridge(), estimator, descent(), outer_steps=1)
+
+
+def test_the_advice_works_as_typed(metaopt):
+    ridge = ["problem=ridge", "engine=betty", "debug=tiny", "figures=false"]
+    refused = metaopt(*ridge)
+    assert refused.code == 1
+    options = re.findall(r"estimator=\w+(?: estimator\.\S+)?", refused.err)
+    assert len(options) == 3
+    for option in options:
+        done = metaopt(*ridge, *option.split())
+        assert done.code == 0, done.err
+    assert "estimator.solve.step=" in metaopt(*ridge, "estimator=implicit_neumann").err
 
 
 def test_a_problem_without_gradients_is_refused():
