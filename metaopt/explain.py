@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 
@@ -34,38 +35,52 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
             f"Not allowed to write: {_where(error, folder)}.\n"
             f"Choose another folder with hydra.run.dir=<folder> (hydra.sweep.dir for a sweep)."
         )
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return str(error)
     if isinstance(error, OSError) and folder is None:
         return (
             f"The run's folder cannot be made: {_where(error, None)}.\n"
             f"Choose another folder with hydra.run.dir=<folder> (hydra.sweep.dir for a sweep)."
         )
     if isinstance(error, FileNotFoundError):
-        missing = error.filename or error
-        return f"A file is missing: {missing}\nCheck the path in the config."
+        return f"A file is missing: {error.filename}\nCheck the path in the config."
     if isinstance(error, (ValueError, TypeError, ImportError, checkpoint.CheckpointError)):
         return str(error)
     return f"{type(error).__name__}: {error}"
 
 
-def report(error: BaseException, folder: Path | None = None) -> None:
+def report(error: BaseException, folder: Path | None = None, told: set[str] | None = None) -> None:
     """Print the explanation on the standard error and keep the traceback in `error.log`.
 
     With METAOPT_DEBUG=1 in the environment the traceback is printed as well. A mistake in a config
     has no traceback worth keeping.
+
+    Args:
+        folder: see `explain`.
+        told: explanations printed before, which this one joins; one among them becomes a line.
     """
-    print(f"metaopt: {explain(error, folder)}", file=sys.stderr)
+    text = explain(error, folder)
+    repeated = told is not None and text in told
+    if told is not None:
+        told.add(text)
+    again = f"{folder}: again: {textwrap.shorten(text, 60, placeholder=' ...')}"
+    print(f"metaopt: {again if repeated else text}", file=sys.stderr)
     trace = "".join(traceback.format_exception(error))
     if os.environ.get("METAOPT_DEBUG") == "1":
         print(trace, file=sys.stderr)
-    if folder is None or isinstance(error, ConfigError):
-        return
+    if folder is not None and not isinstance(error, ConfigError):
+        _keep(trace, folder, silent=repeated)
+
+
+def _keep(trace: str, folder: Path, silent: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.log").write_text(trace)
     except OSError:
         print("The traceback could not be kept; METAOPT_DEBUG=1 prints it.", file=sys.stderr)
     else:
-        print(f"The traceback is in {folder / 'error.log'}.", file=sys.stderr)
+        if not silent:
+            print(f"The traceback is in {folder / 'error.log'}.", file=sys.stderr)
 
 
 def _where(error: OSError, folder: Path | None) -> str:

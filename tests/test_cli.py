@@ -17,6 +17,7 @@ from metaopt import checkpoint, options
 from metaopt.arguments import describe, fits
 from metaopt.cli import jobs
 from metaopt.cli.composing import cell
+from metaopt.explain import explain
 from metaopt.problems.ridge import Ridge
 
 Metaopt = Callable[..., Any]
@@ -119,6 +120,17 @@ def test_one_failing_cell_does_not_stop_the_others(metaopt: Metaopt) -> None:
     assert "2 cells: 1 computed" in done.out
     assert "1 failed" in done.out
     assert "inner_steps >= 1; got 0" in done.err
+
+
+def test_a_sweep_that_fails_everywhere_says_why_once(metaopt: Metaopt) -> None:
+    done = metaopt("-m", *TINY, "inner_steps=0", "seed=0,1,2")
+    assert done.code == 1
+    first, *further = done.err.splitlines()
+    assert first.startswith("metaopt: Unroll needs inner_steps >= 1; got 0")
+    assert [line.split(":")[1][-6:] for line in further] == ["seed=1", "seed=2"]
+    assert all("again: Unroll needs" in line for line in further)
+    assert "Correct the above. The same command computes what is missing." in done.out
+    assert "metaopt-report" not in done.out
 
 
 def test_an_experiment_is_a_sweep_without_a_flag(metaopt: Metaopt) -> None:
@@ -266,6 +278,19 @@ def test_a_missing_file_is_named(metaopt: Metaopt, monkeypatch: pytest.MonkeyPat
     assert done.code == 1
     assert "A file is missing: data/train.parquet" in done.err
     assert "Traceback" not in done.err
+
+
+def test_advice_about_a_missing_file_stands_alone(
+    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(self: Ridge, *_: object, **__: object) -> None:
+        raise FileNotFoundError("There is no data. Download it.")
+
+    monkeypatch.setattr(Ridge, "__init__", absent)
+    first, second = metaopt(*TINY).err.splitlines()
+    assert first == "metaopt: There is no data. Download it."
+    assert second.startswith("The traceback is in ")
+    assert explain(FileNotFoundError("There is no data.")) == "There is no data."
 
 
 def test_a_loss_that_is_not_finite_names_step_value_and_checkpoint(metaopt: Metaopt) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def _dispatch(arguments: list[str]) -> int:
         loaded: Any = GlobalHydra.instance().hydra
         if flags.multirun or loaded.get_mode(CONFIG, overrides) == RunMode.MULTIRUN:
             started = time.monotonic()
-            returned = loaded.multirun(CONFIG, job, [*overrides, "hydra.mode=MULTIRUN"])
+            returned = loaded.multirun(
+                CONFIG, partial(job, told=set()), [*overrides, "hydra.mode=MULTIRUN"]
+            )
             return _summary(returned, time.monotonic() - started)
         outcome = loaded.run(CONFIG, job, overrides).return_value
     return int(outcome.status == "failed")
@@ -102,7 +105,11 @@ def _summary(returned: Any, seconds: float) -> int:
             f"{len(cells)} cells: {count['computed']} computed in {seconds:.0f} s, "
             f"{count['complete']} were already complete, {count['failed']} failed."
         )
+    advice = "The same command computes what is missing."
+    if count["failed"] == len(cells):
+        print(f"Correct the above. {advice}")
+        return 1
     if count["failed"]:
-        print("The same command computes what is missing.")
+        print(advice)
     print(f"Next: metaopt-report {cells[0].folder.parent}")
     return int(count["failed"] > 0)

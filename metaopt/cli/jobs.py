@@ -50,8 +50,13 @@ class Outcome:
         return self.objective
 
 
-def job(config: DictConfig) -> Outcome:
-    """Run one composed config in the folder that hydra made for it; errors end up in messages."""
+def job(config: DictConfig, told: set[str] | None = None) -> Outcome:
+    """Run one composed config in the folder that hydra made for it; errors end up in messages.
+
+    Args:
+        config: the composed config.
+        told: messages of earlier cells of a sweep, which are not printed in full again.
+    """
     state: Any = HydraConfig.get()
     folder = Path(state.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
@@ -64,7 +69,7 @@ def job(config: DictConfig) -> Outcome:
         print(f"Stopped: {stop}. Continue with\n  metaopt resume={folder}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except Exception as error:
-        report(cause(error), folder)
+        report(cause(error), folder, told)
         _remove_empty(folder)
         return Outcome("failed", folder)
 
