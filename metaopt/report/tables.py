@@ -10,6 +10,7 @@ from statistics import fmean
 from metaopt.report.collect import Cell, Collection
 from metaopt.report.grid import Grid
 from metaopt.report.settings import Settings
+from metaopt.report.units import WORDS
 from metaopt.stats import Interval, Paired, bootstrap_interval, paired, t_interval
 
 INTERVALS = ("t", "bootstrap")
@@ -138,9 +139,10 @@ def _p(p: float) -> str:
 def costs(summary: Summary) -> Grid:
     """Return what a run of each row spent on average."""
     cells = summary.found.cells
-    units = list(dict.fromkeys(unit for c in cells for unit in c.result.get("budget") or {}))
+    units = [unit for unit in WORDS if any(unit in (c.result.get("budget") or {}) for c in cells)]
     lines = [[row, *_cost(summary.found.row(row), units)] for row in summary.rows]
-    return Grid("Cost of a run (mean)", ["row", "outer steps", *units, "seconds"], lines)
+    header = ["row", "outer steps", *(WORDS[unit] for unit in units), "seconds"]
+    return Grid("Cost of a run (mean)", header, lines)
 
 
 def _cost(cells: Sequence[Cell], units: Sequence[str]) -> list[str]:

@@ -18,12 +18,15 @@ from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.solvers import ConjugateGradient, Neumann
 from metaopt.estimators.unroll import Unroll
 from metaopt.inner import GradientProblem
+from metaopt.report.units import WORDS
 from metaopt.testing.check import ClosedForm, Row, check_hypergradient
 
 HEADINGS = (
     "estimator", "start", "cosine", "error", "error, best scale", "error, closed form",
     "ms", "peak KiB", "cost",
 )  # fmt: skip
+
+_SHOWN = {"gradients", "hvps", "evaluations"}
 
 LEGEND = (
     "error: |g - r| / |r| with the reference r above; best scale: min over s of |s g - r| / |r|, "
@@ -72,12 +75,14 @@ def report(
 def show(rows: Sequence[Row], name: str, warm_steps: int) -> None:
     """Print rows: a table on a terminal, lines of plain columns in a pipe."""
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    measured = [row for row in rows if row.refused is None]
-    table = Table(*HEADINGS, box=None, pad_edge=False)
-    for column in table.columns[2:-1]:
-        column.justify = "right"
-    for row in measured:
-        table.add_row(*_cells(row))
+    measured = [_cells(row) for row in rows if row.refused is None]
+    filled = [name for name in HEADINGS if any(cells[name] for cells in measured)]
+    table = Table(box=None, pad_edge=False)
+    for name in filled:
+        words = name in ("estimator", "start", "cost")
+        table.add_column(name, justify="left" if words else "right")
+    for cells in measured:
+        table.add_row(*(cells[name] for name in filled))
     if rows:
         console.print(f"{name}. Reference r: {rows[0].reference}.", soft_wrap=True)
     console.print(table)
@@ -106,13 +111,18 @@ def _betty() -> dict[str, Estimator]:
     }
 
 
-def _cells(row: Row) -> list[str]:
-    spent = [f"{row.cost[unit]:.0f} {short}" for unit, short in _UNITS.items() if unit in row.cost]
-    return [
+def _cells(row: Row) -> dict[str, str]:
+    """Return the entries of a row by heading; one without a value is empty."""
+    closed = "" if row.closed_error is None else f"{row.closed_error:.1e}"
+    spent = [_amount(row.cost[unit], unit) for unit in WORDS if unit in _SHOWN & row.cost.keys()]
+    values = (
         row.estimator, "warm" if row.warm else "cold", f"{row.cosine:.4f}", f"{row.error:.1e}",
-        f"{row.scaled_error:.1e}", "" if row.closed_error is None else f"{row.closed_error:.1e}",
-        f"{1e3 * (row.seconds or 0):.2f}", f"{(row.peak_bytes or 0) / 1024:.0f}", ", ".join(spent),
-    ]  # fmt: skip
+        f"{row.scaled_error:.1e}", closed, f"{1e3 * (row.seconds or 0):,.2f}",
+        f"{(row.peak_bytes or 0) / 1024:,.0f}", ", ".join(spent),
+    )  # fmt: skip
+    return dict(zip(HEADINGS, values, strict=True))
 
 
-_UNITS = {"gradients": "gradients", "hvps": "products", "evaluations": "evaluations"}
+def _amount(amount: float, unit: str) -> str:
+    shown = f"{amount:,.0f}"
+    return f"{shown} {WORDS[unit].removesuffix('s') if shown == '1' else WORDS[unit]}"

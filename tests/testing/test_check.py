@@ -26,7 +26,8 @@ from metaopt.problems.quadratic import Quadratic
 from metaopt.problems.ridge import Ridge
 from metaopt.random import generator
 from metaopt.testing import check_hypergradient
-from metaopt.testing.check_report import report
+from metaopt.testing.check import Row
+from metaopt.testing.check_report import report, show
 from metaopt.testing.meter import PeakMemory
 from metaopt.testing.precision import in_float64, with_one_batch
 
@@ -201,11 +202,24 @@ def test_the_report_prints_a_table_and_writes_its_rows(capsys, tmp_path):
     text = capsys.readouterr().out
     assert "through 5 inner steps in float64" in text
     assert "score: gives no gradient" in text
+    assert "closed form" not in text
     assert [line.split()[:2] for line in text.splitlines() if line.startswith("cg ")] == [
         ["cg", "cold"], ["cg", "warm"]
     ]  # fmt: skip
     written = json.loads(path.read_text())
     assert [r["cosine"] for r in written] == [r.cosine for r in rows]
+
+
+def test_the_table_counts_in_words(capsys):
+    row = Row(
+        "cg", False, "exact", cosine=1.0, error=0.0, scaled_error=0.0, closed_error=0.25,
+        seconds=1.5, peak_bytes=2048 * 1024, cost={"gradients": 1, "hvps": 5000, "inner_steps": 3},
+    )  # fmt: skip
+    show([row], "Some", 0)
+    text = capsys.readouterr().out
+    assert "error, closed form" in text
+    for shown in ("2.5e-01", "1,500.00", "2,048", "1 gradient, 5,000 products"):
+        assert shown in text
 
 
 def command(monkeypatch, capsys, *arguments):
