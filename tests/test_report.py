@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import yaml
 
+from metaopt.budget import UNITS
 from metaopt.report import collect, main
 from metaopt.report.grid import Grid, latex, markdown
+from metaopt.report.units import WORDS
 from metaopt.stats import paired, t_interval
 
 REPORT = {
@@ -105,6 +107,26 @@ def test_the_footer_says_what_ran(sweep):
         assert line in text
 
 
+def test_costs_are_labelled_in_words(tmp_path):
+    write_run(tmp_path / "a", 0, "a", budget={"hvps": 7.0, "inner_steps": 3000.0})
+    main([str(tmp_path)])
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "| row | outer steps | inner steps | products | seconds |" in text
+    assert "| a | 10 | 3,000 | 7 | 2.0 |" in text
+    assert set(WORDS) == set(UNITS)
+
+
+def test_the_footer_repeats_what_the_runs_were_given(tmp_path):
+    shared = ["debug=tiny", "limits={gradients: 9}", "experiment=some/table", "row=x"]
+    for seed in range(2):
+        given = [f"method=a{seed}", f"estimator.steps={seed}", *shared]
+        write_run(tmp_path / str(seed), seed, f"row {seed}", given, report=REPORT)
+    main([str(tmp_path)])
+    text = (tmp_path / "report" / "table.md").read_text()
+    expected = "metaopt experiment=some/table debug=tiny 'limits={gradients: 9}'\n"
+    assert f"Runs made by: {expected}" in text
+
+
 def test_paired_differences_count_a_lower_loss_as_better(sweep):
     main([str(sweep)])
     text = (sweep / "report" / "table.md").read_text().split("## Paired")[1]
@@ -165,7 +187,7 @@ def test_incomplete_cells_are_listed(sweep, capsys):
         "row plain: no finished run with seed 2-3",
         "row better: no finished run with seed 0",
         "better-1: eval/accuracy is not finite",
-        "better-1: stopped early, gradients reached its limit",
+        "better-1: stopped early, the limit on gradients is reached",
     ):
         assert line in printed
         assert line in text

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaopt.report.collect import Cell
 from metaopt.report.tables import Summary
+from metaopt.report.units import WORDS
+
+_SWEPT = ("experiment", "method", "seed", "row")
 
 
 def notes(summary: Summary) -> list[str]:
@@ -26,8 +31,21 @@ def notes(summary: Summary) -> list[str]:
     if any("dirty" in str(c.result.get("commit")) for c in cells):
         lines.append("Dirty: the source tree had changes that are not in the commit.")
     if settings.command is not None:
-        lines.append(f"Runs made by: {settings.command}")
+        given = shlex.join(_given(cells, shlex.split(settings.command)))
+        lines.append(f"Runs made by: {settings.command} {given}".rstrip())
     return lines
+
+
+def _given(cells: Sequence[Cell], command: Sequence[str]) -> list[str]:
+    """Return the overrides that all runs share, beyond the command and what a sweep varies."""
+    lists = [[str(x) for x in c.result.get("overrides") or []] for c in cells]
+    return [
+        item
+        for item in (lists[0] if lists else [])
+        if all(item in others for others in lists)
+        and item not in command
+        and item.lstrip("+~").partition("=")[0] not in _SWEPT
+    ]
 
 
 def _seeds(summary: Summary) -> str:
@@ -120,7 +138,8 @@ def _absent_metrics(summary: Summary, row: str, root: Path) -> Sequence[str]:
             elif not math.isfinite(c.metrics[metric]):
                 lines.append(f"{at}: {metric} is not finite and is left out of the mean")
         if c.result.get("stopped"):
-            lines.append(f"{at}: stopped early, {c.result['stopped']} reached its limit")
+            unit = WORDS.get(c.result["stopped"], c.result["stopped"])
+            lines.append(f"{at}: stopped early, the limit on {unit} is reached")
     return lines
 
 
