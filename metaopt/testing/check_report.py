@@ -78,11 +78,11 @@ def show(rows: Sequence[Row], name: str, warm_steps: int) -> None:
     measured = [_cells(row) for row in rows if row.refused is None]
     filled = [name for name in HEADINGS if any(cells[name] for cells in measured)]
     table = Table(box=None, pad_edge=False)
-    for name in filled:
-        words = name in ("estimator", "start", "cost")
-        table.add_column(name, justify="left" if words else "right")
+    for heading in filled:
+        words = heading in ("estimator", "start", "cost")
+        table.add_column(heading, justify="left" if words else "right")
     for cells in measured:
-        table.add_row(*(cells[name] for name in filled))
+        table.add_row(*(cells[heading] for heading in filled))
     if rows:
         console.print(f"{name}. Reference r: {rows[0].reference}.", soft_wrap=True)
     console.print(table)

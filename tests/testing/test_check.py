@@ -217,6 +217,7 @@ def test_the_table_counts_in_words(capsys):
     )  # fmt: skip
     show([row], "Some", 0)
     text = capsys.readouterr().out
+    assert text.startswith("Some. Reference r: exact.")
     assert "error, closed form" in text
     for shown in ("2.5e-01", "1,500.00", "2,048", "1 gradient, 5,000 products"):
         assert shown in text
