@@ -237,7 +237,7 @@ def test_bettys_default_step_diverges_and_ours_is_passed_on():
     passed = translate(Implicit(Neumann(2000, 1 / steep)))
     assert error(default, closed) > 1
     assert error(gradient(passed, problem, phi, inner), closed) < 1e-6
-    with pytest.raises(ValueError, match="learning rate"):
+    with pytest.raises(ValueError, match="cannot find a step"):
         translate(Implicit(Neumann(20)))
 
 
