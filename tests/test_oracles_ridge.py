@@ -109,4 +109,4 @@ def test_the_identity_is_biased_and_says_how_much(solved):
     cosine = torch.nn.functional.cosine_similarity(
         gradient(Implicit(Identity()), solved), wanted, dim=0
     )
-    assert 0.5 < cosine < 0.9
+    assert float(cosine) == pytest.approx(0.6056, abs=1e-3)
