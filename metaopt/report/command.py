@@ -68,6 +68,8 @@ def _report(options: argparse.Namespace, command: str) -> int:
     _print(grids, footer, gaps, paths)
     for text in off:
         print(f"off: {text}", file=sys.stderr)
+    if options.check and not off:
+        print(f"Every mean is within its tolerance of {options.check}.")
     return 1 if off else 0
 
 
