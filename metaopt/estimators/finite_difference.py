@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.stateless import Stateless
 from metaopt.inner import Batch, GradientProblem, GradientState, require_gradients, run
 from metaopt.random import fold
+
+Direction = Callable[[GradientState, Tree, int, Batch], Tree]
 
 _EPSILON = {torch.float64: 1e-7, torch.float32: 6e-5}
 
@@ -56,18 +60,29 @@ class FiniteDifference(Stateless):
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the hypergradient there."""
         require_gradients(problem, "FiniteDifference")
-        inner = run(problem, outer, inner, key, self.inner_steps)
-        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
-        key = fold(key, "implicit")
-        batch = problem.draw(outer, inner.params | tree.clone(inner.buffers), key)
-        cross = mixed_product(problem, outer, inner, v, key, batch, self.epsilon)
-        cost = {
-            "inner_steps": self.inner_steps,
-            "gradients": self.inner_steps + 1,
-            "evaluations": 3,
-        }
-        metrics = {"inner/loss": inner.loss}
-        return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
+        return difference(problem, outer, inner, key, self.inner_steps, self.epsilon)
+
+
+def difference(
+    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, inner_steps: int,
+    epsilon: float | None, direction: Direction | None = None,
+) -> tuple[GradientState, Feedback]:  # fmt: skip
+    """Return the inner state after K steps and dF/dphi - J^T w there.
+
+    Args:
+        direction: returns w from (inner, v, key, batch), at the cost of one gradient; `None` for v.
+    """
+    inner = run(problem, outer, inner, key, inner_steps)
+    value, w, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
+    key = fold(key, "implicit")
+    batch = problem.draw(outer, inner.params | tree.clone(inner.buffers), key)
+    if direction is not None:
+        w = direction(inner, w, key, batch)
+    cross = mixed_product(problem, outer, inner, w, key, batch, epsilon)
+    gradients = inner_steps + (1 if direction is None else 2)
+    cost = {"inner_steps": inner_steps, "gradients": gradients, "evaluations": 3}
+    metrics = {"inner/loss": inner.loss}
+    return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
 
 
 def check_radius(epsilon: float | None, inner_steps: int, name: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from metaopt import tree
 from metaopt.core import Feedback, Tree
-from metaopt.estimators.finite_difference import check_radius, mixed_product
-from metaopt.estimators.one_step import outer_gradients, take_step
+from metaopt.estimators.finite_difference import check_radius, difference
+from metaopt.estimators.one_step import take_step
 from metaopt.estimators.stateless import Stateless
-from metaopt.inner import GradientProblem, GradientState, require_gradients, run
-from metaopt.random import fold
+from metaopt.inner import Batch, GradientProblem, GradientState, require_gradients
 
 
 class Sama(Stateless):
@@ -41,16 +39,8 @@ class Sama(Stateless):
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the hypergradient there."""
         require_gradients(problem, "Sama")
-        inner = run(problem, outer, inner, key, self.inner_steps)
-        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
-        key = fold(key, "implicit")
-        batch = problem.draw(outer, inner.params | tree.clone(inner.buffers), key)
-        _, _, transpose = take_step(problem, outer, inner, key, batch)
-        cross = mixed_product(problem, outer, inner, transpose(v), key, batch, self.epsilon)
-        cost = {
-            "inner_steps": self.inner_steps,
-            "gradients": self.inner_steps + 2,
-            "evaluations": 3,
-        }
-        metrics = {"inner/loss": inner.loss}
-        return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
+
+        def adapted(inner: GradientState, v: Tree, key: int, batch: Batch) -> Tree:
+            return take_step(problem, outer, inner, key, batch)[2](v)
+
+        return difference(problem, outer, inner, key, self.inner_steps, self.epsilon, adapted)
