@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +21,40 @@ from metaopt.arguments import ConfigError, nearest
 CONFIG = "train"
 COMPOSITION = (HydraException, OmegaConfBaseException)
 """What hydra and omegaconf raise about a config."""
+
+
+def parts(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return what the nodes of a resolved config make, the problem before everything else.
+
+    An argument `{_method_: name}` is that method of the problem, which so brings its own proposer:
+    `optimizer.proposer: {_method_: propose}`.
+
+    Raises:
+        ConfigError: the problem has no such method.
+    """
+    made = {"problem": instantiate(config["problem"], _convert_="all")}
+    for name in names:
+        if name != "problem":
+            own, rest = _methods(config[name], made["problem"])
+            made[name] = instantiate(rest, _convert_="all", **own)
+    return made
+
+
+def _methods(config: Any, problem: Any) -> tuple[dict[str, Any], Any]:
+    """Split the arguments `{_method_: name}` from the rest of a node."""
+    if not isinstance(config, Mapping):
+        return {}, config
+    wanted = {
+        k: v["_method_"] for k, v in config.items() if isinstance(v, dict) and "_method_" in v
+    }
+    for argument, name in wanted.items():
+        if not callable(getattr(problem, name, None)):
+            raise ConfigError(
+                f"{argument} is the method {name!r} of the problem, and "
+                f"{type(problem).__name__} has none; choose another optimizer or problem."
+            )
+    found = {k: getattr(problem, name) for k, name in wanted.items()}
+    return found, {k: v for k, v in config.items() if k not in wanted}
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from metaopt.cli.composing import parts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -19,9 +21,15 @@ def config(*overrides: str):
 def composed() -> Callable:
     """Return a function from overrides to a function that makes the three roles they name."""
 
-    def parts(*overrides: str) -> Callable:
-        found = config(*overrides)
-        roles = (found.problem, found.estimator, found.optimizer)
-        return lambda: tuple(instantiate(role, _convert_="all") for role in roles)
+    def made(*overrides: str) -> Callable:
+        roles = ("problem", "estimator", "optimizer")
+        whole = config(*overrides)
+        found = {name: OmegaConf.to_container(whole[name], resolve=True) for name in roles}
 
-    return parts
+        def make() -> tuple:
+            new = parts(found, roles)
+            return tuple(new[name] for name in roles)
+
+        return make
+
+    return made
