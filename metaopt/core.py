@@ -42,6 +42,8 @@ class Feedback:
         done: the inner run has ended; the next `init_inner` starts afresh.
         metrics: further scalars to log, named `group/name`.
         cost: what this step spent, by unit (see `metaopt.budget.UNITS`).
+        stop: why no further outer step is possible, or `None`: a budget of the problem's own is
+            spent, a policy refused. The feedback is still good.
     """
 
     value: Tensor | float
@@ -51,6 +53,7 @@ class Feedback:
     done: bool = False
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
+    stop: str | None = None
 
 
 @runtime_checkable
@@ -104,6 +107,34 @@ class Drawable(Protocol):
 
     def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
         """Write figures of the (outer_step, snapshot) pairs into `folder`; return their paths."""
+        ...
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A problem that keeps records of its own beside the run: answers that were paid for."""
+
+    def open(self, folder: Path) -> None:
+        """Take up the records of the run in `folder`; called once, before the first step."""
+        ...
+
+    def close(self) -> None:
+        """Let go of them; called when the run ends, whatever ends it."""
+        ...
+
+
+@runtime_checkable
+class Delivering(Protocol):
+    """A problem whose run has a product beside its numbers: a report, a model, a schedule."""
+
+    def deliver(
+        self,
+        outer: Outer,
+        inner: Inner,
+        snapshots: Sequence[tuple[int, dict[str, Any]]],
+        folder: Path,
+    ) -> str:
+        """Write the product into `folder` and return the text to print at the run's end."""
         ...
 
 

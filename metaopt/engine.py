@@ -56,11 +56,12 @@ class Engine:
         self.inner: Any = None
         self.done = True
         self.ledger = Ledger(limits)
+        self._stop: str | None = None
         optimizer.init(problem.init_outer(generator(fold(seed, "outer"))))
 
     def __iter__(self) -> Iterator[tuple[int, Feedback]]:
-        """Yield (outer_step, feedback) after every outer step until T or a budget is reached."""
-        while self.outer_step < self.outer_steps and self.ledger.exhausted is None:
+        """Yield (outer_step, feedback) after every outer step until T, or until it is stopped."""
+        while self.outer_step < self.outer_steps and self.stopped is None:
             feedback = self._step(fold(self.seed, self.outer_step))
             self.outer_step += 1
             yield self.outer_step, feedback
@@ -72,8 +73,13 @@ class Engine:
         feedback = self._checked(all_reduce(feedback))
         self.optimizer.tell(feedback)
         self.ledger.charge(feedback.cost)
-        self.inner, self.done = inner, feedback.done
+        self.inner, self.done, self._stop = inner, feedback.done, feedback.stop
         return feedback
+
+    @property
+    def stopped(self) -> str | None:
+        """The unit whose limit is reached, or the problem's own reason to stop, or `None`."""
+        return self.ledger.exhausted or self._stop
 
     def _checked(self, feedback: Feedback) -> Feedback:
         value = torch.as_tensor(feedback.value).detach()
@@ -120,6 +126,7 @@ class Engine:
             "optimizer": self.optimizer.state_dict(),
             "estimator": self.estimator.state_dict(),
             "spent": dict(self.ledger.spent),
+            "stop": self._stop,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -135,6 +142,7 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
         self.ledger.spent = dict(state["spent"])
+        self._stop = state["stop"]
 
 
 def all_reduce(feedback: Feedback) -> Feedback:

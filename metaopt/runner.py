@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from metaopt import checkpoint, provenance
-from metaopt.core import Drawable
+from metaopt.core import Delivering, Drawable, Recording
 from metaopt.engine import Engine
 from metaopt.progress import watcher
 from metaopt.tracking import Jsonl, Scalars, Tee, Tracker, floats
@@ -58,6 +58,9 @@ class Run:
         keep_checkpoints: how many of the newest checkpoints are kept, >= 1.
         figures: whether to draw learning curves, and the problem's own figures, at the end.
         watch: makes what a person sees, from (label, outer steps in all, outer steps done).
+
+    Attributes:
+        delivered: what the problem says of its product, once the run is over.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Run:
         self._last: Scalars = {}
         self._seconds = 0.0
         self._saved: int | None = None
+        self.delivered = ""
 
     def __call__(self) -> dict[str, Any]:
         """Run to the end and return what `result.json` holds.
@@ -101,6 +105,23 @@ class Run:
             OSError: the folder cannot be written.
         """
         origin = self._origin()
+        with self._records():
+            return self._drive(origin)
+
+    @contextmanager
+    def _records(self) -> Iterator[None]:
+        """Let the problem keep its own records of the run while it lasts."""
+        problem = self.engine.problem
+        if not isinstance(problem, Recording):
+            yield
+            return
+        problem.open(self.folder)
+        try:
+            yield
+        finally:
+            problem.close()
+
+    def _drive(self, origin: Mapping[str, Any]) -> dict[str, Any]:
         resumed = self._restore()
         self._started = time.monotonic() - self._seconds
         with listening() as received, self._trackers(resumed) as tracker:
@@ -180,6 +201,7 @@ class Run:
         metrics = self._evaluate(step)
         if self.figures and step:
             self._draw()
+        self._deliver()
         final = {"outer": self.engine.optimizer.solution, "inner": self.engine.inner}
         checkpoint.write_tensors(self.folder / "final.pt", final)
         result = {
@@ -189,12 +211,22 @@ class Run:
             "metrics": _finite({**floats(self._last), **metrics}),
             "budget": self.engine.ledger.spent,
             "outer_steps": step,
-            "stopped": self.engine.ledger.exhausted,
+            "stopped": self.engine.stopped,
             **{k: origin[k] for k in ("versions", "commit", "hardware")},
         }
         self._write("timing.json", {"seconds": time.monotonic() - self._started})
         self._write("result.json", result)
         return result
+
+    def _deliver(self) -> None:
+        problem = self.engine.problem
+        if isinstance(problem, Delivering) and self.engine.inner is not None:
+            solution, inner = self.engine.optimizer.solution, self.engine.inner
+            self.delivered = problem.deliver(solution, inner, self._snapshots(), self.folder)
+
+    def _snapshots(self) -> list[tuple[int, dict[str, Any]]]:
+        saved = checkpoint.steps(self.folder / "snapshots")
+        return [(step, checkpoint.read_tensors(path)) for step, path in saved]
 
     def _draw(self) -> None:
         # matplotlib takes longer to import than a small run takes to finish.
@@ -203,11 +235,9 @@ class Run:
         learning_curve(self.folder)
         problem = self.engine.problem
         if isinstance(problem, Drawable):
-            saved = checkpoint.steps(self.folder / "snapshots")
-            snapshots = [(step, checkpoint.read_tensors(path)) for step, path in saved]
             figures = self.folder / "figures"
             figures.mkdir(exist_ok=True)
-            problem.figures(snapshots, figures)
+            problem.figures(self._snapshots(), figures)
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         checkpoint.write_text(self.folder / name, json.dumps(content, indent=1) + "\n")

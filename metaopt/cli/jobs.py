@@ -13,12 +13,12 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from metaopt import checkpoint, provenance
 from metaopt.arguments import ConfigError, check, check_call, nearest
-from metaopt.cli.composing import cause
+from metaopt.budget import UNITS
+from metaopt.cli.composing import cause, parts
 from metaopt.explain import report
 from metaopt.progress import Silent, watcher
 from metaopt.runner import Interrupted, Run, prepare_torch, result_of
@@ -26,7 +26,7 @@ from metaopt.runner import Interrupted, Run, prepare_torch, result_of
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
 
-PARTS = ("engine", "problem", "estimator", "optimizer", "tracker")
+PARTS = ("problem", "estimator", "optimizer", "engine", "tracker")
 SETTINGS = (
     "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures",
 )  # fmt: skip
@@ -113,7 +113,7 @@ def _run(
     started = time.monotonic()
     result = run()
     (folder / "error.log").unlink(missing_ok=True)
-    _conclude(folder, result, time.monotonic() - started, sweeping)
+    _conclude(folder, result, time.monotonic() - started, sweeping, run.delivered)
     return Outcome("computed", folder, _objective(config, result, direction))
 
 
@@ -151,7 +151,7 @@ def _build(folder: Path, config: dict[str, Any], overrides: Sequence[str], sweep
     watch = watcher if not sweeping or sys.stderr.isatty() else Silent
     try:
         prepare_torch(config["threads"], config["device"])
-        made = {k: instantiate(config[k], _convert_="all") for k in PARTS}
+        made = parts(config, PARTS)
         engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
         return Run(engine, folder, config, made["tracker"], overrides, **settings, watch=watch)
     except (InstantiationException, ValueError) as error:
@@ -173,8 +173,10 @@ def _objective(config: Mapping[str, Any], result: Mapping[str, Any], direction: 
     return worst if value is None else float(value)
 
 
-def _conclude(folder: Path, result: Mapping[str, Any], seconds: float, sweeping: bool) -> None:
-    """Print the final metrics, the folder and the next command."""
+def _conclude(
+    folder: Path, result: Mapping[str, Any], seconds: float, sweeping: bool, delivered: str
+) -> None:
+    """Print the final metrics, what was delivered, the folder and the next command."""
     metrics = {k: v for k, v in result["metrics"].items() if v is not None}
     if sweeping:
         shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("eval/"))
@@ -182,8 +184,12 @@ def _conclude(folder: Path, result: Mapping[str, Any], seconds: float, sweeping:
         return
     for name, value in metrics.items():
         print(f"{name:<28}{value:.6g}")
-    if result["stopped"]:
-        print(f"stopped early: the limit on {result['stopped']} is reached")
+    if delivered:
+        print(delivered)
+    stopped = result["stopped"]
+    if stopped:
+        why = f"the limit on {stopped} is reached" if stopped in UNITS else stopped
+        print(f"stopped early: {why}")
     print(f"{result['outer_steps']} outer steps in {seconds:.1f} s; everything is in {folder}")
     print(f"Next: metaopt-report {folder}")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaopt.budget import UNITS
 from metaopt.report.collect import Cell
 from metaopt.report.tables import Summary
 from metaopt.report.units import WORDS
@@ -139,7 +140,8 @@ def _absent_metrics(summary: Summary, row: str, root: Path) -> Sequence[str]:
                 lines.append(f"{at}: {metric} is not finite and is left out of the mean")
         if c.result.get("stopped"):
             unit = WORDS.get(c.result["stopped"], c.result["stopped"])
-            lines.append(f"{at}: stopped early, the limit on {unit} is reached")
+            why = f"the limit on {unit} is reached" if c.result["stopped"] in UNITS else unit
+            lines.append(f"{at}: stopped early, {why}")
     return lines
 
 
