@@ -1,0 +1,200 @@
+"""What an environment is here: a batch of episodes of any shape, advanced by one step at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
+
+import torch
+from torch import Generator, Tensor
+
+Self = TypeVar("Self", bound="Physics")
+
+
+class Episodes(NamedTuple):
+    """Episodes under way, in an arrangement of any shape (*shape), such as (runs, environments).
+
+    Args:
+        state: what the physics evolves, (*shape, s).
+        observation: what an agent sees of it, (*shape, d).
+        first: the observation that each episode started with, (*shape, d).
+        age: steps taken in the episode, (*shape) integers.
+        total: sum of its rewards so far, (*shape).
+    """
+
+    state: Tensor
+    observation: Tensor
+    first: Tensor
+    age: Tensor
+    total: Tensor
+
+
+torch.serialization.add_safe_globals([Episodes])
+
+
+class Transition(NamedTuple):
+    """One step of each episode.
+
+    Args:
+        observation, next_observation: before and after the step, (*shape, d); after a last step
+            the next one is what the episode ended with, not the start of another.
+        reward: (*shape).
+        terminated: the task ended here, (*shape) booleans: the value of what follows is 0.
+        truncated: the time limit ended the episode, (*shape) booleans; nothing is known of the
+            value of what would have followed.
+        valid: (*shape) booleans; false where no step was taken (a reset took its place).
+        total, age: return and length of the episode, this step included, (*shape).
+        first: the observation it started with, (*shape, d).
+    """
+
+    observation: Tensor
+    next_observation: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    total: Tensor
+    age: Tensor
+    first: Tensor
+
+
+class Environment(Protocol):
+    """What a learner needs of an environment.
+
+    Attributes:
+        observation_size, actions: sizes d of an observation and of the set of actions.
+        scale: typical magnitude of each observation, d numbers > 0.
+        time_limit: most steps of an episode.
+        worst: lowest return of an episode.
+        resumable: whether `Episodes` hold all there is, so that a copy continues alike; where
+            not, episodes begin anew with each phase.
+    """
+
+    observation_size: int
+    actions: int
+    scale: Sequence[float]
+    time_limit: int
+    resumable: bool
+
+    @property
+    def worst(self) -> float:
+        """Lowest return of an episode."""
+        ...
+
+    def begin(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Episodes:
+        """Return new episodes on the device of `draw`."""
+        ...
+
+    def step(
+        self, episodes: Episodes, action: Tensor, draw: Generator
+    ) -> tuple[Episodes, Transition]:
+        """Take one step, with a new episode in the place of each that ended."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Physics(ABC):
+    """A task whose physics are functions of tensors; every number in it is a parameter.
+
+    Args:
+        time_limit: most steps of an episode, >= 1.
+        timeout_is_terminal: report the time limit as `terminated`, as the library of the paper did
+            (ReinforcementLearning.jl, 2022): neither a value function nor a model can then explain
+            these ends by what is observed.
+    """
+
+    observation_size: ClassVar[int]
+    actions: ClassVar[int]
+    scale: ClassVar[tuple[float, ...]]
+    resumable: ClassVar[bool] = True
+
+    time_limit: int = 500
+    timeout_is_terminal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.time_limit < 1:
+            raise ValueError(f"{type(self).__name__} needs time_limit >= 1; got {self.time_limit}.")
+
+    @property
+    @abstractmethod
+    def worst(self) -> float:
+        """Lowest return of an episode."""
+
+    @abstractmethod
+    def start(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Tensor:
+        """Return states in which episodes start, (*shape, s)."""
+
+    @abstractmethod
+    def observe(self, state: Tensor) -> Tensor:
+        """Return what an agent sees, (..., d)."""
+
+    @abstractmethod
+    def advance(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return state (..., s), reward (...) and termination (...) after `action` (...)."""
+
+    def timeout_reward(self, reward: Tensor) -> Tensor:
+        """Return the reward of a step that meets the time limit instead of `reward`."""
+        return reward
+
+    @final
+    def perturbed(self: Self, changes: Mapping[str, Any]) -> Self:
+        """Return the same task with other parameters.
+
+        Raises:
+            ValueError: a name that is no parameter.
+        """
+        names = [f.name for f in dataclasses.fields(self)]
+        unknown = [name for name in changes if name not in names]
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no parameters {unknown}; it has {', '.join(names)}."
+            )
+        return dataclasses.replace(self, **changes)
+
+    @final
+    def begin(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Episodes:
+        """Return new episodes on the device of `draw`."""
+        state = self.start(shape, draw, dtype)
+        observation = self.observe(state)
+        total = torch.zeros(*shape, dtype=dtype, device=state.device)
+        return Episodes(state, observation, observation, torch.zeros_like(total).long(), total)
+
+    @final
+    def step(
+        self, episodes: Episodes, action: Tensor, draw: Generator
+    ) -> tuple[Episodes, Transition]:
+        """Take one step, with a new episode in the place of each that ended."""
+        state, reward, terminated = self.advance(episodes.state, action)
+        age = episodes.age + 1
+        late = (age >= self.time_limit) & ~terminated
+        reward = torch.where(late, self.timeout_reward(reward), reward)
+        total = episodes.total + reward
+        observation = self.observe(state)
+        nowhere = torch.zeros_like(late)
+        ends = (terminated | late, nowhere) if self.timeout_is_terminal else (terminated, late)
+        taken = Transition(
+            episodes.observation, observation, reward, *ends, ~nowhere, total, age, episodes.first
+        )
+        over = terminated | late
+        fresh = self.start(over.shape, draw, state.dtype)
+        wide = over.unsqueeze(-1)
+        start = self.observe(fresh)
+        after = Episodes(
+            torch.where(wide, fresh, state),
+            torch.where(wide, start, observation),
+            torch.where(wide, start, episodes.first),
+            age.masked_fill(over, 0),
+            total.masked_fill(over, 0.0),
+        )
+        return after, taken
+
+
+def uniform(
+    low: float, high: float, shape: Sequence[int], draw: Generator, dtype: torch.dtype
+) -> Tensor:
+    """Return uniform draws from [low, high) on the device of `draw`."""
+    numbers = torch.rand(*shape, generator=draw, dtype=dtype, device=draw.device)
+    return numbers * (high - low) + low
