@@ -1,0 +1,214 @@
+"""Answers, uses and texts in one private sqlite file, which a kill leaves whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from metaopt.llm.chat import Reply, Usage
+from metaopt.llm.errors import LMError, PolicyRefusal, Truncated
+
+VERSION = 1
+
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, role TEXT NOT NULL, reply TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS failures (
+    key TEXT PRIMARY KEY, role TEXT NOT NULL, kind TEXT NOT NULL, message TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS uses (
+    key TEXT PRIMARY KEY, role TEXT NOT NULL, prompt INTEGER NOT NULL, completion INTEGER NOT NULL,
+    round INTEGER);
+CREATE TABLE IF NOT EXISTS texts (ref TEXT PRIMARY KEY, text TEXT NOT NULL);
+PRAGMA user_version = {VERSION};
+"""
+
+FINAL: dict[str, type[LMError]] = {"PolicyRefusal": PolicyRefusal, "Truncated": Truncated}
+"""Failures that are kept: asking again would go around a policy, or pay a second time."""
+
+BUSY_S = 60.0
+"""Longest wait for another process that writes to the same file."""
+
+
+class Use(NamedTuple):
+    """The first use of an answer in a run, which is when it is charged.
+
+    Args:
+        key: the request's.
+        role: who was asked.
+        usage: what the answer cost.
+        round: outer round that it belongs to, or `None` before the first.
+    """
+
+    key: str
+    role: str
+    usage: Usage
+    round: int | None
+
+
+class Cassette:
+    """A sqlite file (WAL, mode 0600 from its creation) of what was asked and answered.
+
+    A commit survives the death of the process (`synchronous=NORMAL`), though the last ones may be
+    lost with the machine's power; the file itself is never damaged.
+
+    Args:
+        path: the file, made with its folder where missing; `None` keeps everything in memory.
+        read_only: nothing is written, and the file must exist.
+
+    Raises:
+        ValueError: the file is missing, no cassette, or one of another version.
+    """
+
+    def __init__(self, path: Path | None = None, read_only: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._lock = threading.RLock()
+        try:
+            self._connection = _connect(path, read_only)
+        except sqlite3.Error as error:
+            raise ValueError(f"cassette={str(path)!r} cannot be opened: {error}.") from None
+        self._end = weakref.finalize(self, self._connection.close)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what the block writes together, or nothing of it."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.rollback()
+                raise
+            self._connection.commit()
+
+    def answer(self, key: str) -> Reply | LMError | None:
+        """Return the reply to a request, or the final failure that it met, or `None`."""
+        with self._lock:
+            found = self._one("SELECT reply FROM answers WHERE key = ?", key)
+            if found:
+                return _reply(found[0])
+            found = self._one("SELECT kind, message, role FROM failures WHERE key = ?", key)
+        return FINAL[found[0]](found[1], found[2]) if found else None
+
+    def add(self, key: str, role: str, answer: Reply | LMError) -> Reply | LMError:
+        """Record an answer and return the one that is on record: the first one stays.
+
+        Raises:
+            TypeError: a failure that another try could mend.
+        """
+        if isinstance(answer, LMError) and type(answer).__name__ not in FINAL:
+            raise TypeError(f"only {', '.join(FINAL)} are recorded; got {type(answer).__name__}.")
+        with self.transaction():
+            held = self.answer(key)
+            if held is not None:
+                return held
+            if isinstance(answer, LMError):
+                row = (key, role, type(answer).__name__, str(answer))
+                self._connection.execute("INSERT INTO failures VALUES (?, ?, ?, ?)", row)
+            else:
+                text = json.dumps(answer._asdict() | {"usage": answer.usage._asdict()})
+                self._connection.execute("INSERT INTO answers VALUES (?, ?, ?)", (key, role, text))
+        return answer
+
+    def use(self, uses: Iterable[Use]) -> None:
+        """Record first uses, all in one transaction; a second use changes nothing."""
+        rows = [(u.key, u.role, *u.usage, u.round) for u in uses]
+        if rows:
+            with self.transaction():
+                self._connection.executemany(
+                    "INSERT OR IGNORE INTO uses VALUES (?, ?, ?, ?, ?)", rows
+                )
+
+    def uses(self) -> list[Use]:
+        """Return every first use on record, in the order in which they were made."""
+        query = "SELECT key, role, prompt, completion, round FROM uses ORDER BY rowid"
+        with self._lock:
+            rows = self._connection.execute(query).fetchall()
+        return [Use(key, role, Usage(p, c), number) for key, role, p, c, number in rows]
+
+    def assign(self, number: int) -> None:
+        """Give the uses that have no round yet to round `number`."""
+        with self.transaction():
+            self._connection.execute("UPDATE uses SET round = ? WHERE round IS NULL", (number,))
+
+    def keep(self, ref: str, text: str) -> None:
+        """Record a text under its reference."""
+        with self.transaction():
+            self._connection.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (ref, text))
+
+    def text(self, ref: str) -> str | None:
+        """Return the text of a reference, or `None`."""
+        with self._lock:
+            found = self._one("SELECT text FROM texts WHERE ref = ?", ref)
+        return found[0] if found else None
+
+    def copy_to(self, other: Cassette) -> None:
+        """Add everything in this cassette to another, where it is not there already."""
+        with self._lock, other.transaction():
+            for table, columns in (("answers", 3), ("failures", 4), ("uses", 5), ("texts", 2)):
+                rows = self._connection.execute(f"SELECT * FROM {table} ORDER BY rowid")
+                marks = ", ".join("?" * columns)
+                other._connection.executemany(
+                    f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows
+                )
+
+    def close(self) -> None:
+        """Close the file; its write-ahead log is folded into it."""
+        with self._lock:
+            self._end()
+
+    def _one(self, query: str, key: str) -> tuple[str, ...] | None:
+        found: tuple[str, ...] | None = self._connection.execute(query, (key,)).fetchone()
+        return found
+
+
+def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:
+    if path is None:
+        return _prepare(_open(":memory:"))
+    if read_only:
+        if not path.is_file():
+            raise ValueError(f"cassette={str(path)!r} does not exist; mode=record makes one.")
+        return _check(_open(f"{path.resolve().as_uri()}?mode=ro"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    return _prepare(_open(str(path)))
+
+
+def _open(name: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        name,
+        timeout=BUSY_S,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=name.startswith("file:"),
+    )
+
+
+def _prepare(connection: sqlite3.Connection) -> sqlite3.Connection:
+    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMA)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return _check(connection)
+
+
+def _check(connection: sqlite3.Connection) -> sqlite3.Connection:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != VERSION:
+        connection.close()
+        raise sqlite3.DatabaseError(f"its version is {version}; this release reads {VERSION}")
+    return connection
+
+
+def _reply(text: str) -> Reply:
+    values = json.loads(text)
+    return Reply(**values | {"usage": Usage(**values["usage"])})
