@@ -9,23 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.models.stacked import Layer, Moments, StackedAdam, StackedMLP
-
-
-class Batch(NamedTuple):
-    """Transitions of R runs, B each.
-
-    Args:
-        observation, next_observation: (R, B, d).
-        action: (R, B) integers.
-        reward: (R, B).
-        terminal: (R, B), 1 where nothing follows, else 0.
-    """
-
-    observation: Tensor
-    action: Tensor
-    reward: Tensor
-    next_observation: Tensor
-    terminal: Tensor
+from metaopt.models.transitions import Batch
 
 
 class QState(NamedTuple):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt.models.q_network import Batch, QNetwork
+from metaopt.models.q_network import QNetwork
 from metaopt.models.stacked import StackedAdam, StackedMLP
+from metaopt.models.transitions import Batch
 from metaopt.random import generator
 
 R, B = 3, 7
