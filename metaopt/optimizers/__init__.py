@@ -4,7 +4,7 @@ from metaopt.optimizers.descent import Descent
 from metaopt.optimizers.grid import Grid
 from metaopt.optimizers.mutation import Mutation
 from metaopt.optimizers.random import Random
-from metaopt.optimizers.schedule import Constant, Linear, Listed, Schedule
+from metaopt.optimizers.schedule import Constant, Linear, Listed, Recorded, Schedule
 from metaopt.optimizers.search import Proposer, Screen, Search, Trial, unseen
 from metaopt.optimizers.spaces import Choice, Normal, Uniform
 
@@ -19,6 +19,7 @@ __all__ = [
     "Normal",
     "Proposer",
     "Random",
+    "Recorded",
     "Schedule",
     "Screen",
     "Search",

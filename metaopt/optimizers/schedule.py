@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, final
+
+from torch import Tensor
 
 from metaopt import tree
 from metaopt.core import Feedback
@@ -30,11 +36,15 @@ class Linear:
     Args:
         points: at least one [step, value], steps rising: [[0, 0], [6, 32], [12, 0]] rises for six
             steps and falls for six.
-        integer: round to the nearest whole number (not down, so that every peak is reached).
+        integer: round to the nearest whole number.
+        floor: round down instead, as the truncated linear schedules of MBPO do (Janner et al.,
+            NeurIPS 2019). Each value is then reached only once the line is there: the largest of
+            a rise at its very end, and never where the run ends before.
     """
 
     points: Sequence[Sequence[float]]
     integer: bool = False
+    floor: bool = False
 
     def __post_init__(self) -> None:
         steps = [p[0] for p in self.points if len(p) == 2]
@@ -44,17 +54,21 @@ class Linear:
                 f"Linear needs points [step, value] with rising steps; got {self.points!r}."
             )
 
-    def __call__(self, step: int) -> Any:
+    def __call__(self, step: float) -> Any:
         """Return the value at `step`."""
         value = self._at(step)
+        if self.floor:
+            return math.floor(value + 1e-9)  # 5.999... is a 6 that was computed
         return round(value) if self.integer else value
 
-    def _at(self, step: int) -> float:
+    def _at(self, step: float) -> float:
         if step <= self.points[0][0]:
             return self.points[0][1]
         for (a, u), (b, v) in pairwise(self.points):
-            if step <= b:
+            if step < b:
                 return u + (v - u) * (step - a) / (b - a)
+            if step == b:
+                return v
         return self.points[-1][1]
 
 
@@ -74,47 +88,127 @@ class Listed:
 
 
 @final
-class Schedule:
-    """Set the outer variable by the step; steps count from the last `Feedback.done`.
+class Recorded:
+    """A schedule that a run has written, such as the mean one of a learned policy.
 
-    In an episodic problem the schedule therefore starts again with each episode; elsewhere the
-    step is the outer step.
+    Replayed without looking, it says how much of a policy is feedback and how much is timing.
+    The rows are one per decision of an episode, in order; for `Schedule(relative=true)`, which
+    stretches them where an episode has another number of decisions.
 
     Args:
-        function: the value at a step (`Constant`, `Linear`, `Listed`, or any callable). In an
-            outer variable with names a mapping sets some of them, and a number fills every tensor.
+        path: a `.csv` file with a header, or a `.json` file of a list of numbers or of lists by
+            name.
+        column: the name of the values in it.
+        integer: round to the nearest whole number.
+
+    Raises:
+        ValueError: the file is missing, of another kind, or has no such finite numbers.
     """
 
-    def __init__(self, function: Callable[[int], Any]) -> None:
-        self.function = function
+    def __init__(self, path: str | Path, column: str = "length", integer: bool = True) -> None:
+        try:
+            values = [float(v) for v in _column(Path(path), column)]
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise ValueError(
+                f"Recorded needs a .csv or .json file with numbers named {column!r}; reading "
+                f"path={str(path)!r} failed: {type(error).__name__}: {error}."
+            ) from error
+        if not values or not all(math.isfinite(v) for v in values):
+            raise ValueError(f"Recorded needs finite numbers; {str(path)!r} holds {values!r}.")
+        last = max(1, len(values) - 1)
+        self._line = Linear([(i / last, v) for i, v in enumerate(values)], integer)
+
+    def __call__(self, step: float) -> Any:
+        """Return the value at `step`, a fraction of the episode in [0, 1]."""
+        return self._line(step)
+
+
+def _column(path: Path, column: str) -> Sequence[Any]:
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row[column] for row in csv.DictReader(file)]
+    if path.suffix == ".json":
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, list) else found[column]
+    raise ValueError(f"the suffix is {path.suffix!r}")
+
+
+@final
+class Schedule:
+    """Set the outer variable by the step.
+
+    The step is counted from the last `Feedback.done`: in an episodic problem the schedule starts
+    again with each episode, elsewhere the step is the outer step. Where the problem observes a
+    mapping with `step`, `steps` and `done`, as an acting optimizer needs it (see `Observation`),
+    the step is the index of the decision within the episode that the observation says, and 0
+    before the first one.
+
+    Args:
+        function: the value at a step (`Constant`, `Linear`, `Listed`, `Recorded`, or any
+            callable). In an outer variable with names a mapping sets some of them, and a number
+            fills every tensor.
+        relative: hand the function step / (steps - 1), which runs from 0 at the first to 1 at the
+            last decision of an episode; needs a problem with such observations.
+    """
+
+    def __init__(self, function: Callable[..., Any], relative: bool = False) -> None:
+        self.function, self.relative = function, relative
         self._initial: Any = None
-        self._step = 0
+        self._step = self._asked = 0
+        self._steps = 1
 
     def init(self, outer: Any) -> None:
         """Keep the first outer variable, whose shapes, dtypes and names the values take."""
         self._initial = tree.clone(outer)
 
     def ask(self, key: int) -> Any:
-        """Return the value at this step."""
+        """Return the value at this step.
+
+        Raises:
+            ValueError: the outer variable is of whole numbers and the value is none.
+        """
+        self._asked = self._step
         return self._at(self._step)
 
     def tell(self, feedback: Feedback) -> None:
-        """Count the step, or start again when the episode is done."""
-        self._step = 0 if feedback.done else self._step + 1
+        """Take the step from the observation, or count it and start again when `done`.
+
+        Raises:
+            TypeError: `relative`, and the observation does not say how long an episode is.
+        """
+        seen = feedback.observation
+        if isinstance(seen, Mapping) and {"step", "steps", "done"} <= seen.keys():
+            self._steps = int(seen["steps"])
+            self._step = 0 if seen["done"] else int(seen["step"])
+        elif self.relative:
+            raise TypeError(
+                "Schedule with relative=true needs a problem that observes `step`, `steps` and "
+                "`done`, such as rollout_length; this one does not. Use relative=false."
+            )
+        else:
+            self._step = 0 if feedback.done else self._step + 1
 
     @property
     def solution(self) -> Any:
-        """The value last asked for; after the end of an episode, the first of the next."""
-        return self._at(max(0, self._step - 1))
+        """The value last asked for."""
+        return self._at(self._asked)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step."""
-        return {"step": self._step}
+        """Return the next step, the one last asked for, and how many there are in an episode."""
+        return {"step": self._step, "asked": self._asked, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._step = state["step"]
+        self._step, self._asked, self._steps = state["step"], state["asked"], state["steps"]
 
     def _at(self, step: int) -> Any:
-        value = self.function(step)
-        return self._initial if value is None else substitute(self._initial, value)
+        value = self.function(step / max(1, self._steps - 1) if self.relative else step)
+        if value is None:
+            return self._initial
+        whole = isinstance(self._initial, Tensor) and not self._initial.is_floating_point()
+        if whole and isinstance(value, float) and not value.is_integer():
+            raise ValueError(
+                f"Schedule gives {value} at step {step} for an outer variable of whole numbers. "
+                "Use integer=true in its function."
+            )
+        return substitute(self._initial, value)
