@@ -2,6 +2,7 @@
 
 from metaopt.optimizers.actions import Absolute, Actions, Ladder
 from metaopt.optimizers.descent import Descent
+from metaopt.optimizers.dqn import DQN
 from metaopt.optimizers.grid import Grid
 from metaopt.optimizers.mutation import Mutation
 from metaopt.optimizers.observation import Observation
@@ -12,6 +13,7 @@ from metaopt.optimizers.search import Proposer, Screen, Search, Trial, unseen
 from metaopt.optimizers.spaces import Choice, Normal, Uniform
 
 __all__ = [
+    "DQN",
     "Absolute",
     "Actions",
     "Choice",
