@@ -1,0 +1,79 @@
+"""A judge's scoring template: a rubric of weighted criteria, as a text that round-trips."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+LOW, HIGH, STEP = 1.0, 10.0, 0.5
+"""Range of a judge's score, and the distance between two of them."""
+
+FOOTER = (
+    f"Give a score from {LOW} (fails) to {HIGH} (succeeds) in steps of {STEP}.\n"
+    "End with one line: Score: <number>"
+)
+"""How every template ends: what `metaopt.llm.parse_score` looks for."""
+
+_CRITERION = re.compile(r"- ([a-z][a-z ]*): ([+-]\d+\.\d\d)")
+_STRICTNESS = re.compile(r"Strictness: ([+-]\d+\.\d\d)")
+_LIMIT = 9.99
+
+
+class Rubric(NamedTuple):
+    """A template as numbers.
+
+    Args:
+        weights: what each criterion adds to (or takes from) a score, by name.
+        strictness: what is taken from every score; higher is stricter.
+        preamble: what the judge is told first.
+    """
+
+    weights: Mapping[str, float]
+    strictness: float = 0.0
+    preamble: str = "You grade how well a response meets its objective."
+
+    def render(self) -> str:
+        """Return the template's text; weights are cut to two decimals and to +-9.99."""
+        lines = [f"- {name}: {_cut(weight):+.2f}" for name, weight in self.weights.items()]
+        return "\n".join(
+            [
+                self.preamble,
+                "Criteria and their weights:",
+                *lines,
+                f"Strictness: {_cut(self.strictness):+.2f}",
+                FOOTER,
+            ]
+        )
+
+
+def parse(text: str) -> Rubric:
+    """Return the rubric of a text that `Rubric.render` wrote.
+
+    Raises:
+        ValueError: no criteria, or no line of strictness.
+    """
+    lines = text.splitlines()
+    matches = [_CRITERION.fullmatch(line.strip()) for line in lines]
+    weights = {m[1]: float(m[2]) for m in matches if m}
+    strict = [m for line in lines if (m := _STRICTNESS.fullmatch(line.strip()))]
+    if not weights or not strict:
+        raise ValueError(
+            "a rubric needs lines such as '- clarity: +1.00' and 'Strictness: +0.00'; got "
+            f"{text[:80]!r}."
+        )
+    return Rubric(weights, float(strict[0][1]), lines[0])
+
+
+def round_score(score: float) -> float:
+    """Return the score on the judge's grid: cut to its range, rounded to its step."""
+    return min(HIGH, max(LOW, round(score / STEP) * STEP))
+
+
+def unit(score: float) -> float:
+    """Return the score as a probability: 0 for the lowest, 1 for the highest."""
+    return (score - LOW) / (HIGH - LOW)
+
+
+def _cut(weight: float) -> float:
+    return min(_LIMIT, max(-_LIMIT, weight)) + 0.0
