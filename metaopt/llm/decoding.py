@@ -1,0 +1,220 @@
+"""Batched decoding in which each row follows its own request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from metaopt.llm.chat import Parameters, Reply, Request, Usage
+from metaopt.llm.errors import LMError, Rejected
+from metaopt.llm.replies import cut
+
+
+class Decoder:
+    """A loaded model and its tokenizer.
+
+    Args:
+        path: a local folder, or an id of the hub.
+        device: where the model runs.
+        dtype: name of a torch dtype, or auto.
+        seed: what sampled answers are drawn from.
+        revision: commit or tag of the hub, or `None`.
+
+    Raises:
+        OSError: no such model, or no safetensors.
+        ValueError: the checkpoint lacks weights of the model.
+    """
+
+    def __init__(
+        self, path: str, device: str, dtype: str, seed: int, revision: str | None = None
+    ) -> None:
+        self._name, self._seed = path, seed
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(path, revision=revision)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        model, info = loaded
+        if info["missing_keys"]:
+            raise ValueError(f"the checkpoint lacks the weights {sorted(info['missing_keys'])}")
+        self._model = model.to(device).eval()
+        own = model.generation_config.eos_token_id
+        ends = {*(own if isinstance(own, list) else [own]), self._tokenizer.eos_token_id} - {None}
+        self._ends: list[int] = sorted(ends)
+        pad = self._tokenizer.pad_token_id
+        self._pad = pad if pad is not None else next(iter(self._ends), 0)
+        model.generation_config = GenerationConfig()
+        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def answers(self, requests: Sequence[Request]) -> list[Reply | LMError]:
+        """Return the answers, in order; all requests have one `max_tokens`.
+
+        A batch that does not fit the memory is halved.
+        """
+        encoded = [self._encode(request) for request in requests]
+        fit = [(r, ids) for r, ids in zip(requests, encoded, strict=True) if isinstance(ids, list)]
+        found = iter(self._decode(fit))
+        return [next(found) if isinstance(ids, list) else ids for ids in encoded]
+
+    def _encode(self, request: Request) -> list[int] | LMError:
+        messages = [dict(m) for m in request.messages]
+        if self._tokenizer.chat_template is None:
+            text = "\n\n".join(m["content"] for m in messages)
+        else:
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError as error:
+                return Rejected(f"The chat template refused the messages: {error}", request.role)
+        special = self._tokenizer.chat_template is None
+        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        length, longest = len(ids), request.parameters.max_tokens
+        if not ids:
+            return Rejected("The messages hold no token.", request.role)
+        if self._context is not None and length + longest > self._context:
+            words = f"{length} tokens and max_tokens={longest} exceed the model's {self._context}."
+            return Rejected(words, request.role)
+        return ids
+
+    def _decode(self, asked: Sequence[tuple[Request, list[int]]]) -> list[Reply | LMError]:
+        if not asked:
+            return []
+        try:
+            return self._generate(asked)
+        except FloatingPointError as error:
+            return [Rejected(str(error), request.role) for request, _ in asked]
+        except torch.OutOfMemoryError:
+            pass
+        if len(asked) == 1:
+            role = asked[0][0].role
+            return [Rejected("One request alone does not fit the device's memory.", role)]
+        torch.cuda.empty_cache()
+        half = len(asked) // 2
+        return [*self._decode(asked[:half]), *self._decode(asked[half:])]
+
+    @torch.inference_mode()
+    def _generate(self, asked: Sequence[tuple[Request, list[int]]]) -> list[Reply | LMError]:
+        parameters = [request.parameters for request, _ in asked]
+        width = max(len(ids) for _, ids in asked)
+        padded = [[self._pad] * (width - len(ids)) + ids for _, ids in asked]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for _, ids in asked]
+        device = self._model.device
+        draws = torch.stack([uniforms(request, self._seed) for request, _ in asked]).to(device)
+        stops = _Stops([p.stop for p in parameters], width, self._text)
+        written = self._model.generate(
+            torch.tensor(padded, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=GenerationConfig(
+                max_new_tokens=parameters[0].max_tokens,
+                do_sample=False,
+                eos_token_id=self._ends or None,
+                pad_token_id=self._pad,
+            ),
+            logits_processor=LogitsProcessorList([_Draw(parameters, draws, width)]),
+            stopping_criteria=StoppingCriteriaList([stops]),
+        )[:, width:].tolist()
+        return [
+            self._reply(request, len(ids), row)
+            for (request, ids), row in zip(asked, written, strict=True)
+        ]
+
+    def _reply(self, request: Request, prompt: int, row: list[int]) -> Reply:
+        count = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
+        ended = count > 0 and row[count - 1] in self._ends
+        text, stops = self._text(row[:count]), request.parameters.stop
+        if _holds(text, stops):
+            ended = True
+            count = next(n for n in range(1, count + 1) if _holds(self._text(row[:n]), stops))
+            text = cut(self._text(row[:count]), stops)
+        return Reply(text, Usage(prompt, count), "stop" if ended else "length", self._name)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def uniforms(request: Request, seed: int) -> Tensor:
+    """Return the numbers (max_tokens,) in [0, 1) that a request's tokens are drawn by, float64."""
+    key = int(request.key(str(seed))[:15], 16)
+    generator = torch.Generator().manual_seed(key)
+    return torch.rand(request.parameters.max_tokens, generator=generator, dtype=torch.float64)
+
+
+def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+    """Return one token (B,) for each row: the likeliest at temperature 0, else a sample.
+
+    The sample is the first token whose cumulated probability exceeds `uniform`, among the fewest
+    tokens whose probability is at least `top_p` (Holtzman et al., The Curious Case of Neural Text
+    Degeneration, ICLR 2020).
+
+    Args:
+        logits: (B, V).
+        temperature, top_p, uniform: (B,), float64; uniform in [0, 1).
+
+    Cost: a sort of (B, V) where a row has top_p < 1.
+    """
+    greedy = temperature == 0
+    scale = torch.where(greedy, torch.ones_like(temperature), temperature)
+    p = torch.softmax(logits.double() / scale[:, None], -1)
+    if (top_p < 1).any():
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        outside = (before >= top_p[:, None]) & (top_p < 1)[:, None]
+        p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(outside, 0.0))
+    total = p.cumsum(-1)
+    mass = total[:, -1]
+    at = torch.minimum(uniform * mass, torch.nextafter(mass, torch.zeros_like(mass)))
+    sampled = torch.searchsorted(total, at[:, None], right=True)[:, 0]
+    return torch.where(greedy, logits.argmax(-1), sampled)
+
+
+class _Draw(LogitsProcessor):
+    """Leaves each row the one token that `draw` chose."""
+
+    def __init__(self, parameters: Sequence[Parameters], uniform: Tensor, width: int) -> None:
+        self._width, self._uniform = width, uniform
+        self._temperature = uniform.new_tensor([p.temperature for p in parameters])
+        self._top_p = uniform.new_tensor([p.top_p for p in parameters])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.isnan().any():
+            raise FloatingPointError("The model's logits are not numbers; try dtype=float32.")
+        step = input_ids.shape[1] - self._width
+        token = draw(scores, self._temperature, self._top_p, self._uniform[:, step])
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
+
+
+class _Stops(StoppingCriteria):
+    """Ends each row whose text holds one of its stops."""
+
+    def __init__(
+        self, stops: Sequence[tuple[str, ...]], width: int, text: Callable[[list[int]], str]
+    ) -> None:
+        self._stops, self._width, self._text = stops, width, text
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        rows = input_ids[:, self._width :]
+        ended = [
+            bool(stops) and _holds(self._text(row.tolist()), stops)
+            for row, stops in zip(rows, self._stops, strict=True)
+        ]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _holds(text: str, stops: Sequence[str]) -> bool:
+    return any(stop in text for stop in stops)

@@ -1,0 +1,157 @@
+"""A language model of the transformers library, run in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+from metaopt.llm.authorisation import Authorisation, permit
+from metaopt.llm.chat import Message, Parameters, Reply, Request
+from metaopt.llm.errors import LMError, Rejected
+
+if TYPE_CHECKING:
+    from metaopt.llm.decoding import Decoder
+
+DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+
+
+class TransformersLM:
+    """A causal language model from a folder or the hub; requests that wait together run together.
+
+    A batch is padded on the left, and each row is decoded by its own parameters: greedily, or
+    sampled by inverse transform from uniform numbers that are a function of the seed and of the
+    request. An answer therefore does not depend on what else is in the batch, up to the rounding
+    of the logits, which differs with a batch's shape and between devices.
+
+    Messages go through the tokenizer's chat template, or where it has none are joined by empty
+    lines. Only the parameters of the request decide: a checkpoint's own penalties, temperature or
+    top-k are not applied. Weights are read from safetensors only, and code of the hub is never
+    run. The model is loaded at the first question, so that a replay needs no weights.
+
+    Args:
+        path: a local folder, or an id of the hub.
+        device: cpu, cuda, cuda:1, ...
+        dtype: float32, bfloat16, float16, float64, or auto for the checkpoint's own.
+        batch_size: most requests in one batch; those of one `max_tokens` share one.
+        seed: what sampled answers are drawn from.
+        revision: commit or tag of the hub, or `None` for the newest.
+        wait: seconds for which a batch that is not full waits for more requests.
+        authorisation: the permission to ask it, or its fields; the role target needs one.
+
+    Raises:
+        ValueError: a number out of range, an unknown dtype, or a wrong authorisation.
+    """
+
+    deterministic = False
+
+    def __init__(
+        self,
+        path: str,
+        device: str = "cpu",
+        dtype: str = "auto",
+        batch_size: int = 16,
+        seed: int = 0,
+        revision: str | None = None,
+        wait: float = 0.01,
+        authorisation: Authorisation | Mapping[str, str] | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+        if batch_size < 1 or wait < 0:
+            raise ValueError(
+                f"TransformersLM needs batch_size >= 1 and wait >= 0; got batch_size={batch_size}, "
+                f"wait={wait}."
+            )
+        self.authorisation = Authorisation.of(authorisation)
+        self._path, self._device, self._dtype = path, device, dtype
+        self._revision, self._seed = revision, seed
+        self._batch_size, self._wait = batch_size, wait
+        self.model = f"{path}{f'@{revision}' if revision else ''} {dtype} seed {seed}"
+        self._lock = threading.Lock()
+        self._waiting: deque[_Asked] = deque()
+        self._thread: ThreadPoolExecutor | None = None
+        self._decoder: Decoder | None = None
+
+    def __repr__(self) -> str:
+        return f"TransformersLM({self.model!r})"
+
+    async def chat(
+        self, role: str, messages: Sequence[Message], parameters: Parameters, rollout: int
+    ) -> Reply:
+        """Return one answer; see `metaopt.llm.chat.LM`.
+
+        Raises:
+            Rejected: the model cannot be loaded, the request does not fit the model, its chat
+                template or the memory, or there is no authorisation.
+        """
+        permit(role, self.authorisation)
+        asked = _Asked(Request(role, messages, parameters, rollout), Future())
+        with self._lock:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="TransformersLM")
+            self._waiting.append(asked)
+            self._thread.submit(self._serve)
+        return await asyncio.wrap_future(asked.reply)
+
+    async def close(self) -> None:
+        """Answer what waits, end the thread and free the model; a question loads it again."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            await asyncio.to_thread(thread.shutdown)
+            self._decoder = None
+
+    def _serve(self) -> None:
+        """Answer one batch; one call is queued for each request, so that none is left."""
+        if self._waiting and len(self._waiting) < self._batch_size:
+            time.sleep(self._wait)
+        batch = [asked for asked in self._take() if asked.reply.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        try:
+            answers = self._answers([asked.request for asked in batch])
+        except Exception as error:
+            for asked in batch:
+                asked.reply.set_exception(error)
+            return
+        for asked, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, LMError):
+                asked.reply.set_exception(answer)
+            else:
+                asked.reply.set_result(answer)
+
+    def _take(self) -> list[_Asked]:
+        with self._lock:
+            if not self._waiting:
+                return []
+            longest = self._waiting[0].request.parameters.max_tokens
+            same = [a for a in self._waiting if a.request.parameters.max_tokens == longest]
+            batch = same[: self._batch_size]
+            for asked in batch:
+                self._waiting.remove(asked)
+            return batch
+
+    def _answers(self, requests: Sequence[Request]) -> Sequence[Reply | LMError]:
+        from metaopt.llm.decoding import Decoder
+
+        decoder = self._decoder
+        if decoder is None:
+            try:
+                decoder = Decoder(
+                    self._path, self._device, self._dtype, self._seed, self._revision
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                words = f"Cannot load the model {self._path!r} on {self._device}: {error}"
+                return [Rejected(words, request.role) for request in requests]
+            self._decoder = decoder
+        return decoder.answers(requests)
+
+
+class _Asked(NamedTuple):
+    request: Request
+    reply: Future[Reply]
