@@ -1,0 +1,116 @@
+"""A server that we did not write, `transformers serve`, with a tiny model made on the spot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import tiny_model
+
+from metaopt.llm import Client, LMError, Parameters, Rejected, Reply, Request, user
+from metaopt.llm.openai_compatible import OpenAICompatibleLM
+from metaopt.llm.transformers_lm import TransformersLM
+
+for package in ("fastapi", "uvicorn"):
+    pytest.importorskip(package, reason="needs transformers[serving]")
+
+PATIENCE_S = 120.0
+PERMISSION = {
+    "owner": "this test",
+    "system": "a random model on the loopback address",
+    "scope": "any question",
+    "contact": "tests@example.org",
+    "expiry": "2999-12-31",
+    "statement": "The model is made by the test and knows nothing.",
+}
+
+
+@contextlib.contextmanager
+def serving(model: Path, log: Path) -> Iterator[str]:
+    """Run the server for the time of a block; yields its base URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", model]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **quiet})
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while not healthy(port):
+                dead = server.poll() is not None or time.monotonic() > deadline
+                assert not dead, f"the server did not start:\n{log.read_text()}"
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.kill()
+            server.wait()
+
+
+def healthy(port: int) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with contextlib.suppress(OSError):
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    return False
+
+
+def test_a_real_server_as_target_and_judge(tmp_path: Path) -> None:
+    """Its greedy answers are those of the same model in this process, and each is paid for once."""
+    model, log = tiny_model(tmp_path / "model"), tmp_path / "server.log"
+    cassette = tmp_path / "answers.cassette"
+    texts = ["Hi", "What is 1 + 1?", "Rate this answer: 2.", "Name a colour", "Why?"]
+    greedy = [Request("target", user(t), Parameters(0.0, 20, stop=("B", "_"))) for t in texts]
+    sampled = [Request("judge", user("Rate it"), Parameters(1.0, 20), n) for n in range(3)]
+    requests = [*greedy, *sampled, greedy[0]]
+
+    def client(url: str, mode: str) -> Client:
+        target, judge = (
+            OpenAICompatibleLM(str(model), url, None, authorisation=permission, timeout=60.0)
+            for permission in (PERMISSION, None)
+        )
+        return Client({"target": target, "judge": judge}, mode=mode, cassette=cassette)
+
+    with serving(model, log) as url:
+        recording = client(url, "record")
+        answers = recording.ask(requests)
+        spent = recording.spent()
+        assert recording.sent == {"target": len(texts), "judge": 3}
+        recording.close()
+
+        unknown = Client({"judge": OpenAICompatibleLM("another", url, None)})
+        refused = unknown.ask([sampled[0]])[0]
+        unknown.close()
+    served = log.read_text()
+    assert served.count('"POST /v1/chat/completions HTTP/1.1" 200') == len(texts) + 3
+    assert served.count('"POST /v1/chat/completions HTTP/1.1" 400') == 1
+    assert isinstance(refused, Rejected)
+    assert "requested 'another'" in str(refused)
+
+    here = Client({"target": TransformersLM(str(model), authorisation=PERMISSION)})
+    expected = here.ask(greedy)
+    here.close()
+    for answer, own in zip(answers[: len(texts)], expected, strict=True):
+        assert isinstance(answer, Reply)
+        assert isinstance(own, Reply)
+        assert answer._replace(model="") == own._replace(model="")
+    assert {reply.finish for reply in expected if isinstance(reply, Reply)} == {"stop", "length"}
+    assert answers[-1] == answers[0]
+    draws = {answer.text for answer in answers[len(texts) : -1] if isinstance(answer, Reply)}
+    assert len(draws) == 3
+
+    replayed = client(url, "replay")
+    again: list[Reply | LMError] = replayed.ask(requests)
+    assert again == answers
+    assert replayed.spent() == spent
+    assert replayed.sent == {"target": 0, "judge": 0}
+    replayed.close()
