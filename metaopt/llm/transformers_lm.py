@@ -142,9 +142,7 @@ class TransformersLM:
         decoder = self._decoder
         if decoder is None:
             try:
-                decoder = Decoder(
-                    self._path, self._device, self._dtype, self._seed, self._revision
-                )
+                decoder = Decoder(self._path, self._device, self._dtype, self._seed, self._revision)
             except (OSError, ValueError, RuntimeError) as error:
                 words = f"Cannot load the model {self._path!r} on {self._device}: {error}"
                 return [Rejected(words, request.role) for request in requests]
