@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 
 from metaopt.llm.chat import Message, Parameters, Reply, Usage
 from metaopt.llm.errors import Transient
@@ -59,7 +58,7 @@ class SimulatedLM:
             Transient: at the rate `error_rate`; it may be tried again at once.
         """
         turns = [(m["role"], m["content"]) for m in messages]
-        key = _hash([self.seed, role, turns, astuple(parameters), rollout])
+        key = _hash([self.seed, role, turns, vars(parameters), rollout])
         if self.error_rate:
             self._fail(key, role)
         text = self._answer(role, messages, key)
@@ -77,6 +76,8 @@ class SimulatedLM:
         self._attempts.pop(key, None)
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+
 def _hash(value: object) -> int:
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(_encode(value).encode()).digest()[:8], "big") >> 1
