@@ -85,17 +85,29 @@ class Budgets:
             self._rounds[number][i] += amount
         self.round = number
 
-    def end(self) -> dict[str, float]:
-        """Return the round's cost by unit; later uses belong to the round after it.
+    def end(self, number: int) -> dict[str, float]:
+        """Return the cost of round `number` by unit; later uses belong to the round after it."""
+        self.round = number + 1
+        return dict(zip(UNITS, map(float, self._rounds[number]), strict=True))
+
+    def require(self, calls: Mapping[str, int]) -> None:
+        """Refuse a budget that does not last for these calls.
+
+        Args:
+            calls: least calls by role that make a result.
 
         Raises:
-            RuntimeError: no round was begun.
+            ValueError: names the budget, its value and what is needed.
         """
-        if self.round is None:
-            raise RuntimeError("end() needs a begin(round) before it.")
-        cost = dict(zip(UNITS, map(float, self._rounds[self.round]), strict=True))
-        self.round += 1
-        return cost
+        for account, needed in {**calls, ALL: sum(calls.values())}.items():
+            most = self._limits.get(account, (float("inf"),))[0]
+            if needed > most:
+                each = ", ".join(f"{role} {n:,}" for role, n in calls.items() if n)
+                name = f"budget.{account}.lm_calls" if account else "limits.lm_calls"
+                raise ValueError(
+                    f"{name}={most:g} is too small for one outer step, which takes about "
+                    f"{needed:,} calls ({each}); raise it, or ask for fewer candidates."
+                )
 
     def spent(self, role: str | None = None) -> dict[str, float]:
         """Return what was charged to a role, or to all together, by unit."""

@@ -176,9 +176,17 @@ class Client:
         self._budgets.begin(number)
         self._exchange.own.assign(number)
 
-    def end(self) -> dict[str, float]:
-        """End the round and return its cost, {"lm_calls": n, "tokens": n}, of its first uses."""
-        return self._budgets.end()
+    def end(self, number: int) -> dict[str, float]:
+        """End a round and return its cost, {"lm_calls": n, "tokens": n}, of its first uses."""
+        return self._budgets.end(number)
+
+    def require(self, calls: Mapping[str, int]) -> None:
+        """Refuse a budget that is too small for one outer step of these calls by role.
+
+        Raises:
+            ValueError: names the budget, its value and what is needed.
+        """
+        self._budgets.require(calls)
 
     def spent(self, role: str | None = None) -> dict[str, float]:
         """Return what the run was charged for a role, or for all of them."""
