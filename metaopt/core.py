@@ -127,6 +127,10 @@ class Recording(Protocol):
 class Delivering(Protocol):
     """A problem whose run has a product beside its numbers: a report, a model, a schedule."""
 
+    def snapshot(self, outer: Outer, inner: Inner) -> dict[str, Any]:
+        """Return what the product needs to know of this moment, as tensors and primitives."""
+        ...
+
     def deliver(
         self,
         outer: Outer,

@@ -175,7 +175,7 @@ class Run:
     def _evaluate(self, step: int) -> dict[str, float]:
         metrics = self.engine.metrics()
         problem = self.engine.problem
-        if isinstance(problem, Drawable) and self.engine.inner is not None:
+        if isinstance(problem, (Drawable, Delivering)) and self.engine.inner is not None:
             folder = self.folder / "snapshots"
             folder.mkdir(exist_ok=True)
             snapshot = problem.snapshot(self.engine.optimizer.solution, self.engine.inner)
