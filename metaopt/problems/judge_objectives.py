@@ -9,16 +9,17 @@ alike, and the area under the ROC curve looks at the order alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 Objective = Callable[[np.ndarray, np.ndarray], float]
 """From probabilities in [0, 1] and outcomes in {0, 1}, at least one of each row, to a loss."""
 
 
-def alignment(probability: Sequence[float], outcomes: Sequence[int]) -> float:
+def alignment(probability: ArrayLike, outcomes: ArrayLike) -> float:
     """Return 100 (1 - mean |p - y|), the paper's alignment, in [0, 100]; higher is better.
 
     References: Koo et al., Align to Misalign, ICLR 2026.

@@ -76,4 +76,4 @@ def unit(score: float) -> float:
 
 
 def _cut(weight: float) -> float:
-    return min(_LIMIT, max(-_LIMIT, weight)) + 0.0
+    return round(min(_LIMIT, max(-_LIMIT, weight)), 2) + 0.0  # adding 0.0 makes -0.0 positive
