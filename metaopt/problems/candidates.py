@@ -1,4 +1,4 @@
-"""Candidates of a text search: answered by a target, checked, judged, ranked, and kept by reference.
+"""Candidates of a text search: answered by a target, checked, judged, ranked, kept by reference.
 
 A candidate is a dict of primitives, so that a checkpoint holds it and shows no text:
 
@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from metaopt.llm import Client, LMError, Parameters, Reply, Request, parse_score, user
+from metaopt.llm import Client, LMError, Parameters, Reply, Request, user
+from metaopt.llm.scores import parse_score
 from metaopt.problems.judge_template import HIGH, LOW, STEP, unit
 from metaopt.problems.template_evolution_prompts import checking, judging, read_verdict
 from metaopt.random import fold

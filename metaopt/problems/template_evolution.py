@@ -1,0 +1,390 @@
+"""Template evolution: prompts and the judge's scoring template evolve together, as text.
+
+The inner level looks, for every query, for the prompt whose response the judge scores highest; the
+outer level looks for the template under which those scores agree with the true outcomes. What comes
+out is a calibrated judge. Koo et al., Align to Misalign, ICLR 2026 (AMIS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from metaopt.core import Feedback
+from metaopt.llm import LM, Client, LMError, Parameters, Request, SimulatedLM
+from metaopt.llm.authorisation import gate
+from metaopt.problems import template_evolution_report as report
+from metaopt.problems.candidates import (
+    RANKINGS,
+    Candidate,
+    Panel,
+    Ranking,
+    arrays,
+    best,
+    evidence,
+    judge,
+    judged,
+)
+from metaopt.problems.judge_objectives import OBJECTIVES, alignment, auroc
+from metaopt.problems.template_evolution_prompts import (
+    Example,
+    prompting,
+    read_prompts,
+    read_template,
+    rewriting,
+)
+from metaopt.random import fold
+
+INSTRUCTION = "You write prompts that make a target meet an objective."
+
+
+class Task(Protocol):
+    """What is evolved on.
+
+    Attributes:
+        queries: the objectives, one text a query.
+        template: the first scoring template.
+    """
+
+    queries: Sequence[str]
+    template: str
+
+    def prompts(self, query: int, count: int, key: int) -> list[str]:
+        """Return up to `count` first candidates for a query."""
+        ...
+
+    def check(self, query: int, response: str, key: int) -> bool | None:
+        """Return whether the response meets the query's objective; `None` when ambiguous."""
+        ...
+
+    def roles(self) -> Mapping[str, LM]:
+        """Return the language models that come with the task, by role."""
+        ...
+
+
+@runtime_checkable
+class KnownTruth(Protocol):
+    """A simulated task, whose truth can be looked up."""
+
+    def success(self, query: int, prompt: str) -> float:
+        """Return the true probability that the prompt meets the query's objective."""
+        ...
+
+    def examination(self, query: int) -> Sequence[tuple[str, bool]]:
+        """Return (response, outcome) pairs that the search has not seen."""
+        ...
+
+
+class Parent(Protocol):
+    """A template that has been tried, as `metaopt.optimizers.Search` keeps it."""
+
+    @property
+    def outer(self) -> str:
+        """The template."""
+
+    @property
+    def value(self) -> float:
+        """Its loss."""
+
+    @property
+    def artifacts(self) -> Any:
+        """The candidates of its inner run."""
+
+
+class TemplateEvolution:
+    """Inner: prompts by the judge's score. Outer: the template by its agreement with outcomes.
+
+        inner, per query:  max over prompts p of Judge(q, Target(p); template)
+        outer:             F(template) = objective(scores, outcomes) over all candidates of the run
+
+    An inner run starts from the best of the last one and fresh prompts, `candidates` in all; an
+    inner step asks the optimizer for `new` prompts, shown the `survivors` best. `propose` and
+    `screen` are for `metaopt.optimizers.Search`: the first asks the template model for a template,
+    the second predicts a template's loss by judging recorded candidates again (the replay buffer:
+    whatever earlier trials have tried).
+
+    Candidates are kept by reference, their texts in the client's own file. A request that fails
+    makes no score and no outcome. A spent budget or a policy's refusal ends the run after the step
+    it happens in, with everything that was paid for.
+
+    Args:
+        task: queries, first prompts, first template and checker.
+        client: makes the client from the roles, as `functools.partial(Client, ...)`.
+        roles: language models that take the place of the task's own, by role: target, judge,
+            optimizer, template, checker.
+        checker: "task" (its own rule) or "lm" (the role checker).
+        objective: a key of `OBJECTIVES`; "mae" is the paper's.
+        ranking: order of candidates. "label_first": successes before failures, then by score;
+            "dense": by score (the paper); "outcome": by the checker alone, as if it were the judge;
+            "random": by nothing.
+        candidates: number C of candidates an inner run starts with, >= 2.
+        inherited: how many of them are the best of the last run, 0 <= inherited <= candidates.
+        new: number M of prompts asked for in an inner step, >= 1.
+        survivors: number K of prompts shown to the optimizer, >= 1.
+        shown: number K' of templates shown to the template model, >= 1.
+        examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind rewriter.
+        evidence: recorded candidates of each outcome that `screen` judges again, >= 1.
+        verify: see `metaopt.problems.candidates.Panel`.
+        instruction: what the optimizer is told first; required where it is not simulated.
+        temperature: of optimizer and template model; target, judge and checker answer at 0.
+        max_tokens: longest answer.
+        inner_steps: number L of inner steps that the estimator will take, for the cost estimate.
+        transcripts: write every candidate's text into the run's folder.
+
+    Raises:
+        ValueError: an argument outside its range, a role without a language model, a real target
+            without authorisation, or a budget that does not last for one outer step.
+
+    Cost: C - inherited + L M calls of the target, C + L M of the judge and L of the optimizer per
+    query and outer step, one of the template model a proposal, 2 `evidence` of the judge a screen.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        client: Callable[[Mapping[str, LM]], Client] = Client,
+        roles: Mapping[str, LM] | None = None,
+        checker: Literal["task", "lm"] = "task",
+        objective: str = "balanced_brier",
+        ranking: Ranking = "label_first",
+        candidates: int = 10,
+        inherited: int = 5,
+        new: int = 5,
+        survivors: int = 5,
+        shown: int = 5,
+        examples: int = 4,
+        evidence: int = 64,
+        verify: int = 1,
+        instruction: str | None = None,
+        temperature: float = 1.0,
+        max_tokens: int = 512,
+        inner_steps: int = 5,
+        transcripts: bool = False,
+    ) -> None:
+        for name, value, legal in (
+            ("objective", objective, tuple(OBJECTIVES)),
+            ("ranking", ranking, RANKINGS),
+            ("checker", checker, ("task", "lm")),
+        ):
+            if value not in legal:
+                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
+        for name, count, least in (
+            ("candidates", candidates, 2), ("inherited", inherited, 0), ("new", new, 1),
+            ("survivors", survivors, 1), ("shown", shown, 1), ("examples", examples, 0),
+            ("evidence", evidence, 1), ("verify", verify, 1), ("inner_steps", inner_steps, 0),
+        ):  # fmt: skip
+            if count < least:
+                raise ValueError(f"TemplateEvolution needs {name} >= {least}; got {count}.")
+        if inherited > candidates:
+            raise ValueError(f"inherited={inherited} must be <= candidates={candidates}.")
+        lms = {**task.roles(), **(roles or {})}
+        needed = ["target", "judge", "optimizer", *(["checker"] if checker == "lm" else [])]
+        missing = [role for role in needed if role not in lms]
+        if missing:
+            raise ValueError(
+                f"no language model plays the role {missing[0]}; give one, such as "
+                f"+llm@problem.roles.{missing[0]}=openai_compatible."
+            )
+        self.authorisation = gate(lms)
+        if instruction is None and not isinstance(lms["optimizer"], SimulatedLM):
+            raise ValueError(
+                "a real optimizer needs problem.instruction: what it is told to write, in your "
+                "own words."
+            )
+        self.task, self.client = task, client(lms)
+        self.panel = Panel(
+            self.client, task.queries, task.check if checker == "task" else None,
+            Parameters(0.0, max_tokens), verify, ranking == "outcome",
+        )  # fmt: skip
+        self.objective, self.ranking = objective, ranking
+        self.candidates, self.inherited, self.new = candidates, inherited, new
+        self.survivors, self.shown, self.examples = survivors, shown, examples
+        self.evidence, self.transcripts = evidence, transcripts
+        self.instruction = instruction or INSTRUCTION
+        self.creative = Parameters(temperature, max_tokens)
+        self._examiner = Client(task.roles()) if isinstance(task, KnownTruth) else None
+        each = len(task.queries)
+        first = candidates + inner_steps * new
+        self.client.require(
+            {
+                "target": each * first,
+                "judge": 0 if ranking == "outcome" else each * first,
+                "optimizer": each * inner_steps,
+                **({"checker": each * first} if checker == "lm" else {}),
+            }
+        )
+
+    def open(self, folder: Path) -> None:
+        """Keep texts and answers beside the run's folder."""
+        self.client.open(folder)
+
+    def close(self) -> None:
+        """Let go of them."""
+        self.client.close()
+
+    def init_outer(self, generator: Any) -> str:
+        """Return the task's first template."""
+        return self.task.template
+
+    def init_inner(self, outer: str, inner: Mapping[str, Any] | None, key: int) -> dict[str, Any]:
+        """Return a judged population: the best of the last run, and fresh prompts."""
+        number = inner["round"] + 1 if inner else 1
+        self.client.begin(number)
+        kept: list[Candidate] = []
+        fresh: list[tuple[int, str]] = []
+        for query in range(len(self.task.queries)):
+            inherited = self._best(inner["log"], query, self.inherited) if inner else []
+            kept += inherited
+            count, draw = self.candidates - len(inherited), fold(key, "first", query)
+            fresh += [(query, prompt) for prompt in self.task.prompts(query, count, draw)]
+        log = self.panel.judge(outer, kept + self.panel.answer(fresh))
+        return {"round": number, "template": outer, "log": log}
+
+    def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
+        """Return the state after `new` more prompts a query; unchanged once the client stopped."""
+        if self.client.stopped:
+            return inner
+        known = {(c["query"], c["prompt"]) for c in inner["log"]}
+        fresh = [
+            (query, prompt)
+            for query, prompt in self._new_prompts(inner["log"], key)
+            if (query, self.client.keep(prompt)) not in known
+        ]
+        return {**inner, "log": inner["log"] + self.panel.judge(outer, self.panel.answer(fresh))}
+
+    def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
+        """Return the template's loss on all candidates of the run, which are the artifacts.
+
+        The loss is +inf where no candidate has both a score and an outcome.
+        """
+        log, rows = inner["log"], judged(inner["log"])
+        value, numbers = float("inf"), {"judge/coverage": len(rows) / max(len(log), 1)}
+        if rows:
+            p, y = arrays(rows)
+            value = OBJECTIVES[self.objective](p, y)
+            numbers |= {
+                "judge/alignment": alignment(p, y),
+                "judge/auroc": 1 - auroc(p, y),
+                "judge/base_rate": float(y.mean()),
+            }
+        hits = [pick is not None and pick["outcome"] is True for pick in self.picks(inner)]
+        numbers["inner/success"] = float(np.mean(hits))
+        cost = self.client.end(inner["round"])
+        return Feedback(value, None, None, log, False, numbers, cost, self.client.stopped)
+
+    def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
+        """Return, of a simulated task, the true success of the picks in % and the judge's worth.
+
+        The judge is examined on responses that the search has not seen, at no charge. Where the
+        truth is unknown this is what the checker saw of the picks.
+        """
+        picks = self.picks(inner)
+        if not isinstance(self.task, KnownTruth):
+            return {"success": 100 * float(np.mean([bool(p and p["outcome"]) for p in picks]))}
+        rates = [
+            self.task.success(pick["query"], self.client.text(pick["prompt"])) if pick else 0.0
+            for pick in picks
+        ]
+        p, y = arrays(judged(self.examine(outer)))
+        return {
+            "success": 100 * float(np.mean(rates)),
+            "auroc": 1 - auroc(p, y) if len(y) else 0.5,
+            "alignment": alignment(p, y) if len(y) else 0.0,
+        }
+
+    def examine(self, template: str) -> list[Candidate]:
+        """Return the held-out responses of a simulated task, judged; none of a real one."""
+        if self._examiner is None or not isinstance(self.task, KnownTruth):
+            return []
+        queries, parameters = self.task.queries, self.panel.parameters
+        rows = [(q, r, y) for q in range(len(queries)) for r, y in self.task.examination(q)]
+        responses = [(q, r) for q, r, _ in rows]
+        scores = judge(self._examiner, template, queries, responses, parameters)
+        return [
+            {"query": query, "outcome": outcome, "score": score}
+            for (query, _, outcome), score in zip(rows, scores, strict=True)
+        ]
+
+    def picks(self, inner: Mapping[str, Any]) -> list[Candidate | None]:
+        """Return, for every query, the best candidate of the run."""
+        found = (self._best(inner["log"], q, 1) for q in range(len(self.task.queries)))
+        return [best[0] if best else None for best in found]
+
+    def propose(self, parents: Sequence[Parent], key: int) -> str:
+        """Return a new template by the template model; the best one again where it writes none."""
+        shown = [(p.outer, 100 * (1 - min(p.value, 1.0))) for p in parents[: self.shown]]
+        examples = self._misjudged(parents) if self.examples else []
+        for attempt in range(3):
+            rollout = fold(key, "template", attempt) % 2**31
+            request = Request("template", rewriting(shown, examples), self.creative, rollout)
+            (reply,) = self.client.ask([request])
+            template = None if isinstance(reply, LMError) else read_template(reply.text)
+            if template and all(template != p.outer for p in parents):
+                return template
+        return parents[0].outer
+
+    def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
+        """Return a template's loss on what earlier trials have recorded, judged anew.
+
+        It is +inf where the judge gives less than half of them a score.
+        """
+        candidates = self._evidence(trials)
+        rows = judged(self.panel.judge(candidate, candidates))
+        if not rows or 2 * len(rows) < len(candidates):
+            return float("inf")
+        return OBJECTIVES[self.objective](*arrays(rows))
+
+    def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
+        """Return the template tried, its loss, and the best one so far."""
+        rows = judged(inner["log"])
+        loss = OBJECTIVES[self.objective](*arrays(rows)) if rows else float("inf")
+        return {"tried": inner["template"], "loss": loss, "best": outer}
+
+    def deliver(
+        self,
+        outer: str,
+        inner: dict[str, Any],
+        snapshots: Sequence[tuple[int, dict[str, Any]]],
+        folder: Path,
+    ) -> str:
+        """Write the calibrated judge with its report; return what a person wants to know first."""
+        if self.transcripts:
+            report.write_transcripts(self.client, inner["log"], folder)
+        calibrated = report.calibrate(self, outer, inner["log"], snapshots, folder)
+        return report.summary(self.client, self.task.template, outer, calibrated)
+
+    def _new_prompts(self, log: Sequence[Candidate], key: int) -> list[tuple[int, str]]:
+        """Return (query, prompt) pairs by the optimizer, shown the best of each query."""
+        queries = range(len(self.task.queries))
+        requests = []
+        for query in queries:
+            shown = self._best(log, query, self.survivors)
+            pairs = [(self.client.text(c["prompt"]), c["score"]) for c in shown]
+            messages = prompting(self.task.queries[query], pairs, self.new, self.instruction)
+            rollout = fold(key, "optimizer", query) % 2**31
+            requests.append(Request("optimizer", messages, self.creative, rollout))
+        return [
+            (query, prompt)
+            for query, reply in zip(queries, self.client.ask(requests), strict=True)
+            if not isinstance(reply, LMError)
+            for prompt in read_prompts(reply.text, self.new)
+        ]
+
+    def _best(self, log: Sequence[Candidate], query: int, count: int) -> list[Candidate]:
+        return best(log, query, count, self.ranking)
+
+    def _misjudged(self, parents: Sequence[Parent]) -> list[Example]:
+        """Return the responses of each outcome that the best template is furthest off on."""
+        rows = judged(self.panel.judge(parents[0].outer, self._evidence(parents)))
+        found = []
+        for outcome in (True, False):
+            side = [c for c in rows if c["outcome"] is outcome]
+            side.sort(key=lambda c: (c["score"] if outcome else -c["score"], c["prompt"]))
+            found += side[: self.examples]
+        return [Example(self.client.text(c["response"]), c["score"], c["outcome"]) for c in found]
+
+    def _evidence(self, trials: Sequence[Parent]) -> list[Candidate]:
+        return evidence((t.artifacts or () for t in trials), self.evidence)
