@@ -11,6 +11,7 @@ from metaopt.llm.errors import (
     Transient,
     Truncated,
 )
+from metaopt.llm.scores import parse_score
 from metaopt.llm.simulated import SimulatedLM
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "Truncated",
     "Usage",
     "estimate",
+    "parse_score",
     "user",
 ]
