@@ -56,7 +56,8 @@ class Run:
         log_every, eval_every, checkpoint_every: outer steps between two records, two evaluations
             on held-out data, two checkpoints; each >= 1.
         keep_checkpoints: how many of the newest checkpoints are kept, >= 1.
-        figures: whether to draw learning curves, and the problem's own figures, at the end.
+        figures: whether to draw learning curves and the problem's own figures at the end, and to
+            write what it delivers.
         watch: makes what a person sees, from (label, outer steps in all, outer steps done).
 
     Attributes:
@@ -201,7 +202,7 @@ class Run:
         metrics = self._evaluate(step)
         if self.figures and step:
             self._draw()
-        self._deliver()
+            self._deliver()
         final = {"outer": self.engine.optimizer.solution, "inner": self.engine.inner}
         checkpoint.write_tensors(self.folder / "final.pt", final)
         result = {
