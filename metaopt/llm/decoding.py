@@ -174,8 +174,8 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) ->
     if (top_p < 1).any():
         ordered, order = p.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
-        outside = (before >= top_p[:, None]) & (top_p < 1)[:, None]
-        p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(outside, 0.0))
+        inside = ordered.masked_fill(before >= top_p[:, None], 0.0)
+        p = torch.zeros_like(p).scatter(-1, order, inside)
     total = p.cumsum(-1)
     mass = total[:, -1]
     at = torch.minimum(uniform * mass, torch.nextafter(mass, torch.zeros_like(mass)))

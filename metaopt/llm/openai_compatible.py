@@ -8,7 +8,7 @@ import logging
 import os
 from asyncio import AbstractEventLoop
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 from metaopt.llm.authorisation import Authorisation, endpoint, permit
@@ -125,7 +125,9 @@ class OpenAICompatibleLM:
         failed: LMError
         try:
             call = connection.chat.completions.with_raw_response.create(
-                **self._body(request), extra_body=self._extra
+                model=self._served,
+                messages=cast(Any, [dict(m) for m in messages]),
+                extra_body={**self._extra, **self._fields(request)},
             )
             raw = await asyncio.wait_for(call, self._timeout)
             return read(raw.http_response.content, request, self._served)
@@ -178,17 +180,15 @@ class OpenAICompatibleLM:
             )
         return key
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def _fields(self, request: Request) -> dict[str, Any]:
         parameters = request.parameters
-        body: dict[str, Any] = {
-            "model": self._served,
-            "messages": [dict(m) for m in request.messages],
+        fields: dict[str, Any] = {
             "temperature": parameters.temperature,
             "top_p": parameters.top_p,
             self._limit_field: parameters.max_tokens,
         }
         if parameters.stop:
-            body["stop"] = list(parameters.stop)
+            fields["stop"] = list(parameters.stop)
         if self._seed is not None and parameters.temperature > 0:
-            body["seed"] = int(request.key(self.model)[:8], 16) >> 1
-        return body
+            fields["seed"] = int(request.key(self.model)[:8], 16) >> 1
+        return fields

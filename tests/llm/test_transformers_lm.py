@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from servers import tiny_model
+from servers import ALPHABET, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from metaopt.llm import LM, Client, LMError, Parameters, Rejected, Reply, Request, Usage, user
-from metaopt.llm.decoding import Decoder, draw
+from metaopt.llm.decoding import Decoder, draw, uniforms
 from metaopt.llm.transformers_lm import TransformersLM
 
 CONTEXT = 128
@@ -143,6 +143,17 @@ def test_draws_of_rows_with_different_parameters() -> None:
     top_p = torch.tensor([1.0, 1.0, 1.0, 0.5], dtype=torch.float64)
     uniform = torch.tensor([0.0, 0.0, 1 - 2**-53, 0.0], dtype=torch.float64)
     assert draw(logits, temperature, top_p, uniform).tolist() == [1, 0, 1, 1]
+
+
+def test_each_token_is_drawn_by_a_number_of_its_own(folder: Path) -> None:
+    """At a huge temperature all tokens are equally likely, so the numbers themselves are read."""
+    request = Request("judge", user("Hi"), Parameters(1e9, 40))
+    lm, size = TransformersLM(str(folder), dtype="float64", seed=5), 3 + len(ALPHABET)
+    (reply,) = ask(lm, request)
+    ids = (uniforms(request, 5) * size).long().tolist()
+    end = ids.index(2) + 1 if 2 in ids else len(ids)
+    assert reply.text == "".join(ALPHABET[i - 3] for i in ids[:end] if i > 2)
+    assert reply.usage.completion == end > 20
 
 
 def test_max_tokens_cuts_and_batches_hold_one_length(folder: Path, batches: list[int]) -> None:
