@@ -118,11 +118,13 @@ class QNetwork:
         self.mlp.backward(at.layers, kept, spread, at.slopes)
         return loss
 
-    def update_(self, at: Open, batch: Batch, active: Tensor) -> Tensor:
+    def update_(self, at: Open, batch: Batch, active: Tensor | None = None) -> Tensor:
         """Take one step of Adam in place where `active` (R, 1) is 1; return the losses (R)."""
         loss = self.gradient(at, batch)
         self.adam.step_(at.state.params, at.grad, at.state.moments, active)
-        due = (torch.remainder(at.state.moments.steps, self.target_every) == 0) & (active > 0)
+        due = torch.remainder(at.state.moments.steps, self.target_every) == 0
+        if active is not None:
+            due &= active > 0
         if due.is_cuda or bool(due.any()):  # a look at a GPU's flags would wait for the GPU
             at.state.target.copy_(torch.where(due, at.state.params, at.state.target))
         return loss

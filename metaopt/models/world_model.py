@@ -141,7 +141,7 @@ class WorldModel:
         state = state._replace(shift=shift, spread=spread, low=low, high=high)
         at, grad = self.open(state), torch.empty_like(state.params)
         slopes = self._views(grad)
-        active = state.params.new_ones(len(rows), 1)
+        active: Tensor | None = None
         held = torch.zeros_like(size) if self.held_out is None else size // self.held_out
         stopping = _Stopping(state.params, self.patience)
         if self.held_out is not None:

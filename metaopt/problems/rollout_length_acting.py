@@ -1,0 +1,88 @@
+"""A phase of real steps: act, store, learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.data.environments import Environment
+from metaopt.models.q_network import QNetwork
+from metaopt.models.transitions import Batch, pack, pick, uniform_index, unpack
+from metaopt.problems.rollout_length_evaluation import Finished
+from metaopt.problems.rollout_length_options import Exploration
+from metaopt.problems.rollout_length_planning import whole
+from metaopt.problems.rollout_length_state import Runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """How real steps are made; see `RolloutLength` for the arguments."""
+
+    environments: int
+    phase: int
+    batch: int
+    updates_per_step: float
+    error_episodes: int
+    exploration: Exploration
+
+
+def act(
+    how: Acting, environment: Environment, agent: QNetwork, runs: Runs, unit: Tensor,
+    draw: Generator,
+) -> tuple[Runs, Finished]:  # fmt: skip
+    """Return the runs after a phase of real steps, and the episodes that ended in it.
+
+    Args:
+        how: the settings.
+        environment: where.
+        agent: what the runs' learners are.
+        runs: given away: their tensors are updated in place.
+        unit: what observations are divided by, (d).
+        draw: where randomness comes from, on the device of the runs.
+
+    Cost: no wait for the device.
+    """
+    size, episodes, side = runs.size, runs.episodes, how.environments
+    if not environment.resumable:
+        episodes = environment.begin((len(size), side), draw, unit.dtype)
+    at = agent.open(runs.agent)
+    finished = Finished.none(len(size), how.error_episodes, len(unit), unit)
+    first, updates = runs.step * how.phase, 0
+    for step in range(first, first + how.phase, side):
+        seen = episodes.observation / unit
+        action = agent.act(at, seen, how.exploration(step, how.phase), draw)
+        episodes, taken = environment.step(episodes, action, draw)
+        after, ends = taken.next_observation / unit, taken.terminated.to(unit.dtype)
+        made = pack(Batch(seen, action, taken.reward, after, ends))
+        if environment.resumable:
+            runs.rows[:, step : step + side] = made
+            size = size + side
+        else:
+            size = _store(runs.rows, size, made, taken.valid)
+        finished = finished.with_(taken, taken.first / unit)
+        if step + side < how.batch:
+            continue
+        for _ in range(
+            whole((step + side) * how.updates_per_step) - whole(step * how.updates_per_step)
+        ):
+            batch = unpack(pick(runs.rows, uniform_index(size, how.batch, draw)))
+            agent.update_(at, batch)
+            updates += 1
+    runs = runs._replace(
+        size=size,
+        episodes=episodes,
+        updates=runs.updates + updates,
+        environment_steps=runs.environment_steps + len(size) * how.phase,
+        gradients=runs.gradients + len(size) * updates,
+    )
+    return runs, finished
+
+
+def _store(rows: Tensor, size: Tensor, made: Tensor, valid: Tensor) -> Tensor:
+    """Write the valid rows behind the first `size` of each run; return the new sizes (R, 1)."""
+    spare = rows.shape[1] - 1
+    place = torch.where(valid, size + valid.cumsum(1) - 1, spare)
+    rows.scatter_(1, place.unsqueeze(-1).expand_as(made), made)
+    return size + valid.sum(1, keepdim=True)

@@ -1,0 +1,114 @@
+"""How good a policy is, and how wrong its model is about that."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.data.environments import Environment, Transition
+from metaopt.models.q_network import Open, QNetwork
+from metaopt.models.world_model import OpenModel, WorldModel
+
+LOOK_EVERY = 32
+"""Steps between two looks at whether all episodes are over; each look waits for the device."""
+
+
+class Finished(NamedTuple):
+    """Episodes that ended in a phase.
+
+    Args:
+        number: how many, (R) integers.
+        total: sum of their returns, (R).
+        kept: the last m of each run, (R, m + 1, d + 2): first observation (in the agent's units),
+            return, length. The last row is a spare place.
+    """
+
+    number: Tensor
+    total: Tensor
+    kept: Tensor
+
+    @staticmethod
+    def none(runs: int, keep: int, observation_size: int, like: Tensor) -> Finished:
+        """Return the value at the start of a phase."""
+        count = torch.zeros(runs, dtype=torch.long, device=like.device)
+        return Finished(
+            count, like.new_zeros(runs), like.new_zeros(runs, keep + 1, observation_size + 2)
+        )
+
+    def with_(self, taken: Transition, first: Tensor) -> Finished:
+        """Return the value after a step; `kept` is changed in place."""
+        over = (taken.terminated | taken.truncated) & taken.valid
+        keep = self.kept.shape[1] - 1
+        if keep:
+            place = (self.number.unsqueeze(1) + over.cumsum(1) - 1) % keep
+            place = torch.where(over, place, keep)
+            found = torch.stack([taken.total, taken.age.to(taken.total.dtype)], -1)
+            row = torch.cat([first, found], -1)
+            self.kept.scatter_(1, place.unsqueeze(-1).expand_as(row), row)
+        gained = (taken.total * over).sum(1)
+        return Finished(self.number + over.sum(1), self.total + gained, self.kept)
+
+    def mean(self, otherwise: Tensor) -> Tensor:
+        """Return the mean return of each run (R), `otherwise` where no episode ended."""
+        return torch.where(self.number > 0, self.total / self.number.clamp(min=1), otherwise)
+
+
+def greedy_return(
+    environment: Environment, agent: QNetwork, at: Open, unit: Tensor, episodes: int,
+    draw: Generator,
+) -> Tensor:  # fmt: skip
+    """Return the mean return (R) of each run's greedy policy over `episodes` episodes each.
+
+    Args:
+        unit: what observations are divided by, (d).
+    """
+    runs = len(at.state.params)
+    under_way = environment.begin((runs, episodes), draw, unit.dtype)
+    returns = torch.zeros_like(under_way.total)
+    open_ = torch.ones_like(returns, dtype=torch.bool)
+    for step in range(2 * environment.time_limit):
+        action = agent.act(at, under_way.observation / unit, 0.0, draw)
+        under_way, taken = environment.step(under_way, action, draw)
+        over = (taken.terminated | taken.truncated) & taken.valid & open_
+        returns = torch.where(over, taken.total, returns)
+        open_ &= ~over
+        last = step + 1 == environment.time_limit
+        if (last or (step + 1) % LOOK_EVERY == 0) and not bool(open_.any()):
+            break
+    return returns.mean(1)
+
+
+def model_errors(
+    model: WorldModel, imagined: OpenModel, agent: QNetwork, at: Open, finished: Finished,
+    epsilon: float, limit: int, otherwise: Tensor, draw: Generator,
+) -> Tensor:  # fmt: skip
+    """Return mean(model's - real) return and length of the same episodes, (R, 2).
+
+    The model starts where the latest real episodes did and follows the current policy until it
+    predicts an end, for at most `limit` steps.
+
+    Args:
+        finished: the real episodes.
+        epsilon: probability of a random action.
+        otherwise: what to return for a run in which no episode ended, (R, 2).
+    """
+    kept = finished.kept[:, :-1]
+    seen = kept[..., :-2]
+    returns = torch.zeros_like(kept[..., -2])
+    lengths = torch.zeros_like(returns)
+    going = torch.ones_like(returns)
+    for step in range(limit):
+        action = agent.act(at, seen, epsilon, draw)
+        seen, reward, log_odds = model.predict(imagined, seen, action)
+        returns += going * reward
+        lengths += going
+        going = going * (log_odds <= 0)
+        if (step + 1) % LOOK_EVERY == 0 and not bool(going.any()):
+            break
+    wrong = torch.stack([returns, lengths], -1) - kept[..., -2:]
+    number = finished.number.clamp(max=kept.shape[1]).unsqueeze(1)
+    there = torch.arange(kept.shape[1], device=kept.device) < number
+    mean = (wrong * there.unsqueeze(-1)).sum(1) / number.clamp(min=1)
+    return torch.where(number > 0, mean, otherwise)

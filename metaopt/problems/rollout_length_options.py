@@ -1,0 +1,109 @@
+"""Options of adaptive rollout length that take more than a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """Probability of a random action: 1, then linearly down to `last`.
+
+    Args:
+        random: real steps with random actions only, >= 0; `None` for one phase.
+        decay: real steps of the descent, >= 0; `None` for one phase.
+        last: probability from then on, in [0, 1].
+    """
+
+    random: int | None = None
+    decay: int | None = None
+    last: float = 0.1
+
+    def __post_init__(self) -> None:
+        counts = [c for c in (self.random, self.decay) if c is not None]
+        if any(c < 0 for c in counts) or not 0 <= self.last <= 1:
+            raise ValueError(
+                f"Exploration needs random >= 0 and decay >= 0, or null, and 0 <= last <= 1; got "
+                f"random={self.random}, decay={self.decay}, last={self.last}."
+            )
+
+    def __call__(self, step: int, phase: int) -> float:
+        """Return the probability after `step` real steps, in phases of `phase`."""
+        random = phase if self.random is None else self.random
+        decay = phase if self.decay is None else self.decay
+        if step < random:
+            return 1.0
+        share = min(1.0, (step - random) / decay) if decay else 1.0
+        return 1.0 + share * (self.last - 1.0)
+
+
+class Rows:
+    """Equal parts of the runs, in order: names for tables, and how each part plans.
+
+    Args:
+        runs: number R of runs.
+        names: one for each part; `None` for one part without a name.
+        planning: "synthetic" or "real", for all or for each part.
+    """
+
+    def __init__(
+        self, runs: int, names: Sequence[str] | None, planning: str | Sequence[str]
+    ) -> None:
+        kinds = [planning] * len(names or [""]) if isinstance(planning, str) else list(planning)
+        if not kinds or any(kind not in ("synthetic", "real") for kind in kinds):
+            raise ValueError(
+                f"RolloutLength needs planning=synthetic, real or a list of them; got {planning!r}."
+            )
+        if names is not None and (isinstance(names, str) or len(names) != len(kinds)):
+            raise ValueError(
+                f"RolloutLength needs as many rows as entries of planning; got rows={names!r} and "
+                f"planning={planning!r}."
+            )
+        if runs % len(kinds):
+            raise ValueError(
+                f"RolloutLength needs runs that divide into {len(kinds)} equal parts; got "
+                f"runs={runs}."
+            )
+        self.names = [""] * len(kinds) if names is None else list(names)
+        self.kinds, self.each = kinds, runs // len(kinds)
+
+    def replay(self) -> Tensor:
+        """Return which runs plan on real data, (R) booleans."""
+        return torch.tensor([kind == "real" for kind in self.kinds]).repeat_interleave(self.each)
+
+    def of(self, tensor: Tensor) -> list[tuple[str, Tensor]]:
+        """Return name and runs of each part of a tensor (R, ...)."""
+        return list(zip(self.names, tensor.split(self.each), strict=True))
+
+
+def check_options(
+    counts: Mapping[str, int], error_episodes: int, training_episodes: int,
+    updates_per_step: float, score: str, clip: float | None,
+) -> None:  # fmt: skip
+    """Raise a `ValueError` that names the first option out of range."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"RolloutLength needs {name} >= 1; got {count}.")
+    side, phase, steps = (counts[k] for k in ("environments", "phase", "steps"))
+    if steps % phase or phase % side:
+        raise ValueError(
+            f"RolloutLength needs steps divisible by phase, and phase by environments; got "
+            f"steps={steps}, phase={phase}, environments={side}."
+        )
+    if error_episodes and error_episodes < side:
+        raise ValueError(
+            f"RolloutLength needs error_episodes=0 or at least environments={side}; got "
+            f"{error_episodes}."
+        )
+    if training_episodes < 0:
+        raise ValueError(f"RolloutLength needs training_episodes >= 0; got {training_episodes}.")
+    if not updates_per_step > 0:
+        raise ValueError(f"RolloutLength needs updates_per_step > 0; got {updates_per_step}.")
+    if score not in ("training", "greedy"):
+        raise ValueError(f"RolloutLength needs score=training or greedy; got {score!r}.")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"RolloutLength needs clip > 0 or null; got {clip}.")

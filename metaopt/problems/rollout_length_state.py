@@ -1,0 +1,78 @@
+"""What the inner level of adaptive rollout length holds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt.data.environments import Episodes
+from metaopt.models.q_network import QState
+from metaopt.models.world_model import ModelState
+from metaopt.problems.rollout_length_planning import Planned
+
+
+class Records(NamedTuple):
+    """What the tests found, for n tests and T decisions; NaN where nothing was found yet.
+
+    Args:
+        lengths: (n, R, T).
+        scores: return in training after each phase, then the final score, (n, R, T + 1).
+        updates: updates of the agent, (n, R).
+    """
+
+    lengths: Tensor
+    scores: Tensor
+    updates: Tensor
+
+    @staticmethod
+    def none(tests: int, runs: int, decisions: int, device: torch.device) -> Records:
+        """Return the value before the first test."""
+
+        def nothing(*shape: int) -> Tensor:
+            return torch.full((tests, runs, *shape), torch.nan, device=device)
+
+        return Records(nothing(decisions), nothing(decisions + 1), nothing())
+
+
+class Runs(NamedTuple):
+    """R runs at the same moment of the same episode.
+
+    Args:
+        agent, model: learners and world models.
+        rows: real transitions, in the agent's units, then room for synthetic ones and a spare
+            row, (R, N + S + 1, w).
+        size: number of real rows of each run, (R, 1).
+        episodes: the environments' episodes under way.
+        length: rollout length last used, (R).
+        score, gain: mean return of the episodes of the last phase (the final score at the end),
+            and what it gained on the one before, (R).
+        errors: signed errors of the model's returns and lengths of episodes, (R, 2).
+        planned: what the last planning did.
+        updates: updates of the agent in this episode, (R).
+        records: what the tests found.
+        episode: episodes before this one. An "episode" of the outer level is R whole inner runs.
+        step: outer step in the episode, 0..T; -1 before the first.
+        environment_steps, gradients: cost of the last outer step.
+    """
+
+    agent: QState
+    model: ModelState
+    rows: Tensor
+    size: Tensor
+    episodes: Episodes
+    length: Tensor
+    score: Tensor
+    gain: Tensor
+    errors: Tensor
+    planned: Planned
+    updates: Tensor
+    records: Records
+    episode: int
+    step: int
+    environment_steps: int
+    gradients: int
+
+
+torch.serialization.add_safe_globals([Records, Runs])
