@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from metaopt.llm.errors import LMError, PolicyRefusal, Truncated
 VERSION = 1
 
 SCHEMA = f"""
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, role TEXT NOT NULL, reply TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS failures (
     key TEXT PRIMARY KEY, role TEXT NOT NULL, kind TEXT NOT NULL, message TEXT NOT NULL);
@@ -26,6 +27,7 @@ CREATE TABLE IF NOT EXISTS uses (
     round INTEGER);
 CREATE TABLE IF NOT EXISTS texts (ref TEXT PRIMARY KEY, text TEXT NOT NULL);
 PRAGMA user_version = {VERSION};
+COMMIT;
 """
 
 FINAL: dict[str, type[LMError]] = {"PolicyRefusal": PolicyRefusal, "Truncated": Truncated}
@@ -162,8 +164,12 @@ class Cassette:
                 )
 
     def close(self) -> None:
-        """Close the file; its write-ahead log is folded into it."""
+        """Close the file; the last one to close it leaves a single file, with no log beside it."""
         with self._lock:
+            if self._end.alive and self.path and not self.read_only:
+                with suppress(sqlite3.OperationalError):  # another process has it open
+                    self._connection.execute("PRAGMA busy_timeout = 0")
+                    self._connection.execute("PRAGMA journal_mode = DELETE")
             self._end()
 
     def _one(self, query: str, key: str) -> tuple[str, ...] | None:
@@ -172,41 +178,35 @@ class Cassette:
 
 
 def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:
-    if path is None:
-        return _prepare(_open(":memory:"))
-    if read_only:
+    name = ":memory:" if path is None else str(path)
+    if path is not None and read_only:
         if not path.is_file():
-            raise ValueError(f"cassette={str(path)!r} does not exist; mode=record makes one.")
-        return _check(_open(f"{path.resolve().as_uri()}?mode=ro"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    return _prepare(_open(str(path)))
-
-
-def _open(name: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        name,
-        timeout=BUSY_S,
-        isolation_level=None,
-        check_same_thread=False,
-        uri=name.startswith("file:"),
+            raise ValueError(f"cassette={name!r} does not exist; mode=record makes one.")
+        name = f"{path.resolve().as_uri()}?mode=ro"
+    elif path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    connection = sqlite3.connect(
+        name, timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=read_only
     )
+    try:
+        _prepare(connection, read_only)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> sqlite3.Connection:
-    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-        connection.execute("PRAGMA journal_mode = WAL")
+def _prepare(connection: sqlite3.Connection, read_only: bool) -> None:
+    query = "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+    if connection.execute(query).fetchone() == (0, 0) and not read_only:
         connection.executescript(SCHEMA)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return _check(connection)
-
-
-def _check(connection: sqlite3.Connection) -> sqlite3.Connection:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != VERSION:
-        connection.close()
         raise sqlite3.DatabaseError(f"its version is {version}; this release reads {VERSION}")
-    return connection
+    if not read_only:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def _reply(text: str) -> Reply:
