@@ -1,0 +1,228 @@
+"""Template evolution: what is kept, what is never scored, what stops it, and that it works."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from metaopt import Engine
+from metaopt.estimators import Score
+from metaopt.llm import Client, Parameters, PolicyRefusal, Reply, SimulatedLM, Transient, Usage
+from metaopt.optimizers import Search
+from metaopt.problems.canary_world import CanaryWorld
+from metaopt.problems.candidates import Panel, arrays, best, evidence, judged
+from metaopt.problems.prompt_file import PromptFile
+from metaopt.problems.template_evolution import TemplateEvolution
+
+
+def problem(seed=0, queries=2, world=None, **settings):
+    return TemplateEvolution(CanaryWorld(queries, seed, **(world or {})), **settings)
+
+
+def searched(of, evolve=True):
+    if not evolve:
+        return Search()
+    return Search(of.propose, of.screen, "archive", None, proposals=4, redraws=3, rank="screen")
+
+
+def run(of, evolve=True, outer_steps=6, inner_steps=5, seed=0):
+    engine = Engine(
+        of, Score(inner_steps), searched(of, evolve), outer_steps=outer_steps, seed=seed
+    )
+    return engine, [feedback for _, feedback in engine]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_default_beats_the_fixed_template(seed):
+    found = {}
+    for evolve, ranking in ((True, "label_first"), (False, "dense")):
+        engine, _ = run(problem(seed, 3, ranking=ranking), evolve, seed=seed)
+        found[evolve] = engine.metrics()
+    assert found[True]["eval/success"] > found[False]["eval/success"] + 20
+    assert found[True]["eval/auroc"] > found[False]["eval/auroc"] + 0.1
+
+
+def test_concurrency_changes_nothing():
+    logs = []
+    for concurrency in (1, 64):
+        of = problem(client=partial(Client, concurrency=concurrency), world={"error_rate": 0.05})
+        engine, told = run(of, outer_steps=3)
+        logs.append((engine.inner, engine.optimizer.solution, [f.cost for f in told]))
+    assert logs[0] == logs[1]
+
+
+def test_a_run_keeps_the_counts_of_the_paper():
+    of = problem(candidates=10, inherited=5, new=5, world={"parse_failures": 0.0})
+    engine, told = run(of, evolve=False, outer_steps=2)
+    each = engine.inner["log"]
+    assert len(each) <= 2 * (10 + 5 * 5)
+    assert of.client.spent("optimizer")["lm_calls"] == 2 * 2 * 5
+    assert of.client.spent("target")["lm_calls"] <= 2 * (10 + 25 + 5 + 25)
+    assert sum(f.cost["lm_calls"] for f in told) == of.client.spent()["lm_calls"]
+
+
+def test_the_best_are_inherited_and_judged_anew():
+    of = problem()
+    first = of.inner_step("", of.init_inner(of.task.template, None, 1), 2)
+    again = of.init_inner(of.task.template, first, 3)
+    for query in (0, 1):
+        expected = {c["prompt"] for c in best(first["log"], query, 5, "label_first")}
+        assert expected <= {c["prompt"] for c in again["log"]}
+        assert sum(c["query"] == query for c in again["log"]) == 10
+    assert again["round"] == 2
+
+
+def candidate(prompt, score, outcome, query=0):
+    return {"query": query, "prompt": prompt, "response": "r", "outcome": outcome, "score": score}
+
+
+LOG = [
+    candidate("a", 9.0, False), candidate("b", 2.0, True), candidate("c", None, True),
+    candidate("d", 9.0, None), candidate("e", 5.0, True), candidate("f", 10.0, True, query=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ranking", "order"), [("label_first", "ebcad"), ("dense", "adebc"), ("random", "abcde")]
+)
+def test_rankings(ranking, order):
+    assert "".join(c["prompt"] for c in best(LOG, 0, 9, ranking)) == order
+
+
+def test_unscored_and_ambiguous_candidates_are_left_out():
+    rows = judged(LOG)
+    assert [c["prompt"] for c in rows] == list("abef")
+    p, y = arrays(rows)
+    assert p == pytest.approx([8 / 9, 1 / 9, 4 / 9, 1])
+    assert y.tolist() == [0, 1, 1, 1]
+
+
+def test_evidence_is_the_same_while_it_lasts():
+    few = evidence([LOG], 2)
+    assert [c["prompt"] for c in few] == ["b", "c", "a"]
+    assert evidence([LOG, LOG[:2]], 2) == few
+
+
+class Failing:
+    """Answers "ok", and fails for prompts that say so."""
+
+    model, deterministic = "failing", False
+
+    def __init__(self):
+        self.asked = []
+
+    async def chat(self, role, messages, parameters, rollout):
+        text = messages[-1]["content"]
+        self.asked.append(text)
+        if "fail" in text:
+            raise Transient("down", role, after=0.0)
+        if "forbidden" in text:
+            raise PolicyRefusal("not allowed", role)
+        return Reply("Score: 9.0" if "Response:" in text else f"ok {text}", Usage(5, 5))
+
+    async def close(self):
+        pass
+
+
+def panel(lm, check=lambda query, response, key: "good" in response, **settings):
+    client = Client({"target": lm, "judge": lm, "checker": lm}, attempts=2)
+    return Panel(client, ["be good"], check, Parameters(), **settings)
+
+
+def test_a_failed_request_makes_neither_score_nor_outcome():
+    of = panel(Failing())
+    found = of.answer([(0, "good"), (0, "fail"), (0, "bad")])
+    assert [c["outcome"] for c in found] == [True, False]
+    ref = of.client.keep("Response: fail")
+    scored = of.judge("t", [*found, {**found[0], "response": ref}])
+    assert [c["score"] for c in scored] == [9.0, 9.0, None]
+
+
+def test_a_policy_refusal_stops_and_is_not_asked_again():
+    lm = Failing()
+    of = panel(lm)
+    assert of.answer([(0, "good")])
+    assert of.answer([(0, "forbidden")]) == []
+    assert "forbidden" not in lm.asked[:-1]
+    sent = len(lm.asked)
+    assert of.client.stopped
+    assert of.answer([(0, "forbidden"), (0, "another")]) == []
+    assert len(lm.asked) == sent
+
+
+def test_an_unclear_verdict_of_the_checker_is_no_outcome():
+    said = {"good": "Yes.", "bad": "no", "hm": "perhaps"}
+
+    def answer(role, messages, key):
+        text = messages[-1]["content"]
+        if role == "checker":
+            return next(verdict for word, verdict in said.items() if f"\n{word}\n" in text)
+        return text
+
+    found = panel(SimulatedLM(answer), check=None).answer([(0, w) for w in said])
+    assert [c["outcome"] for c in found] == [True, False, None]
+
+
+def test_a_claimed_success_must_hold_more_often_than_not():
+    draws = iter([True, False, False, False])
+    lm = Failing()
+    of = panel(lm, check=lambda query, response, key: next(draws), verify=3)
+    found = of.answer([(0, "a"), (0, "b")])
+    assert [c["outcome"] for c in found] == [False, False]
+    assert len(lm.asked) == 4  # "b" failed at once and was not asked again
+
+
+def test_a_spent_budget_ends_the_run_and_keeps_what_was_paid_for():
+    of = problem(client=partial(Client, limits={"lm_calls": 200}))
+    engine, told = run(of)
+    assert engine.outer_step < 6
+    assert "budget of 200 lm_calls" in engine.stopped
+    assert sum(f.cost["lm_calls"] for f in told) <= 200
+    assert engine.inner["log"]
+    assert float(told[0].value) < 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "budget", "said"),
+    [
+        ({"lm_calls": 60}, None, r"limits.lm_calls=60 is too small .* 150 calls"),
+        (None, {"target": {"lm_calls": 60}}, r"budget.target.lm_calls=60 is too small .* 70 calls"),
+    ],
+)
+def test_a_budget_too_small_for_a_step_is_refused_with_the_estimate(limits, budget, said):
+    with pytest.raises(ValueError, match=said):
+        problem(client=partial(Client, limits=limits, budget=budget))
+
+
+def test_a_useless_template_is_rejected_without_a_run():
+    of = problem()
+    _, told = run(of, outer_steps=1)
+    trials = [type("Trial", (), {"outer": of.task.template, "artifacts": told[0].artifacts})]
+    assert of.screen("Be kind.", trials) == float("inf")
+    assert np.isfinite(of.screen(of.task.template, trials))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"objective": "accuracy"}, "objective must be one of mae, balanced"),
+        ({"ranking": "best"}, "ranking must be one of label_first"),
+        ({"checker": "me"}, "checker must be one of task, lm"),
+        ({"candidates": 1}, "candidates >= 2; got 1"),
+        ({"inherited": 11}, "inherited=11 must be <= candidates=10"),
+        ({"verify": 0}, "verify >= 1; got 0"),
+        ({"checker": "lm"}, "no language model plays the role checker"),
+        ({"roles": {"target": Failing()}}, "needs an authorisation"),
+        ({"roles": {"optimizer": Failing()}}, "needs problem.instruction"),
+    ],
+)
+def test_wrong_arguments_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        problem(**settings)
+
+
+def test_a_task_of_ones_own_needs_language_models(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"query": "q", "success": "x"}\n')
+    with pytest.raises(ValueError, match=r"\+llm@problem.roles.target=openai_compatible"):
+        TemplateEvolution(PromptFile(str(path)))
