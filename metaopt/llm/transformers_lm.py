@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,7 +71,7 @@ class TransformersLM:
         self._revision, self._seed = revision, seed
         self._batch_size, self._wait = batch_size, wait
         self.model = f"{path}{f'@{revision}' if revision else ''} {dtype} seed {seed}"
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._waiting: deque[_Asked] = deque()
         self._thread: ThreadPoolExecutor | None = None
         self._decoder: Decoder | None = None
@@ -95,6 +94,7 @@ class TransformersLM:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="TransformersLM")
             self._waiting.append(asked)
+            self._lock.notify()
             self._thread.submit(self._serve)
         return await asyncio.wrap_future(asked.reply)
 
@@ -108,8 +108,6 @@ class TransformersLM:
 
     def _serve(self) -> None:
         """Answer one batch; one call is queued for each request, so that none is left."""
-        if self._waiting and len(self._waiting) < self._batch_size:
-            time.sleep(self._wait)
         batch = [asked for asked in self._take() if asked.reply.set_running_or_notify_cancel()]
         if not batch:
             return
@@ -129,6 +127,7 @@ class TransformersLM:
         with self._lock:
             if not self._waiting:
                 return []
+            self._lock.wait_for(lambda: len(self._waiting) >= self._batch_size, self._wait)
             longest = self._waiting[0].request.parameters.max_tokens
             same = [a for a in self._waiting if a.request.parameters.max_tokens == longest]
             batch = same[: self._batch_size]

@@ -154,13 +154,14 @@ def test_each_fault_is_one_typed_failure_after_one_request(fault: str) -> None:
     served, kind, words = FAULTS[fault]
     with Scripted(lambda asked: served) as server:
         start = time.monotonic()
-        (failure,) = ask(lm_of(server, timeout=0.5), question())
+        timeout = 0.5 if "0.5 s" in words else 60.0
+        (failure,) = ask(lm_of(server, timeout=timeout), question())
     assert type(failure) is kind
     assert words in str(failure)
     assert failure.role == "judge"
     assert getattr(failure, "after", None) == (7.0 if fault == "429" else None)
     assert len(server.log) == 1
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_a_dead_server_is_a_transient_failure() -> None:
@@ -208,22 +209,18 @@ def test_the_client_asks_again_after_transient_failures_only() -> None:
         transient = asked.text in ("429", "500", "hang")
         return FINE if transient and asked.before else faults.get(asked.text, FINE)
 
-    client = Client({"judge": lm_of(script_server := Scripted(script), timeout=1.0)})
-    with script_server as server:
-        answers = dict(zip(faults, client.ask([question(text) for text in faults]), strict=True))
+    with Scripted(script) as server:
+        client = Client({"judge": lm_of(server), "slow": lm_of(server, timeout=0.5, name="slow")})
+        roles = ["slow" if text == "hang" else "judge" for text in faults]
+        asked = [Request(role, user(text)) for role, text in zip(roles, faults, strict=True)]
+        answers = dict(zip(faults, client.ask(asked), strict=True))
         client.close()
-    assert {text for text, answer in answers.items() if isinstance(answer, Reply)} == {
-        "429",
-        "500",
-        "hang",
-    }
-    assert isinstance(answers["400"], Rejected)
-    assert isinstance(answers["401"], Rejected)
-    assert isinstance(answers["cut"], Truncated)
-    assert isinstance(answers["null"], Truncated)
-    assert server.counts == {
-        "429": 2, "500": 2, "hang": 2, "400": 1, "401": 1, "cut": 1, "null": 1,
-    }  # fmt: skip
+    kinds = dict.fromkeys(("429", "500", "hang"), Reply)
+    kinds |= {"400": Rejected, "401": Rejected, "cut": Truncated, "null": Truncated}
+    assert {text: type(answer) for text, answer in answers.items()} == kinds
+    assert server.counts["hang"] >= 2
+    counts = {"429": 2, "500": 2, "400": 1, "401": 1, "cut": 1, "null": 1}
+    assert {text: server.counts[text] for text in counts} == counts
 
 
 def test_a_fault_that_lasts_is_given_up(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_greedy_answers_are_those_of_generate_alone_and_in_a_batch(
     folder: Path, batches: list[int]
 ) -> None:
     requests = questions(max_tokens=24)
-    together = ask(TransformersLM(str(folder), wait=0.1), *requests)
+    together = ask(TransformersLM(str(folder), batch_size=4, wait=60.0), *requests)
     alone = ask(TransformersLM(str(folder), batch_size=1), *requests, together=False)
     assert batches == [4, 1, 1, 1, 1]
     assert together == alone
@@ -94,7 +94,7 @@ def test_a_sample_is_a_function_of_the_request_whatever_the_batch(
 ) -> None:
     sampled = [r for n in range(3) for r in questions(n, temperature=1.0, top_p=0.9, max_tokens=20)]
     mixed = [*questions(max_tokens=20), *sampled, *questions(temperature=0.3, max_tokens=20)]
-    together = ask(TransformersLM(str(folder), batch_size=32, wait=0.1), *mixed)
+    together = ask(TransformersLM(str(folder), batch_size=len(mixed), wait=60.0), *mixed)
     backwards = ask(TransformersLM(str(folder), batch_size=3), *mixed[::-1])[::-1]
     alone = ask(TransformersLM(str(folder), batch_size=1), *mixed, together=False)
     assert batches[0] == len(mixed)
@@ -162,7 +162,7 @@ def test_max_tokens_cuts_and_batches_hold_one_length(folder: Path, batches: list
         Request("judge", user(f"question {i}"), Parameters(max_tokens=n))
         for i, n in enumerate(lengths)
     ]
-    replies = ask(TransformersLM(str(folder), wait=0.1), *requests)
+    replies = ask(TransformersLM(str(folder), batch_size=5, wait=1.0), *requests)
     assert batches == [2, 3]
     assert [reply.usage.completion for reply in replies] == lengths
     assert {reply.finish for reply in replies} == {"length"}
@@ -218,7 +218,7 @@ def test_a_checkpoints_own_settings_do_not_decide(folder: Path, tmp_path: Path) 
 def test_a_request_that_does_not_fit_is_refused_and_the_others_answered(folder: Path) -> None:
     too_long = Request("judge", user("x" * CONTEXT), Parameters(max_tokens=8))
     fits = questions(max_tokens=8)
-    first, refused, last = ask(TransformersLM(str(folder), wait=0.1), fits[0], too_long, fits[1])
+    first, refused, last = ask(TransformersLM(str(folder)), fits[0], too_long, fits[1])
     assert isinstance(first, Reply)
     assert isinstance(last, Reply)
     assert isinstance(refused, Rejected)
@@ -272,33 +272,33 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(
     expected = ask(TransformersLM(str(folder)), *questions(max_tokens=6))
     monkeypatch.setattr(Decoder, "_generate", small)
     limit = 1
-    assert ask(TransformersLM(str(folder), wait=0.1), *questions(max_tokens=6)) == expected
+    lm = TransformersLM(str(folder), batch_size=4, wait=60.0)
+    assert ask(lm, *questions(max_tokens=6)) == expected
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
     limit = 0
-    failures = ask(TransformersLM(str(folder), wait=0.1), *questions(max_tokens=6))
+    failures = ask(lm, *questions(max_tokens=6))
     assert all(isinstance(failure, Rejected) for failure in failures)
 
 
 def test_a_request_that_is_given_up_is_not_decoded(folder: Path, batches: list[int]) -> None:
-    async def run() -> Reply:
-        lm = TransformersLM(str(folder), wait=0.3)
-        first, second = (
-            asyncio.create_task(lm.chat(r.role, r.messages, r.parameters, 0))
-            for r in questions(max_tokens=4)[:2]
-        )
-        await asyncio.sleep(0.05)
-        first.cancel()
+    async def run() -> list[Reply]:
+        lm = TransformersLM(str(folder), batch_size=3, wait=60.0)
+        calls = [lm.chat(r.role, r.messages, r.parameters, 0) for r in questions(max_tokens=4)[:3]]
+        given_up, second = (asyncio.create_task(call) for call in calls[:2])
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
         try:
-            return await second
+            return await asyncio.gather(second, calls[2])
         finally:
             await lm.close()
 
-    assert asyncio.run(run()).usage.completion == 4
-    assert batches == [1]
+    assert [reply.usage.completion for reply in asyncio.run(run())] == [4, 4]
+    assert batches == [2]
 
 
 def test_through_the_client(folder: Path, batches: list[int]) -> None:
-    client = Client({"judge": TransformersLM(str(folder), wait=0.1)}, concurrency=4)
+    client = Client({"judge": TransformersLM(str(folder), batch_size=4, wait=60.0)}, concurrency=4)
     requests = questions(temperature=1.0, max_tokens=10)
     answers = client.ask([*requests, requests[0]])
     spent = client.spent()
