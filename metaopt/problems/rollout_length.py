@@ -54,8 +54,8 @@ class RolloutLength:
     `score` (R): J, at the end the final score; `step` 0..T, `steps` T, `done`; `test`: the episode
     measures and must not be learned from.
 
-    Randomness is shared by the runs: a run depends on R and on the other runs' lengths by its
-    draws, though not by what they learn.
+    Randomness is shared by the runs: run r of R is not run r of another number of runs. What a run
+    learns does not depend on the lengths of the others, to the bit as long as all of them plan.
 
     Args:
         environment: an `Environment`, such as `metaopt.data.environments.CartPole()`.
