@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,6 +81,7 @@ class Client:
         self._texts = Texts()
         self._folder: Path | None = None
         self._closed = False
+        self._starting = threading.Lock()
         self._background: Background | None = None
         self._exchange = Exchange(
             self.lms,
@@ -218,9 +220,10 @@ class Client:
     def _loop(self) -> Background:
         if self._closed:
             raise RuntimeError("the client is closed; open(folder) lets it ask again.")
-        if self._background is None:
-            self._background = Background()
-        return self._background
+        with self._starting:
+            if self._background is None:
+                self._background = Background()
+            return self._background
 
 
 def _checked(lms: Mapping[str, LM]) -> dict[str, LM]:

@@ -82,8 +82,11 @@ class Exchange:
         finally:
             if tasks:
                 await asyncio.wait(tasks.values())
-        for key, task in tasks.items():
-            found[key] = INTERRUPTED if task.cancelled() else task.result()
+        done = {key: task for key, task in tasks.items() if not task.cancelled()}
+        for bug in filter(None, [task.exception() for task in done.values()]):
+            raise bug
+        found |= dict.fromkeys(tasks, INTERRUPTED)
+        found |= {key: task.result() for key, task in done.items()}
         return [found[key] for key in keys]
 
     async def drain(self) -> None:
