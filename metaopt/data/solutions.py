@@ -122,7 +122,7 @@ def solutions(
     if wrong:
         more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         listed = "\n  ".join(wrong[:SHOWN])
-        raise ValueError(f"{len(wrong)} rows of {name} cannot be used:\n  {listed}{more}")
+        raise ValueError(f"malformed rows of {name}, {len(wrong)} in all:\n  {listed}{more}")
     if not rows:
         raise ValueError(f"{name} holds no response with an outcome.")
     queries = tuple(texts) if query is not None else ("",) * len(texts)
