@@ -9,7 +9,14 @@ from typing import TypeAlias
 from metaopt.llm.budgets import Budgets
 from metaopt.llm.cassette import FINAL, Cassette, Use
 from metaopt.llm.chat import LM, Reply, Request, Usage, estimate
-from metaopt.llm.errors import BudgetSpent, CassetteMiss, LMError, PolicyRefusal, Transient
+from metaopt.llm.errors import (
+    BudgetSpent,
+    CassetteMiss,
+    LMError,
+    PolicyRefusal,
+    Rejected,
+    Transient,
+)
 from metaopt.llm.pace import Pace
 from metaopt.llm.retries import retrying
 
@@ -25,7 +32,8 @@ class Exchange:
 
     A request goes: shared with an identical one in flight -> cassette -> reservation of its
     budget -> one of `concurrency` slots -> pace -> model, tried again on `Transient` -> commit ->
-    charge. Requests are admitted in their order; one that does not fit the budget waits until
+    charge. What a server rejected is not asked again in this process, and not recorded, since a key
+    or a name may be mended by then. Requests are admitted in their order; one that does not fit the budget waits until
     those before it are charged, and is then refused. Answers that a model gives as a function of
     the request are computed during admission, one after the other, and recorded nowhere.
 
@@ -71,6 +79,7 @@ class Exchange:
         self._renew()
         self._flying: dict[str, Task] = {}
         self._speaking: set[str] = set()
+        self._rejected: dict[str, Rejected] = {}
 
     async def batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Return an answer to each request, in their order."""
@@ -140,6 +149,8 @@ class Exchange:
 
     async def _admit(self, key: str, request: Request, uses: list[Use]) -> Answer | Task:
         lm, role, guess = self._lms[request.role], request.role, estimate(request)
+        if key in self._rejected:
+            return self._rejected[key]
         held = None if lm.deterministic else (self.shared or self.own).answer(key)
         first = key not in self._budgets.used
         if first and (refusal := await self._refusal(role, guess)):
@@ -202,6 +213,8 @@ class Exchange:
             answer = error
         if isinstance(answer, PolicyRefusal):
             self._refused(request.role)
+        if isinstance(answer, Rejected):
+            self._rejected[key] = answer
         if isinstance(answer, RECORDED):
             return self._commit(key, request.role, answer, guess)
         return answer
