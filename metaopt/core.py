@@ -124,6 +124,16 @@ class Recording(Protocol):
 
 
 @runtime_checkable
+class Authorised(Protocol):
+    """A problem that asks systems of other people, by their permission."""
+
+    @property
+    def authorisation(self) -> Mapping[str, str]:
+        """Hashes of the permissions by role; empty where everything is simulated."""
+        ...
+
+
+@runtime_checkable
 class Delivering(Protocol):
     """A problem whose run has a product beside its numbers: a report, a model, a schedule."""
 

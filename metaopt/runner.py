@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from metaopt import checkpoint, provenance
-from metaopt.core import Delivering, Drawable, Recording
+from metaopt.core import Authorised, Delivering, Drawable, Recording
 from metaopt.engine import Engine
 from metaopt.progress import watcher
 from metaopt.tracking import Jsonl, Scalars, Tee, Tracker, floats
@@ -215,6 +215,8 @@ class Run:
             "stopped": self.engine.stopped,
             **{k: origin[k] for k in ("versions", "commit", "hardware")},
         }
+        if isinstance(self.engine.problem, Authorised):
+            result["authorisation"] = dict(self.engine.problem.authorisation)
         self._write("timing.json", {"seconds": time.monotonic() - self._started})
         self._write("result.json", result)
         return result
