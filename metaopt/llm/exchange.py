@@ -32,10 +32,11 @@ class Exchange:
 
     A request goes: shared with an identical one in flight -> cassette -> reservation of its
     budget -> one of `concurrency` slots -> pace -> model, tried again on `Transient` -> commit ->
-    charge. What a server rejected is not asked again in this process, and not recorded, since a key
-    or a name may be mended by then. Requests are admitted in their order; one that does not fit the budget waits until
+    charge. Requests are admitted in their order; one that does not fit the budget waits until
     those before it are charged, and is then refused. Answers that a model gives as a function of
-    the request are computed during admission, one after the other, and recorded nowhere.
+    the request are computed during admission, one after the other, and recorded nowhere. What a
+    server rejected is not asked again in this process; it is not recorded, since a key or a name
+    may be mended before the next one.
 
     Args:
         lms: the model of each role.
