@@ -1,0 +1,419 @@
+"""Judge calibration on a made-up world of sums, and on GSM8K where it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from metaopt.data.solution_criteria import CRITERIA, measure
+from metaopt.data.solutions import Solution, Solutions, solutions
+from metaopt.engine import Engine
+from metaopt.estimators import Score
+from metaopt.llm import Client, Rejected, Request, SimulatedLM
+from metaopt.llm.chat import Message, Parameters, Reply, Usage
+from metaopt.optimizers import Search
+from metaopt.optimizers.search import Trial
+from metaopt.problems.judge_calibration import JudgeCalibration
+from metaopt.problems.judge_calibration_models import FIRST, criteria_judge
+from metaopt.problems.judge_calibration_report import best_of
+from metaopt.problems.judge_template import FOOTER, Rubric, parse
+from metaopt.problems.template_evolution_prompts import judging, shown_examples
+
+
+def sums(count: int = 60, seed: int = 0) -> list[dict[str, Any]]:
+    """Return rows of sums: a good response is short and adds up, a bad one rambles and does not.
+
+    One response in five has the wrong outcome for its looks.
+    """
+    draw = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        a, b = (int(v) for v in draw.integers(2, 90, size=2))
+        for _ in range(3):
+            good = bool(draw.random() < 0.4)
+            said = a + b + (0 if good else int(draw.integers(1, 9)))
+            extra = int(draw.integers(0, 2)) if good else int(draw.integers(1, 5))
+            lines = [f"{a}+{b}=<<{a}+{b}={said}>>{said}", *["and so it goes on"] * extra]
+            outcome = good if draw.random() > 0.2 else not good
+            text = "\n".join([*lines, f"A: {said}"])
+            rows.append({"query": f"{i}: add {a} and {b}", "response": text, "outcome": outcome})
+    return rows
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A user's file of responses with outcomes."""
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in sums()))
+    return path
+
+
+@pytest.fixture
+def data(path: Path) -> Solutions:
+    return solutions(str(path))
+
+
+class Paid:
+    """A judge that costs something, answers like `answer`, and counts what it is asked."""
+
+    model, deterministic = "paid", False
+
+    def __init__(self, answer: Any, fails: Any = lambda text: False) -> None:
+        self.answer, self.fails = answer, fails
+        self.asked: list[str] = []
+
+    async def chat(
+        self, role: str, messages: Sequence[Message], parameters: Parameters, rollout: int
+    ) -> Reply:
+        text = messages[-1]["content"]
+        self.asked.append(text)
+        if self.fails(text):
+            raise Rejected("no", role)
+        return Reply(self.answer(text), Usage(10, 5), "stop", self.model)
+
+    async def close(self) -> None:
+        pass
+
+
+def by_length(text: str) -> str:
+    return f"Shorter is better.\nScore: {max(1.0, 9.0 - text.count('goes on')):.1f}"
+
+
+def make(data: Solutions, **arguments: Any) -> JudgeCalibration:
+    return JudgeCalibration(data, **{"labelled": 60, **arguments})
+
+
+def run(problem: JudgeCalibration, steps: int, seed: int = 0) -> Engine:
+    optimizer = Search(problem.propose, problem.screen, redraws=3)
+    engine = Engine(problem, Score(1), optimizer, outer_steps=steps, seed=seed)
+    for _ in engine:
+        pass
+    return engine
+
+
+def score(lm: SimulatedLM, template: str, query: str, response: str) -> str:
+    client = Client({"judge": lm})
+    (reply,) = client.ask([Request("judge", judging(template, query, response))])
+    client.close()
+    assert isinstance(reply, Reply)
+    return reply.text.splitlines()[-1]
+
+
+def test_the_judge_adds_up_standardised_criteria(data: Solutions) -> None:
+    texts = [(data.queries[r.query], r.response) for r in data.rows]
+    values = StandardScaler().fit_transform(np.array([measure(*t) for t in texts]))
+    weights = dict(zip(CRITERIA, np.linspace(-1, 1, len(CRITERIA)).round(2), strict=True))
+    template, lm = Rubric(weights, 0.25).render(), criteria_judge(texts)
+    for i in range(0, len(texts), 17):
+        logit = values[i] @ list(weights.values()) - 0.25
+        expected = round(2 * (1 + 9 / (1 + np.exp(-logit)))) / 2
+        assert score(lm, template, *texts[i]) == f"Score: {expected:.1f}"
+
+
+def test_a_template_without_known_criteria_gets_no_score(data: Solutions) -> None:
+    lm = criteria_judge([("q", "r")])
+    assert "Score" not in score(lm, "Be kind.\n" + FOOTER, "q", "r")
+    assert "Score" not in score(lm, Rubric({"kindness": 1.0}).render(), "q", "r")
+
+
+def test_training_and_held_out_questions_are_apart_and_labels_are_whole_questions(
+    data: Solutions,
+) -> None:
+    problem = make(data, labelled=31)
+    assert len(problem.rows) == 33
+    trained, held_out = ({r.query for r in rows} for rows in (problem.rows, problem.test))
+    assert len(trained) == 11
+    assert len(held_out) == 30
+    assert not trained & held_out
+    assert {r.query for r in make(data, seed=1).test} != held_out
+    assert len({r.query for r in make(data, held_out=4).test}) == 4
+
+
+def test_the_logistic_template_scores_with_the_probability_of_a_logistic_regression(
+    data: Solutions,
+) -> None:
+    problem = make(data, template="logistic")
+    train, _ = data.split(0.5, 0)
+    values = {r: measure(data.queries[r.query], r.response) for r in data.rows}
+    scaler = StandardScaler().fit([values[r] for r in data.rows if r.query in train])
+    fitted = LogisticRegression().fit(
+        scaler.transform([values[r] for r in problem.rows]), [r.outcome for r in problem.rows]
+    )
+    expected = fitted.predict_proba(scaler.transform([values[r] for r in problem.test]))[:, 1]
+    scores = problem.examine(problem.template)
+    assert np.abs((np.array(scores, float) - 1) / 9 - expected).max() < 0.25 / 9 + 0.01
+
+
+def test_equal_scores_share_the_pick() -> None:
+    rows = [Solution(q, "", o) for q, o in ((0, True), (0, False), (1, True), (1, False))]
+    assert best_of([5.0, 5.0, 1.0, 2.0], rows) == 0.25
+    assert best_of([None, 1.0, None, None], rows) == 0.25
+    assert best_of([2.0, 1.0, 2.0, None], rows) == 1.0
+
+
+@pytest.mark.parametrize("objective", ["mae", "balanced", "brier", "balanced_brier", "auroc"])
+def test_a_search_finds_a_better_template_for_other_questions(
+    data: Solutions, objective: str
+) -> None:
+    problem = make(data, objective=objective)
+    engine = run(problem, 20)
+    losses = [trial["loss"] for trial in engine.inner["tried"]]
+    assert len(losses) == 20
+    assert min(losses) < losses[0] - 0.02
+    outcomes = [r.outcome for r in problem.test]
+    first, best = (
+        roc_auc_score(outcomes, problem.examine(template))
+        for template in (problem.template, engine.optimizer.solution)
+    )
+    assert best > first + 0.05
+    assert problem.metrics(engine.optimizer.solution, engine.inner)["auroc"] == pytest.approx(best)
+
+
+def test_the_number_of_requests_at_once_changes_nothing(data: Solutions) -> None:
+    states = [
+        run(make(data, client=partial(Client, concurrency=n), examples=2), 4).state_dict()
+        for n in (1, 64)
+    ]
+    assert states[0] == states[1]
+
+
+def test_any_model_may_judge_and_a_failure_is_no_score(data: Solutions) -> None:
+    lm = Paid(by_length, fails=lambda text: "Objective: 1" in text)
+    problem = make(data, judge=lm, labelled=90, template="rubric")
+    engine = run(problem, 1)
+    scores = engine.inner["scores"]
+    failed = [data.queries[r.query].startswith("1") for r in problem.rows]
+    assert [s is None for s in scores] == failed
+    assert 0 < sum(failed) < len(scores) / 2
+    known = [(s, r.outcome) for s, r in zip(scores, problem.rows, strict=True) if s is not None]
+    expected = 1 - roc_auc_score([y for _, y in known], [s for s, _ in known])
+    assert 1 - float(problem.evaluate(problem.template, engine.inner, 0).metrics["judge/auroc"]) \
+        == pytest.approx(expected)  # fmt: skip
+
+
+def test_a_template_that_leaves_rows_without_a_score_is_not_chosen_on_the_rest(
+    data: Solutions,
+) -> None:
+    refuses = Paid(lambda text: "no" if text.count("goes on") else "Score: 9.0")
+    problem = make(data, judge=refuses)
+    engine = run(problem, 1)
+    assert engine.inner["tried"][0]["loss"] == float("inf")
+    assert problem.metrics(problem.template, engine.inner)["coverage"] < 0.9
+
+
+def test_a_resumed_run_pays_for_no_call_twice(data: Solutions, tmp_path: Path) -> None:
+    def begin(lm: Paid) -> Engine:
+        problem = make(data, judge=lm)
+        problem.open(tmp_path / "run")
+        optimizer = Search(problem.propose, problem.screen)
+        return Engine(problem, Score(1), optimizer, outer_steps=4)
+
+    once, first, second = Paid(by_length), Paid(by_length), Paid(by_length)
+    whole = run(make(data, judge=once), 4)
+    whole.problem.score(Rubric({"steps": 1.0}).render(), whole.problem.rows[:5])
+    engine = begin(first)
+    for step, _ in engine:
+        if step == 2:
+            break
+    state = engine.state_dict()
+    engine.problem.score(Rubric({"steps": 1.0}).render(), engine.problem.rows[:5])
+    engine.problem.close()
+    resumed = begin(second)
+    resumed.load_state_dict(state)
+    for _ in resumed:
+        pass
+    resumed.problem.score(Rubric({"steps": 1.0}).render(), resumed.problem.rows[:5])
+    resumed.problem.close()
+    assert not set(first.asked) & set(second.asked)
+    assert sorted(first.asked + second.asked) == sorted(once.asked)
+    assert resumed.inner["tried"] == whole.inner["tried"]
+
+
+def test_a_budget_too_small_for_a_step_and_the_report_is_refused(data: Solutions) -> None:
+    needed = 60 + 2 * 90
+    small = partial(Client, budget={"judge": {"lm_calls": needed - 1}})
+    with pytest.raises(ValueError, match=rf"budget\.judge\.lm_calls=239 .* about {needed} calls"):
+        make(data, judge=Paid(by_length), client=small)
+    make(data, judge=Paid(by_length), client=partial(Client, limits={"lm_calls": needed + 1}))
+    with pytest.raises(ValueError, match=r"budget\.judge\.lm_calls=59 "):
+        make(data, client=partial(Client, budget={"judge": {"lm_calls": 59}}))
+
+
+def test_a_spent_budget_stops_between_templates_and_keeps_what_was_paid(data: Solutions) -> None:
+    problem = make(data, client=partial(Client, budget={"judge": {"lm_calls": 150}}))
+    engine = run(problem, 10)
+    losses = [trial["loss"] for trial in engine.inner["tried"]]
+    assert engine.outer_step == 3
+    assert "budget of 150 lm_calls for judge" in str(engine.stopped)
+    assert np.isfinite(losses[:2]).all()
+    assert losses[2] == float("inf")
+    assert engine.ledger.spent["lm_calls"] == 150 + 2
+    assert engine.optimizer.solution in [t["template"] for t in engine.inner["tried"][:2]]
+
+
+def test_the_writer_is_shown_what_the_best_template_misjudges_most(data: Solutions) -> None:
+    heard: list[str] = []
+
+    def write(role: str, messages: Sequence[Message], key: int) -> str:
+        heard.append(messages[-1]["content"])
+        return f"<template>\n{FIRST._replace(strictness=0.5).render()}\n</template>"
+
+    problem = make(data, writer=SimulatedLM(write), examples=2)
+    scores = problem.score(problem.template, problem.rows)
+    trial = Trial(problem.template, 0.3, 1, scores)
+    assert parse(problem.propose([trial], 0)).strictness == 0.5
+    shown = shown_examples(heard[0])
+    assert [e.outcome for e in shown] == [True, True, False, False]
+    worst = min(s for s, r in zip(scores, problem.rows, strict=True) if r.outcome and s)
+    assert shown[0].score == worst
+    by_text = {f"Objective: {data.queries[r.query]}\n\nResponse:\n{r.response}": r
+               for r in problem.rows}  # fmt: skip
+    assert [by_text[e.response].outcome for e in shown] == [e.outcome for e in shown]
+    blind = make(data, writer=SimulatedLM(write))
+    blind.propose([trial], 0)
+    assert shown_examples(heard[-1]) == []
+
+
+def test_the_simulated_writer_moves_weights_towards_misjudged_successes(data: Solutions) -> None:
+    moved = []
+    for examples in (0, 20):
+        problem = make(data, examples=examples)
+        trial = Trial(problem.template, 0.3, 1, problem.score(problem.template, problem.rows))
+        drawn = [parse(problem.propose([trial], key)) for key in range(60)]
+        moved.append(
+            np.mean([r.weights["arithmetic"] for r in drawn]) - FIRST.weights["arithmetic"]
+        )
+    assert abs(moved[0]) < 0.1
+    assert moved[1] > moved[0] + 0.05
+
+
+def test_a_template_that_was_tried_is_not_paid_for_again(data: Solutions) -> None:
+    problem = make(data)
+    trials = [Trial(problem.template, 0.3)]
+    assert problem.screen(problem.template, trials) == float("inf")
+    assert problem.screen(Rubric({"steps": 1.0}).render(), trials) == 0
+
+
+def test_a_template_of_ones_own_needs_a_footer_and_a_writer_that_reads_it(data: Solutions) -> None:
+    text = f"Is it right?\n{FOOTER}"
+    with pytest.raises(ValueError, match="Score: <number>"):
+        make(data, template="Is it right?")
+    with pytest.raises(ValueError, match=r"rewrites rubrics only.*problem\.writer"):
+        make(data, template=text)
+    writer = Paid(lambda asked: f"<template>\nIs it short?\n{FOOTER}\n</template>")
+    problem = make(data, template=text, writer=writer, judge=Paid(by_length))
+    assert run(problem, 2).inner["tried"][1]["template"].startswith("Is it short?")
+    silent = make(data, template=text, writer=Paid(lambda asked: "no"), judge=Paid(by_length))
+    assert silent.propose([Trial(text, 0.3)], 0) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"objective": "nll"}, "objective must be one of mae"),
+        ({"labelled": 1}, "labelled >= 2"),
+        ({"labelled": 1000}, "more than the training part has, 90"),
+        ({"shown": 0}, "shown >= 1"),
+        ({"examples": -1}, "examples >= 0"),
+        ({"held_out": 0}, "held_out >= 1"),
+        ({"coverage": 0.0}, "0 < coverage <= 1"),
+        ({"training": 1.0}, "0 < share < 1"),
+    ],
+)
+def test_arguments_out_of_range_are_named(
+    data: Solutions, arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        make(data, **arguments)
+
+
+def test_rows_of_one_outcome_are_refused() -> None:
+    rows = tuple(Solution(i, str(i), True) for i in range(8))
+    with pytest.raises(ValueError, match="4 labelled rows have one outcome only"):
+        JudgeCalibration(Solutions(tuple("abcdefgh"), rows), labelled=4)
+
+
+def test_a_run_delivers_a_calibrated_judge_and_shows_no_response(
+    metaopt: Any, path: Path, data: Solutions
+) -> None:
+    done = metaopt(
+        "problem=judge_calibration", f"problem.data.source={path}", "problem.labelled=60",
+        "outer_steps=6", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    record = json.loads(Path("run/judge.json").read_text())
+    metrics = json.loads(Path("run/result.json").read_text())["metrics"]
+    assert record["held_out"]["n"] == 90
+    assert record["held_out"]["auroc"] == pytest.approx(metrics["eval/auroc"])
+    assert record["held_out"]["kappa"] == pytest.approx(metrics["eval/kappa"])
+    assert record["held_out"]["brier"] == pytest.approx(metrics["eval/calibrated_brier"])
+    rows = {(r.query, r.response) for r in make(data).rows}  # equal ones are asked about once
+    calls = f"calls: {6 * len(rows) + 5} (judge {6 * len(rows)}, template 5)"
+    for said in (calls, "first template:", "auroc", "judge.json"):
+        assert said in done.out
+    assert Path("run/report.html").is_file()
+    assert Path("run/figures/evolution.png").is_file()
+    for file in Path("run").rglob("*"):
+        if file.is_file():
+            assert b"and so it goes on" not in file.read_bytes(), file
+
+
+def test_a_killed_run_continues_to_the_same_result(
+    metaopt: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = (
+        "problem=judge_calibration", f"problem.data.source={path}", "problem.labelled=60",
+        "outer_steps=6", "checkpoint_every=1", "figures=false",
+    )  # fmt: skip
+    assert metaopt(*common, "hydra.run.dir=whole").code == 0
+    step, count = JudgeCalibration.inner_step, []
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        count.append(1)
+        if len(count) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(JudgeCalibration, "inner_step", interrupted)
+    assert metaopt(*common, "hydra.run.dir=halved").code != 0
+    monkeypatch.setattr(JudgeCalibration, "inner_step", step)
+    assert metaopt("resume=halved").code == 0
+    whole, halved = (json.loads(Path(f, "result.json").read_text()) for f in ("whole", "halved"))
+    assert whole["metrics"] == halved["metrics"]
+    assert whole["budget"] == halved["budget"]
+
+
+def test_missing_data_says_where_to_put_it(
+    metaopt: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METAOPT_DATA", str(tmp_path / "nowhere"))
+    done = metaopt("problem=judge_calibration")
+    assert done.code == 1
+    assert "set METAOPT_DATA" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.data
+def test_gsm8k_reaches_an_auroc_of_0_65() -> None:
+    path = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "gsm8k"
+    if not (path / "example_model_solutions.jsonl").is_file():
+        pytest.skip(f"{path} is missing")
+    problem = JudgeCalibration(solutions(), objective="brier", held_out=300)
+    engine = run(problem, 25)
+    first = problem.metrics(problem.template, engine.inner)
+    best = problem.metrics(engine.optimizer.solution, engine.inner)
+    assert first["auroc"] < 0.46
+    assert best["auroc"] > 0.65
+    assert best["brier"] < first["brier"] - 0.05
+    assert first["random_success"] < 0.45 < 0.6 < first["oracle_success"]
