@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from metaopt import tree
-from metaopt.core import Estimator, Feedback, OuterOptimizer, Problem
+from metaopt.core import Estimator, Feedback, OuterOptimizer, Problem, Recording
 from metaopt.engine import Engine
 from metaopt.optimizers import Grid, Random, Search
 from metaopt.random import fold, generator
@@ -51,16 +52,22 @@ class RunContract:
     def test_resumed_run_continues_to_the_bit(
         self, make: Callable[[], Parts], tmp_path: Path
     ) -> None:
-        """State survives `torch.save` and a load of weights only; the rest of the run agrees."""
-        whole = Engine(*make(), outer_steps=2 * self.outer_steps)
-        expected = [_copy(f) for _, f in whole][self.outer_steps :]
-        start = Engine(*make(), outer_steps=self.outer_steps)
-        assert len(list(start)) == self.outer_steps
-        torch.save(start.state_dict(), tmp_path / "state.pt")
-        resumed = Engine(*make(), outer_steps=2 * self.outer_steps)
-        resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-        assert identical([_copy(f) for _, f in resumed], expected)
-        assert identical(resumed.state_dict(), whole.state_dict())
+        """State survives `torch.save` and a load of weights only; the rest of the run agrees.
+
+        The records of a problem that keeps some go with the checkpoint.
+        """
+        with _recorded(make(), tmp_path / "whole") as parts:
+            whole = Engine(*parts, outer_steps=2 * self.outer_steps)
+            expected = [_copy(f) for _, f in whole][self.outer_steps :]
+        with _recorded(make(), tmp_path / "parts") as parts:
+            start = Engine(*parts, outer_steps=self.outer_steps)
+            assert len(list(start)) == self.outer_steps
+            torch.save(start.state_dict(), tmp_path / "state.pt")
+        with _recorded(make(), tmp_path / "parts") as parts:
+            resumed = Engine(*parts, outer_steps=2 * self.outer_steps)
+            resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+            assert identical([_copy(f) for _, f in resumed], expected)
+            assert identical(resumed.state_dict(), whole.state_dict())
 
     def test_feedback_fits_the_outer_variable(self, make: Callable[[], Parts]) -> None:
         """The value is a finite scalar; a gradient has the keys, shapes and dtypes of phi."""
@@ -231,6 +238,20 @@ def _run(parts: Parts, steps: int) -> list[Any]:
     engine = Engine(*parts, outer_steps=steps)
     feedback = [_copy(f) for _, f in engine]
     return [feedback, _frozen(engine.state_dict())]
+
+
+@contextmanager
+def _recorded(parts: Parts, folder: Path) -> Iterator[Parts]:
+    """Let the problem keep its own records, where it keeps any, beside `folder`."""
+    problem = parts[0]
+    if not isinstance(problem, Recording):
+        yield parts
+        return
+    problem.open(folder)
+    try:
+        yield parts
+    finally:
+        problem.close()
 
 
 def _start(parts: Parts) -> tuple[Problem, Any, Any]:

@@ -9,6 +9,16 @@ from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContrac
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRADIENT_FREE = {"grid", "random", "schedule", "search"}
 
+WORLD = [
+    "problem=template_evolution", "inner_steps=2", "problem.task.queries=2", "problem.candidates=4",
+    "problem.inherited=2", "problem.new=2", "problem.evidence=8", "optimizer.proposals=2",
+]  # fmt: skip
+SMALL = {"template_evolution": WORLD}
+"""What makes a shipped problem small enough for a run of 40 outer steps."""
+
+CONTEXT = {"rewriting": WORLD}
+"""Problems of the optimizers that need one of a kind; the others run on ridge."""
+
 
 def names(group):
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
@@ -17,7 +27,7 @@ def names(group):
 class TestProblem(ProblemContract):
     @pytest.fixture(params=names("problem"))
     def make(self, composed, request):
-        return composed(f"problem={request.param}")
+        return composed(f"problem={request.param}", *SMALL.get(request.param, []))
 
 
 class TestEstimator(EstimatorContract):
@@ -44,9 +54,8 @@ class TestOptimizer(OptimizerContract):
     @pytest.fixture(params=names("optimizer"))
     def make(self, composed, request):
         estimator = "score" if request.param in GRADIENT_FREE else "unroll"
-        return composed(
-            "problem=ridge", f"estimator={estimator}", f"optimizer={request.param}", "outer_steps=4"
-        )
+        context = CONTEXT.get(request.param, ["problem=ridge", f"estimator={estimator}"])
+        return composed(*context, f"optimizer={request.param}", "outer_steps=4")
 
 
 class TestSearchOfTexts(OptimizerContract):
