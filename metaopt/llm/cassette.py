@@ -144,7 +144,7 @@ class Cassette:
 
     def keep(self, ref: str, text: str) -> None:
         """Record a text under its reference."""
-        with self.transaction():
+        with self._lock:
             self._connection.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (ref, text))
 
     def text(self, ref: str) -> str | None:
