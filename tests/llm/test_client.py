@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 from paid import Paid, failures, requests
 
-from metaopt.llm import (
-    Client,
-    SimulatedLM,
-)
+from metaopt.llm import Client, SimulatedLM, texts
 
 
 def run(client: Client, rounds: Sequence[int], rounds_asked: int = 10) -> dict[int, Any]:
@@ -84,7 +81,10 @@ def test_the_costs_of_the_rounds_are_every_use(tmp_path: Path) -> None:
     assert client.spent()["lm_calls"] == sum(calls) + 2
 
 
-def test_what_was_asked_before_open_is_in_the_file(tmp_path: Path) -> None:
+def test_what_was_asked_before_open_is_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "_process", {})
     client = Client({"target": Paid()})
     first = client.ask(requests(4))
     ref = client.keep("an early text")
@@ -92,6 +92,7 @@ def test_what_was_asked_before_open_is_in_the_file(tmp_path: Path) -> None:
     client.begin(1)
     assert client.end(1)["lm_calls"] == 4
     client.close()
+    monkeypatch.setattr(texts, "_process", {})  # as in another process
     resumed = Client({"target": Paid(dead=True)})
     resumed.open(tmp_path / "run")
     assert resumed.ask(requests(4)) == first

@@ -106,8 +106,8 @@ def test_a_failure_is_never_a_reply_and_costs_the_others_nothing(kind: type[LMEr
     assert len(lm.calls) == 8
     assert client.stopped is None
     client.ask(requests(8))
-    again = kind is not Truncated
-    assert len(lm.calls) == 8 + again, "a damaged answer may have been paid for"
+    again = kind in (Transient, LMError)
+    assert len(lm.calls) == 8 + again, "not what was rejected, nor what may have been paid for"
 
 
 def test_a_damaged_answer_is_charged_with_the_guess_and_met_again(tmp_path: Path) -> None:
@@ -169,6 +169,17 @@ def test_what_was_in_flight_beside_a_refusal_is_kept_and_replayed(tmp_path: Path
     ]
     assert (replay.stopped, replay.spent()) == (recording.stopped, recording.spent())
     assert failures(replay.ask(requests(1, start=99))) == ["PolicyRefusal"]
+
+
+def test_what_was_rejected_is_asked_again_by_the_next_process(tmp_path: Path) -> None:
+    first = Client({"target": Paid(lambda text, n: Rejected("401, no such key"))})
+    first.open(tmp_path / "run")
+    assert failures(first.ask(requests(2))) == ["Rejected"] * 2
+    assert first.spent()["lm_calls"] == 0
+    first.close()
+    mended = Client({"target": Paid()})
+    mended.open(tmp_path / "run")
+    assert failures(mended.ask(requests(2))) == ["", ""]
 
 
 def test_an_error_in_a_model_is_raised_after_the_others_are_kept() -> None:
