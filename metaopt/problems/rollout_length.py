@@ -44,8 +44,9 @@ class RolloutLength:
     read), and the next outer step begins another with R new inner runs.
 
     Outer level: F = minus the mean over runs of J' - J, with J the mean return of the episodes
-    that ended in the last phase, J' its value one outer step later, and the final score in the
-    place of the last J'; over an episode these add up to the final score minus the first J.
+    that ended in the last phase (its last value where none did), J' its value one outer step later,
+    and the final score in the place of the last J'; over an episode these add up to the final score
+    minus the first J.
     `Feedback.done` stays false, because the count of episodes must survive.
 
     Observation: `state` (R, 5), scaled to about 1 and clipped: share of the real steps that
@@ -72,7 +73,7 @@ class RolloutLength:
             and reads no length, the control for the number of updates; a list has one of them for
             each equal part of the runs.
         exploration: probability of a random action in the environment.
-        first_length: length before the first decision, in 0..cap.
+        first_length: length that the first decision starts from, in 0..cap.
         score: what J is: "training", the returns while learning, or "greedy", the mean of
             `score_episodes` further episodes without exploration at the end of each phase.
         score_episodes: episodes of a greedy score, >= 1.
@@ -268,14 +269,14 @@ class RolloutLength:
         runs, zero = self.runs, torch.zeros(self.runs, device=self.device)
         draw, environment = self._draw(key), self._environment(episode)
         room = self.decisions * self.acting.phase + self.planner.steps(self.acting.phase) + 1
-        counts = zero.long()
+        counts, again = zero.long(), self.replay.to(self.device)
         return Runs(
             agent=self.agent.init(runs, draw),
             model=self.model.init(runs, draw),
             rows=torch.zeros(runs, room, width(len(self.unit)), device=self.device),
             size=torch.zeros_like(counts).unsqueeze(1),
             episodes=environment.begin((runs, self.acting.environments), draw, zero.dtype),
-            length=counts,
+            length=torch.full_like(counts, self.first_length).masked_fill(again, 0),
             score=torch.full_like(zero, environment.worst),
             gain=zero,
             errors=torch.zeros(runs, 2, device=self.device),
@@ -319,7 +320,7 @@ class RolloutLength:
             )
             errors = model_errors(
                 self.model, self.model.open(runs.model), self.agent, self.agent.open(runs.agent),
-                finished, epsilon, environment.time_limit, runs.errors, draw,
+                finished, epsilon, environment.time_limit, self.planner.end, runs.errors, draw,
             )  # fmt: skip
             runs = runs._replace(errors=errors)
         if self.score == "greedy":

@@ -82,12 +82,12 @@ def greedy_return(
 
 def model_errors(
     model: WorldModel, imagined: OpenModel, agent: QNetwork, at: Open, finished: Finished,
-    epsilon: float, limit: int, otherwise: Tensor, draw: Generator,
+    epsilon: float, limit: int, end: float, otherwise: Tensor, draw: Generator,
 ) -> Tensor:  # fmt: skip
     """Return mean(model's - real) return and length of the same episodes, (R, 2).
 
-    The model starts where the latest real episodes did and follows the current policy until it
-    predicts an end, for at most `limit` steps.
+    The model starts where the latest real episodes did and follows the current policy until the
+    log-odds of an end exceed `end`, for at most `limit` steps.
 
     Args:
         finished: the real episodes.
@@ -104,7 +104,7 @@ def model_errors(
         seen, reward, log_odds = model.predict(imagined, seen, action)
         returns += going * reward
         lengths += going
-        going = going * (log_odds <= 0)
+        going = going * (log_odds <= end)
         if (step + 1) % LOOK_EVERY == 0 and not bool(going.any()):
             break
     wrong = torch.stack([returns, lengths], -1) - kept[..., -2:]

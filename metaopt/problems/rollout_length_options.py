@@ -46,7 +46,7 @@ class Rows:
 
     Args:
         runs: number R of runs.
-        names: one for each part; `None` for one part without a name.
+        names: one for each part; `None` to number them.
         planning: "synthetic" or "real", for all or for each part.
     """
 
@@ -68,7 +68,8 @@ class Rows:
                 f"RolloutLength needs runs that divide into {len(kinds)} equal parts; got "
                 f"runs={runs}."
             )
-        self.names = [""] * len(kinds) if names is None else list(names)
+        parts = [f"part {i + 1}" for i in range(len(kinds))] if len(kinds) > 1 else [""]
+        self.names = parts if names is None else list(names)
         self.kinds, self.each = kinds, runs // len(kinds)
 
     def replay(self) -> Tensor:

@@ -71,6 +71,11 @@ class Planner:
                 f"epsilon={self.epsilon}, end_probability={self.end_probability}."
             )
 
+    @property
+    def end(self) -> float:
+        """The log-odds of `end_probability`."""
+        return math.log(self.end_probability / (1 - self.end_probability))
+
     def steps(self, phase: int) -> int:
         """Return the number S of synthetic steps that follow a phase of `phase` real ones."""
         return max(1, round(self.ratio * phase))
@@ -167,7 +172,6 @@ class _Rollouts:
     ) -> None:
         self.planner, self.on, self.lengths = planner, on, lengths
         self.slots, self.draw = slots, draw
-        self.log_odds = math.log(planner.end_probability / (1 - planner.end_probability))
         self.seen = self._starts()
         self.age = torch.zeros(self.seen.shape[:2], dtype=torch.long, device=self.seen.device)
 
@@ -180,7 +184,7 @@ class _Rollouts:
         on, seen = self.on, self.seen
         action = on.agent.act(on.at, seen, self.planner.epsilon, self.draw)
         after, reward, log_odds = on.model.predict(on.imagined, seen, action)
-        ends = log_odds > self.log_odds
+        ends = log_odds > self.planner.end
         made = pack(Batch(seen, action, reward, after, ends.to(reward.dtype)))
         on.rows[:, at : at + count] = made[:, :count]
         began = (self.age[:, :count] == 0).sum(1)

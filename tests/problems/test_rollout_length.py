@@ -256,6 +256,12 @@ class TestEpisode:
         lengths = torch.cat(lengths).double()
         assert float(falls.mean()) == pytest.approx(float(lengths.mean()), rel=0.05)
 
+    def test_first_decision_starts_from_the_first_length(self):
+        problem = make(first_length=3, rows=["a", "b"], planning=["synthetic", "real"])
+        assert problem.init_outer(generator(0)).tolist() == [3] * 4
+        _, feedback = self.run(problem, steps=1)
+        assert feedback[0].observation["length"].tolist() == [3, 3, 0, 0]
+
     def test_new_runs_begin_with_each_episode(self):
         problem = make()
         engine, _ = self.run(problem, steps=6)
@@ -395,7 +401,7 @@ class TestMeasures:
         finished = Finished(torch.tensor([2, 0]), torch.zeros(2), kept)
         otherwise = torch.full((2, 2), 7.0)
         found = model_errors(
-            model, model.open(state), agent, at, finished, 0.1, 40, otherwise, generator(1)
+            model, model.open(state), agent, at, finished, 0.1, 40, 0.0, otherwise, generator(1)
         )
         assert found.tolist() == [[20 - 15, 40 - 16], [7, 7]]
 
