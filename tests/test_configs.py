@@ -18,6 +18,7 @@ import yaml
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from small import shrunk
 
 from metaopt import checkpoint, options
 from metaopt.arguments import check
@@ -29,16 +30,21 @@ SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
 REFUSED = {("estimator", "first_order"): "needs theta to start at phi"}
 """Options that no shipped problem can take, and why."""
 
-RUNS = [(g, o) for g, o in SHIPPED if g not in ("experiment", "sweep") and (g, o) not in REFUSED]
+SERVED = {("llm", "openai_compatible"), ("llm", "transformers")}
+"""Options that need a server or a model's folder; their own tests run them."""
+
+SKIPPED = {*REFUSED, *SERVED}
+RUNS = [(g, o) for g, o in SHIPPED if g not in ("experiment", "sweep") and (g, o) not in SKIPPED]
 EXPERIMENTS = sorted(GROUPS["experiment"])
 TINY = ("debug=tiny", "figures=false")
 
 SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "search")}
+ENVIRONMENTS = ("acrobot", "cart_pole", "mountain_car")
 IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=digits"]
 CONTEXT = {
     "debug": {},
     "engine": {"betty": ["estimator=implicit_identity"]},
-    "optimizer": SEARCHES,
+    "optimizer": {**SEARCHES, "rewriting": ["problem=template_evolution"]},
     "estimator": {
         "score": ["optimizer=random"],
         "score_function": ["problem=meta_pseudo_labels"],
@@ -49,8 +55,19 @@ CONTEXT = {
 
 
 def arguments(group: str, option: str) -> list[str]:
+    """Return overrides that choose an option with the problem it is for, made small."""
+    found = chosen(group, option)
+    problem = next(a.partition("=")[2] for a in found if a.startswith("problem="))
+    return [*found, *shrunk(problem, Path.cwd())]
+
+
+def chosen(group: str, option: str) -> list[str]:
     if group == "problem":
         return [f"problem={option}"]
+    if group == "llm":
+        return ["problem=judge_calibration", f"llm={option}"]
+    if option in ENVIRONMENTS:
+        return ["problem=rollout_length", f"data@problem.environment={option}"]
     if group == "data":
         return ["problem=meta_pseudo_labels", f"data@problem.data={option}"]
     if group == "model":

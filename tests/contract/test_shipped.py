@@ -3,20 +3,14 @@
 from pathlib import Path
 
 import pytest
+from small import shrunk
 
 from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContract
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRADIENT_FREE = {"grid", "random", "schedule", "search"}
 
-WORLD = [
-    "problem=template_evolution", "inner_steps=2", "problem.task.queries=2", "problem.candidates=4",
-    "problem.inherited=2", "problem.new=2", "problem.evidence=8", "optimizer.proposals=2",
-]  # fmt: skip
-SMALL = {"template_evolution": WORLD}
-"""What makes a shipped problem small enough for a run of 40 outer steps."""
-
-CONTEXT = {"rewriting": WORLD}
+CONTEXT = {"rewriting": "template_evolution"}
 """Problems of the optimizers that need one of a kind; the others run on ridge."""
 
 
@@ -26,8 +20,8 @@ def names(group):
 
 class TestProblem(ProblemContract):
     @pytest.fixture(params=names("problem"))
-    def make(self, composed, request):
-        return composed(f"problem={request.param}", *SMALL.get(request.param, []))
+    def make(self, composed, request, tmp_path):
+        return composed(f"problem={request.param}", *shrunk(request.param, tmp_path))
 
 
 class TestEstimator(EstimatorContract):
@@ -52,10 +46,12 @@ class TestScore(EstimatorContract):
 
 class TestOptimizer(OptimizerContract):
     @pytest.fixture(params=names("optimizer"))
-    def make(self, composed, request):
-        estimator = "score" if request.param in GRADIENT_FREE else "unroll"
-        context = CONTEXT.get(request.param, ["problem=ridge", f"estimator={estimator}"])
-        return composed(*context, f"optimizer={request.param}", "outer_steps=4")
+    def make(self, composed, request, tmp_path):
+        problem = CONTEXT.get(request.param, "ridge")
+        estimator = "unroll" if problem == "ridge" else "score"
+        estimator = "score" if request.param in GRADIENT_FREE else estimator
+        parts = [f"problem={problem}", f"estimator={estimator}", *shrunk(problem, tmp_path)]
+        return composed(*parts, f"optimizer={request.param}", "outer_steps=4")
 
 
 class TestSearchOfTexts(OptimizerContract):

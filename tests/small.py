@@ -1,0 +1,43 @@
+"""What makes a shipped problem small enough for tests that run every option."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+WORLD = [
+    "inner_steps=2", "problem.task.queries=2", "problem.candidates=4", "problem.inherited=2",
+    "problem.new=2", "problem.evidence=8",
+]  # fmt: skip
+ROLLOUT = [
+    "problem.runs=4", "problem.steps=128", "problem.phase=64", "problem.evaluation_episodes=4",
+    "problem.model.steps=4", "problem.rows=null", "problem.training_episodes=0",
+    "problem.tests={default: {}}", "outer_steps=3",
+]  # fmt: skip
+
+
+def sums(folder: Path, count: int = 40) -> Path:
+    """Write a file of right and wrong sums, two responses a query; return its path."""
+    rows = [
+        {
+            "query": f"add {a} and {a + 1}",
+            "response": f"{a}+{a + 1}=<<{a}+{a + 1}={said}>>{said}\nA: {said}",
+            "outcome": said == 2 * a + 1,
+        }
+        for a in range(2, count + 2)
+        for said in (2 * a + 1, 2 * a + 1 + a % 2)
+    ]
+    path = folder / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def shrunk(problem: str, folder: Path) -> list[str]:
+    """Return the overrides that make a problem small; `folder` takes the data it needs."""
+    if problem == "template_evolution":
+        return WORLD
+    if problem == "judge_calibration":
+        return [f"problem.data.source={sums(folder)}", "problem.labelled=20"]
+    if problem == "rollout_length":
+        return ROLLOUT
+    return []
