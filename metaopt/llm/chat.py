@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 Message = Mapping[str, str]
@@ -84,11 +84,10 @@ class Request:
         content = {
             "model": model,
             "messages": [dict(m) for m in self.messages],
-            "parameters": asdict(self.parameters),
+            "parameters": vars(self.parameters),
             "rollout": self.rollout,
         }
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(_encode(content).encode()).hexdigest()
 
 
 @runtime_checkable
@@ -116,6 +115,9 @@ class LM(Protocol):
     async def close(self) -> None:
         """Give connections back."""
         ...
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def user(text: str) -> tuple[Message, ...]:
