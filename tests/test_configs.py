@@ -30,8 +30,8 @@ SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
 REFUSED = {("estimator", "first_order"): "needs theta to start at phi"}
 """Options that no shipped problem can take, and why."""
 
-SERVED = {("llm", "openai_compatible"), ("llm", "transformers")}
-"""Options that need a server or a model's folder; their own tests run them."""
+SERVED = {("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file")}
+"""Options that need a server, a model's folder or a file; their own tests run them."""
 
 SKIPPED = {*REFUSED, *SERVED}
 RUNS = [(g, o) for g, o in SHIPPED if g not in ("experiment", "sweep") and (g, o) not in SKIPPED]
@@ -68,6 +68,8 @@ def chosen(group: str, option: str) -> list[str]:
         return ["problem=judge_calibration", f"llm={option}"]
     if option in ENVIRONMENTS:
         return ["problem=rollout_length", f"data@problem.environment={option}"]
+    if option == "canary_world":
+        return ["problem=template_evolution", f"data@problem.task={option}"]
     if group == "data":
         return ["problem=meta_pseudo_labels", f"data@problem.data={option}"]
     if group == "model":

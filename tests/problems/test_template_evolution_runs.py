@@ -219,3 +219,40 @@ def test_the_report_says_what_was_spent_and_found(
     judge = json.loads((tmp_path / "run" / "judge.json").read_text())["judge"]
     assert judge["template"].splitlines()[-1] == "End with one line: Score: <number>"
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_queries_of_ones_own_with_a_model_in_every_role(
+    metaopt: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Capitals, asked of a server that knows two of them; the checker is a model too."""
+    rows = [{"query": f"name the capital of {c}"} for c in ("France", "Italy", "Peru", "Chad")]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def script(asked: Asked) -> Served:
+        role, text = asked.body["model"], asked.text
+        if role == "canary-optimizer":
+            return completion(f"- Say it: {text.split('Objective: ')[1].splitlines()[0]}")
+        if role == "canary-template":
+            return completion("<template>\nBe strict.\nScore: <number>\n</template>")
+        good = "Paris" in text or "Rome" in text
+        if role == "canary-judge":
+            return completion(f"Score: {9.0 if good else 4.0}")
+        if role == "canary-checker":
+            return completion("Yes" if good else "no")
+        return completion("Paris" if "France" in text else "Rome" if "Italy" in text else "hm")
+
+    roles = ("target", "judge", "optimizer", "template", "checker")
+    with Scripted(script) as server:
+        done = metaopt(
+            "problem=template_evolution", "data@problem.task=prompt_file", "outer_steps=2",
+            "problem.task.path=queries.jsonl", "problem.checker=lm", "inner_steps=1",
+            "problem.instruction=Ask for what the objective says.", *real(server, *roles),
+            "hydra.run.dir=run",
+        )  # fmt: skip
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["metrics"]["eval/success"] == 50
+    assert result["metrics"]["judge/auroc"] == 1
+    judge = json.loads((tmp_path / "run" / "judge.json").read_text())
+    assert judge["held_out"]["n"] > 0
+    assert judge["provenance"]["authorisation"]["target"] == result["authorisation"]["target"]
