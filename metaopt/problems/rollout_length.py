@@ -7,7 +7,7 @@ Rollout Length for Model-Based RL Using Model-Free Deep RL", arXiv 2206.02380, 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,8 +80,8 @@ class RolloutLength:
         error_episodes: latest episodes of a phase on which the model's errors are measured, at
             least `environments`; 0 leaves these features at 0.
         training_episodes: episodes (of R inner runs each) before the tests, >= 0.
-        tests: parameters of the environment to change, by the name of the test. The first one is
-            reported as `return`, another one as `return_<name>`.
+        tests: "default", the environment itself, or names of its variants, at least one, none
+            twice. The first one is reported as `return`, another one as `return_<name>`.
         evaluation_episodes: episodes of the final score, >= 1.
         clip: bound on the size of the features, > 0, or `None`.
         scaled: divide observations by the environment's `scale`.
@@ -112,7 +112,7 @@ class RolloutLength:
         score_episodes: int = 8,
         error_episodes: int = 4,
         training_episodes: int = 0,
-        tests: Mapping[str, Mapping[str, Any]] | None = None,
+        tests: Sequence[str] = ("default",),
         evaluation_episodes: int = 100,
         clip: float | None = 2.0,
         scaled: bool = True,
@@ -134,10 +134,12 @@ class RolloutLength:
             )
         self.parts = Rows(runs, rows, planning)
         self.replay = self.parts.replay()
-        changes = {"default": {}} if tests is None else dict(tests)
-        self.names = list(changes)
-        self.training = environment
-        self.tested = [_changed(environment, name, found) for name, found in changes.items()]
+        self.names, self.training = list(tests), environment
+        if isinstance(tests, str) or not tests or len(set(tests)) < len(self.names):
+            raise ValueError(
+                f"RolloutLength needs a list of different tests, at least one; got {tests!r}."
+            )
+        self.tested = [_variant(environment, name) for name in self.names]
         self.acting = Acting(
             environments=environments,
             phase=phase,
@@ -367,13 +369,13 @@ class RolloutLength:
         return lengths.flatten().expand(self.runs)
 
 
-def _changed(environment: Environment, test: str, changes: Mapping[str, Any]) -> Environment:
-    """Return the environment with other parameters."""
-    if not changes:
+def _variant(environment: Environment, name: str) -> Environment:
+    """Return the environment of a test."""
+    if name == "default":
         return environment
     if not isinstance(environment, Physics):
         raise ValueError(
-            f"RolloutLength can change parameters of physics only; the test {test!r} changes "
-            f"{', '.join(changes)} of a {type(environment).__name__}."
+            f"RolloutLength finds variants of physics only; a {type(environment).__name__} has "
+            f"none, so that tests must be [default] and not name {name!r}."
         )
-    return environment.perturbed(changes)
+    return environment.variant(name)

@@ -1,5 +1,6 @@
 """Physics against gymnasium's, step for step; episodes, their ends and their starts."""
 
+import dataclasses
 import math
 
 import pytest
@@ -15,6 +16,10 @@ TASKS = {
     "MountainCar-v0": MountainCar(),
     "Acrobot-v1": Acrobot(),
 }
+
+
+def varied(task, changes):
+    return dataclasses.replace(task, variants={"other": changes}).variant("other")
 
 
 def put(env, state):
@@ -99,7 +104,7 @@ def test_episodes_start_where_gymnasiums_do(name):
 )
 def test_parameters_mean_what_gymnasiums_do(name, changes, attributes):
     task, env, draw = (
-        TASKS[name].perturbed(changes),
+        varied(TASKS[name], changes),
         gymnasium.make(name, disable_env_checker=True),
         generator(1),
     )
@@ -222,7 +227,8 @@ def test_vector_environments_that_never_reset_are_refused():
     ("make", "said"),
     [
         (lambda: CartPole(time_limit=0), "time_limit >= 1; got 0"),
-        (lambda: CartPole().perturbed({"gravty": 3.0}), "no parameters \\['gravty'\\]"),
+        (lambda: CartPole(variants={"a": {"gravty": 3.0}}), "no parameters \\['gravty'\\]"),
+        (lambda: CartPole(variants={"a": {}}).variant("b"), "no variant 'b'; its variants are a"),
         (
             lambda: GymnasiumVector(lambda n: gymnasium.make_vec("Pendulum-v1", n), 200, -2000.0),
             "discrete actions",

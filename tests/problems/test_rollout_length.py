@@ -40,6 +40,9 @@ def make(environment=None, **changes):
     )
 
 
+LIGHT = CartPole(time_limit=60, variants={"light": {"gravity": 1.0}})
+
+
 def played(problem, lengths=0, steps=1):
     """The runs after some outer steps with the same lengths."""
     inner = problem.init_inner(lengths, None, 1)
@@ -221,8 +224,9 @@ class TestEpisode:
             assert all(not f.done for f in feedback)
 
     def test_training_comes_before_the_tests(self):
-        tests = {"default": {}, "light": {"gravity": 1.0}}
-        problem = make(training_episodes=2, tests=tests, runs=2, error_episodes=0)
+        problem = make(
+            LIGHT, training_episodes=2, tests=["default", "light"], runs=2, error_episodes=0
+        )
         assert problem.outer_steps == 4 * 5
         engine, feedback = self.run(problem)
         assert [f.observation["test"] for f in feedback] == [False] * 10 + [True] * 10
@@ -233,7 +237,7 @@ class TestEpisode:
         }  # fmt: skip
 
     def test_metrics_are_those_of_the_tests_that_are_over(self):
-        problem = make(tests={"default": {}, "light": {"gravity": 1.0}})
+        problem = make(LIGHT, tests=["default", "light"])
         engine, feedback = self.run(problem, steps=9)
         scores = torch.stack([f.observation["score"] for f in feedback[:5]], 1).double()
         found = engine.metrics()
@@ -244,8 +248,8 @@ class TestEpisode:
 
     def test_tests_have_physics_of_their_own(self):
         """A cart that cannot be moved: every pole falls, whatever the policy."""
-        tests = {"default": {}, "stuck": {"force": 0.0, "gravity": 30.0}}
-        engine, _ = self.run(make(tests=tests, evaluation_episodes=100))
+        task = CartPole(time_limit=60, variants={"stuck": {"force": 0.0, "gravity": 30.0}})
+        engine, _ = self.run(make(task, tests=["default", "stuck"], evaluation_episodes=100))
         falls = engine.inner.records.scores[1, :, -1]
         draw = generator(0)
         stuck = CartPole(force=0.0, gravity=30.0, time_limit=60)
@@ -278,7 +282,8 @@ class TestEpisode:
         assert engine.inner.updates.tolist() == [9 + 3 * 32 + 16] * 4
 
     def test_schedules_reach_the_runs(self):
-        problem = make(tests={"default": {}, "again": {}})
+        task = CartPole(time_limit=60, variants={"again": {}})
+        problem = make(task, tests=["default", "again"])
         schedule = Schedule(Linear([[0, 8], [1, 0]], integer=True), relative=True)
         engine = Engine(problem, Score(1), schedule, outer_steps=problem.outer_steps)
         assert len(list(engine)) == 10
@@ -435,7 +440,7 @@ class TestReports:
         assert lines[2].split(",") == ["default", "", "1", "100", "4", "2.82843", "21", "5.25991"]
 
     def test_figures_of_a_run(self, tmp_path):
-        problem = make(rows=["a", "b"], tests={"default": {}, "light": {"gravity": 1.0}})
+        problem = make(LIGHT, rows=["a", "b"], tests=["default", "light"])
         engine = Engine(problem, Score(1), Schedule(Constant(2)), outer_steps=problem.outer_steps)
         snapshots = [(step, tree.clone(problem.snapshot(None, engine.inner))) for step, _ in engine]
         assert problem.figures(snapshots[:3], tmp_path / "early") == []
@@ -460,7 +465,9 @@ class TestReports:
         ({"planning": "imagined"}, "planning=synthetic, real"),
         ({"planning": ["real", "real", "real"]}, "3 equal parts"),
         ({"rows": ["a"], "planning": ["real", "real"]}, "as many rows"),
-        ({"tests": {"heavy": {"mass": 3.0}}}, "no parameters \\['mass'\\]"),
+        ({"tests": ["heavy"]}, "no variant 'heavy'; its variants are none"),
+        ({"tests": []}, "at least one; got \\[\\]"),
+        ({"tests": ["default", "default"]}, "different tests"),
         ({"planner": Planner(cap=65)}, "too few for rollouts of cap=65"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
 
 import torch
@@ -104,6 +104,7 @@ class Physics(ABC):
         timeout_is_terminal: report the time limit as `terminated`, as the library of the paper did
             (ReinforcementLearning.jl, 2022): neither a value function nor a model can then explain
             these ends by what is observed.
+        variants: parameters to change, by the name of the variant.
     """
 
     observation_size: ClassVar[int]
@@ -113,10 +114,13 @@ class Physics(ABC):
 
     time_limit: int = 500
     timeout_is_terminal: bool = False
+    variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.time_limit < 1:
             raise ValueError(f"{type(self).__name__} needs time_limit >= 1; got {self.time_limit}.")
+        for name in self.variants:
+            self.variant(name)
 
     @property
     @abstractmethod
@@ -140,19 +144,27 @@ class Physics(ABC):
         return reward
 
     @final
-    def perturbed(self: Self, changes: Mapping[str, Any]) -> Self:
-        """Return the same task with other parameters.
+    def variant(self: Self, name: str) -> Self:
+        """Return the same task with the parameters of a variant.
 
         Raises:
-            ValueError: a name that is no parameter.
+            ValueError: there is no such variant, or it changes what is no parameter.
         """
-        names = [f.name for f in dataclasses.fields(self)]
-        unknown = [name for name in changes if name not in names]
+        if name not in self.variants:
+            legal = ", ".join(self.variants) or "none"
+            raise ValueError(
+                f"{type(self).__name__} has no variant {name!r}; its variants are {legal}."
+            )
+        changes = self.variants[name]
+        names = [f.name for f in dataclasses.fields(self) if f.name != "variants"]
+        unknown = [change for change in changes if change not in names]
         if unknown:
             raise ValueError(
-                f"{type(self).__name__} has no parameters {unknown}; it has {', '.join(names)}."
+                f"{type(self).__name__} has no parameters {unknown}, which its variant {name!r} "
+                f"changes; it has {', '.join(names)}."
             )
-        return dataclasses.replace(self, **changes)
+        settings: dict[str, Any] = {**changes, "variants": {}}
+        return dataclasses.replace(self, **settings)
 
     @final
     def begin(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Episodes:
