@@ -52,7 +52,8 @@ class JudgeCalibration:
     `metaopt.optimizers.Search`.
 
     A request that fails makes no score. A template that leaves too many rows without one has the
-    loss +inf, so that it is not chosen on the rest.
+    loss +inf, so that it is not chosen on the rest. The run ends while the budget of calls still
+    lasts for the report.
 
     Args:
         data: queries and responses with outcomes.
@@ -139,8 +140,8 @@ class JudgeCalibration:
         self.client = client(lms)
         self._examined: dict[str, Scores] = {}
         free = lms["judge"].deterministic
-        reported = 0 if free else 2 * len(self.test)
-        self.client.require({"judge": len(self.rows) + reported, "template": 1})
+        self._next = {"judge": len(self.rows) + (0 if free else 2 * len(self.test)), "template": 1}
+        self.client.require(self._next)
 
     def open(self, folder: Path) -> None:
         """Keep answers beside the run's folder."""
@@ -181,7 +182,7 @@ class JudgeCalibration:
             numbers |= {"judge/alignment": alignment(p, y), "judge/auroc": 1 - auroc(p, y)}
         cost = self.client.end(inner["round"])
         loss = self._loss(scores)
-        return Feedback(loss, None, None, scores, False, numbers, cost, self.client.stopped)
+        return Feedback(loss, None, None, scores, False, numbers, cost, self._stop())
 
     def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
         """Return what the template is worth on the held-out questions."""
@@ -237,6 +238,17 @@ class JudgeCalibration:
     def _asked(self, client: Client, template: str, rows: Sequence[Solution]) -> Scores:
         texts = [(row.query, row.response) for row in rows]
         return judge(client, template, self.data.queries, texts, self.answers)
+
+    def _stop(self) -> str | None:
+        """Return why no further template can be judged with enough left for the report."""
+        if self.client.stopped is not None:
+            return self.client.stopped
+        spent = {role: int(self.client.spent(role)["lm_calls"]) for role in self._next}
+        try:
+            self.client.require({role: spent[role] + n for role, n in self._next.items()})
+        except ValueError:
+            return "the budget does not last for another template and the report"
+        return None
 
     def _loss(self, scores: Scores) -> float:
         p, y = arrays(scores, self.rows)

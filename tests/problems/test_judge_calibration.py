@@ -250,16 +250,32 @@ def test_a_budget_too_small_for_a_step_and_the_report_is_refused(data: Solutions
         make(data, client=partial(Client, budget={"judge": {"lm_calls": 59}}))
 
 
-def test_a_spent_budget_stops_between_templates_and_keeps_what_was_paid(data: Solutions) -> None:
-    problem = make(data, client=partial(Client, budget={"judge": {"lm_calls": 150}}))
+def test_a_search_stops_while_the_budget_lasts_for_the_report(data: Solutions) -> None:
+    lm = Paid(by_length)
+    problem = make(data, judge=lm, client=partial(Client, budget={"judge": {"lm_calls": 340}}))
+    engine = run(problem, 10)
+    each = len({(r.query, r.response) for r in problem.rows})
+    assert engine.outer_step == 2  # 340 - 2 * 60 is less than another 60 and 180 for the report
+    assert "another template and the report" in str(engine.stopped)
+    assert len(lm.asked) == engine.ledger.spent["lm_calls"] - 1 == 2 * each
+    assert np.isfinite([trial["loss"] for trial in engine.inner["tried"]]).all()
+    for template in (problem.template, engine.optimizer.solution):
+        assert None not in problem.examine(template)
+
+
+def test_a_spent_budget_keeps_what_was_paid_for(data: Solutions) -> None:
+    lm = Paid(by_length)  # 15 tokens an answer
+    free = partial(Client, budget={"judge": {"tokens": 2000}})
+    problem = make(data, judge=lm, client=free, max_tokens=5)
     engine = run(problem, 10)
     losses = [trial["loss"] for trial in engine.inner["tried"]]
-    assert engine.outer_step == 3
-    assert "budget of 150 lm_calls for judge" in str(engine.stopped)
-    assert np.isfinite(losses[:2]).all()
-    assert losses[2] == float("inf")
-    assert engine.ledger.spent["lm_calls"] == 150 + 2
-    assert engine.optimizer.solution in [t["template"] for t in engine.inner["tried"][:2]]
+    assert "budget of 2000 tokens for judge is spent" in str(engine.stopped)
+    assert 1 < len(losses) < 10
+    assert np.isfinite(losses[:-1]).all()
+    assert losses[-1] == float("inf")
+    scored = [s for s in engine.inner["scores"] if s is not None]
+    assert 0 < len(scored) < len(problem.rows)
+    assert engine.optimizer.solution in [t["template"] for t in engine.inner["tried"][:-1]]
 
 
 def test_the_writer_is_shown_what_the_best_template_misjudges_most(data: Solutions) -> None:
@@ -345,28 +361,34 @@ def test_rows_of_one_outcome_are_refused() -> None:
 
 
 def test_a_run_delivers_a_calibrated_judge_and_shows_no_response(
-    metaopt: Any, path: Path, data: Solutions
+    data: Solutions, tmp_path: Path
 ) -> None:
-    done = metaopt(
-        "problem=judge_calibration", f"problem.data.source={path}", "problem.labelled=60",
-        "outer_steps=6", "hydra.run.dir=run",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    record = json.loads(Path("run/judge.json").read_text())
-    metrics = json.loads(Path("run/result.json").read_text())["metrics"]
+    problem = make(data)
+    engine = run(problem, 6)
+    best = engine.optimizer.solution
+    said = problem.deliver(best, engine.inner, [], tmp_path / "run")
+    metrics = problem.metrics(best, engine.inner)
+    record = json.loads((tmp_path / "run" / "judge.json").read_text())
+    assert record["judge"]["template"] == best
+    assert record["first"]["judge"]["template"] == problem.template
     assert record["held_out"]["n"] == 90
-    assert record["held_out"]["auroc"] == pytest.approx(metrics["eval/auroc"])
-    assert record["held_out"]["kappa"] == pytest.approx(metrics["eval/kappa"])
-    assert record["held_out"]["brier"] == pytest.approx(metrics["eval/calibrated_brier"])
-    rows = {(r.query, r.response) for r in make(data).rows}  # equal ones are asked about once
+    assert record["held_out"]["auroc"] == pytest.approx(metrics["auroc"])
+    assert record["held_out"]["kappa"] == pytest.approx(metrics["kappa"])
+    assert record["held_out"]["brier"] == pytest.approx(metrics["calibrated_brier"])
+    rows = {(r.query, r.response) for r in problem.rows}  # equal ones are asked about once
     calls = f"calls: {6 * len(rows) + 5} (judge {6 * len(rows)}, template 5)"
-    for said in (calls, "first template:", "auroc", "judge.json"):
-        assert said in done.out
-    assert Path("run/report.html").is_file()
-    assert Path("run/figures/evolution.png").is_file()
-    for file in Path("run").rglob("*"):
-        if file.is_file():
-            assert b"and so it goes on" not in file.read_bytes(), file
+    for part in (calls, "first template:", f"-> {metrics['auroc']:.3f}", "judge.json"):
+        assert part in said
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "run" / "figures" / "evolution.png").is_file()
+    assert_no_response_in(tmp_path / "run")
+
+
+def assert_no_response_in(folder: Path) -> None:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 4
+    for file in files:
+        assert b"and so it goes on" not in file.read_bytes(), file
 
 
 def test_a_killed_run_continues_to_the_same_result(
@@ -392,6 +414,7 @@ def test_a_killed_run_continues_to_the_same_result(
     whole, halved = (json.loads(Path(f, "result.json").read_text()) for f in ("whole", "halved"))
     assert whole["metrics"] == halved["metrics"]
     assert whole["budget"] == halved["budget"]
+    assert_no_response_in(Path("halved"))
 
 
 def test_missing_data_says_where_to_put_it(
