@@ -70,8 +70,10 @@ class SideBySide:
         }
 
     @property
-    def solution(self) -> Tensor:
-        """The parts' solutions, one after the other."""
+    def solution(self) -> Tensor | None:
+        """The parts' solutions, one after the other; `None` before `init`."""
+        if not self._runs:
+            return None
         return torch.cat([o.solution for o in self.optimizers.values()])
 
     def state_dict(self) -> dict[str, Any]:

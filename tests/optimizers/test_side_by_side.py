@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metaopt import Feedback
+from metaopt.core import OuterOptimizer
 from metaopt.optimizers import Constant, Ladder, Linear, RandomWalk, Rule, Schedule
 from metaopt.optimizers.side_by_side import SideBySide
 from metaopt.random import fold
@@ -32,6 +33,8 @@ def feedback(step, lengths, steps=4):
 
 def test_each_part_does_what_it_does_alone():
     together, alone = SideBySide(parts()), parts()
+    assert isinstance(together, OuterOptimizer)
+    assert together.solution is None
     together.init(FIRST)
     lengths = dict.fromkeys(alone, FIRST[:2])
     for optimizer in alone.values():
