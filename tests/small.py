@@ -10,9 +10,9 @@ WORLD = [
     "problem.new=2", "problem.evidence=8",
 ]  # fmt: skip
 ROLLOUT = [
-    "problem.runs=4", "problem.steps=128", "problem.phase=64", "problem.evaluation_episodes=4",
-    "problem.model.steps=4", "problem.rows=null", "problem.training_episodes=0",
-    "problem.tests={default: {}}", "outer_steps=3",
+    "problem.runs=11", "problem.steps=128", "problem.phase=64", "problem.evaluation_episodes=4",
+    "problem.model.steps=4", "problem.training_episodes=0", "problem.tests=[default]",
+    "outer_steps=3",
 ]  # fmt: skip
 
 

@@ -27,7 +27,10 @@ from metaopt.cli.composing import composing
 ROOT = options.folder()
 GROUPS = options.groups(ROOT)
 SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
-REFUSED = {("estimator", "first_order"): "needs theta to start at phi"}
+REFUSED = {
+    ("estimator", "first_order"): "needs theta to start at phi",
+    ("method", "rollout_length/open_loop"): "Recorded needs a .csv or .json file",
+}
 """Options that no shipped problem can take, and why."""
 
 SERVED = {("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file")}
@@ -41,10 +44,15 @@ TINY = ("debug=tiny", "figures=false")
 SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "search")}
 ENVIRONMENTS = ("acrobot", "cart_pole", "mountain_car")
 IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=digits"]
+ACTING = ("dqn", "error_feedback", "random_walk", "side_by_side")
 CONTEXT = {
     "debug": {},
     "engine": {"betty": ["estimator=implicit_identity"]},
-    "optimizer": {**SEARCHES, "rewriting": ["problem=template_evolution"]},
+    "optimizer": {
+        **SEARCHES,
+        **{key: ["problem=rollout_length"] for key in ACTING},
+        "rewriting": ["problem=template_evolution"],
+    },
     "estimator": {
         "score": ["optimizer=random"],
         "score_function": ["problem=meta_pseudo_labels"],

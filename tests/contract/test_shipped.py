@@ -10,7 +10,8 @@ from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContrac
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRADIENT_FREE = {"grid", "random", "schedule", "search"}
 
-CONTEXT = {"rewriting": "template_evolution"}
+ACTING = ("dqn", "error_feedback", "random_walk", "side_by_side")
+CONTEXT = {"rewriting": "template_evolution", **dict.fromkeys(ACTING, "rollout_length")}
 """Problems of the optimizers that need one of a kind; the others run on ridge."""
 
 
