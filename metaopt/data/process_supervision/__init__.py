@@ -1,0 +1,21 @@
+"""Chains of steps with labels: one schema, the published formats, and the meta-set."""
+
+from metaopt.data.process_supervision.chain import Chain, harden, truncate
+from metaopt.data.process_supervision.formats import FORMATS, Chains, read, rows_of, write
+from metaopt.data.process_supervision.gsm8k import gsm8k_solutions
+from metaopt.data.process_supervision.meta_set import leaked, meta_set, question_key
+
+__all__ = [
+    "FORMATS",
+    "Chain",
+    "Chains",
+    "gsm8k_solutions",
+    "harden",
+    "leaked",
+    "meta_set",
+    "question_key",
+    "read",
+    "rows_of",
+    "truncate",
+    "write",
+]

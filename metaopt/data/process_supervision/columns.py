@@ -1,0 +1,116 @@
+"""Columns of a row, checked: every function raises a ValueError that names column and value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+MISSING: Any = object()
+
+
+def shown(row: Mapping[str, Any], column: str) -> str:
+    """Return the start of the column's value."""
+    return repr(row[column])[:60] if column in row else "no such column"
+
+
+def text(row: Mapping[str, Any], column: str) -> str:
+    """Return a column with a text."""
+    return checked_text(row.get(column), column, shown(row, column))
+
+
+def optional(row: Mapping[str, Any], column: str) -> str:
+    """Return a column with a text, or "" where it is missing or null."""
+    return "" if row.get(column) is None else text(row, column)
+
+
+def checked_text(value: Any, name: str, seen: str = "") -> str:
+    """Return a text that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name!r} must be a text; got {seen or repr(value)[:60]}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r} holds half of a surrogate pair") from None
+    return value
+
+
+def listed(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Sequence[Any]:
+    """Return a column with a list, or the default where it is missing or null."""
+    value = row.get(column)
+    if value is None and default is not MISSING:
+        return default
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{column!r} must be a list; got {shown(row, column)}")
+    return value
+
+
+def texts(row: Mapping[str, Any], column: str, default: Any = MISSING) -> tuple[str, ...]:
+    """Return a column with a list of texts, or the default where it is missing or null."""
+    return tuple(checked_text(x, column) for x in listed(row, column, default))
+
+
+def mapping(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Mapping[str, Any]:
+    """Return a column with an object, or the default where it is missing or null."""
+    value = row.get(column)
+    if value is None and default is not MISSING:
+        return default
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{column!r} must be an object; got {shown(row, column)}")
+    return value
+
+
+def flag(row: Mapping[str, Any], column: str, default: Any = MISSING) -> bool | None:
+    """Return a column with true, false, 1 or 0, or the default where it is missing or null."""
+    value = row.get(column)
+    if value is None and default is not MISSING:
+        return default
+    if not isinstance(value, (bool, int)) or value not in (0, 1):
+        legal = "true, false, 1 or 0" + ("" if default is MISSING else ", or null")
+        raise ValueError(f"{column!r} must be {legal}; got {shown(row, column)}")
+    return bool(value)
+
+
+def count(value: Any, name: str) -> int | None:
+    """Return a count, or `None` for null."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+        raise ValueError(f"{name!r} must be a whole number or null; got {value!r:.60}")
+    return int(value)
+
+
+def share(value: Any, name: str) -> float | None:
+    """Return a number in [0, 1], or `None` for null."""
+    if value is None:
+        return None
+    if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name!r} must be in [0, 1], true, false or null; got {value!r:.60}")
+    return float(value)
+
+
+def index(row: Mapping[str, Any], column: str, length: int, none: Any) -> int | None:
+    """Return a column with a position in a list, or `None` for the value that means none."""
+    value = row.get(column, MISSING)
+    if value is none or (none is not None and value == none):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < length:
+        raise ValueError(
+            f"{column!r} must be {none} or a step's index, 0 to {length - 1}; "
+            f"got {shown(row, column)}"
+        )
+    return value
+
+
+def others(row: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return the columns that are not known."""
+    return {column: value for column, value in row.items() if column not in known}
+
+
+def identifier(row: Mapping[str, Any], column: str = "id") -> str:
+    """Return a column with a text or a number as a text, or "" where it is missing or null."""
+    value = row.get(column)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{column!r} must be a text or a number; got {shown(row, column)}")
+    return checked_text(str(value), column)
