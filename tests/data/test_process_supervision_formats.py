@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +231,8 @@ def test_every_format_is_tried() -> None:
 
 
 @pytest.fixture(params=sorted(ROWS))
-def name(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def test_rows_come_back_as_they_were(name: str, tmp_path: Path) -> None:
@@ -390,6 +389,22 @@ def test_what_a_format_cannot_say_is_refused_with_the_count(
 
 
 @pytest.mark.parametrize(
+    ("name", "prompt", "step"),
+    [
+        ("math_shepherd", "Step 1: what?", "a"),
+        ("math_shepherd", "Why?", "the tag ки"),
+        ("math_shepherd", "The tag ки?", "a"),
+        ("dreamprm_meta", "Do\nStep 1: what?", "a"),
+        ("dreamprm_meta", "Why?", "a\nStep 2: b"),
+        ("dreamprm_meta", "Why?", "a\nFinal answer: b"),
+    ],
+)
+def test_texts_that_hold_a_formats_marks_are_refused(name: str, prompt: str, step: str) -> None:
+    with pytest.raises(ValueError, match="its texts hold a mark of the format"):
+        rows_of([Chain(prompt, (step,), (1.0,), outcome=True)], name)
+
+
+@pytest.mark.parametrize(
     ("keep", "says"),
     [
         ({"labels": (1.0,)}, "one per step; got 1 for 2"),
@@ -518,3 +533,20 @@ def test_published_files_come_back_whole(folder: str, name: str, counts: list[in
         found.append(len(chains))
     assert found == counts
     assert len(read(data(folder)).chains) == sum(counts)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["stepwise", "dreamprm15", "prm800k", "dreamprm", "chain"])
+def test_published_chains_survive_another_format(name: str, tmp_path: Path) -> None:
+    known = name in ("stepwise", "dreamprm15", "dreamprm")
+    chains = [
+        truncate(chain) if known else chain
+        for chain in read(data("processbench") / "math.json").chains
+    ]
+    distinct = list({(chain.prompt, chain.steps): chain for chain in chains}.values())
+    write(tmp_path / "a.json", distinct, name)
+    found = read(tmp_path / "a.json").chains
+    strip = [(c.prompt, [s.strip() for s in c.steps], c.labels) for c in distinct]
+    assert sorted(strip, key=str) == sorted(
+        [(c.prompt, [s.strip() for s in c.steps], c.labels) for c in found], key=str
+    )

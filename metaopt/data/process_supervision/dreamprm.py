@@ -88,7 +88,7 @@ def from_dreamprm(prefixes: Iterable[Prefix]) -> list[Chain]:
         found.setdefault(one.question, []).append(one)
     chains: list[Chain] = []
     for rows in found.values():
-        rows.sort(key=lambda one: (one.number or 0, len(one.add)))
+        rows.sort(key=lambda one: len(one.add) if one.number is None else one.number)
         open_: list[list[Prefix]] = []
         for one in rows:
             for chain in open_:
@@ -131,12 +131,14 @@ def to_dreamprm(chains: Sequence[Chain]) -> list[dict[str, Any]]:
     """Return one row per step with a label, the rows of a chain together.
 
     Raises:
-        ValueError: chains without a label, or with several images.
+        ValueError: chains without a label, with an empty first step, or with several images.
     """
 
     def rows(chain: Chain) -> list[dict[str, Any]]:
         if not any(chain.mask):
             raise ValueError("has no step with a label")
+        if not chain.steps[0].strip():
+            raise ValueError("its first step is empty")
         kept = chain.extra.get("dreamprm", {})
         count = len(chain.steps)
         if len(kept.get("spaces", ())) != count:

@@ -10,7 +10,7 @@ from typing import Any
 from metaopt.data.process_supervision.chain import Chain
 from metaopt.data.process_supervision.columns import flag, identifier, optional, others, text
 from metaopt.data.process_supervision.dreamprm import own_id, own_image
-from metaopt.data.process_supervision.numbered import bare, headings, with_headings
+from metaopt.data.process_supervision.numbered import bare, headings, same, with_headings
 from metaopt.data.process_supervision.refusals import each
 
 COLUMNS = ("id", "true_false", "input", "response", "image_path")
@@ -62,7 +62,8 @@ def to_dreamprm_meta(chains: Sequence[Chain]) -> list[dict[str, Any]]:
     """Return rows of DreamPRM's meta.json; steps of chains from elsewhere get "Step 1: ", ...
 
     Raises:
-        ValueError: chains with an unknown outcome, or with several images.
+        ValueError: chains with an unknown outcome, with several images, or with a heading of a
+            step in another text.
     """
 
     def row(chain: Chain) -> dict[str, Any]:
@@ -84,6 +85,8 @@ def to_dreamprm_meta(chains: Sequence[Chain]) -> list[dict[str, Any]]:
             "true_false": chain.outcome,
             "image_path": own_image(chain),
         }
-        return {**own, **said, **kept.get("columns", {})}
+        found = {**own, **said, **kept.get("columns", {})}
+        same(from_dreamprm_meta(found), chain.prompt, steps)
+        return found
 
     return each(chains, row)

@@ -169,8 +169,9 @@ def _parse(row: Any, format: str | None) -> Chain | Prefix:
 def rows_of(chains: Sequence[Chain], format: str) -> list[dict[str, Any]]:
     """Return the rows of chains in a format.
 
-    Chains that were read from the format come back as they were; what their labels have no place
-    for in another one is refused or, where its documentation says so, left out.
+    Rows that were read from the format come back as they were. Another one may have no place for
+    what a chain holds: labels or outcomes that it needs and cannot express are refused; fields
+    that it lacks (policy, counts, ...) and white space around steps are left out.
 
     Raises:
         ValueError: an unknown format, or chains that it cannot express, listed with the count.

@@ -8,7 +8,7 @@ from typing import Any
 
 from metaopt.data.process_supervision.chain import Chain, signs
 from metaopt.data.process_supervision.columns import optional, others, text
-from metaopt.data.process_supervision.numbered import bare, with_headings
+from metaopt.data.process_supervision.numbered import bare, same, with_headings
 from metaopt.data.process_supervision.refusals import each
 
 TAG = "ки"
@@ -19,7 +19,7 @@ def from_math_shepherd(row: Mapping[str, Any]) -> Chain:
     """Return the chain of a row of Math-Shepherd (Wang et al., ACL 2024).
 
     The question ends where the first "Step 1:" begins, or after its last "?" where there is none;
-    tags inside the question (a dozen published rows have one) label nothing.
+    a tag inside the question, which a dozen published rows have, labels nothing.
 
     Raises:
         ValueError: says which column is malformed, or that the two texts differ.
@@ -86,7 +86,7 @@ def to_math_shepherd(chains: Sequence[Chain]) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: chains without steps, with a soft or unknown label, or with the tag or
-            "Step 1:" in a text where reading them back would take it for a mark.
+            "Step 1:" in a text that would be read back otherwise.
     """
     return each(chains, _row)
 
@@ -95,6 +95,8 @@ def _row(chain: Chain) -> dict[str, Any]:
     marks = ["+" if right else "-" for right in signs(chain)]
     if not chain.steps:
         raise ValueError("has no steps")
+    if any(TAG in x for x in (chain.prompt, *chain.steps)):
+        raise ValueError(f"its texts hold a mark of the format: {TAG}")
     kept = chain.extra.get("math_shepherd", {})
     spaces, steps = kept.get("spaces", []), list(chain.steps)
     head, signed_head = kept.get("head", ["", ""])
@@ -102,15 +104,13 @@ def _row(chain: Chain) -> dict[str, Any]:
         spaces, steps = [["", " "]] + [["\n", " "]] * (len(steps) - 1), with_headings(steps)
     if _question(head) != chain.prompt:
         head = signed_head = f"{chain.prompt}\n"
-    if any(TAG in x for x in [*steps, chain.prompt]):
-        raise ValueError(f"a text holds the tag {TAG}")
-    if re.search(r"step 1:", chain.prompt, re.IGNORECASE):
-        raise ValueError("the question holds 'Step 1:'")
     texts = [before + step + after for step, (before, after) in zip(steps, spaces, strict=True)]
     tail = kept.get("tail", "")
-    return {
+    row = {
         "input": head + "".join(x + TAG for x in texts) + tail,
         "label": signed_head + "".join(x + m for x, m in zip(texts, marks, strict=True)) + tail,
         "task": chain.domain,
         **kept.get("columns", {}),
     }
+    same(from_math_shepherd(row), chain.prompt, steps)
+    return row

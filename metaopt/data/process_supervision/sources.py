@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,16 @@ def _files(path: Path) -> list[Path]:
 
 def _rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
-        return _parquet(path)
-    with _opened(path) as file:
-        start = file.read(1)
-        while start and start in SPACES.encode():
+        yield from _parquet(path)
+        return
+    try:
+        with _opened(path) as file:
             start = file.read(1)
-    return _array(path) if start == b"[" else _lines(path)
+            while start and start in SPACES.encode():
+                start = file.read(1)
+        yield from _array(path) if start == b"[" else _lines(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        yield str(path), ValueError(f"is no whole gzip file: {error}")
 
 
 def _opened(path: Path) -> Any:
