@@ -126,6 +126,6 @@ def user(text: str) -> tuple[Message, ...]:
 
 
 def estimate(request: Request) -> Usage:
-    """Return an upper guess of a request's tokens: a token per three characters, and the cap."""
-    characters = sum(len(m["content"]) for m in request.messages)
-    return Usage(characters // 3 + 8 * len(request.messages), request.parameters.max_tokens)
+    """Return an upper guess of a request's tokens: one for three bytes of UTF-8, and the cap."""
+    size = sum(len(m["content"].encode()) for m in request.messages)
+    return Usage(size // 3 + 8 * len(request.messages), request.parameters.max_tokens)

@@ -15,6 +15,9 @@ from metaopt.llm.errors import LMError, PolicyRefusal, Rejected, Transient, Trun
 if TYPE_CHECKING:
     from openai import APIStatusError
 
+REFUSALS = ("filter", "refus", "safety", "policy", "prohibited", "blocked")
+"""Parts of a `finish_reason` by which servers say that a content policy stopped an answer."""
+
 FINISHES = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
     **dict.fromkeys(("length", "model_length", "max_tokens"), "length"),
@@ -49,7 +52,7 @@ def read(content: bytes, request: Request, model: str) -> Reply:
         raise Truncated("The answer holds no choice.", role)
     message, ended = choice.get("message"), str(choice.get("finish_reason"))[:40]
     message = message if isinstance(message, dict) else {}
-    if ended == "content_filter" or message.get("refusal"):
+    if message.get("refusal") or any(word in ended.lower() for word in REFUSALS):
         raise PolicyRefusal("A content policy stopped the answer.", role)
     text = message.get("content")
     if not isinstance(text, str):
