@@ -55,6 +55,8 @@ class Authorisation:
                 f"{', '.join(fields)}."
             )
         try:
+            if len(self.expiry) != len("YYYY-MM-DD"):
+                raise ValueError
             day = date.fromisoformat(self.expiry)
         except ValueError:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from metaopt.llm.cassette import Use
 from metaopt.llm.chat import Usage
@@ -90,23 +90,37 @@ class Budgets:
         self.round = number + 1
         return dict(zip(UNITS, map(float, self._rounds[number]), strict=True))
 
-    def require(self, calls: Mapping[str, int]) -> None:
-        """Refuse a budget that does not last for these calls.
+    def require(self, calls: Mapping[str, int], tokens: int, paid: Sequence[str]) -> None:
+        """Refuse a budget that does not last for these calls, or a paid role that has none.
 
         Args:
             calls: least calls by role that make a result.
+            tokens: least tokens of them all.
+            paid: roles whose answers may cost something.
 
         Raises:
             ValueError: names the budget, its value and what is needed.
         """
-        for account, needed in {**calls, ALL: sum(calls.values())}.items():
-            most = self._limits.get(account, (float("inf"),))[0]
-            if needed > most:
-                each = ", ".join(f"{role} {n:,}" for role, n in calls.items() if n)
-                name = f"budget.{account}.lm_calls" if account else "limits.lm_calls"
+        each = ", ".join(f"{role} {n:,}" for role, n in calls.items() if n)
+        for role in paid:
+            if min(self._limits[ALL] + self._limits.get(role, ())) == float("inf"):
                 raise ValueError(
-                    f"{name}={most:g} is too small for one outer step, which takes about "
-                    f"{needed:,} calls ({each}); raise it, or ask for fewer candidates."
+                    f"the model of {role} may cost something, so it needs a budget: limits, such "
+                    f"as {{lm_calls: 20000}}, or budget={{{role}: {{lm_calls: 20000}}}}. One outer "
+                    f"step takes at least {sum(calls.values()):,} calls ({each})."
+                )
+        for account, needed in {**calls, ALL: sum(calls.values())}.items():
+            name = f"budget.{account}" if account else "limits"
+            most = self._limits.get(account, (float("inf"),) * 2)
+            if needed > most[0]:
+                raise ValueError(
+                    f"{name}.lm_calls={most[0]:g} is too small for one outer step, which takes at "
+                    f"least {needed:,} calls ({each}); raise it, or ask for fewer candidates."
+                )
+            if account == ALL and tokens > most[1]:
+                raise ValueError(
+                    f"{name}.tokens={most[1]:g} is too small for one outer step, which takes at "
+                    f"least {tokens:,} tokens; raise it, or ask for fewer candidates."
                 )
 
     def spent(self, role: str | None = None) -> dict[str, float]:
@@ -122,10 +136,12 @@ class Budgets:
 
 
 def _checked(limits: Limits, name: str) -> tuple[float, ...]:
+    if not isinstance(limits, Mapping):
+        raise TypeError(f"{name} must be a mapping such as {{lm_calls: 1000}}; got {limits!r}.")
     for unit, most in limits.items():
         if unit not in UNITS:
             raise ValueError(f"{name} names the unit {unit!r}; units are {', '.join(UNITS)}.")
-        if most is not None and not most > 0:
+        if most is not None and (isinstance(most, (str, bool)) or not most > 0):
             raise ValueError(f"{name}[{unit!r}] must be above 0, or null for none; got {most}.")
     return tuple(
         float("inf") if most is None else most for most in (limits.get(unit) for unit in UNITS)

@@ -141,6 +141,7 @@ class Client:
         Raises:
             ValueError: the file is none of ours.
         """
+        folder = folder.resolve()
         own = Cassette(folder.with_name(folder.name + SUFFIX))
         if self._folder is None:
             self._exchange.own.copy_to(own)
@@ -182,13 +183,18 @@ class Client:
         """End a round and return its cost, {"lm_calls": n, "tokens": n}, of its first uses."""
         return self._budgets.end(number)
 
-    def require(self, calls: Mapping[str, int]) -> None:
-        """Refuse a budget that is too small for one outer step of these calls by role.
+    def require(self, calls: Mapping[str, int], tokens: int = 0) -> None:
+        """Refuse a budget that is too small for one outer step, or a paid role without one.
+
+        Args:
+            calls: least calls by role that make a result.
+            tokens: least tokens of them all.
 
         Raises:
             ValueError: names the budget, its value and what is needed.
         """
-        self._budgets.require(calls)
+        paid = [role for role, lm in self.lms.items() if not lm.deterministic]
+        self._budgets.require(calls, tokens, paid)
 
     def spent(self, role: str | None = None) -> dict[str, float]:
         """Return what the run was charged for a role, or for all of them."""
