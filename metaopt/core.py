@@ -118,6 +118,10 @@ class Recording(Protocol):
         """Take up the records of the run in `folder`; called once, before the first step."""
         ...
 
+    def spent(self) -> Mapping[str, float]:
+        """Return what the records say was spent by unit, what came after the last step included."""
+        ...
+
     def close(self) -> None:
         """Let go of them; called when the run ends, whatever ends it."""
         ...

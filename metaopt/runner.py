@@ -210,7 +210,7 @@ class Run:
             "config_hash": provenance.config_hash(self.config),
             "overrides": origin["overrides"],
             "metrics": _finite({**floats(self._last), **metrics}),
-            "budget": self.engine.ledger.spent,
+            "budget": self._spent(),
             "outer_steps": step,
             "stopped": self.engine.stopped,
             **{k: origin[k] for k in ("versions", "commit", "hardware")},
@@ -220,6 +220,12 @@ class Run:
         self._write("timing.json", {"seconds": time.monotonic() - self._started})
         self._write("result.json", result)
         return result
+
+    def _spent(self) -> dict[str, float]:
+        """Return what the run has cost, by unit; records know what came after the last step."""
+        problem = self.engine.problem
+        known = problem.spent() if isinstance(problem, Recording) else {}
+        return {**self.engine.ledger.spent, **known}
 
     def _deliver(self) -> None:
         problem = self.engine.problem
