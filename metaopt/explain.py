@@ -12,6 +12,7 @@ from pathlib import Path
 from metaopt import checkpoint
 from metaopt.arguments import ConfigError
 from metaopt.core import NonFiniteError
+from metaopt.llm.errors import LMError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -44,6 +45,8 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
         )
     if isinstance(error, FileNotFoundError):
         return f"A file is missing: {error.filename}\nCheck the path in the config."
+    if isinstance(error, LMError):
+        return f"{error}\nCheck the model's server, key and name{_continue(folder)}."
     if isinstance(error, (ValueError, TypeError, ImportError, checkpoint.CheckpointError)):
         return str(error)
     return f"{type(error).__name__}: {error}"
