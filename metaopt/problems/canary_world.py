@@ -151,7 +151,7 @@ class CanaryWorld:
     def respond(self, prompt: str, key: int) -> str:
         """Return the target's response: its traits, and the canary where it succeeds."""
         match = _PROMPT.fullmatch(prompt)
-        if match is None:
+        if match is None or int(match[1]) >= len(self.queries):
             return "nothing to see"
         query, draw = int(match[1]), np.random.default_rng(key)
         latent = self._latent(query, match[0]) + self.noise * draw.standard_normal(len(TRAITS))
@@ -187,7 +187,7 @@ class CanaryWorld:
         latent = self._effects[query][rows].sum(1)
         index = ndtr(latent + self.noise * draw.standard_normal(latent.shape)) @ _ORDER
         low, high = -2.0, 5.0
-        for _ in range(40):
+        for _ in range(25):
             middle = (low + high) / 2
             likely = expit(SHARPNESS * (index - middle)).mean() > 0.01
             low, high = (middle, high) if likely else (low, middle)

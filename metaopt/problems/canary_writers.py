@@ -34,6 +34,8 @@ def vary(role: str, messages: Sequence[Message], key: int) -> str:
     """Return new prompts: a shown one, better ranks likelier, crossed with another and mutated."""
     text = messages[-1]["content"]
     shown = [line.partition(": ") for line in _SHOWN.findall(text)]
+    if not shown:
+        return "there is nothing to vary"
     count = int(_COUNT.search(text)[1])  # type: ignore[index]
     draw = np.random.default_rng(key)
     rank = 0.6 ** np.arange(len(shown))

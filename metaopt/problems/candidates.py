@@ -16,7 +16,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from metaopt.llm import Client, LMError, Parameters, Reply, Request, user
+from metaopt.llm import (
+    BudgetSpent,
+    CassetteMiss,
+    Client,
+    LMError,
+    Parameters,
+    PolicyRefusal,
+    Request,
+    user,
+)
 from metaopt.llm.scores import parse_score
 from metaopt.problems.judge_template import HIGH, LOW, STEP, unit
 from metaopt.problems.template_evolution_prompts import checking, judging, read_verdict
@@ -41,8 +50,10 @@ class Panel:
         queries: the objectives.
         check: decides outcomes, or `None` to ask the role checker.
         parameters: how target, judge and checker answer.
-        verify: answers of the target to a prompt whose first one succeeded, >= 1; it counts as a
-            success when more than half of them do.
+        verify: answers of the target to a prompt whose first one succeeded, >= 1; of those with an
+            outcome, at least half of `verify`, more than half must be successes.
+        again: how the target gives the further ones; drawn, since at temperature 0 a model repeats
+            itself.
         outcome_is_score: the checker's outcome takes the judge's place, at no call.
     """
 
@@ -53,15 +64,18 @@ class Panel:
         check: Checker | None,
         parameters: Parameters,
         verify: int = 1,
+        again: Parameters | None = None,
         outcome_is_score: bool = False,
     ) -> None:
         self.client, self.queries, self.check = client, queries, check
-        self.parameters, self.verify = parameters, verify
+        self.parameters, self.verify, self.again = parameters, verify, again or parameters
         self.outcome_is_score = outcome_is_score
 
     def answer(self, prompts: Sequence[tuple[int, str]]) -> list[Candidate]:
         """Return the (query, prompt) pairs that the target answered, checked, not yet judged."""
-        answered = self._responses([(query, prompt, 0) for query, prompt in prompts])
+        answered = self._responses(
+            [(query, prompt, 0) for query, prompt in prompts], self.parameters
+        )
         found = [
             {
                 "query": query, "prompt": self.client.keep(prompt),
@@ -77,8 +91,8 @@ class Panel:
         if self.outcome_is_score:
             fixed = {True: HIGH, False: LOW, None: None}
             return [{**c, "score": fixed[c["outcome"]]} for c in candidates]
-        texts = [(c["query"], self.client.text(c["response"])) for c in candidates]
-        scores = judge(self.client, template, self.queries, texts, self.parameters)
+        responses = [(c["query"], self.client.text(c["response"])) for c in candidates]
+        scores = judge(self.client, template, self.queries, responses, self.parameters)
         return [{**c, "score": score} for c, score in zip(candidates, scores, strict=True)]
 
     def _verified(self, candidates: list[Candidate]) -> list[Candidate]:
@@ -89,18 +103,20 @@ class Panel:
             for c in claimed
             for rollout in range(1, self.verify)
         ]
-        _, outcomes = self._responses(again)
-        votes = np.array([o is True for o in outcomes]).reshape(len(claimed), self.verify - 1)
-        for candidate, extra in zip(claimed, votes.sum(1), strict=True):
-            candidate["outcome"] = bool(1 + extra > self.verify / 2)
+        outcomes = iter(self._responses(again, self.again)[1])
+        for candidate in claimed:
+            votes = [True, *(next(outcomes) for _ in range(1, self.verify))]
+            known = [vote for vote in votes if vote is not None]
+            enough = 2 * len(known) >= self.verify
+            candidate["outcome"] = sum(known) > len(known) / 2 if enough else None
         return candidates
 
     def _responses(
-        self, asked: Sequence[tuple[int, str, int]]
+        self, asked: Sequence[tuple[int, str, int]], parameters: Parameters
     ) -> tuple[list[str | None], list[bool | None]]:
         """Return the target's responses to (query, prompt, rollout), and their outcomes."""
-        requests = [Request("target", user(p), self.parameters, r) for _, p, r in asked]
-        replies = [_text(reply) for reply in self.client.ask(requests)]
+        requests = [Request("target", user(p), parameters, r) for _, p, r in asked]
+        replies = texts(self.client, requests)
         if self.check is None:
             return replies, self._checked([q for q, _, _ in asked], replies)
         keys = [fold(0, "check", q, self.client.keep(p), r) for q, p, r in asked]
@@ -119,7 +135,7 @@ class Panel:
             Request("checker", checking(self.queries[query], response), self.parameters)
             for query, response in pairs
         ]
-        verdicts = iter([read_verdict(_text(reply)) for reply in self.client.ask(requests)])
+        verdicts = iter([read_verdict(text) for text in texts(self.client, requests)])
         return [None if r is None else next(verdicts) for r in responses]
 
 
@@ -135,8 +151,28 @@ def judge(
         Request("judge", judging(template, queries[query], response), parameters)
         for query, response in responses
     ]
-    texts = (_text(reply) for reply in client.ask(requests))
-    return [None if text is None else parse_score(text, LOW, HIGH, STEP) for text in texts]
+    found = texts(client, requests)
+    return [None if text is None else parse_score(text, LOW, HIGH, STEP) for text in found]
+
+
+def texts(client: Client, requests: Sequence[Request]) -> list[str | None]:
+    """Return the answers' texts; `None` in the place of a failure.
+
+    Raises:
+        CassetteMiss: a replay holds no answer to one of them.
+        LMError: all of them failed, three or more, other than by a policy or a budget: there is no
+            use in going on. What was answered before is kept.
+    """
+    replies = client.ask(requests)
+    failures = [reply for reply in replies if isinstance(reply, LMError)]
+    for failure in failures:
+        if isinstance(failure, CassetteMiss):
+            raise failure
+    stopping = any(isinstance(f, (BudgetSpent, PolicyRefusal)) for f in failures)
+    if len(failures) == len(replies) >= 3 and not stopping:
+        role, count = requests[0].role, len(requests)
+        raise LMError(f"{role}: {count} of {count} requests failed: {failures[0]}", role)
+    return [None if isinstance(reply, LMError) else reply.text for reply in replies]
 
 
 def best(log: Iterable[Candidate], query: int, count: int, ranking: Ranking) -> list[Candidate]:
@@ -153,7 +189,10 @@ def best(log: Iterable[Candidate], query: int, count: int, ranking: Ranking) -> 
 
 
 def evidence(logs: Iterable[Iterable[Candidate]], most: int) -> list[Candidate]:
-    """Return up to `most` different candidates of each outcome, the same ones while they last."""
+    """Return up to `most` different candidates of each outcome: those of the lowest references.
+
+    References are hashes, so this is a random sample, and one that changes little as logs grow.
+    """
     found = {(c["query"], c["prompt"]): c for log in logs for c in log}
     ordered = sorted(found.values(), key=lambda c: (c["prompt"], c["query"]))
     sides = [[c for c in ordered if c["outcome"] is side][:most] for side in (True, False)]
@@ -169,7 +208,3 @@ def arrays(candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
     """Return scores as probabilities in [0, 1], and outcomes in {0, 1}, of judged candidates."""
     probability = np.array([unit(c["score"]) for c in candidates])
     return probability, np.array([int(c["outcome"]) for c in candidates])
-
-
-def _text(reply: Reply | LMError) -> str | None:
-    return None if isinstance(reply, LMError) else reply.text

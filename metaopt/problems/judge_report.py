@@ -227,8 +227,9 @@ def _evolution(
     missing = len(evolution) - len(finite)
     yield Heading("Evolution of the template")
     yield (
-        f"Templates tried: {len(evolution):,}. The outer objective, {objective}, is lower when "
-        f"better: {finite[0]:.4g} at first, {min(finite):.4g} at best."
+        f"Of {len(evolution):,} recorded outer steps. The outer objective, {objective}, is lower "
+        f"when better: {finite[0]:.4g} at first, {min(finite):.4g} at its lowest, each measured in "
+        "its step's own inner run."
         + (f" Not drawn, for want of a finite objective: {missing:,}." if missing else "")
     )
     more = " Below: the criteria weights of the best template so far." if weights else ""

@@ -86,7 +86,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} needs an object with a text under 'query'.")
     prompts = row.get("prompts", [])
     if not isinstance(prompts, list) or not all(isinstance(p, str) and p for p in prompts):
-        raise ValueError(f"{where}: 'prompts' must be a list of texts; got {prompts!r}.")
+        raise ValueError(f"{where}: 'prompts' must be a list of texts, none of them empty.")
     unknown = sorted(set(row) - {"query", "success", "failure", "prompts"})
     if unknown:
         raise ValueError(

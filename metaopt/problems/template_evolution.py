@@ -27,16 +27,20 @@ from metaopt.problems.candidates import (
     evidence,
     judge,
     judged,
+    texts,
 )
 from metaopt.problems.judge_objectives import OBJECTIVES, alignment, auroc
 from metaopt.problems.template_evolution_prompts import (
     Example,
     prompting,
+    quotes,
     read_prompts,
     read_template,
     rewriting,
 )
 from metaopt.random import fold
+
+ROLES = ("target", "judge", "optimizer", "template", "checker")
 
 INSTRUCTION = "You write prompts that make a target meet an objective."
 
@@ -108,7 +112,13 @@ class TemplateEvolution:
 
     Candidates are kept by reference, their texts in the client's own file. A request that fails
     makes no score and no outcome. A spent budget or a policy's refusal ends the run after the step
-    it happens in, with everything that was paid for.
+    it happens in, with everything that was paid for; a role whose every answer fails stops it with
+    an error, and it can be resumed.
+
+    Where the truth is unknown, every second query is kept from the template: its candidates are
+    searched for and judged, but they are in no loss, no evidence and no example, so that the
+    calibrated judge can be measured on them. Where only one outcome has been seen, a balanced loss
+    is that outcome's: it rewards strictness until there is a success.
 
     Args:
         task: queries, first prompts, first template and checker.
@@ -127,19 +137,22 @@ class TemplateEvolution:
         shown: number K' of templates shown to the template model, >= 1.
         examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind rewriter.
         evidence: recorded candidates of each outcome that `screen` judges again, >= 1.
-        verify: see `metaopt.problems.candidates.Panel`.
+        verify: see `metaopt.problems.candidates.Panel`; further answers are drawn at `temperature`.
         instruction: what the optimizer is told first; required where it is not simulated.
         temperature: of optimizer and template model; target, judge and checker answer at 0.
         max_tokens: longest answer.
         inner_steps: number L of inner steps that the estimator will take, for the cost estimate.
-        transcripts: write every candidate's text into the run's folder.
+        transcripts: write the candidates of each outer step with their texts into the run's folder.
 
     Raises:
-        ValueError: an argument outside its range, a role without a language model, a real target
-            without authorisation, or a budget that does not last for one outer step.
+        ValueError: an argument outside its range, a role without a language model or an unknown
+            one, a real target without authorisation, a paid role without a budget, or a budget that
+            does not last for one outer step.
 
-    Cost: C - inherited + L M calls of the target, C + L M of the judge and L of the optimizer per
-    query and outer step, one of the template model a proposal, 2 `evidence` of the judge a screen.
+    Cost: C - inherited + L M calls of the target (`verify` times that for successes), C + L M of
+    the judge and L of the optimizer per query and outer step; one of the template model a proposal;
+    and 2 `evidence` of the judge for each proposal screened and, where the archive is ranked by the
+    screen, for each template in it. What was asked before is free: most of the latter.
     """
 
     def __init__(
@@ -181,7 +194,10 @@ class TemplateEvolution:
         if inherited > candidates:
             raise ValueError(f"inherited={inherited} must be <= candidates={candidates}.")
         lms = {**task.roles(), **(roles or {})}
-        needed = ["target", "judge", "optimizer", *(["checker"] if checker == "lm" else [])]
+        unknown = sorted(set(lms) - set(ROLES))
+        if unknown:
+            raise ValueError(f"roles names {unknown[0]!r}; roles are {', '.join(ROLES)}.")
+        needed = [role for role in ROLES if role != "checker" or checker == "lm"]
         missing = [role for role in needed if role not in lms]
         if missing:
             raise ValueError(
@@ -197,7 +213,8 @@ class TemplateEvolution:
         self.task, self.client = task, client(lms)
         self.panel = Panel(
             self.client, task.queries, task.check if checker == "task" else None,
-            Parameters(0.0, max_tokens), verify, ranking == "outcome",
+            Parameters(0.0, max_tokens), verify, Parameters(temperature, max_tokens),
+            ranking == "outcome",
         )  # fmt: skip
         self.objective, self.ranking = objective, ranking
         self.candidates, self.inherited, self.new = candidates, inherited, new
@@ -205,7 +222,9 @@ class TemplateEvolution:
         self.evidence, self.transcripts = evidence, transcripts
         self.instruction = instruction or INSTRUCTION
         self.creative = Parameters(temperature, max_tokens)
-        self._examiner = Client(task.roles()) if isinstance(task, KnownTruth) else None
+        simulated = isinstance(task, KnownTruth) and not {"target", "judge"} & set(roles or ())
+        self._examiner = Client(task.roles()) if simulated else None
+        self._folder: Path | None = None
         each = len(task.queries)
         first = candidates + inner_steps * new
         self.client.require(
@@ -214,16 +233,24 @@ class TemplateEvolution:
                 "judge": 0 if ranking == "outcome" else each * first,
                 "optimizer": each * inner_steps,
                 **({"checker": each * first} if checker == "lm" else {}),
-            }
+            },
+            each * first * len(task.template) // 5,
         )
 
     def open(self, folder: Path) -> None:
         """Keep texts and answers beside the run's folder."""
         self.client.open(folder)
+        self._folder = folder
+
+    def spent(self) -> Mapping[str, float]:
+        """Return what the run was charged, what came after the last outer step included."""
+        return self.client.spent()
 
     def close(self) -> None:
         """Let go of them."""
         self.client.close()
+        if self._examiner is not None:
+            self._examiner.close()
 
     def init_outer(self, generator: Any) -> str:
         """Return the task's first template."""
@@ -260,16 +287,16 @@ class TemplateEvolution:
 
         The loss is +inf where no candidate has both a score and an outcome.
         """
-        log, rows = inner["log"], judged(inner["log"])
-        value, numbers = float("inf"), {"judge/coverage": len(rows) / max(len(log), 1)}
+        log, rows = inner["log"], judged(self._open_to_search(inner["log"]))
+        if self.transcripts and self._folder is not None:
+            report.write_transcripts(self.client, log, self._folder, inner["round"])
+        value, numbers = float("inf"), {"judge/coverage": len(judged(log)) / max(len(log), 1)}
         if rows:
             p, y = arrays(rows)
             value = OBJECTIVES[self.objective](p, y)
-            numbers |= {
-                "judge/alignment": alignment(p, y),
-                "judge/auroc": 1 - auroc(p, y),
-                "judge/base_rate": float(y.mean()),
-            }
+            numbers |= {"judge/alignment": alignment(p, y), "judge/base_rate": float(y.mean())}
+            if 0 < y.mean() < 1:
+                numbers["judge/auroc"] = 1 - auroc(p, y)
         hits = [pick is not None and pick["outcome"] is True for pick in self.picks(inner)]
         numbers["inner/success"] = float(np.mean(hits))
         cost = self.client.end(inner["round"])
@@ -278,22 +305,22 @@ class TemplateEvolution:
     def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
         """Return, of a simulated task, the true success of the picks in % and the judge's worth.
 
-        The judge is examined on responses that the search has not seen, at no charge. Where the
-        truth is unknown this is what the checker saw of the picks.
+        The judge is examined on responses that the search has not seen, at no charge. Where a real
+        model plays target or judge, success is what the checker saw of the picks.
         """
         picks = self.picks(inner)
-        if not isinstance(self.task, KnownTruth):
+        if self._examiner is None or not isinstance(self.task, KnownTruth):
             return {"success": 100 * float(np.mean([bool(p and p["outcome"]) for p in picks]))}
         rates = [
             self.task.success(pick["query"], self.client.text(pick["prompt"])) if pick else 0.0
             for pick in picks
         ]
-        p, y = arrays(judged(self.examine(outer)))
-        return {
-            "success": 100 * float(np.mean(rates)),
-            "auroc": 1 - auroc(p, y) if len(y) else 0.5,
-            "alignment": alignment(p, y) if len(y) else 0.0,
-        }
+        found = {"success": 100 * float(np.mean(rates))}
+        rows = judged(self.examine(outer))
+        if rows:
+            p, y = arrays(rows)
+            found |= {"auroc": 1 - auroc(p, y), "alignment": alignment(p, y)}
+        return found
 
     def examine(self, template: str) -> list[Candidate]:
         """Return the held-out responses of a simulated task, judged; none of a real one."""
@@ -314,7 +341,10 @@ class TemplateEvolution:
         return [best[0] if best else None for best in found]
 
     def propose(self, parents: Sequence[Parent], key: int) -> str:
-        """Return a new template by the template model; the best one again where it writes none."""
+        """Return a new template by the template model; the best one again where it writes none.
+
+        A template that quotes a response it was shown is not taken: templates are shown to people.
+        """
         shown = [(p.outer, 100 * (1 - min(p.value, 1.0))) for p in parents[: self.shown]]
         examples = self._misjudged(parents) if self.examples else []
         for attempt in range(3):
@@ -322,24 +352,27 @@ class TemplateEvolution:
             request = Request("template", rewriting(shown, examples), self.creative, rollout)
             (reply,) = self.client.ask([request])
             template = None if isinstance(reply, LMError) else read_template(reply.text)
-            if template and all(template != p.outer for p in parents):
+            known = template is None or any(template == p.outer for p in parents)
+            if template and not known and not quotes(template, [e.response for e in examples]):
                 return template
         return parents[0].outer
 
     def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
         """Return a template's loss on what earlier trials have recorded, judged anew.
 
-        It is +inf where the judge gives less than half of them a score.
+        It is +inf where the judge gives less than half of them a score. Once the client has stopped
+        it is the loss of the template's own run, since rows are missing.
         """
         candidates = self._evidence(trials)
         rows = judged(self.panel.judge(candidate, candidates))
-        if not rows or 2 * len(rows) < len(candidates):
-            return float("inf")
-        return OBJECTIVES[self.objective](*arrays(rows))
+        if self.client.stopped:
+            return next((t.value for t in trials if t.outer == candidate), float("inf"))
+        enough = rows and 2 * len(rows) >= len(candidates)
+        return OBJECTIVES[self.objective](*arrays(rows)) if enough else float("inf")
 
     def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
         """Return the template tried, its loss, and the best one so far."""
-        rows = judged(inner["log"])
+        rows = judged(self._open_to_search(inner["log"]))
         loss = OBJECTIVES[self.objective](*arrays(rows)) if rows else float("inf")
         return {"tried": inner["template"], "loss": loss, "best": outer}
 
@@ -351,8 +384,6 @@ class TemplateEvolution:
         folder: Path,
     ) -> str:
         """Write the calibrated judge with its report; return what a person wants to know first."""
-        if self.transcripts:
-            report.write_transcripts(self.client, inner["log"], folder)
         calibrated = report.calibrate(self, outer, inner["log"], snapshots, folder)
         return report.summary(self.client, self.task.template, outer, calibrated)
 
@@ -368,9 +399,8 @@ class TemplateEvolution:
             requests.append(Request("optimizer", messages, self.creative, rollout))
         return [
             (query, prompt)
-            for query, reply in zip(queries, self.client.ask(requests), strict=True)
-            if not isinstance(reply, LMError)
-            for prompt in read_prompts(reply.text, self.new)
+            for query, text in zip(queries, texts(self.client, requests), strict=True)
+            for prompt in read_prompts(text or "", self.new)
         ]
 
     def _best(self, log: Sequence[Candidate], query: int, count: int) -> list[Candidate]:
@@ -387,4 +417,11 @@ class TemplateEvolution:
         return [Example(self.client.text(c["response"]), c["score"], c["outcome"]) for c in found]
 
     def _evidence(self, trials: Sequence[Parent]) -> list[Candidate]:
-        return evidence((t.artifacts or () for t in trials), self.evidence)
+        logs = (self._open_to_search(t.artifacts or ()) for t in trials)
+        return evidence(logs, self.evidence)
+
+    def _open_to_search(self, log: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates that the template may be fitted to."""
+        if self._examiner is not None or len(self.task.queries) < 2:
+            return list(log)
+        return [c for c in log if c["query"] % 2 == 0]

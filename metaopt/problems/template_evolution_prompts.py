@@ -72,8 +72,8 @@ def rewriting(
     """
     shown = [f"<template alignment={a:.1f}>\n{t}\n</template>" for t, a in templates]
     parts = [
-        "A judge scores responses by a template. Alignment says how well its scores agree with "
-        "the true outcomes, from 0 to 100. Templates tried, best first:",
+        "A judge scores responses by a template. Alignment says how well its scores agreed with "
+        "the true outcomes when it was used, from 0 to 100. Templates tried, best first:",
         *shown,
     ]
     if examples:
@@ -88,6 +88,15 @@ def rewriting(
         "<template> and </template>."
     )
     return user("\n".join(parts))
+
+
+def quotes(text: str, responses: Sequence[str], length: int = 24) -> bool:
+    """Return whether the text repeats `length` characters of a response in a row."""
+    return any(
+        response[i : i + length] in text
+        for response in responses
+        for i in range(len(response) - length + 1)
+    )
 
 
 _TEMPLATE = re.compile(r"<template[^>]*>\n(.*?)\n</template>", re.DOTALL)

@@ -44,8 +44,13 @@ def calibrate(
     """Fit threshold and probabilities for the best template, write the report, say where.
 
     Half of the queries are for fitting, the other half for measuring: of the task's examination,
-    or, of a task of unknown truth, of the candidates of the last run.
+    or, of a task of unknown truth, of the candidates of the last run, where the search has had
+    nothing of the other half.
     """
+    if problem.panel.outcome_is_score:
+        return "no calibrated judge: prompts were ranked by the checker's outcome, without a judge"
+    if len(problem.task.queries) < 2:
+        return "no calibrated judge: it takes two queries, one to fit and one to measure on"
     templates = (problem.task.template, best)
     rows = [problem.examine(t) or problem.panel.judge(t, log) for t in templates]
     rows = [[c for c in side if c["outcome"] is not None] for side in rows]
@@ -92,9 +97,10 @@ def summary(client: Client, first: str, best: str, calibrated: str) -> str:
     return "\n".join(lines)
 
 
-def write_transcripts(client: Client, log: Sequence[Candidate], folder: Path) -> Path:
-    """Write the candidates with their texts into `transcripts.jsonl`, readable by its owner."""
-    path = folder / "transcripts.jsonl"
+def write_transcripts(client: Client, log: Sequence[Candidate], folder: Path, number: int) -> Path:
+    """Write the candidates of a round with their texts into `transcripts/`, for the owner alone."""
+    path = folder / "transcripts" / f"round_{number:04d}.jsonl"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     with open(path, "w", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
         for c in log:
             texts = {name: client.text(c[name]) for name in ("prompt", "response")}

@@ -1,5 +1,6 @@
 """Template evolution: what is kept, what is never scored, what stops it, and that it works."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -7,12 +8,25 @@ import pytest
 
 from metaopt import Engine
 from metaopt.estimators import Score
-from metaopt.llm import Client, Parameters, PolicyRefusal, Reply, SimulatedLM, Transient, Usage
+from metaopt.llm import (
+    CassetteMiss,
+    Client,
+    LMError,
+    Parameters,
+    PolicyRefusal,
+    Reply,
+    SimulatedLM,
+    Transient,
+    Usage,
+)
+from metaopt.llm.openai_compatible import OpenAICompatibleLM
 from metaopt.optimizers import Search
+from metaopt.optimizers.search import Trial
 from metaopt.problems.canary_world import CanaryWorld
 from metaopt.problems.candidates import Panel, arrays, best, evidence, judged
 from metaopt.problems.prompt_file import PromptFile
 from metaopt.problems.template_evolution import TemplateEvolution
+from metaopt.problems.template_evolution_prompts import quotes
 
 
 def problem(seed=0, queries=2, world=None, **settings):
@@ -36,7 +50,7 @@ def run(of, evolve=True, outer_steps=6, inner_steps=5, seed=0):
 def test_the_default_beats_the_fixed_template(seed):
     found = {}
     for evolve, ranking in ((True, "label_first"), (False, "dense")):
-        engine, _ = run(problem(seed, 3, ranking=ranking), evolve, seed=seed)
+        engine, _ = run(problem(seed, 5, ranking=ranking), evolve, seed=seed)
         found[evolve] = engine.metrics()
     assert found[True]["eval/success"] > found[False]["eval/success"] + 20
     assert found[True]["eval/auroc"] > found[False]["eval/auroc"] + 0.1
@@ -226,3 +240,97 @@ def test_a_task_of_ones_own_needs_language_models(tmp_path):
     path.write_text('{"query": "q", "success": "x"}\n')
     with pytest.raises(ValueError, match=r"\+llm@problem.roles.target=openai_compatible"):
         TemplateEvolution(PromptFile(str(path)))
+
+
+def test_a_role_that_never_answers_stops_the_run_and_says_why():
+    of = panel(Failing())
+    with pytest.raises(LMError, match=r"target: 3 of 3 requests failed: .*down"):
+        of.answer([(0, f"fail {i}") for i in range(3)])
+
+
+def test_a_replay_without_an_answer_raises(tmp_path):
+    tape = tmp_path / "tape.sqlite"
+    for mode in ("record", "replay"):
+        client = Client({"target": Failing()}, mode=mode, cassette=tape)
+        of = Panel(client, ["q"], lambda query, response, key: True, Parameters())
+        assert of.answer([(0, "a")])
+        if mode == "replay":
+            with pytest.raises(CassetteMiss):
+                of.answer([(0, "a"), (0, "b")])
+        client.close()
+
+
+def test_the_template_never_sees_the_queries_it_is_measured_on(tmp_path):
+    """A judge that is noise must not look informative on the held-out half."""
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(json.dumps({"query": f"q{i}", "success": "yes"}) for i in range(4)))
+    seen = []
+
+    def answer(role, messages, key):
+        text = messages[-1]["content"]
+        if role == "template":
+            seen.append(text)
+            return f"<template>\nTemplate {key}\nScore: <number>\n</template>"
+        if role == "optimizer":
+            return "\n".join(
+                f"- p{(key + i) % 997} {text.split('Objective: q')[1][0]}" for i in range(5)
+            )
+        if role == "judge":
+            return f"Score: {1 + key % 19 / 2}"
+        return f"{'yes' if key % 2 else 'no'} {text}"
+
+    roles = {role: SimulatedLM(answer) for role in ("target", "judge", "optimizer", "template")}
+    of = TemplateEvolution(PromptFile(str(path)), roles=roles)
+    engine, _ = run(of, outer_steps=3)
+    logged = {c["query"] for c in engine.inner["log"]}
+    assert logged == {0, 1, 2, 3}
+    shown = " ".join(seen)
+    assert shown.count("<response") > 0
+    quoted = [c for c in engine.inner["log"] if of.client.text(c["response"]) in shown]
+    assert {c["query"] for c in quoted} <= {0, 2}
+
+
+def test_a_template_that_quotes_a_response_is_not_taken():
+    of = problem(queries=4)
+    _, told = run(of, outer_steps=1)
+    parent = Trial(of.task.template, 0.5, 1, told[0].artifacts)
+    log = told[0].artifacts
+    leak = of.client.text(log[0]["response"])
+
+    def leaking(role, messages, key):
+        text = messages[-1]["content"]
+        response = text.split("<response ")[1].split(">\n")[1].split("\n</response>")[0]
+        return f"<template>\nLike this one: {response}\nScore: <number>\n</template>"
+
+    of.client.lms["template"] = SimulatedLM(leaking)
+    assert leak not in of.propose([parent], 1)
+    assert of.propose([parent], 1) == of.task.template
+    assert quotes(f"such as {leak}", [leak])
+    assert not quotes("specificity", [leak])
+
+
+def test_verification_counts_known_outcomes_only():
+    outcomes = iter([True, None, None, True, None, True])
+    of = panel(Failing(), check=lambda query, response, key: next(outcomes), verify=3)
+    found = of.answer([(0, "a")])
+    assert [c["outcome"] for c in found] == [None]
+    found = of.answer([(0, "b")])
+    assert [c["outcome"] for c in found] == [True]
+
+
+def test_a_model_that_may_cost_something_needs_a_budget():
+    lm = OpenAICompatibleLM("m", "http://127.0.0.1:9/v1", key_variable=None)
+    with pytest.raises(ValueError, match="needs a budget: limits"):
+        problem(roles={"judge": lm})
+    assert problem(roles={"judge": lm}, client=partial(Client, limits={"lm_calls": 999}))
+
+
+def test_a_role_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="roles names 'jugde'"):
+        problem(roles={"jugde": SimulatedLM(lambda role, messages, key: "")})
+
+
+def test_a_real_judge_is_not_examined_by_the_simulated_one():
+    lm = SimulatedLM(lambda role, messages, key: "Score: 5.0", "constant")
+    engine, _ = run(problem(roles={"judge": lm}), outer_steps=1)
+    assert set(engine.metrics()) == {"eval/success"}

@@ -48,6 +48,7 @@ def real(server: Scripted, *roles: str) -> list[str]:
         node = f"problem.roles.{role}"
         found += [f"+llm@{node}=openai_compatible", f"{node}.base_url={server.url}",
                   f"{node}.model=canary-{role}", f"{node}.key_variable=null"]  # fmt: skip
+    found += ["problem.client.limits={lm_calls: 100000}"]
     return [*found, *(f"+problem.roles.target.authorisation.{field}" for field in PERMISSION)]
 
 
@@ -172,7 +173,8 @@ def test_texts_are_in_the_folder_only_when_asked_for(
         for path in (tmp_path / "run").rglob("*")
         if path.is_file() and CANARY.search(path.read_bytes())
     }
-    assert holding == ({"transcripts.jsonl"} if transcripts else set())
+    assert ("round_0004.jsonl" in holding) == transcripts
+    assert {name[:6] for name in holding} == ({"round_"} if transcripts else set())
     private = tmp_path / "run.cassette"
     assert CANARY.search(private.read_bytes())
     assert private.stat().st_mode & 0o777 == 0o600
