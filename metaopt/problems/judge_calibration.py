@@ -147,6 +147,10 @@ class JudgeCalibration:
         """Keep answers beside the run's folder."""
         self.client.open(folder)
 
+    def spent(self) -> Mapping[str, float]:
+        """Return what the run was charged, the report included."""
+        return self.client.spent()
+
     def close(self) -> None:
         """Let go of them."""
         self.client.close()
