@@ -16,21 +16,27 @@ from torch import Generator, Tensor
 
 from metaopt import tree
 from metaopt.core import Feedback
-from metaopt.data.environments import Environment, Physics
+from metaopt.data.environments import Environment
 from metaopt.models.q_network import QNetwork
 from metaopt.models.stacked import denormals_as_zero
 from metaopt.models.transitions import width
 from metaopt.models.world_model import WorldModel
 from metaopt.problems.rollout_length_acting import Acting, act
-from metaopt.problems.rollout_length_evaluation import greedy_return, model_errors
-from metaopt.problems.rollout_length_figures import draw_schedules, write_tables
-from metaopt.problems.rollout_length_options import Exploration, Rows, check_options
+from metaopt.problems.rollout_length_evaluation import final_metrics, greedy_return, model_errors
+from metaopt.problems.rollout_length_figures import draw_schedules, listing, write_tables
+from metaopt.problems.rollout_length_options import (
+    Exploration,
+    Lengths,
+    Rows,
+    check_options,
+    lengths_of_runs,
+    variant,
+)
 from metaopt.problems.rollout_length_planning import Planned, Planner, Planning, plan
 from metaopt.problems.rollout_length_state import Records, Runs
 from metaopt.random import fold, generator
 
-Lengths = Tensor | int
-"""Rollout lengths: one for each run, (R) integers, or one for all."""
+Snapshots = Sequence[tuple[int, dict[str, Any]]]
 
 
 class RolloutLength:
@@ -139,7 +145,7 @@ class RolloutLength:
             raise ValueError(
                 f"RolloutLength needs a list of different tests, at least one; got {tests!r}."
             )
-        self.tested = [_variant(environment, name) for name in self.names]
+        self.tested = [variant(environment, name) for name in self.names]
         self.acting = Acting(
             environments=environments,
             phase=phase,
@@ -177,7 +183,7 @@ class RolloutLength:
     @denormals_as_zero()
     def inner_step(self, outer: Lengths, inner: Runs, key: int) -> Runs:
         """Return the runs after one outer step: planning, then a phase or the final score."""
-        lengths = self._lengths(outer)
+        lengths = lengths_of_runs(outer, self.runs, self.planner.cap)
         if inner.step == self.decisions:
             runs = self._begin(inner.episode + 1, inner.records, fold(key, "runs"))
         else:
@@ -216,20 +222,9 @@ class RolloutLength:
             "step": inner.step,
             "steps": self.decisions,
         }
-        change, reward, end = inner.model.loss.mean(0).unbind()
-        metrics = {
-            "inner/length": inner.length.double().mean(),
-            "inner/score": inner.score.mean(),
-            "inner/return_error": inner.errors[:, 0].mean(),
-            "inner/length_error": inner.errors[:, 1].mean(),
-            "inner/model_change": change,
-            "inner/model_reward": reward,
-            "inner/model_end": end,
-            "inner/synthetic_steps": inner.planned.steps.double().mean(),
-        }
         cost = {"environment_steps": inner.environment_steps, "gradients": inner.gradients}
         value = -inner.gain.mean()
-        return Feedback(value, observation=observation, metrics=metrics, cost=cost)
+        return Feedback(value, observation=observation, metrics=inner.logged(), cost=cost)
 
     def metrics(self, outer: Lengths, inner: Runs) -> dict[str, float]:
         """Return mean and standard error over runs of final score and area, test by test.
@@ -237,34 +232,36 @@ class RolloutLength:
         `return` is the final score, `auc` the mean over phases of the return in training; absent
         where the test is not over yet.
         """
-        found = {}
-        for index, name in enumerate(self.names):
-            scores = inner.records.scores[index].double()
-            if bool(scores[:, -1].isnan().any()):
-                continue
-            suffix = "" if index == 0 else f"_{name}"
-            for kind, numbers in (("return", scores[:, -1]), ("auc", scores[:, :-1].mean(1))):
-                found[f"{kind}{suffix}"] = float(numbers.mean())
-                if self.runs > 1:
-                    found[f"{kind}{suffix}_se"] = float(numbers.std() / self.runs**0.5)
-        return found
+        return final_metrics(inner.records.scores, self.names)
 
     def snapshot(self, outer: Lengths, inner: Runs) -> dict[str, Any]:
         """Return what the tests found so far."""
         return {k: v.cpu() for k, v in inner.records._asdict().items()}
 
-    def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
+    def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
         """Write learning curves, schedules and tables of the tests that are over."""
-        records = snapshots[-1][1]
-        over = [i for i in range(len(self.names)) if not records["scores"][i, :, -1].isnan().any()]
-        if not over:
+        options = tests, _, _ = self._over(snapshots), self.parts, self.acting.phase
+        if not tests:
             return []
-        tests = {self.names[i]: {k: v[i] for k, v in records.items()} for i in over}
-        paths = write_tables(tests, self.parts, self.acting.phase, folder)
-        return [
-            *paths,
-            draw_schedules(tests, self.parts, self.acting.phase, folder / "schedules.png"),
-        ]
+        return [*write_tables(*options, folder), draw_schedules(*options, folder / "schedules.png")]
+
+    def deliver(self, outer: Lengths, inner: Runs, snapshots: Snapshots, folder: Path) -> str:
+        """Return the table of schedules and the path of their figure, drawn where it is not."""
+        tests, figure = self._over(snapshots), folder / "figures" / "schedules.png"
+        if not tests:
+            return f"No test is over; that takes outer_steps={self.outer_steps}."
+        if not figure.is_file():
+            self.figures(snapshots, figure.parent)
+        return f"{listing(tests, self.parts)}\nfigure: {figure}"
+
+    def _over(self, snapshots: Snapshots) -> dict[str, dict[str, Tensor]]:
+        """Return what the last snapshot holds, by test, of the tests that are over."""
+        records = snapshots[-1][1]
+        ends = records["scores"][:, :, -1].isnan().any(1).tolist()
+        parts = {n: {k: v[i] for k, v in records.items()} for i, n in enumerate(self.names)}
+        return {
+            name: parts[name] for name, open_ in zip(self.names, ends, strict=True) if not open_
+        }
 
     def _begin(self, episode: int, records: Records, key: int) -> Runs:
         """Return new runs."""
@@ -352,30 +349,3 @@ class RolloutLength:
 
     def _draw(self, key: int) -> Generator:
         return generator(key, self.device)
-
-    def _lengths(self, outer: Lengths) -> Tensor:
-        """Return the lengths (R) on the processor."""
-        lengths = torch.as_tensor(outer).cpu()
-        if lengths.is_floating_point() or lengths.numel() not in (1, self.runs):
-            raise ValueError(
-                f"RolloutLength needs an integer or {self.runs} of them as rollout lengths; got "
-                f"{outer!r}."
-            )
-        if bool(((lengths < 0) | (lengths > self.planner.cap)).any()):
-            raise ValueError(
-                f"RolloutLength needs rollout lengths in 0..{self.planner.cap}, the planner's "
-                f"cap; got {lengths.tolist()}."
-            )
-        return lengths.flatten().expand(self.runs)
-
-
-def _variant(environment: Environment, name: str) -> Environment:
-    """Return the environment of a test."""
-    if name == "default":
-        return environment
-    if not isinstance(environment, Physics):
-        raise ValueError(
-            f"RolloutLength finds variants of physics only; a {type(environment).__name__} has "
-            f"none, so that tests must be [default] and not name {name!r}."
-        )
-    return environment.variant(name)

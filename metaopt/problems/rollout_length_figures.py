@@ -80,6 +80,33 @@ def summary(tests: Tests, rows: Rows, phase: int) -> str:
     )
 
 
+def listing(tests: Tests, rows: Rows) -> str:
+    """Return a table for the console: rollout lengths, returns at the end and while learning.
+
+    Lengths are means over runs in the first test, of at most seven decisions, evenly spaced.
+    """
+    first = next(iter(tests.values()))
+    decisions = first["lengths"].shape[1]
+    shown = sorted({round(i * (decisions - 1) / 6) for i in range(7)})
+    counted = ",".join(str(d + 1) for d in shown)
+    lines = [["schedule", f"mean K in phase {counted}", *(f"return, {t}" for t in tests), "area"]]
+    for i, name in enumerate(rows.names):
+        lengths = rows.of(first["lengths"])[i][1].mean(0)
+        scores = [rows.of(found["scores"])[i][1] for found in tests.values()]
+        cells = [name or "all runs", " ".join(f"{float(lengths[d]):.0f}" for d in shown)]
+        cells += [_mean(score[:, -1]) for score in scores]
+        lines.append([*cells, _mean(scores[0][:, :-1].mean(1))])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+    return (
+        f"{text}\nmean ± standard error over {rows.each} runs a schedule; area: mean return while "
+        "learning"
+    )
+
+
 def draw_schedules(tests: Tests, rows: Rows, phase: int, path: Path) -> Path:
     """Write a figure: for each test the returns along learning and the lengths.
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaopt.data.environments import Environment, Physics
+
+Lengths = Tensor | int
+"""Rollout lengths: one for each run, (R) integers, or one for all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exploration:
@@ -108,3 +113,38 @@ def check_options(
         raise ValueError(f"RolloutLength needs score=training or greedy; got {score!r}.")
     if clip is not None and not clip > 0:
         raise ValueError(f"RolloutLength needs clip > 0 or null; got {clip}.")
+
+
+def lengths_of_runs(outer: Lengths, runs: int, cap: int) -> Tensor:
+    """Return the lengths (R) on the processor.
+
+    Raises:
+        ValueError: no integers, not as many as runs, or not in 0..cap.
+    """
+    lengths = torch.as_tensor(outer).cpu()
+    if lengths.is_floating_point() or lengths.numel() not in (1, runs):
+        raise ValueError(
+            f"RolloutLength needs an integer or {runs} of them as rollout lengths; got {outer!r}."
+        )
+    if bool(((lengths < 0) | (lengths > cap)).any()):
+        raise ValueError(
+            f"RolloutLength needs rollout lengths in 0..{cap}, the planner's cap; got "
+            f"{lengths.tolist()}."
+        )
+    return lengths.flatten().expand(runs)
+
+
+def variant(environment: Environment, name: str) -> Environment:
+    """Return the environment of a test.
+
+    Raises:
+        ValueError: it has no variant of that name.
+    """
+    if name == "default":
+        return environment
+    if not isinstance(environment, Physics):
+        raise ValueError(
+            f"RolloutLength finds variants of physics only; a {type(environment).__name__} has "
+            f"none, so that tests must be [default] and not name {name!r}."
+        )
+    return environment.variant(name)

@@ -74,5 +74,19 @@ class Runs(NamedTuple):
     environment_steps: int
     gradients: int
 
+    def logged(self) -> dict[str, Tensor]:
+        """Return means over runs, for the log."""
+        change, reward, end = self.model.loss.mean(0).unbind()
+        return {
+            "inner/length": self.length.double().mean(),
+            "inner/score": self.score.mean(),
+            "inner/return_error": self.errors[:, 0].mean(),
+            "inner/length_error": self.errors[:, 1].mean(),
+            "inner/model_change": change,
+            "inner/model_reward": reward,
+            "inner/model_end": end,
+            "inner/synthetic_steps": self.planned.steps.double().mean(),
+        }
+
 
 torch.serialization.add_safe_globals([Records, Runs])

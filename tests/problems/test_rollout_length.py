@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from metaopt import tree
+from metaopt.core import Delivering
 from metaopt.data.environments import CartPole, GymnasiumVector, MountainCar
 from metaopt.engine import Engine
 from metaopt.estimators import Score
@@ -16,7 +17,7 @@ from metaopt.models.world_model import WorldModel
 from metaopt.optimizers import Constant, Linear, Recorded, Schedule
 from metaopt.problems.rollout_length import RolloutLength
 from metaopt.problems.rollout_length_evaluation import Finished, greedy_return, model_errors
-from metaopt.problems.rollout_length_figures import summary, write_tables
+from metaopt.problems.rollout_length_figures import listing, summary, write_tables
 from metaopt.problems.rollout_length_options import Exploration, Rows
 from metaopt.problems.rollout_length_planning import Planner, Planning, plan
 from metaopt.random import generator
@@ -448,6 +449,41 @@ class TestReports:
         assert {p.suffix for p in paths} == {".md", ".csv", ".png"}
         assert all(p.stat().st_size > 100 for p in paths)
         assert "return (light)" in paths[0].read_text()
+
+    def test_listing(self):
+        """Ten decisions are abbreviated to seven; columns are as wide as their widest cell."""
+        found = self.found()
+        found["default"]["lengths"] = torch.arange(10.0).expand(4, 10)
+        lines = listing(found, Rows(4, ["a", "long name"], "synthetic")).splitlines()
+        assert lines[0] == ("schedule   mean K in phase 1,3,4,5,7,9,10  return, default  area")
+        assert lines[1] == ("a          0 2 3 4 6 8 9                   12.0 ± 2.0       2.5 ± 0.5")
+        assert lines[2].split() == [
+            "long", "name", *"0234689", "30.0", "±", "0.0", "2.0", "±", "0.0",
+        ]  # fmt: skip
+        assert "over 2 runs a schedule" in lines[3]
+
+    def test_what_a_run_delivers(self, tmp_path):
+        """The table and the figure that is there, or why there is none."""
+        problem = make(LIGHT, rows=["a", "b"], tests=["default", "light"])
+        assert isinstance(problem, Delivering)
+        engine = Engine(problem, Score(1), Schedule(Constant(2)), outer_steps=problem.outer_steps)
+        snapshots = [(step, tree.clone(problem.snapshot(None, engine.inner))) for step, _ in engine]
+        early = problem.deliver(2, engine.inner, snapshots[:4], tmp_path)
+        assert early == "No test is over; that takes outer_steps=10."
+        assert not list(tmp_path.iterdir())
+        half = problem.deliver(2, engine.inner, snapshots[:5], tmp_path / "half")
+        assert "return, default" in half
+        assert "light" not in half
+        *table, figure = problem.deliver(2, engine.inner, snapshots, tmp_path).splitlines()
+        path = tmp_path / "figures" / "schedules.png"
+        assert figure == f"figure: {path}"
+        assert path.is_file()
+        assert [line.split()[0] for line in table] == ["schedule", "a", "b", "mean"]
+        for name, line in zip("ab", table[1:3], strict=True):
+            final = engine.inner.records.scores[:, :, -1].view(2, 2, 2).mean(2)
+            returns = [f"{float(x):.1f} ±" for x in final[:, "ab".index(name)]]
+            assert line.index(returns[0]) < line.rindex(returns[1])
+            assert "2 2 2 2 " in line
 
 
 @pytest.mark.parametrize(
