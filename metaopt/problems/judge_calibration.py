@@ -78,8 +78,8 @@ class JudgeCalibration:
 
     Raises:
         ValueError: an argument outside its range, labelled or held-out rows of one outcome only, a
-            template that the writer cannot read, a paid role without a budget, or a budget too small
-            for one outer step and the report.
+            template that the writer cannot read, a paid role without a budget, or a budget too
+            small for one outer step and the report.
 
     Cost: a call of the judge for each labelled row and outer step, one of the writer a proposal,
     and one of the judge for each held-out row and template that is reported. A judge that is a
