@@ -118,7 +118,7 @@ def draw_evolution(
         panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
         steps = _objective(panels[0], tried, objective)
         if weights:
-            _weights(panels[1], weights, int(steps.min(initial=0)))
+            _weights(panels[1], weights, int(steps[0]) if len(steps) else 0)
         panels[-1].set_xlabel("outer step")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
         return save(figure, path)
