@@ -203,9 +203,8 @@ class RolloutLength:
         """Return minus the mean reward, and what an acting optimizer observes."""
         limit = self.training.time_limit
         size = max(limit, abs(self.training.worst))
-        remains = 1 - min(inner.step + 1, self.decisions) / self.decisions
         features = [
-            torch.full_like(inner.score, remains),
+            torch.full_like(inner.score, 1 - min(inner.step + 1, self.decisions) / self.decisions),
             inner.length / self.planner.cap,
             inner.score / size,
             inner.errors[:, 0] / size,
@@ -223,8 +222,8 @@ class RolloutLength:
             "steps": self.decisions,
         }
         cost = {"environment_steps": inner.environment_steps, "gradients": inner.gradients}
-        value = -inner.gain.mean()
-        return Feedback(value, observation=observation, metrics=inner.logged(), cost=cost)
+        seen, logged = observation, inner.logged()
+        return Feedback(-inner.gain.mean(), observation=seen, metrics=logged, cost=cost)
 
     def metrics(self, outer: Lengths, inner: Runs) -> dict[str, float]:
         """Return mean and standard error over runs of final score and area, test by test.

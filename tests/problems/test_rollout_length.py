@@ -5,8 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hydra import compose
+from hydra.utils import instantiate
 
 from metaopt import tree
+from metaopt.cli.composing import composing
 from metaopt.core import Delivering
 from metaopt.data.environments import CartPole, GymnasiumVector, MountainCar
 from metaopt.engine import Engine
@@ -555,3 +558,57 @@ def test_planning_makes_learning_faster():
     none, real, model = inner.score.view(3, 24).mean(1)
     assert real > 2 * none
     assert model > 1.5 * none
+
+
+class TestShipped:
+    """The experiments' YAML, as they are instantiated."""
+
+    def made(self, name, method):
+        chosen = [f"experiment=rollout_length/{name}", f"method=rollout_length/{method}"]
+        with composing():
+            config = compose("train", chosen)
+        return config, instantiate(config.problem, _convert_="all")
+
+    @pytest.mark.parametrize("name", ["cartpole", "mountain_car", "acrobot"])
+    def test_outer_steps_fit_training_and_tests(self, name):
+        for method in ("real_extra", "meta_paper"):
+            config, problem = self.made(name, method)
+            assert config.outer_steps == problem.outer_steps
+            assert problem.names == ["default", "perturbed"]
+            assert config.row in config.report.rows
+        assert config.report.baseline in config.report.rows
+
+    @pytest.mark.parametrize(
+        ("name", "decisions", "environment"),
+        [("mountain_car", 15, (0.003, -1.1)), ("acrobot", 12, (12.0, 1.2, 1.2, 0.8))],
+    )
+    def test_the_papers_settings(self, name, decisions, environment):
+        config, problem = self.made(name, "meta_paper")
+        model, agent, acting = problem.model, problem.agent, problem.acting
+        assert problem.decisions == decisions
+        assert problem.runs * problem.training_episodes == 2000
+        assert (acting.phase, acting.environments, acting.batch) == (10_000, 1, 32)
+        assert acting.updates_per_step == problem.planner.ratio == 1
+        observed = problem.training.observation_size
+        inputs = observed + problem.training.actions
+        assert [list(n.sizes) for n in model.networks] == [
+            [inputs, 32, 16, observed], [inputs, 64, 32, 1], [inputs, 32, 16, 1],
+        ]  # fmt: skip
+        assert all(n.normalise for n in model.networks)
+        assert (model.adam.lr, model.batch, model.held_out) == (1e-3, 32, 5)
+        assert list(agent.mlp.sizes) == [observed, 64, 32, problem.training.actions]
+        assert (agent.adam.lr, agent.target_every, agent.double) == (1e-4, 2000, True)
+        assert [acting.exploration(t, 10_000) for t in (9_999, 15_000, 20_000, 90_000)] == (
+            pytest.approx([1.0, 0.55, 0.1, 0.1])
+        )
+        assert problem.training.timeout_is_terminal
+        assert problem.first_length == 0
+        tested = vars(problem.tested[1])
+        for value in environment:
+            assert value in tested.values()
+        assert instantiate(config.optimizer, _convert_="all").lr == 1e-4
+
+    def test_methods_that_observe_measure_errors(self):
+        for method, count in (("k4", 0), ("error_feedback", 4), ("meta_absolute", 4)):
+            assert self.made("cartpole", method)[1].acting.error_episodes == count
+        assert self.made("acrobot", "meta_paper")[1].acting.error_episodes == 50
