@@ -122,21 +122,24 @@ def draw_schedules(tests: Tests, rows: Rows, phase: int, path: Path) -> Path:
             curves, lengths = rows.of(found["scores"]), rows.of(found["lengths"])
             for i in range(len(rows.names)):
                 style, name = line(i), rows.names[i] or "all runs"
-                for axes, values, band in (
-                    (left, curves[i][1][:, :-1], _error),
-                    (right, lengths[i][1], _spread),
+                for axes, values, band, least in (
+                    (left, curves[i][1][:, :-1], _error, -torch.inf),
+                    (right, lengths[i][1], _spread, 0.0),
                 ):
                     mean, width = values.mean(0), band(values)
+                    low = (mean - width).clamp(min=least)
                     axes.plot(steps, mean, label=name, **style)
                     if len(rows.names) <= 4:
                         axes.fill_between(
-                            steps, mean - width, mean + width, color=style["color"], alpha=0.15,
-                            linewidth=0,
+                            steps, low, mean + width, color=style["color"], alpha=0.15, linewidth=0
                         )  # fmt: skip
             left.set(title=f"return while learning, {test}", xlabel="real steps")
             right.set(title=f"rollout length, {test}", xlabel="real steps", ylim=(-1, None))
+            left.set_ylabel("return")
+            right.set_ylabel("K")
         handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+        if len(labels) > 1:
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
         return save(figure, path)
 
 
