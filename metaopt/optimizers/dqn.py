@@ -41,7 +41,9 @@ class DQN:
         batch: transitions per update, >= 1; there is none before the replay holds so many.
         updates: updates per transition, >= 0; R runs therefore cost R * updates an outer step.
         capacity: transitions kept.
-        freeze_every: episodes between two copies of the network into the frozen one, >= 1.
+        freeze_every: episodes between two copies of the network into the frozen one, >= 1, counted
+            in the updates of an episode, `freeze_every * decisions * updates` of them: R runs in
+            lock-step are learnt from between two decisions, and one copy a batch would be too few.
         exploration: points [episodes finished, probability of a random action], joined by straight
             lines; a batch of R runs counts R episodes, and all its runs share one probability.
         reward_scale: factor on rewards and scores, > 0, which keeps values near 1.
@@ -99,6 +101,7 @@ class DQN:
         self._action: Tensor | None = None
         self._episode: list[Tree] = []  # decisions that wait for their final score
         self._finished = 0
+        self._made = 0  # updates of the network
         self._key: int | None = None
 
     def init(self, outer: Any) -> None:
@@ -143,12 +146,10 @@ class DQN:
             self._episode = []
         elif action is not None and not seen.test:
             added = self._remember(before, action, seen)
-            self._learn(network, added * self.updates, fold(key, "replay"))
+            period = self.freeze_every * seen.steps * max(self.updates, 1)
+            self._learn(network, added * self.updates, period, fold(key, "replay"))
         if seen.done and not seen.test:
-            copies = self._finished // self.freeze_every
             self._finished += len(self._initial) // self.averaged_runs
-            if self._finished // self.freeze_every > copies:
-                network.freeze()
         self._seen, self._key = seen, None
 
     @property
@@ -169,6 +170,7 @@ class DQN:
             "episode": list(self._episode),
             "seen": None if self._seen is None else self._seen._asdict(),
             "finished": self._finished,
+            "made": self._made,
             "outer": self._outer,
         }
 
@@ -185,6 +187,7 @@ class DQN:
         if self._seen is not None:
             self._begin(self._seen, 0).load_state_dict(state["network"])
         self._episode, self._finished = state["episode"], state["finished"]
+        self._made = state["made"]
         self._outer, self._action, self._key = state["outer"], None, None
 
     def _begin(self, seen: Observation, key: int) -> ValueNetwork:
@@ -221,7 +224,7 @@ class DQN:
         self._replay.add(rows)
         return len(rows["action"])
 
-    def _learn(self, network: ValueNetwork, updates: int, key: int) -> None:
+    def _learn(self, network: ValueNetwork, updates: int, period: int, key: int) -> None:
         if not updates or len(self._replay) < self.batch:
             return
         rows = self._replay.sample((updates, self.batch), generator(key))
@@ -231,13 +234,16 @@ class DQN:
             ):
                 network.descend(state, action, target)
             return
-        ahead = network.frozen(rows["next_state"])
         weight = self.discount * (1 - rows["terminal"])
         for i in range(updates):
-            best = network(rows["next_state"][i]).argmax(-1, keepdim=True)
-            value = ahead[i].gather(-1, best).squeeze(-1)
+            following = rows["next_state"][i]
+            best = network(following).argmax(-1, keepdim=True)
+            value = network.frozen(following).gather(-1, best).squeeze(-1)
             target = rows["reward"][i] + weight[i] * value
             network.descend(rows["state"][i], rows["action"][i], target)
+            self._made += 1
+            if self._made % period == 0:
+                network.freeze()
 
 
 def _mean(rows: Tensor, group: int) -> Tensor:

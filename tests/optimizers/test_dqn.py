@@ -10,7 +10,6 @@ from metaopt import Engine, Feedback
 from metaopt.estimators import Score
 from metaopt.optimizers import DQN, Absolute, Ladder, RandomWalk, Rule
 from metaopt.optimizers.replay import Replay
-from metaopt.optimizers.value_network import ValueNetwork
 from metaopt.problems.ridge import Ridge
 from metaopt.random import fold, generator
 from metaopt.testing import OptimizerContract
@@ -328,3 +327,16 @@ def test_a_checkpoint_of_another_network_is_refused():
     two.init(torch.ones(4, dtype=torch.long))
     with pytest.raises(ValueError, match=r"sizes \[15, 8, 3\], this one \[15, 9, 3\]"):
         two.load_state_dict(one.state_dict())
+
+
+def test_the_frozen_copy_is_renewed_within_a_large_batch(monkeypatch):
+    """Sixteen episodes at once are learnt from with as many copies as one after the other."""
+    copies = {}
+    for runs in (1, 16):
+        made = []
+        monkeypatch.setattr(ValueNetwork, "freeze", lambda self, made=made: made.append(1))
+        settings = {**SMALL, "batch": 1, "updates": 2}
+        dqn = DQN(ACTIONS, freeze_every=4, **settings)
+        list(Engine(Climb(runs), Score(1), dqn, outer_steps=16 // runs * (T + 1)))
+        copies[runs] = len(made)
+    assert copies == {1: 4, 16: 4}
