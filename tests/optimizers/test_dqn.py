@@ -10,6 +10,7 @@ from metaopt import Engine, Feedback
 from metaopt.estimators import Score
 from metaopt.optimizers import DQN, Absolute, Ladder, RandomWalk, Rule
 from metaopt.optimizers.replay import Replay
+from metaopt.optimizers.value_network import ValueNetwork
 from metaopt.problems.ridge import Ridge
 from metaopt.random import fold, generator
 from metaopt.testing import OptimizerContract
