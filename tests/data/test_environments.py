@@ -252,3 +252,13 @@ def test_worst_returns():
     assert MountainCar(last_reward=0.0).worst == -199
     assert Acrobot(time_limit=200).worst == -200
     assert math.isclose(CartPole().angle_limit, 12 * 2 * math.pi / 360)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [(CartPole, {"cart_mass": -0.1}), (CartPole, {"interval": 0.0}), (MountainCar, {"power": 0.0}),
+     (Acrobot, {"inertia": float("nan")}), (CartPole, {"variants": {"odd": {"force": -1.0}}})],
+)  # fmt: skip
+def test_impossible_physics_are_refused(make, wrong):
+    with pytest.raises(ValueError, match="> 0; got"):
+        make(**wrong)

@@ -38,6 +38,10 @@ class Acrobot(Physics):
     observation_size: ClassVar[int] = 6
     actions: ClassVar[int] = 3
     scale: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0, 1.0, 3.0, 5.0)
+    positive: ClassVar[tuple[str, ...]] = (
+        "length_1", "mass_1", "mass_2", "centre_1", "centre_2",
+        "inertia", "interval",
+    )  # fmt: skip
 
     gravity: float = 9.8
     length_1: float = 1.0

@@ -36,6 +36,10 @@ class CartPole(Physics):
     observation_size: ClassVar[int] = 4
     actions: ClassVar[int] = 2
     scale: ClassVar[tuple[float, ...]] = (1.2, 1.0, 0.1, 1.0)
+    positive: ClassVar[tuple[str, ...]] = (
+        "cart_mass", "pole_mass", "half_length", "force", "interval",
+        "angle_limit", "position_limit",
+    )  # fmt: skip
 
     gravity: float = 9.8
     cart_mass: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class Physics(ABC):
     actions: ClassVar[int]
     scale: ClassVar[tuple[float, ...]]
     resumable: ClassVar[bool] = True
+    positive: ClassVar[tuple[str, ...]] = ()
 
     time_limit: int = 500
     timeout_is_terminal: bool = False
@@ -119,6 +121,10 @@ class Physics(ABC):
     def __post_init__(self) -> None:
         if self.time_limit < 1:
             raise ValueError(f"{type(self).__name__} needs time_limit >= 1; got {self.time_limit}.")
+        for name in self.positive:
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{type(self).__name__} needs {name} > 0; got {value}.")
         for name in self.variants:
             self.variant(name)
 

@@ -42,6 +42,8 @@ class MountainCar(Physics):
     scale: ClassVar[tuple[float, ...]] = (0.6, 0.035)
 
     time_limit: int = 200
+    positive: ClassVar[tuple[str, ...]] = ("power",)
+
     gravity: float = 0.0025
     power: float = 0.001
     goal: float = 0.5
