@@ -62,7 +62,7 @@ class Ladder:
         """Return the lengths after the actions; see `Actions`."""
         exact = length.double()  # whole numbers below 2**53 stay whole
         up = torch.ceil(exact * self.up).clamp(min=1, max=self.cap)
-        down = torch.floor(exact * self.down)
+        down = torch.floor(exact * self.down + 1e-9)
         moved = torch.where(action == 0, up, torch.where(action == 1, down, exact))
         return moved.to(length)
 
