@@ -252,11 +252,11 @@ class TestEpisode:
 
     def test_tests_have_physics_of_their_own(self):
         """A cart that cannot be moved: every pole falls, whatever the policy."""
-        task = CartPole(time_limit=60, variants={"stuck": {"force": 0.0, "gravity": 30.0}})
+        task = CartPole(time_limit=60, variants={"stuck": {"force": 1e-9, "gravity": 30.0}})
         engine, _ = self.run(make(task, tests=["default", "stuck"], evaluation_episodes=100))
         falls = engine.inner.records.scores[1, :, -1]
         draw = generator(0)
-        stuck = CartPole(force=0.0, gravity=30.0, time_limit=60)
+        stuck = CartPole(force=1e-9, gravity=30.0, time_limit=60)
         episodes, lengths = stuck.begin((500,), draw, torch.float32), []
         for _ in range(60):
             episodes, taken = stuck.step(episodes, torch.zeros(500, dtype=torch.long), draw)
