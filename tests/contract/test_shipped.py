@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from small import shrunk
 
+from metaopt import Engine
 from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContract
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -53,6 +54,25 @@ class TestOptimizer(OptimizerContract):
         estimator = "score" if request.param in GRADIENT_FREE else estimator
         parts = [f"problem={problem}", f"estimator={estimator}", *shrunk(problem, tmp_path)]
         return composed(*parts, f"optimizer={request.param}", "outer_steps=4")
+
+
+class TestMetaTraining(OptimizerContract):
+    """A meta-policy in the middle of its training, with transitions in its replay."""
+
+    @pytest.fixture(params=["bootstrap", "monte_carlo"])
+    def make(self, composed, request, tmp_path):
+        return composed(
+            "problem=rollout_length", "optimizer=dqn", f"optimizer.targets={request.param}",
+            *shrunk("rollout_length", tmp_path), "problem.training_episodes=9",
+            "optimizer.batch=4",
+        )  # fmt: skip
+
+    def test_it_learns(self, make):
+        engine = Engine(*make(), outer_steps=6)
+        assert len(list(engine)) == 6
+        state = engine.optimizer.state_dict()
+        assert state["finished"] > 0
+        assert state["replay"]["rows"]
 
 
 class TestSearchOfTexts(OptimizerContract):
