@@ -27,6 +27,8 @@ def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("metaopt", "configs", "tests/contract"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("small.py", "conftest.py"):
+        shutil.copy(ROOT / "tests" / name, folder / "tests")
     shutil.copy(ROOT / "setup.cfg", folder)
     (folder / f"metaopt/problems/{NAME}.py").write_text(block("python"))
     (folder / f"configs/problem/{NAME}.yaml").write_text(block("yaml"))
