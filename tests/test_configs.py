@@ -100,7 +100,11 @@ def test_every_file_has_a_line_of_help(group: str, option: str) -> None:
     assert 10 < len(text) < 110, f"the first comment of {group}/{option}.yaml: {text!r}"
 
 
-@pytest.mark.parametrize(("group", "option"), RUNS, ids=lambda x: x)
+EVERY = [pytest.param(g, o, marks=[pytest.mark.slow] if g == "method" else []) for g, o in RUNS]
+"""Methods combine options that run anyway; their rows are composed and checked below."""
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY, ids=lambda x: x)
 def test_every_option_runs(
     metaopt: Callable[..., Any], tmp_path: Path, group: str, option: str
 ) -> None:
