@@ -29,6 +29,7 @@ GROUPS = options.groups(ROOT)
 SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
 REFUSED = {
     ("estimator", "first_order"): "needs theta to start at phi",
+    ("optimizer", "mirror"): "entries >= 0 that sum to 1",
     ("method", "rollout_length/open_loop"): "Recorded needs a .csv or .json file",
 }
 """Options that no shipped problem can take, and why."""

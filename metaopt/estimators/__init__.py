@@ -1,5 +1,6 @@
 """Hypergradient estimators: each runs the inner level and turns the run into feedback."""
 
+from metaopt.estimators.direct import Direct
 from metaopt.estimators.evolution_strategies import EvolutionStrategies
 from metaopt.estimators.finite_difference import FiniteDifference
 from metaopt.estimators.first_order import FirstOrder
@@ -17,6 +18,7 @@ from metaopt.estimators.unroll import Unroll
 
 __all__ = [
     "ConjugateGradient",
+    "Direct",
     "EvolutionStrategies",
     "Exact",
     "FiniteDifference",

@@ -4,6 +4,7 @@ from metaopt.optimizers.actions import Absolute, Actions, Ladder
 from metaopt.optimizers.descent import Descent
 from metaopt.optimizers.dqn import DQN
 from metaopt.optimizers.grid import Grid
+from metaopt.optimizers.mirror import MirrorDescent
 from metaopt.optimizers.mutation import Mutation
 from metaopt.optimizers.observation import Observation
 from metaopt.optimizers.random import Random
@@ -24,6 +25,7 @@ __all__ = [
     "Ladder",
     "Linear",
     "Listed",
+    "MirrorDescent",
     "Mutation",
     "Normal",
     "Observation",

@@ -1,0 +1,134 @@
+"""Mirror descent on the simplex: exponentiated gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt import tree
+from metaopt.core import Feedback, Tree
+
+
+class MirrorDescent:
+    """p <- (1 - s) p exp(-lr g) / sum p exp(-lr g) + s / K along the last axis of every tensor.
+
+    g is the hypergradient and K the length of the axis. The entries stay positive and sum to 1,
+    so phi must start there: weights of domains, a mixture. Axes before the last one are
+    independent simplices.
+
+    Args:
+        lr: step size, > 0; with `normalise` the change of log p in a typical step.
+        smoothing: weight s of the uniform distribution in the result, in [0, 1).
+        average: whether the solution is the mean of all p after a step, not the last p.
+        normalise: whether g is divided by the root mean square of all entries of all hypergradients
+            of its tensor so far, so that lr does not depend on the scale of the losses.
+
+    References: Kivinen and Warmuth, Information and Computation 132, 1997; with smoothing and
+    average, Xie et al., DoReMi, NeurIPS 2023; Fan et al., DoGE, ICML 2024; without, on the worst
+    group, Sagawa et al., group DRO, ICLR 2020.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        smoothing: float = 0.0,
+        average: bool = False,
+        normalise: bool = False,
+    ) -> None:
+        if not lr > 0:
+            raise ValueError(f"MirrorDescent needs lr > 0; got {lr}.")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"MirrorDescent needs 0 <= smoothing < 1; got {smoothing}.")
+        self.lr, self.smoothing = lr, smoothing
+        self.average, self.normalise = average, normalise
+        self._outer: Tree = {}
+        self._sum: Tree = {}
+        self._square: Tree = {}
+        self._told = 0
+
+    def init(self, outer: Any) -> None:
+        """Copy phi.
+
+        Raises:
+            TypeError: phi is not a dict of floating-point tensors.
+            ValueError: a tensor is not on the simplex.
+        """
+        if not isinstance(outer, dict) or not all(
+            isinstance(v, Tensor) and v.is_floating_point() for v in outer.values()
+        ):
+            raise TypeError(
+                f"MirrorDescent needs an outer variable of named floating-point tensors; "
+                f"got {type(outer).__name__}."
+            )
+        for name, value in outer.items():
+            _require_simplex(name, value)
+        self._outer = tree.clone(outer)
+        self._sum = tree.zeros_like(outer)
+        self._square = {k: torch.zeros((), dtype=v.dtype, device=v.device)
+                        for k, v in outer.items()}  # fmt: skip
+
+    def ask(self, key: int) -> Tree:
+        """Return p, the last one; it shares memory with the optimizer."""
+        return self._outer
+
+    @torch.no_grad()
+    def tell(self, feedback: Feedback) -> None:
+        """Take a step.
+
+        Raises:
+            TypeError: the feedback has no gradient.
+        """
+        if feedback.grad is None:
+            raise TypeError(
+                "MirrorDescent needs feedback with a gradient, and this estimator gives none. Use "
+                "an estimator with a hypergradient, such as estimator=finite_difference."
+            )
+        self._told += 1
+        for name, p in self._outer.items():
+            step = self.lr * feedback.grad[name]
+            if self.normalise:
+                self._square[name] += feedback.grad[name].square().mean()
+                size = (self._square[name] / self._told).sqrt()
+                step = step / torch.where(size > 0, size, torch.ones_like(size))
+            new = torch.softmax(p.log() - step, -1)
+            p.copy_(torch.lerp(new, torch.full_like(new, 1 / p.shape[-1]), self.smoothing))
+            self._sum[name] += p
+
+    @property
+    def solution(self) -> Tree:
+        """The last p, or with `average` the mean of all p after a step."""
+        if not self.average or self._told == 0:
+            return self._outer
+        return tree.scale(self._sum, 1 / self._told)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return p, its sum, the squares of the hypergradients and the number of steps."""
+        return {
+            "outer": self._outer,
+            "sum": self._sum,
+            "square": self._square,
+            "told": self._told,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._outer, self._sum = tree.clone(state["outer"]), tree.clone(state["sum"])
+        self._square, self._told = tree.clone(state["square"]), state["told"]
+
+
+def _require_simplex(name: str, value: Tensor) -> None:
+    if value.ndim == 0 or value.shape[-1] < 2:
+        raise ValueError(
+            f"MirrorDescent needs at least 2 entries along the last axis; {name!r} has shape "
+            f"{tuple(value.shape)}. Use optimizer=adam for other outer variables."
+        )
+    total = value.sum(-1)
+    if bool((value < 0).any()) or not torch.allclose(total, torch.ones_like(total), atol=1e-4):
+        raise ValueError(
+            f"MirrorDescent needs entries >= 0 that sum to 1 along the last axis; {name!r} has a "
+            f"least entry of {float(value.min()):g} and sums from {float(total.min()):g} to "
+            f"{float(total.max()):g}. Use optimizer=adam for other outer variables."
+        )
