@@ -1,0 +1,139 @@
+"""A noisy solver of chained arithmetic modulo 5, with misconceptions that it holds for good.
+
+A question is a start and some operations, applied from left to right: `3 + 2 * 4` is 0, since
+3 + 2 = 0 and 0 * 4 = 0. Operands are 1 to 4, so no operation forgets what it is applied to: a wrong
+result stays wrong unless a second mistake undoes the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MODULUS = 5
+OPERATIONS = "+-*"
+OPERANDS = MODULUS - 1
+MOVES = len(OPERATIONS) * OPERANDS
+"""Operations with their operands; move m is OPERATIONS[m // 4] with the operand m % 4 + 1."""
+
+NONE = -1
+"""What fills the moves of a question that is shorter than others."""
+
+RELATIONS = ("=", "is")
+"""The two styles of a step: `3 + 2 = 0` and `3 + 2 is 0`."""
+
+
+def results() -> Ints:
+    """Return the true result of every move and value, (MOVES, 5)."""
+    value = np.arange(MODULUS)
+    operand = np.arange(1, MODULUS)[:, None]
+    return np.concatenate([value + operand, value - operand, value * operand]) % MODULUS
+
+
+TRUE = results()
+
+
+def solve(start: Ints, moves: Ints) -> Ints:
+    """Return the true results after each move, (n, S), of questions (n,) and (n, S)."""
+    found = np.empty_like(moves)
+    value = start
+    for s in range(moves.shape[1]):
+        value = np.where(moves[:, s] == NONE, value, TRUE[moves[:, s], value])
+        found[:, s] = value
+    return found
+
+
+class ArithmeticPolicy:
+    """Writes a result for every step; what it has written before, it goes on with.
+
+    With probability `slip` a result is any of the five; else it is the truth, but on a share of
+    the 60 facts (move and value) it is, with a probability of that fact's own, always the same
+    wrong one. These strengths are even over an interval from below to above one half, so that
+    some misconceptions win a majority vote and others do not.
+
+    Args:
+        seed: of the facts that are misconceived, what is believed, and how strongly.
+        misconceptions: share of facts, in [0, 1].
+        strength: ends of the interval of strengths, in [0, 1].
+        slip: probability in [0, 1].
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    name = "arithmetic"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        misconceptions: float = 0.15,
+        strength: Sequence[float] = (0.4, 0.85),
+        slip: float = 0.13,
+    ) -> None:
+        low, high = strength
+        if not (0 <= misconceptions <= 1 and 0 <= slip <= 1 and 0 <= low <= high <= 1):
+            raise ValueError(
+                f"ArithmeticPolicy needs misconceptions, slip and both ends of strength in [0, 1]; "
+                f"got misconceptions={misconceptions}, slip={slip}, strength={list(strength)}."
+            )
+        draw = np.random.default_rng([seed, 1])
+        facts = MOVES * MODULUS
+        count = round(misconceptions * facts)
+        held = np.zeros(facts)
+        held[draw.permutation(facts)[:count]] = np.linspace(low, high, count)
+        self.strength: Floats = held.reshape(MOVES, MODULUS)
+        self.believed: Ints = (TRUE + draw.integers(1, MODULUS, TRUE.shape)) % MODULUS
+        one = np.eye(MODULUS)
+        h = self.strength[..., None]
+        self.table: Floats = (1 - slip) * ((1 - h) * one[TRUE] + h * one[self.believed])
+        self.table += slip / MODULUS
+        self._cumulative = self.table.cumsum(-1)[..., :-1].copy()
+
+    def step(self, value: Ints, move: Ints, draw: np.random.Generator) -> Ints:
+        """Return one written result each, (n,); the value itself where there is no move."""
+        uniform = draw.random(len(value))
+        written = (uniform[:, None] > self._cumulative[move, value]).sum(-1)
+        return np.where(move == NONE, value, written)
+
+    def walk(self, start: Ints, moves: Ints, draw: np.random.Generator) -> Ints:
+        """Return the results written after each move, (n, S)."""
+        found = np.empty_like(moves)
+        value = start
+        for s in range(moves.shape[1]):
+            value = found[:, s] = self.step(value, moves[:, s], draw)
+        return found
+
+    def right_rollouts(
+        self, values: Ints, moves: Ints, answer: Ints, rollouts: int, draw: np.random.Generator
+    ) -> Ints:
+        """Return how many of `rollouts` continuations of each prefix end with the answer, (n, S).
+
+        Args:
+            values: results written after each move, (n, S).
+            moves: the questions' moves, (n, S).
+            answer: which final result counts as right, (n,).
+            rollouts: continuations of each prefix; those of a whole chain are all alike.
+            draw: the generator of the continuations.
+        """
+        found = np.empty_like(values)
+        for s in range(values.shape[1]):
+            value = np.repeat(values[:, s], rollouts)
+            for later in range(s + 1, values.shape[1]):
+                value = self.step(value, np.repeat(moves[:, later], rollouts), draw)
+            found[:, s] = (value.reshape(-1, rollouts) == answer[:, None]).sum(1)
+        return found
+
+    def success(self, values: Ints, moves: Ints, answer: Ints) -> Floats:
+        """Return the exact probability that each prefix ends with the answer, (n, S)."""
+        found = np.empty(values.shape)
+        ends = np.eye(MODULUS)[answer]
+        for s in reversed(range(values.shape[1])):
+            found[:, s] = np.take_along_axis(ends, values[:, s : s + 1], 1)[:, 0]
+            through = np.einsum("nij,nj->ni", self.table[moves[:, s]], ends)
+            ends = np.where(moves[:, s : s + 1] == NONE, ends, through)
+        return found
