@@ -83,8 +83,12 @@ class Problem(Protocol):
         """Return the meta-objective of `inner` under `outer`, without a gradient."""
         ...
 
-    def metrics(self, outer: Outer, inner: Inner) -> Mapping[str, float]:
-        """Return figures on data that neither level has used, for the log and the result."""
+    def metrics(self, outer: Outer, inner: Inner) -> Mapping[str, float | Tensor]:
+        """Return figures on data that neither level has used, for the log and the result.
+
+        A problem that trains R replicates side by side, which differ in their seeds, returns (R,)
+        tensors: the log has their mean, the result every value, and a report counts them as seeds.
+        """
         ...
 
 

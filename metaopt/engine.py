@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaopt import distributed, tree
 from metaopt.budget import Ledger
@@ -106,12 +107,28 @@ class Engine:
         """Return the problem's held-out metrics, named `eval/<metric>`; empty before a step.
 
         They pair the optimizer's solution with the state that the last inner run left, which for
-        an optimizer that keeps the best of its trials may belong to another trial.
+        an optimizer that keeps the best of its trials may belong to another trial. Of a metric
+        with one value per replicate this is the mean.
+        """
+        return {name: float(value.mean()) for name, value in self.measured().items()}
+
+    def measured(self) -> dict[str, Tensor]:
+        """Return the same metrics as double-precision scalars, or (R,): one value per replicate.
+
+        Raises:
+            ValueError: the problem returned a metric of another shape.
         """
         if self.inner is None:
             return {}
         found = self.problem.metrics(self.optimizer.solution, self.inner)
-        return {f"eval/{name}": float(value) for name, value in found.items()}
+        values = {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in found.items()}
+        for name, value in values.items():
+            if value.ndim > 1 or not value.numel():
+                raise ValueError(
+                    f"metric {name} of {type(self.problem).__name__} must be a number, or (R,) "
+                    f"with one value per replicate; got the shape {tuple(value.shape)}."
+                )
+        return {f"eval/{name}": value for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return a tree of tensors and primitives from which the run continues to the bit.

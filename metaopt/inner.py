@@ -128,8 +128,8 @@ class GradientProblem(ABC):
         """Return the buffers after an inner step (an average of the parameters, a counter)."""
         return buffers
 
-    def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float]:
-        """Return figures on data that neither level has used."""
+    def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float | Tensor]:
+        """Return figures on data that neither level has used; see `metaopt.core.Problem`."""
         return {}
 
     # What the engine and the estimators call.

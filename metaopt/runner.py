@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaopt import checkpoint, provenance
 from metaopt.core import Authorised, Delivering, Drawable, Recording
@@ -170,11 +171,11 @@ class Run:
             return
         spent = {f"budget/{unit}": amount for unit, amount in self.engine.ledger.spent.items()}
         elapsed = {"time/elapsed_s": time.monotonic() - self._started}
-        evaluated = self._evaluate(step) if evaluate else {}
+        evaluated = _means(self._evaluate(step)) if evaluate else {}
         tracker.log(step, {**self._last, **evaluated, **spent, **elapsed})
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        metrics = self.engine.metrics()
+    def _evaluate(self, step: int) -> dict[str, Tensor]:
+        metrics = self.engine.measured()
         problem = self.engine.problem
         if isinstance(problem, (Drawable, Delivering)) and self.engine.inner is not None:
             folder = self.folder / "snapshots"
@@ -199,7 +200,7 @@ class Run:
         if step:
             self._save(step)
         self.engine.finish()
-        metrics = self._evaluate(step)
+        measured = self._evaluate(step)
         if self.figures and step:
             self._draw()
             self._deliver()
@@ -209,12 +210,15 @@ class Run:
             "name": self.config.get("name"),
             "config_hash": provenance.config_hash(self.config),
             "overrides": origin["overrides"],
-            "metrics": _finite({**floats(self._last), **metrics}),
+            "metrics": _finite({**floats(self._last), **_means(measured)}),
             "budget": self._spent(),
             "outer_steps": step,
             "stopped": self.engine.stopped,
             **{k: origin[k] for k in ("versions", "commit", "hardware")},
         }
+        replicates = {name: value.tolist() for name, value in measured.items() if value.ndim}
+        if replicates:
+            result["replicates"] = {k: list(map(_or_null, v)) for k, v in replicates.items()}
         if isinstance(self.engine.problem, Authorised):
             result["authorisation"] = dict(self.engine.problem.authorisation)
         self._write("timing.json", {"seconds": time.monotonic() - self._started})
@@ -254,7 +258,15 @@ class Run:
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Return the metrics with `None`, JSON's null, for what is not finite."""
-    return {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+    return {name: _or_null(value) for name, value in metrics.items()}
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value.mean()) for name, value in measured.items()}
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:

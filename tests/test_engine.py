@@ -231,3 +231,29 @@ def test_loading_a_state_shares_nothing_with_it():
     second.load_state_dict(state)
     third.load_state_dict(state)
     assert [float(f.value) for _, f in second] == [float(f.value) for _, f in third]
+
+
+class Sides(Counter):
+    """Reports a value for each of three replicates, beside a number."""
+
+    shape = (3,)
+
+    def metrics(self, outer, inner):
+        return {"own": torch.arange(1.0, 4.0).reshape(self.shape), "all": 2}
+
+
+def test_metrics_of_replicates_are_their_means():
+    engine = counting(1, Sides())
+    assert engine.measured() == {}
+    assert len(list(engine)) == 1
+    assert engine.metrics() == {"eval/own": 2.0, "eval/all": 2.0}
+    assert engine.measured()["eval/own"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_metric_that_is_a_table_is_refused():
+    problem = Sides()
+    problem.shape = (3, 1)
+    engine = counting(1, problem)
+    assert len(list(engine)) == 1
+    with pytest.raises(ValueError, match=r"metric own of Sides .*got the shape \(3, 1\)"):
+        engine.metrics()

@@ -328,3 +328,41 @@ def test_latex_and_markdown_escape_what_they_must():
     assert r"a\_b & n \\" in tex
     assert "{}[x] a|b & 1 $\\pm$ 2" in tex
     assert r"| [x] a\|b | 1 ± 2 |" in markdown(grid)
+
+
+def test_replicates_of_a_run_count_as_seeds(tmp_path):
+    values = {row: [float(accuracy(row, i)) for i in range(4)] for row in ("plain", "better")}
+    for row, found in values.items():
+        replicates = {"eval/accuracy": found, "eval/loss": [0.1, 0.2, None, 0.4]}
+        write_run(tmp_path / row, 0, row, report=REPORT, replicates=replicates, stopped="time")
+    found = collect(tmp_path)
+    assert [c.seed for c in found.row("plain")] == [0, 1, 2, 3]
+    assert [c.metrics["eval/accuracy"] for c in found.row("plain")] == values["plain"]
+    assert [("outer/loss" in c.metrics) for c in found.row("plain")] == [True, False, False, False]
+    assert len(found.runs) == 2
+    assert main([str(tmp_path), "--metrics", "eval/accuracy", "eval/loss", "outer/loss"]) == 0
+    text = (tmp_path / "report" / "table.md").read_text()
+    expected = t_interval([100 * v for v in values["plain"]])
+    name, n, shown, loss, once = cells(text, "plain")
+    assert (name, n, once) == ("plain", "4", "0.100 (n = 1)")
+    assert shown == f"{expected.estimate:.1f} ± {expected.half:.1f}"
+    assert loss.endswith("(n = 3)")
+    difference = next(line for line in text.splitlines() if "| 4 of 4 |" in line)
+    assert difference.startswith("| better | plain | accuracy, % |")
+    assert "Seeds: 0-3 in every row." in text
+    assert "Replicates: a run trains several seeds side by side" in text
+    assert text.count("stopped early") == 2
+    assert "Commit: abc" in text
+
+
+def test_runs_with_replicates_share_no_seed(tmp_path):
+    for seed in range(2):
+        replicates = {"eval/accuracy": [0.1 * seed, 0.2, 0.3]}
+        write_run(tmp_path / str(seed), seed, "plain", replicates=replicates)
+    assert [c.seed for c in collect(tmp_path).row("plain")] == [0, 1, 2, 3, 4, 5]
+
+
+def test_replicates_of_unequal_number_are_unreadable(tmp_path):
+    write_run(tmp_path / "good", 0, "plain")
+    write_run(tmp_path / "bad", 1, "plain", replicates={"a": [1.0], "b": [1.0, 2.0]})
+    assert "its metrics have [1, 2] replicates" in collect(tmp_path).incomplete[0][1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import random
 import signal
@@ -18,7 +19,9 @@ import pytest
 import torch
 
 from metaopt import Engine, checkpoint, options
+from metaopt.core import Tree
 from metaopt.estimators import ConjugateGradient, Implicit
+from metaopt.inner import GradientState
 from metaopt.inner_optimizers import SGD
 from metaopt.optimizers import Descent
 from metaopt.problems.ridge import Ridge
@@ -158,6 +161,23 @@ def test_how_often_it_logs_and_saves_does_not_change_the_result(tmp_path: Path) 
     build(tmp_path / "a")()
     build(tmp_path / "b", log_every=7, eval_every=3, checkpoint_every=2)()
     assert result(tmp_path / "a") == result(tmp_path / "b")
+
+
+class Replicates(Ridge):
+    """Says what three replicates came to, one of them to nothing."""
+
+    def metrics(self, outer: Tree, inner: GradientState) -> dict[str, float | torch.Tensor]:
+        return {"one": 1.0, "each": torch.tensor([1.0, 2.0, math.nan])}
+
+
+def test_the_result_keeps_every_replicate(tmp_path: Path) -> None:
+    run = build(tmp_path / "a")
+    run.engine.problem = Replicates()
+    found = run()
+    assert found["metrics"]["eval/one"] == 1.0
+    assert found["metrics"]["eval/each"] is None
+    assert found["replicates"] == {"eval/each": [1.0, 2.0, None]}
+    assert json.loads(result(tmp_path / "a"))["replicates"] == found["replicates"]
 
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:

@@ -22,16 +22,20 @@ class ReportError(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """One finished run.
+    """One finished run, or one of the replicates that it trained side by side.
+
+    Replicate i of a run with seed s and R replicates counts as seed s R + i. What the run measured
+    only once belongs to its first replicate.
 
     Args:
         folder: the run's folder.
         row: label of the table's row that the run belongs to.
-        seed: the run's seed.
+        seed: the run's seed, or the replicate's.
         metrics: final metrics by name; NaN where the run wrote no finite number.
         seconds: wall-clock seconds, or `None` where they were not written.
         config: the resolved config.
         result: what result.json holds.
+        replicate: index of the replicate; 0 in a run without replicates.
     """
 
     folder: Path
@@ -41,6 +45,7 @@ class Cell:
     seconds: float | None
     config: Mapping[str, Any]
     result: Mapping[str, Any]
+    replicate: int = 0
 
     @property
     def overrides(self) -> dict[str, str]:
@@ -66,6 +71,11 @@ class Collection:
         return sorted((c for c in self.cells if c.row == label), key=lambda c: c.seed)
 
     @property
+    def runs(self) -> list[Cell]:
+        """The first cell of each run."""
+        return [c for c in self.cells if c.replicate == 0]
+
+    @property
     def labels(self) -> list[str]:
         """The rows, in the order of their folders."""
         return list(dict.fromkeys(c.row for c in self.cells))
@@ -89,7 +99,7 @@ def collect(folder: Path) -> Collection:
     cells, incomplete = [], []
     for path in sorted(folder.rglob("config.yaml"), key=_natural):
         try:
-            cells.append(_cell(path.parent))
+            cells += _cells(path.parent)
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
             incomplete.append((path.parent, _reason(path.parent, error)))
     if not cells:
@@ -103,15 +113,28 @@ def _natural(path: Path) -> list[Any]:
     return [float(part) if at % 2 else part for at, part in enumerate(parts)]
 
 
-def _cell(folder: Path) -> Cell:
+def _cells(folder: Path) -> list[Cell]:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     metrics = {name: _number(value) for name, value in result["metrics"].items()}
     timing = folder / "timing.json"
     seconds = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else None
-    return Cell(
+    run = Cell(
         folder, config.get("row") or "", int(config["seed"]), metrics, seconds, config, result
     )
+    replicates = result.get("replicates") or {}
+    if not replicates:
+        return [run]
+    counts = {len(values) for values in replicates.values()}
+    if len(counts) > 1:
+        raise ValueError(f"its metrics have {sorted(counts)} replicates")
+    count = counts.pop()
+    own = [{k: _number(values[i]) for k, values in replicates.items()} for i in range(count)]
+    own[0] = {**metrics, **own[0]}
+    return [
+        replace(run, seed=run.seed * count + i, metrics=found, replicate=i)
+        for i, found in enumerate(own)
+    ]
 
 
 def _number(value: Any) -> float:

@@ -19,8 +19,8 @@ _SWEPT = ("experiment", "method", "seed", "row")
 
 def notes(summary: Summary) -> list[str]:
     """Return what a reader needs to trust and to repeat the table, one fact a line."""
-    settings, cells = summary.settings, summary.found.cells
-    lines = [_seeds(summary), _intervals(summary)]
+    settings, cells = summary.settings, summary.found.runs
+    lines = [_seeds(summary), *_replicates(summary), _intervals(summary)]
     if settings.baseline is not None:
         lines.append(_wins(summary))
     lines += [f"{settings.label(m)}: shown times {settings.factor(m):g}." for m in _scaled(summary)]
@@ -56,6 +56,13 @@ def _seeds(summary: Summary) -> str:
     if len(rows) == 1:
         return f"Seeds: {next(iter(rows))} in every row."
     return "Seeds: " + "; ".join(f"{seeds} ({', '.join(names)})" for seeds, names in rows.items())
+
+
+def _replicates(summary: Summary) -> list[str]:
+    together = len(summary.found.cells) - len(summary.found.runs)
+    if not together:
+        return []
+    return ["Replicates: a run trains several seeds side by side; costs are those of the run."]
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -134,11 +141,13 @@ def _absent_metrics(summary: Summary, row: str, root: Path) -> Sequence[str]:
     for c in summary.found.row(row):
         at = _short(c.folder, root)
         for metric in measured:
+            if metric not in c.metrics and c.replicate and metric in c.result["metrics"]:
+                continue  # measured once for the whole run
             if metric not in c.metrics:
                 lines.append(f"{at}: has no {metric}")
             elif not math.isfinite(c.metrics[metric]):
                 lines.append(f"{at}: {metric} is not finite and is left out of the mean")
-        if c.result.get("stopped"):
+        if c.result.get("stopped") and not c.replicate:
             unit = WORDS.get(c.result["stopped"], c.result["stopped"])
             why = f"the limit on {unit} is reached" if c.result["stopped"] in UNITS else unit
             lines.append(f"{at}: stopped early, {why}")

@@ -63,7 +63,11 @@ def learning_curves(summary: Summary, path: Path) -> Path | None:
     """
     wanted = dict.fromkeys([*summary.settings.metrics, "outer/loss"])
     logs = {
-        row: [read_curves(c.folder / "metrics.jsonl", wanted) for c in summary.found.row(row)]
+        row: [
+            read_curves(c.folder / "metrics.jsonl", wanted)
+            for c in summary.found.row(row)
+            if c.replicate == 0
+        ]
         for row in summary.rows
     }
     drawn = {name: bands for name in wanted if (bands := _bands(summary, logs, name))}
