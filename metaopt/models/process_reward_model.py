@@ -1,0 +1,171 @@
+"""Process reward models on any transformers model: a score for each step of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from metaopt.models.network import _Functional
+from metaopt.models.process_reward_backbone import Backbone, StepReader, tokenizer_of
+from metaopt.models.process_reward_steps import (
+    ScorerFactory,
+    Solution,
+    Steps,
+    StepScorer,
+    check_steps,
+    scores,
+)
+from metaopt.models.process_reward_tokens import TokenLayout
+
+__all__ = ["ScorerFactory", "Solution", "StepScorer", "Steps", "TransformerScorer", "scores"]
+
+HEADS = ("hidden", "vocabulary")
+LAYOUTS = ("chain", "prefix")
+PRECISIONS = {
+    "float32": (torch.float32, None),
+    "master": (torch.float32, torch.bfloat16),
+    "official": (torch.bfloat16, torch.bfloat16),
+}
+
+
+class TransformerScorer:
+    """z = w . h + b of each step, h the hidden state where the step ends.
+
+    One forward pass scores all steps of a chain: there each of them is read at the separator after
+    it, and with a causal model its score is what it would be without the steps that follow. An
+    encoder does see them; give it layout="prefix" where it must not.
+
+    All weights are trained, or with LoRA the adapters and the head. What is frozen stays in the
+    scorer: it is neither among the tensors that `init` returns nor in a checkpoint of them. There
+    are no buffers.
+
+    Args:
+        train: training chains, of which an untrained model without a tokenizer takes the words.
+        source: a configuration of transformers (random weights) as a dict with its model_type or
+            as an object, a local folder, or an id of the hub; weights are read from safetensors
+            only, and code of the hub is never run.
+        tokenizer: folder or id of the hub, or a tokenizer; `None` for the source's own, and for
+            the words of `train` where the source is a configuration.
+        head: hidden, or vocabulary: a linear map of the language model's logits of all words at
+            that place, in float32 (what the release of DreamPRM does).
+        layout: chain, or prefix: a forward pass for each prefix of each chain, S times the cost.
+        separator: see `TokenLayout`; `None` for a blank line ([STEP] with words of `train`).
+        max_length, chat: see `TokenLayout`; chat needs layout="prefix".
+        precision: float32; master (float32 weights, autocast to bfloat16); official (weights in
+            bfloat16 and autocast, the head in float32; an update below 0.2 % of a weight is lost).
+        attention: eager, which can be differentiated twice, or sdpa.
+        lora: arguments of `peft.LoraConfig`, such as {r: 16, lora_alpha: 32,
+            target_modules: [q_proj, v_proj]}; `None` to train everything.
+        seed: draws what is frozen and not pretrained.
+
+    Raises:
+        ValueError: one of these is not met; says which and what is legal.
+        ImportError: lora without peft.
+        OSError: there is no such folder or model.
+
+    Reference: Cao et al., DreamPRM, NeurIPS 2025.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Solution],
+        source: str | Path | Mapping[str, Any] | PretrainedConfig,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        head: str = "hidden",
+        layout: str = "chain",
+        separator: str | None = None,
+        max_length: int | None = None,
+        chat: bool = False,
+        precision: str = "float32",
+        attention: str = "eager",
+        lora: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value, legal in (
+            ("head", head, HEADS),
+            ("layout", layout, LAYOUTS),
+            ("precision", precision, tuple(PRECISIONS)),
+        ):
+            if value not in legal:
+                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
+        if chat and layout != "prefix":
+            raise ValueError('chat=true needs layout="prefix": a chain has no place for its tail.')
+        words = tokenizer_of(source, tokenizer, train)
+        if separator is None:
+            separator = "[STEP]" if "[STEP]" in words.all_special_tokens else "\n\n"
+        self.layout = layout
+        self.tokens = TokenLayout(words, separator, max_length, chat)
+        dtype, autocast = PRECISIONS[precision]
+        self._backbone = Backbone(source, words, head, dtype, autocast, attention, lora, seed)
+        self._read: _Functional | None = None
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The backbone's configuration."""
+        return self._backbone.config
+
+    def encode(self, chains: Sequence[Solution]) -> Steps:
+        """Return chains as token ids; see `TokenLayout.encode`.
+
+        Raises:
+            ValueError: chains that cannot be scored, or chains with images.
+        """
+        check_steps(chains)
+        seen = sum(bool(chain.images) for chain in chains)
+        if seen:
+            raise ValueError(f"{seen} of {len(chains)} chains have images; this model reads text.")
+        return self.tokens.encode(chains)
+
+    def init(self, generator: Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what is trained, by name, and no buffers."""
+        module = self._backbone.build(int(torch.randint(2**62, (), generator=generator)))
+        params = {k: v.detach() for k, v in module.named_parameters() if v.requires_grad}
+        if self._read is None:
+            self._read = _functional(module)
+        return params, {}
+
+    def logits(self, tensors: Mapping[str, Tensor], steps: Steps, train: bool) -> Tensor:
+        """Return the log-odds (B, S) of the steps, in the head's precision."""
+        assert steps.ids is not None
+        assert steps.lengths is not None
+        if self.layout == "chain":
+            return self._call(tensors, {"input_ids": steps.ids}, steps.lengths, steps.ends, train)
+        ids, lengths, _ = self.tokens.prefixes(steps)
+        found = self._call(tensors, {"input_ids": ids}, lengths, lengths[:, None] - 1, train)
+        empty = torch.zeros(steps.mask.shape, dtype=found.dtype, device=found.device)
+        return empty.masked_scatter(steps.mask, found)
+
+    def _call(
+        self,
+        tensors: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        lengths: Tensor,
+        ends: Tensor,
+        train: bool,
+    ) -> Tensor:
+        if self._read is None:
+            self._read = _functional(self._backbone.build(self._backbone.seed))
+        module = self._read.module
+        if module.training != train:
+            module.train(train)
+        batch: Any = (inputs, lengths, ends)
+        return self._read(tensors, batch)
+
+
+def _functional(module: StepReader) -> _Functional:
+    """Return the module as a function of what it trains, of which it keeps no copy."""
+    trained = {k for k, v in module.named_parameters() if v.requires_grad}
+    read = _Functional(module)
+    read.places = [
+        (store, key, name, own.detach().to("meta"))
+        for store, key, name, own in read.places
+        if name in trained
+    ]
+    for store, key, _, own in read.places:
+        store[key] = own
+    return read
