@@ -1,0 +1,47 @@
+"""What process-supervision data must hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from metaopt.data.process_supervision import Chain
+from metaopt.data.process_task import ProcessData
+
+LABELLED = Chain("q", ("s", "t"), (1.0, None), domain="a")
+RIGHT, WRONG = (Chain("p", ("s",), outcome=x, qid="7") for x in (True, False))
+GOOD: dict[str, Any] = {
+    "train": [LABELLED, Chain("q", ("s",), (0.5,), domain="b")],
+    "meta": [RIGHT, WRONG],
+    "candidates": [[RIGHT, WRONG], [WRONG, WRONG]],
+    "quality": {"b": 0.5, "a": 0},
+    "answers": [["1", "2"], ["3", "3"]],
+}
+
+
+def test_domains_are_sorted() -> None:
+    assert ProcessData(**GOOD).domains == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"train": []}, "train holds no chain"),
+        ({"train": [Chain("q", ("s",), (1.0,))]}, "train: chain 0 '' has no domain"),
+        ({"train": [Chain("q", ("s",), domain="a")]}, "train: chain 0 '' has no label"),
+        ({"meta": [RIGHT, Chain("q", ("s",), qid="x")]}, "meta: chain 1 'x' has no known outcome"),
+        ({"meta": [Chain("q", (), outcome=True)]}, "meta: chain 0 '' has no steps"),
+        ({"candidates": [[RIGHT], [LABELLED]]}, "candidates of question 1: chain 0 '' has no kno"),
+        ({"candidates": [[RIGHT], [RIGHT, WRONG]]}, r"equally many .* got \[1, 2\]"),
+        ({"candidates": [[], []]}, r"one at least; got \[0\]"),
+        ({"quality": {"a": 1}}, "quality must name the training domains a, b; got a"),
+        ({"quality": {"a": 1, "b": 1.2}}, r"quality of b must be in \[0, 1\]; got 1.2"),
+        ({"quality": {"a": 0, "b": 0}}, "above 0 for one domain"),
+        ({"answers": [["1", "2"]]}, "answers must be one for each candidate"),
+        ({"answers": [["1", "2"], ["3"]]}, "answers must be one for each candidate"),
+    ],
+)
+def test_what_breaks_a_rule_is_named(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ProcessData(**{**GOOD, **wrong})
