@@ -40,8 +40,9 @@ class FiniteDifference(Stateless):
             under bfloat16 autocast, 3e-4 is within 1.5e-2.
         inner_steps: number K of inner steps before the difference, >= 0.
 
-    Cost: K + 1 gradients and 3 evaluations of g, two of them with a gradient in phi; memory for
-    one more copy of the parameters and one of v.
+    Cost: K + 1 gradients and 3 evaluations of g, two of them with a gradient in phi. Memory for
+    the saved parameters and for v, which takes the place of the inner gradient: one copy more than
+    the inner loop.
 
     Traps: bfloat16 parameters round the perturbation away (0.03 to 0.2 of error at the default of
     3e-3), keep them in float32. Across ranks v is averaged before the product, since averaging
@@ -103,13 +104,12 @@ def mixed_product(
     """
     constants = _constants(problem, outer, inner, key, batch)
     params = list(inner.params.values())
-    radius = _radius(inner.params, direction, epsilon)
-    shift = list(tree.scale(direction, radius).values())
+    radius = float(_radius(inner.params, direction, epsilon))
     saved = [p.clone() for p in params]
     ends = []
     try:
         for sign in (1.0, -1.0):
-            torch._foreach_add_(params, shift, alpha=sign)
+            torch._foreach_add_(params, list(direction.values()), alpha=sign * radius)
             ends.append(_outer_gradient(problem, outer, inner, key, batch, constants))
             torch._foreach_copy_(params, saved)
     finally:

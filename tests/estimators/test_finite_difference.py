@@ -10,6 +10,7 @@ from metaopt.estimators import FiniteDifference, Identity, Implicit
 from metaopt.estimators.detached import RecordDetached, ReplayDetached
 from metaopt.inner import run
 from metaopt.problems.quadratic import Quadratic
+from metaopt.testing.meter import PeakMemory
 
 
 def both(problem, estimator=None, steps=3):
@@ -123,6 +124,16 @@ def test_without_replay_it_differentiates_through_the_detach(monkeypatch):
     monkeypatch.setattr("metaopt.estimators.finite_difference.ReplayDetached", Moving)
     found, exact = both(Classification(pattern="net"))
     assert relative_error(found, exact) > 0.1
+
+
+def test_needs_v_and_one_copy_of_the_parameters():
+    problem = Classification(hidden=400, features=64, dtype=torch.float32)
+    outer = problem.init_outer(None)
+    inner = problem.init_inner(outer, None, 0)
+    size = sum(p.nbytes for p in inner.params.values())
+    with PeakMemory() as meter:
+        FiniteDifference(inner_steps=0)(problem, outer, inner, 7)
+    assert 2 * size < meter.peak < 2.5 * size, "the rest is activations"
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
