@@ -192,7 +192,7 @@ def _wins(votes: int, others: tuple[int, ...]) -> Array:
     for other in others:
         before, ways = ways, np.zeros_like(ways)
         for s in range(min(other, votes) + 1):
-            factor = np.where((s < drawn)[:, None], 1.0, (s == drawn)[:, None] * x)
+            factor = np.where((drawn > s)[:, None], 1.0, (drawn == s)[:, None] * x)
             ways[:, :, s:] += comb(other, s) * factor[..., None] * before[:, :, : count + 1 - s]
     total = np.zeros(count + 1)
     for t, row in zip(drawn, mass @ ways, strict=True):

@@ -32,6 +32,41 @@ def sums(folder: Path, count: int = 40) -> Path:
     return path
 
 
+def process_files(folder: Path, count: int = 20) -> list[str]:
+    """Write two domains of step labels and a file of solutions; return the overrides for them."""
+    labelled = {
+        "bigbench_mistake/words.jsonl": [
+            {"input": f"sort {i}", "steps": ["one", "two"], "mistake_index": 1 if i % 2 else None}
+            for i in range(count)
+        ],
+        "processbench/sums.json": [
+            {
+                "id": f"sums-{i}",
+                "generator": "g",
+                "problem": f"add {i}",
+                "steps": ["first", "then", "last"],
+                "label": i % 4 - 1,
+            }
+            for i in range(count)
+        ],
+    }
+    for name, rows in labelled.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("\n".join(json.dumps(row) for row in rows))
+    solved = [
+        {
+            "question": f"add {i}",
+            **{
+                f"by {s}": {"solution": f"so\nA: {i + s}", "is_correct": s == i % 2} for s in (0, 1)
+            },
+        }
+        for i in range(2 * count)
+    ]
+    path = folder / "solutions.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in solved))
+    return [f"problem.data.source={folder}", f"problem.data.solutions={path}"]
+
+
 def shrunk(problem: str, folder: Path) -> list[str]:
     """Return the overrides that make a problem small; `folder` takes the data it needs."""
     if problem == "template_evolution":

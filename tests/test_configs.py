@@ -18,7 +18,7 @@ import yaml
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from small import shrunk
+from small import process_files, shrunk
 
 from metaopt import checkpoint, options
 from metaopt.arguments import check
@@ -112,7 +112,8 @@ EVERY = [pytest.param(g, o, marks=[pytest.mark.slow] if g == "method" else []) f
 def test_every_option_runs(
     metaopt: Callable[..., Any], tmp_path: Path, group: str, option: str
 ) -> None:
-    extra = cifar(tmp_path) if option == "cifar10" else []
+    written = {"cifar10": cifar, "process_bench": process_files}.get(option)
+    extra = [] if written is None else written(tmp_path)
     done = metaopt(*arguments(group, option), *extra, *TINY)
     assert done.code == 0, done.err
     (path,) = tmp_path.glob("runs/**/result.json")
