@@ -102,6 +102,19 @@ class Finishing(Protocol):
 
 
 @runtime_checkable
+class Observing(Protocol):
+    """A problem that looks at its own hypergradients, for figures on how far to trust them."""
+
+    def observe(self, outer: Outer, inner: Inner, feedback: Feedback) -> Inner:
+        """Return the inner state with what was seen of `feedback` kept in it.
+
+        Called after every inner run, before the optimizer is told: `outer` is what the feedback is
+        about, and `inner`, which may be changed in place, is the state that the run has left.
+        """
+        ...
+
+
+@runtime_checkable
 class Drawable(Protocol):
     """A problem that draws itself: snapshots along the run, figures at its end."""
 

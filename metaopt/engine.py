@@ -12,7 +12,15 @@ from torch import Tensor
 
 from metaopt import distributed, tree
 from metaopt.budget import Ledger
-from metaopt.core import Estimator, Feedback, Finishing, NonFiniteError, OuterOptimizer, Problem
+from metaopt.core import (
+    Estimator,
+    Feedback,
+    Finishing,
+    NonFiniteError,
+    Observing,
+    OuterOptimizer,
+    Problem,
+)
 from metaopt.random import fold, generator
 
 
@@ -72,6 +80,8 @@ class Engine:
         inner = self.problem.init_inner(outer, None if self.done else self.inner, key)
         inner, feedback = self.estimator(self.problem, outer, inner, key)
         feedback = self._checked(all_reduce(feedback))
+        if isinstance(self.problem, Observing):
+            inner = self.problem.observe(outer, inner, feedback)
         self.optimizer.tell(feedback)
         self.ledger.charge(feedback.cost)
         self.inner, self.done, self._stop = inner, feedback.done, feedback.stop

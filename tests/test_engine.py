@@ -250,6 +250,26 @@ def test_metrics_of_replicates_are_their_means():
     assert engine.measured()["eval/own"].tolist() == [1.0, 2.0, 3.0]
 
 
+class Watcher(Ridge):
+    """Keeps the hypergradients that it is shown, and the phi they are of."""
+
+    def observe(self, outer, inner, feedback):
+        seen = inner.buffers.get("seen", torch.zeros(0, dtype=torch.float64))
+        found = torch.stack([outer["log_penalty"].sum(), feedback.grad["log_penalty"].sum()])
+        return inner._replace(buffers={"seen": torch.cat([seen, found])})
+
+
+def test_a_problem_observes_each_hypergradient_before_the_optimizer_steps_along_it():
+    descent = Descent(partial(torch.optim.SGD, lr=1.0))
+    engine = Engine(Watcher(), Unroll(1), descent, outer_steps=3)
+    expected, outer = [], descent.solution["log_penalty"].clone()
+    for _, feedback in engine:
+        expected += [outer.sum(), feedback.grad["log_penalty"].sum()]
+        outer = descent.solution["log_penalty"].clone()
+    assert torch.equal(engine.inner.buffers["seen"], torch.stack(expected))
+    assert engine.inner.step == 3
+
+
 def test_a_metric_that_is_a_table_is_refused():
     problem = Sides()
     problem.shape = (3, 1)
