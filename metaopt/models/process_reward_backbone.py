@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,6 +24,7 @@ from metaopt.models.process_reward_steps import Solution
 from metaopt.models.word_tokenizer import word_tokenizer
 
 Source = str | Path | Mapping[str, Any] | PretrainedConfig
+IMAGE_TOKENS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
 SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -102,6 +104,10 @@ class Backbone:
         self.config = _configuration(source, tokenizer)
         self.head, self.dtype, self.autocast, self.attention = head, dtype, autocast, attention
         self.lora, self.seed = lora, seed
+        if lora is not None and autocast is not None:
+            self.dtype = autocast
+        if lora is not None:
+            _lora_config(lora)
 
     def build(self, seed: int) -> StepReader:
         """Return a module whose new weights are drawn from `seed`.
@@ -111,9 +117,10 @@ class Backbone:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed if self.lora is None else self.seed)
-            model = self._model()
+            backbone, vocabulary = self._parts(self._model())
             torch.manual_seed(seed)
-            backbone, vocabulary = self._parts(model)
+            if self.lora is not None:
+                _adapt(backbone, vocabulary, self.lora)
             width = backbone.config.get_text_config().hidden_size
             outputs = width if vocabulary is None else vocabulary.weight.shape[0]
             head = nn.Linear(outputs, 1)
@@ -122,7 +129,10 @@ class Backbone:
         return reader
 
     def _model(self) -> PreTrainedModel:
-        kind: Any = AutoModel if self.head == "hidden" else AutoModelForCausalLM
+        kind: Any = AutoModel
+        if self.head == "vocabulary":
+            sees = is_visual(self.config)
+            kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         how = {"attn_implementation": self.attention, "dtype": self.dtype}
         if not isinstance(self.source, (str, Path)):
             return kind.from_config(copy.deepcopy(self.config), **how)
@@ -150,21 +160,59 @@ def _configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> Pretra
         return AutoConfig.from_pretrained(source)
     if isinstance(source, PretrainedConfig):
         return source
-    values = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **source}
-    if "model_type" not in values:
+    if "model_type" not in source:
         raise ValueError(
             f"source needs a model_type, such as qwen2, beside {', '.join(source)}; or give a "
             "folder or an id of the hub."
         )
-    if values["vocab_size"] < len(tokenizer):
+    ids = {k: getattr(tokenizer, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    size = len(tokenizer)
+    values = dict(source)
+    if "vision_config" in source:
+        images = {name: size + i for i, name in enumerate(IMAGE_TOKENS) if name not in source}
+        values = {**images, **source}
+        size += len(images)
+        values["text_config"] = {"vocab_size": size, **ids, **source.get("text_config", {})}
+        given = values["text_config"]["vocab_size"]
+    else:
+        values = {"vocab_size": size, **ids, **source}
+        given = values["vocab_size"]
+    if given < size:
         raise ValueError(
-            f"source has vocab_size={values['vocab_size']}, fewer than the {len(tokenizer)} tokens "
+            f"source has vocab_size={given}, fewer than the {size} tokens "
             "of its tokenizer; leave it out to take that number."
         )
-    config: Any = AutoConfig.for_model(values.pop("model_type"), **values)
-    for name in ("bos_token_id", "eos_token_id"):
-        setattr(config, name, getattr(tokenizer, name))
-    return config
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def is_visual(config: PretrainedConfig) -> bool:
+    """Return whether a model of this configuration takes images as Qwen2-VL does."""
+    return {"vision_config", *IMAGE_TOKENS} <= set(config.to_dict())
+
+
+def _lora_config(lora: Mapping[str, Any]) -> Any:
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError(
+            "lora needs peft: pip install metaopt[lora]; or leave lora out to train every weight."
+        ) from error
+    try:
+        return LoraConfig(**lora)
+    except TypeError as error:
+        raise ValueError(f"lora must hold arguments of peft.LoraConfig: {error}.") from error
+
+
+def _adapt(backbone: nn.Module, vocabulary: nn.Module | None, lora: Mapping[str, Any]) -> None:
+    """Freeze the model and add adapters, in float32, to it."""
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(_lora_config(lora), backbone)
+    if vocabulary is not None:
+        vocabulary.requires_grad_(False)
+    for value in backbone.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()
 
 
 @torch.no_grad()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from metaopt.models.network import _Functional
-from metaopt.models.process_reward_backbone import Backbone, StepReader, tokenizer_of
+from metaopt.models.process_reward_backbone import (
+    Backbone,
+    StepReader,
+    is_visual,
+    tokenizer_of,
+)
+from metaopt.models.process_reward_images import Vision
 from metaopt.models.process_reward_steps import (
     ScorerFactory,
     Solution,
@@ -56,12 +63,14 @@ class TransformerScorer:
         layout: chain, or prefix: a forward pass for each prefix of each chain, S times the cost.
         separator: see `TokenLayout`; `None` for a blank line ([STEP] with words of `train`).
         max_length, chat: see `TokenLayout`; chat needs layout="prefix".
-        precision: float32; master (float32 weights, autocast to bfloat16); official (weights in
-            bfloat16 and autocast, the head in float32; an update below 0.2 % of a weight is lost).
+        precision: float32; master (trained weights in float32, frozen ones in bfloat16, autocast to
+            it); official (weights in bfloat16 and autocast, the head in float32; an update below
+            0.2 % of a weight is lost).
         attention: eager, which can be differentiated twice, or sdpa.
         lora: arguments of `peft.LoraConfig`, such as {r: 16, lora_alpha: 32,
             target_modules: [q_proj, v_proj]}; `None` to train everything.
         seed: draws what is frozen and not pretrained.
+        longest: see `Vision`; models of the Qwen2-VL family see a question's images before it.
 
     Raises:
         ValueError: one of these is not met; says which and what is legal.
@@ -85,6 +94,7 @@ class TransformerScorer:
         attention: str = "eager",
         lora: Mapping[str, Any] | None = None,
         seed: int = 0,
+        longest: int = 512,
     ) -> None:
         for name, value, legal in (
             ("head", head, HEADS),
@@ -102,7 +112,12 @@ class TransformerScorer:
         self.tokens = TokenLayout(words, separator, max_length, chat)
         dtype, autocast = PRECISIONS[precision]
         self._backbone = Backbone(source, words, head, dtype, autocast, attention, lora, seed)
+        self._vision: Vision | None = None
+        if is_visual(self.config):
+            folder = source if isinstance(source, (str, Path)) else None
+            self._vision = Vision(self.config, folder, longest)
         self._read: _Functional | None = None
+        self._device = torch.device("cpu")
 
     @property
     def config(self) -> PretrainedConfig:
@@ -113,9 +128,20 @@ class TransformerScorer:
         """Return chains as token ids; see `TokenLayout.encode`.
 
         Raises:
-            ValueError: chains that cannot be scored, or chains with images.
+            ValueError: chains that cannot be scored, or images for a model without eyes.
+            FileNotFoundError: an image is not there.
         """
         check_steps(chains)
+        if self._vision is not None:
+            images, pictures, tokens = self._vision.images(chains)
+            width = max(map(len, pictures))
+            padded = [row + [-1] * (width - len(row)) for row in pictures]
+            steps = self.tokens.encode(chains, tokens)
+            return replace(
+                steps,
+                images=images,
+                pictures=torch.tensor(padded, dtype=torch.long).reshape(len(chains), width),
+            )
         seen = sum(bool(chain.images) for chain in chains)
         if seen:
             raise ValueError(f"{seen} of {len(chains)} chains have images; this model reads text.")
@@ -129,16 +155,28 @@ class TransformerScorer:
             self._read = _functional(module)
         return params, {}
 
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the parameters that are not trained, by name; they belong to the scorer."""
+        named = self._reader().module.named_parameters()
+        return {k: v.detach() for k, v in named if v.device.type != "meta"}
+
     def logits(self, tensors: Mapping[str, Tensor], steps: Steps, train: bool) -> Tensor:
         """Return the log-odds (B, S) of the steps, in the head's precision."""
         assert steps.ids is not None
         assert steps.lengths is not None
         if self.layout == "chain":
-            return self._call(tensors, {"input_ids": steps.ids}, steps.lengths, steps.ends, train)
-        ids, lengths, _ = self.tokens.prefixes(steps)
-        found = self._call(tensors, {"input_ids": ids}, lengths, lengths[:, None] - 1, train)
+            inputs = self._inputs(steps.ids, steps, slice(None))
+            return self._call(tensors, inputs, steps.lengths, steps.ends, train)
+        ids, lengths, chain = self.tokens.prefixes(steps)
+        inputs = self._inputs(ids, steps, chain)
+        found = self._call(tensors, inputs, lengths, lengths[:, None] - 1, train)
         empty = torch.zeros(steps.mask.shape, dtype=found.dtype, device=found.device)
         return empty.masked_scatter(steps.mask, found)
+
+    def _inputs(self, ids: Tensor, steps: Steps, rows: Tensor | slice) -> dict[str, Tensor]:
+        if self._vision is None or steps.pictures is None:
+            return {"input_ids": ids}
+        return {"input_ids": ids, **self._vision.inputs(ids, steps.images, steps.pictures[rows])}
 
     def _call(
         self,
@@ -148,13 +186,27 @@ class TransformerScorer:
         ends: Tensor,
         train: bool,
     ) -> Tensor:
-        if self._read is None:
-            self._read = _functional(self._backbone.build(self._backbone.seed))
-        module = self._read.module
+        read = self._reader()
+        module = read.module
         if module.training != train:
             module.train(train)
+        if self._device != lengths.device:
+            _move(module, lengths.device)
+            self._device = lengths.device
         batch: Any = (inputs, lengths, ends)
-        return self._read(tensors, batch)
+        return read(tensors, batch)
+
+    def _reader(self) -> _Functional:
+        if self._read is None:
+            self._read = _functional(self._backbone.build(self._backbone.seed))
+        return self._read
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    """Move what the module holds itself to a device."""
+    for own in (*module.parameters(), *module.buffers()):
+        if own.device.type != "meta" and own.device != device:
+            own.data = own.data.to(device)
 
 
 def _functional(module: StepReader) -> _Functional:

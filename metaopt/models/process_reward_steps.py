@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -63,7 +63,7 @@ class Steps:
 
     def take(self, rows: Tensor) -> Steps:
         """Return the chains of the indices `rows`, tokens trimmed to the longest; S stays."""
-        found = {
+        found: dict[str, Any] = {
             f.name: value[rows]
             for f in fields(self)
             if f.name != "table" and isinstance(value := getattr(self, f.name), Tensor)
@@ -75,7 +75,7 @@ class Steps:
 
     def to(self, device: torch.device | str) -> Steps:
         """Return the same chains on a device; images are read to it batch by batch."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
