@@ -1,0 +1,57 @@
+"""What a run of domain reweighting hands over: the weights, and whether they are noise."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaopt.problems.domain_reweighting_task import ReweightingTask
+
+SURE = 3.0
+"""|z| from which on a hypergradient is told from noise, with some domains to choose from."""
+
+
+def weights_table(task: ReweightingTask, seen: Mapping[str, Any], folder: Path) -> str:
+    """Write weights.csv and return the weights as a table, the largest first, with a warning."""
+    columns = ["weight", *(name for name in ("hypergradient", "z") if name in seen)]
+    quality = [] if task.quality is None else ["quality"]
+    lines = []
+    for k in seen["weight"].argsort(descending=True, stable=True).tolist():
+        numbers = [float(seen[name][k]) for name in columns]
+        known = [] if task.quality is None else [float(task.quality[k])]
+        lines.append((task.domains[k], numbers, known))
+    with (folder / "weights.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["domain", *columns, *quality])
+        table.writerows([n, *(f"{x:.6g}" for x in (*xs, *q))] for n, xs, q in lines)
+    wide = max(len("domain"), *(len(name) for name in task.domains))
+    forms = {"weight": "8.3f", "hypergradient": "14.2e", "z": "7.1f", "quality": "8.2g"}
+    heads = [*columns, *quality]
+    text = ["domain".ljust(wide) + "".join(_head(name, forms[name]) for name in heads)]
+    for name, numbers, known in lines:
+        cells = zip(heads, (*numbers, *known), strict=True)
+        text.append(name.ljust(wide) + "".join(f"{x:{forms[head]}}" for head, x in cells))
+    share = 100 * float(seen["effective_share"])
+    text.append(f"effective sample size: {share:.0f} % of the rows")
+    return "\n".join([*text, *_warning(task, seen)])
+
+
+def _head(name: str, form: str) -> str:
+    return name.rjust(int(form.split(".")[0]))
+
+
+def _warning(task: ReweightingTask, seen: Mapping[str, Any]) -> list[str]:
+    if "z" not in seen:
+        return []
+    z = seen["z"].abs()
+    unsure = [task.domains[k] for k in (z < SURE).nonzero().flatten().tolist()]
+    if len(unsure) == len(task.domains):
+        return [
+            f"warning: no hypergradient can be told from noise (|z| < {SURE:g} for every domain): "
+            "these weights are noise. Raise meta_batch and batch first, then outer_steps."
+        ]
+    if unsure:
+        return [f"|z| < {SURE:g}, weights within noise: {', '.join(unsure)}"]
+    return []
