@@ -120,6 +120,10 @@ class GradientProblem(ABC):
         """Return the buffers that go with the first theta."""
         return {}
 
+    def renew_buffers(self, buffers: Tree, last: Tree) -> Tree:
+        """Return the buffers of a new fork, from new ones and those that the last fork left."""
+        return buffers
+
     def decide(self, outer: Tree, inner: Tree, batch: Batch, generator: Generator) -> Batch:
         """Return `batch` with what is sampled from p_phi added (hard pseudo labels)."""
         return batch
@@ -141,9 +145,12 @@ class GradientProblem(ABC):
             return inner
         with torch.no_grad():
             params = self.start(outer, key)
+            buffers = self.init_buffers(outer, params)
+            if inner is not None:
+                buffers = self.renew_buffers(buffers, inner.buffers)
         first = next(iter(params.values()))
         return GradientState(
-            params, self.init_buffers(outer, params), self.inner_optimizer.init(params), 0,
+            params, buffers, self.inner_optimizer.init(params), 0,
             torch.full((), torch.nan, dtype=first.dtype, device=first.device),
         )  # fmt: skip
 

@@ -15,6 +15,12 @@ ROLLOUT = [
     "outer_steps=3",
 ]  # fmt: skip
 
+REWARDS = [
+    "problem.task.data.runs=2", "problem.task.data.pairs=64", "problem.task.data.test_pairs=32",
+    "problem.task.data.prompts=16", "problem.task.data.steps=5",
+    "problem.task.data.levels=[1.0e-4]", "problem.task.model.widths=[8]",
+]  # fmt: skip
+
 
 def sums(folder: Path, count: int = 40) -> Path:
     """Write a file of right and wrong sums, two responses a query; return its path."""
@@ -75,4 +81,6 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         return [f"problem.data.source={sums(folder)}", "problem.labelled=20"]
     if problem == "rollout_length":
         return ROLLOUT
+    if problem == "meta_reward_model":
+        return REWARDS
     return []

@@ -45,6 +45,7 @@ TINY = ("debug=tiny", "figures=false")
 SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "search")}
 ENVIRONMENTS = ("acrobot", "cart_pole", "mountain_car")
 PROCESSES = ("arithmetic", "process_bench")
+PREFERENCES = ("preference_world",)
 IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=digits"]
 ACTING = ("dqn", "error_feedback", "random_walk", "side_by_side")
 CONTEXT = {
@@ -80,6 +81,8 @@ def chosen(group: str, option: str) -> list[str]:
         return ["problem=rollout_length", f"data@problem.environment={option}"]
     if option in PROCESSES:
         return ["problem=domain_reweighting", f"data@problem.data={option}"]
+    if option in PREFERENCES:
+        return ["problem=meta_reward_model", f"data@problem.task.data={option}"]
     if option == "canary_world":
         return ["problem=template_evolution", f"data@problem.task={option}"]
     if group == "data":
