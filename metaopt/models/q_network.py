@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.models.stacked import Layer, Moments, StackedAdam, StackedMLP
+from metaopt.models.stacked import Descent, Layer, Moments, StackedAdam, StackedMLP
 from metaopt.models.transitions import Batch
 
 
@@ -31,6 +31,7 @@ class Open(NamedTuple):
     target: list[Layer]
     grad: Tensor
     slopes: list[Layer]
+    descent: Descent
 
 
 class QNetwork:
@@ -82,8 +83,8 @@ class QNetwork:
     def open(self, state: QState) -> Open:
         """Return the state with its views, for many calls on end."""
         grad = torch.empty_like(state.params)
-        layers = self.mlp.layers
-        return Open(state, layers(state.params), layers(state.target), grad, layers(grad))
+        layers, descent = self.mlp.layers, self.adam.open(state.params, grad, state.moments)
+        return Open(state, layers(state.params), layers(state.target), grad, layers(grad), descent)
 
     def values(self, at: Open, observation: Tensor) -> Tensor:
         """Return Q(s, .), (R, B, A), of observations (R, B, d)."""
@@ -101,8 +102,8 @@ class QNetwork:
         explore = torch.rand(shape, generator=draw, device=device) < epsilon
         return torch.where(explore, other, best)
 
-    def gradient(self, at: Open, batch: Batch) -> Tensor:
-        """Write the gradient of each learner's loss into `at.grad`; return the losses (R)."""
+    def errors(self, at: Open, batch: Batch) -> Tensor:
+        """Write the gradient of each learner's loss into `at.grad`; return Q(s, a) - y, (R, B)."""
         count = batch.reward.shape[1]
         values, kept = self.mlp.forward(at.layers, batch.observation)
         later = self.mlp(at.target, batch.next_observation)
@@ -113,18 +114,22 @@ class QNetwork:
         action = batch.action.unsqueeze(-1)
         error = values.gather(-1, action).squeeze(-1) - goal
         slope = error if self.clip is None else error.clamp(-self.clip, self.clip)
-        loss = (slope * (error - slope / 2)).mean(1)
         spread = torch.zeros_like(values).scatter_(-1, action, (slope / count).unsqueeze(-1))
         self.mlp.backward(at.layers, kept, spread, at.slopes)
-        return loss
+        return error
 
-    def update_(self, at: Open, batch: Batch, active: Tensor | None = None) -> Tensor:
-        """Take one step of Adam in place where `active` (R, 1) is 1; return the losses (R)."""
-        loss = self.gradient(at, batch)
-        self.adam.step_(at.state.params, at.grad, at.state.moments, active)
+    def gradient(self, at: Open, batch: Batch) -> Tensor:
+        """Write the gradient of each learner's loss into `at.grad`; return the losses (R)."""
+        error = self.errors(at, batch)
+        slope = error if self.clip is None else error.clamp(-self.clip, self.clip)
+        return (slope * (error - slope / 2)).mean(1)
+
+    def update_(self, at: Open, batch: Batch, active: Tensor | None = None) -> None:
+        """Take one step of Adam in place where `active` (R, 1) is 1."""
+        self.errors(at, batch)
+        self.adam.step_(at.descent, active)
         due = torch.remainder(at.state.moments.steps, self.target_every) == 0
         if active is not None:
             due &= active > 0
         if due.is_cuda or bool(due.any()):  # a look at a GPU's flags would wait for the GPU
             at.state.target.copy_(torch.where(due, at.state.params, at.state.target))
-        return loss

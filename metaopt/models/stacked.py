@@ -157,11 +157,21 @@ class Moments(NamedTuple):
 torch.serialization.add_safe_globals([Moments])
 
 
+class Descent(NamedTuple):
+    """Parameters and gradients (R, n), Adam's state, and views of the rows of all five."""
+
+    flat: Tensor
+    grad: Tensor
+    state: Moments
+    rows: list[list[Tensor]]
+
+
 class StackedAdam:
     """Adam (Kingma and Ba, ICLR 2015) on a matrix (R, n), with one step count a row.
 
     A row that is masked out keeps its parameters, its moments and its count to the bit, and an
-    unmasked row follows `torch.optim.Adam`.
+    unmasked row follows `torch.optim.Adam`. Where no row is masked out the step is torch's fused
+    one, which rounds differently.
 
     Args:
         lr: learning rate, >= 0.
@@ -182,30 +192,39 @@ class StackedAdam:
         zeros = torch.zeros_like(flat)
         return Moments(zeros, torch.zeros_like(flat), zeros.new_zeros(len(flat), 1))
 
-    def step_(
-        self, flat: Tensor, grad: Tensor, state: Moments, active: Tensor | None = None
-    ) -> None:
-        """Take one step in place; `grad` is used up.
+    def open(self, flat: Tensor, grad: Tensor, state: Moments) -> Descent:
+        """Return the tensors of `step_` with views of their rows, for many steps on end."""
+        rows = [list(t.unbind()) for t in (flat, grad, *state[:2], state.steps.squeeze(1))]
+        return Descent(flat, grad, state, rows)
+
+    def step_(self, at: Descent, active: Tensor | None = None) -> None:
+        """Take one step in place; the gradient is used up.
 
         Args:
-            flat, grad: parameters and their gradient, (R, n).
-            state: as `init` returned it; changed in place.
-            active: which rows take the step, (R, 1), numbers 0 or 1 of the dtype of `flat`;
-                `None` for all.
+            at: as `open` returned it.
+            active: which rows take the step, (R, 1), numbers 0 or 1 of the dtype of the
+                parameters; `None` for all, which is several times as fast.
         """
         b1, b2 = self.betas
-        mean, square, steps = state
-        share: Tensor | float = 1.0 if active is None else active
-        steps.add_(share)
-        taken = steps.clamp(min=1)
-        mean.lerp_(grad, (1 - b1) * share)
+        mean, square, steps = at.state
+        if active is None:
+            steps.add_(1)
+            params, grads, means, squares, counts = at.rows
+            torch._fused_adam_(
+                params, grads, means, squares, [], counts, lr=self.lr, beta1=b1, beta2=b2,
+                weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,
+            )  # fmt: skip
+            return
+        steps.add_(active)
+        taken, grad = steps.clamp(min=1), at.grad
+        mean.lerp_(grad, (1 - b1) * active)
         grad.square_()
-        square.lerp_(grad, (1 - b2) * share)
+        square.lerp_(grad, (1 - b2) * active)
         torch.add(square, 1e-30, out=grad)  # roots of 0 take ten times as long as others
         unbias = torch.rsqrt(1 - torch.pow(b2, taken))
         grad.sqrt_().mul_(unbias).add_(self.eps)
         torch.div(mean, grad, out=grad)
-        flat.sub_(grad.mul_(self.lr * share / (1 - torch.pow(b1, taken))))
+        at.flat.sub_(grad.mul_(self.lr * active / (1 - torch.pow(b1, taken))))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from metaopt.models.stacked import Layer, Moments, StackedAdam, StackedMLP
 from metaopt.models.transitions import Batch, pick, uniform_index, unpack
+
+AHEAD = 32
+"""Batches of a fit that are drawn at once."""
 
 
 class ModelState(NamedTuple):
@@ -44,6 +47,7 @@ class OpenModel(NamedTuple):
 
     state: ModelState
     layers: list[list[Layer]]
+    actions: Tensor
 
 
 class WorldModel:
@@ -117,13 +121,14 @@ class WorldModel:
 
     def open(self, state: ModelState) -> OpenModel:
         """Return the state with its views, for many calls on end."""
-        return OpenModel(state, self._views(state.params))
+        every = torch.arange(self.actions, device=state.params.device)
+        return OpenModel(state, self._views(state.params), every)
 
     def predict(
         self, at: OpenModel, observation: Tensor, action: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return next observations (R, B, d), rewards (R, B) and log-odds of ending (R, B)."""
-        found = self._outputs(at.layers, self._inputs(observation, action))
+        found = self._outputs(at.layers, _inputs(at, observation, action))
         state, d = at.state, self.size
         after = observation + torch.addcmul(state.shift, found[..., :d], state.spread)
         after = torch.minimum(torch.maximum(after, state.low), state.high)
@@ -140,66 +145,85 @@ class WorldModel:
         shift, spread, low, high = _statistics(rows, size, self.size)
         state = state._replace(shift=shift, spread=spread, low=low, high=high)
         at, grad = self.open(state), torch.empty_like(state.params)
-        slopes = self._views(grad)
+        slopes, descent = self._views(grad), self.adam.open(state.params, grad, state.moments)
         active: Tensor | None = None
         held = torch.zeros_like(size) if self.held_out is None else size // self.held_out
         stopping = _Stopping(state.params, self.patience)
         if self.held_out is not None:
             tested = uniform_index(held, 8 * self.batch, draw) * self.held_out + self.held_out - 1
             test = unpack(pick(rows, torch.minimum(tested, (size - 1).clamp(min=0))))
-        losses = state.loss
-        for step in range(1, self.steps + 1):
-            index = uniform_index(size - held, self.batch, draw)
-            if self.held_out is not None:
-                index = index + index // (self.held_out - 1)
-            batch = unpack(pick(rows, index))
-            losses = self.gradient(at, batch, slopes)
-            self.adam.step_(state.params, grad, state.moments, active)
+        for step, (inputs, goal) in enumerate(self._batches(at, rows, size - held, draw), 1):
+            self.gradient(at, inputs, goal, slopes)
+            self.adam.step_(descent, active)
             if self.patience is not None and step % self.evaluate_every == 0:
                 active = stopping.after(state.params, self.losses(at, test).sum(1, keepdim=True))
                 if not bool(active.any()):
                     break
         stopping.restore_(state.params)
-        if self.held_out is not None:
-            losses = self.losses(at, test)
-        return state._replace(loss=losses)
+        if self.held_out is None:
+            return state._replace(loss=self._compare(self._outputs(at.layers, inputs), goal))
+        return state._replace(loss=self.losses(at, test))
+
+    def _batches(
+        self, at: OpenModel, rows: Tensor, size: Tensor, draw: Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and goals of one batch after the other, of the rows not held out."""
+        for first in range(0, self.steps, AHEAD):
+            count = min(AHEAD, self.steps - first)
+            index = uniform_index(size, count * self.batch, draw)
+            if self.held_out is not None:
+                index = index + index // (self.held_out - 1)
+            both = self.prepare(at, unpack(pick(rows, index)))
+            shape = (count, self.batch)
+            inputs, goal = (x.unflatten(1, shape).transpose(0, 1).contiguous() for x in both)
+            yield from zip(inputs.unbind(), goal.unbind(), strict=True)
+
+    def prepare(self, at: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what the networks read of a batch, (R, B, d + A), and what they should say.
+
+        That is the standardised change, the reward and the termination, (R, B, d + 2).
+        """
+        state = at.state
+        change = (batch.next_observation - batch.observation - state.shift) / state.spread
+        goal = torch.cat([change, torch.stack([batch.reward, batch.terminal], -1)], -1)
+        return _inputs(at, batch.observation, batch.action), goal
 
     def losses(self, at: OpenModel, batch: Batch) -> Tensor:
         """Return the three losses of each run, (R, 3)."""
-        found = self._outputs(at.layers, self._inputs(batch.observation, batch.action))
-        return self._compare(at.state, found, batch)[0]
+        inputs, goal = self.prepare(at, batch)
+        return self._compare(self._outputs(at.layers, inputs), goal)
 
-    def gradient(self, at: OpenModel, batch: Batch, into: Sequence[Sequence[Layer]]) -> Tensor:
-        """Write the gradient of each run's summed losses into views; return the losses (R, 3)."""
-        x, found, kept = self._inputs(batch.observation, batch.action), [], []
+    def gradient(
+        self, at: OpenModel, inputs: Tensor, goal: Tensor, into: Sequence[Sequence[Layer]]
+    ) -> None:
+        """Write the gradient of each run's summed losses into views.
+
+        Args:
+            at: the models.
+            inputs, goal: as `prepare` returned them.
+            into: views of the gradient, one list of layers for each network.
+        """
+        found, kept = [], []
         for network, layers in zip(self.networks, at.layers, strict=True):
-            out, forward = network.forward(layers, x)
+            out, forward = network.forward(layers, inputs)
             found.append(out)
             kept.append(forward)
-        losses, slope = self._compare(at.state, torch.cat(found, -1), batch)
+        slope = found[0] if len(found) == 1 else torch.cat(found, -1)
+        slope[..., -1].sigmoid_()
+        count, d = inputs.shape[1], self.size
+        slope[..., :d].sub_(goal[..., :d]).mul_(2 / (count * d))
+        slope[..., d].sub_(goal[..., d]).mul_(2 / count)
+        slope[..., -1].sub_(goal[..., -1]).div_(count)
         parts = slope.split([out.shape[-1] for out in found], -1)
         for i, network in enumerate(self.networks):
             network.backward(at.layers[i], kept[i], parts[i].contiguous(), into[i])
-        return losses
 
-    def _compare(self, state: ModelState, found: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the three losses (R, 3) and the slope of their sum, (R, B, d + 2)."""
-        d, count = self.size, found.shape[1]
-        change = (batch.next_observation - batch.observation - state.shift) / state.spread
-        goal = torch.cat([change, batch.reward.unsqueeze(-1)], -1)
-        error = found[..., :-1] - goal
-        square = error.square()
-        logit, ends = found[..., -1], batch.terminal
-        entropy = binary_cross_entropy_with_logits(logit, ends, reduction="none")
-        parts = [square[..., :d].mean((1, 2)), square[..., d].mean(1), entropy.mean(1)]
-        error[..., :d] *= 2 / (count * d)
-        error[..., d] *= 2 / count
-        ended = ((torch.sigmoid(logit) - ends) / count).unsqueeze(-1)
-        return torch.stack(parts, 1), torch.cat([error, ended], -1)
-
-    def _inputs(self, observation: Tensor, action: Tensor) -> Tensor:
-        every = torch.arange(self.actions, device=action.device)
-        return torch.cat([observation, (action.unsqueeze(-1) == every).to(observation)], -1)
+    def _compare(self, found: Tensor, goal: Tensor) -> Tensor:
+        """Return the three losses (R, 3) of what the networks say."""
+        square = (found[..., :-1] - goal[..., :-1]).square()
+        entropy = binary_cross_entropy_with_logits(found[..., -1], goal[..., -1], reduction="none")
+        change, reward = square[..., : self.size], square[..., self.size]
+        return torch.stack([change.mean((1, 2)), reward.mean(1), entropy.mean(1)], 1)
 
     def _outputs(self, layers: Sequence[Sequence[Layer]], x: Tensor) -> Tensor:
         found = [n(views, x) for n, views in zip(self.networks, layers, strict=True)]
@@ -209,6 +233,11 @@ class WorldModel:
         ends = list(itertools.accumulate(network.size for network in self.networks))
         parts = [flat[:, e - n.size : e] for n, e in zip(self.networks, ends, strict=True)]
         return [n.layers(part) for n, part in zip(self.networks, parts, strict=True)]
+
+
+def _inputs(at: OpenModel, observation: Tensor, action: Tensor) -> Tensor:
+    """Return observations with an indicator of each action, (R, B, d + A)."""
+    return torch.cat([observation, (action.unsqueeze(-1) == at.actions).to(observation)], -1)
 
 
 class _Stopping:

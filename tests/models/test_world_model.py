@@ -31,7 +31,9 @@ def test_gradient_equals_autograd(reward_widths, normalise):
     state = state._replace(params=params.detach(), shift=shift, spread=shift + 0.5)
     data = transitions(9, dtype=torch.float64)
     grad = torch.full_like(state.params, torch.nan)
-    losses = model.gradient(model.open(state), data, model._views(grad))
+    at = model.open(state)
+    model.gradient(at, *model.prepare(at, data), model._views(grad))
+    losses = model.losses(at, data)
     wide = state._replace(low=shift - 99, high=shift + 99, params=params)
     after, reward, logit = model.predict(model.open(wide), data.observation, data.action)
     for run in range(R):
