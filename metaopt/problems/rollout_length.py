@@ -29,8 +29,9 @@ from metaopt.problems.rollout_length_options import (
     Lengths,
     Rows,
     check_options,
+    check_outer_steps,
     lengths_of_runs,
-    variant,
+    variants,
 )
 from metaopt.problems.rollout_length_planning import Planned, Planner, Planning, plan
 from metaopt.problems.rollout_length_state import Records, Runs
@@ -52,17 +53,17 @@ class RolloutLength:
     Outer level: F = minus the mean over runs of J' - J, with J the mean return of the episodes
     that ended in the last phase (its last value where none did), J' its value one outer step later,
     and the final score in the place of the last J'; over an episode these add up to the final score
-    minus the first J.
+    minus the first J. The steps of greedy scores cost as real ones, except at the end of a test.
     `Feedback.done` stays false, because the count of episodes must survive.
 
     Observation: `state` (R, 5), scaled to about 1 and clipped: share of the real steps that
-    remains, K / cap, J, signed error of the model's returns, and of its lengths of episodes, both
-    on the episodes of the last phase under the current policy. `length` (R), `reward` J' - J (R),
-    `score` (R): J, at the end the final score; `step` 0..T, `steps` T, `done`; `test`: the episode
-    measures and must not be learned from.
+    remains, K / cap, J, error of the model's returns, and of its lengths of episodes, both on the
+    episodes of the last phase under the current policy. `length` (R), `reward` J' - J (R),
+    `score` (R): J, at the end the final score; `step` 0..T, `steps` T, `done`; `test`: not to be
+    learned from.
 
-    Randomness is shared by the runs: run r of R is not run r of another number of runs. What a run
-    learns does not depend on the lengths of the others, to the bit as long as all of them plan.
+    Randomness is shared by the runs: run r of R is not run r of another R. What a run learns does
+    not depend on the lengths of the others, to the bit as long as all of them plan.
 
     Args:
         environment: an `Environment`, such as `metaopt.data.environments.CartPole()`.
@@ -73,7 +74,7 @@ class RolloutLength:
         phase: real steps P between two decisions, a multiple of `environments`.
         environments: environments E of each run that are stepped together, >= 1.
         batch: transitions of an update, >= 1.
-        updates_per_step: updates per real and per synthetic step, > 0.
+        updates_per_step: updates per real step, > 0; by default per synthetic step, too.
         planner: how rollouts are made, their largest length among it.
         planning: "synthetic"; "real" makes as many updates as planning would on real data instead
             and reads no length, the control for the number of updates; a list has one of them for
@@ -85,6 +86,7 @@ class RolloutLength:
         score_episodes: episodes of a greedy score, >= 1.
         error_episodes: latest episodes of a phase on which the model's errors are measured, at
             least `environments`; 0 leaves these features at 0.
+        absolute_errors: average absolute errors over these episodes instead of signed ones.
         training_episodes: episodes (of R inner runs each) before the tests, >= 0.
         tests: "default", the environment itself, or names of its variants, at least one, none
             twice. The first one is reported as `return`, another one as `return_<name>`.
@@ -93,9 +95,10 @@ class RolloutLength:
         scaled: divide observations by the environment's `scale`.
         rows: names of equal parts of the runs, for tables and figures; `None` for one part.
         device: where the runs live.
+        outer_steps: outer steps of the whole run, for a check that they fit; `None` for none.
 
     Raises:
-        ValueError: an option out of range, or numbers that do not divide each other.
+        ValueError: an option out of range, or numbers that do not fit each other.
     """
 
     def __init__(
@@ -124,6 +127,8 @@ class RolloutLength:
         scaled: bool = True,
         rows: Sequence[str] | None = None,
         device: str = "cpu",
+        absolute_errors: bool = False,
+        outer_steps: int | None = None,
     ) -> None:
         self.planner = Planner() if planner is None else planner
         counts = {
@@ -141,11 +146,7 @@ class RolloutLength:
         self.parts = Rows(runs, rows, planning)
         self.replay = self.parts.replay()
         self.names, self.training = list(tests), environment
-        if isinstance(tests, str) or not tests or len(set(tests)) < len(self.names):
-            raise ValueError(
-                f"RolloutLength needs a list of different tests, at least one; got {tests!r}."
-            )
-        self.tested = [variant(environment, name) for name in self.names]
+        self.tested = variants(environment, tests)
         self.acting = Acting(
             environments=environments,
             phase=phase,
@@ -155,9 +156,11 @@ class RolloutLength:
             exploration=Exploration() if exploration is None else exploration,
         )
         self.runs, self.decisions, self.first_length = runs, steps // phase, first_length
+        self.absolute_errors = absolute_errors
         self.score, self.score_episodes = score, score_episodes
         self.training_episodes, self.evaluation_episodes = training_episodes, evaluation_episodes
         self.clip, self.device = clip, torch.device(device)
+        check_outer_steps(outer_steps, self.decisions + 1, self.outer_steps)
         self.agent = agent(environment.observation_size, environment.actions)
         self.model = model(environment.observation_size, environment.actions)
         scale = environment.scale if scaled else [1.0] * environment.observation_size
@@ -195,24 +198,17 @@ class RolloutLength:
         if runs.step < self.decisions:
             runs = self._phase(runs, key)
         else:
-            runs = runs._replace(score=self._greedy(runs, self.evaluation_episodes, key))
+            learns = runs.episode < self.training_episodes
+            runs = self._greedy(runs, self.evaluation_episodes, learns, key)
         gain = runs.score - before if runs.step > 0 else torch.zeros_like(before)
         return self._recorded(runs._replace(gain=gain))
 
     def evaluate(self, outer: Lengths, inner: Runs, key: int) -> Feedback:
         """Return minus the mean reward, and what an acting optimizer observes."""
-        limit = self.training.time_limit
-        size = max(limit, abs(self.training.worst))
-        features = [
-            torch.full_like(inner.score, 1 - min(inner.step + 1, self.decisions) / self.decisions),
-            inner.length / self.planner.cap,
-            inner.score / size,
-            inner.errors[:, 0] / size,
-            inner.errors[:, 1] / limit,
-        ]
-        state = torch.stack(features, 1)
+        left = 1 - min(inner.step + 1, self.decisions) / self.decisions
+        limit, worst = self.training.time_limit, self.training.worst
         observation = {
-            "state": state if self.clip is None else state.clamp(-self.clip, self.clip),
+            "state": inner.features(left, self.planner.cap, limit, worst, self.clip),
             "length": inner.length,
             "reward": inner.gain,
             "done": inner.step == self.decisions,
@@ -222,16 +218,17 @@ class RolloutLength:
             "steps": self.decisions,
         }
         cost = {"environment_steps": inner.environment_steps, "gradients": inner.gradients}
-        seen, logged = observation, inner.logged()
-        return Feedback(-inner.gain.mean(), observation=seen, metrics=logged, cost=cost)
+        value, logged = -inner.gain.mean(), inner.logged()
+        return Feedback(value, observation=observation, metrics=logged, cost=cost)
 
     def metrics(self, outer: Lengths, inner: Runs) -> dict[str, float]:
         """Return mean and standard error over runs of final score and area, test by test.
 
         `return` is the final score, `auc` the mean over phases of the return in training; absent
-        where the test is not over yet.
+        where the test is not over yet. Over several rows the names begin with `all_rows_`.
         """
-        return final_metrics(inner.records.scores, self.names)
+        prefix = "all_rows_" if len(self.parts.names) > 1 else ""
+        return final_metrics(inner.records.scores, self.names, prefix)
 
     def snapshot(self, outer: Lengths, inner: Runs) -> dict[str, Any]:
         """Return what the tests found so far."""
@@ -318,18 +315,21 @@ class RolloutLength:
             )
             errors = model_errors(
                 self.model, self.model.open(runs.model), self.agent, self.agent.open(runs.agent),
-                finished, epsilon, environment.time_limit, self.planner.end, runs.errors, draw,
+                finished, epsilon, environment.time_limit, self.planner.end, self.absolute_errors,
+                runs.errors, draw,
             )  # fmt: skip
             runs = runs._replace(errors=errors)
         if self.score == "greedy":
-            return runs._replace(score=self._greedy(runs, self.score_episodes, key))
+            return self._greedy(runs, self.score_episodes, True, key)
         return runs._replace(score=finished.mean(runs.score))
 
-    def _greedy(self, runs: Runs, episodes: int, key: int) -> Tensor:
-        """Return the mean return of the greedy policies, (R)."""
+    def _greedy(self, runs: Runs, episodes: int, charged: bool, key: int) -> Runs:
+        """Return the runs with the mean return of their greedy policies as score."""
         environment, at = self._environment(runs.episode), self.agent.open(runs.agent)
         draw = self._draw(fold(key, "greedy"))
-        return greedy_return(environment, self.agent, at, self.unit, episodes, draw)
+        score, made = greedy_return(environment, self.agent, at, self.unit, episodes, draw)
+        spent = runs.environment_steps + (made if charged else 0)
+        return runs._replace(score=score, environment_steps=spent)
 
     def _recorded(self, runs: Runs) -> Runs:
         """Return the runs with their step in the records; `records` is changed in place."""

@@ -42,9 +42,13 @@ def act(
         unit: what observations are divided by, (d).
         draw: where randomness comes from, on the device of the runs.
 
-    Cost: no wait for the device.
+    Resets that take the place of a step (`GymnasiumVector`) are part of the phase, but neither
+    stored nor counted as real steps.
+
+    Cost: no wait for the device, with physics on tensors.
     """
     size, episodes, side = runs.size, runs.episodes, how.environments
+    made_before = 0 if environment.resumable else int(size.sum())
     if not environment.resumable:
         episodes = environment.begin((len(size), side), draw, unit.dtype)
     at = agent.open(runs.agent)
@@ -70,11 +74,12 @@ def act(
             batch = unpack(pick(runs.rows, uniform_index(size, how.batch, draw)))
             agent.update_(at, batch)
             updates += 1
+    real = len(size) * how.phase if environment.resumable else int(size.sum()) - made_before
     runs = runs._replace(
         size=size,
         episodes=episodes,
         updates=runs.updates + updates,
-        environment_steps=runs.environment_steps + len(size) * how.phase,
+        environment_steps=runs.environment_steps + real,
         gradients=runs.gradients + len(size) * updates,
     )
     return runs, finished

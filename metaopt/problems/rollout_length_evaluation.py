@@ -59,33 +59,35 @@ class Finished(NamedTuple):
 def greedy_return(
     environment: Environment, agent: QNetwork, at: Open, unit: Tensor, episodes: int,
     draw: Generator,
-) -> Tensor:  # fmt: skip
-    """Return the mean return (R) of each run's greedy policy over `episodes` episodes each.
+) -> tuple[Tensor, int]:  # fmt: skip
+    """Return the mean return (R) of each run's greedy policy, and the steps that took in all.
 
     Args:
         unit: what observations are divided by, (d).
+        episodes: number of episodes of each run.
     """
     runs = len(at.state.params)
     under_way = environment.begin((runs, episodes), draw, unit.dtype)
     returns = torch.zeros_like(under_way.total)
-    open_ = torch.ones_like(returns, dtype=torch.bool)
+    lengths, open_ = torch.zeros_like(under_way.age), torch.ones_like(returns, dtype=torch.bool)
     for step in range(2 * environment.time_limit):
         action = agent.act(at, under_way.observation / unit, 0.0, draw)
         under_way, taken = environment.step(under_way, action, draw)
         over = (taken.terminated | taken.truncated) & taken.valid & open_
         returns = torch.where(over, taken.total, returns)
+        lengths = torch.where(over, taken.age, lengths)
         open_ &= ~over
         last = step + 1 == environment.time_limit
         if (last or (step + 1) % LOOK_EVERY == 0) and not bool(open_.any()):
             break
-    return returns.mean(1)
+    return returns.mean(1), int(lengths.sum())
 
 
 def model_errors(
     model: WorldModel, imagined: OpenModel, agent: QNetwork, at: Open, finished: Finished,
-    epsilon: float, limit: int, end: float, otherwise: Tensor, draw: Generator,
+    epsilon: float, limit: int, end: float, absolute: bool, otherwise: Tensor, draw: Generator,
 ) -> Tensor:  # fmt: skip
-    """Return mean(model's - real) return and length of the same episodes, (R, 2).
+    """Return the mean of model's - real return, and length, of the same episodes, (R, 2).
 
     The model starts where the latest real episodes did and follows the current policy until the
     log-odds of an end exceed `end`, for at most `limit` steps.
@@ -93,6 +95,7 @@ def model_errors(
     Args:
         finished: the real episodes.
         epsilon: probability of a random action.
+        absolute: average the absolute differences instead.
         otherwise: what to return for a run in which no episode ended, (R, 2).
     """
     kept = finished.kept[:, :-1]
@@ -109,18 +112,20 @@ def model_errors(
         if (step + 1) % LOOK_EVERY == 0 and not bool(going.any()):
             break
     wrong = torch.stack([returns, lengths], -1) - kept[..., -2:]
+    wrong = wrong.abs() if absolute else wrong
     number = finished.number.clamp(max=kept.shape[1]).unsqueeze(1)
     there = torch.arange(kept.shape[1], device=kept.device) < number
     mean = (wrong * there.unsqueeze(-1)).sum(1) / number.clamp(min=1)
     return torch.where(number > 0, mean, otherwise)
 
 
-def final_metrics(scores: Tensor, names: Sequence[str]) -> dict[str, float]:
+def final_metrics(scores: Tensor, names: Sequence[str], prefix: str = "") -> dict[str, float]:
     """Return mean and standard error over runs of final score and area, test by test.
 
     Args:
         scores: of n tests, (n, R, T + 1), the final one last; NaN where a test is not over.
         names: of the tests; the first one gives no suffix.
+        prefix: what the metrics' names begin with.
     """
     found, runs = {}, scores.shape[1]
     for index, name in enumerate(names):
@@ -129,7 +134,7 @@ def final_metrics(scores: Tensor, names: Sequence[str]) -> dict[str, float]:
             continue
         suffix = "" if index == 0 else f"_{name}"
         for kind, numbers in (("return", of_test[:, -1]), ("auc", of_test[:, :-1].mean(1))):
-            found[f"{kind}{suffix}"] = float(numbers.mean())
+            found[f"{prefix}{kind}{suffix}"] = float(numbers.mean())
             if runs > 1:
-                found[f"{kind}{suffix}_se"] = float(numbers.std() / runs**0.5)
+                found[f"{prefix}{kind}{suffix}_se"] = float(numbers.std() / runs**0.5)
     return found

@@ -115,6 +115,22 @@ def check_options(
         raise ValueError(f"RolloutLength needs clip > 0 or null; got {clip}.")
 
 
+def check_outer_steps(asked: int | None, episode: int, needed: int) -> None:
+    """Raise a `ValueError` where a run ends before its tests do, or goes on after them.
+
+    Args:
+        asked: outer steps of the run; `None` for no check.
+        episode: outer steps of an episode; a run of no more than one is a trial, and legal.
+        needed: outer steps of all training episodes and tests.
+    """
+    if asked is not None and asked > episode and not needed <= asked < needed + episode:
+        raise ValueError(
+            f"RolloutLength needs outer_steps={needed}, which is (training_episodes + tests) * "
+            f"(steps / phase + 1), or at most {episode} for a trial without its tests; got "
+            f"{asked}. Set outer_steps, or meta.outer_steps for a learned policy."
+        )
+
+
 def lengths_of_runs(outer: Lengths, runs: int, cap: int) -> Tensor:
     """Return the lengths (R) on the processor.
 
@@ -134,12 +150,20 @@ def lengths_of_runs(outer: Lengths, runs: int, cap: int) -> Tensor:
     return lengths.flatten().expand(runs)
 
 
-def variant(environment: Environment, name: str) -> Environment:
-    """Return the environment of a test.
+def variants(environment: Environment, tests: Sequence[str]) -> list[Environment]:
+    """Return the environments of the tests.
 
     Raises:
-        ValueError: it has no variant of that name.
+        ValueError: no tests, one of them twice, or a name that is no variant's.
     """
+    if isinstance(tests, str) or not tests or len(set(tests)) < len(tests):
+        raise ValueError(
+            f"RolloutLength needs a list of different tests, at least one; got {tests!r}."
+        )
+    return [_variant(environment, name) for name in tests]
+
+
+def _variant(environment: Environment, name: str) -> Environment:
     if name == "default":
         return environment
     if not isinstance(environment, Physics):

@@ -41,8 +41,7 @@ class Planner:
     and ends after K steps or where the model says that the episode does. `slots` rollouts run side
     by side, and one that ends is followed by another until the phase's S = `ratio` * P synthetic
     steps are made (Bhatia, Thomas and Zilberstein, arXiv 2206.02380, 2022, have M = P / K rollouts
-    of K steps; where K does not divide S / slots, the last rollout of a slot is cut short). Updates
-    on the phase's synthetic data are interleaved with the rollouts.
+    of K steps; where K does not divide S / slots, the last rollout of a slot is cut short).
 
     Args:
         cap: largest rollout length, >= 1.
@@ -51,6 +50,9 @@ class Planner:
             `cap` steps in each.
         epsilon: probability of a random action, in [0, 1].
         end_probability: predicted probability above which an episode ends, in (0, 1).
+        updates_per_step: updates per synthetic step, > 0; `None` for as many as per real step.
+        interleave: update between the rollouts' steps, on the rows made so far, as the paper does;
+            where not, after all of them, which draws early and late rows alike.
     """
 
     cap: int = 32
@@ -58,6 +60,8 @@ class Planner:
     slots: int | None = None
     epsilon: float = 0.1
     end_probability: float = 0.5
+    updates_per_step: float | None = None
+    interleave: bool = True
 
     def __post_init__(self) -> None:
         if self.cap < 1 or not self.ratio > 0 or (self.slots is not None and self.slots < 1):
@@ -69,6 +73,10 @@ class Planner:
             raise ValueError(
                 f"Planner needs 0 <= epsilon <= 1 and 0 < end_probability < 1; got "
                 f"epsilon={self.epsilon}, end_probability={self.end_probability}."
+            )
+        if self.updates_per_step is not None and not self.updates_per_step > 0:
+            raise ValueError(
+                f"Planner needs updates_per_step > 0 or null; got {self.updates_per_step}."
             )
 
     @property
@@ -130,7 +138,8 @@ def plan(
             processor; their lengths are not read.
         phase: real steps of a phase.
         batch: transitions of an update.
-        updates_per_step: updates per synthetic step.
+        updates_per_step: updates per real step, and per synthetic one where the planner does not
+            say otherwise.
         draw: where randomness comes from, on the device of the runs.
 
     Cost: no wait for the device.
@@ -139,7 +148,8 @@ def plan(
     rolling = (lengths > 0) & ~replay
     total, slots = planner.steps(phase), planner.side_by_side(phase)
     updating = rolling | replay
-    updates = whole(total * updates_per_step)
+    rate = updates_per_step if planner.updates_per_step is None else planner.updates_per_step
+    updates = whole(total * rate)
     begun = torch.zeros(runs, dtype=torch.long, device=device)
     longest = torch.zeros_like(begun)
     if bool(updating.any()):
@@ -148,16 +158,23 @@ def plan(
         again = replay.to(device).unsqueeze(1)
         rollouts = _Rollouts(planner, on, lengths.to(device).unsqueeze(1), slots, draw)
         low = torch.where(again, 0, on.first)
+
+        def learn(count: int, made: int) -> None:
+            stock = torch.where(again, on.size, made)
+            for _ in range(count):
+                index = low + uniform_index(stock, batch, draw)
+                on.agent.update_(on.at, unpack(pick(on.rows, index)), active)
+
         for made in range(0, total, slots):
             stop = min(made + slots, total)
             if bool(rolling.any()):
                 starts, ages = rollouts.step(on.first + made, stop - made)
                 begun += starts
                 longest = torch.maximum(longest, ages)
-            stock = torch.where(again, on.size, stop)
-            for _ in range(whole(stop * updates_per_step) - whole(made * updates_per_step)):
-                index = low + uniform_index(stock, batch, draw)
-                on.agent.update_(on.at, unpack(pick(on.rows, index)), active)
+            if planner.interleave:
+                learn(whole(stop * rate) - whole(made * rate), stop)
+        if not planner.interleave:
+            learn(updates, total)
     made_by = rolling.to(device)
     return Planned(
         total * made_by, begun * made_by, longest * made_by, updates * updating.to(device)

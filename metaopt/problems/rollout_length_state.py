@@ -48,7 +48,7 @@ class Runs(NamedTuple):
         length: rollout length last used, (R).
         score, gain: mean return of the episodes of the last phase (the final score at the end),
             and what it gained on the one before, (R).
-        errors: signed errors of the model's returns and lengths of episodes, (R, 2).
+        errors: errors of the model's returns and lengths of episodes, (R, 2).
         planned: what the last planning did.
         updates: updates of the agent in this episode, (R).
         records: what the tests found.
@@ -73,6 +73,25 @@ class Runs(NamedTuple):
     step: int
     environment_steps: int
     gradients: int
+
+    def features(
+        self, left: float, cap: int, limit: int, worst: float, clip: float | None
+    ) -> Tensor:
+        """Return what a meta-policy observes of each run, (R, 5), each of size about 1.
+
+        Args:
+            left: share of the real steps that remains.
+            cap: largest rollout length.
+            limit: most steps of an episode.
+            worst: lowest return of an episode.
+            clip: bound on their size, or `None`.
+        """
+        size = max(limit, abs(worst))
+        returns, lengths = self.errors[:, 0] / size, self.errors[:, 1] / limit
+        remains = torch.full_like(self.score, left)
+        found = [remains, self.length / cap, self.score / size, returns, lengths]
+        state = torch.stack(found, 1)
+        return state if clip is None else state.clamp(-clip, clip)
 
     def logged(self) -> dict[str, Tensor]:
         """Return means over runs, for the log."""

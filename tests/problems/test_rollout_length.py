@@ -385,9 +385,12 @@ class TestMeasures:
     def test_greedy_returns(self):
         agent, at = self.agent(3, 2, 1)
         task, unit = MountainCar(), torch.ones(2)
-        assert greedy_return(task, agent, at, unit, 3, generator(0)).tolist() == [-200.0] * 2
+        found, steps = greedy_return(task, agent, at, unit, 3, generator(0))
+        assert found.tolist() == [-200.0] * 2
+        assert steps == 2 * 3 * 200
         agent, at = self.agent(2, 3, 0)
-        found = greedy_return(CartPole(), agent, at, torch.ones(4), 400, generator(0))
+        found, steps = greedy_return(CartPole(), agent, at, torch.ones(4), 400, generator(0))
+        assert steps == pytest.approx(400 * float(found.sum()))
         task, draw = CartPole(), generator(9)
         state = task.start((4000,), draw, torch.float32)
         alive, length = torch.ones(4000), torch.zeros(4000)
@@ -406,13 +409,15 @@ class TestMeasures:
         state.params.zero_()
         model._views(state.params)[0][-1].bias[..., 4:] = torch.tensor([0.5, -9.0])
         kept = torch.zeros(2, 4, 6)
-        kept[0, :3, 4:] = torch.tensor([[10.0, 11], [20, 21], [30, 31]])
+        kept[0, :3, 4:] = torch.tensor([[10.0, 11], [26, 43], [30, 31]])
         finished = Finished(torch.tensor([2, 0]), torch.zeros(2), kept)
         otherwise = torch.full((2, 2), 7.0)
-        found = model_errors(
-            model, model.open(state), agent, at, finished, 0.1, 40, 0.0, otherwise, generator(1)
-        )
-        assert found.tolist() == [[20 - 15, 40 - 16], [7, 7]]
+        for absolute, expected in ((False, [10 - 6, 29 - 3]), (True, [10 + 6, 29 + 3])):
+            found = model_errors(
+                model, model.open(state), agent, at, finished, 0.1, 40, 0.0, absolute, otherwise,
+                generator(1),
+            )  # fmt: skip
+            assert found.tolist() == [[x / 2 for x in expected], [7, 7]]
 
     def test_exploration(self):
         by_phase, given = Exploration(), Exploration(random=10, decay=20, last=0.5)
