@@ -5,11 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from processes import Command
 
-from metaopt import Engine, checkpoint, options
+from metaopt import Engine, checkpoint
 from metaopt.core import Tree
 from metaopt.estimators import ConjugateGradient, Implicit
 from metaopt.inner import GradientState
@@ -28,28 +26,11 @@ from metaopt.problems.ridge import Ridge
 from metaopt.runner import Interrupted, Run
 from metaopt.tracking import Scalars, Tracker
 
-STEPS = 400
 ARGUMENTS = (
-    "problem=ridge", f"outer_steps={STEPS}", "estimator=implicit_nystrom", "eval_every=50",
-    "checkpoint_every=7", "problem.inner_optimizer.lr=1.0e-2", "figures=false", "row=killed",
+    "problem=ridge", "estimator=implicit_nystrom", "eval_every=50", "checkpoint_every=7",
+    "problem.inner_optimizer.lr=1.0e-2", "figures=false", "row=killed",
     "+problem.inner_optimizer.momentum=0.5",
 )  # fmt: skip
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    source = str(options.folder().parent)
-    # Another commit in the middle of the test must not change the result's provenance.
-    environment = {**os.environ, "PYTHONPATH": source, "GIT_DIR": str(folder / "none")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "metaopt.cli", *arguments],
-        cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[bytes]) -> int:
-    _, errors = process.communicate(timeout=300)
-    assert b"Traceback" not in errors, errors.decode()
-    return process.returncode
 
 
 def last_step(folder: Path) -> int:
@@ -59,26 +40,31 @@ def last_step(folder: Path) -> int:
     return json.loads(whole[-1])["outer_step"] if whole else 0
 
 
-def stop_at(process: subprocess.Popen[bytes], folder: Path, step: int, signum: int) -> None:
+def stop_at(command: Command, folder: Path, step: int, signum: int) -> None:
     """Send a signal once the run has logged `step`."""
     while last_step(folder) < step:
-        assert process.poll() is None, "the run ended before it was stopped"
+        assert command.running(), "the run ended before it was stopped"
         time.sleep(0.001)
-    process.send_signal(signum)
+    command.send(signum)
 
 
-def kill_and_compare(folder: Path, kills: int) -> None:
+def complete(folder: Path, *arguments: str) -> None:
+    assert Command(folder, *arguments).end() == 0
+
+
+def kill_and_compare(folder: Path, kills: int, steps: int) -> None:
+    common = *ARGUMENTS, f"outer_steps={steps}"
     whole, killed = folder / "whole", folder / "killed"
-    assert finish(start(folder, *ARGUMENTS, "hydra.run.dir=whole")) == 0
-    moments = sorted(random.Random(kills).sample(range(2, STEPS - 30), kills))
-    command: tuple[str, ...] = (*ARGUMENTS, "hydra.run.dir=killed")
+    complete(folder, *common, "hydra.run.dir=whole")
+    moments = sorted(random.Random(kills).sample(range(2, steps - 30), kills))
+    arguments: tuple[str, ...] = (*common, "hydra.run.dir=killed")
     for step in moments:
-        process = start(folder, *command)
-        stop_at(process, killed, step, signal.SIGKILL)
-        assert finish(process) == -signal.SIGKILL
+        command = Command(folder, *arguments)
+        stop_at(command, killed, step, signal.SIGKILL)
+        assert command.end() == -signal.SIGKILL
         assert not (killed / "result.json").exists()
-        command = ("resume=killed",)
-    assert finish(start(folder, *command)) == 0
+        arguments = ("resume=killed",)
+    complete(folder, *arguments)
     assert (killed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
     assert without_times(killed) == without_times(whole)
     first, second = (checkpoint.read_tensors(f / "final.pt") for f in (whole, killed))
@@ -94,23 +80,23 @@ def without_times(folder: Path) -> list[dict[str, float]]:
 
 
 def test_killed_three_times_the_result_is_the_same_to_the_byte(tmp_path: Path) -> None:
-    kill_and_compare(tmp_path, 3)
+    kill_and_compare(tmp_path, 3, steps=150)
 
 
 @pytest.mark.slow
 def test_killed_ten_times_the_result_is_the_same_to_the_byte(tmp_path: Path) -> None:
-    kill_and_compare(tmp_path, 10)
+    kill_and_compare(tmp_path, 10, steps=400)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_between_steps_with_a_checkpoint(
     tmp_path: Path, signum: int, code: int
 ) -> None:
-    process = start(tmp_path, *ARGUMENTS, "hydra.run.dir=run", "checkpoint_every=100000")
-    stop_at(process, tmp_path / "run", 5, signum)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == code
-    assert "metaopt resume=run" in errors.decode()
+    long = "outer_steps=400", "checkpoint_every=100000"
+    command = Command(tmp_path, *ARGUMENTS, *long, "hydra.run.dir=run")
+    stop_at(command, tmp_path / "run", 5, signum)
+    assert command.end() == code
+    assert "metaopt resume=run" in command.said()
     ((step, _),) = checkpoint.steps(tmp_path / "run" / "checkpoints")
     assert step == last_step(tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
