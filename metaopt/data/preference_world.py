@@ -56,8 +56,8 @@ class PreferenceWorld:
 
     Args:
         generators: one a world; used here only.
-        low: standard deviation s of the 8 coordinates that vary little, in (0, 1]; 1 for the 4
-            others.
+        high, low: standard deviations s of the 4 coordinates that vary much and of the 8 others,
+            0 < low <= high. A larger unit makes a network with tanh less linear from the start.
         interaction: size of U in relation to u, >= 0.
         curvature: c_j s_j / |u_j|, > 0 so that there is a best response: it lies
             1 / curvature standard deviations from 0 in each coordinate at x = 0.
@@ -75,19 +75,20 @@ class PreferenceWorld:
     def __init__(
         self,
         generators: Sequence[Generator],
-        low: float = 0.4,
-        interaction: float = 0.25,
+        high: float = 5.0,
+        low: float = 3.0,
+        interaction: float = 0.9,
         curvature: float = 0.15,
     ) -> None:
-        if not generators or not 0 < low <= 1 or not interaction >= 0 or not curvature > 0:
+        if not generators or not 0 < low <= high or not interaction >= 0 or not curvature > 0:
             raise ValueError(
-                f"a world needs a generator, 0 < low <= 1, interaction >= 0 and curvature > 0; got "
-                f"{len(generators)} generators, {low}, {interaction} and {curvature}."
+                f"a world needs a generator, 0 < low <= high, interaction >= 0 and curvature > 0; "
+                f"got {len(generators)} generators, {low}, {high}, {interaction} and {curvature}."
             )
         responses = HIGH + LOW
         drawn = draw(generators, responses, 2 * PROMPT + 2)
         slope, interact, offset, direct = drawn.split((PROMPT, PROMPT, 1, 1), -1)
-        spread = drawn.new_tensor([1.0] * HIGH + [low] * LOW).expand(len(drawn), -1)
+        spread = drawn.new_tensor([high] * HIGH + [low] * LOW).expand(len(drawn), -1)
         self.sft = Policy(
             spread[..., None] * slope / math.sqrt(PROMPT),
             spread * offset.squeeze(-1) / 2,
