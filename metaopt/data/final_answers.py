@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
-NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?")
 MARKED = re.compile(r"(?:####|final answer:|^\s*(?:a|answer):)[ \t]*(\S[^\n]*)", re.I | re.M)
 DIGITS = 60
 """Longest number that is read as one."""
@@ -23,10 +24,11 @@ def final_answer(text: str) -> str:
     marked = MARKED.findall(text)
     if marked:
         return canonical(marked[-1])
-    numbers = [n for n in NUMBER.findall(text) if any(c.isdigit() for c in n)]
+    numbers = NUMBER.findall(text)
     return canonical(numbers[-1]) if numbers else ""
 
 
+@lru_cache(maxsize=16_384)
 def canonical(answer: str) -> str:
     """Return an answer without white space around it, the final full stop, `$`, and case.
 
@@ -37,10 +39,11 @@ def canonical(answer: str) -> str:
     return plain if number is None else str(number)
 
 
+@lru_cache(maxsize=16_384)
 def value(answer: str) -> Fraction | None:
     """Return the number that an answer is, or `None` where it is none."""
     plain = answer.strip().rstrip("%").strip()
-    if len(plain) > DIGITS or not any(c.isdigit() for c in plain) or not NUMBER.fullmatch(plain):
+    if len(plain) > DIGITS or not NUMBER.fullmatch(plain):
         return None
     try:
         return Fraction(plain.replace(",", "").replace("$", ""))
