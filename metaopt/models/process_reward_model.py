@@ -56,8 +56,9 @@ class TransformerScorer:
         source: a configuration of transformers (random weights) as a dict with its model_type or
             as an object, a local folder, or an id of the hub; weights are read from safetensors
             only, and code of the hub is never run.
-        tokenizer: folder or id of the hub, or a tokenizer; `None` for the source's own, and for
-            the words of `train` where the source is a configuration.
+        tokenizer: folder or id of the hub (with an image processor too, where the source is a
+            configuration of a model that sees), or a tokenizer; `None` for the source's own, and
+            for the words of `train` where the source is a configuration.
         head: hidden, or vocabulary: a linear map of the language model's logits of all words at
             that place, in float32 (what the release of DreamPRM does).
         layout: chain, or prefix: a forward pass for each prefix of each chain, S times the cost.
@@ -108,14 +109,25 @@ class TransformerScorer:
         words = tokenizer_of(source, tokenizer, train)
         if separator is None:
             separator = "[STEP]" if "[STEP]" in words.all_special_tokens else "\n\n"
-        self.layout = layout
+        self.source, self.layout = source, layout
+        self.settings: dict[str, Any] = {
+            "head": head,
+            "layout": layout,
+            "separator": separator,
+            "max_length": max_length,
+            "chat": chat,
+            "precision": precision,
+            "attention": attention,
+            "lora": None if lora is None else dict(lora),
+            "seed": seed,
+            "longest": longest,
+        }
         self.tokens = TokenLayout(words, separator, max_length, chat)
         dtype, autocast = PRECISIONS[precision]
         self._backbone = Backbone(source, words, head, dtype, autocast, attention, lora, seed)
         self._vision: Vision | None = None
         if is_visual(self.config):
-            folder = source if isinstance(source, (str, Path)) else None
-            self._vision = Vision(self.config, folder, longest)
+            self._vision = Vision(self.config, _processor_folder(source, tokenizer), longest)
         self._read: _Functional | None = None
         self._device = torch.device("cpu")
 
@@ -154,6 +166,13 @@ class TransformerScorer:
         if self._read is None:
             self._read = _functional(module)
         return params, {}
+
+    def save_text(self, folder: Path) -> None:
+        """Write the tokenizer, the configuration and, if there is one, the image processor."""
+        self.tokens.tokenizer.save_pretrained(folder)
+        self.config.save_pretrained(folder)
+        if self._vision is not None:
+            self._vision.processor.save_pretrained(folder)
 
     def frozen(self) -> dict[str, Tensor]:
         """Return the parameters that are not trained, by name; they belong to the scorer."""
@@ -200,6 +219,11 @@ class TransformerScorer:
         if self._read is None:
             self._read = _functional(self._backbone.build(self._backbone.seed))
         return self._read
+
+
+def _processor_folder(*places: object) -> str | Path | None:
+    """Return the first of the places that is a folder or an id of the hub."""
+    return next((place for place in places if isinstance(place, (str, Path))), None)
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
