@@ -90,7 +90,7 @@ def test_the_sft_policy_samples_what_it_says():
     size = covariance.diagonal().sqrt().numpy()
     off = (np.cov(x.T.numpy()) - covariance.numpy()) / np.outer(size, size)
     assert np.abs(off).max() < 0.02
-    assert (np.abs(x.mean(0)[4:] - b).numpy() < 0.02 * size[4:]).all()
+    assert (np.abs((x.mean(0)[4:] - b).numpy()) < 0.02 * size[4:]).all()
     expected = multivariate_normal(np.r_[np.zeros(4), b], covariance.numpy()).entropy()
     found = multivariate_normal(np.r_[np.zeros(4), b], np.cov(x.T.numpy())).entropy()
     assert abs(expected - found) < 0.05
