@@ -19,7 +19,8 @@ from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from metaopt.models.process_reward_model import TransformerScorer
-from metaopt.random import generator
+from metaopt.models.step_aggregation import aggregate, outcome_loss, step_loss
+from metaopt.random import generator, replay
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,52 @@ def test_precisions_differ_in_what_is_stored_and_agree_in_what_is_computed(lora)
     for precision in ("master", "official"):
         difference = (found[precision] - found["float32"]).abs().max() / scale
         assert 0 < difference < 0.2
+
+
+@pytest.mark.parametrize("precision", ["float32", "master"])
+def test_two_forward_passes_give_the_gradient_of_an_exact_unrolled_step(precision):
+    """d F(theta - a grad sum_k w_k L_k) / dw_k, dropout on, by double differentiation."""
+    source = {**SOURCE, "initializer_range": 0.1, "attention_dropout": 0.1}
+    model = TransformerScorer(CHAINS, source, precision=precision)
+    params, _ = model.init(generator(0))
+    draw = generator(1)
+    train = model.encode(CHAINS * 8)
+    labels = torch.rand(train.mask.shape, generator=draw)
+    meta = model.encode([*reversed(CHAINS)] * 4)
+    outcome = (torch.rand(len(meta), generator=draw) > 0.3).float()
+    domain = torch.arange(len(train)) // 6
+
+    def row_losses(tensors):
+        with replay(3):
+            return step_loss(model.logits(tensors, train, True), labels, train.mask)
+
+    def meta_loss(tensors):
+        with replay(4):
+            score = aggregate(model.logits(tensors, meta, True), meta.mask)
+        return outcome_loss(score, outcome).mean()
+
+    rate, weights = 1e-3, torch.ones(4, requires_grad=True)
+    leaves = {k: v.clone().requires_grad_() for k, v in params.items()}
+    names, loss = list(leaves), (weights[domain] * row_losses(leaves)).sum()
+    grads = torch.autograd.grad(
+        loss, list(leaves.values()), create_graph=True, materialize_grads=True
+    )
+    after = {k: leaves[k] - rate * g for k, g in zip(names, grads, strict=True)}
+    exact = torch.autograd.grad(meta_loss(after), weights)[0]
+
+    there = {k: v.detach().requires_grad_() for k, v in after.items()}
+    v = torch.autograd.grad(meta_loss(there), list(there.values()), materialize_grads=True)
+    size = torch.stack([p.square().sum() for p in params.values()]).sum().sqrt()
+    radius = 3e-4 * size / torch.stack([g.square().sum() for g in v]).sum().sqrt()
+    with torch.no_grad():
+        ends = [
+            row_losses({k: params[k] + sign * radius * g for k, g in zip(names, v, strict=True)})
+            for sign in (1, -1)
+        ]
+    slope = (ends[0] - ends[1]) / (2 * radius)
+    found = -rate * torch.zeros(4).index_add(0, domain, slope)
+    assert torch.cosine_similarity(found, exact, dim=0) > 0.99
+    assert (found - exact).norm() < 0.05 * exact.norm()
 
 
 SEEN = {
