@@ -33,8 +33,9 @@ class Command:
         return self.process.is_alive()
 
     def send(self, signum: int) -> None:
-        """Send it a signal."""
-        os.kill(self.process.pid or 0, signum)
+        """Send it a signal, if it is still running."""
+        if self.running() and self.process.pid:
+            os.kill(self.process.pid, signum)
 
     def end(self, timeout: float = 300.0) -> int:
         """Wait for its end; return its status, which is minus the signal that ended it."""

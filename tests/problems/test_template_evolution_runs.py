@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +12,8 @@ from typing import Any
 
 import pytest
 from llm.servers import Asked, Scripted, Served, completion, error
+from processes import Command
 
-from metaopt import options
 from metaopt.problems.canary_world import CanaryWorld
 
 TINY = (
@@ -52,33 +49,24 @@ def real(server: Scripted, *roles: str) -> list[str]:
     return [*found, *(f"+problem.roles.target.authorisation.{field}" for field in PERMISSION)]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    source = str(options.folder().parent)
-    environment = {**os.environ, "PYTHONPATH": source, "GIT_DIR": str(folder / "none")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "metaopt.cli", *arguments],
-        cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 def test_a_killed_run_continues_without_asking_twice(
     metaopt: Callable[..., Any], tmp_path: Path
 ) -> None:
-    results, running = [], []
+    results: list[dict[str, Any]] = []
+    running: list[Command] = []
     overrides = [*TINY, "problem.client.concurrency=1"]
 
     def script(asked: Asked) -> Served:
         if running and len(server.log) == 70:
-            running[0].send_signal(signal.SIGKILL)
+            running[0].send(signal.SIGKILL)
         return answer(asked)
 
     for run in ("whole", "killed"):
         with Scripted(script) as server:
             arguments = [*overrides, *real(server, "target", "judge"), f"hydra.run.dir={run}"]
             if run == "killed":
-                running.append(start(tmp_path, *arguments))
-                running[0].communicate(timeout=120)
-                assert running[0].returncode == -signal.SIGKILL
+                running.append(Command(tmp_path, *arguments))
+                assert running[0].end() == -signal.SIGKILL
                 lost = server.log.pop()  # its answer never arrived
                 arguments = [f"resume={run}"]
             done = metaopt(*arguments)
