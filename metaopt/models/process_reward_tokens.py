@@ -71,17 +71,16 @@ class TokenLayout:
                 )
             before = self.start + list(images[i] if images else ())
             row, at = self._row(i, before, prompt + self.separator, steps)
-            rows.append(torch.tensor(row))
-            ends.append(torch.tensor(at))
+            rows.append(row)
+            ends.append(at)
             cut.append(len(steps) - len(at))
         width = max(len(chain.steps) for chain in chains)
         counts = torch.tensor([len(at) for at in ends])
-        padded = nn.utils.rnn.pad_sequence(ends, batch_first=True)
         return Steps(
             mask=torch.arange(width) < counts[:, None],
-            ends=nn.functional.pad(padded, (0, width - padded.shape[1])),
+            ends=_padded(ends, width, 0),
             cut=torch.tensor(cut),
-            ids=nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad),
+            ids=_padded(rows, max(map(len, rows)), self.pad),
             lengths=torch.tensor([len(row) for row in rows]),
         )
 
@@ -128,8 +127,10 @@ class TokenLayout:
         return row + [t for step in steps for t in step], [len(row) + n - 1 for n in lengths]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        found = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [list(row) for row in found]
+        distinct = list(dict.fromkeys(texts))
+        found = self.tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+        known = {text: list(row) for text, row in zip(distinct, found, strict=True)}
+        return [known[text] for text in texts]
 
     def _start(self) -> list[int]:
         known = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id} - {None}
@@ -145,3 +146,7 @@ class TokenLayout:
         if not found:
             raise ValueError("chat=true needs a chat template that shows what the user says.")
         return self._ids([start])[0], self._ids([tail])[0]
+
+
+def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])

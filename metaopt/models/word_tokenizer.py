@@ -21,7 +21,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         ValueError: the texts have no word.
     """
     split = Whitespace()
-    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
+    words = {word for text in set(texts) for word, _ in split.pre_tokenize_str(text)}
     if not words:
         raise ValueError("a word tokenizer needs texts with at least one word; got none.")
     names = [*SPECIAL, *sorted(words - set(SPECIAL))]
