@@ -1,19 +1,40 @@
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from hydra._internal.config_repository import ConfigRepository
 
-from metaopt import cli
+from metaopt import cli, options
 
 
 class Done(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shipped_files_are_parsed_once() -> Iterator[None]:
+    """Keep what hydra reads from the shipped folder alone; a third of composing is parsing."""
+    read, kept = ConfigRepository.load_config, {}
+    alone = [f"file://{options.folder()}"]
+
+    def load(self: ConfigRepository, config_path: str) -> Any:
+        files = [s.path for s in self.get_sources() if s.scheme() == "file"]
+        if files != alone:
+            return read(self, config_path)
+        if config_path not in kept:
+            kept[config_path] = read(self, config_path)
+        return copy.deepcopy(kept[config_path])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load)
+        yield
 
 
 @pytest.fixture
