@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -22,6 +22,13 @@ from metaopt.problems.domain_reweighting_diagnostics import (
     unseen,
 )
 from metaopt.problems.domain_reweighting_figures import draw_weights
+from metaopt.problems.domain_reweighting_options import (
+    Initial,
+    Objective,
+    Retraining,
+    Trained,
+    check_options,
+)
 from metaopt.problems.domain_reweighting_phases import (
     OWN,
     fit,
@@ -33,14 +40,9 @@ from metaopt.problems.domain_reweighting_phases import (
 )
 from metaopt.problems.domain_reweighting_report import weights_table
 from metaopt.problems.domain_reweighting_sampling import Rows, Sampler, Sampling
-from metaopt.problems.domain_reweighting_task import Comparing, ReweightingTask, check_task
+from metaopt.problems.domain_reweighting_task import Comparing, ReweightingTask
 from metaopt.problems.domain_weights import Regulariser, Weights, WeightTable, by_domain
 from metaopt.random import fold, generator
-
-Objective = Literal["meta", "worst_domain", "excess"]
-Trained = Literal["domains", "meta"]
-Initial = Literal["uniform", "oracle", "random", "filter"]
-Retraining = Literal["final", "average"]
 
 
 class DomainReweighting(GradientProblem):
@@ -119,51 +121,9 @@ class DomainReweighting(GradientProblem):
         self.batch, self.meta_batch = batch, meta_batch
         self.retrain, self.finetune, self.compare_uniform = retrain, finetune, compare_uniform
         self.seed, self.device = seed, torch.device(device)
-        self._check()
+        check_options(self)
         self.domain = task.domain.to(self.device)
         self.sampler = Sampler(task, sampling)
-
-    def _check(self) -> None:
-        for name, value, legal in (
-            ("objective", self.objective, get_args(Objective)),
-            ("sampling", self.sampling, get_args(Sampling)),
-            ("train_on", self.train_on, get_args(Trained)),
-            ("initial", self.initial, get_args(Initial)),
-            ("retrain", self.retrain, (None, *get_args(Retraining))),
-        ):
-            if value not in legal:
-                options = ", ".join("null" if option is None else option for option in legal)
-                raise ValueError(f"{name} must be one of {options}; got {value!r}.")
-        for name, number, least in (
-            ("batch", self.batch, 1),
-            ("meta_batch", self.meta_batch, 1),
-            ("reference_steps", self.reference_steps, 1),
-            ("finetune", self.finetune, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{name} must be >= {least}; got {number}.")
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be in (0, 1]; got {self.keep}.")
-        check_task(self.task)
-        needs_meta = self.objective == "meta" or self.train_on == "meta" or self.finetune
-        if not self.task.meta_rows and (needs_meta or self.weights.reads == "gradients"):
-            raise ValueError(
-                "the task has no meta rows; objective=meta, train_on=meta, finetune and "
-                "LearningToReweight need some. Set objective=worst_domain or excess."
-            )
-        if self.weights.reads != "phi" and (self.regulariser is not None or self.retrain):
-            raise ValueError(
-                f"regulariser and retrain need a WeightTable; {type(self.weights).__name__} has no "
-                "weights before it has seen a batch. Set both to null."
-            )
-        oracle = self.initial == "random" and self.effective_domains is None
-        if self.task.quality is None and (self.initial == "oracle" or oracle):
-            raise ValueError(
-                f"initial={self.initial} needs the quality of the domains, which this task does "
-                "not know. Set initial=random with effective_domains, or uniform."
-            )
-
-    # The two levels.
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return the phi of the initial weights."""
@@ -175,25 +135,18 @@ class DomainReweighting(GradientProblem):
             return torch.ones(len(self.domain), device=self.device)
         if self.initial == "filter":
             return kept(self._reference_losses, self.keep)
-        if self.initial == "oracle":
-            found = self._oracle
-        else:
-            wanted = self.effective_domains or float(perplexity(self._oracle))
-            found = random_weights(len(self.task.domains), wanted, draw)
-        return found.to(self.device, torch.float32)[self.domain]
-
-    @property
-    def _oracle(self) -> Tensor:
         quality = self.task.quality
-        if quality is None:
-            raise ValueError("this task does not know the quality of its domains.")
-        return quality.double() / quality.double().mean()
+        found = torch.ones(len(self.task.domains)) if quality is None else quality
+        found = found.double() / found.double().mean()
+        if self.initial == "random":
+            wanted = self.effective_domains or float(perplexity(found))
+            found = random_weights(len(found), wanted, draw)
+        return found.to(self.device, torch.float32)[self.domain]
 
     @cached_property
     def _reference_losses(self) -> Tensor:
         """The losses (n,) of all rows under the model of the filter or of the excess."""
-        on_meta = self.initial == "filter" and self.objective != "excess"
-        draw = self.sampler.meta if on_meta else self.sampler.even
+        draw = self.sampler.meta if self.initial == "filter" else self.sampler.even
         key = fold(self.seed, "reference")
         return reference_losses(
             self, self.task, lambda g: draw(g, self.batch), self.reference_steps, key
@@ -288,10 +241,9 @@ class DomainReweighting(GradientProblem):
         """Return the state to report: retrained, fine-tuned, with a uniform model beside it."""
         steps = inner.step
         if self.retrain is not None:
-            key_ = fold(key, "retrain")
-            outer = self._frozen(outer, inner)
-            state = untrained(self, self.task, key_)
-            state = fit(self, state, self.inner_batch, steps, key_, outer)
+            anew = fold(key, "retrain")
+            state = untrained(self, self.task, anew)
+            state = fit(self, state, self.inner_batch, steps, anew, self._frozen(outer, inner))
             inner = state._replace(buffers=inner.buffers | state.buffers)
         if self.finetune:
             afresh = self.inner_optimizer.init(inner.params)
@@ -385,7 +337,7 @@ class DomainReweighting(GradientProblem):
         weight, share = self.domain_weights(outer, inner)
         found: dict[str, Any] = {"weight": weight.cpu(), "effective_share": share.cpu()}
         moments = part(inner.buffers, "observed.")
-        if moments["count"]:
+        if moments["squares"].any():
             mean, z = signal(moments)
             found |= {"hypergradient": mean.cpu(), "z": z.cpu()}
         return found | {"inner_step": inner.step}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from metaopt.problems.domain_reweighting_task import ReweightingTask
 
-SURE = 3.0
-"""|z| from which on a hypergradient is told from noise, with some domains to choose from."""
+LEVEL = 0.05
+"""Probability of a false alarm: that one of K hypergradients of mean 0 has so large a |z|."""
 
 
 def weights_table(task: ReweightingTask, seen: Mapping[str, Any], folder: Path) -> str:
@@ -45,13 +46,13 @@ def _head(name: str, form: str) -> str:
 def _warning(task: ReweightingTask, seen: Mapping[str, Any]) -> list[str]:
     if "z" not in seen:
         return []
-    z = seen["z"].abs()
-    unsure = [task.domains[k] for k in (z < SURE).nonzero().flatten().tolist()]
+    sure = NormalDist().inv_cdf(1 - LEVEL / 2 / len(task.domains))
+    unsure = [name for name, z in zip(task.domains, seen["z"], strict=True) if abs(float(z)) < sure]
     if len(unsure) == len(task.domains):
         return [
-            f"warning: no hypergradient can be told from noise (|z| < {SURE:g} for every domain): "
-            "these weights are noise. Raise meta_batch and batch first, then outer_steps."
+            f"warning: no domain's hypergradient can be told from noise (|z| < {sure:.1f}): these "
+            "weights are noise. Raise meta_batch and batch first, then outer_steps."
         ]
     if unsure:
-        return [f"|z| < {SURE:g}, weights within noise: {', '.join(unsure)}"]
+        return [f"hypergradient within noise (|z| < {sure:.1f}): {', '.join(unsure)}"]
     return []

@@ -32,7 +32,7 @@ class Weights(Protocol):
     reads: Reads
 
     def init(self, start: Tensor, domain: Tensor, generator: Generator) -> Tree:
-        """Return the phi whose weights are `start`, or as near to it as these weights come.
+        """Return the phi whose weights are nearest to `start`; only a `WeightTable` heeds it.
 
         Args:
             start: weights of all training rows, >= 0, (n,).
@@ -192,13 +192,7 @@ class WeightNetwork:
         self.hidden, self.normalise = hidden, normalise
 
     def init(self, start: Tensor, domain: Tensor, generator: Generator) -> Tree:
-        """Return weights and biases, uniform in +-1 / sqrt(inputs) as in `torch.nn.Linear`.
-
-        Raises:
-            ValueError: `start` is not uniform.
-        """
-        if not torch.allclose(start, torch.ones_like(start)):
-            raise ValueError("WeightNetwork starts from no other weights: set initial=uniform.")
+        """Return weights and biases, uniform in +-1 / sqrt(inputs) as in `torch.nn.Linear`."""
 
         def uniform(*shape: int, inputs: int) -> Tensor:
             drawn = torch.rand(shape, generator=generator, dtype=start.dtype)
@@ -244,13 +238,7 @@ class LearningToReweight:
         self.per = per
 
     def init(self, start: Tensor, domain: Tensor, generator: Generator) -> Tree:
-        """Return {"weights": (0,)}.
-
-        Raises:
-            ValueError: `start` is not uniform.
-        """
-        if not torch.allclose(start, torch.ones_like(start)):
-            raise ValueError("LearningToReweight keeps no weights: set initial=uniform.")
+        """Return {"weights": (0,)}."""
         return {"weights": start.new_zeros(0)}
 
     def __call__(self, outer: Tree, rows: Tensor, domain: Tensor, losses: Tensor) -> Tensor:
