@@ -52,7 +52,7 @@ def test_gradient_equals_autograd(reward_widths, normalise):
 
 @pytest.mark.parametrize("reward_widths", [None, (32, 16)])
 def test_a_fitted_model_predicts_what_it_has_not_seen(reward_widths):
-    model = WorldModel(D, A, (32, 16), reward_widths, steps=1500, lr=3e-3, held_out=5)
+    model = WorldModel(D, A, (32, 16), reward_widths, steps=500, lr=1e-2, held_out=5)
     rows = pack(transitions(600))
     size = torch.full((R, 1), 600)
     untrained = model.init(R, generator(1))
@@ -114,15 +114,15 @@ def test_early_stopping_keeps_each_runs_best_parameters():
     noisy = transitions(400)
     noisy = noisy._replace(reward=torch.randn(R, 400, generator=draw))
     size = torch.tensor([[30], [30], [400]])
-    options = {"steps": 800, "held_out": 3, "lr": 1e-2, "evaluate_every": 10}
+    options = {"steps": 400, "held_out": 3, "lr": 1e-2, "evaluate_every": 10}
     stopping = WorldModel(D, A, (32, 32), patience=2, **options)
     running = WorldModel(D, A, (32, 32), **options)
     first, second = (
         m.fit(m.init(R, generator(0)), pack(noisy), size, generator(1)) for m in (stopping, running)
     )
     steps = first.moments.steps.flatten()
-    assert bool((steps[:2] < 800).all())
-    assert second.moments.steps.flatten().tolist() == [800] * 3
+    assert bool((steps[:2] < 400).all())
+    assert second.moments.steps.flatten().tolist() == [400] * 3
     assert bool((first.loss.sum(1)[:2] < second.loss.sum(1)[:2]).all())
 
 
