@@ -80,12 +80,12 @@ def main() -> None:
     calls |= {f"updates {r}": Learners(r) for r in (1, 64)}
     calls["dqn 64"] = partial(whole, 64, 0, 1)
     try:
-        agent = baselines3()
+        agent, learner = baselines3(), baselines3()
     except ImportError:
         print("pip install stable-baselines3 to compare with it")
     else:
         agent.learn(400)
-        calls["sb3 learn"] = lambda: baselines3().learn(STEPS)
+        calls["sb3 learn"] = lambda: learner.learn(STEPS)
         calls["sb3 updates"] = lambda: agent.train(UPDATES, BATCH)
     seconds = least_seconds(calls, repeats=5)
     print(f"an inner run of {STEPS} real steps on CartPole, K = 4, models and final score included")
