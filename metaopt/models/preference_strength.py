@@ -87,8 +87,8 @@ def keep(mean: Tensor) -> Targets:
 def flip(mean: Tensor, share: float = 0.1, targets: Targets | None = None) -> Targets:
     """Exchange the answers of the pairs with the lowest strength.
 
-    At most about half the estimated share of wrong labels is advisable: a right label that is
-    flipped costs more than a wrong one that is left.
+    About half the estimated share of wrong labels is a cautious choice: the further up, the more
+    right labels are among those flipped.
 
     Args:
         mean: mu, (R, n).
