@@ -70,7 +70,7 @@ def process_files(folder: Path, count: int = 20) -> list[str]:
     ]
     path = folder / "solutions.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in solved))
-    return [f"problem.data.source={folder}", f"problem.data.solutions={path}"]
+    return [f"problem.task.data.source={folder}", f"problem.task.data.solutions={path}"]
 
 
 def shrunk(problem: str, folder: Path) -> list[str]:

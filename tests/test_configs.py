@@ -35,7 +35,10 @@ REFUSED = {
 }
 """Options that no shipped problem can take, and why."""
 
-SERVED = {("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file")}
+SERVED = {
+    ("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file"),
+    ("model", "prm_transformers"), ("model", "prm_qwen2_vl"),
+}  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 
 SKIPPED = {*REFUSED, *SERVED}
@@ -81,13 +84,15 @@ def chosen(group: str, option: str) -> list[str]:
     if option in ENVIRONMENTS:
         return ["problem=rollout_length", f"data@problem.environment={option}"]
     if option in PROCESSES:
-        return ["problem=domain_reweighting", f"data@problem.data={option}"]
+        return ["problem=domain_reweighting", f"data@problem.task.data={option}"]
     if option in PREFERENCES:
         return ["problem=meta_reward_model", f"data@problem.task.data={option}"]
     if option == "canary_world":
         return ["problem=template_evolution", f"data@problem.task={option}"]
     if group == "data":
         return ["problem=meta_pseudo_labels", f"data@problem.data={option}"]
+    if option.startswith("prm_"):
+        return ["problem=domain_reweighting", f"model@problem.task.scorer={option}"]
     if group == "model":
         return [*IMAGES, f"model@problem.student={option}", "problem.labelled_batch=16"]
     if group == "method":
@@ -110,11 +115,22 @@ def test_every_file_has_a_line_of_help(group: str, option: str) -> None:
     assert 10 < len(text) < 110, f"the first comment of {group}/{option}.yaml: {text!r}"
 
 
-EVERY = [pytest.param(g, o, marks=[pytest.mark.slow] if g == "method" else []) for g, o in RUNS]
+RESUMED = [(g, o) for g, o in RUNS if g in ("problem", "estimator", "optimizer")]
+ONCE = [
+    pytest.param(g, o, marks=[pytest.mark.slow] if g == "method" else [])
+    for g, o in RUNS
+    if (g, o) not in RESUMED
+]
 """Methods combine options that run anyway; their rows are composed and checked below."""
 
 
-@pytest.mark.parametrize(("group", "option"), EVERY, ids=lambda x: x)
+def assert_finite(folder: Path) -> None:
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    assert any(name.startswith("eval/") for name in metrics)
+    assert all(math.isfinite(value) for value in metrics.values() if value is not None)
+
+
+@pytest.mark.parametrize(("group", "option"), ONCE, ids=lambda x: x)
 def test_every_option_runs(
     metaopt: Callable[..., Any], tmp_path: Path, group: str, option: str
 ) -> None:
@@ -123,21 +139,17 @@ def test_every_option_runs(
     done = metaopt(*arguments(group, option), *extra, *TINY)
     assert done.code == 0, done.err
     (path,) = tmp_path.glob("runs/**/result.json")
-    metrics = json.loads(path.read_text())["metrics"]
-    assert any(name.startswith("eval/") for name in metrics)
-    assert all(math.isfinite(value) for value in metrics.values() if value is not None)
-
-
-RESUMED = [(g, o) for g, o in RUNS if g in ("problem", "estimator", "optimizer")]
+    assert_finite(path.parent)
 
 
 @pytest.mark.parametrize(("group", "option"), RESUMED, ids=lambda x: x)
-def test_every_option_continues_to_the_bit(
+def test_every_option_runs_and_continues_to_the_bit(
     metaopt: Callable[..., Any], group: str, option: str
 ) -> None:
     run = Path("run")
     done = metaopt(*arguments(group, option), *TINY, "outer_steps=4", f"hydra.run.dir={run}")
     assert done.code == 0, done.err
+    assert_finite(run)
     before = (run / "result.json").read_bytes()
     (earlier, _), (_, last) = checkpoint.steps(run / "checkpoints")
     assert earlier == 2
