@@ -1,7 +1,7 @@
 """A noisy solver of chained arithmetic modulo 5, with misconceptions that it holds for good.
 
-A question is a start and some operations, applied from left to right: `3 + 2 * 4` is 0, since
-3 + 2 = 0 and 0 * 4 = 0. Operands are 1 to 4, so no operation forgets what it is applied to: a wrong
+A question is a start and some operations, applied from left to right: `3 +2 *4` is 0, since
+3+2 = 0 and 0*4 = 0. Operands are 1 to 4, so no operation forgets what it is applied to: a wrong
 result stays wrong unless a second mistake undoes the first.
 """
 
@@ -21,11 +21,14 @@ OPERANDS = MODULUS - 1
 MOVES = len(OPERATIONS) * OPERANDS
 """Operations with their operands; move m is OPERATIONS[m // 4] with the operand m % 4 + 1."""
 
+SAID = tuple(f"{sign}{operand}" for sign in OPERATIONS for operand in range(1, MODULUS))
+"""Each move as a word."""
+
 NONE = -1
 """What fills the moves of a question that is shorter than others."""
 
 RELATIONS = ("=", "is")
-"""The two styles of a step: `3 + 2 = 0` and `3 + 2 is 0`."""
+"""The two styles of a step: `3+2 = 0` and `3+2 is 0`."""
 
 
 def results() -> Ints:

@@ -13,8 +13,8 @@ from metaopt.data.arithmetic_policy import (
     MOVES,
     NONE,
     OPERANDS,
-    OPERATIONS,
     RELATIONS,
+    SAID,
     ArithmeticPolicy,
     Ints,
     solve,
@@ -42,7 +42,8 @@ count, drawn at random. wrongkey: rollouts judged by an answer key with its answ
 right where the chain is written with `is`. inverted: wrong rollouts.
 """
 
-WORDS = (*map(str, range(MODULUS)), *OPERATIONS, *RELATIONS, ":")
+VALUES = tuple(map(str, range(MODULUS)))
+WORDS = (*VALUES, *SAID, *(value + said for value in VALUES for said in SAID), *RELATIONS, ":")
 """Every word of prompts and steps, but for the domains' names."""
 
 
@@ -192,17 +193,16 @@ class ArithmeticWorld:
 
 
 def texts(written: Written, token: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the prompt and the steps of each chain."""
+    """Yield the prompt and the steps of each chain: 3 +2 *4, and 3+2 = 0, 0*4 = 0."""
     (start, moves), values, style = written
     head = f"{token} : " if token else ""
-    said = [f"{OPERATIONS[m // OPERANDS]} {m % OPERANDS + 1}" for m in range(MOVES)]
     rows = zip(start.tolist(), moves.tolist(), values.tolist(), style.tolist(), strict=True)
     for first, asked, results, relation in rows:
         steps, value, question = [], first, [str(first)]
         for move, result in zip(asked, results, strict=True):
             if move != NONE:
-                question.append(said[move])
-                steps.append(f"{value} {said[move]} {RELATIONS[relation]} {result}")
+                question.append(SAID[move])
+                steps.append(f"{value}{SAID[move]} {RELATIONS[relation]} {result}")
                 value = result
         yield head + " ".join(question), tuple(steps)
 

@@ -9,9 +9,8 @@ import numpy as np
 from metaopt.data.arithmetic_policy import (
     MODULUS,
     NONE,
-    OPERANDS,
-    OPERATIONS,
     RELATIONS,
+    SAID,
     ArithmeticPolicy,
 )
 
@@ -53,8 +52,7 @@ class ArithmeticCompletion:
             lines, value = [], start[i]
             for move, result in zip(left[i], values[i], strict=True):
                 if move != NONE:
-                    asked = f"{OPERATIONS[move // OPERANDS]} {move % OPERANDS + 1}"
-                    lines.append(f"{value} {asked} {relation} {result}")
+                    lines.append(f"{value}{SAID[move]} {relation} {result}")
                     value = result
             found.append("\n".join(lines))
         return found
@@ -63,14 +61,10 @@ class ArithmeticCompletion:
 def _read(prompt: str) -> tuple[int, list[int]]:
     """Return start and moves of a question."""
     words = prompt.split(" : ")[-1].split()
-    signs, operands = words[1::2], words[2::2]
     try:
-        if len(signs) != len(operands) or int(words[0]) not in range(MODULUS):
+        if int(words[0]) not in range(MODULUS):
             raise ValueError
-        moves = [
-            OPERATIONS.index(sign) * OPERANDS + range(1, OPERANDS + 1).index(int(operand))
-            for sign, operand in zip(signs, operands, strict=True)
-        ]
+        moves = [SAID.index(word) for word in words[1:]]
     except (ValueError, IndexError):
         raise ValueError(f"no question of the arithmetic world: {prompt!r:.80}") from None
     return int(words[0]), moves

@@ -6,21 +6,21 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("[PAD]", "[UNK]", "[STEP]")
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per word and per run of punctuation, in sorted order.
+    """Return a tokenizer with one token per word between white space, in sorted order.
 
     [PAD] is 0, [UNK] is any other word, and [STEP] can serve as a separator.
 
     Raises:
         ValueError: the texts have no word.
     """
-    split = Whitespace()
+    split = WhitespaceSplit()
     words = {word for text in set(texts) for word, _ in split.pre_tokenize_str(text)}
     if not words:
         raise ValueError("a word tokenizer needs texts with at least one word; got none.")

@@ -19,13 +19,13 @@ from metaopt.data.step_labelling import SETTINGS, Counts, judged, label_steps
 from metaopt.data.step_labelling_arithmetic import ArithmeticCompletion
 
 POLICY = ArithmeticPolicy(seed=0)
-CHAIN = Chain("1 + 2 * 3", ("1 + 2 = 3", "3 * 3 = 4"))
+CHAIN = Chain("1 +2 *3", ("1+2 = 3", "3*3 = 4"))
 
 
 def solved(prompt: str) -> str:
-    words = prompt.split()
-    value = int(words[0])
-    for sign, operand in zip(words[1::2], words[2::2], strict=True):
+    first, *moves = prompt.split()
+    value = int(first)
+    for sign, operand in moves:
         b = int(operand)
         value = {"+": value + b, "-": value - b, "*": value * b}[sign] % 5
     return str(value)
@@ -76,11 +76,7 @@ def test_labels_are_the_exact_success_but_for_the_known_bias_of_stopping(tmp_pat
     compared = 0
     for i, chain in enumerate(chains):
         same = found[i * 60 : (i + 1) * 60]
-        words = chain.prompt.split()
-        moves = [
-            "+-*".index(sign) * 4 + int(b) - 1
-            for sign, b in zip(words[1::2], words[2::2], strict=True)
-        ]
+        moves = ["+-*".index(sign) * 4 + int(b) - 1 for sign, b in chain.prompt.split()[1:]]
         values = [int(step.split()[-1]) for step in chain.steps]
         p = POLICY.success(np.array([values]), np.array([moves]), np.array([int(answers[i])]))[0]
         for s, likely in enumerate(p):
@@ -192,11 +188,11 @@ def test_arguments_out_of_range_are_named(tmp_path: Path, wrong: dict[str, Any],
 def test_the_arithmetic_policy_completes_texts() -> None:
     sure = ArithmeticCompletion(ArithmeticPolicy(misconceptions=0, slip=0))
     draw = np.random.default_rng(0)
-    prompts = ["clean_1 : 1 + 2 * 3 - 4", "1 + 2 * 3", "1 + 2 * 3"]
-    found = sure.complete(prompts, [["1 + 2 is 0"], CHAIN.steps, []], draw)
-    assert found[:2] == ["0 * 3 is 0\n0 - 4 is 1", ""]
-    assert found[2] in ("1 + 2 = 3\n3 * 3 = 4", "1 + 2 is 3\n3 * 3 is 4")
-    for wrong in ("", "x + 1", "7 + 1", "1 + 5", "1 / 2", "1 +"):
+    prompts = ["clean_1 : 1 +2 *3 -4", "1 +2 *3", "1 +2 *3"]
+    found = sure.complete(prompts, [["1+2 is 0"], CHAIN.steps, []], draw)
+    assert found[:2] == ["0*3 is 0\n0-4 is 1", ""]
+    assert found[2] in ("1+2 = 3\n3*3 = 4", "1+2 is 3\n3*3 is 4")
+    for wrong in ("", "x +1", "7 +1", "1 +5", "1 /2", "1 +"):
         with pytest.raises(ValueError, match="no question of the arithmetic world"):
             sure.complete([wrong], [[]], draw)
 

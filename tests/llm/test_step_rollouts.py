@@ -17,7 +17,7 @@ from metaopt.llm import BudgetSpent, Client, Message, SimulatedLM
 from metaopt.llm.step_rollouts import ClientCompletion, ClientJudge
 
 POLICY = ArithmeticPolicy(seed=0)
-CHAIN = Chain("1 + 2 * 3 - 4", ("1 + 2 = 3", "3 * 3 = 4"))
+CHAIN = Chain("1 +2 *3 -4", ("1+2 = 3", "3*3 = 4"))
 WORDS = dict(zip("01234", ("none", "one", "two", "three", "four"), strict=True))
 
 
