@@ -9,6 +9,13 @@ WORLD = [
     "inner_steps=2", "problem.task.queries=2", "problem.candidates=4", "problem.inherited=2",
     "problem.new=2", "problem.evidence=8",
 ]  # fmt: skip
+REWEIGHTING = [
+    "problem.task.data.chains=40", "problem.task.data.meta_size=40",
+    "problem.task.data.questions=4", "problem.task.data.candidates=8",
+    "problem.task.data.held_out=20", "problem.batch=16", "problem.meta_batch=40",
+    "problem.reference_steps=4", "inner_steps=2", "outer_lr=0.1",
+    "problem.inner_optimizer.lr=1.0e-2",
+]  # fmt: skip
 ROLLOUT = [
     "problem.runs=11", "problem.steps=128", "problem.phase=64", "problem.evaluation_episodes=4",
     "problem.model.steps=4", "problem.training_episodes=0", "problem.tests=[default]",
@@ -81,6 +88,8 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         return [f"problem.data.source={sums(folder)}", "problem.labelled=20"]
     if problem == "rollout_length":
         return ROLLOUT
-    if problem == "meta_reward_model":
+    if problem == "domain_reweighting":
+        return REWEIGHTING
+    if problem in ("meta_reward_model", "preference_reweighting"):
         return REWARDS
     return []

@@ -91,6 +91,8 @@ def chosen(group: str, option: str) -> list[str]:
         return ["problem=template_evolution", f"data@problem.task={option}"]
     if group == "data":
         return ["problem=meta_pseudo_labels", f"data@problem.data={option}"]
+    if group == "weights":
+        return ["problem=domain_reweighting", f"weights@problem.weights={option}"]
     if option.startswith("prm_"):
         return ["problem=domain_reweighting", f"model@problem.task.scorer={option}"]
     if group == "model":
@@ -209,7 +211,8 @@ def test_every_experiment_expands(name: str) -> None:
     assert len(found) > 1
     assert len({tuple(cell) for cell in found}) == len(found)
     seeds = {o for cell in found for o in cell if o.startswith("seed=")}
-    assert len(seeds) >= 3, "a table needs repetitions"
+    replicates = OmegaConf.select(config, "problem.task.data.runs", default=1)
+    assert len(seeds) * replicates >= 3, "a table needs repetitions"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -14,6 +14,7 @@ from metaopt.core import Tree
 from metaopt.data.preference_features import PreferenceFeatures
 from metaopt.data.preference_policy import Reward
 from metaopt.models.preference_training import ordered
+from metaopt.models.reward_ensemble import combine
 from metaopt.models.reward_features import FeatureReward
 from metaopt.models.reward_model import bradley_terry
 from metaopt.problems.meta_reward_model_steps import difference
@@ -21,7 +22,7 @@ from metaopt.problems.preference_figures import table
 from metaopt.problems.preference_labels import AsGiven, Labels
 from metaopt.random import fold, generator
 
-Aggregate = Literal["mean", "worst"]
+Aggregate = Literal["mean", "worst", "lower"]
 
 
 class Judge(Protocol):
@@ -62,7 +63,9 @@ class FeaturePreferences:
         model: makes the architecture from the number of features.
         labels: what is done to the labels first; `None` for nothing.
         members: M >= 1.
-        aggregate: how an ensemble's members make one reward: mean, or worst (the lowest).
+        aggregate: how an ensemble's members make one reward: mean; worst, the lowest; lower, the
+            mean minus a standard deviation. For the last two a member's mean reward over the
+            training answers is taken off first.
 
     Attributes:
         rows: number of pairs that a run learns from.
@@ -72,8 +75,8 @@ class FeaturePreferences:
     References: Coste et al., Reward model ensembles help mitigate overoptimization, ICLR 2024.
     """
 
-    domains = ("pairs",)
-    quality = None
+    domains: tuple[str, ...] = ("pairs",)
+    quality: Tensor | None = None
 
     def __init__(
         self,
@@ -131,10 +134,15 @@ class FeaturePreferences:
     def reward(self, tensors: Mapping[str, Tensor]) -> Reward:
         """Return the reward of each run's model, or ensemble, as a function (R, B, d) -> (R, B)."""
 
+        centre: Tensor | float = 0.0
+        if self.aggregate != "mean":
+            with torch.no_grad():
+                every = self._both.flatten(1, 2).repeat_interleave(self.members, 0)
+                centre = self.model.rewards(tensors, every).mean(-1, keepdim=True)
+
         def rewards(x: Tensor) -> Tensor:
-            found = self.model.rewards(tensors, x.repeat_interleave(self.members, 0))
-            found = found.view(len(x), self.members, *found.shape[1:])
-            return found.mean(1) if self.aggregate == "mean" else found.amin(1)
+            found = self.model.rewards(tensors, x.repeat_interleave(self.members, 0)) - centre
+            return combine(found.view(len(x), self.members, *found.shape[1:]), self.aggregate)
 
         return rewards
 

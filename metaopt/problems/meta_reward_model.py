@@ -14,9 +14,9 @@ from metaopt import tree
 from metaopt.core import Tree
 from metaopt.inner import GradientProblem, GradientState
 from metaopt.inner_optimizers import InnerOptimizer
-from metaopt.problems.meta_reward_model_steps import difference, direction
+from metaopt.problems.meta_reward_model_steps import difference, direction, due
 from metaopt.problems.preference_task import PreferenceTask
-from metaopt.random import fold, generator
+from metaopt.random import fold
 
 Variant = Literal["restore", "no_restore", "joint", "vanilla"]
 Ascent = Literal["difference", "random"]
@@ -156,15 +156,8 @@ class MetaRewardModel(GradientProblem):
         return Drawn(prompts=_some(self.task.prompts, self.prompts, generator))
 
     def due(self, step: int) -> Tensor:
-        """Return the labelled pairs of an outer step, (B,): a new order in every pass over them.
-
-        What is left of a pass after its last whole batch waits for the next pass. A function of
-        `seed` and the step alone, so all variants and methods see the same batches.
-        """
-        each = self.task.rows // self.batch
-        epoch, at = divmod(step, each)
-        order = torch.randperm(self.task.rows, generator=generator(fold(self.seed, "epoch", epoch)))
-        return order[at * self.batch : (at + 1) * self.batch]
+        """Return the labelled pairs of an outer step, (B,); the same for all variants."""
+        return due(self.task.rows, self.batch, step, self.seed)
 
     def inner_loss(self, outer: Tree, inner: Tree, batch: Drawn) -> Tensor:
         """Return -sign J, summed over models."""

@@ -53,11 +53,14 @@ def test_the_first_member_of_an_ensemble_is_the_single_model(world):
 def test_an_ensemble_is_the_mean_or_the_worst_of_its_members(world, how, pick):
     task = FeaturePreferences(world, WIDTHS, members=3, aggregate=how)
     params = task.init(generator(0))[0]
-    x = world.features.tests["shifted"].chosen
-    each = torch.stack(
-        [task.model.rewards({k: v[m::3] for k, v in params.items()}, x) for m in range(3)]
-    )
-    assert torch.allclose(task.reward(params)(x), pick(each, 0), atol=1e-6)
+    pairs = world.features.training
+    each = []
+    for m in range(3):
+        own = {k: v[m::3] for k, v in params.items()}
+        answers = [task.model.rewards(own, x) for x in (pairs.chosen, pairs.rejected)]
+        each.append(answers[0] - (how == "worst") * torch.cat(answers, 1).mean(1, keepdim=True))
+    expected = pick(torch.stack(each), 0)
+    assert torch.allclose(task.reward(params)(pairs.chosen), expected, atol=1e-5)
 
 
 def test_trusted_pairs_have_the_right_labels(world):
@@ -160,7 +163,7 @@ def test_a_run_is_judged_and_tells(world, tmp_path):
     ("make", "words"),
     [
         (lambda w: FeaturePreferences(w, WIDTHS, members=0), "members >= 1; got 0"),
-        (lambda w: FeaturePreferences(w, WIDTHS, aggregate="best"), "one of mean, worst"),
+        (lambda w: FeaturePreferences(w, WIDTHS, aggregate="best"), "one of mean, worst, lower"),
         (lambda w: PreferenceWorlds(WIDTHS, runs=0), "runs >= 1"),
         (lambda w: PreferenceWorlds(WIDTHS, source="ppo"), "one of shifted, sft, noise"),
         (lambda w: PreferenceWorlds(WIDTHS, beta=0.2), "betas must hold beta=0.2"),

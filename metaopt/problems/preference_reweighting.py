@@ -1,0 +1,101 @@
+"""What each preference pair counts, learned from a few pairs whose labels are right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.core import Tree
+from metaopt.inner import GradientState
+from metaopt.inner_optimizers import InnerOptimizer
+from metaopt.problems.domain_reweighting import DomainReweighting
+from metaopt.problems.domain_reweighting_phases import model, untrained
+from metaopt.problems.domain_reweighting_sampling import Rows
+from metaopt.problems.domain_weights import WeightTable
+from metaopt.problems.feature_preferences import FeaturePreferences
+from metaopt.problems.meta_reward_model_steps import due
+from metaopt.random import fold
+
+STEPS = "observed.steps"
+
+
+class PreferenceReweighting(DomainReweighting):
+    """`DomainReweighting` with a weight for every pair of every run, (R, n).
+
+    g(phi, theta) = sum_r mean_b w_rb(phi) l_rb(theta_r), on pairs in passes as `MetaRewardModel`
+    has them; F(phi, theta) = sum_r mean_b of Bradley and Terry's loss on the trusted pairs. At the
+    end the reward models are trained anew with the weights as they are then, and judged.
+
+    Args:
+        task: the pairs; its labels are what the weights are of.
+        inner_optimizer: how the reward models are stepped.
+        link: see `WeightTable`.
+        bound: largest weight of sigmoid and clamp, > 1.
+        batch: pairs in a batch.
+        meta_batch: trusted pairs in a batch, with replacement.
+        learn: whether reward models are trained anew at the end; else those that the weights were
+            learned on are kept.
+        steps: how long that takes, >= 1.
+        seed: of the order of the pairs.
+
+    References: Ren et al., Learning to reweight examples, ICML 2018; Cao et al., DreamPRM-1.5,
+    2025 (a table of weights by row).
+    """
+
+    def __init__(
+        self,
+        task: FeaturePreferences,
+        inner_optimizer: InnerOptimizer,
+        link: Any = "sigmoid",
+        bound: float = 2.0,
+        batch: int = 64,
+        meta_batch: int = 64,
+        retrain: bool = True,
+        steps: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            task, inner_optimizer, WeightTable("row", link, bound), sampling="rows", batch=batch,
+            meta_batch=meta_batch, seed=seed,
+        )  # fmt: skip
+        if steps < 1:
+            raise ValueError(f"PreferenceReweighting needs steps >= 1; got {steps}.")
+        self.preferences, self.anew, self.steps = task, retrain, steps
+
+    def init_outer(self, generator: Generator) -> Tree:
+        """Return tables of weights 1, {"weights": (R M, n)}."""
+        table = super().init_outer(generator)["weights"]
+        models = self.preferences.data.runs * self.preferences.members
+        return {"weights": table.expand(models, -1).clone()}
+
+    def init_buffers(self, outer: Tree, params: Tree) -> Tree:
+        """Return the buffers with the number of inner steps taken."""
+        return super().init_buffers(outer, params) | {STEPS: torch.zeros((), dtype=torch.long)}
+
+    def carry(self, outer: Tree, params: Tree, buffers: Tree, step: int) -> Tree:
+        """Count the step."""
+        return buffers | {STEPS: torch.tensor(step)}
+
+    def decide(self, outer: Tree, inner: Tree, batch: Rows, generator: Generator) -> Rows:
+        """Return the pairs that are due instead of drawn ones."""
+        rows = self._due(int(inner[STEPS]))
+        return super().decide(outer, inner, batch._replace(rows=rows), generator)
+
+    def _due(self, step: int) -> Tensor:
+        rows = self.preferences.rows
+        return due(rows, min(self.batch, rows), step, self.seed)
+
+    def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
+        """Return reward models trained with the final weights, judged by the task."""
+        if self.anew:
+            key = fold(key, "retrain")
+            state = untrained(self, self.task, key)
+            with torch.enable_grad():
+                for k in range(self.steps):
+                    rows = Rows(self._due(k))
+                    state = self.advance(outer, state._replace(buffers={}), fold(key, k), rows)
+            inner = state._replace(buffers=inner.buffers)
+        found = self.preferences.conclude(model(inner.params | inner.buffers), key)
+        return inner._replace(buffers=inner.buffers | {f"buffer.{k}": v for k, v in found.items()})
