@@ -39,8 +39,8 @@ class Network:
         self.params = tuple(k for k, v in named if v.requires_grad)
         self.frozen = tuple(k for k, v in named if not v.requires_grad)
         self.buffers = (*self.frozen, *(k for k, _ in module.named_buffers()))
-        self._training = _Functional(module.train())
-        self._evaluation = _Functional(copy.deepcopy(module).eval())
+        self._training = Functional(module.train())
+        self._evaluation = Functional(copy.deepcopy(module).eval())
 
     @cached_property
     def unfrozen(self) -> Network:
@@ -65,7 +65,7 @@ class Network:
         return self._evaluation(tensors, x)
 
 
-class _Functional:
+class Functional:
     """Calls a module with other tensors in the places of its own."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from metaopt.models.network import _Functional
+from metaopt.models.network import Functional
 from metaopt.models.process_reward_backbone import (
     Backbone,
     StepReader,
@@ -128,7 +128,7 @@ class TransformerScorer:
         self._vision: Vision | None = None
         if is_visual(self.config):
             self._vision = Vision(self.config, _processor_folder(source, tokenizer), longest)
-        self._read: _Functional | None = None
+        self._read: Functional | None = None
         self._device = torch.device("cpu")
 
     @property
@@ -215,7 +215,7 @@ class TransformerScorer:
         batch: Any = (inputs, lengths, ends)
         return read(tensors, batch)
 
-    def _reader(self) -> _Functional:
+    def _reader(self) -> Functional:
         if self._read is None:
             self._read = _functional(self._backbone.build(self._backbone.seed))
         return self._read
@@ -233,10 +233,10 @@ def _move(module: nn.Module, device: torch.device) -> None:
             own.data = own.data.to(device)
 
 
-def _functional(module: StepReader) -> _Functional:
+def _functional(module: StepReader) -> Functional:
     """Return the module as a function of what it trains, of which it keeps no copy."""
     trained = {k for k, v in module.named_parameters() if v.requires_grad}
-    read = _Functional(module)
+    read = Functional(module)
     read.places = [
         (store, key, name, own.detach().to("meta"))
         for store, key, name, own in read.places
