@@ -2,228 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from published_rows import (
+    DREAMPRM15,
+    DREAMPRM15_META,
+    DREAMPRM_META,
+    MATH_SHEPHERD,
+    MISTAKE,
+    PRM800K,
+    PROCESS_BENCH,
+    QUESTION,
+    ROWS,
+    dreamprm,
+    put,
+)
 
 from metaopt.data.process_supervision import FORMATS, Chain, harden, read, rows_of, truncate, write
-
-QUESTION = "Tom has 3 bags of 4 apples. How many apples?"
-
-
-def dreamprm() -> list[dict[str, Any]]:
-    """Five cumulative prefixes as in the repository's README, and a chain that lacks two rows."""
-    common = {"ground_truth": "1.5", "image_path": "dataset/1.png", "dataset": "chartqa"}
-    texts = [
-        "Step 1: Restate.\n\n",
-        "Step 2: Look.\n",
-        "Step 3: Know.\n\n### ",
-        "Step 4: Do.",
-        "\n5",
-    ]
-    rows = [
-        {"id": 7, "sid": i + 1, "input": "Your task", "add": "".join(texts[: i + 1]), **common}
-        for i in range(5)
-    ]
-    for row, (score, times) in zip(rows, [(7, 11), (4, 4), (0, 4), (1, 5), (2, 3)], strict=True):
-        row |= {"score": score, "times": times, "accuracy": round(score / times, 4)}
-    other = [{**rows[i], "id": 8, "input": "Another"} for i in (1, 4)]
-    return [*rows, *other]
-
-
-SYSTEM = {"from": "system", "value": "You are a process supervision model."}
-
-
-def turn(who: str, value: str) -> dict[str, str]:
-    return {"from": who, "value": value}
-
-
-DREAMPRM15 = [
-    {
-        "id": -1,
-        "image": "images/1.png",
-        "conversations": [
-            SYSTEM,
-            turn("human", "### Question:\nHow many?\n\n### Solution Process:\nThere are 2."),
-            turn("gpt", "+"),
-            turn("human", "So it is 3.\n"),
-            turn("gpt", "-"),
-        ],
-    }
-]
-DREAMPRM15_META = [
-    {
-        "id": "test_Art_113",
-        "response": "[Reasoning]\n1. It is D.\nAnswer: D",
-        "true_false": False,
-        "image": "../data/meta_images/test_Art_113.png",
-        "conversations": [
-            SYSTEM,
-            turn("human", "### Question:\nQuestion: <image 1> was painted by whom?"),
-            turn("human", "It is D."),
-            turn("gpt", "+"),
-            turn("human", "Answer: D"),
-            turn("gpt", "+"),
-        ],
-    }
-]
-DREAMPRM_META = [
-    {
-        "id": 2,
-        "true_false": True,
-        "input": "Question: Which?\nOptions: (A) 1 (B) 2\n\n### Step 1: Restate.\n - see Step 2\n\n"
-        "### Step 2: Conclude.\n\nFinal answer: B\n",
-        "image_path": "dataset/2.png",
-    },
-    {"id": 3, "true_false": False, "input": "Question: Which?", "image_path": "dataset/2.png"},
-    {"id": 4, "true_false": False, "input": "Q", "response": "Step 1: no", "image_path": "a.png"},
-]
-STEPWISE = [
-    {"prompt": QUESTION, "completions": ["3 * 4 = 12.", "So 13."], "labels": [True, False]},
-    {"prompt": "Which is larger?", "completions": ["9.8 is."], "labels": [True], "source": "x"},
-]
-
-
-def completion(text: str, rating: int | None, flagged: bool | None = None) -> dict[str, Any]:
-    return {"text": text, "rating": rating, "flagged": flagged}
-
-
-def rated(*completions: Any, chosen: int | None = 0, human: Any = None) -> dict[str, Any]:
-    return {
-        "completions": list(completions),
-        "human_completion": human,
-        "chosen_completion": chosen,
-    }
-
-
-def prm800k_line(steps: list[Any], written: list[str] | None, reason: str) -> dict[str, Any]:
-    return {
-        "labeler": "340d89bc",
-        "timestamp": "2023-01-22T04:34:27.052924",
-        "generation": 9,
-        "is_quality_control_question": False,
-        "is_initial_screening_question": False,
-        "question": {
-            "problem": "What is the greatest common factor?",
-            "ground_truth_solution": "It is 40.",
-            "ground_truth_answer": "40",
-            "pre_generated_steps": written,
-            "pre_generated_answer": "320",
-            "pre_generated_verifier_score": 0.01,
-        },
-        "label": {"steps": steps, "total_time": 278270, "finish_reason": reason},
-    }
-
-
-PRM800K = [
-    prm800k_line(
-        [
-            rated(completion("a", 0)),
-            rated(completion("b", 1)),
-            rated(completion("c", -1), completion("c2", 0, False), chosen=None),
-        ],
-        ["a", "b", "c", "d", "e"],
-        "found_error",
-    ),
-    prm800k_line(
-        [
-            rated(completion("x", -1), completion("y", None), completion("z", 1), chosen=2),
-            rated(completion("no", -1), chosen=None, human={"text": "mine", "source": "human"}),
-            rated(completion("w", None)),
-        ],
-        None,
-        "solution",
-    ),
-    prm800k_line(
-        [
-            rated(completion("p", -1), completion("q", -1), chosen=None),
-            rated(completion("r", -1), chosen=None, human="own"),
-        ],
-        ["s"],
-        "give_up",
-    ),
-]
-
-
-def shepherd(text: str, marks: str, task: str = "GSM8K") -> dict[str, str]:
-    pieces = text.split("ки")
-    label = "".join(x for pair in zip(pieces, [*marks, ""], strict=True) for x in pair)
-    return {"input": text, "label": label, "task": task}
-
-
-MATH_SHEPHERD = [
-    shepherd(
-        f"{QUESTION} Step 1: 3 * 4 = <<3*4=12>>12. ки\nStep 2: So 13 - 1. ки\nStep 3: 12 ки", "+--"
-    ),
-    shepherd("What is 1 + 1? It is 2. ки\nThe answer is: 2 ки \n", "++", "MATH"),
-    shepherd("Find $x$. ки\nGiven 2x = 2. Step 1: x = 1 ки", "-+", "MATH"),
-]
-PROCESS_BENCH = [
-    {
-        "id": "olympiad-bench-3",
-        "generator": "Qwen2-7B-Instruct",
-        "problem": QUESTION,
-        "steps": ["12.", "13.", "So \\boxed{13}."],
-        "final_answer_correct": False,
-        "label": 1,
-    },
-    {
-        "id": "gsm8k-0",
-        "generator": "Llama-3.1-8B-Instruct",
-        "problem": QUESTION,
-        "steps": ["12."],
-        "final_answer_correct": True,
-        "label": -1,
-    },
-]
-MISTAKE = [
-    {
-        "input": "a b",
-        "target": "(A)",
-        "answer": " (A)",
-        "steps": ["1", "", "3"],
-        "mistake_index": 0,
-    },
-    {"input": "[ {", "target": "} ]", "answer": "} ].", "steps": ["1"], "mistake_index": None},
-    {"input": "x", "target": "(G)", "answer": None, "steps": ["1", "2"], "mistake_index": 1},
-]
-OWN = [
-    {
-        "qid": "1",
-        "domain": "d",
-        "prompt": "p",
-        "images": ["a.png", "b.png"],
-        "steps": ["s", "t", "u"],
-        "step_success": [3, 0, None],
-        "step_rollouts": [4, 8, None],
-        "step_label": [0.75, 0.0, None],
-        "outcome": 0,
-        "policy": "m",
-        "temperature": 0.7,
-        "extra": {"stepwise": {"k": [1]}},
-    }
-]
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "chain": OWN,
-    "dreamprm": dreamprm(),
-    "dreamprm15": DREAMPRM15,
-    "dreamprm15_meta": DREAMPRM15_META,
-    "dreamprm_meta": DREAMPRM_META,
-    "stepwise": STEPWISE,
-    "prm800k": PRM800K,
-    "math_shepherd": MATH_SHEPHERD,
-    "process_bench": PROCESS_BENCH,
-    "bigbench_mistake": MISTAKE,
-}
-
-
-def put(path: Path, rows: list[Any]) -> Path:
-    path.write_text(json.dumps(rows, ensure_ascii=False))
-    return path
 
 
 def test_every_format_is_tried() -> None:
@@ -361,140 +160,12 @@ def test_labels_of_trl_are_of_one_type() -> None:
     assert [type(row["labels"][0]) for row in rows_of([hard, soft], "stepwise")] == [float, float]
 
 
-@pytest.mark.parametrize(
-    ("name", "labels", "says"),
-    [
-        ("stepwise", (1.0, None), "step 1 has no label"),
-        ("process_bench", (0.5, 0.0), "`harden` rounds"),
-        ("bigbench_mistake", (None, 1.0), "labels that are 1 before it"),
-        ("math_shepherd", (1.0, None), "`truncate` ends"),
-        ("dreamprm15", (0.5, 1.0), "must be 0 or 1"),
-        ("dreamprm15_meta", (1.0, 1.0), "outcome is unknown"),
-        ("dreamprm_meta", (1.0, 1.0), "outcome is unknown"),
-        ("dreamprm", (None, None), "no step with a label"),
-        ("prm800k", (1.0, 0.5), "-1, 0, 1 or null"),
-    ],
-)
-def test_what_a_format_cannot_say_is_refused_with_the_count(
-    name: str, labels: tuple[float | None, ...], says: str
-) -> None:
-    good = Chain("p", ("a", "b"), (1.0, 0.0), outcome=True, domain="d")
-    bad = Chain("p?", ("a", "b"), labels, qid="it")
-    assert len(rows_of([good], name)) in (1, 2)
-    with pytest.raises(ValueError, match=r"2 of 3 chains cannot be written") as error:
-        rows_of([bad, good, bad], name)
-    assert "chain 0 'it': " in str(error.value)
-    assert "chain 2 'it': " in str(error.value)
-    assert says in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "prompt", "step"),
-    [
-        ("math_shepherd", "Step 1: what?", "a"),
-        ("math_shepherd", "Why?", "the tag ки"),
-        ("math_shepherd", "The tag ки?", "a"),
-        ("dreamprm_meta", "Do\nStep 1: what?", "a"),
-        ("dreamprm_meta", "Why?", "a\nStep 2: b"),
-        ("dreamprm_meta", "Why?", "a\nFinal answer: b"),
-    ],
-)
-def test_texts_that_hold_a_formats_marks_are_refused(name: str, prompt: str, step: str) -> None:
-    with pytest.raises(ValueError, match="its texts hold a mark of the format"):
-        rows_of([Chain(prompt, (step,), (1.0,), outcome=True)], name)
-
-
-@pytest.mark.parametrize(
-    ("keep", "says"),
-    [
-        ({"labels": (1.0,)}, "one per step; got 1 for 2"),
-        ({"labels": (1.0, 1.5)}, r"in \[0, 1\]"),
-        ({"labels": (1.0, float("nan"))}, r"in \[0, 1\]"),
-        ({"successes": (1, 2)}, "together"),
-        ({"successes": (5, 0), "rollouts": (4, 4)}, "got 5 of 4"),
-        ({"successes": (1, None), "rollouts": (4, 4)}, "both its successes"),
-    ],
-)
-def test_a_chain_that_contradicts_itself_is_refused(keep: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        Chain("p", ("a", "b"), **keep)
-
-
 def test_hard_labels_follow_the_rollouts() -> None:
     chain = Chain("p", ("a", "b", "c"), (0.25, 0.0, None), (1, 0, None), (4, 4, None))
     assert harden(chain).labels == (1.0, 0.0, None)
     assert harden(chain, 0.5).labels == (0.0, 0.0, None)
     assert harden(chain).rollouts == chain.rollouts
     assert truncate(harden(chain)).rollouts == (4, 4)
-
-
-def broken(name: str, change: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the value at each path, by dots, replaced."""
-    row: Any = copy.deepcopy(ROWS[name][0])
-    for path, value in change.items():
-        *before, last = [int(x) if x.isdigit() else x for x in path.split(".")]
-        at = row
-        for key in before:
-            at = at[key]
-        at[last] = value
-    return row
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "says"),
-    [
-        ("chain", {"steps": "s"}, "'steps' must be a list; got 's'"),
-        ("chain", {"steps": [1, 2, 3]}, "'steps' must be a text; got 1"),
-        ("chain", {"step_label": [2, 0, 0]}, "'step_label' must be in [0, 1]"),
-        ("chain", {"step_rollouts": [1.5, 1, 1]}, "'step_rollouts' must be a whole number"),
-        ("chain", {"outcome": 2}, "'outcome' must be true, false, 1 or 0, or null; got 2"),
-        ("chain", {"temperature": "hot"}, "'temperature' must be a number"),
-        ("chain", {"extra": []}, "'extra' must be an object"),
-        ("chain", {"prompt": "\ud800"}, "half of a surrogate pair"),
-        ("dreamprm", {"add": " "}, "no such step"),
-        ("dreamprm", {"accuracy": 0.9}, "'accuracy' is 0.9, but score / times is 7 / 11"),
-        ("dreamprm", {"score": 12}, "got 12 of 11"),
-        ("dreamprm", {"score": None}, "given together"),
-        ("dreamprm", {"score": None, "times": None, "accuracy": None}, "has neither"),
-        ("dreamprm_meta", {"true_false": "yes"}, "'true_false' must be true, false, 1 or 0; got"),
-        ("dreamprm15", {"conversations.2.value": "0"}, "must be + or -; got ['0']"),
-        ("dreamprm15", {"conversations.1.value": "q"}, "has no step"),
-        ("dreamprm15", {"conversations.3.from": "gpt"}, "one gpt turn after it"),
-        ("dreamprm15", {"conversations.0": "x"}, "conversations[0] must be"),
-        ("dreamprm15", {"conversations": []}, "begin with a human turn"),
-        ("dreamprm15_meta", {"conversations.3.value": "-"}, "answers '+' at every step"),
-        ("stepwise", {"labels": [True]}, "got 1 for 2 completions"),
-        ("stepwise", {"labels": ["yes", True]}, "'labels' must be in [0, 1]"),
-        ("prm800k", {"question": "q"}, "'question' must be an object"),
-        ("prm800k", {"label.steps.1": 3}, "label.steps[1]: must be an object"),
-        ("prm800k", {"label.steps.1.completions.0.rating": 2}, "completion 0 must have a rating"),
-        ("prm800k", {"label.steps.1.completions.0.rating": []}, "completion 0 must have a rating"),
-        ("prm800k", {"label.steps.1.chosen_completion": 1}, "none of the 1 completions"),
-        ("math_shepherd", {"label": "+"}, "no + or - at tag 0 of 3"),
-        ("math_shepherd", {"input": "x", "label": "x"}, "must have a step"),
-        ("process_bench", {"label": 3}, "'label' must be -1 or a step's index, 0 to 2; got 3"),
-        ("process_bench", {"label": None}, "got None"),
-        ("process_bench", {"id": 1.5}, "'id' must be a text or a number"),
-        ("bigbench_mistake", {"mistake_index": -1}, "must be None or a step's index"),
-        ("bigbench_mistake", {"answer": 3}, "'answer' must be a text; got 3"),
-    ],
-)
-def test_a_malformed_row_is_named(
-    name: str, change: dict[str, Any], says: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.jsonl"
-    rows = [*ROWS[name], broken(name, change)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=rf"malformed rows of .*a\.jsonl, 1 of {len(rows)}:") as e:
-        read(path)
-    assert f"{path}:{len(rows)}: " in str(e.value)
-    assert says in str(e.value)
-
-
-def test_a_math_shepherd_label_of_another_text_is_named(tmp_path: Path) -> None:
-    row = {**MATH_SHEPHERD[0], "label": MATH_SHEPHERD[0]["label"].replace("bags", "bugs")}
-    with pytest.raises(ValueError, match="the text of 'input'"):
-        read(put(tmp_path / "a.json", [row]))
 
 
 def data(folder: str) -> Path:
