@@ -38,6 +38,7 @@ REFUSED = {
 SERVED = {
     ("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file"),
     ("model", "prm_transformers"), ("model", "prm_qwen2_vl"),
+    ("data", "preference_texts"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 

@@ -1,0 +1,122 @@
+"""Preferences in words as features: what is fitted where, and which label is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from metaopt.data.preference_texts import preference_texts
+from metaopt.data.preferences import Message, Pair, Preferences, preferences, split
+
+WORDS = [f"word{i}" for i in range(40)]
+ROOT = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "preferences"
+
+
+def pairs(count, seed):
+    draw = np.random.default_rng(seed)
+
+    def text(size):
+        return " ".join(draw.choice(WORDS, size))
+
+    return Preferences(tuple(Pair(text(4), text(9), text(9)) for _ in range(count)))
+
+
+def made(**settings):
+    transfer = {"one": pairs(12, 1), "two": pairs(7, 2)}
+    settings = {"runs": 2, "training": 30, "answer_size": 5, "prompt_size": 3, **settings}
+    return preference_texts(pairs(50, 0), transfer, "one", **settings)
+
+
+def test_shapes_and_tests():
+    data = made(trusted=0.1)
+    assert data.training.chosen.shape == (2, 30, 8)
+    assert data.responses.shape == (2, 6, 2, 8)
+    assert {k: v.chosen.shape for k, v in data.tests.items()} == {
+        "held_out": (2, 20, 8), "one": (2, 6, 8), "two": (2, 7, 8),
+    }  # fmt: skip
+    assert data.trusted == 3
+    assert not data.training.wrong.any()
+    assert torch.allclose(data.training.chosen[..., 5:], data.training.rejected[..., 5:])
+
+
+def test_features_are_those_of_a_vectorizer_fitted_on_the_training_texts():
+    source = pairs(50, 0)
+    data = made(runs=1)
+    own, held_out = split(source.pairs, 30, 0)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
+    texts = [side for i in own for side in (source.pairs[i].chosen, source.pairs[i].rejected)]
+    weighed = vectorizer.fit_transform(texts)
+    found = TruncatedSVD(5, n_iter=50, random_state=1).fit(weighed)
+    scale = found.transform(weighed).std(0)
+    expected = (
+        found.transform(vectorizer.transform([source.pairs[i].chosen for i in held_out])) / scale
+    )
+    kernel = data.tests["held_out"].chosen[0, :, :5].numpy()
+    spectrum = [np.linalg.svd(x, compute_uv=False) for x in (kernel, expected)]
+    np.testing.assert_allclose(spectrum[0], spectrum[1], rtol=0.15)
+
+
+def test_noise_exchanges_training_answers_only():
+    quiet, noisy = made(), made(noise=0.3)
+    wrong = noisy.training.wrong
+    assert wrong.sum(-1).tolist() == [9, 9]
+    back = torch.where(wrong[..., None], noisy.training.rejected, noisy.training.chosen)
+    assert torch.equal(back, quiet.training.chosen)
+    for name in quiet.tests:
+        assert torch.equal(quiet.tests[name].chosen, noisy.tests[name].chosen)
+
+
+def test_a_split_does_not_depend_on_those_beside_it():
+    one, two = made(runs=1), made(runs=2)
+    assert torch.allclose(one.training.chosen[0], two.training.chosen[0])
+    assert torch.equal(one.training.wrong[0], two.training.wrong[0])
+
+
+def test_unlabelled_responses_are_no_test_pairs():
+    data = made(runs=1)
+    test, seen = data.tests["one"].chosen[0], data.responses[0].flatten(0, 1)
+    assert float(torch.cdist(test, seen).min()) > 0
+
+
+def test_conversations_are_read_as_plain_text():
+    asked, said = (Message("user", "word1 word2"),), (Message("assistant", "word3 word4"),)
+    other = (Message("assistant", "word5 word6"),)
+    talk = Preferences(tuple(Pair(asked, said, other) for _ in range(4)))
+    data = preference_texts(
+        pairs(50, 0), {"one": talk}, "one", runs=1, training=30, answer_size=5, prompt_size=3
+    )
+    assert data.tests["one"].chosen.shape == (1, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"runs": 0}, "runs, answer_size, prompt_size, words >= 1"),
+        ({"trusted": 0.0}, r"trusted in \(0, 1\]"),
+        ({"noise": 2.0}, r"rate in \[0, 1\]"),
+    ],
+)
+def test_mistakes_are_named(settings, words):
+    with pytest.raises(ValueError, match=words):
+        made(**settings)
+
+
+def test_unlabelled_pairs_must_be_among_the_transfer():
+    with pytest.raises(ValueError, match="unlabelled must be one of one; got 'two'"):
+        preference_texts(pairs(50, 0), {"one": pairs(4, 1)}, "two")
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not ROOT.is_dir(), reason=f"{ROOT} is missing: set METAOPT_DATA")
+def test_hh_rlhf_has_its_splits():
+    source = preferences("hh_harmless", malformed="report")
+    transfer = {"llmbar": preferences("llmbar")}
+    data = preference_texts(source, transfer, "llmbar", runs=1)
+    assert data.training.chosen.shape == (1, 1700, 128)
+    assert data.tests["held_out"].chosen.shape == (1, 608, 128)
