@@ -236,9 +236,7 @@ def measure(
     counts = confusion(rows.decided, y)
     found |= {name: float(count) for name, count in counts._asdict().items()}
     drawn = clustered_intervals(lambda w: _statistics(rows, w), code, level, resamples, seed)
-    for name in BOUNDED:
-        found[f"{name}_low"], found[f"{name}_high"] = drawn[name]
-    return found
+    return found | _named(drawn)
 
 
 def compare(
@@ -271,10 +269,7 @@ def compare(
 
     found: dict[str, float | None] = {"n": len(y)}
     found |= {name: only(value) for name, value in differences(ones(y)).items()}
-    drawn = clustered_intervals(differences, code, level, resamples, seed)
-    for name in COMPARED:
-        found[f"{name}_low"], found[f"{name}_high"] = drawn[name]
-    return found
+    return found | _named(clustered_intervals(differences, code, level, resamples, seed))
 
 
 class _Rows(NamedTuple):
@@ -285,6 +280,15 @@ class _Rows(NamedTuple):
     decided: Array
     outcome: Array
     half: Any  # 1 in the half of the queries that plays unchecked rows
+
+
+def _named(intervals: Mapping[str, resampling.Ends]) -> Numbers:
+    """Return the ends as `<name>_low` and `<name>_high`."""
+    return {
+        f"{name}_{side}": end
+        for name, ends in intervals.items()
+        for side, end in zip(("low", "high"), ends, strict=True)
+    }
 
 
 def _statistics(rows: _Rows, weights: Array) -> dict[str, Array]:
