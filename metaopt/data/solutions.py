@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metaopt.data.row_texts import shown, text
+
 SHARED = Path("gsm8k") / "example_model_solutions.jsonl"
 ORIGIN = "https://github.com/openai/grade-school-math"
 FILES = (".jsonl", ".json", ".csv", ".txt")
@@ -113,12 +115,12 @@ def solutions(
         except ValueError as reason:
             wrong.append(f"{where}: {reason}")
             continue
-        for asked, text, success, system in given:
+        for asked, said, success, system in given:
             if success is None:
                 ambiguous += 1
                 continue
             index = texts.setdefault(str(number) if asked is None else asked, len(texts))
-            rows.append(Solution(index, text, success, system))
+            rows.append(Solution(index, said, success, system))
     if wrong:
         more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         listed = "\n  ".join(wrong[:SHOWN])
@@ -142,28 +144,17 @@ def _responses(
     if not isinstance(row, Mapping):
         raise ValueError("is no object; a row is {column: value}")
     if response in row:
-        asked = None if query is None else _text(row, query)
+        asked = None if query is None else text(row, query)
         system = row.get("system")
         named = system if isinstance(system, str) else ""
-        yield asked, _text(row, response), _outcome(row, outcome), named
+        yield asked, text(row, response), _outcome(row, outcome), named
         return
     answers = {k: v for k, v in row.items() if isinstance(v, Mapping)}
     if not answers:
         raise ValueError(f"has no column {response!r}; columns are {', '.join(map(str, row))}")
-    asked = _text(row, "question")
+    asked = text(row, "question")
     for system, answer in answers.items():
-        yield asked, _text(answer, "solution"), _outcome(answer, "is_correct"), system
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise ValueError(f"{column!r} must be a text; got {_shown(row, column)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{column!r} holds half of a surrogate pair") from None
-    return value
+        yield asked, text(answer, "solution"), _outcome(answer, "is_correct"), system
 
 
 def _outcome(row: Mapping[str, Any], column: str) -> bool | None:
@@ -171,12 +162,8 @@ def _outcome(row: Mapping[str, Any], column: str) -> bool | None:
     if value is None:
         return None
     if not isinstance(value, (bool, int)) or value not in (0, 1):
-        raise ValueError(f"{column!r} must be true, false, 1, 0 or null; got {_shown(row, column)}")
+        raise ValueError(f"{column!r} must be true, false, 1, 0 or null; got {shown(row, column)}")
     return bool(value)
-
-
-def _shown(row: Mapping[str, Any], column: str) -> str:
-    return repr(row[column])[:60] if column in row else "no such column"
 
 
 def _rows(source: str | None, split: str) -> tuple[str, Iterator[Row] | Sequence[Row]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from metaopt.data.preferences.dialogue import parted
 from metaopt.data.preferences.pairs import Message, Pair, Text
+from metaopt.data.row_texts import writable
 
 
 class Columns(NamedTuple):
@@ -161,11 +162,7 @@ def _said(value: Any, column: str) -> str:
         raise ValueError(f"{column!r} is missing")
     if not isinstance(value, str):
         raise ValueError(f"{column!r} is {_kind(value)}, not a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{column!r} holds half of a surrogate pair") from None
-    return value
+    return writable(value, column)
 
 
 def _number(row: Mapping[str, Any], column: str) -> float | None:

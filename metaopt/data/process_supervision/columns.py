@@ -5,33 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from metaopt.data.row_texts import checked_text, shown, text
+
 MISSING: Any = object()
-
-
-def shown(row: Mapping[str, Any], column: str) -> str:
-    """Return the start of the column's value."""
-    return repr(row[column])[:60] if column in row else "no such column"
-
-
-def text(row: Mapping[str, Any], column: str) -> str:
-    """Return a column with a text."""
-    return checked_text(row.get(column), column, shown(row, column))
 
 
 def optional(row: Mapping[str, Any], column: str) -> str:
     """Return a column with a text, or "" where it is missing or null."""
     return "" if row.get(column) is None else text(row, column)
-
-
-def checked_text(value: Any, name: str, seen: str = "") -> str:
-    """Return a text that can be written as UTF-8."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name!r} must be a text; got {seen or repr(value)[:60]}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name!r} holds half of a surrogate pair") from None
-    return value
 
 
 def listed(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Sequence[Any]:
