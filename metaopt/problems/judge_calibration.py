@@ -17,7 +17,7 @@ import numpy as np
 
 from metaopt.core import Feedback
 from metaopt.data.solutions import Solution, Solutions
-from metaopt.llm import LM, Client, LMError, Parameters, Request, SimulatedLM
+from metaopt.llm import LM, Client, Parameters, SimulatedLM
 from metaopt.problems import judge_calibration_report as report
 from metaopt.problems.candidates import judge
 from metaopt.problems.judge_calibration_models import (
@@ -30,9 +30,8 @@ from metaopt.problems.judge_calibration_models import (
 )
 from metaopt.problems.judge_objectives import OBJECTIVES, alignment, auroc
 from metaopt.problems.judge_template import parse, unit
-from metaopt.problems.template_evolution import Parent
-from metaopt.problems.template_evolution_prompts import Example, read_template, rewriting
-from metaopt.random import fold
+from metaopt.problems.template_evolution_prompts import Example
+from metaopt.problems.template_problem import Parent, TemplateProblem
 
 Scores = list[float | None]
 """The judge's score of each row; `None` where it gave none."""
@@ -40,7 +39,7 @@ Scores = list[float | None]
 Judge = LM | Callable[[Texts], LM]
 
 
-class JudgeCalibration:
+class JudgeCalibration(TemplateProblem):
     """Inner: the best-scored response of each question. Outer: the template, by its agreement.
 
         inner, per question:  pick the response r with the highest Judge(q, r; template)
@@ -116,8 +115,7 @@ class JudgeCalibration:
                 raise ValueError(f"JudgeCalibration needs {name} >= {least}; got {count}.")
         if not 0 < coverage <= 1:
             raise ValueError(f"JudgeCalibration needs 0 < coverage <= 1; got {coverage}.")
-        self.data, self.objective, self.seed = data, objective, seed
-        self.shown, self.examples, self.coverage = shown, examples, coverage
+        self.data, self.objective, self.seed, self.coverage = data, objective, seed, coverage
         train, test = data.split(training, seed)
         sample = _texts(data, _of(data, train))
         self.rows = _labelled(data, train, labelled)
@@ -137,24 +135,12 @@ class JudgeCalibration:
             self.template = logistic_rubric(standardised, texts, outcomes).render()
         _check_template(self.template, simulated=isinstance(lms["template"], SimulatedLM))
         self.answers = Parameters(0.0, max_tokens)
-        self.creative = Parameters(temperature, max_tokens)
-        self.client = client(lms)
+        creative = Parameters(temperature, max_tokens)
+        super().__init__(client(lms), creative, shown, examples, quoting=True)
         self._examined: dict[str, Scores] = {}
         free = lms["judge"].deterministic
         self._next = {"judge": len(self.rows) + (0 if free else 2 * len(self.test)), "template": 1}
         self.client.require(self._next)
-
-    def open(self, folder: Path) -> None:
-        """Keep answers beside the run's folder."""
-        self.client.open(folder)
-
-    def spent(self) -> Mapping[str, float]:
-        """Return what the run was charged, the report included."""
-        return self.client.spent()
-
-    def close(self) -> None:
-        """Let go of them."""
-        self.client.close()
 
     def init_outer(self, generator: Any) -> str:
         """Return the first template."""
@@ -193,18 +179,14 @@ class JudgeCalibration:
         """Return what the template is worth on the held-out questions."""
         return report.numbers(self, outer)
 
-    def propose(self, parents: Sequence[Parent], key: int) -> str:
-        """Return a new template by the writer; the first parent's where it writes none."""
-        shown = [(p.outer, 100 * (1 - min(p.value, 1.0))) for p in parents[: self.shown]]
-        examples = self._misjudged(parents[0].artifacts) if self.examples else []
-        for attempt in range(3):
-            rollout = fold(key, "template", attempt) % 2**31
-            request = Request("template", rewriting(shown, examples), self.creative, rollout)
-            (reply,) = self.client.ask([request])
-            template = None if isinstance(reply, LMError) else read_template(reply.text)
-            if template and all(template != p.outer for p in parents):
-                return template
-        return parents[0].outer
+    def seen(self, parents: Sequence[Parent]) -> list[Example]:
+        """Return the labelled rows with the scores of the first parent's run."""
+        scores: Scores = parents[0].artifacts or [None] * len(self.rows)
+        texts = _texts(self.data, self.rows)
+        return [
+            Example(f"Objective: {query}\n\nResponse:\n{response}", score, row.outcome)
+            for (query, response), score, row in zip(texts, scores, self.rows, strict=True)
+        ]
 
     def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
         """Return +inf for a template that has been tried, which spares its calls; else 0."""
@@ -260,18 +242,6 @@ class JudgeCalibration:
         if len(p) < self.coverage * len(scores):
             return float("inf")
         return OBJECTIVES[self.objective](p, y)
-
-    def _misjudged(self, scores: Scores | None) -> list[Example]:
-        """Return the labelled responses of each outcome that a template is furthest off on."""
-        rows = [(s, r) for s, r in zip(scores or [], self.rows, strict=False) if s is not None]
-        found = []
-        for outcome, sign in ((True, 1), (False, -1)):
-            side = [(s, r) for s, r in rows if r.outcome is outcome]
-            side.sort(key=lambda pair: sign * pair[0])
-            for score, row in side[: self.examples]:
-                text = f"Objective: {self.data.queries[row.query]}\n\nResponse:\n{row.response}"
-                found.append(Example(text, score, outcome))
-        return found
 
 
 def arrays(scores: Scores, rows: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 
 from metaopt.core import Feedback
-from metaopt.llm import LM, Client, LMError, Parameters, Request, SimulatedLM
+from metaopt.llm import LM, Client, Parameters, Request, SimulatedLM
 from metaopt.llm.authorisation import gate
 from metaopt.problems import template_evolution_report as report
 from metaopt.problems.candidates import (
@@ -30,14 +30,9 @@ from metaopt.problems.candidates import (
     texts,
 )
 from metaopt.problems.judge_objectives import OBJECTIVES, alignment, auroc
-from metaopt.problems.template_evolution_prompts import (
-    Example,
-    prompting,
-    quotes,
-    read_prompts,
-    read_template,
-    rewriting,
-)
+from metaopt.problems.template_evolution_prompts import Example, prompting, read_prompts
+from metaopt.problems.template_evolution_task import KnownTruth, Task
+from metaopt.problems.template_problem import Parent, TemplateProblem
 from metaopt.random import fold
 
 ROLES = ("target", "judge", "optimizer", "template", "checker")
@@ -45,60 +40,7 @@ ROLES = ("target", "judge", "optimizer", "template", "checker")
 INSTRUCTION = "You write prompts that make a target meet an objective."
 
 
-class Task(Protocol):
-    """What is evolved on.
-
-    Attributes:
-        queries: the objectives, one text a query.
-        template: the first scoring template.
-    """
-
-    queries: Sequence[str]
-    template: str
-
-    def prompts(self, query: int, count: int, key: int) -> list[str]:
-        """Return up to `count` first candidates for a query."""
-        ...
-
-    def check(self, query: int, response: str, key: int) -> bool | None:
-        """Return whether the response meets the query's objective; `None` when ambiguous."""
-        ...
-
-    def roles(self) -> Mapping[str, LM]:
-        """Return the language models that come with the task, by role."""
-        ...
-
-
-@runtime_checkable
-class KnownTruth(Protocol):
-    """A simulated task, whose truth can be looked up."""
-
-    def success(self, query: int, prompt: str) -> float:
-        """Return the true probability that the prompt meets the query's objective."""
-        ...
-
-    def examination(self, query: int) -> Sequence[tuple[str, bool]]:
-        """Return (response, outcome) pairs that the search has not seen."""
-        ...
-
-
-class Parent(Protocol):
-    """A template that has been tried, as `metaopt.optimizers.Search` keeps it."""
-
-    @property
-    def outer(self) -> str:
-        """The template."""
-
-    @property
-    def value(self) -> float:
-        """Its loss."""
-
-    @property
-    def artifacts(self) -> Any:
-        """The candidates of its inner run."""
-
-
-class TemplateEvolution:
+class TemplateEvolution(TemplateProblem):
     """Inner: prompts by the judge's score. Outer: the template by its agreement with outcomes.
 
         inner, per query:  max over prompts p of Judge(q, Target(p); template)
@@ -210,21 +152,21 @@ class TemplateEvolution:
                 "a real optimizer needs problem.instruction: what it is told to write, in your "
                 "own words."
             )
-        self.task, self.client = task, client(lms)
+        simulated = isinstance(task, KnownTruth) and not {"target", "judge"} & set(roles or ())
+        super().__init__(
+            client(lms), Parameters(temperature, max_tokens), shown, examples, quoting=False,
+            examiner=Client(task.roles()) if simulated else None,
+        )  # fmt: skip
+        self.task = task
         self.panel = Panel(
             self.client, task.queries, task.check if checker == "task" else None,
-            Parameters(0.0, max_tokens), verify, Parameters(temperature, max_tokens),
+            Parameters(0.0, max_tokens), verify, self.creative,
             ranking == "outcome",
         )  # fmt: skip
         self.objective, self.ranking = objective, ranking
         self.candidates, self.inherited, self.new = candidates, inherited, new
-        self.survivors, self.shown, self.examples = survivors, shown, examples
-        self.evidence, self.transcripts = evidence, transcripts
+        self.survivors, self.evidence, self.transcripts = survivors, evidence, transcripts
         self.instruction = instruction or INSTRUCTION
-        self.creative = Parameters(temperature, max_tokens)
-        simulated = isinstance(task, KnownTruth) and not {"target", "judge"} & set(roles or ())
-        self._examiner = Client(task.roles()) if simulated else None
-        self._folder: Path | None = None
         each = len(task.queries)
         first = candidates + inner_steps * new
         self.client.require(
@@ -236,21 +178,6 @@ class TemplateEvolution:
             },
             each * first * len(task.template) // 5,
         )
-
-    def open(self, folder: Path) -> None:
-        """Keep texts and answers beside the run's folder."""
-        self.client.open(folder)
-        self._folder = folder
-
-    def spent(self) -> Mapping[str, float]:
-        """Return what the run was charged, what came after the last outer step included."""
-        return self.client.spent()
-
-    def close(self) -> None:
-        """Let go of them."""
-        self.client.close()
-        if self._examiner is not None:
-            self._examiner.close()
 
     def init_outer(self, generator: Any) -> str:
         """Return the task's first template."""
@@ -288,8 +215,8 @@ class TemplateEvolution:
         The loss is +inf where no candidate has both a score and an outcome.
         """
         log, rows = inner["log"], judged(self._open_to_search(inner["log"]))
-        if self.transcripts and self._folder is not None:
-            report.write_transcripts(self.client, log, self._folder, inner["round"])
+        if self.transcripts and self.folder is not None:
+            report.write_transcripts(self.client, log, self.folder, inner["round"])
         value, numbers = float("inf"), {"judge/coverage": len(judged(log)) / max(len(log), 1)}
         if rows:
             p, y = arrays(rows)
@@ -309,7 +236,7 @@ class TemplateEvolution:
         model plays target or judge, success is what the checker saw of the picks.
         """
         picks = self.picks(inner)
-        if self._examiner is None or not isinstance(self.task, KnownTruth):
+        if self.examiner is None or not isinstance(self.task, KnownTruth):
             return {"success": 100 * float(np.mean([bool(p and p["outcome"]) for p in picks]))}
         rates = [
             self.task.success(pick["query"], self.client.text(pick["prompt"])) if pick else 0.0
@@ -324,12 +251,12 @@ class TemplateEvolution:
 
     def examine(self, template: str) -> list[Candidate]:
         """Return the held-out responses of a simulated task, judged; none of a real one."""
-        if self._examiner is None or not isinstance(self.task, KnownTruth):
+        if self.examiner is None or not isinstance(self.task, KnownTruth):
             return []
         queries, parameters = self.task.queries, self.panel.parameters
         rows = [(q, r, y) for q in range(len(queries)) for r, y in self.task.examination(q)]
         responses = [(q, r) for q, r, _ in rows]
-        scores = judge(self._examiner, template, queries, responses, parameters)
+        scores = judge(self.examiner, template, queries, responses, parameters)
         return [
             {"query": query, "outcome": outcome, "score": score}
             for (query, _, outcome), score in zip(rows, scores, strict=True)
@@ -340,22 +267,10 @@ class TemplateEvolution:
         found = (self._best(inner["log"], q, 1) for q in range(len(self.task.queries)))
         return [best[0] if best else None for best in found]
 
-    def propose(self, parents: Sequence[Parent], key: int) -> str:
-        """Return a new template by the template model; the best one again where it writes none.
-
-        A template that quotes a response it was shown is not taken: templates are shown to people.
-        """
-        shown = [(p.outer, 100 * (1 - min(p.value, 1.0))) for p in parents[: self.shown]]
-        examples = self._misjudged(parents) if self.examples else []
-        for attempt in range(3):
-            rollout = fold(key, "template", attempt) % 2**31
-            request = Request("template", rewriting(shown, examples), self.creative, rollout)
-            (reply,) = self.client.ask([request])
-            template = None if isinstance(reply, LMError) else read_template(reply.text)
-            known = template is None or any(template == p.outer for p in parents)
-            if template and not known and not quotes(template, [e.response for e in examples]):
-                return template
-        return parents[0].outer
+    def seen(self, parents: Sequence[Parent]) -> list[Example]:
+        """Return recorded candidates as the first parent's template judges them."""
+        rows = judged(self.panel.judge(parents[0].outer, self._evidence(parents)))
+        return [Example(self.client.text(c["response"]), c["score"], c["outcome"]) for c in rows]
 
     def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
         """Return a template's loss on what earlier trials have recorded, judged anew.
@@ -406,22 +321,12 @@ class TemplateEvolution:
     def _best(self, log: Sequence[Candidate], query: int, count: int) -> list[Candidate]:
         return best(log, query, count, self.ranking)
 
-    def _misjudged(self, parents: Sequence[Parent]) -> list[Example]:
-        """Return the responses of each outcome that the best template is furthest off on."""
-        rows = judged(self.panel.judge(parents[0].outer, self._evidence(parents)))
-        found = []
-        for outcome in (True, False):
-            side = [c for c in rows if c["outcome"] is outcome]
-            side.sort(key=lambda c: (c["score"] if outcome else -c["score"], c["prompt"]))
-            found += side[: self.examples]
-        return [Example(self.client.text(c["response"]), c["score"], c["outcome"]) for c in found]
-
     def _evidence(self, trials: Sequence[Parent]) -> list[Candidate]:
         logs = (self._open_to_search(t.artifacts or ()) for t in trials)
         return evidence(logs, self.evidence)
 
     def _open_to_search(self, log: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates that the template may be fitted to."""
-        if self._examiner is not None or len(self.task.queries) < 2:
+        if self.examiner is not None or len(self.task.queries) < 2:
             return list(log)
         return [c for c in log if c["query"] % 2 == 0]
