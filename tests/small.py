@@ -80,6 +80,26 @@ def process_files(folder: Path, count: int = 20) -> list[str]:
     return [f"problem.task.data.source={folder}", f"problem.task.data.solutions={path}"]
 
 
+def preference_files(folder: Path, count: int = 16) -> list[str]:
+    """Write a file of pairs, polite answers preferred; return the overrides that use it."""
+    rows = [
+        {
+            "prompt": f"\n\nHuman: question {i}\n\nAssistant:",
+            "chosen": f" thank you {i}",
+            "rejected": f" go away {i % 3}",
+        }
+        for i in range(count)
+    ]
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return [
+        f"problem.task.source.source={path}", f"problem.task.transfer.pandalm.source={path}",
+        "problem.task.training=0.5", "problem.task.backbone.hidden_size=8",
+        "problem.task.backbone.intermediate_size=8", "problem.task.backbone.num_hidden_layers=1",
+        "problem.batch=4", "problem.prompts=2",
+    ]  # fmt: skip
+
+
 def shrunk(problem: str, folder: Path) -> list[str]:
     """Return the overrides that make a problem small; `folder` takes the data it needs."""
     if problem == "template_evolution":
@@ -90,6 +110,8 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         return ROLLOUT
     if problem == "domain_reweighting":
         return REWEIGHTING
+    if problem == "meta_reward_model_text":
+        return preference_files(folder)
     if problem in ("meta_reward_model", "preference_reweighting"):
         return REWARDS
     return []

@@ -17,7 +17,9 @@ def table(figures: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:
     Args:
         figures: (of the models, of the baseline or `None`).
     """
-    lines = [f"{'':<28}{'this model':>12}{'vanilla':>12}{'difference':>12}{'higher on':>12}"]
+    compared = any(other is not None for _, other in figures.values())
+    columns = ["this model", *(["vanilla", "difference", "higher on"] if compared else [])]
+    lines = [" " * 28 + "".join(f"{column:>12}" for column in columns)]
     for name, (own, other) in figures.items():
         line = f"{name:<28}{float(own.double().mean()):>12.4f}"
         if other is not None:

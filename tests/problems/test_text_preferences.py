@@ -1,0 +1,113 @@
+"""A reward model on a tiny transformers backbone: trained, exported, read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+from small import preference_files
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from metaopt.data.preferences import preferences
+from metaopt.problems.text_preferences import TextPreferences
+
+TINY = {
+    "model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def made(folder, **settings):
+    path = preference_files(folder)[0].partition("=")[2]
+    pairs = preferences(path)
+    settings = {"backbone": TINY, "training": 0.5, **settings}
+    return TextPreferences(pairs, {"other": pairs}, "other", **settings)
+
+
+def test_a_run_leaves_a_reward_model_that_transformers_loads(metaopt, tmp_path):
+    arguments = preference_files(tmp_path)
+    done = metaopt(
+        "problem=meta_reward_model_text", *arguments, "outer_steps=12", "outer_lr=0.01",
+        "hydra.run.dir=run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "LlamaForSequenceClassification in run/reward_model" in done.out
+    final = torch.load("run/final.pt", weights_only=True)
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    problem = instantiate(config["problem"], _convert_="all")
+    texts = ["\n\nHuman: question 3\n\nAssistant: thank you 3", "go away", "question 2 thank you"]
+    state = {k: v[0] for k, v in final["outer"].items()}
+    problem.task.module.load_state_dict(state, strict=False)
+    batch = problem.task.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = problem.task.module.eval().rewards(batch["input_ids"], batch["attention_mask"])
+        model = AutoModelForSequenceClassification.from_pretrained("run/reward_model")
+        words = AutoTokenizer.from_pretrained("run/reward_model")
+        read = words(texts, padding=True, return_tensors="pt")
+        found = model(read["input_ids"], attention_mask=read["attention_mask"]).logits[:, 0]
+    assert torch.allclose(found, expected, atol=1e-6)
+    scores = pipeline("text-classification", "run/reward_model", function_to_apply="none")(texts)
+    assert [s["score"] for s in scores] == pytest.approx(expected.tolist(), abs=1e-6)
+    card = Path("run/reward_model/README.md").read_text()
+    assert "8 training pairs and 8 held-out pairs" in card
+    assert "accuracy" in card
+
+
+def test_training_learns_the_preference(metaopt, tmp_path):
+    done = metaopt(
+        "problem=meta_reward_model_text", *preference_files(tmp_path), "outer_steps=40",
+        "outer_lr=0.02", "figures=false",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    line = next(x for x in done.out.splitlines() if x.startswith("eval/held_out_accuracy"))
+    assert float(line.split()[1]) == 1.0
+
+
+def test_losses_do_not_depend_on_the_batch(tmp_path):
+    task = made(tmp_path)
+    tensors = dict(item for part in task.init(torch.Generator()) for item in part.items())
+    rows = torch.arange(task.rows)
+    together = task.row_losses(tensors, rows, train=False)
+    alone = torch.cat([task.row_losses(tensors, r[None], train=False) for r in rows], 1)
+    assert together.shape == (1, 8)
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_noise_exchanges_answers_and_long_texts_are_counted(tmp_path):
+    quiet, noisy = made(tmp_path), made(tmp_path, noise_share=0.25)
+    swapped = (quiet._training.ids != noisy._training.ids).flatten(1).any(1)
+    assert int(swapped.sum()) == 2
+    assert torch.equal(noisy._training.ids[swapped].flip(1), quiet._training.ids[swapped])
+    assert quiet.cut == 0
+    assert made(tmp_path, max_length=4).cut > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_length": 0}, "max_length >= 1"),
+        (
+            {"backbone": {"hidden_size": 8}},
+            r"needs model_type, such as llama; got \['hidden_size'\]",
+        ),
+        ({"training": 0}, "leaves a pair on either side"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, settings, words):
+    with pytest.raises(ValueError, match=words):
+        made(tmp_path, **settings)
+
+
+def test_malformed_rows_are_refused_by_number(metaopt, tmp_path):
+    arguments = preference_files(tmp_path)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(path.read_text() + '\n{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
+    done = metaopt(
+        "problem=meta_reward_model_text", *arguments, "problem.task.source.malformed=refuse"
+    )
+    assert done.code == 1
+    assert "1 malformed" in done.err
+    assert "in row 17" in done.err
