@@ -30,7 +30,6 @@ GROUPS = options.groups(ROOT)
 SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
 REFUSED = {
     ("estimator", "first_order"): "needs theta to start at phi",
-    ("optimizer", "mirror"): "entries >= 0 that sum to 1",
     ("method", "rollout_length/open_loop"): "Recorded needs a .csv or .json file",
 }
 """Options that no shipped problem can take, and why."""
@@ -38,7 +37,7 @@ REFUSED = {
 SERVED = {
     ("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file"),
     ("model", "prm_transformers"), ("model", "prm_qwen2_vl"),
-    ("data", "preference_texts"),
+    ("data", "preference_texts"), ("data", "process_files"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 
@@ -49,7 +48,7 @@ TINY = ("debug=tiny", "figures=false")
 
 SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "search")}
 ENVIRONMENTS = ("acrobot", "cart_pole", "mountain_car")
-PROCESSES = ("arithmetic", "process_bench")
+PROCESSES = ("arithmetic", "process_bench", "process_files")
 PREFERENCES = ("preference_world",)
 IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=digits"]
 ACTING = ("dqn", "error_feedback", "random_walk", "side_by_side")
@@ -59,6 +58,7 @@ CONTEXT = {
     "optimizer": {
         **SEARCHES,
         **{key: ["problem=rollout_length"] for key in ACTING},
+        "mirror": ["problem=domain_reweighting", "problem.weights.link=simplex"],
         "rewriting": ["problem=template_evolution"],
     },
     "estimator": {

@@ -12,7 +12,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 GRADIENT_FREE = {"grid", "random", "schedule", "search"}
 
 ACTING = ("dqn", "error_feedback", "random_walk", "side_by_side")
-CONTEXT = {"rewriting": "template_evolution", **dict.fromkeys(ACTING, "rollout_length")}
+CONTEXT = {
+    "mirror": "domain_reweighting",
+    "rewriting": "template_evolution",
+    **dict.fromkeys(ACTING, "rollout_length"),
+}
 """Problems of the optimizers that need one of a kind; the others run on ridge."""
 
 
@@ -47,14 +51,14 @@ class TestScore(EstimatorContract):
 
 
 class TestOptimizer(OptimizerContract):
-    """`mirror` needs weights that sum to 1 and is in its own tests."""
-
-    @pytest.fixture(params=sorted({*names("optimizer")} - {"mirror"}))
+    @pytest.fixture(params=names("optimizer"))
     def make(self, composed, request, tmp_path):
         problem = CONTEXT.get(request.param, "ridge")
         estimator = "unroll" if problem == "ridge" else "score"
         estimator = "score" if request.param in GRADIENT_FREE else estimator
         parts = [f"problem={problem}", f"estimator={estimator}", *shrunk(problem, tmp_path)]
+        if request.param == "mirror":
+            parts += ["estimator=finite_difference", "problem.weights.link=simplex"]
         return composed(*parts, f"optimizer={request.param}", "outer_steps=4")
 
 

@@ -1,0 +1,83 @@
+"""Process supervision of one's own: files of chains, in any of the published formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from metaopt.data.process_supervision import Chain, meta_set, question_key, read
+from metaopt.data.process_task import ProcessData
+
+
+def process_files(
+    train: str,
+    meta: str,
+    candidates: str | None = None,
+    held_out: str | None = None,
+    images: str | None = None,
+    meta_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> ProcessData:
+    """Return chains of files, folders or data sets of the hub; formats are told by their columns.
+
+    Args:
+        train: chains with step labels; a chain without a domain takes its file's name.
+        meta: chains with an outcome; no question of `candidates` may be among them.
+        candidates: chains with an outcome, equally many for every question (text and images), in
+            any order; `None` for no best-of-n.
+        held_out: chains with true step labels, by domain; `None` for no detection of errors.
+        images: folder that the paths of images start from; `None` for the working folder.
+        meta_size: chains of the meta-set, even; `None` is the most that balance allows.
+        limit: most training chains of each domain, drawn by `seed`; `None` is all.
+        seed: of the meta-set and of what a limit leaves out.
+
+    Raises:
+        FileNotFoundError: a source is missing.
+        ValueError: malformed rows, listed with file and line; a meta-set with one class, chains
+            without steps or leaked questions; candidates that are not equally many.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be >= 1 or null; got {limit}.")
+    asked: dict[tuple[str, tuple[str, ...]], list[Chain]] = {}
+    for chain in _chains(candidates, images):
+        asked.setdefault((question_key(chain.prompt), chain.images), []).append(chain)
+    tests = list(asked.values())
+    by_domain: dict[str, list[Chain]] = {}
+    for chain in _chains(held_out, images):
+        by_domain.setdefault(chain.domain, []).append(chain)
+    known = [c for row in tests for c in row]
+    return ProcessData(
+        train=_limited(_chains(train, images), limit, seed),
+        meta=meta_set(_chains(meta, images), known, meta_size, seed),
+        candidates=tests,
+        held_out=by_domain,
+    )
+
+
+def _chains(source: str | None, images: str | None) -> list[Chain]:
+    if source is None:
+        return []
+    found = list(read(source).chains)
+    if images is None:
+        return found
+    root = Path(images)
+    return [replace(c, images=tuple(str(root / path) for path in c.images)) for c in found]
+
+
+def _limited(chains: Sequence[Chain], limit: int | None, seed: int) -> list[Chain]:
+    """Return at most `limit` chains of each domain, in their order."""
+    if limit is None:
+        return list(chains)
+    rank = np.random.default_rng(seed).permutation(len(chains))
+    kept: set[int] = set()
+    counts: dict[str, int] = {}
+    for i in np.argsort(rank).tolist():
+        domain = chains[i].domain
+        if counts.setdefault(domain, 0) < limit:
+            counts[domain] += 1
+            kept.add(i)
+    return [chain for i, chain in enumerate(chains) if i in kept]
