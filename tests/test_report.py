@@ -352,6 +352,7 @@ def test_replicates_of_a_run_count_as_seeds(tmp_path):
     assert "Seeds: 0-3 in every row." in text
     assert "Replicates: a run trains several seeds side by side" in text
     assert text.count("stopped early") == 2
+    assert "plain: eval/loss is not finite in 1 of 4 replicates and is left out" in text
     assert "Commit: abc" in text
 
 

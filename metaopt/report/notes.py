@@ -138,16 +138,19 @@ def missing(summary: Summary, root: Path) -> list[str]:
 def _absent_metrics(summary: Summary, row: str, root: Path) -> Sequence[str]:
     lines = []
     measured = _measured(summary, row)
-    for c in summary.found.row(row):
+    cells = summary.found.row(row)
+    for c in (c for c in cells if c.replicate == 0):
         at = _short(c.folder, root)
+        together = [other for other in cells if other.folder == c.folder]
         for metric in measured:
-            if metric not in c.metrics and c.replicate and metric in c.result["metrics"]:
-                continue  # measured once for the whole run
             if metric not in c.metrics:
                 lines.append(f"{at}: has no {metric}")
-            elif not math.isfinite(c.metrics[metric]):
-                lines.append(f"{at}: {metric} is not finite and is left out of the mean")
-        if c.result.get("stopped") and not c.replicate:
+                continue
+            held = [x.metrics[metric] for x in together if metric in x.metrics]
+            if bad := sum(not math.isfinite(value) for value in held):
+                which = f" in {bad} of {len(held)} replicates" if len(held) > 1 else ""
+                lines.append(f"{at}: {metric} is not finite{which} and is left out of the mean")
+        if c.result.get("stopped"):
             unit = WORDS.get(c.result["stopped"], c.result["stopped"])
             why = f"the limit on {unit} is reached" if c.result["stopped"] in UNITS else unit
             lines.append(f"{at}: stopped early, {why}")
