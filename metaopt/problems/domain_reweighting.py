@@ -86,7 +86,9 @@ class DomainReweighting(GradientProblem):
         device: where the weights live; the task's tensors must be there, too.
 
     Trap: at batches of one row the hypergradient is noise. A meta batch of 64 carries a signal in
-    a single step, one of 1 does not in a hundred; see z in `metrics`.
+    a single step, one of 1 does not in a hundred; see z in `metrics`. Under bfloat16 autocast
+    `FiniteDifference` needs epsilon=3e-3: at its default for float32 parameters, rounding of the
+    losses outweighs the difference.
 
     References: Cao et al., DreamPRM, NeurIPS 2025; Sagawa et al., group DRO, ICLR 2020; Xie et
     al., DoReMi, NeurIPS 2023; Fan et al., DoGE, ICML 2024.

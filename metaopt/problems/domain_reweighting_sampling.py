@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.domain_reweighting_task import ReweightingTask
+from metaopt.problems.domain_reweighting_task import ReweightingTask, Stratified
 
 Sampling = Literal["domains", "rows"]
 
@@ -43,7 +43,10 @@ class Sampler:
     """
 
     def __init__(self, task: ReweightingTask, sampling: Sampling) -> None:
-        self.sampling, self.meta_rows = sampling, task.meta_rows
+        self.sampling = sampling
+        kinds = task.meta_kinds if isinstance(task, Stratified) else None
+        self._meta = torch.arange(task.meta_rows) if kinds is None else kinds.argsort(stable=True)
+        self._stratified = kinds is not None
         self.order = task.domain.argsort(stable=True)
         self._sizes = torch.bincount(task.domain)
         self._starts = self._sizes.cumsum(0) - self._sizes
@@ -65,8 +68,13 @@ class Sampler:
         return self.rows(draw, count)._replace(weights=torch.ones(count))
 
     def meta(self, draw: Generator, count: int) -> Rows:
-        """Return meta rows."""
-        return Rows(torch.randint(self.meta_rows, (count,), generator=draw), meta=True)
+        """Return meta rows, each equally likely; of each kind its share, up to one row."""
+        if not self._stratified:
+            return Rows(torch.randint(len(self._meta), (count,), generator=draw), meta=True)
+        place = (
+            torch.arange(count) + torch.rand(count, generator=draw, dtype=torch.float64)
+        ) / count
+        return Rows(self._meta[(place * len(self._meta)).long()], meta=True)
 
     def audited(self) -> Tensor:
         """Return at most `AUDITED` rows of each domain, the same every time."""

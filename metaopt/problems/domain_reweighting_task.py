@@ -54,6 +54,20 @@ class ReweightingTask(Protocol):
 
 
 @runtime_checkable
+class Stratified(Protocol):
+    """A task whose meta rows are of several kinds, such as right and wrong ones.
+
+    Meta batches then hold each kind in its share. Where chance sets the shares, they move the
+    model's mean score in every meta-gradient, and that outweighs what tells domains apart.
+
+    Attributes:
+        meta_kinds: the kind of each meta row, integers (m,) on the processor.
+    """
+
+    meta_kinds: Tensor
+
+
+@runtime_checkable
 class Comparing(Protocol):
     """A task that compares models beyond its metrics."""
 

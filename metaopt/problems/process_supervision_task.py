@@ -43,6 +43,7 @@ class ProcessSupervision:
 
     Attributes:
         domains, domain, meta_rows, quality: see `ReweightingTask`.
+        meta_kinds: outcomes of the meta-set, in whose shares meta batches are drawn.
         correct: which candidates are right, (Q, C).
 
     Raises:
@@ -88,7 +89,8 @@ class ProcessSupervision:
         self._labels, self._known = self._labelled(data.train, self._train)
         if data.meta:
             self._meta = self._encode(data.meta)
-            self._outcome = torch.tensor([float(bool(c.outcome)) for c in data.meta]).to(device)
+        self.meta_kinds = torch.tensor([int(bool(chain.outcome)) for chain in data.meta])
+        self._outcome = self.meta_kinds.float().to(device)
         self.correct = torch.tensor([[bool(c.outcome) for c in row] for row in data.candidates])
 
     def _encode(self, chains: Sequence[Chain]) -> Steps:

@@ -186,6 +186,18 @@ def test_each_domain_is_drawn_equally_often_or_in_proportion_to_its_size():
     assert share.sub(torch.tensor([0.1, 0.3, 0.6])).abs().max() < 0.03
 
 
+def test_meta_batches_hold_each_kind_in_its_share_and_each_row_equally_often():
+    task = empty(meta_kinds=torch.tensor([0, 1, 1] * 20))
+    drawn = [problem(task).sampler.meta(generator(s), 16).rows for s in range(300)]
+    counts = torch.stack([torch.bincount(task.meta_kinds[rows], minlength=2) for rows in drawn])
+    assert {5, 6} >= set(counts[:, 0].tolist())
+    assert float(counts[:, 0].double().mean()) == pytest.approx(16 / 3, abs=0.1)
+    often = torch.bincount(torch.cat(drawn), minlength=60) / (300 * 16 / 60)
+    assert 0.6 < float(often.min()) < float(often.max()) < 1.4
+    plain = problem().sampler.meta(generator(0), 600).rows
+    assert torch.bincount(task.meta_kinds[plain])[0] not in (199, 200, 201)
+
+
 def test_meta_only_training_reads_meta_rows_alone():
     of = problem(train_on="meta", lr=0.1)
     engine = Engine(of, Direct(5), adam(), outer_steps=60)
