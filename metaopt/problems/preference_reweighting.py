@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Generator, Tensor
 
@@ -13,12 +11,13 @@ from metaopt.inner_optimizers import InnerOptimizer
 from metaopt.problems.domain_reweighting import DomainReweighting
 from metaopt.problems.domain_reweighting_phases import model, untrained
 from metaopt.problems.domain_reweighting_sampling import Rows
-from metaopt.problems.domain_weights import WeightTable
+from metaopt.problems.domain_weights import Link, WeightTable
 from metaopt.problems.feature_preferences import FeaturePreferences
 from metaopt.problems.meta_reward_model_steps import due
 from metaopt.random import fold
 
 STEPS = "observed.steps"
+"""Name among the buffers of the number of inner steps taken."""
 
 
 class PreferenceReweighting(DomainReweighting):
@@ -35,8 +34,8 @@ class PreferenceReweighting(DomainReweighting):
         bound: largest weight of sigmoid and clamp, > 1.
         batch: pairs in a batch.
         meta_batch: trusted pairs in a batch, with replacement.
-        learn: whether reward models are trained anew at the end; else those that the weights were
-            learned on are kept.
+        retrain: whether reward models are trained anew at the end; else those that the weights
+            were learned on are kept.
         steps: how long that takes, >= 1.
         seed: of the order of the pairs.
 
@@ -48,7 +47,7 @@ class PreferenceReweighting(DomainReweighting):
         self,
         task: FeaturePreferences,
         inner_optimizer: InnerOptimizer,
-        link: Any = "sigmoid",
+        link: Link = "sigmoid",
         bound: float = 2.0,
         batch: int = 64,
         meta_batch: int = 64,
