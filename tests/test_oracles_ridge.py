@@ -21,7 +21,7 @@ from metaopt.inner_optimizers import SGD
 from metaopt.problems.ridge import Ridge
 from metaopt.random import generator
 
-RATE = 0.1
+RATE = 0.8
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +59,17 @@ def test_the_closed_form_is_the_derivative_of_the_solved_problem(solved):
 
 def test_descent_reaches_the_solution(solved):
     problem, phi, _ = solved
-    inner = run(problem, phi, problem.init_inner(phi, None, 0), 0, 5000)
+    inner = run(problem, phi, problem.init_inner(phi, None, 0), 0, 650)
     assert error(inner.params["weight"], problem.solve(phi)) < 1e-9
 
 
 @pytest.mark.parametrize(
     ("estimator", "bound"),
     [
-        (Unroll(5000, segments="auto"), 1e-10),
+        (Unroll(650, segments="auto"), 1e-10),
         (Implicit(Exact()), 1e-12),
         (Implicit(ConjugateGradient(100, damping=0.0, tolerance=1e-14)), 1e-10),
-        (Implicit(Neumann(2000, step=RATE)), 1e-3),
+        (Implicit(Neumann(250, step=RATE)), 1e-3),
         (Implicit(Neumann(2000)), 1e-10),
         (Implicit(), 0.1),
     ],

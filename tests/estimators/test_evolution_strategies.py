@@ -92,14 +92,14 @@ def test_points_along_the_unrolled_gradient_of_a_network():
 
 def test_persistent_pairs_see_past_the_truncation():
     whole = sum(0.9**j for j in range(4))
-    settings = {"pairs": 2000, "sigma": 0.1}
+    settings = {"pairs": 1000, "sigma": 0.1}
     assert repeat(EvolutionStrategies(**settings), Decay(), 4) == pytest.approx(1, abs=0.15)
     found = repeat(EvolutionStrategies(**settings, persistent=True), Decay(), 4)
     assert found == pytest.approx(whole, abs=0.5)
 
 
 def test_persistent_pairs_start_again_when_the_run_ends():
-    estimator = EvolutionStrategies(pairs=2000, sigma=0.1, persistent=True)
+    estimator = EvolutionStrategies(pairs=1000, sigma=0.1, persistent=True)
     assert repeat(estimator, Decay(horizon=2), 4) == pytest.approx(1.9, abs=0.3)
     assert estimator.state_dict() == {"particles": []}
 

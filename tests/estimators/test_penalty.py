@@ -11,7 +11,7 @@ from metaopt.problems.quadratic import Quadratic
 
 def settled(problem, outer, strength, calls=5):
     """Return the last feedback of calls long enough for both copies to converge."""
-    estimator = Penalty(strength, initial=strength, inner_steps=200)
+    estimator = Penalty(strength, initial=strength, inner_steps=60)
     inner = problem.init_inner(outer, None, 0)
     for key in range(calls):
         inner, feedback = estimator(problem, outer, inner, key)
@@ -52,9 +52,9 @@ def test_descends_to_the_optimum():
     problem = Quadratic()
     estimator, outer = Penalty(1000.0, initial=10.0, inner_steps=5), problem.init_outer(None)
     inner = problem.init_inner(outer, None, 0)
-    for key in range(400):
+    for key in range(200):
         inner, feedback = estimator(problem, outer, inner, key)
-        outer = tree.add(outer, feedback.grad, -0.01)
+        outer = tree.add(outer, feedback.grad, -0.02)
     assert relative_error(outer, problem.optimum()) < 5e-3
 
 

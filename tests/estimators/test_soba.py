@@ -35,16 +35,16 @@ def test_is_exact_with_the_exact_adjoint_at_the_solution():
 
 
 def test_converges_to_the_optimum_of_the_quadratic():
-    problem = Quadratic()
-    outer, inner, _ = loop(problem, Soba(), 1500, 0.003)
+    problem = Quadratic(condition=3.0)
+    outer, inner, _ = loop(problem, Soba(), 400, 0.05)
     assert relative_error(outer, problem.optimum()) < 1e-8
     assert relative_error(inner.params, {"theta": problem.solve(outer)}) < 1e-8
 
 
 def test_follows_the_hypergradient_of_ridge():
-    problem = Ridge(inner_optimizer=SGD(lr=0.5))
+    problem = Ridge(inner_optimizer=SGD(lr=0.8))
     start = problem.init_outer(torch.Generator())
-    outer, _, feedback = loop(problem, Soba(), 2000, 0.02)
+    outer, _, feedback = loop(problem, Soba(), 600, 0.05)
     assert relative_error(feedback.grad, problem.hypergradient(outer)) < 0.02
     assert feedback.value < problem.outer_loss(
         start, {"weight": problem.solve(start)}, problem.validation

@@ -82,8 +82,8 @@ def rows_of(problem, estimators, **settings):
 
 
 def test_exact_estimators_have_no_error():
-    estimators = {"unroll": Unroll(2500), "exact": Implicit(Exact()), "wrong": Scaled(Exact())}
-    rows = rows_of(Quadratic(inner_optimizer=SGD(lr=1.0)), estimators, steps=2500)
+    estimators = {"unroll": Unroll(400), "exact": Implicit(Exact()), "wrong": Scaled(Exact())}
+    rows = rows_of(Quadratic(inner_optimizer=SGD(lr=1.0)), estimators, steps=400)
     for name in ("unroll", "exact"):
         row = rows[name, False]
         assert row.closed_error < 1e-9
@@ -95,8 +95,8 @@ def test_exact_estimators_have_no_error():
     assert wrong.scaled_error < 1e-6
 
 
-def test_ridge_by_default_cold_and_warm():
-    rows = rows_of(Ridge(), {"cg": Implicit()}, steps=5000, warm_steps=20)
+def test_the_default_solver_on_ridge_cold_and_warm():
+    rows = rows_of(Ridge(inner_optimizer=SGD(lr=0.8)), {"cg": Implicit()}, steps=650, warm_steps=20)
     assert rows["cg", False].closed_error < 0.1
     assert rows["cg", True].closed_error < 0.01
     assert rows["cg", False].cost["hvps"] == 7
@@ -243,9 +243,12 @@ def test_the_command_checks_a_shipped_problem(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["problem=knapsack"], "GradientProblem"), (["problem=ridge", "estimator=unrol"], "unroll"),
-     (["problem=ridge", "steps=few"], "steps")],
-)  # fmt: skip
+    [
+        (["problem=knapsack", "estimator=score"], "GradientProblem"),
+        (["problem=ridge", "estimator=unrol"], "unroll"),
+        (["problem=ridge", "estimator=unroll", "steps=few"], "steps"),
+    ],
+)
 def test_the_command_explains_mistakes(monkeypatch, capsys, arguments, message):
     code, _, errors = command(monkeypatch, capsys, *arguments)
     assert code == 1
