@@ -17,6 +17,9 @@ from torch import Tensor
 from metaopt.models.process_reward_steps import Solution, check_steps
 
 TOKEN = r"(?u)\w+|[^\w\s]"
+FARTHEST = 10.0
+"""Deviations from the mean at which features end: words that training knows by one question or
+two have deviations so small that a question without them would be hundreds away."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class TextFeatures:
     """x = ([V q, V p, V s, log(1 + i), log(1 + |s|)] - mean) / deviation of every step.
 
     q, p and s are the TF-IDF vectors (words, numbers and signs; (1 + log count) idf, of norm 1) of
-    the question, of the steps before, and of the step i itself; |s| is its number of words.
+    the question, of the steps before, and of the step i itself; |s| is its number of words. Each
+    feature is clipped to [-10, 10].
 
     Args:
         vocabulary: words, in the order of the columns.
@@ -103,7 +107,7 @@ class TextFeatures:
         length = np.asarray(steps.sum(1)).ravel()
         more = np.log1p(np.stack([place, length], 1)).astype(np.float32)
         found = torch.from_numpy(np.concatenate([*blocks, more], 1))
-        return (found - self.mean) / self.deviation
+        return ((found - self.mean) / self.deviation).clamp_(-FARTHEST, FARTHEST)
 
     def _reduce(self, counts: sparse.csr_matrix) -> np.ndarray:
         return np.asarray(_tfidf(counts, self.idf.numpy()) @ self.components.numpy().T)

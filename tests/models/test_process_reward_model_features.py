@@ -61,6 +61,14 @@ def test_features_are_scikit_learn_s_tfidf_of_question_prefix_and_step():
         torch.testing.assert_close(found(chains), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_question_unlike_those_of_training_stays_within_ten_deviations():
+    alike = [Answer(f"the question {i % 2}", ("so it is", "done")) for i in range(400)]
+    found = TextFeatures.fit([*alike, Answer("a rare question 1", ("so it is", "done"))], 6)
+    far = found([Answer("rare rare rare", ("a rare rare a",))])
+    assert far.abs().max() == 10
+    assert found(alike).abs().max() < 10
+
+
 def test_logits_are_a_network_of_torch_on_the_rows_of_the_table():
     scorer = FeatureScorer(CHAINS, size=5, widths=(7, 3), activation="tanh")
     params, buffers = scorer.init(generator(0))
