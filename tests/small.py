@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from metaopt.data.process_supervision import Chain, write
+
 WORLD = [
     "inner_steps=2", "problem.task.queries=2", "problem.candidates=4", "problem.inherited=2",
     "problem.new=2", "problem.evidence=8",
 ]  # fmt: skip
 REWEIGHTING = [
+    "problem.batch=16", "problem.meta_batch=40", "problem.reference_steps=4", "inner_steps=2",
+    "outer_lr=0.1", "problem.inner_optimizer.lr=1.0e-2",
+]  # fmt: skip
+ARITHMETIC = [
     "problem.task.data.chains=40", "problem.task.data.meta_size=40",
     "problem.task.data.questions=4", "problem.task.data.candidates=8",
-    "problem.task.data.held_out=20", "problem.batch=16", "problem.meta_batch=40",
-    "problem.reference_steps=4", "inner_steps=2", "outer_lr=0.1",
-    "problem.inner_optimizer.lr=1.0e-2",
+    "problem.task.data.held_out=20",
 ]  # fmt: skip
 ROLLOUT = [
     "problem.runs=11", "problem.steps=128", "problem.phase=64", "problem.evaluation_episodes=4",
@@ -80,6 +84,34 @@ def process_files(folder: Path, count: int = 20) -> list[str]:
     return [f"problem.task.data.source={folder}", f"problem.task.data.solutions={path}"]
 
 
+def verdicts(folder: Path, count: int = 40) -> list[str]:
+    """Write chains that one word makes right or wrong; return the overrides that use them.
+
+    Of the domains, the labels of one are true and those of two are reversed, so that a model
+    becomes good only where the weights do.
+    """
+    words = ("sound", "flawed")
+    chains = {
+        domain: [
+            Chain(f"question {i}", (f"step {words[i % 2]}", "done"), (label, label), domain=domain)
+            for i in range(count)
+            for label in [float((i % 2 == 0) == (domain == "told"))]
+        ]
+        for domain in ("told", "reversed", "turned")
+    }
+    chains["meta"] = [
+        Chain(f"question {i}", (f"step {words[i % 2]}", "done"), outcome=i % 2 == 0)
+        for i in range(count)
+    ]
+    write(folder / "meta.jsonl", chains.pop("meta"))
+    write(folder / "train.jsonl", [chain for found in chains.values() for chain in found])
+    return [
+        "data@problem.task.data=process_files", f"problem.task.data.train={folder}/train.jsonl",
+        f"problem.task.data.meta={folder}/meta.jsonl", "model@problem.task.scorer=prm_features",
+        "problem.task.scorer.size=8", "problem.task.scorer.widths=[8]",
+    ]  # fmt: skip
+
+
 def preference_files(folder: Path, count: int = 16) -> list[str]:
     """Write a file of pairs, polite answers preferred; return the overrides that use it."""
     rows = [
@@ -109,7 +141,7 @@ def shrunk(problem: str, folder: Path) -> list[str]:
     if problem == "rollout_length":
         return ROLLOUT
     if problem == "domain_reweighting":
-        return REWEIGHTING
+        return [*ARITHMETIC, *REWEIGHTING]
     if problem == "meta_reward_model_text":
         return preference_files(folder)
     if problem in ("meta_reward_model", "preference_reweighting"):

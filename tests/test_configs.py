@@ -19,7 +19,7 @@ import yaml
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from small import process_files, shrunk
+from small import REWEIGHTING, process_files, shrunk, verdicts
 
 from metaopt import checkpoint, options
 from metaopt.arguments import check
@@ -37,7 +37,7 @@ REFUSED = {
 SERVED = {
     ("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file"),
     ("model", "prm_transformers"), ("model", "prm_qwen2_vl"),
-    ("data", "preference_texts"), ("data", "process_files"),
+    ("data", "preference_texts"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 
@@ -73,6 +73,8 @@ CONTEXT = {
 def arguments(group: str, option: str) -> list[str]:
     """Return overrides that choose an option with the problem it is for, made small."""
     found = chosen(group, option)
+    if option in ("process_bench", "process_files"):
+        return [*found, *REWEIGHTING]
     problem = next(a.partition("=")[2] for a in found if a.startswith("problem="))
     return [*found, *shrunk(problem, Path.cwd())]
 
@@ -137,7 +139,9 @@ def assert_finite(folder: Path) -> None:
 def test_every_option_runs(
     metaopt: Callable[..., Any], tmp_path: Path, group: str, option: str
 ) -> None:
-    written = {"cifar10": cifar, "process_bench": process_files}.get(option)
+    written = {
+        "cifar10": cifar, "process_bench": process_files, "process_files": verdicts
+    }.get(option)  # fmt: skip
     extra = [] if written is None else written(tmp_path)
     done = metaopt(*arguments(group, option), *extra, *TINY)
     assert done.code == 0, done.err
