@@ -356,7 +356,7 @@ class DomainReweighting(GradientProblem):
         folder: Path,
     ) -> str:
         """Write weights.csv, and what the task compares; return tables of both."""
-        text = weights_table(self.task, self.snapshot(outer, inner), folder)
+        parts = [weights_table(self.task, self.snapshot(outer, inner), folder)]
         if isinstance(self.task, Comparing):
-            text += "\n\n" + self.task.compare(self.models(inner), folder)
-        return f"{text}\n\nfigures: {folder / 'figures'}"
+            parts.append(self.task.compare(self.models(inner), folder))
+        return "\n\n".join(filter(None, [*parts, f"figures: {folder / 'figures'}"]))
