@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from metaopt import tree
 from metaopt.core import Feedback, Tree
 from metaopt.inner_optimizers import check_pattern
+from metaopt.optimizers.gradients import hypergradient, named_tensors
 
 
 class Descent:
@@ -62,14 +63,7 @@ class Descent:
                 needs more than a gradient a step.
             ValueError: `frozen` leaves nothing to train.
         """
-        if not isinstance(outer, dict) or not all(
-            isinstance(v, torch.Tensor) and v.is_floating_point() for v in outer.values()
-        ):
-            raise TypeError(
-                f"Descent needs an outer variable of named floating-point tensors; "
-                f"got {type(outer).__name__}. Use optimizer=search, random or schedule."
-            )
-        self._outer = tree.clone(outer)
+        self._outer = tree.clone(named_tensors(outer, "Descent"))
         names = [n for n in outer if not (self.frozen and re.search(self.frozen, n))]
         if not names:
             raise ValueError(
@@ -105,13 +99,9 @@ class Descent:
         Raises:
             TypeError: the feedback has no gradient.
         """
-        if feedback.grad is None:
-            raise TypeError(
-                "Descent needs feedback with a gradient, and this estimator gives none. Use "
-                "optimizer=search, random or schedule, or an estimator with a hypergradient."
-            )
+        grad = hypergradient(feedback, "Descent")
         for name, param in self._trained.items():
-            share = feedback.grad[name] / self.accumulate
+            share = grad[name] / self.accumulate
             param.grad = share if param.grad is None else param.grad.add_(share)
         self._told += 1
         if self._told % self.accumulate:

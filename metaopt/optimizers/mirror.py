@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.core import Feedback, Tree
+from metaopt.optimizers.gradients import hypergradient, named_tensors
 
 
 class MirrorDescent:
@@ -55,14 +56,7 @@ class MirrorDescent:
             TypeError: phi is not a dict of floating-point tensors.
             ValueError: a tensor is not on the simplex.
         """
-        if not isinstance(outer, dict) or not all(
-            isinstance(v, Tensor) and v.is_floating_point() for v in outer.values()
-        ):
-            raise TypeError(
-                f"MirrorDescent needs an outer variable of named floating-point tensors; "
-                f"got {type(outer).__name__}."
-            )
-        for name, value in outer.items():
+        for name, value in named_tensors(outer, "MirrorDescent").items():
             _require_simplex(name, value)
         self._outer = tree.clone(outer)
         self._sum = tree.zeros_like(outer)
@@ -80,16 +74,12 @@ class MirrorDescent:
         Raises:
             TypeError: the feedback has no gradient.
         """
-        if feedback.grad is None:
-            raise TypeError(
-                "MirrorDescent needs feedback with a gradient, and this estimator gives none. Use "
-                "an estimator with a hypergradient, such as estimator=finite_difference."
-            )
+        grad = hypergradient(feedback, "MirrorDescent")
         self._told += 1
         for name, p in self._outer.items():
-            step = self.lr * feedback.grad[name]
+            step = self.lr * grad[name]
             if self.normalise:
-                self._square[name] += feedback.grad[name].square().mean()
+                self._square[name] += grad[name].square().mean()
                 size = (self._square[name] / self._told).sqrt()
                 step = step / torch.where(size > 0, size, torch.ones_like(size))
             new = torch.softmax(p.log() - step, -1)

@@ -6,23 +6,15 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from dataclasses import dataclass
 
 import pytest
 import torch
+from tiny_process_rewards import Answer, close
 from torch.func import functional_call
 from transformers import AutoModel, AutoModelForCausalLM
 
 from metaopt.models.process_reward_model import TransformerScorer, scores
 from metaopt.random import generator, replay
-
-
-@dataclass(frozen=True)
-class Answer:
-    prompt: str
-    steps: tuple[str, ...]
-    images: tuple[str, ...] = ()
-
 
 CHAINS = [
     Answer("3 + 4 * 2", ("4 * 2 = 3", "3 + 3 = 1")),
@@ -46,10 +38,6 @@ def source(kind: str = "qwen2", **more) -> dict:
 
 def scorer(kind: str = "qwen2", **options) -> TransformerScorer:
     return TransformerScorer(CHAINS, source(kind), **options)
-
-
-def close(found, expected, atol=1e-5):
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 @torch.no_grad()

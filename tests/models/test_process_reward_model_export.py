@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -18,6 +17,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_process_rewards import CHAINS, SOURCE, TEXT, Answer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metaopt.models.process_reward_export import ProcessCard, export, load
@@ -32,28 +32,6 @@ def quiet():
     transformers.logging.disable_progress_bar()
 
 
-@dataclass(frozen=True)
-class Answer:
-    prompt: str
-    steps: tuple[str, ...]
-    images: tuple[str, ...] = ()
-
-
-CHAINS = [
-    Answer("3 + 4 * 2", ("4 * 2 = 3", "3 + 3 = 1")),
-    Answer("1 - 2", ("1 - 2 = 4",)),
-    Answer("2 * 2 + 4", ("2 * 2 = 4", "4 + 4 = 3", "3 = 3")),
-]
-TEXT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 32,
-    "initializer_range": 0.5,
-    "max_position_embeddings": 128,
-}
-SOURCE = {"model_type": "qwen2", **TEXT}
 SEEN = {
     "model_type": "qwen2_vl",
     "text_config": TEXT | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},

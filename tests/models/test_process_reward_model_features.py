@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from tiny_process_rewards import Answer
 from torch import nn
 
 from metaopt.models.process_reward_features import FeatureScorer
@@ -16,14 +15,6 @@ from metaopt.models.process_reward_model import scores
 from metaopt.models.process_reward_text import TOKEN, TextFeatures
 from metaopt.models.step_aggregation import step_loss
 from metaopt.random import generator, replay
-
-
-@dataclass(frozen=True)
-class Answer:
-    prompt: str
-    steps: tuple[str, ...]
-    images: tuple[str, ...] = ()
-
 
 CHAINS = [
     Answer("What is 3 + 4?", ("3 + 4 is 7.", "So the answer is 7.")),

@@ -7,12 +7,12 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_process_rewards import CHAINS, SOURCE, TEXT, Answer, close
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.func import functional_call
 from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2VLModel
@@ -22,34 +22,7 @@ from metaopt.models.process_reward_model import TransformerScorer
 from metaopt.models.step_aggregation import aggregate, outcome_loss, step_loss
 from metaopt.random import generator, replay
 
-
-@dataclass(frozen=True)
-class Answer:
-    prompt: str
-    steps: tuple[str, ...]
-    images: tuple[str, ...] = ()
-
-
-CHAINS = [
-    Answer("3 + 4 * 2", ("4 * 2 = 3", "3 + 3 = 1")),
-    Answer("1 - 2", ("1 - 2 = 4",)),
-    Answer("2 * 2 + 4", ("2 * 2 = 4", "4 + 4 = 3", "3 = 3")),
-]
-TEXT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 32,
-    "initializer_range": 0.5,
-    "max_position_embeddings": 128,
-}
-SOURCE = {"model_type": "qwen2", **TEXT}
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
-
-
-def close(found, expected, atol=1e-5):
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 def scrambled(params, seed=0):

@@ -1,0 +1,35 @@
+"""Chains and tiny settings that the tests of process reward models share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Answer:
+    prompt: str
+    steps: tuple[str, ...]
+    images: tuple[str, ...] = ()
+
+
+CHAINS = [
+    Answer("3 + 4 * 2", ("4 * 2 = 3", "3 + 3 = 1")),
+    Answer("1 - 2", ("1 - 2 = 4",)),
+    Answer("2 * 2 + 4", ("2 * 2 = 4", "4 + 4 = 3", "3 = 3")),
+]
+TEXT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "initializer_range": 0.5,
+    "max_position_embeddings": 128,
+}
+SOURCE = {"model_type": "qwen2", **TEXT}
+
+
+def close(found, expected, atol=1e-5):
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
