@@ -222,10 +222,10 @@ def test_every_experiment_expands(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_row_of_an_experiment_composes_and_fits_its_constructors(name: str) -> None:
+    """Each value of each axis, the other axes at their first."""
     found = cells(composed(f"experiment={name}"))
-    first = next(o for o in found[0] if o.startswith("seed="))
-    rows = [cell for cell in found if first in cell]
-    assert rows
+    seed = next(o for o in found[0] if o.startswith("seed="))
+    rows = [cell for cell in found if seed in cell and len({*cell} - {*found[0]}) <= 1]
     labels = []
     with composing():
         for overrides in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -61,7 +62,8 @@ def _dispatch(arguments: list[str]) -> int:
     overrides += [f"hydra.searchpath=['file://{folder.resolve()}']" for folder in own]
     with composing():
         loaded: Any = GlobalHydra.instance().hydra
-        if flags.multirun or loaded.get_mode(CONFIG, overrides) == RunMode.MULTIRUN:
+        may = own or _names_a_sweep(overrides)  # what composing twice is needed for
+        if flags.multirun or (may and loaded.get_mode(CONFIG, overrides) == RunMode.MULTIRUN):
             started = time.monotonic()
             returned = loaded.multirun(
                 CONFIG, partial(job, told=set()), [*overrides, "hydra.mode=MULTIRUN"]
@@ -69,6 +71,11 @@ def _dispatch(arguments: list[str]) -> int:
             return _summary(returned, time.monotonic() - started)
         outcome = loaded.run(CONFIG, job, overrides).return_value
     return int(outcome.status == "failed")
+
+
+def _names_a_sweep(overrides: list[str]) -> bool:
+    """Return whether an override may set hydra's mode: an experiment, a sweep, a key of hydra's."""
+    return any(re.match(r"\+*(experiment|sweep|hydra)\b", text) for text in overrides)
 
 
 def _flags() -> argparse.ArgumentParser:

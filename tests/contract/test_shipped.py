@@ -20,16 +20,22 @@ CONTEXT = {
 """Problems of the optimizers that need one of a kind; the others run on ridge."""
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """One folder for all, so that a config that names it is composed once."""
+    return tmp_path_factory.mktemp("data")
+
+
 def names(group):
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 class TestProblem(ProblemContract):
     @pytest.fixture(params=names("problem"))
-    def make(self, composed, request, tmp_path):
-        small = shrunk(request.param, tmp_path)
+    def make(self, composed, request, folder):
+        small = shrunk(request.param, folder)
         if request.param == "domain_reweighting":  # of which a model learns in few steps
-            small = [*REWEIGHTING, *verdicts(tmp_path)]
+            small = [*REWEIGHTING, *verdicts(folder)]
         return composed(f"problem={request.param}", *small)
 
 
@@ -55,11 +61,11 @@ class TestScore(EstimatorContract):
 
 class TestOptimizer(OptimizerContract):
     @pytest.fixture(params=names("optimizer"))
-    def make(self, composed, request, tmp_path):
+    def make(self, composed, request, folder):
         problem = CONTEXT.get(request.param, "ridge")
         estimator = "unroll" if problem == "ridge" else "score"
         estimator = "score" if request.param in GRADIENT_FREE else estimator
-        parts = [f"problem={problem}", f"estimator={estimator}", *shrunk(problem, tmp_path)]
+        parts = [f"problem={problem}", f"estimator={estimator}", *shrunk(problem, folder)]
         if request.param == "mirror":
             parts += ["estimator=finite_difference", "problem.weights.link=simplex"]
         return composed(*parts, f"optimizer={request.param}", "outer_steps=4")
@@ -69,10 +75,10 @@ class TestMetaTraining(OptimizerContract):
     """A meta-policy in the middle of its training, with transitions in its replay."""
 
     @pytest.fixture(params=["bootstrap", "monte_carlo"])
-    def make(self, composed, request, tmp_path):
+    def make(self, composed, request, folder):
         return composed(
             "problem=rollout_length", "optimizer=dqn", f"optimizer.targets={request.param}",
-            *shrunk("rollout_length", tmp_path), "problem.training_episodes=9",
+            *shrunk("rollout_length", folder), "problem.training_episodes=9",
             "optimizer.batch=4",
         )  # fmt: skip
 
