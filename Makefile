@@ -1,4 +1,5 @@
 # make demo: install, run the quickstart, print its table.   make test: install, run the tests.
+# make test-slow: run what takes minutes; every change must pass it too.
 PYTHON ?= python3
 # Further options of pip, such as --extra-index-url https://download.pytorch.org/whl/cpu
 PIP_EXTRA ?=
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_EXTRA) -c constraints.txt
 RESULTS := results/meta_pseudo_labels/quickstart
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed
@@ -17,6 +18,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST)
+
+test-slow:
+	$(MAKE) test PYTEST="-m 'slow and not gpu and not network and not wheel'"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

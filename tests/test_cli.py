@@ -138,6 +138,7 @@ def test_an_experiment_is_a_sweep_without_a_flag(metaopt: Metaopt) -> None:
     assert len(list(Path("results/ridge/estimators").glob("*/result.json"))) == 4
 
 
+@pytest.mark.slow
 def test_cells_run_in_two_processes(metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     from joblib.externals.loky import get_reusable_executor

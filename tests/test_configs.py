@@ -121,13 +121,7 @@ def test_every_file_has_a_line_of_help(group: str, option: str) -> None:
 
 
 RESUMED = [(g, o) for g, o in RUNS if g in ("problem", "estimator", "optimizer")]
-ONCE = [
-    pytest.param(g, o, marks=[pytest.mark.slow] if g == "method" else [])
-    for g, o in RUNS
-    if (g, o) not in RESUMED
-]
-"""Methods combine options that run anyway; their rows are composed and checked below."""
-
+ONCE = [(g, o) for g, o in RUNS if (g, o) not in RESUMED]
 
 def assert_finite(folder: Path) -> None:
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
@@ -135,6 +129,7 @@ def assert_finite(folder: Path) -> None:
     assert all(math.isfinite(value) for value in metrics.values() if value is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), ONCE, ids=lambda x: x)
 def test_every_option_runs(
     metaopt: Callable[..., Any], tmp_path: Path, group: str, option: str
@@ -149,6 +144,7 @@ def test_every_option_runs(
     assert_finite(path.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), RESUMED, ids=lambda x: x)
 def test_every_option_runs_and_continues_to_the_bit(
     metaopt: Callable[..., Any], group: str, option: str
@@ -220,6 +216,7 @@ def test_every_experiment_expands(name: str) -> None:
     assert len(seeds) * replicates >= 3, "a table needs repetitions"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_row_of_an_experiment_composes_and_fits_its_constructors(name: str) -> None:
     """Each value of each axis, the other axes at their first."""

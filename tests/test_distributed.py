@@ -15,6 +15,8 @@ from metaopt.inner_optimizers import SGD, Adam
 from metaopt.optimizers import Descent, Mutation, Search
 from metaopt.random import fold, generator
 
+pytestmark = pytest.mark.slow
+
 ROWS, RANKS, STEPS = 6, 2, 4
 
 

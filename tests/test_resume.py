@@ -79,6 +79,7 @@ def without_times(folder: Path) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_three_times_the_result_is_the_same_to_the_byte(tmp_path: Path) -> None:
     kill_and_compare(tmp_path, 3, steps=150)
 

@@ -19,6 +19,8 @@ from metaopt.llm import Client, LMError, Parameters, Rejected, Reply, Request, u
 from metaopt.llm.openai_compatible import OpenAICompatibleLM
 from metaopt.llm.transformers_lm import TransformersLM
 
+pytestmark = pytest.mark.slow
+
 for package in ("fastapi", "uvicorn"):
     pytest.importorskip(package, reason="needs transformers[serving]")
 

@@ -67,7 +67,7 @@ def test_artifacts_are_worst_first():
     assert float(feedback.metrics["inner/gap_max"]) == pytest.approx(gaps[0])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_search_finds_a_recipe_that_holds_on_new_knapsacks(seed):
     fixed = Engine(Knapsack(), Score(4), Search(), outer_steps=1, seed=seed)
     search = Search(Mutation(vocabulary=list(MOVES)), unseen)

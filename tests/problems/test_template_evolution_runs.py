@@ -16,6 +16,8 @@ from processes import Command
 
 from metaopt.problems.canary_world import CanaryWorld
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "problem=template_evolution", "outer_steps=3", "inner_steps=2", "problem.task.queries=2",
     "problem.candidates=6", "problem.inherited=3", "problem.new=3", "problem.evidence=6",
