@@ -123,6 +123,7 @@ def test_every_file_has_a_line_of_help(group: str, option: str) -> None:
 RESUMED = [(g, o) for g, o in RUNS if g in ("problem", "estimator", "optimizer")]
 ONCE = [(g, o) for g, o in RUNS if (g, o) not in RESUMED]
 
+
 def assert_finite(folder: Path) -> None:
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     assert any(name.startswith("eval/") for name in metrics)
