@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,15 @@ def test_a_model_that_asks_its_own_client_is_told() -> None:
         client.ask(requests(1))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Listen to SIGINT, which a shell's background processes start out ignoring."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_what_was_sent_and_sends_nothing_more(tmp_path: Path) -> None:
     lm = Paid(delay=0.3)
     client = Client({"target": lm}, concurrency=4)
