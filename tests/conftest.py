@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,12 @@ class Done(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what lives as long as the tests: modules and the tests themselves."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

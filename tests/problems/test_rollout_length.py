@@ -13,32 +13,9 @@ from metaopt.estimators import Score
 from metaopt.models.q_network import QNetwork
 from metaopt.models.transitions import unpack
 from metaopt.models.world_model import WorldModel
-from metaopt.optimizers import Constant, Linear, Schedule
+from metaopt.optimizers import Linear, Schedule
 from metaopt.problems.rollout_length import RolloutLength
-from metaopt.problems.rollout_length_planning import Planner
 from metaopt.random import generator
-from metaopt.testing import ProblemContract
-
-
-class TestContract(ProblemContract):
-    """The contract on a problem small enough to learn in two seconds."""
-
-    outer_steps = 2
-    falling_steps = 11
-
-    @pytest.fixture
-    def make(self):
-        def parts():
-            problem = RolloutLength(
-                CartPole(time_limit=100),
-                partial(QNetwork, widths=(32, 32), target_every=50, lr=3e-3),
-                partial(WorldModel, widths=(12, 8), steps=15), runs=4, steps=1600, phase=160,
-                updates_per_step=0.5, planner=Planner(cap=8), evaluation_episodes=10,
-                error_episodes=0,
-            )  # fmt: skip
-            return problem, Score(1), Schedule(Constant(2))
-
-        return parts
 
 
 class TestEpisode:
