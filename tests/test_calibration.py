@@ -213,6 +213,7 @@ def test_measure_without_a_single_score_says_so(judge):
     assert all(found[k] is None for k in ("auroc", "brier", "ece", "kappa", "corrected_rate"))
 
 
+@pytest.mark.slow
 def test_intervals_cover_as_often_as_they_say(judge):
     """The truth is the number on 400,000 rows; 150 repeats have a standard error of 1.8 %."""
     scores, outcomes, _ = draw_rows(6, 400_000)
@@ -237,6 +238,7 @@ def test_the_corrected_rate_recovers_what_the_judge_distorts(judge):
     assert found["checked_rate"] == pytest.approx(0.3, abs=0.01)
 
 
+@pytest.mark.slow
 def test_copies_within_a_query_do_not_narrow_the_interval(judge, rows):
     scores, outcomes, _ = rows
     each = np.arange(ROWS)

@@ -234,6 +234,7 @@ def test_every_row_of_an_experiment_composes_and_fits_its_constructors(name: str
     assert len(set(labels)) == len(labels)
 
 
+@pytest.mark.slow
 def test_debug_shrinks_an_experiment(metaopt: Callable[..., Any]) -> None:
     done = metaopt("experiment=meta_pseudo_labels/quickstart", "seed=0", *TINY)
     assert done.code == 0, done.err

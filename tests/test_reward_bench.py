@@ -97,6 +97,7 @@ def test_sections_are_weighted_as_in_reward_bench():
     ]
 
 
+@pytest.mark.slow
 def test_intervals_of_means_cover_the_truth():
     """300 benchmarks of three sections with 20 to 60 pairs, simulated."""
     draw, inside = np.random.default_rng(0), 0

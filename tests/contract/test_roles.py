@@ -149,6 +149,7 @@ def episodes(optimizer, count=200, seed=0):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_learned_actions_beat_random_and_constant_ones(seed):
     learned = episodes(QLearning(3), seed=seed)
     assert learned < episodes(Random([0, 1, 2]), seed=seed)

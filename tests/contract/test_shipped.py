@@ -11,11 +11,13 @@ from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContrac
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRADIENT_FREE = {"grid", "random", "schedule", "search"}
 
-ACTING = ("dqn", "error_feedback", "random_walk", "side_by_side")
+RULES = ("error_feedback", "random_walk", "side_by_side")
+"""Slow on the problem that they are for; `TestProblem` and `test_dqn.py` run their like."""
+
 CONTEXT = {
     "mirror": "domain_reweighting",
     "rewriting": "template_evolution",
-    **dict.fromkeys(ACTING, "rollout_length"),
+    **dict.fromkeys(("dqn", *RULES), "rollout_length"),
 }
 """Problems of the optimizers that need one of a kind; the others run on ridge."""
 
@@ -64,7 +66,12 @@ class TestScore(EstimatorContract):
 
 
 class TestOptimizer(OptimizerContract):
-    @pytest.fixture(params=names("optimizer"))
+    @pytest.fixture(
+        params=[
+            *sorted({*names("optimizer")} - {*RULES}),
+            *[pytest.param(name, marks=pytest.mark.slow) for name in RULES],
+        ]
+    )
     def make(self, composed, request, folder):
         problem = CONTEXT.get(request.param, "ridge")
         estimator = "unroll" if problem == "ridge" else "score"

@@ -197,6 +197,7 @@ def test_every_kind_of_domain_has_the_labels_it_is_named_for(world: ProcessData)
     assert np.mean(last["easy"]) > 0.85
 
 
+@pytest.mark.slow
 def test_the_world_is_as_hard_as_it_was_designed_to_be() -> None:
     first, vote, some = [], [], []
     for seed in range(3):

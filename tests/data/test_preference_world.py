@@ -166,6 +166,7 @@ def best_response(w: PreferenceWorld, beta: float) -> Policy:
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5])
+@pytest.mark.slow
 def test_optimising_the_gold_reward_finds_the_best_policy(beta):
     w = world(3)
     best = best_response(w, beta)

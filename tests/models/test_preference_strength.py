@@ -153,6 +153,7 @@ def test_strengths_find_wrong_labels():
     assert (low < high - 0.1).all()
 
 
+@pytest.mark.slow
 def test_training_on_flipped_pairs_beats_training_on_the_labels():
     data = pairs(3, 2048, 0.4)
     found = strengths(FeatureReward(16), draws(3, "s"), data.chosen, data.rejected, 2, 3)

@@ -149,6 +149,7 @@ def trained(**settings):
     return dqn, [f.observation for _, f in engine if f.observation["test"]]
 
 
+@pytest.mark.slow
 def test_bootstrapping_learns_the_optimal_policy():
     first, second = value_iteration().topk(2, -1).values.unbind(-1)
     assert (first - second).min() > 0.1, "one action must be clearly the best everywhere"
@@ -170,6 +171,7 @@ def expected(policy):
     return ahead.mean()
 
 
+@pytest.mark.slow
 def test_monte_carlo_learns_a_policy_that_is_as_good():
     settings = {"capacity": 1000, "exploration": [[64, 1.0], [480, 0.3]], "lr": 1e-2}
     dqn, _ = trained(targets="monte_carlo", **settings)

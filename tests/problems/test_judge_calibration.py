@@ -225,6 +225,7 @@ def test_rows_of_one_outcome_are_refused() -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_on_gsm8k_a_search_turns_the_first_template_round() -> None:
     path = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "gsm8k"
     if not (path / "example_model_solutions.jsonl").is_file():

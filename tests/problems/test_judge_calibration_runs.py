@@ -128,6 +128,7 @@ def assert_no_response_in(folder: Path) -> None:
         assert b"and so it goes on" not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_result(
     metaopt: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

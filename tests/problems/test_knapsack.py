@@ -68,6 +68,7 @@ def test_artifacts_are_worst_first():
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+@pytest.mark.slow
 def test_search_finds_a_recipe_that_holds_on_new_knapsacks(seed):
     fixed = Engine(Knapsack(), Score(4), Search(), outer_steps=1, seed=seed)
     search = Search(Mutation(vocabulary=list(MOVES)), unseen)

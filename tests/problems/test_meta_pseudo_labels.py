@@ -351,10 +351,12 @@ class TestFeedbackAlone:
     """The teacher sees no label: only the student's labelled loss can tell it the classes."""
 
     @pytest.mark.parametrize("seed", [0, 1])
+    @pytest.mark.slow
     def test_it_teaches_the_teacher(self, seed):
         assert feedback_only(OneStep(), seed, labels="soft") > 95
         assert feedback_only(ScoreFunction("per_example"), seed) > 90
 
+    @pytest.mark.slow
     def test_the_flipped_sign_teaches_the_opposite(self):
         assert feedback_only(ScoreFunction("per_example", reversed=True), 0) < 60
 

@@ -47,6 +47,7 @@ def run(of, evolve=True, outer_steps=6, inner_steps=5, seed=0):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+@pytest.mark.slow
 def test_the_default_beats_the_fixed_template(seed):
     found = {}
     for evolve, ranking in ((True, "label_first"), (False, "dense")):

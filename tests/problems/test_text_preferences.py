@@ -27,6 +27,7 @@ def made(folder, **settings):
     return TextPreferences(pairs, {"other": pairs}, "other", **settings)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_reward_model_that_transformers_loads(metaopt, tmp_path):
     arguments = preference_files(tmp_path)
     done = metaopt(

@@ -231,6 +231,7 @@ def command(monkeypatch, capsys, *arguments):
     return stop.value.code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_command_checks_a_shipped_problem(monkeypatch, capsys):
     code, out, errors = command(
         monkeypatch, capsys, "problem=quadratic", "estimator=unroll,implicit_exact", "steps=200"
