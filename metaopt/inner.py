@@ -82,10 +82,13 @@ class GradientProblem(ABC):
         inner_optimizer: how theta is stepped; see `metaopt.inner_optimizers`.
         warm_start: whether an inner run starts from the last one's end (`True`), or from
             `init_params(outer, ...)`: a fork of phi, or afresh.
+        compute_dtype: what the losses are computed in where it is coarser than the parameters
+            (autocast), or `None`; finite differences take a larger radius then.
     """
 
     inner_optimizer: InnerOptimizer
     warm_start: bool = True
+    compute_dtype: torch.dtype | None = None
 
     @abstractmethod
     def init_outer(self, generator: Generator) -> Tree:

@@ -15,6 +15,7 @@ from torch import Tensor
 from metaopt.core import Tree
 
 T = TypeVar("T")
+_EPSILON = {torch.float64: 1e-7, torch.float32: 6e-5}
 
 
 def like(tree: Tree, tensors: Sequence[Tensor]) -> Tree:
@@ -72,6 +73,30 @@ def norm(tree: Tree) -> Tensor:
     if not tree:
         return torch.zeros(())
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tree.values()))))
+
+
+def radius(
+    params: Tree,
+    direction: Tree,
+    epsilon: float | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return e = epsilon |params| / |direction| for a central difference, 1 for a norm of 0.
+
+    Args:
+        params: where the difference is taken.
+        direction: along what.
+        epsilon: `None` for 1e-7 in float64, 6e-5 in float32, and 1e-3 where float32 parameters
+            are computed with in half precision; 3e-3 for parameters of half precision.
+        compute_dtype: what is computed in (autocast); `None` for the parameters' own.
+    """
+    sizes = norm(params), norm(direction)
+    size, length = (torch.where(s > 0, s, torch.ones_like(s)) for s in sizes)
+    if epsilon is None:
+        epsilon = _EPSILON.get(size.dtype, 3e-3)
+        if compute_dtype is not None:
+            epsilon = max(epsilon, _EPSILON.get(compute_dtype, 1e-3))
+    return epsilon * size / length
 
 
 def scale(tree: Tree, factor: float | Tensor) -> Tree:

@@ -124,6 +124,7 @@ class TransformerScorer:
         }
         self.tokens = TokenLayout(words, separator, max_length, chat)
         dtype, autocast = PRECISIONS[precision]
+        self.compute_dtype = autocast
         self._backbone = Backbone(source, words, head, dtype, autocast, attention, lora, seed)
         self._vision: Vision | None = None
         if is_visual(self.config):

@@ -40,7 +40,7 @@ from metaopt.problems.domain_reweighting_phases import (
 )
 from metaopt.problems.domain_reweighting_report import weights_table
 from metaopt.problems.domain_reweighting_sampling import Rows, Sampler, Sampling
-from metaopt.problems.domain_reweighting_task import Comparing, ReweightingTask
+from metaopt.problems.domain_reweighting_task import Autocast, Comparing, ReweightingTask
 from metaopt.problems.domain_weights import Regulariser, Weights, WeightTable, by_domain
 from metaopt.random import fold, generator
 
@@ -86,9 +86,7 @@ class DomainReweighting(GradientProblem):
         device: where the weights live; the task's tensors must be there, too.
 
     Trap: at batches of one row the hypergradient is noise. A meta batch of 64 carries a signal in
-    a single step, one of 1 does not in a hundred; see z in `metrics`. Under bfloat16 autocast
-    `FiniteDifference` needs epsilon=3e-3: at its default for float32 parameters, rounding of the
-    losses outweighs the difference.
+    a single step, one of 1 does not in a hundred; see z in `metrics`.
 
     References: Cao et al., DreamPRM, NeurIPS 2025; Sagawa et al., group DRO, ICLR 2020; Xie et
     al., DoReMi, NeurIPS 2023; Fan et al., DoGE, ICML 2024.
@@ -124,6 +122,7 @@ class DomainReweighting(GradientProblem):
         self.retrain, self.finetune, self.compare_uniform = retrain, finetune, compare_uniform
         self.seed, self.device = seed, torch.device(device)
         check_options(self)
+        self.compute_dtype = task.compute_dtype if isinstance(task, Autocast) else None
         self.domain = task.domain.to(self.device)
         self.sampler = Sampler(task, sampling)
 
@@ -236,7 +235,7 @@ class DomainReweighting(GradientProblem):
         return alignments(
             lambda theta: self.task.meta_losses(model(theta | rest), meta).mean(-1).sum(),
             lambda theta: self.task.row_losses(model(theta | rest), rows),
-            params, key,
+            params, key, self.compute_dtype,
         )  # fmt: skip
 
     def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:

@@ -11,9 +11,6 @@ from metaopt import tree
 from metaopt.core import Tree
 from metaopt.random import replay
 
-RADIUS = {torch.float64: 1e-7, torch.float32: 6e-5}
-"""Radius of a difference, relative to the parameters."""
-
 
 def unseen(count: int, device: torch.device) -> Tree:
     """Return the moments of a hypergradient by domain before the first one."""
@@ -83,6 +80,7 @@ def alignments(
     row_losses: Callable[[Tree], Tensor],
     params: Tree,
     key: int,
+    compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return <dF/dtheta, dl_i/dtheta> of each row, (B,), by one gradient and two forward passes.
 
@@ -94,14 +92,14 @@ def alignments(
         row_losses: theta -> l, (B,).
         params: theta.
         key: seeds the masks of both losses.
+        compute_dtype: see `metaopt.tree.radius`.
     """
     leaves = tree.leaves(params)
     with torch.enable_grad(), replay(key):
         value = meta_loss(leaves)
         found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     v = tree.like(params, found)
-    theta, size = tree.norm(params), tree.norm(v)
-    radius = RADIUS.get(theta.dtype, 3e-3) * theta / torch.where(size > 0, size, 1.0)
+    radius = tree.radius(params, v, compute_dtype=compute_dtype)
     ends = []
     with torch.no_grad():
         for sign in (1.0, -1.0):

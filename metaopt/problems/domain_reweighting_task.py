@@ -68,6 +68,17 @@ class Stratified(Protocol):
 
 
 @runtime_checkable
+class Autocast(Protocol):
+    """A task whose losses are computed in coarser numbers than its parameters.
+
+    Attributes:
+        compute_dtype: of the computation; `None` for that of the parameters.
+    """
+
+    compute_dtype: torch.dtype | None
+
+
+@runtime_checkable
 class Comparing(Protocol):
     """A task that compares models beyond its metrics."""
 

@@ -78,6 +78,7 @@ class ProcessSupervision:
         self.aggregation, self.ranking = aggregation, ranking
         self.evaluation_batch = evaluation_batch
         self.scorer = scorer(data.train)
+        self.compute_dtype: torch.dtype | None = getattr(self.scorer, "compute_dtype", None)
         self.domains = data.domains
         index = {name: k for k, name in enumerate(self.domains)}
         self.domain = torch.tensor([index[chain.domain] for chain in data.train])
