@@ -86,6 +86,8 @@ def _check_weights(options: Options) -> None:
                 )
         if options.initial != "uniform":
             raise ValueError(f"{name} starts from no given weights; set initial=uniform.")
+    elif options.initial == "filter":
+        _check_filter(options.weights, options.keep)
     if options.weights.reads == "gradients" and options.objective != "meta":
         raise ValueError(f"{name} descends the meta-loss; set objective=meta.")
     count, wanted = len(options.task.domains), options.effective_domains
@@ -97,4 +99,17 @@ def _check_weights(options: Options) -> None:
         raise ValueError(
             f"initial={options.initial} needs the quality of the domains, which this task does "
             "not know. Set initial=random with effective_domains, or uniform."
+        )
+
+
+def _check_filter(weights: WeightTable, keep: float) -> None:
+    if weights.per != "row":
+        raise ValueError(
+            f"initial=filter drops rows, which a weight for each {weights.per} cannot. Set "
+            "weights.per=row."
+        )
+    if weights.link in ("sigmoid", "clamp") and weights.bound < 1 / keep:
+        raise ValueError(
+            f"initial=filter gives kept rows the weight 1 / keep = {1 / keep:g}, above "
+            f"weights.bound={weights.bound:g}. Raise bound, or keep."
         )

@@ -379,6 +379,11 @@ def empty(**attributes):
             "no meta rows, which finetune needs",
         ),
         (lambda: problem(objective="excess", initial="filter"), "each need a reference"),
+        (lambda: problem(initial="filter"), "a weight for each domain cannot. Set weights.per=row"),
+        (
+            lambda: problem(weights=WeightTable("row", "clamp"), initial="filter", keep=0.25),
+            "1 / keep = 4, above weights.bound=2",
+        ),
         (lambda: problem(weights=WeightNetwork(), retrain="final"), "retrain needs a WeightTable"),
         (
             lambda: problem(weights=WeightNetwork(), regulariser=Regulariser()),
