@@ -86,6 +86,20 @@ def test_dreamprm_keeps_counts_and_merges_missing_steps(tmp_path: Path) -> None:
     assert len(partial.steps) == 2
 
 
+def test_hardened_labels_come_back_from_dreamprm_without_counts_that_deny_them(
+    tmp_path: Path,
+) -> None:
+    whole = harden(read(put(tmp_path / "a.json", dreamprm())).chains[0])
+    write(tmp_path / "b.json", [whole], "dreamprm")
+    (found,) = read(tmp_path / "b.json").chains
+    assert (found.steps, found.labels) == (whole.steps, (1.0, 1.0, 0.0, 1.0, 1.0))
+    assert found.successes == (None, 4, 0, None, None)
+    assert found.rollouts == (None, 4, 4, None, None)
+    untried = Chain("q", ("a",), (0.5,), (0,), (0,), domain="d")
+    write(tmp_path / "c.json", [untried], "dreamprm")
+    assert read(tmp_path / "c.json").chains[0].labels == (0.5,)
+
+
 def test_dreamprm_rows_of_another_response_are_another_chain(tmp_path: Path) -> None:
     rows = dreamprm()[:2]
     other = {**rows[1], "add": "Step 1: Differ. Step 2: Too."}

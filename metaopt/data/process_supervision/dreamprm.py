@@ -18,6 +18,8 @@ from metaopt.data.process_supervision.numbered import bare
 from metaopt.data.process_supervision.refusals import each
 
 COLUMNS = ("id", "sid", "input", "add", "image_path", "dataset", "score", "times", "accuracy")
+TOLERANCE = 1e-3
+"""Largest difference of `accuracy` and score / times, which the release rounds."""
 
 
 class Prefix(NamedTuple):
@@ -60,7 +62,7 @@ def prefix(row: Mapping[str, Any]) -> Prefix:
             raise ValueError(f"'score' must be 0 to 'times' (1 or more); got {score} of {times}")
         if label is None:
             label = score / times
-        if abs(label - score / times) > 1e-3:
+        if abs(label - score / times) > TOLERANCE:
             raise ValueError(f"'accuracy' is {label}, but score / times is {score} / {times}")
     if label is None:
         raise ValueError("has neither 'accuracy' nor 'score' and 'times'")
@@ -130,6 +132,8 @@ def _chain(rows: Sequence[Prefix]) -> Chain:
 def to_dreamprm(chains: Sequence[Chain]) -> list[dict[str, Any]]:
     """Return one row per step with a label, the rows of a chain together.
 
+    Counts that say something else than the label (`harden` rounds it) are left out.
+
     Raises:
         ValueError: chains without a label, with an empty first step, or with several images.
     """
@@ -159,13 +163,21 @@ def to_dreamprm(chains: Sequence[Chain]) -> list[dict[str, Any]]:
                 "dataset": chain.domain,
                 "accuracy": chain.labels[i],
             }
-            if chain.rollouts and chain.rollouts[i] is not None:
+            label = chain.labels[i]
+            if chain.rollouts and _counted(label, chain.successes[i], chain.rollouts[i]):
                 own |= {"score": chain.successes[i], "times": chain.rollouts[i]}
-            if chain.labels[i] is not None:
+            if label is not None:
                 found.append({**own, **columns[i]})
         return found
 
     return [row for found in each(chains, rows) for row in found]
+
+
+def _counted(label: float | None, score: int | None, times: int | None) -> bool:
+    """Return whether the label is the share of right rollouts, as `prefix` reads it."""
+    if label is None or score is None or not times:
+        return False
+    return abs(label - score / times) <= TOLERANCE
 
 
 def own_id(chain: Chain, kept: Mapping[str, Any]) -> Any:
