@@ -58,7 +58,16 @@ class Policy(Protocol):
 
 
 class Judge(Protocol):
-    """Decides about answers that rules cannot decide."""
+    """Decides about answers that rules cannot decide.
+
+    Attributes:
+        name: names the judge and whatever else decides its verdicts, but no credentials.
+    """
+
+    @property
+    def name(self) -> str:
+        """The judge's name."""
+        ...
 
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
@@ -127,7 +136,7 @@ def label_steps(
         {
             "chains": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
             "policy": policy.name,
-            "judge": judge is not None,
+            "judge": None if judge is None else judge.name,
             "minimum": minimum,
             "maximum": maximum,
             "batch": batch,
@@ -239,6 +248,11 @@ def judged(
     return found
 
 
+def digest(text: str) -> str:
+    """Return eight hexadecimal digits that tell a text, such as a template, in a name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a new folder, or check those of one that is continued."""
     path = folder / SETTINGS
@@ -246,7 +260,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         earlier = json.loads(path.read_text())
         other = [key for key in settings if earlier.get(key) != settings[key]]
         if other:
-            said = ", ".join(f"{k}={earlier.get(k)!r:.24} (now {settings[k]!r:.24})" for k in other)
+            said = ", ".join(f"{k}={earlier.get(k)!r} (now {settings[k]!r})" for k in other)
             raise ValueError(f"{folder} holds rollouts of other settings: {said}. Name another.")
         return
     if any(folder.glob("*.jsonl")):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from metaopt.data.step_labelling import digest
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -56,7 +58,6 @@ class GenerateCompletion:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.name = f"{source}{f'@{revision}' if revision else ''} t={temperature} p={top_p}"
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             source, revision=revision, padding_side="left"
         )
@@ -65,6 +66,13 @@ class GenerateCompletion:
                 f"the tokenizer of {source} has no end of sequence, so none would end."
             )
         self._tokenizer.pad_token = self._tokenizer.eos_token
+        template = self._tokenizer.chat_template
+        self.name = (
+            f"{source}{f'@{revision}' if revision else ''} t={temperature} p={top_p} "
+            f"max_tokens={max_tokens} separator={separator!r} "
+            f"template={None if template is None else digest(str(template))} "
+            f"dtype={dtype} batch_size={batch_size}"
+        )
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True
         )

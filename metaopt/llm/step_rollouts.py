@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from metaopt.data.step_labelling import digest
 from metaopt.llm.chat import Parameters, Reply, Request, user
 from metaopt.llm.client import Client
 from metaopt.llm.errors import LMError, Transient, Truncated
@@ -67,7 +68,10 @@ class ClientCompletion:
             )
         self._client, self._role, self._template = client, role, template
         self._parameters = Parameters(temperature, max_tokens)
-        self.name = f"{client.lms[role].model} t={temperature}"
+        self.name = (
+            f"{client.lms[role].model} t={temperature} max_tokens={max_tokens} "
+            f"template={digest(template)}"
+        )
 
     def complete(
         self,
@@ -111,6 +115,7 @@ class ClientJudge:
     def __init__(self, client: Client, role: str = "judge", template: str = COMPARE) -> None:
         _check(client, role, template, ("{prompt}", "{answer}", "{reference}"))
         self._client, self._role, self._template = client, role, template
+        self.name = f"{client.lms[role].model} template={digest(template)}"
 
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]

@@ -143,18 +143,27 @@ def test_what_is_no_completion_is_not_counted(tmp_path: Path) -> None:
     assert (none.labels, none.successes, none.rollouts) == ((None,), (0,), (0,))
 
 
+class Says:
+    """Says right of the first answer and nothing of the others; notes what it is asked."""
+
+    def __init__(self, name: str = "judge") -> None:
+        self.name = name
+        self.asked: list[Any] = []
+
+    def __call__(
+        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
+    ) -> list[bool | None]:
+        self.asked.extend(zip(prompts, answers, references, strict=True))
+        return [True, *[None] * (len(prompts) - 1)]
+
+
 def test_rules_come_before_the_judge() -> None:
-    asked: list[Any] = []
-
-    def judge(*columns: Sequence[str]) -> list[bool | None]:
-        asked.extend(zip(*columns, strict=True))
-        return [True, None][: len(columns[0])]
-
+    judge = Says()
     responses = ["A: 3.0", "A: 4", "A: three", None, "", "A: drei"]
     wanted = ["3"] * 6
     found = judged(list("abcdef"), responses, wanted, judge)
     assert found == [True, False, True, None, False, None]
-    assert asked == [("c", "three", "3"), ("f", "drei", "3")]
+    assert judge.asked == [("c", "three", "3"), ("f", "drei", "3")]
     assert judged(list("abcdef"), responses, wanted) == [True, False, False, None, False, False]
 
 
@@ -164,6 +173,11 @@ def test_a_folder_of_other_rollouts_is_refused(tmp_path: Path) -> None:
         label_steps([CHAIN], ["4"], Coin(), tmp_path, maximum=9, seed=1)
     with pytest.raises(ValueError, match="of other settings: chains="):
         label_steps([CHAIN], ["3"], Coin(), tmp_path)
+    with pytest.raises(ValueError, match=r"of other settings: judge=None \(now 'strict'\)"):
+        label_steps([CHAIN], ["4"], Coin(), tmp_path, Says("strict"))
+    label_steps([CHAIN], ["4"], Coin(), tmp_path / "judged", Says("strict"))
+    with pytest.raises(ValueError, match=r"judge='strict' \(now 'lenient'\)"):
+        label_steps([CHAIN], ["4"], Coin(), tmp_path / "judged", Says("lenient"))
     (tmp_path / SETTINGS).unlink()
     with pytest.raises(ValueError, match="no shards"):
         label_steps([CHAIN], ["4"], Coin(), tmp_path)

@@ -70,6 +70,31 @@ def test_a_judge_decides_what_rules_cannot(tmp_path: Path) -> None:
     client.close()
 
 
+def test_names_tell_whatever_decides_rollouts_and_verdicts() -> None:
+    client = Client({"policy": policy(), "judge": policy()})
+    names = [
+        ClientCompletion(client, **options).name
+        for options in (
+            {}, {"temperature": 0.7}, {"max_tokens": 64}, {"template": "{prompt} {prefix}"}
+        )
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert names[0] == ClientCompletion(client).name
+    judges = [ClientJudge(client), ClientJudge(client, template="{prompt} {answer} {reference}")]
+    assert judges[0].name == ClientJudge(client).name != judges[1].name
+    client.close()
+
+
+def test_another_template_does_not_go_on_with_a_folder(tmp_path: Path) -> None:
+    client = Client({"policy": policy()})
+    args: Any = ([CHAIN], ["0"])
+    label_steps(*args, ClientCompletion(client), tmp_path)
+    other = ClientCompletion(client, template="Go on. {prompt}|{prefix}")
+    with pytest.raises(ValueError, match=r"of other settings: policy='.* template=\w{8}' \(now"):
+        label_steps(*args, other, tmp_path)
+    client.close()
+
+
 def test_a_recorded_run_replays(tmp_path: Path) -> None:
     class Paid(SimulatedLM):
         deterministic = False
