@@ -54,6 +54,8 @@ class RolloutLength:
     that ended in the last phase (its last value where none did), J' its value one outer step later,
     and the final score in the place of the last J'; over an episode these add up to the final score
     minus the first J. The steps of greedy scores cost as real ones, except at the end of a test.
+    A gradient, in the costs, is that of one run's learner or of one run's world model; the model
+    is fitted in every run, whether or not it plans, for the log has its losses.
     `Feedback.done` stays false, because the count of episodes must survive.
 
     Observation: `state` (R, 5), scaled to about 1 and clipped: share of the real steps that
@@ -308,7 +310,9 @@ class RolloutLength:
             self.acting, environment, self.agent, runs, self.unit, self._draw(fold(key, "acting"))
         )
         draw = self._draw(fold(key, "model"))
+        taken = _steps(runs) if self.model.warm else 0  # of fits before this one
         runs = runs._replace(model=self.model.fit(runs.model, runs.rows, runs.size, draw))
+        runs = runs._replace(gradients=runs.gradients + _steps(runs) - taken)
         if self.acting.error_episodes:
             epsilon = self.acting.exploration(
                 (runs.step + 1) * self.acting.phase, self.acting.phase
@@ -348,3 +352,8 @@ class RolloutLength:
 
     def _draw(self, key: int) -> Generator:
         return generator(key, self.device)
+
+
+def _steps(runs: Runs) -> int:
+    """Return how many steps the world models have taken, over all runs."""
+    return int(runs.model.moments.steps.double().sum())

@@ -85,12 +85,33 @@ class TestEpisode:
         assert engine.inner.agent.moments.steps.flatten().tolist() == [9] * 4
 
     def test_costs(self):
-        """Updates begin once a batch is there: after 32 of 64 steps, a quarter update a step."""
+        """Updates begin once a batch is there: after 32 of 64 steps, a quarter update a step.
+
+        Each phase ends with the 15 steps of the model's fit.
+        """
         problem = make()
         engine, feedback = run(problem)
         costs = [(f.cost["environment_steps"], f.cost["gradients"]) for f in feedback]
-        assert costs == [(256, 4 * 9), *[(256, 4 * 32)] * 3, (0, 4 * 16)]
+        assert costs == [(256, 4 * (9 + 15)), *[(256, 4 * (32 + 15))] * 3, (0, 4 * 16)]
         assert engine.inner.updates.tolist() == [9 + 3 * 32 + 16] * 4
+
+    @pytest.mark.parametrize("warm", [True, False])
+    def test_models_that_stop_early_cost_the_steps_they_took(self, warm, monkeypatch):
+        """Counted where the model steps: all the runs, or those that still go on."""
+        options = {"widths": (6,), "steps": 40, "evaluate_every": 2, "held_out": 5, "patience": 1}
+        problem = make(error_episodes=0)
+        problem.model = WorldModel(4, 2, warm=warm, lr=0.3, **options)
+        count, step = [0], problem.model.adam.step_
+
+        def counted(at, active=None):
+            count[0] += 4 if active is None else int(active.sum())
+            step(at, active)
+
+        monkeypatch.setattr(problem.model.adam, "step_", counted)
+        engine, _ = run(problem, steps=3)
+        assert 3 * 4 * 2 < count[0] < 3 * 4 * 40
+        updates = int(engine.inner.updates.sum())
+        assert engine.ledger.spent["gradients"] == updates + count[0]
 
     def test_greedy_episodes_cost_steps_where_something_learns_from_them(self):
         """No car is up the hill within 40 steps: each greedy episode takes all of them."""
