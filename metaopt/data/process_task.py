@@ -16,7 +16,8 @@ class ProcessData:
         train: every chain has a domain and, for one step at least, a label.
         meta: chains with a known outcome, of no test question.
         candidates: of each test question its candidate chains, equally many, with outcomes.
-        held_out: by domain, chains with true step labels: 1 before the first wrong step, 0 there.
+        held_out: by domain, chains with true step labels: 1 before the first wrong step, 0 there,
+            `None` where nobody knows.
         quality: of each training domain how far its labels can be trusted, in [0, 1]; `None` where
             nobody knows.
         answers: the final answer of every candidate, for the majority vote, or `None`.
@@ -48,6 +49,8 @@ class ProcessData:
                 f"candidates must be equally many for every question, and one at least; got "
                 f"{sorted(counts)}."
             )
+        for name, chains in self.held_out.items():
+            _true(name, chains)
         _check_quality(self.quality, self.domains)
         if self.answers is not None:
             shape = [len(chains) for chains in self.candidates]
@@ -66,6 +69,22 @@ def _known(name: str, chains: Sequence[Chain]) -> None:
         if chain.outcome is None or not chain.steps:
             lacks = "steps" if chain.outcome is not None else "known outcome"
             raise ValueError(f"{name}: chain {i} {chain.qid!r} has no {lacks}.")
+
+
+def _true(domain: str, chains: Sequence[Chain]) -> None:
+    """Refuse held-out labels that are not certain, and a domain without any."""
+    for i, chain in enumerate(chains):
+        soft = [label for label in chain.labels if label not in (0, 1, None)]
+        if soft:
+            raise ValueError(
+                f"held_out: chain {i} {chain.qid!r} of {domain} has the label {soft[0]:g}; labels "
+                "must be 0, 1 or unknown there. `harden` rounds soft labels."
+            )
+    if not any(any(chain.mask) for chain in chains):
+        raise ValueError(
+            f"held_out: none of the {len(chains)} chains of {domain} has a label. Label them, or "
+            "leave the domain out."
+        )
 
 
 def _check_quality(quality: Mapping[str, float] | None, domains: Sequence[str]) -> None:
