@@ -14,12 +14,16 @@ def world():
     return arithmetic(chains=20, meta_size=20, questions=4, candidates=3, held_out=10)
 
 
+def held_out(world):
+    return [c for chains in world.held_out.values() for c in chains]
+
+
 @pytest.fixture
 def sources(world, tmp_path):
     flat = [chain for row in world.candidates for chain in row]
     parts = {
         "train": world.train, "meta": world.meta, "candidates": flat[::2] + flat[1::2],
-        "held_out": [c for chains in world.held_out.values() for c in chains],
+        "held_out": held_out(world),
     }  # fmt: skip
     for name, chains in parts.items():
         write(tmp_path / f"{name}.jsonl", chains)
@@ -58,6 +62,34 @@ def test_a_leaked_question_is_refused(sources):
         process_files(
             sources["train"], meta=sources["candidates"], candidates=sources["candidates"]
         )
+
+
+def test_a_held_out_question_in_the_meta_set_is_refused(world, sources, tmp_path):
+    leaking = [replace(c, outcome=i % 2 == 0) for i, c in enumerate(held_out(world))]
+    write(tmp_path / "leaking.jsonl", leaking)
+    with pytest.raises(ValueError, match="10 of 10 ask one of"):
+        process_files(
+            sources["train"], str(tmp_path / "leaking.jsonl"), held_out=sources["held_out"]
+        )
+
+
+def test_training_chains_that_ask_a_test_question_are_counted(world, sources, tmp_path):
+    labelled = [
+        replace(row[0], labels=(1.0,) * len(row[0].steps), domain="more")
+        for row in world.candidates
+    ]
+    more = [replace(c, domain="more") for c in held_out(world)]
+    write(tmp_path / "leaking.jsonl", [*world.train, *labelled[:3], *more[:2]])
+    given = {**sources, "train": str(tmp_path / "leaking.jsonl")}
+    count = len(world.train) + 5
+    said = f"5 of {count} chains ask questions of the test, 3 of candidates and 2 of held_out"
+    with pytest.raises(ValueError, match=f"{said}; the first is chain {count - 5}, .*leaks=drop"):
+        process_files(**given)
+    with pytest.warns(UserWarning, match=f"{said}: left out"):
+        assert len(process_files(**given, leaks="drop").train) == len(world.train)
+    assert len(process_files(**given, leaks="keep").train) == count
+    with pytest.raises(ValueError, match="leaks must be one of refuse, drop, keep; got 'no'"):
+        process_files(**given, leaks="no")
 
 
 def test_unequal_candidates_are_refused(world, sources, tmp_path):
