@@ -273,7 +273,13 @@ class DomainReweighting(GradientProblem):
 
     @torch.no_grad()
     def observe(self, outer: Tree, inner: GradientState, feedback: Feedback) -> GradientState:
-        """Return the state with the hypergradient by domain in its moments."""
+        """Return the state with the hypergradient by domain in its moments.
+
+        Raises:
+            ValueError: weights that left their simplex; see `WeightTable.check`.
+        """
+        if isinstance(self.weights, WeightTable):
+            self.weights.check(outer)
         if feedback.grad is None:
             return inner
         slopes = self.weights.slopes(feedback.grad, self.domain)

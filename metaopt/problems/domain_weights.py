@@ -21,6 +21,9 @@ Reads = Literal["phi", "losses", "gradients"]
 LEAST = 1e-6
 """Smallest weight that a link without a 0 starts from."""
 
+OFF = 1e-3
+"""Largest difference from 1 of the sum of a simplex."""
+
 
 class Weights(Protocol):
     """Weights of rows as a function of the outer variable.
@@ -65,7 +68,8 @@ class WeightTable:
     """One entry of phi for each domain, or for each row.
 
     softplus: w = softplus(r) / mean softplus(r), what DreamPRM's code has; softmax: w = K
-    softmax(r); simplex: w = K p, where p sums to 1, for `MirrorDescent`. These three have mean 1.
+    softmax(r); simplex: w = K p, where p >= 0 sums to 1, for `MirrorDescent` (`check` refuses
+    what other optimizers make of it). These three have mean 1.
     sigmoid: w = bound sigmoid(r); clamp: w = min(max(r, 0), bound): bounded, and their mean is
     free. An entry that `clamp` cuts off has no gradient and stays.
 
@@ -130,6 +134,22 @@ class WeightTable:
         else:
             found = raw * raw.shape[-1]
         return self.floor + (1 - self.floor) * found
+
+    def check(self, outer: Tree) -> None:
+        """Refuse a phi of link=simplex that has left the simplex.
+
+        Raises:
+            ValueError: an entry below 0, or a sum off 1 by more than 1e-3.
+        """
+        if self.link != "simplex":
+            return
+        raw = outer["weights"]
+        least, off = torch.stack([raw.min(), (raw.sum(-1) - 1).abs().max()]).tolist()
+        if not (least >= 0 and off <= OFF):
+            raise ValueError(
+                f"link=simplex needs entries >= 0 that sum to 1; got a least entry of {least:g} "
+                f"and a sum off 1 by {off:g}. Use optimizer=mirror, or link=softmax with others."
+            )
 
     def __call__(self, outer: Tree, rows: Tensor, domain: Tensor, losses: Tensor) -> Tensor:
         """Return the weights of rows, (..., B)."""

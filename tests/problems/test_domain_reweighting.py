@@ -113,6 +113,13 @@ def test_bad_domains_lose_their_weight_and_the_model_finds_the_truth():
     assert found["eval/effective_share"] < 0.5
 
 
+def test_a_simplex_is_for_mirror_descent_only():
+    of = problem(weights=WeightTable(link="simplex"))
+    engine = Engine(of, FiniteDifference(inner_steps=1), adam(0.05), outer_steps=5)
+    with pytest.raises(ValueError, match=r"sum off 1 by .* Use optimizer=mirror"):
+        list(engine)
+
+
 def test_a_table_of_rows_tells_good_rows_from_bad_ones():
     uniform = run(problem(), 60, Direct(3))
     assert uniform.metrics()["eval/error"] > 1

@@ -75,6 +75,20 @@ def test_these_links_have_mean_one_and_respect_the_floor(link, floor):
     assert float(found.min()) >= floor
 
 
+def test_a_phi_that_left_the_simplex_is_refused():
+    table = WeightTable(link="simplex")
+    for good in ([0.7, 0.3, 0.0], [[0.2, 0.3, 0.5], [0.0, 0.9996, 0.0]]):
+        table.check({"weights": torch.tensor(good)})
+    for bad, says in (
+        ([0.5, 0.6, -0.1], "least entry of -0.1 and a sum off 1 by"),
+        ([[0.5, 0.3, 0.2], [2.0, 1.0, 1.0]], "a sum off 1 by 3. Use optimizer=mirror"),
+        ([0.5, 0.5, math.nan], "of nan"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            table.check({"weights": torch.tensor(bad)})
+        WeightTable().check({"weights": torch.tensor(bad)})
+
+
 def test_weights_of_zero_are_reached_as_nearly_as_the_link_allows():
     start = torch.tensor([2.0, 2.0, 1.0, 0.0, 0.0, 0.0])
     for link in LINKS:
