@@ -223,7 +223,7 @@ def test_vector_environments_that_never_reset_are_refused():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: CartPole(time_limit=0), "time_limit >= 1; got 0"),
+        (lambda: CartPole(time_limit=0), "time_limit to be a whole number >= 1; got 0"),
         (lambda: CartPole(variants={"a": {"gravty": 3.0}}), "no parameters \\['gravty'\\]"),
         (lambda: CartPole(variants={"a": {}}).variant("b"), "no variant 'b'; its variants are a"),
         (
@@ -259,3 +259,37 @@ def test_worst_returns():
 def test_impossible_physics_are_refused(make, wrong):
     with pytest.raises(ValueError, match="> 0; got"):
         make(**wrong)
+
+
+@pytest.mark.parametrize("value", ["abc", None, math.nan, -math.inf, True])
+@pytest.mark.parametrize(
+    ("make", "name"), [(CartPole, "gravity"), (MountainCar, "goal"), (Acrobot, "start_range")]
+)
+def test_parameters_that_are_no_finite_number_are_refused(make, name, value):
+    with pytest.raises(ValueError, match=f"{name} to be a finite number; got {value!r}"):
+        make(**{name: value})
+    with pytest.raises(ValueError, match=f"{name} to be .* the variant 'odd'"):
+        make(variants={"plain": {}, "odd": {name: value}})
+
+
+def test_a_variant_without_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"variant 'odd' is None\. Use {} to change nothing"):
+        CartPole(variants={"odd": None})
+
+
+@pytest.mark.parametrize("mode", ["vector_entry_point", "sync"])
+@pytest.mark.parametrize(("asked", "limit"), [(None, 500), (40, 40)])
+def test_time_limits_below_the_simulators_own_are_refused(mode, asked, limit):
+    def make(count):
+        return gymnasium.make_vec("CartPole-v1", count, mode, max_episode_steps=asked or 500)
+
+    assert GymnasiumVector(make, limit, 0.0).time_limit == limit
+    with pytest.raises(ValueError, match=f"time_limit >= {limit}, .*; got {limit - 1}"):
+        GymnasiumVector(make, limit - 1, 0.0)
+
+
+def test_simulators_without_a_limit_take_any():
+    def make(count):
+        return gymnasium.make_vec("MountainCar-v0", count, max_episode_steps=-1)
+
+    assert GymnasiumVector(make, 5, -5.0).time_limit == 5

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
 
 import torch
@@ -119,14 +120,23 @@ class Physics(ABC):
     variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.time_limit < 1:
-            raise ValueError(f"{type(self).__name__} needs time_limit >= 1; got {self.time_limit}.")
-        for name in self.positive:
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{type(self).__name__} needs {name} > 0; got {value}.")
+        for f in dataclasses.fields(self):
+            value, legal = getattr(self, f.name), self._legal(f)
+            if legal is not None and not _is(legal, value):
+                raise ValueError(
+                    f"{type(self).__name__} needs {f.name} to be {legal}; got {value!r}."
+                )
         for name in self.variants:
             self.variant(name)
+
+    def _legal(self, parameter: dataclasses.Field[Any]) -> str | None:
+        """Return what a parameter must be, or `None` where it is no number."""
+        if parameter.name == "time_limit":
+            return "a whole number >= 1"
+        if parameter.type in ("float", float):
+            sign = " > 0" if parameter.name in self.positive else ""
+            return f"a finite number{sign}"
+        return None
 
     @property
     @abstractmethod
@@ -154,7 +164,8 @@ class Physics(ABC):
         """Return the same task with the parameters of a variant.
 
         Raises:
-            ValueError: there is no such variant, or it changes what is no parameter.
+            ValueError: there is no such variant, it changes what is no parameter, or it gives a
+                parameter a value that it cannot have.
         """
         if name not in self.variants:
             legal = ", ".join(self.variants) or "none"
@@ -162,6 +173,11 @@ class Physics(ABC):
                 f"{type(self).__name__} has no variant {name!r}; its variants are {legal}."
             )
         changes = self.variants[name]
+        if not isinstance(changes, Mapping):
+            raise ValueError(
+                f"{type(self).__name__} needs variants that map parameters to numbers; its variant "
+                f"{name!r} is {changes!r}. Use {{}} to change nothing."
+            )
         names = [f.name for f in dataclasses.fields(self) if f.name != "variants"]
         unknown = [change for change in changes if change not in names]
         if unknown:
@@ -170,7 +186,10 @@ class Physics(ABC):
                 f"changes; it has {', '.join(names)}."
             )
         settings: dict[str, Any] = {**changes, "variants": {}}
-        return dataclasses.replace(self, **settings)
+        try:
+            return dataclasses.replace(self, **settings)
+        except ValueError as error:
+            raise ValueError(f"{error} It is the variant {name!r} that says so.") from error
 
     @final
     def begin(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Episodes:
@@ -216,3 +235,13 @@ def uniform(
     """Return uniform draws from [low, high) on the device of `draw`."""
     numbers = torch.rand(*shape, generator=draw, dtype=dtype, device=draw.device)
     return numbers * (high - low) + low
+
+
+def _is(legal: str, value: Any) -> bool:
+    """Return whether a value is what `Physics._legal` says; a truth value is no number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return False
+    number: Any = value
+    if "whole" in legal:
+        return isinstance(value, int) and number >= 1
+    return not legal.endswith("> 0") or bool(number > 0)
