@@ -65,6 +65,9 @@ def greedy_return(
     Args:
         unit: what observations are divided by, (d).
         episodes: number of episodes of each run.
+
+    An episode that is still open after twice the time limit (a simulator of gymnasium without a
+    limit of its own) counts with what it gained and took so far.
     """
     runs = len(at.state.params)
     under_way = environment.begin((runs, episodes), draw, unit.dtype)
@@ -80,6 +83,8 @@ def greedy_return(
         last = step + 1 == environment.time_limit
         if (last or (step + 1) % LOOK_EVERY == 0) and not bool(open_.any()):
             break
+    returns = torch.where(open_, under_way.total, returns)
+    lengths = torch.where(open_, under_way.age, lengths)
     return returns.mean(1), int(lengths.sum())
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metaopt.data.environments import CartPole, MountainCar
+from metaopt.data.environments import CartPole, GymnasiumVector, MountainCar
 from metaopt.models.q_network import QNetwork
 from metaopt.models.world_model import WorldModel
 from metaopt.problems.rollout_length_evaluation import Finished, greedy_return, model_errors
@@ -60,6 +60,19 @@ class TestMeasures:
             alive *= ~over
         assert not bool(alive.any())
         torch.testing.assert_close(found, length.mean().expand(3), atol=0.15, rtol=0)
+
+    def test_greedy_episodes_that_do_not_end_count_what_they_gained(self):
+        """A simulator without a limit of its own, given 30 steps: cars are seen for 60."""
+        gymnasium = pytest.importorskip("gymnasium", reason="needs the extra rl")
+
+        def cars(count):
+            return gymnasium.make_vec("MountainCar-v0", count, max_episode_steps=-1)
+
+        task = GymnasiumVector(cars, time_limit=30, worst=-30.0)
+        agent, at = self.agent(3, 2, 1)
+        found, steps = greedy_return(task, agent, at, torch.ones(2), 3, generator(0))
+        assert found.tolist() == [-60.0] * 2
+        assert steps == 2 * 3 * 60
 
     def test_errors_of_a_model_that_never_ends(self):
         """It pays 0.5 a step for all 40 steps: the errors are 20 - return and 40 - length."""

@@ -26,12 +26,14 @@ class GymnasiumVector:
     Args:
         make: makes a vector environment of n parallel ones, such as
             `lambda n: gymnasium.make_vec("CartPole-v1", num_envs=n)`. Needs the extra `rl`.
-        time_limit: most steps of an episode.
+        time_limit: most steps of an episode, at least the environment's own `max_episode_steps`
+            where it says one.
         worst: lowest return of an episode.
         scale: typical magnitude of each observation, > 0; 1 throughout when `None`.
 
     Raises:
-        ValueError: observations that are not flat, or actions that are not discrete.
+        ValueError: observations that are not flat, actions that are not discrete, or episodes that
+            may take more steps than `time_limit`.
     """
 
     resumable = False
@@ -53,6 +55,13 @@ class GymnasiumVector:
             raise ValueError(
                 f"GymnasiumVector needs flat observations and discrete actions; got {space} and "
                 f"{actions}."
+            )
+        own = _most_steps(vector)
+        if own is not None and own > time_limit:
+            raise ValueError(
+                f"GymnasiumVector needs time_limit >= {own}, which is the environment's own "
+                f"max_episode_steps; got {time_limit}. Give time_limit={own}, or make the "
+                f"environment with max_episode_steps={time_limit}."
             )
         self.observation_size, self.actions = int(space.shape[0]), int(actions.n)
         self.scale = tuple(scale or (1.0,) * self.observation_size)
@@ -112,6 +121,17 @@ class GymnasiumVector:
         if count not in self._made:
             self._made[count] = self.make(count)
         return self._made[count]
+
+
+def _most_steps(vector: Any) -> int | None:
+    """Return the time limit that the environments say they have, or `None`."""
+    within = vector.unwrapped
+    if hasattr(within, "get_attr"):  # the vector's own spec does not know what `make_vec` was given
+        spec = within.get_attr("spec")[0]
+    else:
+        spec = within if hasattr(within, "max_episode_steps") else vector.spec
+    found = getattr(spec, "max_episode_steps", None)
+    return None if found is None or found < 0 else int(found)
 
 
 def _resets_in_the_same_step(vector: Any) -> bool:
