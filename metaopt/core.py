@@ -102,6 +102,18 @@ class Finishing(Protocol):
 
 
 @runtime_checkable
+class Charging(Protocol):
+    """A problem that trains beside its outer steps: references, several models, a last phase."""
+
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return what the run has cost beside `spent`, the outer steps' sum, by unit.
+
+        Called once, after `finish`; the engine adds it to the ledger.
+        """
+        ...
+
+
+@runtime_checkable
 class Observing(Protocol):
     """A problem that looks at its own hypergradients, for figures on how far to trust them."""
 

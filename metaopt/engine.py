@@ -13,6 +13,7 @@ from torch import Tensor
 from metaopt import distributed, tree
 from metaopt.budget import Ledger
 from metaopt.core import (
+    Charging,
     Estimator,
     Feedback,
     Finishing,
@@ -108,10 +109,15 @@ class Engine:
         return dataclasses.replace(feedback, value=value, metrics=metrics)
 
     def finish(self) -> None:
-        """Run the problem's last phase, where it has one; call it once, after the loop."""
+        """Run the problem's last phase, where it has one, and charge what the loop did not.
+
+        Call it once, after the loop.
+        """
         if isinstance(self.problem, Finishing) and self.inner is not None:
             key = fold(self.seed, "finish")
             self.inner = self.problem.finish(self.optimizer.solution, self.inner, key)
+        if isinstance(self.problem, Charging):
+            self.ledger.charge(self.problem.overhead(dict(self.ledger.spent)))
 
     def metrics(self) -> dict[str, float]:
         """Return the problem's held-out metrics, named `eval/<metric>`; empty before a step.

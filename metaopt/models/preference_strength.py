@@ -18,10 +18,12 @@ class Strength(NamedTuple):
     Args:
         mean: mu, (R, n); negative where the models contradict the label.
         std: sigma, the population standard deviation over the models, (R, n).
+        gradients: what they cost each run, in gradients of one model's loss on one batch.
     """
 
     mean: Tensor
     std: Tensor
+    gradients: int
 
 
 def strengths(
@@ -68,14 +70,16 @@ def strengths(
         train = held = every(chosen, models)
     else:
         train, held = _folds(generators, count, models, folds)
-    trained = fit(model, params, chosen, rejected, batches(generators, train, recipe), recipe)
+    seen = batches(generators, train, recipe)
+    trained = fit(model, params, chosen, rejected, seen, recipe)
     run = torch.arange(runs, device=chosen.device)[:, None, None]
     with torch.no_grad():
         ours = [x[run, held].flatten(0, 1) for x in (chosen, rejected)]
         first, second = (model.rewards(trained, x) for x in ours)
     margins = first.new_empty(runs, models, count)
     margins.scatter_(2, held.reshape(runs, models, -1), (first - second).view(runs, models, -1))
-    return Strength(margins.mean(1), margins.std(1, correction=0))
+    gradients = models * folds * seen.shape[1]
+    return Strength(margins.mean(1), margins.std(1, correction=0), gradients)
 
 
 def keep(mean: Tensor) -> Targets:

@@ -125,6 +125,7 @@ class DomainReweighting(GradientProblem):
         self.compute_dtype = task.compute_dtype if isinstance(task, Autocast) else None
         self.domain = task.domain.to(self.device)
         self.sampler = Sampler(task, sampling)
+        self._beside: dict[str, float] = {}
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return the phi of the initial weights."""
@@ -241,6 +242,7 @@ class DomainReweighting(GradientProblem):
     def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
         """Return the state to report: retrained, fine-tuned, with a uniform model beside it."""
         steps = inner.step
+        self._beside = self._costs(steps)
         if self.retrain is not None:
             anew = fold(key, "retrain")
             state = untrained(self, self.task, anew)
@@ -261,6 +263,20 @@ class DomainReweighting(GradientProblem):
                 buffers=inner.buffers | {f"uniform.{k}": v for k, v in beside.items()}
             )
         return inner
+
+    def _costs(self, steps: int) -> dict[str, float]:
+        """Return what a run of so many inner steps costs outside of the estimator."""
+        phases = (self.retrain is not None) + self.compare_uniform
+        reference = self.initial == "filter" or self.objective == "excess"
+        trained = phases * steps + self.finetune + (self.reference_steps if reference else 0)
+        aligned = steps if self.weights.reads == "gradients" else 0
+        return {
+            "inner_steps": trained, "gradients": trained + aligned, "evaluations": 2 * aligned,
+        }  # fmt: skip
+
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the cost of references, of what `finish` trains, and of weights by gradients."""
+        return self._beside
 
     def _frozen(self, outer: Tree, inner: GradientState) -> Tree:
         """Return the phi to retrain with."""

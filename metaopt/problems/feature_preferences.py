@@ -146,6 +146,11 @@ class FeaturePreferences:
 
         return rewards
 
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the gradients of the labels' strengths, and those of members but the first."""
+        others = (self.members - 1) * spent.get("gradients", 0)
+        return {"gradients": self.lesson.gradients + others}
+
     @torch.no_grad()
     def metrics(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return accuracy, loss and mean |margin| by test, J, what the judge says, and facts."""

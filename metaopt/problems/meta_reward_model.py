@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt import tree
-from metaopt.core import Tree
+from metaopt.core import Charging, Tree
 from metaopt.inner import GradientProblem, GradientState
 from metaopt.inner_optimizers import InnerOptimizer
 from metaopt.problems.meta_reward_model_steps import difference, direction, due
@@ -194,6 +194,10 @@ class MetaRewardModel(GradientProblem):
     def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, Tensor]:
         """Return the task's figures of the deployed models, one a run."""
         return self.task.metrics(self.deployed(outer, inner))
+
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return what the task's labels and further models cost."""
+        return self.task.overhead(spent) if isinstance(self.task, Charging) else {}
 
     def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
         """Return the state with what the task finds out once about the deployed models."""

@@ -23,11 +23,13 @@ class Lesson(NamedTuple):
         targets: of all pairs, (R, n) each.
         rows: indices of the pairs to learn from, (R, n') with n' <= n.
         facts: what is known of the labels, (R,) by name.
+        gradients: what each run has paid for it, in gradients of one model's loss.
     """
 
     targets: Targets
     rows: Tensor
     facts: dict[str, Tensor]
+    gradients: int = 0
 
 
 class Labels(Protocol):
@@ -102,7 +104,8 @@ class Denoised:
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
     ) -> Lesson:
         """Return all pairs with changed targets, and how well strength tells wrong labels."""
-        (mean, _), facts = _margins(self, data.training, model, generators)
+        found, facts = _margins(self, data.training, model, generators)
+        mean = found.mean
         targets = strength.flip(mean, self.flip)
         if self.smoothing:
             targets = strength.soft(mean, self.smoothing, targets=targets)
@@ -111,7 +114,7 @@ class Denoised:
         if self.drop:
             share = None if self.drop is True else self.drop
             targets = strength.drop(mean, share, targets)
-        return _lesson(data.training, targets, facts)
+        return _lesson(data.training, targets, facts)._replace(gradients=found.gradients)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +154,7 @@ class Band:
         lesson = _lesson(data.training, targets._replace(swap=swap), facts)
         wrong = (data.training.wrong ^ swap).gather(-1, rows)
         facts["wrong_labels"] = wrong.float().mean(-1)
-        return lesson._replace(rows=rows)
+        return lesson._replace(rows=rows, gradients=found.gradients)
 
 
 def _margins(

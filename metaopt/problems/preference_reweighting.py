@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Generator, Tensor
 
@@ -25,7 +27,9 @@ class PreferenceReweighting(DomainReweighting):
 
     g(phi, theta) = sum_r mean_b w_rb(phi) l_rb(theta_r), on pairs in passes as `MetaRewardModel`
     has them; F(phi, theta) = sum_r mean_b of Bradley and Terry's loss on the trusted pairs. At the
-    end the reward models are trained anew with the weights as they are then, and judged.
+    end the reward models are trained anew with the weights as they are then, and judged. They start
+    where `MetaRewardModel` starts under the same seed and see the same batches: with weights 1 they
+    become its vanilla models.
 
     Args:
         task: the pairs; its labels are what the weights are of.
@@ -86,11 +90,17 @@ class PreferenceReweighting(DomainReweighting):
         rows = self.preferences.rows
         return due(rows, min(self.batch, rows), step, self.seed)
 
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the gradients of labels, of members but the first, and of training anew."""
+        anew = self.steps if self.anew else 0
+        trained = {"gradients": spent.get("gradients", 0) + anew}
+        return {"gradients": anew + self.preferences.overhead(trained)["gradients"]}
+
     def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
         """Return reward models trained with the final weights, judged by the task."""
         if self.anew:
             key = fold(key, "retrain")
-            state = untrained(self, self.task, key)
+            state = untrained(self, self.task, fold(self.seed, "outer"))
             with torch.enable_grad():
                 for k in range(self.steps):
                     rows = Rows(self._due(k))

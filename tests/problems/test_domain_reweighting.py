@@ -14,7 +14,7 @@ from metaopt.engine import Engine
 from metaopt.estimators import FiniteDifference, Implicit, OneStep, Unroll
 from metaopt.estimators.direct import Direct
 from metaopt.estimators.solvers import ConjugateGradient
-from metaopt.inner_optimizers import AdamW
+from metaopt.inner_optimizers import SGD, AdamW
 from metaopt.optimizers import Descent
 from metaopt.problems.domain_reweighting_phases import fit, untrained
 from metaopt.problems.domain_weights import (
@@ -240,6 +240,37 @@ def test_the_filter_keeps_the_rows_that_agree_with_the_meta_rows():
     by_domain, share = of.domain_weights(outer, inner)
     assert by_domain[0] > 2.5 > 0.3 > by_domain[1]
     assert float(share) == pytest.approx(0.25)
+
+
+class Counted(SGD):
+    """Counts its steps, each of which took one gradient."""
+
+    steps = 0
+
+    def update_(self, *arguments):
+        Counted.steps += 1
+        super().update_(*arguments)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"retrain": "final"},
+        {"finetune": 7, "compare_uniform": True},
+        {"objective": "excess", "reference_steps": 9},
+        {"weights": WeightTable("row", "clamp"), "initial": "filter", "reference_steps": 9},
+    ],
+)
+def test_what_is_trained_beside_the_loop_is_charged(settings, monkeypatch):
+    monkeypatch.setattr(Counted, "steps", 0)
+    of = problem(**settings)
+    of.inner_optimizer = Counted(lr=0.05)
+    engine = Engine(of, Direct(2), adam(), outer_steps=3)
+    assert len(list(engine)) == 3
+    engine.finish()
+    assert engine.ledger.spent["inner_steps"] == Counted.steps
+    assert engine.ledger.spent["gradients"] == Counted.steps
 
 
 def test_several_models_side_by_side_share_the_weights_or_have_their_own():

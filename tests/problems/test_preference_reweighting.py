@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metaopt import Engine
-from metaopt.estimators import Direct, FiniteDifference, Unroll
+from metaopt.estimators import Direct, FiniteDifference, FirstOrder, Unroll
 from metaopt.inner_optimizers import SGD, AdamW
 from metaopt.models.preference_strength import auroc
 from metaopt.models.reward_features import FeatureReward
@@ -94,12 +94,25 @@ def test_weights_of_one_train_as_a_vanilla_model_does(task):
     weights = engine.optimizer.solution["weights"]
     assert torch.equal(weights, torch.zeros_like(weights))
     inner = engine.inner
-    start, _ = task.init(torch.Generator().manual_seed(0))
-    vanilla = MetaRewardModel(task, SGD(lr=0.0), variant="vanilla", batch=32, seed=1)
-    assert torch.equal(vanilla.due(3), engine.problem._due(3))
-    assert inner.params["0.weight"].shape == start["0.weight"].shape
+    problem = MetaRewardModel(task, SGD(lr=0.0), variant="vanilla", batch=32, seed=1)
+    adam = Descent(partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.01))
+    vanilla = Engine(problem, FirstOrder(), adam, outer_steps=6, seed=1)
+    assert len(list(vanilla)) == 6
+    for name, value in vanilla.optimizer.solution.items():
+        torch.testing.assert_close(inner.params[name], value, rtol=1e-5, atol=1e-6)
     assert {"eval/best_of_16", "eval/held_out_accuracy"} <= set(engine.measured())
     assert engine.measured()["eval/best_of_16"].shape == (2,)
+
+
+def test_training_anew_and_further_members_are_charged(task):
+    engine = run(task, 4, Direct(1), steps=6)
+    assert engine.ledger.spent["gradients"] == 4
+    engine.finish()
+    assert engine.ledger.spent["gradients"] == 4 + 6
+    three = FeaturePreferences(PreferenceWorlds(WIDTHS, runs=2, seed=3, **SMALL), WIDTHS, members=3)
+    engine = run(three, 4, Direct(1), steps=6)
+    engine.finish()
+    assert engine.ledger.spent["gradients"] == 3 * (4 + 6)
 
 
 def test_retraining_may_be_left_out(task):
