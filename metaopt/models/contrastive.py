@@ -90,13 +90,14 @@ def swav(
 class Contrastive:
     """A contrastive loss beside Bradley and Terry's, `auxiliary` of `preference_training.fit`.
 
-    Two views of an answer are the last hidden layer f of two copies of its features, from each of
-    which a share was dropped. Items are the answers' f, or f(chosen) - f(rejected) and its
-    negative; in the latter case the negative is the easiest item to tell apart, with cosine -1.
+    Two views of an answer are two copies of its features, from each of which a share was dropped;
+    what is contrasted is their last hidden layer f. Items are the answers' f, or f(chosen) -
+    f(rejected) and its negative; in the latter case the negative is the easiest item to tell apart,
+    with cosine -1. Bradley and Terry's loss is taken on the answers and on both views.
 
     Args:
         model: the architecture; f is not empty, so it has a hidden layer.
-        generators: one a run, for the dropped features.
+        generators: one a run, or one for all, for the dropped features.
         kind: simcse or swav.
         items: pairs or differences.
         weight: beta, factor of the loss, >= 0 (the paper: 1 for SimCSE, 0.5 for SwAV on
@@ -151,36 +152,41 @@ class Contrastive:
         drawn = [torch.randn(shape, generator=g, device=g.device) for g in generators]
         return {**params, PROTOTYPES: normalize(torch.stack(drawn), dim=-1)}
 
-    def __call__(self, params: Mapping[str, Tensor], chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return beta times the loss of each model, (G,).
+    def views(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two copies of x, in each of which new features are dropped, the rest scaled up.
 
         Args:
-            params: of G = R k models, a run's k models one after the other.
-            chosen, rejected: features (G, B, d).
+            x: features (G, B, 2, d) of chosen and rejected answers for G = R k models, a run's k
+                models one after the other.
 
         Raises:
             ValueError: G is no multiple of the number R of generators.
         """
-        if len(chosen) % len(self.generators):
+        if len(x) % len(self.generators):
             raise ValueError(
                 f"Contrastive needs as many models for each of {len(self.generators)} generators; "
-                f"got {len(chosen)} models."
+                f"got {len(x)} models."
             )
-        first, second = (self._items(params, chosen, rejected) for _ in range(2))
+        return self._view(x), self._view(x)
+
+    def __call__(self, params: Mapping[str, Tensor], views: Sequence[Tensor]) -> Tensor:
+        """Return beta times the loss of each model, (G,), of what `views` returned."""
+        first, second = (self._items(params, view) for view in views)
         if self.kind == "simcse":
             return self.weight * simcse(first, second, self.temperature or 0.05)
         centre = params[PROTOTYPES]
         return self.weight * swav(first, second, centre, self.temperature or 0.1)
 
-    def _items(self, params: Mapping[str, Tensor], chosen: Tensor, rejected: Tensor) -> Tensor:
-        both = torch.stack((chosen, rejected), 1)
-        each = len(both) // len(self.generators)
+    def _view(self, x: Tensor) -> Tensor:
+        each = len(x) // len(self.generators)
         kept = [
-            torch.rand(each, *both.shape[1:], generator=g, device=g.device) >= self.dropped
+            torch.rand(each, *x.shape[1:], generator=g, device=g.device) >= self.dropped
             for g in self.generators
         ]
-        view = both * torch.cat(kept) / (1 - self.dropped)
-        good, bad = self.model.features(params, view).unbind(1)
+        return x * torch.cat(kept) / (1 - self.dropped)
+
+    def _items(self, params: Mapping[str, Tensor], view: Tensor) -> Tensor:
+        good, bad = self.model.features(params, view).unbind(2)
         if self.items == "differences":
             good, bad = good - bad, bad - good
         return torch.cat((good, bad), 1)

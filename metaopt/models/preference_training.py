@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -11,8 +11,17 @@ from torch import Generator, Tensor
 from metaopt.models.reward_features import FeatureReward
 from metaopt.models.reward_model import bradley_terry
 
-Auxiliary = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
-"""(params, features of the chosen, of the rejected (G, B, d)) to further losses (G,)."""
+
+class Auxiliary(Protocol):
+    """A loss beside Bradley and Terry's, on altered copies of a batch, its views."""
+
+    def views(self, x: Tensor) -> Sequence[Tensor]:
+        """Return one or more copies of features (G, B, 2, d) of chosen and rejected answers."""
+        ...
+
+    def __call__(self, params: Mapping[str, Tensor], views: Sequence[Tensor]) -> Tensor:
+        """Return the loss of each model, (G,)."""
+        ...
 
 
 class Recipe(NamedTuple):
@@ -59,6 +68,25 @@ class Targets(NamedTuple):
         first = torch.where(self.swap, rejected, chosen)
         second = torch.where(self.swap, chosen, rejected)
         return self.weight * bradley_terry(first, second, self.margin, self.label)
+
+
+def with_views(
+    losses: Callable[[Tensor], Tensor],
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    auxiliary: Auxiliary,
+) -> Tensor:
+    """Return the mean of each pair's losses on x and on its views, plus the auxiliary loss, (G, B).
+
+    Args:
+        losses: features (G, B, 2, d) to the pairs' losses (G, B).
+        params: of G models.
+        x: features of the chosen and the rejected answers.
+        auxiliary: makes the views, and a loss of each model, which is added to all of its pairs.
+    """
+    views = auxiliary.views(x)
+    each = torch.stack([losses(copy) for copy in (x, *views)])
+    return each.mean(0) + auxiliary(params, views)[:, None]
 
 
 def batches(generators: Sequence[Generator], rows: Tensor, recipe: Recipe) -> Tensor:
@@ -125,7 +153,8 @@ def fit(
         rows: pairs of each step, (G, steps, batch), as `batches` returns them.
         recipe: step size, betas and weight decay; `None` for the defaults.
         targets: what the pairs are trained towards; `None` for their labels.
-        auxiliary: further losses, one a model, such as `metaopt.models.contrastive.Contrastive`.
+        auxiliary: a further loss, such as `metaopt.models.contrastive.Contrastive`; the pairs'
+            losses are then those of `with_views`.
 
     Raises:
         ValueError: G is no multiple of R, or rows are not those of G models.
@@ -146,16 +175,15 @@ def fit(
     for step in range(rows.shape[1]):
         seen = rows[:, step]
         x = both[run, seen]
-        reward = model.rewards(trained, x)
-        if targets is None:
-            losses = bradley_terry(reward[..., 0], reward[..., 1])
-        else:
-            losses = targets.at(run, seen).losses(reward[..., 0], reward[..., 1])
-        loss = losses.mean(-1)
-        if auxiliary is not None:
-            loss = loss + auxiliary(trained, x[..., 0, :], x[..., 1, :])
+        at = None if targets is None else targets.at(run, seen)
+
+        def losses(x: Tensor, at: Targets | None = at) -> Tensor:
+            first, second = model.rewards(trained, x).unbind(-1)
+            return bradley_terry(first, second) if at is None else at.losses(first, second)
+
+        found = losses(x) if auxiliary is None else with_views(losses, trained, x, auxiliary)
         adam.zero_grad()
-        loss.sum().backward()
+        found.mean(-1).sum().backward()
         adam.step()
     return {name: value.detach() for name, value in trained.items()}
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from metaopt.models.contrastive import Contrastive, simcse, sinkhorn, swav
-from metaopt.models.preference_training import Recipe, batches, every, fit
+from metaopt.models.preference_training import Recipe, batches, every, fit, with_views
 from metaopt.models.reward_features import FeatureReward
+from metaopt.models.reward_model import bradley_terry
 from metaopt.random import generator
 
 
@@ -95,7 +96,7 @@ def test_training_lowers_the_loss_of_each_run_on_its_own(kind, items):
     def value(params: dict[str, Tensor]) -> Tensor:
         judge = Contrastive(model, draws(2, 50), kind, items, 1.0, dropped=0.2, prototypes=8)
         with torch.no_grad():
-            return judge(params, *x)
+            return judge(params, judge.views(x.movedim(0, 2)))
 
     together, without = trained(slice(None), 1.0), trained(slice(None), 0.0)
     assert (value(together) < value(without) - 0.02).all()
@@ -110,13 +111,40 @@ def test_items_are_answers_or_differences_and_their_negatives():
     params = model.init(draws(1))
     chosen, rejected = normal(2, 1, 3, 6).float()
     tiny = {"dropped": 1e-9}
-    pairs = Contrastive(model, draws(1), **tiny)(params, chosen, rejected)
+    views = [torch.stack((chosen, rejected), 2)] * 2
+    pairs = Contrastive(model, draws(1), **tiny)(params, views)
     f, g = model.features(params, chosen), model.features(params, rejected)
     both = torch.cat((f, g), 1)
     torch.testing.assert_close(pairs, simcse(both, both))
     apart = Contrastive(model, draws(1), items="differences", weight=2.0, **tiny)
     both = torch.cat((f - g, g - f), 1)
-    torch.testing.assert_close(apart(params, chosen, rejected), 2 * simcse(both, both))
+    torch.testing.assert_close(apart(params, views), 2 * simcse(both, both))
+
+
+def test_views_are_copies_with_new_features_dropped():
+    x = normal(2, 50, 2, 6).float()
+    loss = Contrastive(FeatureReward(6, (5,)), draws(2), dropped=0.25)
+    first, second = loss.views(x)
+    for view in (first, second):
+        assert bool(((view == 0) | torch.isclose(view, x / 0.75)).all())
+        assert float((view == 0).float().mean()) == pytest.approx(0.25, abs=0.05)
+    assert not torch.equal(first, second)
+    again = Contrastive(FeatureReward(6, (5,)), draws(1, 1), dropped=0.25).views(x[1:])[0]
+    assert torch.equal(again, first[1:])
+
+
+def test_bradley_and_terry_s_loss_is_that_of_the_pairs_and_both_views():
+    x = normal(3, 4, 2, 6).float()
+    loss = Contrastive(FeatureReward(6, (5,)), draws(1), weight=0.5)
+    params = loss.model.init(draws(3))
+    views = Contrastive(loss.model, draws(1)).views(x)
+
+    def losses(x):
+        return bradley_terry(*loss.model.rewards(params, x).unbind(-1))
+
+    found = with_views(losses, params, x, loss)
+    expected = (losses(x) + losses(views[0]) + losses(views[1])) / 3
+    torch.testing.assert_close(found, expected + loss(params, views)[:, None])
 
 
 @pytest.mark.parametrize(
@@ -139,4 +167,4 @@ def test_wrong_settings_are_named(settings, says):
 def test_models_that_do_not_divide_among_runs_are_refused():
     model = FeatureReward(6, (5,))
     with pytest.raises(ValueError, match="for each of 2 generators; got 3 models"):
-        Contrastive(model, draws(2))(model.init(draws(3)), *normal(2, 3, 4, 6).float())
+        Contrastive(model, draws(2)).views(normal(3, 4, 2, 6).float())
