@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from metaopt.core import Tree
 from metaopt.data.preference_features import PreferenceFeatures
 from metaopt.data.preference_policy import Reward
-from metaopt.models.preference_training import ordered
+from metaopt.models.contrastive import Contrastive
+from metaopt.models.preference_training import ordered, with_views
 from metaopt.models.reward_ensemble import combine
 from metaopt.models.reward_features import FeatureReward
 from metaopt.models.reward_model import bradley_terry
@@ -66,13 +67,18 @@ class FeaturePreferences:
         aggregate: how an ensemble's members make one reward: mean; worst, the lowest; lower, the
             mean minus a standard deviation. For the last two a member's mean reward over the
             training answers is taken off first.
+        auxiliary: makes a contrastive loss of the architecture and the generators of its views,
+            which is added to each labelled pair's loss where models are trained; Bradley and
+            Terry's is then the mean over the pair and its views. Weights of pairs count for both.
+            `None` for none.
 
     Attributes:
         rows: number of pairs that a run learns from.
         prompts: number of prompts with responses.
         domains, domain, meta_rows, quality: what `DomainReweighting` reads.
 
-    References: Coste et al., Reward model ensembles help mitigate overoptimization, ICLR 2024.
+    References: Coste et al., Reward model ensembles help mitigate overoptimization, ICLR 2024;
+    Wang et al., Secrets of RLHF in Large Language Models Part II, 2024, section 3 (contrastive).
     """
 
     domains: tuple[str, ...] = ("pairs",)
@@ -85,6 +91,7 @@ class FeaturePreferences:
         labels: Labels | None = None,
         members: int = 1,
         aggregate: Aggregate = "mean",
+        auxiliary: Callable[..., Contrastive] | None = None,
     ) -> None:
         if members < 1:
             raise ValueError(f"FeaturePreferences needs members >= 1; got {members}.")
@@ -97,6 +104,8 @@ class FeaturePreferences:
         self.judge: Judge | None = None if data is features else data.judge
         self.data, self.members, self.aggregate = features, members, aggregate
         self.model = model(inputs=features.training.chosen.shape[-1])
+        # Views are drawn as dropout is, so that two evaluations under one key see the same ones.
+        self.auxiliary = auxiliary and auxiliary(self.model, [torch.default_generator])
         self.lesson = (labels or AsGiven())(features, self.model, self._generators("labels"))
         self._both = torch.stack((features.training.chosen, features.training.rejected), 2)
         self._run = torch.arange(features.runs * members)[:, None] // members
@@ -105,16 +114,28 @@ class FeaturePreferences:
         self.domain, self.meta_rows = torch.zeros(self.rows, dtype=torch.long), features.trusted
 
     def init(self, generator: Generator) -> tuple[Tree, Tree]:
-        """Return parameters with a leading axis R M, and no buffers; see `FeatureReward.init`."""
+        """Return parameters with a leading axis R M, and no buffers; see `FeatureReward.init`.
+
+        The auxiliary loss's own, which SwAV has, are among them.
+        """
         key = int(torch.randint(2**62, (), generator=generator))
-        runs = range(self.data.runs)
-        return self.model.init([_draw(key, r, m) for r in runs for m in range(self.members)]), {}
+        each = [(r, m) for r in range(self.data.runs) for m in range(self.members)]
+        params = self.model.init([_draw(key, r, m) for r, m in each])
+        if self.auxiliary is not None:
+            params = self.auxiliary.init(params, [_draw(key, "auxiliary", r, m) for r, m in each])
+        return params, {}
 
     def row_losses(self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True) -> Tensor:
         """Return the loss of each pair against its target, (R M, B)."""
         pairs = self._order[:, rows]
-        reward = self.model.rewards(tensors, self._both[self._run, pairs], _dropout(train))
-        return self.lesson.targets.at(self._run, pairs).losses(*reward.unbind(-1))
+        targets, x = self.lesson.targets.at(self._run, pairs), self._both[self._run, pairs]
+
+        def losses(x: Tensor) -> Tensor:
+            return targets.losses(*self.model.rewards(tensors, x, _dropout(train)).unbind(-1))
+
+        if self.auxiliary is None or not train:
+            return losses(x)
+        return with_views(losses, tensors, x, self.auxiliary)
 
     def meta_losses(
         self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True

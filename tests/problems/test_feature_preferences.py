@@ -10,16 +10,18 @@ from safetensors.torch import load_file
 
 from metaopt import Engine
 from metaopt.data.preference_features import PreferenceFeatures
-from metaopt.estimators import FirstOrder
+from metaopt.estimators import Direct, FirstOrder
+from metaopt.models.contrastive import Contrastive
 from metaopt.models.preference_training import Recipe
 from metaopt.models.reward_features import FeatureReward
+from metaopt.models.reward_model import bradley_terry
 from metaopt.optimizers import Descent
 from metaopt.problems.feature_preferences import FeaturePreferences
 from metaopt.problems.meta_reward_model import MetaRewardModel
 from metaopt.problems.meta_reward_model_steps import Unit
 from metaopt.problems.preference_labels import Band, Corrected, Denoised
 from metaopt.problems.preference_worlds import PreferenceWorlds
-from metaopt.random import generator
+from metaopt.random import generator, replay
 
 WIDTHS = partial(FeatureReward, widths=(8,))
 SMALL = {
@@ -182,3 +184,43 @@ def test_a_run_is_judged_and_tells(world, tmp_path):
 def test_mistakes_are_named(world, make, words):
     with pytest.raises(ValueError, match=words):
         make(world)
+
+
+@pytest.mark.parametrize(("kind", "items"), [("simcse", "pairs"), ("swav", "differences")])
+def test_a_contrastive_loss_is_added_where_labelled_pairs_are_trained(world, kind, items):
+    plain = FeaturePreferences(world, WIDTHS)
+    how = partial(Contrastive, kind=kind, items=items, weight=0.5, prototypes=4)
+    task = FeaturePreferences(world, WIDTHS, auxiliary=how)
+    params, start = task.init(generator(0))[0], plain.init(generator(0))[0]
+    assert set(params) - set(start) == ({"prototypes"} if kind == "swav" else set())
+    assert all(torch.equal(params[k], v) for k, v in start.items())
+    rows = torch.arange(8)
+    assert torch.equal(task.row_losses(params, rows, False), plain.row_losses(start, rows, False))
+    with replay(5):
+        found = task.row_losses(params, rows)
+    with replay(5):
+        assert torch.equal(task.row_losses(params, rows), found)
+
+    loss = how(task.model, [generator(5)])
+    x = torch.stack((world.features.training.chosen, world.features.training.rejected), 2)[:, :8]
+    views = loss.views(x)
+    ranked = [bradley_terry(*task.model.rewards(params, v).unbind(-1)) for v in (x, *views)]
+    expected = torch.stack(ranked).mean(0) + loss(params, views)[:, None]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "restore", "no_restore", "joint"])
+@pytest.mark.parametrize("kind", ["simcse", "swav"])
+def test_every_variant_learns_with_a_contrastive_loss(world, kind, variant):
+    how = partial(Contrastive, kind=kind, prototypes=4)
+    task = FeaturePreferences(world, WIDTHS, members=2, auxiliary=how)
+    problem = MetaRewardModel(task, Unit(lr=0.05), variant)
+    estimator = Direct(1) if variant == "no_restore" else FirstOrder(1)
+    algorithm = partial(torch.optim.Adam, lr=0.01)
+    engine = Engine(problem, estimator, Descent(algorithm), outer_steps=2)
+    start = {k: v.clone() for k, v in engine.optimizer.solution.items()}
+    assert len(list(engine)) == 2
+    after = engine.optimizer.solution
+    still = {k for k, v in start.items() if torch.equal(after[k], v)}
+    assert still <= {"1.bias"}
+    assert engine.measured()["eval/held_out_accuracy"].shape == (2,)
