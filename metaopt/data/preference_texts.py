@@ -68,12 +68,13 @@ def preference_texts(
     for name, found in others.items():
         at[name] = np.arange(start, start + len(found))
         start += len(found)
-    splits = [split(source.pairs, training, seed + i) for i in range(runs)]
+    seeds = [seed_of(seed, run) for run in range(runs)]
+    splits = [split(source.pairs, training, own) for own in seeds]
     sizes = [min(len(s[side]) for s in splits) for side in (0, 1)]
     parts: dict[str, list[Tensor]] = {}
     for run, (own, held_out) in enumerate(splits):
         rows = np.array(own[: sizes[0]])
-        encode = counts.fitted(rows, (answer_size, prompt_size), seed + run)
+        encode = counts.fitted(rows, (answer_size, prompt_size), seeds[run])
         order = np.random.default_rng([seed, run]).permutation(len(at[unlabelled]))
         half = at[unlabelled][order]
         cut = len(half) // 2
@@ -85,7 +86,7 @@ def preference_texts(
     stacked = {name: torch.stack(found) for name, found in parts.items()}
     wrong = torch.zeros(runs, sizes[0], dtype=torch.bool)
     for run in range(runs):
-        wrong[run, list(flips(sizes[0], noise, seed + run))] = True
+        wrong[run, list(flips(sizes[0], noise, seeds[run]))] = True
     return PreferenceFeatures(
         _pairs(stacked.pop("training"), wrong),
         max(1, round(trusted * sizes[0])),
@@ -93,6 +94,11 @@ def preference_texts(
         {name: _pairs(found) for name, found in stacked.items()},
         seed,
     )
+
+
+def seed_of(seed: int, run: int) -> int:
+    """Return the seed of a run's split, noise and SVD, unlike those of all others; 32 bits."""
+    return int(np.random.SeedSequence((seed, run)).generate_state(1)[0])
 
 
 def _pairs(both: Tensor, wrong: Tensor | None = None) -> Pairs:

@@ -11,7 +11,7 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from metaopt.data.preference_texts import preference_texts
+from metaopt.data.preference_texts import preference_texts, seed_of
 from metaopt.data.preferences import Message, Pair, Preferences, preferences, split
 
 WORDS = [f"word{i}" for i in range(40)]
@@ -48,7 +48,7 @@ def test_shapes_and_tests():
 def test_features_are_those_of_a_vectorizer_fitted_on_the_training_texts():
     source = pairs(50, 0)
     data = made(runs=1)
-    own, held_out = split(source.pairs, 30, 0)
+    own, held_out = split(source.pairs, 30, seed_of(0, 0))
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
     texts = [side for i in own for side in (source.pairs[i].chosen, source.pairs[i].rejected)]
     weighed = vectorizer.fit_transform(texts)
@@ -76,6 +76,13 @@ def test_a_split_does_not_depend_on_those_beside_it():
     one, two = made(runs=1), made(runs=2)
     assert torch.allclose(one.training.chosen[0], two.training.chosen[0])
     assert torch.equal(one.training.wrong[0], two.training.wrong[0])
+
+
+def test_no_split_of_one_seed_is_one_of_another():
+    seeds = {seed_of(seed, run) for seed in range(20) for run in range(20)}
+    assert len(seeds) == 400
+    first, second = made(runs=2), made(runs=2, seed=1)
+    assert not torch.equal(first.training.chosen[1], second.training.chosen[0])
 
 
 def test_unlabelled_responses_are_no_test_pairs():
