@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from metaopt.best_of_n import best_of_n
+from metaopt.best_of_n import best_of_n, majority_vote, pass_at_n
 from metaopt.calibration import auroc, expected_calibration_error
 from metaopt.core import Tree
 from metaopt.data.process_supervision import Chain
@@ -162,7 +162,9 @@ class ProcessSupervision:
     def metrics(self, tensors: Tree) -> Mapping[str, float | Tensor]:
         """Return best-of-n in % and how well steps are told apart, on held-out chains.
 
-        `best_of_<n>` for n = 1, 8 and all; `step_auroc`, `ece` (expected calibration error of step
+        `best_of_<n>` for n = 1, 8 and all; for all, what needs no model: `pass_at_<n>` (one of them
+        is right) and, where answers are known, `majority_<n>` (the most frequent one is right).
+        `step_auroc`, `ece` (expected calibration error of step
         probabilities) and `first_error_f1` (harmonic mean in % of how often the first wrong step is
         found at probability 1/2, and how often a right chain is passed), each as the mean over
         held-out domains and, where there are several, for each.
@@ -174,7 +176,19 @@ class ProcessSupervision:
             found |= {
                 f"best_of_{n}": 100 * x for n, x in zip(sizes, table.mean(0).tolist(), strict=True)
             }
-        return found | self._step_metrics(tensors)
+        return found | self._votes | self._step_metrics(tensors)
+
+    @cached_property
+    def _votes(self) -> dict[str, float]:
+        """Pass@n and the majority vote of all n candidates, in %."""
+        most, right = self.sizes[-1:], self.correct.numpy()
+        if not most:
+            return {}
+        found = {f"pass_at_{most[0]}": 100 * float(pass_at_n(right, most).mean())}
+        if self.data.answers is not None:
+            vote = majority_vote(self.data.answers, right, most)
+            found[f"majority_{most[0]}"] = 100 * float(vote.mean())
+        return found
 
     @cached_property
     def _held_out(self) -> dict[str, tuple[Steps, Tensor, Tensor]]:

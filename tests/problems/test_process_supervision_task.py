@@ -147,6 +147,17 @@ def test_first_errors_are_found_at_one_half():
     assert first_error_f1(1 - z, labels, exists) == 0.0
 
 
+def test_what_needs_no_model_is_reported_for_all_candidates():
+    found = known().metrics(TENSORS)
+    assert found["pass_at_3"] == pytest.approx(100)
+    assert found["majority_3"] == 0.0
+    bare = ProcessData(TRAIN, META, [row[:2] for row in CANDIDATES])
+    found = ProcessSupervision(bare, Known).metrics(TENSORS)
+    assert found["pass_at_2"] == pytest.approx(100)
+    assert "majority_2" not in found
+    assert ProcessSupervision(ProcessData(TRAIN, META, []), Known).metrics(TENSORS) == {}
+
+
 def test_the_comparison_is_written_with_what_needs_no_model(tmp_path):
     text = known().compare({"reweighted": TENSORS, "uniform": TENSORS}, tmp_path)
     with (tmp_path / "best_of_n.csv").open() as file:
