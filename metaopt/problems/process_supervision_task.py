@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,8 +47,12 @@ class ProcessSupervision:
         meta_kinds: outcomes of the meta-set, in whose shares meta batches are drawn.
         correct: which candidates are right, (Q, C).
 
+    A scorer's max_length may cut chains: a warning counts them, steps that were cut off are neither
+    trained on nor scored, and a first wrong step among them counts as not found.
+
     Raises:
-        ValueError: names the argument and what is legal.
+        ValueError: names the argument and what is legal; training chains whose labels were all cut
+            off, with their count.
 
     Reference: Cao et al., DreamPRM, NeurIPS 2025.
     """
@@ -86,24 +91,34 @@ class ProcessSupervision:
         self.quality: Tensor | None = None
         if data.quality is not None:
             self.quality = torch.tensor([data.quality[name] for name in self.domains])
-        self._train = self._encode(data.train)
-        self._labels, self._known = self._labelled(data.train, self._train)
+        self._train = self._encode("train", data.train)
+        self._labels, known = self._labelled(data.train, self._train)
+        self._known = known & self._train.mask
+        _check_labels(self._known)
         if data.meta:
-            self._meta = self._encode(data.meta)
+            self._meta = self._encode("meta", data.meta)
         self.meta_kinds = torch.tensor([int(bool(chain.outcome)) for chain in data.meta])
         self._outcome = self.meta_kinds.float().to(device)
         self.correct = torch.tensor([[bool(c.outcome) for c in row] for row in data.candidates])
 
-    def _encode(self, chains: Sequence[Chain]) -> Steps:
-        return self.scorer.encode(chains).to(self.device)
+    def _encode(self, part: str, chains: Sequence[Chain]) -> Steps:
+        steps = self.scorer.encode(chains)
+        cut = int((steps.cut > 0).sum())
+        if cut:
+            warnings.warn(
+                f"{part}: {cut} of {len(chains)} chains are longer than the scorer's max_length "
+                f"and lose {int(steps.cut.sum())} of {sum(len(c.steps) for c in chains)} steps.",
+                stacklevel=2,
+            )
+        return steps.to(self.device)
 
     def _labelled(self, chains: Sequence[Chain], steps: Steps) -> tuple[Tensor, Tensor]:
-        """Return labels, 0 where unknown, and which are known, (n, S) each."""
+        """Return labels, 0 where unknown, and which are known, (n, S) each, cut steps too."""
         width = steps.mask.shape[1]
         rows = [(*chain.labels[:width], *(None,) * (width - len(chain.labels))) for chain in chains]
         labels = torch.tensor([[0.0 if x is None else x for x in row] for row in rows])
         known = torch.tensor([[x is not None for x in row] for row in rows]).to(self.device)
-        return labels.to(self.device), known & steps.mask
+        return labels.to(self.device), known
 
     def init(self, generator: Generator) -> tuple[Tree, Tree]:
         """Return the scorer's parameters and buffers."""
@@ -142,7 +157,7 @@ class ProcessSupervision:
                     found[name] = len(distinct)
                     distinct.append(chain)
                 index.append(found[name])
-        return self._encode(distinct), torch.tensor(index).view(self.correct.shape)
+        return self._encode("candidates", distinct), torch.tensor(index).view(self.correct.shape)
 
     @torch.no_grad()
     def candidate_scores(self, tensors: Tree) -> Tensor:
@@ -194,7 +209,7 @@ class ProcessSupervision:
     def _held_out(self) -> dict[str, tuple[Steps, Tensor, Tensor]]:
         found = {}
         for name, chains in self.data.held_out.items():
-            steps = self._encode(chains)
+            steps = self._encode(f"held_out, {name}", chains)
             found[name] = (steps, *self._labelled(chains, steps))
         return found
 
@@ -202,11 +217,12 @@ class ProcessSupervision:
         by_domain: dict[str, dict[str, float | None]] = {}
         for name, (steps, labels, known) in self._held_out.items():
             p = scores(self.scorer, tensors, steps, self.evaluation_batch).float().sigmoid()
-            said, truth = p[known].cpu().numpy(), labels[known].cpu().numpy()
+            read = known & steps.mask
+            said, truth = p[read].cpu().numpy(), labels[read].cpu().numpy()
             by_domain[name] = {
-                "step_auroc": auroc(said, truth),
-                "ece": expected_calibration_error(said, truth),
-                "first_error_f1": first_error_f1(p, labels, known),
+                "step_auroc": auroc(said, truth) if len(said) else None,
+                "ece": expected_calibration_error(said, truth) if len(said) else None,
+                "first_error_f1": first_error_f1(p, labels, known, read),
             }
         found: dict[str, float] = {}
         for name in ("step_auroc", "ece", "first_error_f1"):
@@ -225,16 +241,31 @@ class ProcessSupervision:
         return compare(found, self.correct, self.data.answers, self.sizes, folder)
 
 
-def first_error_f1(p: Tensor, labels: Tensor, known: Tensor) -> float | None:
+def _check_labels(known: Tensor) -> None:
+    """Refuse training chains without a label on a step that is read."""
+    bare = (~known.any(1)).nonzero()[:, 0].tolist()
+    if bare:
+        few = ", ".join(map(str, bare[:5])) + (", ..." if len(bare) > 5 else "")
+        raise ValueError(
+            f"train: {len(bare)} of {len(known)} chains lose all their labelled steps to the "
+            f"scorer's max_length (chains {few}). Raise it, or leave them out."
+        )
+
+
+def first_error_f1(
+    p: Tensor, labels: Tensor, known: Tensor, read: Tensor | None = None
+) -> float | None:
     """Return ProcessBench's F1 in %: the harmonic mean of two accuracies; `None` without both.
 
     Of chains with a wrong step: how often the first step below 1/2 is the first wrong one. Of right
-    chains: how often no step is below 1/2.
+    chains: how often no step is below 1/2. Chains without a label count in neither.
 
     Args:
         p: probability that the chain is right up to and with each step, (n, S).
         labels: 1 for right, 0 for wrong, (n, S); nothing is read after the first wrong step.
         known: which steps have a label, (n, S).
+        read: which of them p is of, (n, S), `None` for all; a first wrong step that was not read
+            is not found.
 
     Reference: Zheng et al., ProcessBench, ACL 2025.
     """
@@ -244,10 +275,12 @@ def first_error_f1(p: Tensor, labels: Tensor, known: Tensor) -> float | None:
     def first(flags: Tensor) -> Tensor:
         return torch.where(flags, places, width).amin(-1)
 
-    true, said = first(known & (labels == 0)), first(known & (p < 0.5))
+    true = first(known & (labels == 0))
+    said = first((known if read is None else read) & (p < 0.5))
     wrong = true < width
-    if not bool(wrong.any()) or bool(wrong.all()):
+    right = ~wrong & known.any(-1)
+    if not bool(wrong.any()) or not bool(right.any()):
         return None
     hit = (true == said).double()
-    a, b = float(hit[wrong].mean()), float(hit[~wrong].mean())
+    a, b = float(hit[wrong].mean()), float(hit[right].mean())
     return 100 * 2 * a * b / (a + b) if a + b else 0.0

@@ -8,6 +8,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import csv
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -156,6 +158,42 @@ def test_what_needs_no_model_is_reported_for_all_candidates():
     assert found["pass_at_2"] == pytest.approx(100)
     assert "majority_2" not in found
     assert ProcessSupervision(ProcessData(TRAIN, META, []), Known).metrics(TENSORS) == {}
+
+
+class Short(Known):
+    """Reads the first two steps of a chain."""
+
+    def encode(self, chains):
+        steps = super().encode(chains)
+        cut = steps.mask[:, 2:].sum(1)
+        steps.mask[:, 2:] = False
+        return replace(steps, cut=cut)
+
+
+def test_a_first_error_that_was_cut_off_is_not_found():
+    chains = [
+        chain(1.0, 1.0, -1.0, labels=(1.0, 1.0, 0.0)), chain(1.0, -1.0, labels=(1.0, 0.0)),
+        chain(1.0, 1.0, labels=(1.0, 1.0)), chain(-1.0, labels=(None,)),
+    ]  # fmt: skip
+    data = ProcessData(TRAIN, META, [], {"x": chains})
+    assert ProcessSupervision(data, Known).metrics(TENSORS)["first_error_f1"] == 100
+    with pytest.warns(UserWarning, match=r"train: 1 of 3 chains .* lose 1 of 6 steps"):
+        task = ProcessSupervision(data, Short)
+    with pytest.warns(UserWarning, match="held_out, x: 1 of 4 chains"):
+        found = task.metrics(TENSORS)
+    # One of two wrong chains is found, the right one is passed.
+    assert found["first_error_f1"] == pytest.approx(100 * 2 / 3)
+    assert found["step_auroc"] == 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert task.metrics(TENSORS) == found
+
+
+@pytest.mark.filterwarnings("ignore:train")
+def test_training_chains_whose_labels_were_cut_off_are_refused():
+    last = chain(1.0, 1.0, 1.0, labels=(None, None, 1.0), domain="a")
+    with pytest.raises(ValueError, match=r"train: 1 of 4 chains lose all .* \(chains 3\). Raise"):
+        ProcessSupervision(ProcessData([*TRAIN, last], META, []), Short)
 
 
 def test_the_comparison_is_written_with_what_needs_no_model(tmp_path):
