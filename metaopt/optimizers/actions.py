@@ -61,7 +61,8 @@ class Ladder:
     def __call__(self, action: Tensor, length: Tensor) -> Tensor:
         """Return the lengths after the actions; see `Actions`."""
         exact = length.double()  # whole numbers below 2**53 stay whole
-        up = torch.ceil(exact * self.up).clamp(min=1, max=self.cap)
+        up = torch.ceil(exact * self.up - 1e-9)  # 11.000000000000002 is an 11
+        up = torch.maximum(up, exact + 1).clamp(max=self.cap)
         down = torch.floor(exact * self.down + 1e-9)
         moved = torch.where(action == 0, up, torch.where(action == 1, down, exact))
         return moved.to(length)

@@ -1,5 +1,8 @@
 """Actions on lengths, and the rules that act without learning."""
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from acting import Climb, observation
@@ -25,6 +28,12 @@ def test_up_climbs_the_rungs_of_the_paper_and_stays_under_the_cap():
     assert moved(UP, RUNGS) == [*RUNGS[1:], 32]
     exact = [min(32, max(1, -(-3 * k // 2))) for k in range(33)]
     assert moved(UP, list(range(33))) == exact
+
+
+@pytest.mark.parametrize("up", ["1.0000000001", "1.1", "1.2", "1.4", "2"])
+def test_up_is_not_off_by_a_rounding(up):
+    exact = [max(1, math.ceil(Fraction(up) * k)) for k in range(200)]
+    assert moved(UP, list(range(200)), Ladder(cap=500, up=float(up))) == exact
 
 
 def test_down_halves_and_rounds_down():
