@@ -52,12 +52,15 @@ PROCESSES = ("arithmetic", "process_bench", "process_files")
 PREFERENCES = ("preference_world",)
 IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=digits"]
 ACTING = ("dqn", "error_feedback", "random_walk", "side_by_side")
+UNTRAINED = ["optimizer.updates=0"]
+"""For learned policies: their few steps here are a test, without training before."""
 CONTEXT = {
     "debug": {},
     "engine": {"betty": ["estimator=implicit_identity"]},
     "optimizer": {
         **SEARCHES,
         **{key: ["problem=rollout_length"] for key in ACTING},
+        "dqn": ["problem=rollout_length", *UNTRAINED],
         "mirror": ["problem=domain_reweighting", "problem.weights.link=simplex"],
         "rewriting": ["problem=template_evolution"],
     },
@@ -101,7 +104,9 @@ def chosen(group: str, option: str) -> list[str]:
     if group == "model":
         return [*IMAGES, f"model@problem.student={option}", "problem.labelled_batch=16"]
     if group == "method":
-        return [f"problem={option.split('/')[0]}", f"+method={option}"]
+        learns = "/meta_" in option and option.startswith("rollout_length")
+        more = UNTRAINED if learns else []
+        return [f"problem={option.split('/')[0]}", f"+method={option}", *more]
     needed = CONTEXT.get(group, {}).get(option, [])
     problem = [] if any(a.startswith("problem=") for a in needed) else ["problem=ridge"]
     return [*problem, f"{group}={option}", *needed]

@@ -29,8 +29,9 @@ class DQN:
         monte_carlo:  y = the episode's final score, for all its decisions, learnt at its end.
 
     The first outer step of an episode decides nothing and takes the problem's first lengths. In a
-    test episode (`Observation.test`) the network acts greedily, remembers and learns nothing. The
-    network is trained on the processor, wherever the inner runs are.
+    test episode (`Observation.test`) the network acts greedily, remembers and learns nothing; one
+    that has learnt nothing before is refused, unless `updates` is 0. The network is trained on the
+    processor, wherever the inner runs are.
 
     Args:
         actions: what it may do: `Ladder` or `Absolute`.
@@ -120,11 +121,23 @@ class DQN:
         self._outer = self._initial.clone()
 
     def ask(self, key: int) -> Tensor:
-        """Return the lengths of the next outer step, long [R]."""
+        """Return the lengths of the next outer step, long [R].
+
+        Raises:
+            ValueError: a test decides by a network that has learnt nothing.
+        """
         self._key, self._action, seen = key, None, self._seen
         if seen is None or seen.done or self._network is None:
             self._outer = self._initial.clone()
         else:
+            if seen.test and self.updates and len(self._replay) < self.batch:
+                raise ValueError(
+                    f"DQN needs training before a test; it has learnt nothing, with "
+                    f"{len(self._replay)} transitions and batch={self.batch}. Set "
+                    f"problem.training_episodes and outer_steps, or use "
+                    f"method=rollout_length/meta_paper, which sets both; optimizer.updates=0 tests "
+                    f"an untrained network."
+                )
             self._action = self._act(seen, self._network, fold(key, "explore"))
             lengths = self.actions(self._action, seen.length)
             self._outer = lengths.to(self._initial.device)

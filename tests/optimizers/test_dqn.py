@@ -343,3 +343,17 @@ def test_the_frozen_copy_is_renewed_within_a_large_batch(monkeypatch):
         list(Engine(Climb(runs), Score(1), dqn, outer_steps=16 // runs * (T + 1)))
         copies[runs] = len(made)
     assert copies == {1: 4, 16: 4}
+
+
+def test_a_test_of_an_untrained_network_is_refused():
+    """At the first decision of a test, whatever the targets; not where no training is asked for."""
+    for targets in ("bootstrap", "monte_carlo"):
+        dqn = DQN(ACTIONS, targets, **SMALL)
+        engine = Engine(Climb(4, training_episodes=0), Score(1), dqn, outer_steps=T + 1)
+        with pytest.raises(ValueError, match=r"0 transitions .* Set problem.training_episodes"):
+            list(engine)
+        assert engine.outer_step == 1
+    for settings, training in (({**SMALL, "updates": 0}, 0), (SMALL, 1)):
+        problem = Climb(4, training_episodes=training)
+        engine = Engine(problem, Score(1), DQN(ACTIONS, **settings), outer_steps=3 * (T + 1))
+        assert len(list(engine)) == 3 * (T + 1)
