@@ -1,8 +1,12 @@
-"""Preferences in words as frozen features: TF-IDF and SVD, fitted on each run's training texts."""
+"""Preferences in words as frozen features.
+
+TF-IDF and SVD, fitted on each run's training texts, or a pretrained model's hidden states.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +33,19 @@ def preference_texts(
     prompt_size: int = 32,
     words: int = 8_000,
     seed: int = 0,
+    encoder: str | Path | None = None,
+    pooling: str = "mean",
+    max_length: int = 512,
+    device: str = "cpu",
 ) -> PreferenceFeatures:
     """Return R random splits of real preferences as features, with tests on other data sets.
 
     A text's features are the SVD coordinates of the TF-IDF of its answer and of its prompt, each
     divided by its standard deviation over the training texts. Words, document frequencies, SVD and
     deviations come from a run's training texts alone.
+
+    With an encoder a text's features are that model's hidden states of prompt and answer read
+    together, minus their mean and divided by their deviation over a run's training texts.
 
     Args:
         source: pairs that are split into a training part and the test `held_out`.
@@ -48,9 +59,13 @@ def preference_texts(
         answer_size, prompt_size: numbers of features of answer and prompt, >= 1.
         words: most words of the vocabulary, the most frequent ones.
         seed: of the splits, the noise and the SVD.
+        encoder: folder or id of the hub of a pretrained model of transformers, whose frozen hidden
+            states take the place of TF-IDF and SVD; `None` for those.
+        pooling, max_length, device: of the encoder; see `metaopt.data.preference_encoder.Hidden`.
 
     Raises:
         ValueError: a number out of its range, or an unknown name of unlabelled pairs.
+        OSError: there is no such encoder.
     """
     if runs < 1 or min(answer_size, prompt_size, words) < 1 or not 0 < trusted <= 1:
         raise ValueError(
@@ -62,7 +77,13 @@ def preference_texts(
     pairs = [plain(pair) for pair in source.pairs]
     others = {name: [plain(pair) for pair in found.pairs] for name, found in transfer.items()}
     everything = [*pairs, *(pair for found in others.values() for pair in found)]
-    counts = _Counts(everything, words)
+    counts: Any
+    if encoder is None:
+        counts = _Counts(everything, words)
+    else:
+        from metaopt.data.preference_encoder import Hidden
+
+        counts = Hidden(everything, encoder, pooling, max_length, device)
     at = {"source": np.arange(len(pairs))}
     start = len(pairs)
     for name, found in others.items():

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +14,17 @@ import pytest
 import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from metaopt.data.preference_texts import preference_texts, seed_of
 from metaopt.data.preferences import Message, Pair, Preferences, preferences, split
+from metaopt.models.reward_features import FeatureReward
+from metaopt.problems.feature_preferences import FeaturePreferences
+from metaopt.problems.preference_labels import Denoised
+from metaopt.random import generator
 
 WORDS = [f"word{i}" for i in range(40)]
 ROOT = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "preferences"
@@ -107,6 +119,7 @@ def test_conversations_are_read_as_plain_text():
         ({"runs": 0}, "runs, answer_size, prompt_size, words >= 1"),
         ({"trusted": 0.0}, r"trusted in \(0, 1\]"),
         ({"noise": 2.0}, r"rate in \[0, 1\]"),
+        ({"encoder": "any", "max_length": 0}, "max_length >= 1; got 0"),
     ],
 )
 def test_mistakes_are_named(settings, words):
@@ -117,6 +130,71 @@ def test_mistakes_are_named(settings, words):
 def test_unlabelled_pairs_must_be_among_the_transfer():
     with pytest.raises(ValueError, match="unlabelled must be one of one; got 'two'"):
         preference_texts(pairs(50, 0), {"one": pairs(4, 1)}, "two")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    words = WordLevel({w: i for i, w in enumerate(["[UNK]", "[PAD]", *WORDS])}, unk_token="[UNK]")
+    splitter = Tokenizer(words)
+    splitter.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=splitter, unk_token="[UNK]", pad_token="[PAD]"
+    )
+    config = BertConfig(
+        vocab_size=42, pad_token_id=1, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, initializer_range=0.5, max_position_embeddings=32,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("encoder")
+    for part in (tokenizer, BertModel(config)):
+        part.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_an_encoder_s_features_are_its_hidden_states_scaled_by_the_training_texts(encoder):
+    source = pairs(50, 0)
+    data = made(runs=1, encoder=encoder)
+    own, held_out = split(source.pairs, 30, seed_of(0, 0))
+    model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+
+    def states(rows):
+        chosen = [source.pairs[i] for i in rows]
+        texts = [p.prompt + side for p in chosen for side in (p.chosen, p.rejected)]
+        read = [model(**tokenizer(t, return_tensors="pt")).last_hidden_state[0] for t in texts]
+        return torch.stack([x.mean(0) for x in read])
+
+    train = states(own)
+    expected = (states(held_out) - train.mean(0)) / train.std(0, correction=0)
+    found = data.tests["held_out"]
+    both = torch.stack((found.chosen[0], found.rejected[0]), 1).flatten(0, 1)
+    torch.testing.assert_close(both, expected, atol=1e-4, rtol=1e-4)
+    assert data.training.chosen.shape == (1, 30, 16)
+    assert data.responses.shape == (1, 6, 2, 16)
+
+
+def test_the_labels_wrong_with_an_encoder_are_those_without(encoder):
+    one, other = made(noise=0.3), made(noise=0.3, encoder=encoder, pooling="last")
+    assert torch.equal(one.training.wrong, other.training.wrong)
+
+
+def test_every_method_reads_an_encoder_s_features(encoder):
+    data = made(encoder=encoder, noise=0.2, trusted=0.2)
+    model = partial(FeatureReward, widths=(4,))
+    quick = {"models": 2, "folds": 2}
+    ways = {"flip": 0.2}, {"smoothing": 0.9, "margin": 1.0}, {"drop": True}
+    for labels in (None, *(Denoised(**way, **quick) for way in ways)):
+        task = FeaturePreferences(data, model, labels, members=2, aggregate="worst")
+        params = task.init(generator(0))[0]
+        rows = torch.arange(4)
+        losses = task.row_losses(params, rows), task.meta_losses(params, rows)
+        assert all(loss.shape == (4, 4) and bool(loss.isfinite().all()) for loss in losses)
+        assert task.metrics(params)["held_out_accuracy"].shape == (2,)
+
+
+def test_an_encoder_that_is_not_there_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    with pytest.raises(OSError, match=r"gone' must be a folder, or an id of the hub, with a model"):
+        made(encoder=gone)
 
 
 @pytest.mark.data
