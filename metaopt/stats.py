@@ -51,22 +51,30 @@ def standard_error(values: ArrayLike) -> float:
     return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
 
 
-def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+def t_interval(values: ArrayLike, level: float = 0.95, resplit: float = 0.0) -> Interval:
     """Return the mean and mean -+ t se, with t the quantile of Student's t with n - 1 degrees.
+
+    Random splits of one data set share most of their rows, and their values are no independent
+    sample: with rho = `resplit`, se^2 = (1 / n + rho) s^2, which no number of splits brings to 0.
 
     Args:
         values: n numbers, one a seed.
         level: coverage, in (0, 1).
+        resplit: test rows for each training row where seeds are splits of one data set, >= 0;
+            0 where they are independent.
 
     Raises:
         ValueError: no values, a table instead of a list, or a level outside (0, 1).
+
+    Reference: Nadeau and Bengio, Inference for the generalization error, Machine Learning, 2003.
     """
     x = _sample(values)
     _check_level(level)
     mean = float(x.mean())
     if len(x) < 2:
         return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * standard_error(x)
+    error = standard_error(x) * math.sqrt(1 + len(x) * resplit)
+    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * error
     return Interval(mean, mean - half, mean + half)
 
 
@@ -161,12 +169,15 @@ def iqm_interval(
     return _percentiles(iqm(table), np.asarray(drawn), level, len(table))
 
 
-def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paired:
+def paired(
+    a: Sequence[float], b: Sequence[float], level: float = 0.95, resplit: float = 0.0
+) -> Paired:
     """Compare two methods seed by seed.
 
     Args:
         a, b: n numbers each; a[i] and b[i] come from the same seed.
         level: coverage of the difference's interval, in (0, 1).
+        resplit: as for `t_interval`; it widens the interval and p_t, not the other two tests.
 
     Raises:
         ValueError: lengths that differ, or no values.
@@ -176,11 +187,12 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Paire
     gap = _sample(a) - _sample(b)
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
     sign = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-    return Paired(t_interval(gap, level), wins, losses, len(gap), _p_t(gap), _p_wilcoxon(gap), sign)
+    interval, p = t_interval(gap, level, resplit), _p_t(gap, resplit)
+    return Paired(interval, wins, losses, len(gap), p, _p_wilcoxon(gap), sign)
 
 
-def _p_t(gap: NDArray[np.float64]) -> float:
-    error = standard_error(gap)
+def _p_t(gap: NDArray[np.float64], resplit: float) -> float:
+    error = standard_error(gap) * math.sqrt(1 + len(gap) * resplit)
     if math.isnan(error) or error <= 1e-12 * np.abs(gap).max():  # equal but for round-off
         return math.nan
     return float(2 * stats.t.sf(abs(gap.mean() / error), len(gap) - 1))

@@ -107,6 +107,18 @@ def test_the_footer_says_what_ran(sweep):
         assert line in text
 
 
+def test_intervals_over_splits_of_one_data_set_are_wider(tmp_path, capsys):
+    for seed in range(4):
+        write_run(tmp_path / f"plain-{seed}", seed, "plain", report={**REPORT, "resplit": 0.5})
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "table.md").read_text()
+    half = t_interval([100 * accuracy("plain", seed) for seed in range(4)]).half * 3**0.5
+    assert cells(text, "plain")[2].endswith(f"± {half:.1f}")
+    assert "splits of one data set by Nadeau and Bengio's factor sqrt(1 + 0.5 n)" in text
+    assert main([str(tmp_path), "--interval", "bootstrap"]) == 1
+    assert "report.resplit" in capsys.readouterr().err
+
+
 def test_costs_are_labelled_in_words(tmp_path):
     write_run(tmp_path / "a", 0, "a", budget={"hvps": 7.0, "inner_steps": 3000.0})
     main([str(tmp_path)])

@@ -61,6 +61,21 @@ def test_iqm_interval_of_one_task_is_the_plain_bootstrap():
     assert found == pytest.approx(expected, abs=0.03)
 
 
+def test_values_of_random_splits_are_no_independent_sample():
+    """Means of n halves of 200 numbers, held against the mean that these were drawn from."""
+    draw, plain, widened = np.random.default_rng(5), 0, 0
+    for _ in range(200):
+        numbers = draw.normal(size=200)
+        values = [draw.permutation(numbers)[:100].mean() for _ in range(12)]
+        plain += stats.t_interval(values).low < 0 < stats.t_interval(values).high
+        wide = stats.t_interval(values, resplit=1.0)
+        widened += wide.low < 0 < wide.high
+        assert wide.half == pytest.approx(stats.t_interval(values).half * 13**0.5)
+    assert plain < 0.7 * 200
+    assert widened > 0.93 * 200
+    assert stats.paired(A, B, resplit=0.5).p_t > stats.paired(A, B).p_t
+
+
 def test_paired_is_scipys():
     found = stats.paired(A, B)
     t = reference.ttest_rel(A, B)

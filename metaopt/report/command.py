@@ -58,6 +58,11 @@ def _level(text: str) -> float:
 def _report(options: argparse.Namespace, command: str) -> int:
     found = collect(options.folder)
     settings = settings_for(found, options.metrics, options.baseline)
+    if settings.resplit and options.interval != "t":
+        raise ReportError(
+            "--interval bootstrap takes seeds to be independent, and those of this experiment are "
+            "splits of one data set (report.resplit); use --interval t."
+        )
     summary = Summary(found, settings, options.interval, options.level)
     off = check(summary, options.check) if options.check else []
     made = [tables.results(summary), tables.differences(summary), tables.costs(summary)]

@@ -81,6 +81,11 @@ def _intervals(summary: Summary) -> str:
         return "Intervals: none, there is one seed a row."
     percent = f"{100 * summary.level:g} %"
     student = f"± is half the {percent} interval of the mean over seeds by Student's t"
+    if summary.settings.resplit:
+        student += (
+            ", widened for seeds that are splits of one data set by Nadeau and Bengio's factor "
+            f"sqrt(1 + {summary.settings.resplit:.3g} n)"
+        )
     if summary.interval == "t":
         return f"Intervals: {student}."
     boot = f"Intervals: [low, high] is the {percent} percentile bootstrap of the mean over seeds"

@@ -52,7 +52,7 @@ class Summary:
             return Interval(math.nan, math.nan, math.nan)
         if self.interval == "bootstrap":
             return bootstrap_interval(values, level=self.level)
-        return t_interval(values, self.level)
+        return t_interval(values, self.level, self.settings.resplit)
 
     def comparison(self, row: str, metric: str) -> Paired | None:
         """Return row - baseline over the seeds that both have, or `None` where there are none."""
@@ -62,7 +62,12 @@ class Summary:
         own, other = self.values(row, metric), self.values(baseline, metric)
         shared = sorted(own.keys() & other.keys())
         return (
-            paired([own[s] for s in shared], [other[s] for s in shared], self.level)
+            paired(
+                [own[s] for s in shared],
+                [other[s] for s in shared],
+                self.level,
+                self.settings.resplit,
+            )
             if shared
             else None
         )
