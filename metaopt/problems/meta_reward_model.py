@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt import tree
-from metaopt.core import Charging, Tree
+from metaopt.core import Charging, Feedback, Tree
 from metaopt.inner import GradientProblem, GradientState
 from metaopt.inner_optimizers import InnerOptimizer
 from metaopt.problems.meta_reward_model_steps import difference, direction, due
@@ -137,9 +137,11 @@ class MetaRewardModel(GradientProblem):
         """Return the buffers with the number of outer steps so far."""
         return buffers | {STEP: last[STEP] + 1}
 
-    def carry(self, outer: Tree, params: Tree, buffers: Tree, step: int) -> Tree:
-        """Count the step, where the run goes on."""
-        return buffers | {STEP: torch.tensor(step - 1)} if self.warm_start else buffers
+    def observe(self, outer: Tree, inner: GradientState, feedback: Feedback) -> GradientState:
+        """Count the outer step, where the run goes on; a new fork is counted as it is made."""
+        if not self.warm_start:
+            return inner
+        return inner._replace(buffers=inner.buffers | {STEP: inner.buffers[STEP] + 1})
 
     def inner_batch(self, generator: Generator) -> Drawn:
         """Return prompts, or a random direction; nothing where there is no inner step."""

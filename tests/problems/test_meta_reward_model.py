@@ -304,6 +304,17 @@ def test_every_pair_is_seen_once_in_a_pass(task):
     assert [int(run(task, steps=s).inner.buffers[STEP]) for s in (1, 3)] == [0, 2]
 
 
+@pytest.mark.parametrize("inner_steps", [0, 1, 2])
+def test_each_outer_step_has_its_own_pairs_however_many_inner_steps(task, monkeypatch, inner_steps):
+    seen = []
+    due = MetaRewardModel.due
+    monkeypatch.setattr(
+        MetaRewardModel, "due", lambda self, step: seen.append(step) or due(self, step)
+    )
+    run(task, steps=4, variant="no_restore", estimator=Direct(inner_steps))
+    assert seen == [0, 1, 2, 3]
+
+
 def test_an_estimator_that_would_train_nothing_is_refused(task):
     with pytest.raises(ValueError, match="nothing would be trained"):
         run(task, estimator=Direct(1))
