@@ -24,6 +24,10 @@ AutoModelForSequenceClassification.register(RewardModelConfig, RewardModel, exis
 RewardModelConfig.register_for_auto_class()
 RewardModel.register_for_auto_class("AutoModelForSequenceClassification")
 
+TABLES = ("wpe", "position_embeddings", "position_embedding", "embed_positions")
+"""Names that transformers gives to tables of positions."""
+
+SHOWN = 10
 TOLERANCE = 1e-6
 PROBES = (
     "Yes.",
@@ -165,22 +169,56 @@ def load(source: str | Path, dtype: torch.dtype = torch.float32) -> RewardModel:
         dtype: of the weights.
 
     Raises:
-        ValueError: the model is no linear head with one output on the last token.
+        ValueError: the model is no linear head with one output on the last token, or weights are
+            missing.
         OSError: there is no such folder or model.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(
-        source, attn_implementation="eager", dtype=dtype, use_safetensors=True
-    )
-    if isinstance(model, RewardModel):
-        return model
-    if not _is_linear(model):
+    model = read(source, dtype)
+    found = as_reward_model(model)
+    if found is None:
         raise ValueError(
             f"{source} is a {type(model).__name__}, which is no linear head with one output on the "
             f"last token; score with AutoModelForSequenceClassification."
         )
+    return found
+
+
+def read(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a sequence classifier whose weights are all in its files; arguments as of `load`.
+
+    Raises:
+        ValueError: weights are missing, which transformers would draw at random.
+        OSError: there is no such folder or model.
+    """
+    model: PreTrainedModel
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        source,
+        attn_implementation="eager",
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise ValueError(
+            f"{source} has no weights {', '.join(missing[:SHOWN])}{more} of "
+            f"{type(model).__name__}; rewards by random ones mean nothing. Name a model with a "
+            f"trained head, not its base."
+        )
+    return model
+
+
+def as_reward_model(model: PreTrainedModel) -> RewardModel | None:
+    """Return a classifier as a `RewardModel` on its weights; `None` where its head is another."""
+    if isinstance(model, RewardModel):
+        return model
+    if not _is_linear(model):
+        return None
     pad = model.config.get_text_config().pad_token_id
-    found = RewardModel.on(model, "last" if pad is None else "last_not_pad", dtype=dtype)
-    found.score = model.score
+    found = RewardModel.on(model, "last" if pad is None else "last_not_pad", dtype=model.dtype)
+    head: Any = model.score
+    found.score = head
     return found.eval()
 
 
@@ -258,19 +296,19 @@ def _difference(
         expected = model.eval().rewards(ids.to(model.device), mask.to(model.device)).cpu()
     finally:
         model.train(training)
-    read = AutoModelForSequenceClassification.from_pretrained(
+    again: Any = AutoModelForSequenceClassification.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype, use_safetensors=True
     )
     batch = words(list(probes), padding=True, return_tensors="pt")
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-    found = read.to(model.device).eval()(ids, attention_mask=mask).logits[:, 0].cpu()
+    found = again.to(model.device).eval()(ids, attention_mask=mask).logits[:, 0].cpu()
     scale = expected.abs().clamp(min=1)
     worst = ((found - expected).abs() / scale).max().item()
     limit = TOLERANCE if dtype in (torch.float32, torch.float64) else 1e-2
     if not worst <= limit:
         raise RuntimeError(
             f"{folder} gives rewards that differ by {worst:.2g}, more than {limit:g}; it was "
-            f"written as {type(read).__name__} and does not hold this model."
+            f"written as {type(again).__name__} and does not hold this model."
         )
     return (found - expected).abs().max().item()
 

@@ -109,6 +109,14 @@ def test_a_model_that_trl_trained_is_read_where_transformers_reads_it(tmp_path):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_a_model_without_a_head_is_not_given_a_random_one(tmp_path):
+    settings = config("llama")
+    settings.num_labels = 1
+    transformers.LlamaForCausalLM(settings).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no weights score\.weight of LlamaForSequence"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "labels"), [("bert", 1), ("llama", 2)])
 def test_another_kind_of_classifier_is_not_loaded(kind, labels, tmp_path):
     settings = config(kind)
