@@ -42,7 +42,8 @@ class Card(NamedTuple):
 
     Args:
         data: what it was trained and tested on, in a sentence.
-        accuracy: share of test pairs whose preferred answer has the higher reward, in [0, 1].
+        accuracy: share of test pairs whose preferred answer has the higher reward, in [0, 1]; what
+            equal rewards count is for `data` or `notes` to say.
         low, high: interval of the accuracy.
         pairs: number of test pairs.
         level: of the interval, in (0, 1).
@@ -77,30 +78,60 @@ class Exported(NamedTuple):
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int | None = None,
+    templated: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Return token ids (B, T), their attention mask (B, T), and the indices of texts cut short.
 
-    A text that is too long loses its beginning: the answer is at the end.
+    A text that is too long loses its beginning, as the answer is at the end, but not the tokens
+    that the tokenizer puts around every text: [CLS], where an encoder reads, is still the first.
+    That is what the tokenizer itself does with truncation_side="left".
 
     Args:
         tokenizer: any; it is left as it is, and needs no pad token.
         texts: prompt + answer.
         max_length: most tokens of a text, or `None` for no limit.
+        templated: the texts come from a chat template, which has put special tokens around them:
+            none is added, and one that begins texts stays where a text is cut.
 
     Raises:
-        ValueError: a text without tokens.
+        ValueError: a text without tokens, or a limit that leaves no room beside special tokens.
     """
-    rows = tokenizer(list(texts), verbose=False)["input_ids"]
+    rows = tokenizer(list(texts), verbose=False, add_special_tokens=not templated)["input_ids"]
     if not all(rows):
         empty = [i for i, row in enumerate(rows) if not row]
         raise ValueError(f"texts {empty} have no token, so there is no reward.")
     cut = tuple(i for i, row in enumerate(rows) if max_length is not None and len(row) > max_length)
-    rows = [torch.tensor(row if max_length is None else row[-max_length:]) for row in rows]
+    for i in cut:
+        before, after = _around(tokenizer, texts[i], rows[i], templated)
+        room = (max_length or 0) - before - after
+        if room < 1:
+            raise ValueError(
+                f"max_length={max_length} leaves no token of a text beside {before + after} "
+                f"special ones; use {before + after + 1} or more."
+            )
+        rows[i] = rows[i][:before] + rows[i][-room - after :]
+    rows = [torch.tensor(row) for row in rows]
     pad = tokenizer.pad_token_id or 0
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     ones = [torch.ones_like(row) for row in rows]
     return ids, nn.utils.rnn.pad_sequence(ones, batch_first=True), cut
+
+
+def positions(backbone: nn.Module) -> int | None:
+    """Return the most tokens that a learned table of positions has room for; `None` without one.
+
+    Some tables keep their first rows for other ends: RoBERTa's those up to the pad token's, OPT's
+    `offset`.
+    """
+    rooms = []
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in TABLES:
+            pad = -1 if module.padding_idx is None else module.padding_idx
+            rooms.append(module.num_embeddings - getattr(module, "offset", pad + 1))
+    return min(rooms, default=None)
 
 
 def export(
@@ -109,6 +140,7 @@ def export(
     folder: str | Path,
     card: Card,
     probes: Sequence[str] = PROBES,
+    max_length: int | None = None,
 ) -> Exported:
     """Write a reward model for `AutoModelForSequenceClassification`, `pipeline` and TRL.
 
@@ -119,8 +151,9 @@ def export(
     other head is written as a `RewardModel` with its source file: it loads with
     trust_remote_code=True, or after `import metaopt.models.reward_model_export`.
 
-    The folder is read back and the probes are scored by both. Neither `model` nor `tokenizer` is
-    changed.
+    The tokenizer that is written cuts texts at their beginning, as `encode` does, to `max_length`
+    where it is asked to truncate. The folder is read back and the probes are scored by both.
+    Neither `model` nor `tokenizer` is changed.
 
     Args:
         model: the reward model.
@@ -128,9 +161,11 @@ def export(
         folder: a new or empty folder.
         card: what the README states.
         probes: texts to compare rewards on.
+        max_length: most tokens of a text, as the card's accuracy was measured with; `None` to keep
+            the tokenizer's limit.
 
     Raises:
-        ValueError: a card whose numbers contradict each other.
+        ValueError: a card whose numbers contradict each other, or a limit that `encode` refuses.
         FileExistsError: the folder holds something.
         RuntimeError: a reward differs by more than 1e-6 (1e-2 in half precision) after reading it
             back, relative to rewards above 1; the folder is left for inspection, without a card.
@@ -146,16 +181,19 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; name a new folder.")
     words = copy.deepcopy(tokenizer)
-    words.padding_side = "right"
+    words.padding_side, words.truncation_side = "right", "left"
+    words.init_kwargs |= {"padding_side": "right", "truncation_side": "left"}  # or it is not saved
+    if max_length is not None:
+        words.model_max_length = max_length
     backbone: Any = model.backbone
     if model.config.pooling != "last_not_pad":
         backbone = _with_own_padding(backbone, words)
     saved = _native(model, backbone, words) or _custom(model, backbone, words)
     saved.save_pretrained(folder)
     words.save_pretrained(folder)
-    difference = _difference(model, tokenizer, folder, words, probes)
+    difference = _difference(model, tokenizer, folder, words, probes, max_length)
     architecture = type(saved).__name__
-    page = _page(card, architecture, isinstance(saved, RewardModel))
+    page = _page(card, architecture, isinstance(saved, RewardModel), max_length)
     (folder / "README.md").write_text(page, encoding="utf-8")
     return Exported(folder, architecture, difference)
 
@@ -222,6 +260,18 @@ def as_reward_model(model: PreTrainedModel) -> RewardModel | None:
     return found.eval()
 
 
+def _around(
+    tokenizer: PreTrainedTokenizerBase, text: str, row: list[int], templated: bool
+) -> tuple[int, int]:
+    """Return how many tokens before and after those of the text itself are always kept."""
+    if templated:
+        return int(row[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)), 0
+    bare = tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
+    more = len(row) - len(bare)
+    before = next((i for i in range(more + 1) if row[i : i + len(bare)] == bare), 0)
+    return before, more - before
+
+
 def _is_linear(model: PreTrainedModel) -> bool:
     parts = dict(model.named_children())
     head = parts.get("score")
@@ -284,6 +334,7 @@ def _difference(
     folder: Path,
     words: PreTrainedTokenizerBase,
     probes: Sequence[str],
+    max_length: int | None,
 ) -> float:
     """Return the largest difference of a probe's reward from the folder's.
 
@@ -291,7 +342,7 @@ def _difference(
         RuntimeError: it is too large.
     """
     training, dtype = model.training, model.backbone.dtype
-    ids, mask, _ = encode(tokenizer, probes)
+    ids, mask, _ = encode(tokenizer, probes, max_length)
     try:
         expected = model.eval().rewards(ids.to(model.device), mask.to(model.device)).cpu()
     finally:
@@ -299,7 +350,8 @@ def _difference(
     again: Any = AutoModelForSequenceClassification.from_pretrained(
         folder, attn_implementation="eager", dtype=dtype, use_safetensors=True
     )
-    batch = words(list(probes), padding=True, return_tensors="pt")
+    cut = {"truncation": max_length is not None, "verbose": False}
+    batch = words(list(probes), padding=True, return_tensors="pt", **cut)
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     found = again.to(model.device).eval()(ids, attention_mask=mask).logits[:, 0].cpu()
     scale = expected.abs().clamp(min=1)
@@ -313,12 +365,15 @@ def _difference(
     return (found - expected).abs().max().item()
 
 
-def _page(card: Card, architecture: str, custom: bool) -> str:
+def _page(card: Card, architecture: str, custom: bool, max_length: int | None) -> str:
     head = ["library_name: transformers", "pipeline_tag: text-classification"]
     head += [f"base_model: {card.base}"] if card.base else []
     head += [f"license: {card.licence}"] if card.licence else []
     trust = ", trust_remote_code=True" if custom else ""
     front = "\n".join(["---", *head, "tags:", "- reward-model", "- trl", "---"])
+    cut, limit = "", ""
+    if max_length is not None:
+        cut, limit = ", truncation=True", f"| most tokens of a text | {max_length} |\n"
     data = " ".join(card.data.split()).replace("|", "\\|")
     notes = f"\n{card.notes.strip()}\n" if card.notes.strip() else ""
     return f"""{front}
@@ -335,13 +390,13 @@ answer.
 | accuracy | {card.accuracy:.4f} |
 | {100 * card.level:g} % interval | [{card.low:.4f}, {card.high:.4f}] |
 | test pairs | {card.pairs} |
-
+{limit}
 ```python
 from transformers import pipeline
 
 reward = pipeline("text-classification", FOLDER{trust})
-reward(prompt + answer)  # [{{"label": "reward", "score": ...}}]
+reward(prompt + answer{cut})  # [{{"label": "reward", "score": ...}}]
 ```
 
-Pad on the right, as the tokenizer does.
+Pad on the right, and cut long texts at their beginning, as the tokenizer does.
 {notes}"""

@@ -12,13 +12,19 @@ import pytest
 import torch
 import transformers
 from tiny_reward_models import EOS, PAD, ROWS, TEXTS, config, padded, tokenizer
+from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from metaopt.models import reward_model_export
 from metaopt.models.reward_model import RewardModel
-from metaopt.models.reward_model_export import Card, encode, export, load
+from metaopt.models.reward_model_export import Card, encode, export, load, positions
 
 CARD = Card("200 pairs | of\ntests", 0.75, 0.6, 0.875, 40, base="me/base", licence="mit")
+
+OPT = transformers.OPTConfig(
+    hidden_size=16, word_embed_proj_dim=16, ffn_dim=8, num_hidden_layers=1,
+    num_attention_heads=2, max_position_embeddings=32, vocab_size=14,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +44,58 @@ def test_texts_are_encoded_and_cut_at_their_beginning():
     assert encode(words, TEXTS)[2] == ()
     with pytest.raises(ValueError, match=r"texts \[1\] have no token"):
         encode(words, ["Yes", ""])
+
+
+def framed():
+    """A tokenizer that puts <eos> before and . after every text."""
+    words = tokenizer()
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A .", special_tokens=[("<eos>", EOS), (".", 4)]
+    )
+    words.cls_token, words.sep_token = "<eos>", "."
+    return words
+
+
+def test_what_a_tokenizer_puts_around_texts_is_never_cut():
+    words, texts = framed(), ["Yes <eos> two two : What", "Yes", ". is Yes"]
+    ids, _, cut = encode(words, texts, max_length=4)
+    assert ids.tolist() == [[EOS, 9, 5, 4], [EOS, 3, 4, PAD], [EOS, 6, 3, 4]]
+    assert cut == (0, 2)
+    words.truncation_side = "left"
+    assert words(texts, truncation=True, max_length=4, padding=True)["input_ids"] == ids.tolist()
+    words = tokenizer()
+    words.bos_token = "<eos>"
+    ids = encode(words, ["<eos> Yes two : What", "Yes two : What"], 3, templated=True)[0]
+    assert ids.tolist() == [[EOS, 9, 5], [7, 9, 5]]
+    with pytest.raises(ValueError, match="max_length=2 leaves no token of a text beside 2 special"):
+        encode(framed(), ["Yes Yes"], 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "room"), [("gpt2", 32), ("bert", 32), ("roberta", 29), ("opt", 32), ("llama", None)]
+)
+def test_learned_positions_are_counted(kind, room):
+    model = transformers.AutoModel.from_config(OPT if kind == "opt" else config(kind))
+    assert positions(model) == room
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("gpt2", "last"), ("bert", "mean")])
+def test_an_exported_tokenizer_cuts_as_the_test_did(kind, pooling, tmp_path):
+    model, words = RewardModel.on(config(kind), pooling), framed()
+    folder = export(model, words, tmp_path, CARD, max_length=5).folder
+    read = AutoTokenizer.from_pretrained(folder)
+    assert (read.model_max_length, read.truncation_side) == (5, "left")
+    assert (words.model_max_length > 1e9, words.truncation_side) == (True, "right")
+    ids, mask, cut = encode(words, TEXTS, 5)
+    assert cut
+    with torch.no_grad():
+        expected = model.eval().rewards(ids, mask).tolist()
+    scorer = transformers.pipeline("text-classification", str(folder), device="cpu")
+    found = [row["score"] for row in scorer(TEXTS, truncation=True)]
+    assert found == pytest.approx(expected, abs=1e-5)
+    page = (folder / "README.md").read_text()
+    assert "| most tokens of a text | 5 |" in page
+    assert "reward(prompt + answer, truncation=True)" in page
 
 
 @torch.no_grad()
