@@ -4,7 +4,8 @@
 
 MODEL is a folder or an id of the hub; DATA are what `metaopt.data.preferences.preferences` reads:
 hh_harmless, pandalm, llmbar, files, data sets of the hub. RewardBench itself is
-allenai/reward-bench with --split filtered.
+allenai/reward-bench with --split filtered. As there, equal rewards count as wrong; other figures of
+metaopt count them half, and the column of ties says how far apart the two can be.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import binomtest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from metaopt.data.preferences import Columns, Pair, conversation, plain, preferences
-from metaopt.models.reward_model_export import encode, load
+from metaopt.data.preferences.dialogue import TURN
+from metaopt.models.reward_model_export import as_reward_model, encode, positions, read
 
 Score = Callable[[Sequence[str]], Sequence[float]]
 """Texts to rewards, larger for a better one."""
@@ -149,14 +151,16 @@ class Scorer:
         source: folder or id of the hub; weights are read from safetensors only, and code of the hub
             is never run.
         batch: texts scored at once, >= 1.
-        max_length: most tokens of a text, whose beginning is cut; `None` for what the model takes.
+        max_length: most tokens of a text, whose beginning is cut, see `encode`; `None` for what
+            the tokenizer and the model take.
         device: such as cpu or cuda.
 
     Attributes:
         cut: number of texts that were cut so far.
 
     Raises:
-        ValueError: a model with several outputs, or a number out of its range.
+        ValueError: a model with several outputs or without weights of its own for one, a device
+            that is not there, or a number out of its range.
         OSError: there is no such model.
     """
 
@@ -166,35 +170,37 @@ class Scorer:
         if batch < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"scoring needs batch, max_length >= 1; got {batch}, {max_length}.")
         self.tokenizer = AutoTokenizer.from_pretrained(source)
-        model: Any
-        try:
-            model = load(source)
-            config = model.backbone.config.get_text_config()
-        except ValueError:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                source, attn_implementation="eager", use_safetensors=True
-            )
-            config = model.config.get_text_config()
+        classifier: Any = read(source)
+        model: Any = as_reward_model(classifier)
+        if model is None:
+            model = classifier
             if model.config.num_labels != 1:
                 raise ValueError(
                     f"{source} has {model.config.num_labels} outputs; a reward model has 1."
-                ) from None
-            if config.pad_token_id is None:
+                )
+            if model.config.get_text_config().pad_token_id is None:
                 batch = 1
+        config = model.base_model.config.get_text_config()
         self._model = model.to(device).eval()
         self._batch, self._device, self.cut = batch, device, 0
         limits = [self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-        limits += [max_length]
+        limits += [positions(model), max_length]
         self._limit = min(limit for limit in limits if limit is not None)
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> list[float]:
-        """Return the rewards of texts, those of like length scored together."""
+    def __call__(self, texts: Sequence[str], templated: bool = False) -> list[float]:
+        """Return the rewards of texts, those of like length scored together.
+
+        Args:
+            texts: prompt + answer.
+            templated: they come from a chat template, which has added the special tokens.
+        """
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found = [0.0] * len(texts)
         for start in range(0, len(order), self._batch):
             rows = order[start : start + self._batch]
-            ids, mask, cut = encode(self.tokenizer, [texts[i] for i in rows], self._limit)
+            some = [texts[i] for i in rows]
+            ids, mask, cut = encode(self.tokenizer, some, self._limit, templated)
             self.cut += len(cut)
             logits = self._model(
                 input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
@@ -208,13 +214,16 @@ class Scorer:
 
         Args:
             pair: the pair.
-            chat: in the tokenizer's chat template; or else as HH-RLHF writes dialogues.
+            chat: in the tokenizer's chat template; or else as HH-RLHF writes dialogues, in which a
+                plain prompt without its markers is what the user says. A pair without a prompt has
+                it in its answers, which stay as they are.
 
         Raises:
             ValueError: a tokenizer without a template.
         """
         if not chat:
-            written = plain(pair)
+            bare = isinstance(pair.prompt, str) and pair.prompt and not TURN.search(pair.prompt)
+            written = plain(conversation(pair) if bare else pair)
             return f"{written.prompt}{written.chosen}", f"{written.prompt}{written.rejected}"
         if self.tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template; leave --chat away.")
@@ -267,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         score = Scorer(given.model, given.batch, given.max_length, given.device)
         texts = [text for pair in data.pairs for text in score.texts(pair, given.chat)]
-        rewards = score(texts)
+        rewards = score(texts, given.chat)
         names = [pair.section for pair in data.pairs]
         found = evaluate(rewards[::2], rewards[1::2], names, given.level)
     except (ValueError, OSError) as error:

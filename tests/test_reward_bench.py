@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 from scipy.stats import norm
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from metaopt.data.preferences import Message, Pair
@@ -119,7 +119,8 @@ def test_the_command_counts_what_the_model_prefers(folder, tmp_path, capsys):
     words = tokenizer()
     right: dict[str, list[bool]] = {}
     for row in ROWS:
-        ids = [words(row["prompt"] + row[s])["input_ids"][-32:] for s in ("chosen", "rejected")]
+        told = f"\n\nHuman: {row['prompt']}\n\nAssistant: "
+        ids = [words(told + row[s])["input_ids"][-32:] for s in ("chosen", "rejected")]
         with torch.no_grad():
             good, bad = (model(torch.tensor([i])).logits.item() for i in ids)
         right.setdefault(row["subset"], []).append(good > bad)
