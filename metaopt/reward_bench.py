@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from scipy.stats import binomtest
 from transformers import AutoTokenizer
 
@@ -120,8 +122,7 @@ def evaluate(
             f"an evaluation needs one or more pairs with two rewards and a subset each; got "
             f"{len(chosen)}, {len(rejected)} and {len(subsets)}."
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level}.")
+    _check_level(level)
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
     wrong = [i for i, margin in enumerate(margins) if not math.isfinite(margin)]
     if wrong:
@@ -169,6 +170,7 @@ class Scorer:
     ) -> None:
         if batch < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"scoring needs batch, max_length >= 1; got {batch}, {max_length}.")
+        _check_device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         classifier: Any = read(source)
         model: Any = as_reward_model(classifier)
@@ -219,7 +221,7 @@ class Scorer:
                 it in its answers, which stay as they are.
 
         Raises:
-            ValueError: a tokenizer without a template.
+            ValueError: a tokenizer without a template, or one that refuses the dialogue.
         """
         if not chat:
             bare = isinstance(pair.prompt, str) and pair.prompt and not TURN.search(pair.prompt)
@@ -228,14 +230,16 @@ class Scorer:
         if self.tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template; leave --chat away.")
         told = conversation(pair)
-        one, other = (
-            str(
-                self.tokenizer.apply_chat_template(
-                    [message._asdict() for message in (*told.prompt, *side)], tokenize=False
-                )
+        sides = [[m._asdict() for m in (*told.prompt, *s)] for s in (told.chosen, told.rejected)]
+        try:
+            one, other = (
+                str(self.tokenizer.apply_chat_template(side, tokenize=False)) for side in sides
             )
-            for side in (told.chosen, told.rejected)
-        )
+        except TemplateError as error:
+            raise ValueError(
+                f"the chat template refuses the dialogue of row {pair.row}: {error}; leave --chat "
+                f"away or the row out."
+            ) from error
         return one, other
 
 
@@ -271,6 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file to write the accuracies to")
     given = parser.parse_args(arguments)
     try:
+        _check_level(given.level)
+        _check_device(given.device)
+        _check_file(given.json)
         data = preferences(
             given.data, Columns(section=given.section), given.split, given.subset, None, "report"
         )
@@ -296,6 +303,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "pooled": found.pooled._asdict(),
         }
         given.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level}.")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device={device} cannot be used here ({why}); use cpu.") from None
+
+
+def _check_file(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--json {path} is a folder; name a file.")
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(
+            f"--json {path} cannot be written; name a file in a folder that is there and yours."
+        )
 
 
 def _part(name: str, margins: Sequence[float], level: float) -> Part:

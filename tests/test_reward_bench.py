@@ -164,6 +164,65 @@ def test_texts_are_dialogues_or_in_the_chat_template(folder):
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     )
     assert score.texts(pair, chat=True) == ("<user>what<assistant>yes", "<user>what<assistant>no")
+    score.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match=r"dialogue of row 7: roles must alternate; leave --chat"):
+        score.texts(pair._replace(row=7), chat=True)
+
+
+def test_a_plain_prompt_is_what_the_user_says(folder):
+    texts = Scorer(folder).texts
+    expected = "\n\nHuman: what\n\nAssistant: yes", "\n\nHuman: what\n\nAssistant: no"
+    assert texts(Pair("what", "yes", "no")) == expected
+    assert texts(Pair("\n\nHuman: what\n\nAssistant:", " yes", " no")) == expected
+    assert texts(Pair("", *expected)) == expected
+
+
+def test_a_chat_template_adds_the_special_tokens_alone(tmp_path):
+    config = transformers.LlamaConfig(**SIZES, **(IDS | {"bos_token_id": 1}))
+    words = tokenizer()
+    words.bos_token = "<eos>"
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 1)]
+    )
+    words.chat_template = "<eos>{% for m in messages %} {{ m.content }}{% endfor %}"
+    export(RewardModel.on(config), words, tmp_path, Card("tests", 0.5, 0.4, 0.6, 10))
+    score, seen = Scorer(str(tmp_path), max_length=4), []
+    score._model.register_forward_pre_hook(
+        lambda _, given, kwargs: seen.append(kwargs["input_ids"].tolist()), with_kwargs=True
+    )
+    pair = Pair("what river", "yes", "no no no")
+    score(score.texts(pair, chat=True), templated=True)
+    score(["what river"])
+    assert seen == [[[1, 5, 6, 3], [1, 4, 4, 4]], [[1, 5, 6]]]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_model_without_a_trained_head_is_refused(kind, tmp_path):
+    base = {"llama": transformers.LlamaForCausalLM, "bert": transformers.BertModel}[kind]
+    base(base.config_class(**SIZES, **IDS, num_labels=1)).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    missing = {"llama": "score.weight", "bert": "classifier.bias, classifier.weight"}[kind]
+    with pytest.raises(ValueError, match=f"has no weights {missing} of .*ForSequenceClass"):
+        Scorer(str(tmp_path))
+
+
+def test_an_encoder_reads_its_first_token_of_long_texts_too(tmp_path):
+    """RoBERTa's 32 positions have room for 29 tokens; the pad token's id is 2."""
+    words = tokenizer()
+    words.cls_token, words.sep_token = "[UNK]", "<eos>"
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[UNK] $A <eos>", special_tokens=[("[UNK]", 0), ("<eos>", 1)]
+    )
+    config = transformers.RobertaConfig(**SIZES, **IDS, num_labels=1)
+    model = transformers.RobertaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    score = Scorer(str(tmp_path))
+    found = score(["what " * 30 + "yes no " * 20])
+    with torch.no_grad():
+        expected = model(torch.tensor([[0, *[4, *[3, 4] * 13], 1]])).logits.item()
+    assert found == [pytest.approx(expected, abs=1e-5)]
+    assert score.cut == 1
 
 
 def test_rewards_do_not_depend_on_the_batch(folder):
@@ -189,6 +248,7 @@ def test_the_table_has_a_line_a_section():
         (lambda: evaluate([1.0], [math.nan], ["a"]), r"pairs \[0\] have others"),
         (lambda: evaluate([1.0], [0.0], ["a"], 1.0), "level must be between 0 and 1"),
         (lambda: Scorer("nowhere", batch=0), "batch, max_length >= 1"),
+        (lambda: Scorer("nowhere", device="cuda:99"), "device=cuda:99 cannot be used here"),
     ],
 )
 def test_wrong_inputs_are_named(call, says):
@@ -206,6 +266,10 @@ def test_mistakes_end_in_a_line_and_not_in_a_traceback(folder, tmp_path, capsys)
         ([folder, str(data)], "there is no preference"),
         ([folder, str(good), "--chat"], "no chat template"),
         ([str(tmp_path / "none"), str(good)], "none"),
+        (["nowhere", "nothing", "--level", "2"], "level must be between 0 and 1"),
+        (["nowhere", "nothing", "--device", "cuda:99"], "device=cuda:99 cannot be used here"),
+        (["nowhere", "nothing", "--json", str(tmp_path / "no" / "x.json")], "cannot be written"),
+        (["nowhere", "nothing", "--json", str(tmp_path)], "is a folder; name a file"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
