@@ -119,8 +119,11 @@ class TextPreferences:
         return bradley_terry(first, second)[None]
 
     def responses(self, tensors: Mapping[str, Tensor], prompts: Tensor) -> Tensor:
-        """Return the rewards of the two responses to each prompt, (1, B, 2)."""
-        return self._rewards(tensors, self._unlabelled, prompts, True)[None]
+        """Return the rewards of the two responses to each prompt, (1, B, 2); without dropout.
+
+        With it two equal responses would differ, and J would spread the noise.
+        """
+        return self._rewards(tensors, self._unlabelled, prompts, False)[None]
 
     @torch.no_grad()
     def metrics(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
