@@ -18,7 +18,7 @@ from metaopt.data.preferences import Pair, Preferences, noise, plain, split
 from metaopt.inner import split_module
 from metaopt.models.preference_training import ordered
 from metaopt.models.reward_model import RewardModel, bradley_terry
-from metaopt.models.reward_model_export import Card, encode, export
+from metaopt.models.reward_model_export import Card, encode, export, positions
 from metaopt.models.word_tokenizer import word_tokenizer
 from metaopt.problems.meta_reward_model_steps import difference
 from metaopt.problems.preference_figures import table
@@ -58,7 +58,8 @@ class TextPreferences:
         cut: texts that were cut short, of all.
 
     Raises:
-        ValueError: a number out of its range, or an unknown name of unlabelled pairs.
+        ValueError: a number out of its range, more tokens than the backbone has positions for, or
+            an unknown name of unlabelled pairs.
         OSError: there is no such folder or model.
     """
 
@@ -99,6 +100,12 @@ class TextPreferences:
         start = backbone if isinstance(backbone, str) else _config(backbone, self.tokenizer)
         self.base = backbone if isinstance(backbone, str) else ""
         self.module = RewardModel.on(start, pooling, seed)
+        room = positions(self.module)
+        if room is not None and max_length > room:
+            raise ValueError(
+                f"max_length={max_length} is more than the {room} positions that the backbone has "
+                f"learned; use max_length={room} or less, or a backbone with more."
+            )
         torch.nn.Module.to(self.module, self.device)
         params, self._buffers = split_module(self.module)
         self._params = {name: value[None] for name, value in params.items()}

@@ -19,6 +19,12 @@ TINY = {
     "num_attention_heads": 2, "num_key_value_heads": 2,
 }  # fmt: skip
 
+BERT = {
+    "model_type": "bert", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "hidden_dropout_prob": 0.1,
+}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 2}
+
 
 def made(folder, **settings):
     path = preference_files(folder)[0].partition("=")[2]
@@ -95,6 +101,8 @@ def test_noise_exchanges_answers_and_long_texts_are_counted(tmp_path):
             r"needs model_type, such as llama; got \['hidden_size'\]",
         ),
         ({"training": 0}, "leaves a pair on either side"),
+        ({"backbone": GPT2}, "max_length=256 is more than the 32 positions"),
+        ({"backbone": GPT2, "max_length": 33}, "use max_length=32 or less"),
     ],
 )
 def test_mistakes_are_named(tmp_path, settings, words):
