@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import binomtest
+from scipy.special import ndtri
 from torch import Generator, Tensor
 from torch.func import functional_call
 from transformers import AutoConfig, AutoTokenizer
@@ -36,6 +36,9 @@ class TextPreferences:
 
     The trained model is written as a folder that transformers and TRL load, read back and compared.
 
+    A training pair with a margin m has the loss softplus(m - d), d = r(chosen) - r(rejected);
+    without one m = 0. Losses of tests are those of m = 0, and strengths are not used.
+
     Args:
         source: pairs that are split into a training part and the test `held_out`.
         transfer: further tests by name.
@@ -48,7 +51,7 @@ class TextPreferences:
         pooling: see `RewardModel.on`.
         training: training pairs, or their share.
         noise_share: share of training labels that are exchanged, in [0, 1].
-        max_length: most tokens of a text; longer ones lose their beginning.
+        max_length: most tokens of a text; longer ones lose their beginning, see `encode`.
         evaluation_batch: pairs in a forward pass where nothing is trained, >= 1.
         seed: of the split, the noise and the random weights.
         device: where the model lives.
@@ -110,6 +113,8 @@ class TextPreferences:
         params, self._buffers = split_module(self.module)
         self._params = {name: value[None] for name, value in params.items()}
         self._training, self._unlabelled = self._encoded(trained), self._encoded(mixed[:half])
+        self._margins = _margins(trained, self.device)
+        self.noise_share = noise_share
         self._tests = {name: self._encoded(pairs) for name, pairs in tests.items()}
         self.rows, self.prompts = len(trained), half
 
@@ -123,7 +128,8 @@ class TextPreferences:
     def row_losses(self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True) -> Tensor:
         """Return the loss of each training pair, (1, B)."""
         first, second = self._rewards(tensors, self._training, rows, train).unbind(-1)
-        return bradley_terry(first, second)[None]
+        margin = None if self._margins is None else self._margins[rows.to(self.device)]
+        return bradley_terry(first, second, margin)[None]
 
     def responses(self, tensors: Mapping[str, Tensor], prompts: Tensor) -> Tensor:
         """Return the rewards of the two responses to each prompt, (1, B, 2); without dropout.
@@ -157,25 +163,41 @@ class TextPreferences:
         """Write the folder reward_model with a card; return the figures and where it is."""
         state = {k: tensors[k][0] for k in self._params} | {k: tensors[k] for k in self._buffers}
         self.module.load_state_dict(state, strict=False)
-        first, second = self._all(tensors, self._tests["held_out"]).unbind(-1)
-        right, count = int((first > second).sum()), len(first)
-        interval = binomtest(right, count).proportion_ci(0.95, "wilson")
-        card = Card(
-            data=f"{self.source}: {self.rows} training pairs and {count} held-out pairs.",
-            accuracy=right / count,
-            low=interval.low,
-            high=interval.high,
-            pairs=count,
-            base=self.base,
-        )
+        found = {name: value[0].item() for name, value in self.metrics(tensors).items()}
+        card = self._card(found, self._all(tensors, self._tests["held_out"]))
         path = folder / "reward_model"
         if path.exists():  # of a run that was stopped while it wrote
             shutil.rmtree(path)
-        made = export(self.module, self.tokenizer, path, card)
-        figures = table({name: (value, None) for name, value in self.metrics(tensors).items()})
+        made = export(self.module, self.tokenizer, path, card, max_length=self.max_length)
+        figures = table({name: (torch.tensor([value]), None) for name, value in found.items()})
         return (
             f"{figures}\n{made.architecture} in {made.folder}, read back: rewards differ by at "
             f"most {made.difference:.1g}; {self.cut} texts were cut to {self.max_length} tokens"
+        )
+
+    def _card(self, found: Mapping[str, float], rewards: Tensor) -> Card:
+        """Return the card of figures by name, and of the rewards (n, 2) of the held-out pairs."""
+        count, share = len(rewards), found["held_out_accuracy"]
+        low, high = _wilson(share, count)
+        ties = int((rewards[:, 0] == rewards[:, 1]).sum())
+        others = "".join(
+            f"| {name} | {found[f'{name}_accuracy']:.4f} | {len(pairs.ids)} |\n"
+            for name, pairs in self._tests.items()
+            if name != "held_out"
+        )
+        return Card(
+            data=f"{self.source}: {self.rows} training pairs, {100 * self.noise_share:g} % of them "
+            f"with exchanged labels, and {count} held-out pairs.",
+            accuracy=share,
+            low=low,
+            high=high,
+            pairs=count,
+            base=self.base,
+            notes=f"Texts longer than {self.max_length} tokens were cut at their beginning, in "
+            f"training and tests: {self.cut} texts. Equal rewards count half in every accuracy "
+            f"here ({ties} of {count} held-out pairs); `python -m metaopt.reward_bench` counts "
+            f"them as wrong, as RewardBench does.\n\n"
+            f"| other test | accuracy | pairs |\n|---|---|---|\n{others}",
         )
 
     def _all(self, tensors: Mapping[str, Tensor], pairs: Encoded) -> Tensor:
@@ -196,6 +218,21 @@ class TextPreferences:
         ids, mask, cut = encode(self.tokenizer, texts, self.max_length)
         self.cut += len(cut)
         return Encoded(*(part.view(len(pairs), 2, -1) for part in (ids, mask)))
+
+
+def _wilson(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a share of `count`, which need not be a whole number of them."""
+    z = float(ndtri(0.5 + level / 2))
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5 / (1 + z**2 / count)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def _margins(pairs: Sequence[Pair], device: torch.device) -> Tensor | None:
+    """Return the margins, 0 for a pair without one; `None` where no pair has any."""
+    if all(pair.margin is None for pair in pairs):
+        return None
+    return torch.tensor([pair.margin or 0.0 for pair in pairs], device=device)
 
 
 def _tokenizer(name: str | None, backbone: str | Mapping[str, Any], pairs: Sequence[Pair]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 import yaml
 from hydra.utils import instantiate
 from small import preference_files
+from torch.nn.functional import softplus
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from metaopt.data.preferences import preferences
+from metaopt.data.preferences import preferences, split
 from metaopt.problems.text_preferences import TextPreferences
 
 TINY = {
@@ -31,6 +33,10 @@ def made(folder, **settings):
     pairs = preferences(path)
     settings = {"backbone": TINY, "training": 0.5, **settings}
     return TextPreferences(pairs, {"other": pairs}, "other", **settings)
+
+
+def tensors_of(task):
+    return dict(item for part in task.init(torch.Generator()) for item in part.items())
 
 
 @pytest.mark.slow
@@ -59,7 +65,7 @@ def test_a_run_leaves_a_reward_model_that_transformers_loads(metaopt, tmp_path):
     scores = pipeline("text-classification", "run/reward_model", function_to_apply="none")(texts)
     assert [s["score"] for s in scores] == pytest.approx(expected.tolist(), abs=1e-6)
     card = Path("run/reward_model/README.md").read_text()
-    assert "8 training pairs and 8 held-out pairs" in card
+    assert "0 % of them with exchanged labels, and 8 held-out pairs" in card
     assert "accuracy" in card
 
 
@@ -75,12 +81,69 @@ def test_training_learns_the_preference(metaopt, tmp_path):
 
 def test_losses_do_not_depend_on_the_batch(tmp_path):
     task = made(tmp_path)
-    tensors = dict(item for part in task.init(torch.Generator()) for item in part.items())
+    tensors = tensors_of(task)
     rows = torch.arange(task.rows)
     together = task.row_losses(tensors, rows, train=False)
     alone = torch.cat([task.row_losses(tensors, r[None], train=False) for r in rows], 1)
     assert together.shape == (1, 8)
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_equal_responses_are_equal_with_dropout_too(tmp_path):
+    task = made(tmp_path, backbone=BERT, pooling="mean")
+    task._unlabelled.ids[:, 1] = task._unlabelled.ids[:, 0]
+    task._unlabelled.mask[:, 1] = task._unlabelled.mask[:, 0]
+    tensors = tensors_of(task)
+    first, second = task.responses(tensors, torch.arange(task.prompts))[0].unbind(-1)
+    assert torch.equal(first, second)
+    losses = [task.row_losses(tensors, torch.arange(4)) for _ in range(2)]
+    assert not torch.equal(*losses)
+
+
+def test_margins_of_the_source_are_in_the_loss(tmp_path):
+    def losses(*margins):
+        found = preferences(preference_files(tmp_path)[0].partition("=")[2])
+        pairs = tuple(
+            pair._replace(margin=margins[i % len(margins)]) for i, pair in enumerate(found.pairs)
+        )
+        own = dataclasses.replace(found, pairs=pairs)
+        task = TextPreferences(own, {"other": own}, "other", backbone=TINY, training=0.5)
+        rows = torch.arange(task.rows)
+        kept = torch.tensor([p.margin or 0.0 for p in (pairs[i] for i in split(pairs, 0.5, 0)[0])])
+        tensors = tensors_of(task)
+        d = -task._rewards(tensors, task._training, rows, False).diff()[:, 0]
+        return task.row_losses(tensors, rows, train=False)[0], d, kept
+
+    for margins in ((None,), (3.0,), (3.0, None), (-1.0, 2.0)):
+        found, d, margin = losses(*margins)
+        assert torch.allclose(found, softplus(margin - d), atol=1e-6)
+    assert not margin.eq(0).any()
+
+
+def test_the_card_says_what_its_accuracy_is_of(tmp_path, monkeypatch):
+    task = made(tmp_path, noise_share=0.25, max_length=5)
+    monkeypatch.setattr(task, "_tests", {k: tied(v) for k, v in task._tests.items()})
+    task.deliver(tensors_of(task), tmp_path)
+    page = (tmp_path / "reward_model" / "README.md").read_text()
+    for words in (
+        "8 training pairs, 25 % of them with exchanged labels, and 8 held-out pairs",
+        "| accuracy | 0.5000 |",
+        "| 95 % interval | [0.2152, 0.7848] |",
+        "longer than 5 tokens were cut at their beginning, in training and tests",
+        f"tests: {task.cut} texts.",
+        "Equal rewards count half in every accuracy here (8 of 8 held-out pairs)",
+        "| other | 0.5000 | 8 |",
+        "| most tokens of a text | 5 |",
+    ):
+        assert words in page
+    read = AutoTokenizer.from_pretrained(tmp_path / "reward_model")
+    assert (read.model_max_length, read.truncation_side) == (5, "left")
+
+
+def tied(pairs):
+    return pairs._replace(
+        ids=pairs.ids[:, :1].repeat(1, 2, 1), mask=pairs.mask[:, :1].repeat(1, 2, 1)
+    )
 
 
 def test_noise_exchanges_answers_and_long_texts_are_counted(tmp_path):
