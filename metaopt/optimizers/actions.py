@@ -74,9 +74,11 @@ class Absolute:
 
     Args:
         values: at least one length, each a whole number >= 0, none twice.
+        cap: largest length that the problem takes; `None` for no check.
     """
 
     values: Sequence[int]
+    cap: int | None = None
 
     def __post_init__(self) -> None:
         values = [] if isinstance(self.values, str) else list(self.values)
@@ -85,6 +87,7 @@ class Absolute:
             raise ValueError(
                 f"Absolute needs a list of different whole numbers >= 0; got {self.values!r}."
             )
+        check_cap("Absolute", "values", max(values), self.cap)
 
     @property
     def count(self) -> int:
@@ -94,3 +97,12 @@ class Absolute:
     def __call__(self, action: Tensor, length: Tensor) -> Tensor:
         """Return the lengths after the actions; see `Actions`."""
         return torch.tensor(list(self.values)).to(length)[action]
+
+
+def check_cap(owner: str, argument: str, largest: float, cap: float | None) -> None:
+    """Raise a `ValueError` where the largest value of an argument exceeds the problem's cap."""
+    if cap is not None and largest > cap:
+        raise ValueError(
+            f"{owner} needs {argument} of at most cap={cap}, the largest that the problem takes; "
+            f"got {largest}. Set a smaller one here, or a larger cap (problem.planner.cap)."
+        )

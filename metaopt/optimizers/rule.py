@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from metaopt import tree
 from metaopt.core import Feedback
-from metaopt.optimizers.actions import Actions
+from metaopt.optimizers.actions import Actions, check_cap
 from metaopt.optimizers.observation import Observation, lengths_of, observe
 from metaopt.random import generator
 
@@ -47,12 +47,14 @@ class ErrorFeedback:
         feature: index of the feature that measures the model's error: 3 is the error of its
             returns, 4 that of its episodes' lengths.
         enough: score above which a run stops planning, or `None` for never.
+        cap: largest length that the problem takes; `None` for no check.
     """
 
     lengths: Sequence[int] = (16, 8, 2)
     bounds: Sequence[float] = (0.1, 0.3)
     feature: int = 4
     enough: float | None = None
+    cap: int | None = None
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise((0, *self.bounds)))
@@ -64,6 +66,7 @@ class ErrorFeedback:
             )
         if self.feature < 0:
             raise ValueError(f"ErrorFeedback needs feature >= 0; got {self.feature}.")
+        check_cap("ErrorFeedback", "lengths", max(self.lengths), self.cap)
 
     def __call__(self, seen: Observation, generator: Generator) -> Tensor:
         """Return the next lengths, long [R].

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.core import Feedback
+from metaopt.optimizers.actions import check_cap
 from metaopt.optimizers.spaces import substitute
 
 
@@ -27,6 +28,11 @@ class Constant:
     def __call__(self, step: int) -> Any:
         """Return the value."""
         return self.value
+
+    @property
+    def largest(self) -> float | None:
+        """The value, where it is a number."""
+        return self.value if isinstance(self.value, (int, float)) else None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ class Linear:
             raise ValueError(
                 f"Linear needs points [step, value] with rising steps; got {self.points!r}."
             )
+
+    @property
+    def largest(self) -> float:
+        """The largest value of the points."""
+        return max(self(step) for step, _ in self.points)
 
     def __call__(self, step: float) -> Any:
         """Return the value at `step`."""
@@ -81,6 +92,12 @@ class Listed:
     def __post_init__(self) -> None:
         if isinstance(self.values, str) or not self.values:
             raise ValueError(f"Listed needs a list of at least one value; got {self.values!r}.")
+
+    @property
+    def largest(self) -> float | None:
+        """The largest value, where all are numbers."""
+        numbers = all(isinstance(v, (int, float)) for v in self.values)
+        return max(self.values) if numbers else None
 
     def __call__(self, step: int) -> Any:
         """Return the value at `step`."""
@@ -118,6 +135,11 @@ class Recorded:
         last = max(1, len(values) - 1)
         self._line = Linear([(i / last, v) for i, v in enumerate(values)], integer)
 
+    @property
+    def largest(self) -> float:
+        """The largest value."""
+        return self._line.largest
+
     def __call__(self, step: float) -> Any:
         """Return the value at `step`, a fraction of the episode in [0, 1]."""
         return self._line(step)
@@ -149,16 +171,27 @@ class Schedule:
             fills every tensor.
         relative: hand the function step / (steps - 1), which runs from 0 at the first to 1 at the
             last decision of an episode; needs a problem with such observations.
+        cap: largest value that the problem takes, for a check before the first step of functions
+            that say how far they go (those above); `None` for no check.
     """
 
-    def __init__(self, function: Callable[..., Any], relative: bool = False) -> None:
-        self.function, self.relative = function, relative
+    def __init__(
+        self, function: Callable[..., Any], relative: bool = False, cap: float | None = None
+    ) -> None:
+        self.function, self.relative, self.cap = function, relative, cap
         self._initial: Any = None
         self._step = self._asked = 0
         self._steps = 1
 
     def init(self, outer: Any) -> None:
-        """Keep the first outer variable, whose shapes, dtypes and names the values take."""
+        """Keep the first outer variable, whose shapes, dtypes and names the values take.
+
+        Raises:
+            ValueError: the function exceeds `cap`.
+        """
+        largest = getattr(self.function, "largest", None)
+        if largest is not None:
+            check_cap("Schedule", "values", largest, self.cap)
         self._initial = tree.clone(outer)
 
     def ask(self, key: int) -> Any:

@@ -37,7 +37,7 @@ class SideBySide:
 
         Raises:
             TypeError: it is not one whole number per run.
-            ValueError: the runs do not divide into equal parts.
+            ValueError: the runs do not divide into equal parts, or an optimizer refuses its part.
         """
         first = lengths_of(outer, "SideBySide")
         if len(first) % len(self.optimizers):
@@ -47,8 +47,11 @@ class SideBySide:
             )
         self._runs = len(first)
         parts = first.chunk(len(self.optimizers))
-        for optimizer, part in zip(self.optimizers.values(), parts, strict=True):
-            optimizer.init(part.clone())
+        for (name, optimizer), part in zip(self.optimizers.items(), parts, strict=True):
+            try:
+                optimizer.init(part.clone())
+            except ValueError as error:
+                raise ValueError(f"The optimizer {name!r}: {error}") from error
 
     def ask(self, key: int) -> Tensor:
         """Return what each optimizer asks for, one part after the other."""

@@ -161,3 +161,20 @@ def test_half_a_step_is_refused_where_lengths_are_whole():
     schedule.tell(Feedback(0.0))
     with pytest.raises(ValueError, match=r"gives 0\.5 at step 1.*integer=true"):
         schedule.ask(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "largest"),
+    [
+        (Constant(9), 9), (Constant(None), None), (Constant({"a": 9}), None),
+        (Linear([[0, 2], [1, 8.6], [2, 0]]), 8.6), (Linear([[0, 2], [1, 8.6]], integer=True), 9),
+        (Listed([3, 7, 5]), 7), (Listed(["a", "b"]), None),
+    ],
+)  # fmt: skip
+def test_functions_say_how_far_they_go(function, largest):
+    assert function.largest == largest
+    for cap in (None, 9, 100):
+        Schedule(function, cap=cap).init(torch.tensor([1]))
+    if largest is not None:
+        with pytest.raises(ValueError, match=f"at most cap=6, .*; got {largest}"):
+            Schedule(function, cap=6).init(torch.tensor([1]))

@@ -109,3 +109,28 @@ class TestShipped:
         config, problem = self.made("cartpole", "meta_paper", "problem.planner.cap=12")
         ladder = instantiate(config.optimizer, _convert_="all").actions
         assert ladder.cap == problem.planner.cap == 12
+
+    def test_lengths_above_the_planners_cap_are_refused_before_the_first_step(self):
+        small = "problem.planner.cap=7"
+        for method, said in (
+            ("k8", "Schedule needs values of at most cap=7, .*; got 8"),
+            ("k8_early", "Schedule .*; got 8"),
+            ("mbpo", "Schedule .*; got 15"),
+            ("paper_schedule", "Schedule .*; got 32"),
+            ("meta_absolute", "Absolute needs values of at most cap=7, .*; got 32"),
+            ("error_feedback", "ErrorFeedback needs lengths of at most cap=7, .*; got 16"),
+        ):
+            config, problem = self.made("cartpole", method, small)
+            with pytest.raises(Exception, match=said):
+                instantiate(config.optimizer, _convert_="all").init(problem.init_outer(None))
+        for method in ("dec", "inc", "inc_dec", "k4", "k0", "real_extra", "meta_paper"):
+            config, problem = self.made("cartpole", method, small)
+            instantiate(config.optimizer, _convert_="all").init(problem.init_outer(None))
+
+    def test_schedules_side_by_side_say_which_one_exceeds_the_cap(self):
+        with composing():
+            config = compose("train", ["problem=rollout_length", "problem.planner.cap=16"])
+        problem = instantiate(config.problem, _convert_="all")
+        optimizer = instantiate(config.optimizer, _convert_="all")
+        with pytest.raises(ValueError, match=r"'K=32': Schedule needs .* cap=16, .*; got 32"):
+            optimizer.init(problem.init_outer(None))
