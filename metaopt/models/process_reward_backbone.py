@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from metaopt.models.checkpointed import checkpoint_layers
 from metaopt.models.process_reward_steps import Solution
 from metaopt.models.word_tokenizer import word_tokenizer
 
@@ -99,11 +100,12 @@ class Backbone:
         attention: str,
         lora: Mapping[str, Any] | None,
         seed: int,
+        checkpointing: bool = False,
     ) -> None:
         self.source = source
         self.config = _configuration(source, tokenizer)
         self.head, self.dtype, self.autocast, self.attention = head, dtype, autocast, attention
-        self.lora, self.seed = lora, seed
+        self.lora, self.seed, self.checkpointing = lora, seed, checkpointing
         if lora is not None and autocast is not None:
             self.dtype = autocast
         if lora is not None:
@@ -113,7 +115,8 @@ class Backbone:
         """Return a module whose new weights are drawn from `seed`.
 
         Raises:
-            ValueError: the vocabulary head of a model that scales or caps its logits.
+            ValueError: the vocabulary head of a model that scales or caps its logits, or a model
+                that cannot be checkpointed.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed if self.lora is None else self.seed)
@@ -121,6 +124,8 @@ class Backbone:
             torch.manual_seed(seed)
             if self.lora is not None:
                 _adapt(backbone, vocabulary, self.lora)
+            if self.checkpointing:
+                checkpoint_layers(backbone)
             width = backbone.config.get_text_config().hidden_size
             outputs = width if vocabulary is None else vocabulary.weight.shape[0]
             head = nn.Linear(outputs, 1)

@@ -72,6 +72,8 @@ class TransformerScorer:
             target_modules: [q_proj, v_proj]}; `None` to train everything.
         seed: draws what is frozen and not pretrained.
         longest: see `Vision`; models of the Qwen2-VL family see a question's images before it.
+        checkpointing: keep the layers' inputs alone and compute each layer again in the backward
+            pass, for a third more time; see `metaopt.models.checkpointed.checkpoint_layers`.
 
     Raises:
         ValueError: one of these is not met; says which and what is legal.
@@ -96,6 +98,7 @@ class TransformerScorer:
         lora: Mapping[str, Any] | None = None,
         seed: int = 0,
         longest: int = 512,
+        checkpointing: bool = False,
     ) -> None:
         for name, value, legal in (
             ("head", head, HEADS),
@@ -125,7 +128,9 @@ class TransformerScorer:
         self.tokens = TokenLayout(words, separator, max_length, chat)
         dtype, autocast = PRECISIONS[precision]
         self.compute_dtype = autocast
-        self._backbone = Backbone(source, words, head, dtype, autocast, attention, lora, seed)
+        self._backbone = Backbone(
+            source, words, head, dtype, autocast, attention, lora, seed, checkpointing
+        )
         self._vision: Vision | None = None
         if is_visual(self.config):
             self._vision = Vision(self.config, _processor_folder(source, tokenizer), longest)

@@ -1,0 +1,100 @@
+"""Layers that keep their inputs alone and are computed again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+Place = tuple[dict[str, Any], str, Tensor]
+"""A module's parameters or buffers, a name among them, and the tensor there."""
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Let each layer of a transformers model keep its inputs alone for the backward pass.
+
+    Memory: the inputs of all layers and the activations of one. Cost: one more forward pass in each
+    backward pass. Losses and gradients of every order are the same, dropout included.
+
+    transformers' own checkpointing computes a layer again with the tensors that the module holds in
+    the backward pass. With `Functional` or `torch.func.functional_call` these are others than in
+    the forward pass; here the layer gets the ones it had.
+
+    Raises:
+        ValueError: a model without such layers.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"checkpointing needs a model made of transformers' GradientCheckpointingLayer; "
+            f"{type(model).__name__} has none. Set checkpointing=false."
+        )
+    for layer in layers:
+        layer.forward = _Checkpointed(layer)  # type: ignore[method-assign]
+
+
+class _Checkpointed:
+    """The forward function of a layer, checkpointed wherever gradients are enabled.
+
+    Whether an argument requires one makes no difference, so that an evaluation that is recorded and
+    one that is replayed make the same calls; see `metaopt.estimators.detached`.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.forward = layer, layer.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), _AsBefore(self.layer)
+
+        return checkpoint(self.forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+class _AsBefore:
+    """Inside the block a module holds the tensors that it held where this was made.
+
+    Raises:
+        RuntimeError: one of them was changed in place since then.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.before = list(_places(module))
+        self.versions = [tensor._version for _, _, tensor in self.before]
+        self.own: list[Place] = []
+
+    def __enter__(self) -> None:
+        now = [tensor._version for _, _, tensor in self.before]
+        if now != self.versions:
+            raise RuntimeError(
+                "weights of a checkpointed layer were changed in place between its forward and its "
+                "backward pass, which needs them again. Change them after it, or set "
+                "checkpointing=false."
+            )
+        self.own = list(_places(self.module))
+        _place(self.before)
+
+    def __exit__(self, *error: object) -> None:
+        _place(self.own)
+
+
+def _places(module: nn.Module) -> Iterator[Place]:
+    for part in module.modules():
+        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for store in stores:
+            for key, tensor in store.items():
+                if tensor is not None:
+                    yield store, key, tensor
+
+
+def _place(places: list[Place]) -> None:
+    for store, key, tensor in places:
+        store[key] = tensor
