@@ -32,11 +32,16 @@ def write_tables(tests: Tests, rows: Rows, phase: int, folder: Path) -> list[Pat
         for test, found in tests.items():
             table.writerows([test, *line] for line in _decisions(found, rows, phase))
     if len(rows.names) == 1:
-        paths.append(folder / "schedule.csv")
-        mean = next(iter(tests.values()))["lengths"].mean(0)
-        lines = [f"{i},{float(k):.6g}" for i, k in enumerate(mean)]
-        paths[2].write_text("\n".join(["decision,length", *lines]) + "\n")
+        lengths = next(iter(tests.values()))["lengths"]
+        paths.append(write_mean(lengths, folder / "schedule.csv"))
     return paths
+
+
+def write_mean(lengths: Tensor, path: Path) -> Path:
+    """Write the mean over runs of lengths (R, T), for `metaopt.optimizers.Recorded`."""
+    lines = [f"{i},{float(k):.6g}" for i, k in enumerate(lengths.mean(0))]
+    path.write_text("\n".join(["decision,length", *lines]) + "\n")
+    return path
 
 
 def _decisions(found: Mapping[str, Tensor], rows: Rows, phase: int) -> list[list[str]]:
