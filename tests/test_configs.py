@@ -37,7 +37,7 @@ REFUSED = {
 SERVED = {
     ("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file"),
     ("model", "prm_transformers"), ("model", "prm_qwen2_vl"),
-    ("data", "preference_texts"),
+    ("data", "preference_texts"), ("model", "text_encoder"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 

@@ -5,8 +5,7 @@ TF-IDF and SVD, fitted on each run's training texts, or a pretrained model's hid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,10 +32,7 @@ def preference_texts(
     prompt_size: int = 32,
     words: int = 8_000,
     seed: int = 0,
-    encoder: str | Path | None = None,
-    pooling: str = "mean",
-    max_length: int = 512,
-    device: str = "cpu",
+    encoder: Callable[[Sequence[str]], Tensor] | None = None,
 ) -> PreferenceFeatures:
     """Return R random splits of real preferences as features, with tests on other data sets.
 
@@ -59,13 +55,11 @@ def preference_texts(
         answer_size, prompt_size: numbers of features of answer and prompt, >= 1.
         words: most words of the vocabulary, the most frequent ones.
         seed: of the splits, the noise and the SVD.
-        encoder: folder or id of the hub of a pretrained model of transformers, whose frozen hidden
-            states take the place of TF-IDF and SVD; `None` for those.
-        pooling, max_length, device: of the encoder; see `metaopt.data.preference_encoder.Hidden`.
+        encoder: texts to features (n, d) that take the place of TF-IDF and SVD, such as
+            `metaopt.models.text_encoder.TextEncoder`; `None` for those.
 
     Raises:
         ValueError: a number out of its range, or an unknown name of unlabelled pairs.
-        OSError: there is no such encoder.
     """
     if runs < 1 or min(answer_size, prompt_size, words) < 1 or not 0 < trusted <= 1:
         raise ValueError(
@@ -77,13 +71,7 @@ def preference_texts(
     pairs = [plain(pair) for pair in source.pairs]
     others = {name: [plain(pair) for pair in found.pairs] for name, found in transfer.items()}
     everything = [*pairs, *(pair for found in others.values() for pair in found)]
-    counts: Any
-    if encoder is None:
-        counts = _Counts(everything, words)
-    else:
-        from metaopt.data.preference_encoder import Hidden
-
-        counts = Hidden(everything, encoder, pooling, max_length, device)
+    counts: Any = _Counts(everything, words) if encoder is None else _Encoded(everything, encoder)
     at = {"source": np.arange(len(pairs))}
     start = len(pairs)
     for name, found in others.items():
@@ -157,6 +145,24 @@ class _Counts:
             return torch.from_numpy(np.stack(both, 1).astype(np.float32))
 
         return encode
+
+
+class _Encoded:
+    """h(prompt + answer) of both answers of pairs, each text read once."""
+
+    def __init__(self, pairs: Sequence[Pair], encoder: Callable[[Sequence[str]], Tensor]) -> None:
+        texts = [f"{pair.prompt}{side}" for pair in pairs for side in (pair.chosen, pair.rejected)]
+        self.states = encoder(texts).view(len(pairs), 2, -1)
+
+    def fitted(self, rows: Any, sizes: Sequence[int], seed: int) -> Any:
+        """Return a function from indices (m,) of pairs to features (m, 2, d), (h - mean) / std.
+
+        Mean and deviation are those of the answers of `rows`; sizes and seed are of features that
+        are fitted, which these are not.
+        """
+        own = self.states[rows].flatten(0, 1)
+        mean, std = own.mean(0), own.std(0, correction=0).clamp(min=1e-6)
+        return lambda chosen: (self.states[chosen] - mean) / std
 
 
 class _Coordinates:

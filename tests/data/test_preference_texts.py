@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 from metaopt.data.preference_texts import preference_texts, seed_of
 from metaopt.data.preferences import Message, Pair, Preferences, preferences, split
 from metaopt.models.reward_features import FeatureReward
+from metaopt.models.text_encoder import TextEncoder
 from metaopt.problems.feature_preferences import FeaturePreferences
 from metaopt.problems.preference_labels import Denoised
 from metaopt.random import generator
@@ -119,7 +120,6 @@ def test_conversations_are_read_as_plain_text():
         ({"runs": 0}, "runs, answer_size, prompt_size, words >= 1"),
         ({"trusted": 0.0}, r"trusted in \(0, 1\]"),
         ({"noise": 2.0}, r"rate in \[0, 1\]"),
-        ({"encoder": "any", "max_length": 0}, "max_length >= 1; got 0"),
     ],
 )
 def test_mistakes_are_named(settings, words):
@@ -153,7 +153,7 @@ def encoder(tmp_path_factory):
 @torch.no_grad()
 def test_an_encoder_s_features_are_its_hidden_states_scaled_by_the_training_texts(encoder):
     source = pairs(50, 0)
-    data = made(runs=1, encoder=encoder)
+    data = made(runs=1, encoder=TextEncoder(encoder))
     own, held_out = split(source.pairs, 30, seed_of(0, 0))
     model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
 
@@ -173,12 +173,12 @@ def test_an_encoder_s_features_are_its_hidden_states_scaled_by_the_training_text
 
 
 def test_the_labels_wrong_with_an_encoder_are_those_without(encoder):
-    one, other = made(noise=0.3), made(noise=0.3, encoder=encoder, pooling="last")
+    one, other = made(noise=0.3), made(noise=0.3, encoder=TextEncoder(encoder, "last"))
     assert torch.equal(one.training.wrong, other.training.wrong)
 
 
 def test_every_method_reads_an_encoder_s_features(encoder):
-    data = made(encoder=encoder, noise=0.2, trusted=0.2)
+    data = made(encoder=TextEncoder(encoder), noise=0.2, trusted=0.2)
     model = partial(FeatureReward, widths=(4,))
     quick = {"models": 2, "folds": 2}
     ways = {"flip": 0.2}, {"smoothing": 0.9, "margin": 1.0}, {"drop": True}
@@ -191,10 +191,11 @@ def test_every_method_reads_an_encoder_s_features(encoder):
         assert task.metrics(params)["held_out_accuracy"].shape == (2,)
 
 
-def test_an_encoder_that_is_not_there_is_named(tmp_path):
-    gone = tmp_path / "gone"
+def test_mistakes_about_an_encoder_are_named(tmp_path):
     with pytest.raises(OSError, match=r"gone' must be a folder, or an id of the hub, with a model"):
-        made(encoder=gone)
+        TextEncoder(tmp_path / "gone")
+    with pytest.raises(ValueError, match="max_length >= 1 and batch >= 1; got 0 and 32"):
+        TextEncoder("any", max_length=0)
 
 
 @pytest.mark.data
