@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from metaopt.data.step_labelling import digest
 from metaopt.llm.chat import Parameters, Reply, Request, user
 from metaopt.llm.client import Client
 from metaopt.llm.errors import LMError, Transient, Truncated
@@ -70,7 +70,7 @@ class ClientCompletion:
         self._parameters = Parameters(temperature, max_tokens)
         self.name = (
             f"{client.lms[role].model} t={temperature} max_tokens={max_tokens} "
-            f"template={digest(template)}"
+            f"template={_digest(template)}"
         )
 
     def complete(
@@ -115,7 +115,7 @@ class ClientJudge:
     def __init__(self, client: Client, role: str = "judge", template: str = COMPARE) -> None:
         _check(client, role, template, ("{prompt}", "{answer}", "{reference}"))
         self._client, self._role, self._template = client, role, template
-        self.name = f"{client.lms[role].model} template={digest(template)}"
+        self.name = f"{client.lms[role].model} template={_digest(template)}"
 
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
@@ -161,3 +161,7 @@ def _check(client: Client, role: str, template: str, fields: Sequence[str]) -> N
     lacking = [field for field in fields if field not in template]
     if lacking:
         raise ValueError(f"the template lacks {', '.join(lacking)}.")
+
+
+def _digest(template: str) -> str:
+    return hashlib.sha256(template.encode()).hexdigest()[:8]
