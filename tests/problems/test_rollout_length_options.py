@@ -3,11 +3,14 @@
 from functools import cache
 
 import pytest
+import torch
 from hydra import compose
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from small_runs import make
 
 from metaopt.cli.composing import composing
+from metaopt.options import folder
 from metaopt.problems.rollout_length_planning import Planner
 
 
@@ -110,22 +113,33 @@ class TestShipped:
         ladder = instantiate(config.optimizer, _convert_="all").actions
         assert ladder.cap == problem.planner.cap == 12
 
-    def test_lengths_above_the_planners_cap_are_refused_before_the_first_step(self):
-        small = "problem.planner.cap=7"
-        for method, said in (
-            ("k8", "Schedule needs values of at most cap=7, .*; got 8"),
-            ("k8_early", "Schedule .*; got 8"),
-            ("mbpo", "Schedule .*; got 15"),
-            ("paper_schedule", "Schedule .*; got 32"),
-            ("meta_absolute", "Absolute needs values of at most cap=7, .*; got 32"),
-            ("error_feedback", "ErrorFeedback needs lengths of at most cap=7, .*; got 16"),
-        ):
-            config, problem = self.made("cartpole", method, small)
-            with pytest.raises(Exception, match=said):
-                instantiate(config.optimizer, _convert_="all").init(problem.init_outer(None))
-        for method in ("dec", "inc", "inc_dec", "k4", "k0", "real_extra", "meta_paper"):
-            config, problem = self.made("cartpole", method, small)
-            instantiate(config.optimizer, _convert_="all").init(problem.init_outer(None))
+    @staticmethod
+    def optimizer(file, cap):
+        """The optimizer of a file, with what it takes from others."""
+        around = {"problem": {"planner": {"cap": cap}}, "meta": {"exploration": [[0, 1.0]]}}
+        found = OmegaConf.load(folder() / f"{file}.yaml")
+        node = found if "optimizer" not in found else found.optimizer
+        return instantiate(OmegaConf.create({**around, "optimizer": node}).optimizer)
+
+    @pytest.mark.parametrize(
+        ("method", "largest"),
+        [("k8_early", 8), ("mbpo", 15), ("paper_schedule", 32), ("meta_absolute", 32)],
+    )
+    def test_lengths_above_the_planners_cap_are_refused_before_the_first_step(
+        self, method, largest
+    ):
+        file, outer = f"method/rollout_length/{method}", torch.zeros(2, dtype=torch.long)
+        self.optimizer(file, largest).init(outer)
+        with pytest.raises(Exception, match=f"at most cap={largest - 1}, .*; got {largest}"):
+            self.optimizer(file, largest - 1).init(outer)
+
+    def test_rules_that_plan_further_than_the_cap_are_refused(self):
+        with pytest.raises(Exception, match=r"ErrorFeedback needs lengths .* cap=15, .*; got 16"):
+            self.optimizer("optimizer/error_feedback", 15)
+        assert self.optimizer("optimizer/schedule", 3).cap == 3
+        for method in ("dec", "inc", "inc_dec"):
+            optimizer = self.optimizer(f"method/rollout_length/{method}", 3)
+            optimizer.init(torch.zeros(2, dtype=torch.long))
 
     def test_schedules_side_by_side_say_which_one_exceeds_the_cap(self):
         with composing():
