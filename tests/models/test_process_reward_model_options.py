@@ -244,6 +244,18 @@ def test_images_do_not_depend_on_batch_or_layout(pictured, head):
     assert gap[0][steps.mask[0]].min() > 1e-3
 
 
+def test_a_checkpointed_model_sees_images_and_learns_from_them_as_another_does(pictured):
+    found = []
+    for on in (False, True):
+        model = TransformerScorer(pictured, SEEN, checkpointing=on)
+        leaves = {k: v.requires_grad_() for k, v in model.init(generator(0))[0].items()}
+        steps = model.encode(pictured)
+        loss = model.logits(leaves, steps, True)[steps.mask].square().sum()
+        found.append(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
+    assert all(map(torch.equal, *found))
+    assert any("visual" in k and bool(g.any()) for k, g in zip(leaves, found[1], strict=True))
+
+
 def test_an_image_is_shrunk_to_its_longer_side_and_has_to_be_there(pictured):
     wide = TransformerScorer(pictured, SEEN).encode(pictured)
     small = TransformerScorer(pictured, SEEN, longest=60).encode(pictured)
