@@ -135,8 +135,8 @@ class DQN:
                     f"DQN needs training before a test; it has learnt nothing, with "
                     f"{len(self._replay)} transitions and batch={self.batch}. Set "
                     f"problem.training_episodes and outer_steps, or use "
-                    f"method=rollout_length/meta_paper, which sets both; optimizer.updates=0 tests "
-                    f"an untrained network."
+                    f"method=rollout_length/meta_paper, which sets both, or a smaller "
+                    f"optimizer.batch; optimizer.updates=0 tests an untrained network."
                 )
             self._action = self._act(seen, self._network, fold(key, "explore"))
             lengths = self.actions(self._action, seen.length)
