@@ -1,6 +1,6 @@
 """Schedules of an experiment's cells, pooled over seeds: tables, a figure, a schedule to replay.
 
-`python -m metaopt.problems.rollout_length_pooled results/rollout_length/cartpole` reads the last
+`python -m metaopt.rollout_schedules results/rollout_length/cartpole` reads the last
 snapshot of each cell and writes what a single run's `figures` are.
 """
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tests, rows, phase = pooled(options.folder, options.rows)
         paths = write(tests, rows, phase, options.out or options.folder / "schedules", options.mean)
     except (ReportError, ValueError, OSError, checkpoint.CheckpointError) as error:
-        print(f"rollout_length_pooled: {error}", file=sys.stderr)
+        print(f"rollout_schedules: {error}", file=sys.stderr)
         return 2
     print(summary(tests, rows, phase))
     print("\n".join(["Written:", *(f"  {path}" for path in paths)]))
@@ -115,7 +115,7 @@ def _records(cell: Cell) -> Mapping[str, Tensor]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m metaopt.problems.rollout_length_pooled",
+        "python -m metaopt.rollout_schedules",
         description="Schedules and learning curves of an experiment's cells, pooled over seeds.",
     )
     parser.add_argument("folder", type=Path, help="such as results/rollout_length/cartpole")

@@ -9,7 +9,7 @@ import torch
 
 from metaopt import checkpoint
 from metaopt.optimizers import Recorded
-from metaopt.problems.rollout_length_pooled import main, pooled
+from metaopt.rollout_schedules import main, pooled
 
 PROBLEM = {"runs": 2, "steps": 60, "phase": 20, "tests": ["default", "heavy"], "rows": None}
 
@@ -53,7 +53,7 @@ def test_runs_of_a_row_are_those_of_all_seeds(cells):
 
 def test_command_writes_tables_a_figure_and_a_schedule_to_replay(cells, capsys, monkeypatch):
     """The figure is that of a run, which `test_rollout_length_reports.py` draws."""
-    module, out, drawn = "metaopt.problems.rollout_length_pooled", cells / "out", []
+    module, out, drawn = "metaopt.rollout_schedules", cells / "out", []
     monkeypatch.setattr(f"{module}.draw_schedules", lambda *given: drawn.append(given) or given[3])
     assert main([str(cells), "--mean", "learned", "--out", str(out)]) == 0
     assert "| learned | 1 | 3.33 | 5 | 10.0 ± 1.2 |" in capsys.readouterr().out
