@@ -115,6 +115,7 @@ def test_intervals_over_splits_of_one_data_set_are_wider(tmp_path, capsys):
     half = t_interval([100 * accuracy("plain", seed) for seed in range(4)]).half * 3**0.5
     assert cells(text, "plain")[2].endswith(f"± {half:.1f}")
     assert "splits of one data set by Nadeau and Bengio's factor sqrt(1 + 0.5 n)" in text
+    assert "sign test's take the splits to be independent" in text
     assert main([str(tmp_path), "--interval", "bootstrap"]) == 2
     assert "report.resplit" in capsys.readouterr().err
 

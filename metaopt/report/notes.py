@@ -84,7 +84,8 @@ def _intervals(summary: Summary) -> str:
     if summary.settings.resplit:
         student += (
             ", widened for seeds that are splits of one data set by Nadeau and Bengio's factor "
-            f"sqrt(1 + {summary.settings.resplit:.3g} n)"
+            f"sqrt(1 + {summary.settings.resplit:.3g} n), and so is Student's p; Wilcoxon's and "
+            "the sign test's take the splits to be independent and are too small"
         )
     if summary.interval == "t":
         return f"Intervals: {student}."
