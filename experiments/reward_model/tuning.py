@@ -49,8 +49,8 @@ def search(noise: float) -> list[list[float]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with Path(__file__).with_name("tuning.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
+    with Path(__file__).with_name("tuning.csv").open("w") as file:
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
         for noise in NOISE:
             writer.writerows(search(noise))
