@@ -2,7 +2,7 @@
 
 Step size, passes and weight decay are judged by accuracy on 2,048 further pairs whose labels are as
 noisy as those of training; the right labels decide nothing. Writes `tuning.csv`, best first at each
-noise: `python experiments/reward_model/tuning.py`, 8 minutes of one core.
+noise: `python experiments/reward_model/tuning.py`, five minutes of one core.
 """
 
 from __future__ import annotations
