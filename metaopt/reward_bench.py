@@ -26,7 +26,8 @@ from transformers import AutoTokenizer
 
 from metaopt.data.preferences import Columns, Pair, conversation, plain, preferences
 from metaopt.data.preferences.dialogue import TURN
-from metaopt.models.reward_model_export import as_reward_model, encode, positions, read
+from metaopt.models.reward_model_export import as_reward_model, read
+from metaopt.models.reward_model_tokens import encode, positions
 
 Score = Callable[[Sequence[str]], Sequence[float]]
 """Texts to rewards, larger for a better one."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from metaopt.models.reward_model import RewardModel
-from metaopt.models.reward_model_export import encode
+from metaopt.models.reward_model_tokens import encode
 
 
 class TextEncoder:

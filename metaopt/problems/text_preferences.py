@@ -18,7 +18,8 @@ from metaopt.data.preferences import Pair, Preferences, noise, plain, split
 from metaopt.inner import split_module
 from metaopt.models.preference_training import ordered
 from metaopt.models.reward_model import RewardModel, bradley_terry
-from metaopt.models.reward_model_export import Card, encode, export, positions
+from metaopt.models.reward_model_export import Card, export
+from metaopt.models.reward_model_tokens import encode, positions
 from metaopt.models.word_tokenizer import word_tokenizer
 from metaopt.problems.meta_reward_model_steps import difference
 from metaopt.problems.preference_figures import table

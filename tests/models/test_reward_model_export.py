@@ -17,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from metaopt.models import reward_model_export
 from metaopt.models.reward_model import RewardModel
-from metaopt.models.reward_model_export import Card, encode, export, load, positions
+from metaopt.models.reward_model_export import Card, export, load
+from metaopt.models.reward_model_tokens import encode, positions
 
 CARD = Card("200 pairs | of\ntests", 0.75, 0.6, 0.875, 40, base="me/base", licence="mit")
 

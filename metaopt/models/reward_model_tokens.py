@@ -1,0 +1,81 @@
+"""Texts as the tokens that a reward model reads, and how many it has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+TABLES = ("wpe", "position_embeddings", "position_embedding", "embed_positions")
+"""Names that transformers gives to tables of positions."""
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int | None = None,
+    templated: bool = False,
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Return token ids (B, T), their attention mask (B, T), and the indices of texts cut short.
+
+    A text that is too long loses its beginning, as the answer is at the end, but not the tokens
+    that the tokenizer puts around every text: [CLS], where an encoder reads, is still the first.
+    That is what the tokenizer itself does with truncation_side="left".
+
+    Args:
+        tokenizer: any; it is left as it is, and needs no pad token.
+        texts: prompt + answer.
+        max_length: most tokens of a text, or `None` for no limit.
+        templated: the texts come from a chat template, which has put special tokens around them:
+            none is added, and one that begins texts stays where a text is cut.
+
+    Raises:
+        ValueError: a text without tokens, or a limit that leaves no room beside special tokens.
+    """
+    rows = tokenizer(list(texts), verbose=False, add_special_tokens=not templated)["input_ids"]
+    if not all(rows):
+        empty = [i for i, row in enumerate(rows) if not row]
+        raise ValueError(f"texts {empty} have no token, so there is no reward.")
+    cut = tuple(i for i, row in enumerate(rows) if max_length is not None and len(row) > max_length)
+    for i in cut:
+        before, after = _around(tokenizer, texts[i], rows[i], templated)
+        room = (max_length or 0) - before - after
+        if room < 1:
+            raise ValueError(
+                f"max_length={max_length} leaves no token of a text beside {before + after} "
+                f"special ones; use {before + after + 1} or more."
+            )
+        rows[i] = rows[i][:before] + rows[i][-room - after :]
+    rows = [torch.tensor(row) for row in rows]
+    pad = tokenizer.pad_token_id or 0
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    ones = [torch.ones_like(row) for row in rows]
+    return ids, nn.utils.rnn.pad_sequence(ones, batch_first=True), cut
+
+
+def positions(backbone: nn.Module) -> int | None:
+    """Return the most tokens that a learned table of positions has room for; `None` without one.
+
+    Some tables keep their first rows for other ends: RoBERTa's those up to the pad token's, OPT's
+    `offset`.
+    """
+    rooms = []
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in TABLES:
+            pad = -1 if module.padding_idx is None else module.padding_idx
+            rooms.append(module.num_embeddings - getattr(module, "offset", pad + 1))
+    return min(rooms, default=None)
+
+
+def _around(
+    tokenizer: PreTrainedTokenizerBase, text: str, row: list[int], templated: bool
+) -> tuple[int, int]:
+    """Return how many tokens before and after those of the text itself are always kept."""
+    if templated:
+        return int(row[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)), 0
+    bare = tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
+    more = len(row) - len(bare)
+    before = next((i for i in range(more + 1) if row[i : i + len(bare)] == bare), 0)
+    return before, more - before
