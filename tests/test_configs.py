@@ -251,6 +251,7 @@ def test_debug_shrinks_an_experiment(metaopt: Callable[..., Any]) -> None:
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("option", [o for o in GROUPS["sweep"] if o.startswith("optuna/")])
+@pytest.mark.slow
 def test_optuna_sweeps_name_keys_that_exist_and_a_metric_that_is_logged(
     metaopt: Callable[..., Any], option: str
 ) -> None:

@@ -52,6 +52,7 @@ def test_iqm_interval_resamples_within_each_task():
     assert (found.estimate, found.low, found.high) == (50.0, 50.0, 50.0)
 
 
+@pytest.mark.slow
 def test_iqm_interval_of_one_task_is_the_plain_bootstrap():
     def trimmed(x, axis):
         return reference.trim_mean(x, 0.25, axis=axis)

@@ -144,6 +144,7 @@ def test_wandb_refuses_an_unknown_mode(tmp_path):
         Wandb(tmp_path, {}, mode="off")
 
 
+@pytest.mark.slow
 def test_wandb_takes_its_mode_from_the_environment(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with Wandb(tmp_path, {}) as tracker:

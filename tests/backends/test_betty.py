@@ -227,6 +227,7 @@ def test_betty_cannot_solve_where_we_can():
         translate(ours)
 
 
+@pytest.mark.slow
 def test_bettys_default_step_diverges_and_ours_is_passed_on():
     problem = Ridge(spread=1.0, rows=30, features=20, inner_optimizer=SGD(lr=0.4))
     phi, inner = solved(problem, 1500)

@@ -93,6 +93,7 @@ class TestOptimizer(OptimizerContract):
         assert state["replay"]["rows"]
 
 
+@pytest.mark.slow
 class TestSearchOfTexts(OptimizerContract):
     @pytest.fixture(params=["search", "schedule", "random"])
     def make(self, composed, request):

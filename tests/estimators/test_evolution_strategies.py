@@ -90,6 +90,7 @@ def test_points_along_the_unrolled_gradient_of_a_network():
     assert found.value == pytest.approx(float(exact.value))
 
 
+@pytest.mark.slow
 def test_persistent_pairs_see_past_the_truncation():
     whole = sum(0.9**j for j in range(4))
     settings = {"pairs": 1000, "sigma": 0.1}

@@ -121,6 +121,7 @@ def test_one_step_respects_the_constants_of_a_loss(pattern, batch_norm):
     assert relative_error(found.grad, exact.grad) < 1e-10
 
 
+@pytest.mark.slow
 def test_unroll_converges_to_the_closed_form():
     ridge = Ridge(inner_optimizer=SGD(lr=0.8))
     outer, inner = start(ridge)

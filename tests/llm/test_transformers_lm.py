@@ -89,6 +89,7 @@ def test_greedy_answers_are_those_of_generate_alone_and_in_a_batch(
         assert reply.finish == ("stop" if written[-1] == tokenizer.eos_token_id else "length")
 
 
+@pytest.mark.slow
 def test_a_sample_is_a_function_of_the_request_whatever_the_batch(
     folder: Path, batches: list[int]
 ) -> None:

@@ -38,6 +38,7 @@ def test_snapshot_holds_the_probabilities_of_the_grid(moons):
     assert snapshot["teacher"]["accuracy"] == metrics["teacher_accuracy"]
 
 
+@pytest.mark.slow
 def test_figure_has_a_column_for_each_moment(moons, tmp_path):
     made, outer, inner = moons
     snapshot = made.snapshot(outer, inner)

@@ -95,6 +95,7 @@ def test_exact_estimators_have_no_error():
     assert wrong.scaled_error < 1e-6
 
 
+@pytest.mark.slow
 def test_the_default_solver_on_ridge_cold_and_warm():
     rows = rows_of(Ridge(inner_optimizer=SGD(lr=0.8)), {"cg": Implicit()}, steps=650, warm_steps=20)
     assert rows["cg", False].closed_error < 0.1
