@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.mlp import RowWeights, least_seconds
-from metaopt import tree
-from metaopt.core import Estimator
+from metaopt.engine import tree
+from metaopt.engine.protocols import Estimator
+from metaopt.engine.random import generator
 from metaopt.estimators import (
     ConjugateGradient,
     FiniteDifference,
@@ -21,7 +22,6 @@ from metaopt.estimators import (
     Soba,
     Unroll,
 )
-from metaopt.random import generator
 
 ESTIMATORS: dict[str, Estimator] = {
     "Unroll(1)": Unroll(1),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks.mlp import RowWeights, least_seconds
-from metaopt import tree
-from metaopt.random import generator
+from metaopt.engine import tree
+from metaopt.engine.random import generator
 
 
 def main() -> None:

@@ -26,12 +26,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from benchmarks.mlp import RowWeights
-from metaopt.core import Estimator, Tree
 from metaopt.engine import Engine
+from metaopt.engine.inner_optimizers import AdamW
+from metaopt.engine.protocols import Estimator, Tree
+from metaopt.engine.random import fold, generator
 from metaopt.estimators import FiniteDifference, Identity, Implicit, OneStep, Penalty, Sama
-from metaopt.inner_optimizers import AdamW
 from metaopt.optimizers import Descent
-from metaopt.random import fold, generator
 from metaopt.testing.meter import PeakMemory
 
 WIDTHS = (64, *[3200] * 11, 10)

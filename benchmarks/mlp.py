@@ -10,10 +10,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from metaopt.core import Tree
-from metaopt.inner import GradientProblem, split_module
-from metaopt.inner_optimizers import SGD
-from metaopt.random import generator
+from metaopt.engine.inner import GradientProblem, split_module
+from metaopt.engine.inner_optimizers import SGD
+from metaopt.engine.protocols import Tree
+from metaopt.engine.random import generator
 
 
 class RowWeights(GradientProblem):

@@ -10,10 +10,10 @@ from torch.func import functional_call
 from benchmarks.mlp import RowWeights, least_seconds
 from metaopt.backends.betty import BettyEngine
 from metaopt.engine import Engine
+from metaopt.engine.random import generator
+from metaopt.engine.tree import leaves
 from metaopt.estimators import Identity, Implicit, Unroll
 from metaopt.optimizers.descent import Descent
-from metaopt.random import generator
-from metaopt.tree import leaves
 
 INNER, OUTER = 10, 20
 

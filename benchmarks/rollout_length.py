@@ -7,16 +7,22 @@ from functools import partial
 import torch
 
 from benchmarks.mlp import least_seconds
-from metaopt.data.environments import CartPole
 from metaopt.engine import Engine
+from metaopt.engine.random import generator
 from metaopt.estimators import Score
-from metaopt.models.q_network import QNetwork
-from metaopt.models.stacked import denormals_as_zero
-from metaopt.models.transitions import Batch, pack, pick, uniform_index, unpack
-from metaopt.models.world_model import WorldModel
 from metaopt.optimizers import Constant, Schedule
 from metaopt.problems.rollout_length import RolloutLength
-from metaopt.random import generator
+from metaopt.problems.rollout_length.dyna.q_network import QNetwork
+from metaopt.problems.rollout_length.dyna.stacked_mlp import denormals_as_zero
+from metaopt.problems.rollout_length.dyna.transitions import (
+    Batch,
+    pack,
+    pick,
+    uniform_index,
+    unpack,
+)
+from metaopt.problems.rollout_length.dyna.world_model import WorldModel
+from metaopt.problems.rollout_length.environments import CartPole
 
 WIDTHS, BATCH, UPDATES, STEPS = (64, 32), 32, 300, 960
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.mlp import RowWeights
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.random import generator
 from metaopt.estimators import Unroll
-from metaopt.random import generator
 from metaopt.testing.meter import PeakMemory
 
 SETTINGS: dict[str, tuple[int | str, int | None]] = {

@@ -1,8 +1,8 @@
 """metaopt: bi-level optimisation, where one optimisation steers another."""
 
-from metaopt.core import Estimator, Feedback, NonFiniteError, OuterOptimizer, Problem
 from metaopt.engine import Engine
-from metaopt.inner import GradientProblem, GradientState
+from metaopt.engine.inner import GradientProblem, GradientState
+from metaopt.engine.protocols import Estimator, Feedback, NonFiniteError, OuterOptimizer, Problem
 
 __all__ = [
     "Engine",

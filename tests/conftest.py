@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 from hydra._internal.config_repository import ConfigRepository
 
-from metaopt import cli, options
+from metaopt import cli
+from metaopt.cli import help as options
 
 
 class Done(NamedTuple):

@@ -5,9 +5,9 @@ from hydra import compose
 
 import metaopt.estimators
 import metaopt.optimizers
-import metaopt.problems.ridge
-import metaopt.runner
-import metaopt.tracking  # noqa: F401
+import metaopt.problems.examples.ridge
+import metaopt.runs.run
+import metaopt.runs.tracking  # noqa: F401
 from metaopt.cli.composing import composing
 
 with composing():

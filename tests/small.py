@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from metaopt.data.process_supervision import Chain, write
+from metaopt.problems.process_reward.data.formats import Chain, write
 
 WORLD = [
     "inner_steps=2", "problem.task.queries=2", "problem.candidates=4", "problem.inherited=2",

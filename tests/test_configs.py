@@ -21,9 +21,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from small import REWEIGHTING, process_files, shrunk, verdicts
 
-from metaopt import checkpoint, options
-from metaopt.arguments import check
+from metaopt.cli import help as options
+from metaopt.cli.checks import check
 from metaopt.cli.composing import composing
+from metaopt.runs import checkpoint
 
 ROOT = options.folder()
 GROUPS = options.groups(ROOT)

@@ -32,7 +32,7 @@ def copy(tmp_path_factory):
     for name in ("small.py", "conftest.py"):
         shutil.copy(ROOT / "tests" / name, folder / "tests")
     shutil.copy(ROOT / "setup.cfg", folder)
-    (folder / f"metaopt/problems/{NAME}.py").write_text(block("python"))
+    (folder / f"metaopt/problems/examples/{NAME}.py").write_text(block("python"))
     (folder / f"configs/problem/{NAME}.yaml").write_text(block("yaml"))
     return folder
 

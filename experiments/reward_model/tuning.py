@@ -14,9 +14,15 @@ from pathlib import Path
 
 import torch
 
-from metaopt.models.preference_training import Recipe, accuracy, batches, every, fit
-from metaopt.models.reward_features import FeatureReward
-from metaopt.problems.preference_worlds import PreferenceWorlds
+from metaopt.nn.stacked_features import FeatureReward
+from metaopt.problems.reward_model.model.preference_training import (
+    Recipe,
+    accuracy,
+    batches,
+    every,
+    fit,
+)
+from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 NOISE = (0.0, 0.2, 0.3, 0.4)
 GRID = {

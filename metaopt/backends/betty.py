@@ -13,20 +13,19 @@ from typing import Any, Literal
 
 import torch
 
-from metaopt import distributed
-from metaopt.core import Estimator, Feedback, OuterOptimizer, Tree
-from metaopt.engine import Engine
-from metaopt.estimators.finite_difference import FiniteDifference
-from metaopt.estimators.implicit import Implicit
-from metaopt.estimators.solvers import ConjugateGradient, Identity, Neumann
-from metaopt.estimators.stateless import Stateless
-from metaopt.inner import (
+from metaopt.engine import Engine, distributed
+from metaopt.engine.inner import (
     GradientProblem,
     GradientState,
     require_gradients,
     twice_differentiable,
 )
-from metaopt.random import fold
+from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Tree
+from metaopt.engine.random import fold
+from metaopt.estimators.finite_difference import FiniteDifference
+from metaopt.estimators.implicit import Implicit
+from metaopt.estimators.solvers import ConjugateGradient, Identity, Neumann
+from metaopt.estimators.stateless import Stateless
 
 INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 

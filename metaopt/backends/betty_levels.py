@@ -12,11 +12,11 @@ from betty.problems import ImplicitProblem
 from torch import Tensor
 from torch.nn import Parameter, ParameterList
 
-from metaopt import tree
-from metaopt.core import Tree
+from metaopt.engine import tree
+from metaopt.engine.inner import Batch, GradientProblem, GradientState, twice_differentiable
+from metaopt.engine.protocols import Tree
+from metaopt.engine.random import fold
 from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
-from metaopt.inner import Batch, GradientProblem, GradientState, twice_differentiable
-from metaopt.random import fold
 
 
 class _Level(ImplicitProblem):

@@ -1,5 +1,5 @@
 """`python -m metaopt.cli` is the command `metaopt`."""
 
-from metaopt.cli import main
+from metaopt.cli.command import main
 
 main()

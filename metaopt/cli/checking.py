@@ -12,13 +12,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from metaopt import arguments as schema
-from metaopt import options
-from metaopt.arguments import ConfigError
+from metaopt.cli import checks as schema
+from metaopt.cli import help as options
 from metaopt.cli.command import guard
 from metaopt.cli.composing import CONFIG, cause, composing
-from metaopt.inner import GradientProblem
-from metaopt.runner import prepare_torch
+from metaopt.engine.inner import GradientProblem
+from metaopt.runs.errors import ConfigError
+from metaopt.runs.run import prepare_torch
 from metaopt.testing import check_report as hypergradients
 
 USAGE = """metaopt-check problem=<name> [key=value ...]

@@ -16,11 +16,10 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from metaopt import options
-from metaopt.arguments import ConfigError
+from metaopt.cli import help as options
 from metaopt.cli.composing import COMPOSITION, CONFIG, composing, explanation
 from metaopt.cli.jobs import job, resume
-from metaopt.explain import report
+from metaopt.runs.errors import ConfigError, report
 
 
 def main() -> None:

@@ -15,8 +15,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metaopt import options, provenance
-from metaopt.arguments import ConfigError, nearest
+from metaopt.cli import help as options
+from metaopt.cli.checks import nearest
+from metaopt.runs import provenance
+from metaopt.runs.errors import ConfigError
 
 CONFIG = "train"
 COMPOSITION = (HydraException, OmegaConfBaseException)

@@ -15,13 +15,13 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metaopt import checkpoint, provenance
-from metaopt.arguments import ConfigError, check, check_call, nearest
-from metaopt.budget import UNITS
+from metaopt.cli.checks import check, check_call, nearest
 from metaopt.cli.composing import cause, parts
-from metaopt.explain import report
-from metaopt.progress import Silent, watcher
-from metaopt.runner import Interrupted, Run, prepare_torch, result_of
+from metaopt.engine.budget import UNITS
+from metaopt.runs import checkpoint, provenance
+from metaopt.runs.errors import ConfigError, report
+from metaopt.runs.progress import Silent, watcher
+from metaopt.runs.run import Interrupted, Run, prepare_torch, result_of
 
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from metaopt import tree
-from metaopt.core import Feedback, Tree
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
 from metaopt.estimators.stateless import Stateless
-from metaopt.inner import GradientProblem, GradientState, require_gradients, run
-from metaopt.random import fold
 
 
 class Direct(Stateless):

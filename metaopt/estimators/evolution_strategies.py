@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt import distributed, tree
-from metaopt.core import Feedback, Problem, Tree
-from metaopt.inner import GradientState, run
-from metaopt.random import fold, generator
+from metaopt.engine import distributed, tree
+from metaopt.engine.inner import GradientState, run
+from metaopt.engine.protocols import Feedback, Problem, Tree
+from metaopt.engine.random import fold, generator
 
 
 class EvolutionStrategies:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from metaopt import tree
-from metaopt.core import Feedback, Tree
+from metaopt.engine import tree
+from metaopt.engine.inner import Batch, GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
 from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
 from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.stateless import Stateless
-from metaopt.inner import Batch, GradientProblem, GradientState, require_gradients, run
-from metaopt.random import fold
 
 Direction = Callable[[GradientState, Tree, int, Batch], Tree]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from metaopt import tree
-from metaopt.core import Feedback, Tree
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
 from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.stateless import Stateless
-from metaopt.inner import GradientProblem, GradientState, require_gradients, run
-from metaopt.random import fold
 
 
 class FirstOrder(Stateless):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.core import Feedback, Tree
-from metaopt.estimators.one_step import outer_gradients
-from metaopt.estimators.stateless import Stateless
-from metaopt.inner import (
+from metaopt.engine import tree
+from metaopt.engine.inner import (
     GradientProblem,
     GradientState,
     require_gradients,
@@ -17,7 +14,10 @@ from metaopt.inner import (
     state_tensors,
     twice_differentiable,
 )
-from metaopt.random import fold
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
+from metaopt.estimators.one_step import outer_gradients
+from metaopt.estimators.stateless import Stateless
 
 MOST_OUTERS = 64
 

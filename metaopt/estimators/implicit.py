@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 
-from metaopt import distributed, tree
-from metaopt.core import Feedback, Tree
-from metaopt.estimators.one_step import outer_gradients
-from metaopt.estimators.solvers import ConjugateGradient, Solver
-from metaopt.inner import (
+from metaopt.engine import distributed, tree
+from metaopt.engine.inner import (
     GradientProblem,
     GradientState,
     require_gradients,
     run,
     twice_differentiable,
 )
-from metaopt.random import fold
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
+from metaopt.estimators.one_step import outer_gradients
+from metaopt.estimators.solvers import ConjugateGradient, Solver
 
 
 class Implicit:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.core import Tree
+from metaopt.engine import tree
+from metaopt.engine.protocols import Tree
+from metaopt.engine.random import fold, generator
 from metaopt.estimators.solvers import Product, State
-from metaopt.random import fold, generator
 
 
 @dataclass(frozen=True)

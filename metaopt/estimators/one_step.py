@@ -6,11 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from metaopt import distributed, tree
-from metaopt.core import Feedback, Tree
-from metaopt.estimators.stateless import Stateless
-from metaopt.estimators.tangents import along, tangent
-from metaopt.inner import (
+from metaopt.engine import distributed, tree
+from metaopt.engine.inner import (
     Batch,
     GradientProblem,
     GradientState,
@@ -18,7 +15,10 @@ from metaopt.inner import (
     require_gradients,
     run,
 )
-from metaopt.random import fold
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
+from metaopt.estimators.stateless import Stateless
+from metaopt.estimators.tangents import along, tangent
 
 
 class OneStep(Stateless):

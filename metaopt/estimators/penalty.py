@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.core import Feedback, Tree
-from metaopt.inner import GradientProblem, GradientState, require_gradients, run
-from metaopt.random import fold
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
 
 
 class Penalty:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from metaopt.core import Feedback, Tree
+from metaopt.engine.inner import Batch, GradientProblem, GradientState, require_gradients
+from metaopt.engine.protocols import Feedback, Tree
 from metaopt.estimators.finite_difference import check_radius, difference
 from metaopt.estimators.one_step import take_step
 from metaopt.estimators.stateless import Stateless
-from metaopt.inner import Batch, GradientProblem, GradientState, require_gradients
 
 
 class Sama(Stateless):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from metaopt.core import Feedback, Problem
+from metaopt.engine.inner import run
+from metaopt.engine.protocols import Feedback, Problem
+from metaopt.engine.random import fold
 from metaopt.estimators.stateless import Stateless
-from metaopt.inner import run
-from metaopt.random import fold
 
 
 class Score(Stateless):

@@ -7,12 +7,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metaopt import distributed, tree
-from metaopt.core import Feedback, Tree
+from metaopt.engine import distributed, tree
+from metaopt.engine.inner import (
+    Batch,
+    GradientProblem,
+    GradientState,
+    SampledProblem,
+    require_gradients,
+)
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold, replay
 from metaopt.estimators.one_step import outer_gradients, take_step
 from metaopt.estimators.tangents import along, tangent
-from metaopt.inner import Batch, GradientProblem, GradientState, SampledProblem, require_gradients
-from metaopt.random import fold, replay
 
 Kind = Literal["loss_difference", "dot_product", "cosine", "per_example"]
 

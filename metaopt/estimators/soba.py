@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 
-from metaopt import distributed, tree
-from metaopt.core import Feedback, Tree
+from metaopt.engine import distributed, tree
+from metaopt.engine.inner import (
+    GradientProblem,
+    GradientState,
+    require_gradients,
+    twice_differentiable,
+)
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
 from metaopt.estimators.one_step import outer_gradients
-from metaopt.inner import GradientProblem, GradientState, require_gradients, twice_differentiable
-from metaopt.random import fold
 
 
 class Soba:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.core import Tree
+from metaopt.engine import tree
+from metaopt.engine.protocols import Tree
 
 Product = Callable[[Tree], Tree]
 State = dict[str, Any]

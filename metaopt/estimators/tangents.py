@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from metaopt.core import Tree
+from metaopt.engine.protocols import Tree
 
 
 @contextmanager

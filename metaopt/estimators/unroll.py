@@ -9,10 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.core import Feedback, Tree
-from metaopt.estimators.stateless import Stateless
-from metaopt.inner import (
+from metaopt.engine import tree
+from metaopt.engine.inner import (
     GradientProblem,
     GradientState,
     require_gradients,
@@ -21,7 +19,9 @@ from metaopt.inner import (
     state_tensors,
     twice_differentiable,
 )
-from metaopt.random import fold
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import fold
+from metaopt.estimators.stateless import Stateless
 
 
 class Unroll(Stateless):

@@ -10,9 +10,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from metaopt import tree
-from metaopt.core import Feedback, Tree
-from metaopt.inner_optimizers import check_pattern
+from metaopt.engine import tree
+from metaopt.engine.inner_optimizers import check_pattern
+from metaopt.engine.protocols import Feedback, Tree
 from metaopt.optimizers.gradients import hypergradient, named_tensors
 
 

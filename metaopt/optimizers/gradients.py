@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metaopt.core import Feedback, Tree
+from metaopt.engine.protocols import Feedback, Tree
 
 
 def named_tensors(outer: Any, name: str) -> Tree:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.core import Feedback, Tree
+from metaopt.engine import tree
+from metaopt.engine.protocols import Feedback, Tree
 from metaopt.optimizers.gradients import hypergradient, named_tensors
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine.random import generator
 from metaopt.optimizers.search import Trial
 from metaopt.optimizers.spaces import require_names
-from metaopt.random import generator
 
 
 class Mutation:

@@ -6,8 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, final
 
-from metaopt import tree
-from metaopt.core import Feedback
+from metaopt.engine import tree
+from metaopt.engine.protocols import Feedback
 
 
 class OpenLoop(ABC):

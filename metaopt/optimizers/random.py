@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, final
 
+from metaopt.engine.random import generator
 from metaopt.optimizers.open_loop import OpenLoop
 from metaopt.optimizers.spaces import Normal, Space, draw
-from metaopt.random import generator
 
 
 @final

@@ -13,9 +13,8 @@ from typing import Any, final
 
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.core import Feedback
-from metaopt.optimizers.actions import check_cap
+from metaopt.engine import tree
+from metaopt.engine.protocols import Feedback
 from metaopt.optimizers.spaces import substitute
 
 
@@ -245,3 +244,12 @@ class Schedule:
                 "Use integer=true in its function."
             )
         return substitute(self._initial, value)
+
+
+def check_cap(owner: str, argument: str, largest: float, cap: float | None) -> None:
+    """Raise a `ValueError` where the largest value of an argument exceeds the problem's cap."""
+    if cap is not None and largest > cap:
+        raise ValueError(
+            f"{owner} needs {argument} of at most cap={cap}, the largest that the problem takes; "
+            f"got {largest}. Set a smaller one here, or a larger cap (problem.planner.cap)."
+        )

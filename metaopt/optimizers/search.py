@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
-from metaopt import tree
-from metaopt.core import Feedback
-from metaopt.random import fold
+from metaopt.engine import tree
+from metaopt.engine.protocols import Feedback
+from metaopt.engine.random import fold
 
 
 class Trial(NamedTuple):

@@ -1,1 +1,1 @@
-"""Problems: one file each, named for what it is."""
+"""Problems: one folder a family."""

@@ -1,6 +1,5 @@
 """Tables and figures from the folders of finished runs: the command `metaopt-report`."""
 
 from metaopt.report.collect import Cell, Collection, ReportError, collect
-from metaopt.report.command import main
 
-__all__ = ["Cell", "Collection", "ReportError", "collect", "main"]
+__all__ = ["Cell", "Collection", "ReportError", "collect"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaopt.budget import UNITS
+from metaopt.engine.budget import UNITS
 from metaopt.report.collect import Cell
 from metaopt.report.tables import Summary
 from metaopt.report.units import WORDS

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metaopt.figures import (
+from metaopt.report.figures import (
     Array,
     Curve,
     binned,
@@ -23,8 +23,8 @@ from metaopt.figures import (
     read_curves,
     save,
 )
+from metaopt.report.stats import t_intervals
 from metaopt.report.tables import Summary
-from metaopt.stats import t_intervals
 
 Bands = Mapping[str, "Band"]
 

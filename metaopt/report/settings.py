@@ -27,7 +27,7 @@ class Settings:
         lower_is_better: metrics where a smaller value wins; by default those whose names speak of
             a loss, an error, a perplexity, a regret or a distance.
         resplit: test rows for each training row where seeds are splits of one data set, which
-            widens intervals and Student's p; see `metaopt.stats.t_interval`.
+            widens intervals and Student's p; see `metaopt.report.stats.t_interval`.
         command: the command that made the runs.
         reported: figures of papers, each {row, metric, value, source} and perhaps `recall: true`
             for one that was quoted from memory.

@@ -10,8 +10,8 @@ from statistics import fmean
 from metaopt.report.collect import Cell, Collection
 from metaopt.report.grid import Grid
 from metaopt.report.settings import Settings
+from metaopt.report.stats import Interval, Paired, bootstrap_interval, paired, t_interval
 from metaopt.report.units import WORDS
-from metaopt.stats import Interval, Paired, bootstrap_interval, paired, t_interval
 
 INTERVALS = ("t", "bootstrap")
 

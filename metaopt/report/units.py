@@ -9,5 +9,5 @@ WORDS = {
     "lm_calls": "model calls",
     "tokens": "tokens",
 }
-"""Words by unit of `metaopt.budget.UNITS`, in a table's order; products are with a second
+"""Words by unit of `metaopt.engine.budget.UNITS`, in a table's order; products are with a second
 derivative."""

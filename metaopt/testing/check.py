@@ -12,14 +12,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.core import Estimator, Feedback, OuterOptimizer, Tree
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Tree
+from metaopt.engine.random import fold, generator
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.solvers import ConjugateGradient
 from metaopt.estimators.unroll import Unroll
-from metaopt.inner import GradientProblem, GradientState, require_gradients, run
 from metaopt.optimizers.descent import Descent
-from metaopt.random import fold, generator
 from metaopt.testing.meter import PeakMemory
 from metaopt.testing.precision import in_float64, with_one_batch
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from metaopt.backends.betty import BettyHypergradient
-from metaopt.core import Estimator, OuterOptimizer
+from metaopt.engine.inner import GradientProblem
+from metaopt.engine.protocols import Estimator, OuterOptimizer
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.solvers import ConjugateGradient, Neumann
 from metaopt.estimators.unroll import Unroll
-from metaopt.inner import GradientProblem
 from metaopt.report.units import WORDS
 from metaopt.testing.check import ClosedForm, Row, check_hypergradient
 

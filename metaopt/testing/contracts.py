@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from metaopt import tree
-from metaopt.core import Estimator, Feedback, OuterOptimizer, Problem, Recording
-from metaopt.engine import Engine
+from metaopt.engine import Engine, tree
+from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Problem, Recording
+from metaopt.engine.random import fold, generator
 from metaopt.optimizers import Grid, Random, Search
-from metaopt.random import fold, generator
 from metaopt.testing.trees import form, identical, new_tensors, tensors
 
 Parts = tuple[Problem, Estimator, OuterOptimizer]

@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Module
 
-from metaopt import tree
-from metaopt.inner import Batch, GradientProblem
-from metaopt.random import fold, generator
+from metaopt.engine import tree
+from metaopt.engine.inner import Batch, GradientProblem
+from metaopt.engine.random import fold, generator
 
 
 def in_float64(problem: GradientProblem) -> GradientProblem:

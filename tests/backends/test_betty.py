@@ -12,9 +12,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from metaopt import backends, tree
+from metaopt import backends
 from metaopt.backends.betty import BettyEngine, BettyHypergradient, translate
-from metaopt.engine import Engine
+from metaopt.engine import Engine, tree
+from metaopt.engine.inner import GradientProblem, run, split_module
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, StepDecay
+from metaopt.engine.random import generator
 from metaopt.estimators import (
     ConjugateGradient,
     Exact,
@@ -25,11 +28,8 @@ from metaopt.estimators import (
     Unroll,
 )
 from metaopt.estimators.finite_difference import FiniteDifference
-from metaopt.inner import GradientProblem, run, split_module
-from metaopt.inner_optimizers import SGD, Adam, AdamW, StepDecay
 from metaopt.optimizers.descent import Descent
-from metaopt.problems.ridge import Ridge
-from metaopt.random import generator
+from metaopt.problems.examples import Ridge
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

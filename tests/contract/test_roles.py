@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from metaopt import Engine, Feedback, GradientProblem
+from metaopt.engine.inner_optimizers import SGD
+from metaopt.engine.random import fold, generator
 from metaopt.estimators import FirstOrder, Score, Unroll
-from metaopt.inner_optimizers import SGD
 from metaopt.optimizers import Descent, Linear, Random, Schedule
-from metaopt.random import fold, generator
 from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContract
 
 

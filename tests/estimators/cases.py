@@ -4,8 +4,8 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metaopt.inner import GradientProblem, split_module
-from metaopt.inner_optimizers import SGD
+from metaopt.engine.inner import GradientProblem, split_module
+from metaopt.engine.inner_optimizers import SGD
 
 
 class Classification(GradientProblem):

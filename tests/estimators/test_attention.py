@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from metaopt.engine.inner import GradientProblem, split_module
+from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import ConjugateGradient, Implicit, Unroll
-from metaopt.inner import GradientProblem, split_module
-from metaopt.inner_optimizers import SGD
 
 
 class Reweighting(GradientProblem):

@@ -7,10 +7,11 @@ import torch
 from cases import Classification
 from test_attention import Reweighting
 
-from metaopt import Engine, tree
+from metaopt import Engine
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem
+from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import Direct, Score, Unroll
-from metaopt.inner import GradientProblem
-from metaopt.inner_optimizers import SGD
 from metaopt.optimizers import Descent, MirrorDescent
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from cases import Classification, cosine
 
-from metaopt import tree
-from metaopt.core import Feedback
+from metaopt.engine import tree
+from metaopt.engine.protocols import Feedback
 from metaopt.estimators import EvolutionStrategies, Unroll
-from metaopt.problems.quadratic import Quadratic
+from metaopt.problems.examples import Quadratic
 
 
 class Threshold:

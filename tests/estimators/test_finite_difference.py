@@ -5,11 +5,11 @@ import torch
 from cases import Classification, cosine, relative_error
 from test_attention import Reweighting
 
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.inner import run
 from metaopt.estimators import FiniteDifference, Identity, Implicit
 from metaopt.estimators.detached import RecordDetached, ReplayDetached
-from metaopt.inner import run
-from metaopt.problems.quadratic import Quadratic
+from metaopt.problems.examples import Quadratic
 from metaopt.testing.meter import PeakMemory
 
 
@@ -67,7 +67,7 @@ def test_averages_v_over_ranks_before_the_product(monkeypatch):
     inner = problem.init_inner(outer, None, 0)
     estimator = FiniteDifference(epsilon=0.1, inner_steps=0)
     _, alone = estimator(problem, outer, inner, 0)
-    monkeypatch.setattr("metaopt.distributed.mean", lambda values: tree.scale(values, 0.5))
+    monkeypatch.setattr("metaopt.engine.distributed.mean", lambda values: tree.scale(values, 0.5))
     _, halved = estimator(problem, outer, inner, 0)
     torch.testing.assert_close(halved.grad["phi"], 0.5 * alone.grad["phi"])
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem
+from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import FirstOrder, Forward, OneStep, Unroll
-from metaopt.inner import GradientProblem
-from metaopt.inner_optimizers import SGD
-from metaopt.problems.quadratic import Quadratic
+from metaopt.problems.examples import Quadratic
 
 
 class Adaptation(GradientProblem):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from cases import Classification, relative_error
 
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, Cosine
 from metaopt.estimators import Forward, Unroll
-from metaopt.inner_optimizers import SGD, Adam, AdamW, Cosine
-from metaopt.problems.quadratic import Quadratic
+from metaopt.problems.examples import Quadratic
 
 OPTIMIZERS = [
     SGD(lr=0.1, weight_decay=0.01),

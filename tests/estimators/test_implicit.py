@@ -4,7 +4,8 @@ import pytest
 import torch
 from cases import Classification
 
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import (
     ConjugateGradient,
     Exact,
@@ -15,8 +16,7 @@ from metaopt.estimators import (
     OneStep,
     Unroll,
 )
-from metaopt.inner_optimizers import SGD
-from metaopt.problems.ridge import Ridge
+from metaopt.problems.examples import Ridge
 
 
 @pytest.fixture

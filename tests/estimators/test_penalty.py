@@ -4,9 +4,9 @@ import pytest
 import torch
 from cases import Classification, cosine, relative_error
 
-from metaopt import tree
+from metaopt.engine import tree
 from metaopt.estimators import Identity, Implicit, Penalty
-from metaopt.problems.quadratic import Quadratic
+from metaopt.problems.examples import Quadratic
 
 
 def settled(problem, outer, strength, calls=5):

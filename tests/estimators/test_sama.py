@@ -4,12 +4,12 @@ import pytest
 import torch
 from cases import Classification, relative_error
 
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.inner import run
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW
+from metaopt.engine.random import fold
 from metaopt.estimators import FiniteDifference, Sama
-from metaopt.inner import run
-from metaopt.inner_optimizers import SGD, Adam, AdamW
-from metaopt.problems.quadratic import Quadratic
-from metaopt.random import fold
+from metaopt.problems.examples import Quadratic
 
 OPTIMIZERS = [
     SGD(lr=0.1),

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem
+from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import ScoreFunction
-from metaopt.inner import GradientProblem
-from metaopt.inner_optimizers import SGD
-from metaopt.problems.ridge import Ridge
+from metaopt.problems.examples import Ridge
 
 ROWS, CLASSES = 3, 3
 

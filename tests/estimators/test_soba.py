@@ -4,12 +4,11 @@ import pytest
 import torch
 from cases import Classification, relative_error
 
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.inner_optimizers import SGD, Adam
+from metaopt.engine.random import fold
 from metaopt.estimators import Soba
-from metaopt.inner_optimizers import SGD, Adam
-from metaopt.problems.quadratic import Quadratic
-from metaopt.problems.ridge import Ridge
-from metaopt.random import fold
+from metaopt.problems.examples import Quadratic, Ridge
 
 
 def loop(problem, estimator, steps, lr):

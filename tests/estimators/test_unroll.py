@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from cases import Classification, relative_error
 
-from metaopt import tree
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, Cosine
 from metaopt.estimators import OneStep, Unroll
-from metaopt.inner import GradientProblem
-from metaopt.inner_optimizers import SGD, Adam, AdamW, Cosine
-from metaopt.problems.ridge import Ridge
+from metaopt.problems.examples import Ridge
 
 
 class Classifier(GradientProblem):

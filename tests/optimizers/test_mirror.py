@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from metaopt import Feedback
+from metaopt.engine.inner import GradientProblem
+from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import Direct, Unroll
-from metaopt.inner import GradientProblem
-from metaopt.inner_optimizers import SGD
 from metaopt.optimizers import MirrorDescent
 from metaopt.testing import EstimatorContract, OptimizerContract
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metaopt import Feedback
+from metaopt.engine.random import fold, generator
 from metaopt.optimizers import (
     Choice,
     Constant,
@@ -16,7 +17,6 @@ from metaopt.optimizers import (
     Uniform,
 )
 from metaopt.optimizers.spaces import draw, substitute
-from metaopt.random import fold, generator
 
 TENSORS = {"a": torch.zeros(2), "b": torch.ones(1, dtype=torch.float64)}
 

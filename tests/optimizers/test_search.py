@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from metaopt import Feedback
+from metaopt.engine.random import fold
 from metaopt.optimizers import Mutation, Search, Trial, unseen
 from metaopt.optimizers.search import merge, same
-from metaopt.random import fold
 
 
 class Counting:

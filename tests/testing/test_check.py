@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from metaopt import tree
 from metaopt.cli import check
+from metaopt.engine import tree
+from metaopt.engine.inner import GradientProblem, split_module
+from metaopt.engine.inner_optimizers import SGD
+from metaopt.engine.random import generator
 from metaopt.estimators import (
     Exact,
     FiniteDifference,
@@ -20,11 +23,7 @@ from metaopt.estimators import (
     Score,
     Unroll,
 )
-from metaopt.inner import GradientProblem, split_module
-from metaopt.inner_optimizers import SGD
-from metaopt.problems.quadratic import Quadratic
-from metaopt.problems.ridge import Ridge
-from metaopt.random import generator
+from metaopt.problems.examples import Quadratic, Ridge
 from metaopt.testing import check_hypergradient
 from metaopt.testing.check import Row
 from metaopt.testing.check_report import report, show

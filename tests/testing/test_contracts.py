@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from metaopt import Feedback
+from metaopt.engine.random import generator
 from metaopt.estimators import Score
 from metaopt.optimizers import Listed, Random, Schedule
-from metaopt.random import generator
 from metaopt.testing import OptimizerContract, ProblemContract, RunContract
 
 

@@ -1,0 +1,58 @@
+"""Averages across ranks under torchrun; identities in a single process.
+
+`torch.autograd.grad` does not trigger DistributedDataParallel's synchronisation, so every average
+is explicit: inner gradients, the vector v = dF/dtheta before an implicit solve, and the feedback.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from metaopt.engine.protocols import Tree
+
+
+def rank() -> int:
+    """Return this process's rank, 0 in a single process."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@torch.no_grad()
+def mean(values: Tree) -> Tree:
+    """Return the average of each tensor over all ranks; the argument itself when there is one."""
+    if world_size() == 1:
+        return values
+    return {k: _mean(v) for k, v in values.items()}
+
+
+def mean_on_graph(values: Tree) -> Tree:
+    """Return the average over all ranks, differentiably: adjoints are averaged on the way back."""
+    if world_size() == 1:
+        return values
+    return {k: _Mean.apply(v) for k, v in values.items()}
+
+
+class _Mean(torch.autograd.Function):
+    """The average over ranks is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _mean(value)
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> Tensor:
+        return _mean(adjoint)
+
+
+def _mean(value: Tensor) -> Tensor:
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()

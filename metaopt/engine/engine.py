@@ -1,0 +1,187 @@
+"""The loop, and nothing else: an iterator that the caller drives."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.engine import distributed, tree
+from metaopt.engine.budget import Ledger
+from metaopt.engine.protocols import (
+    Charging,
+    Estimator,
+    Feedback,
+    Finishing,
+    NonFiniteError,
+    Observing,
+    OuterOptimizer,
+    Problem,
+)
+from metaopt.engine.random import fold, generator
+
+
+class Engine:
+    """Alternates the outer optimizer and the estimator.
+
+    for step, feedback in engine: log, checkpoint, stop: whatever the caller wants.
+
+    Args:
+        problem, estimator, optimizer: the three roles; see `metaopt.engine.protocols`.
+        outer_steps: number T of outer steps, >= 0.
+        seed: the root of all randomness; a step's draws are a function of (seed, outer_step).
+        limits: largest total cost by unit (`metaopt.engine.budget.UNITS`), or `None`.
+
+    Attributes:
+        outer_step: outer steps taken so far.
+        inner: the state the last inner run left, or `None` before the first.
+        done: whether that run has ended, so that the next one starts afresh.
+        ledger: what has been spent.
+
+    Raises:
+        NonFiniteError: from iteration, when a meta-objective or a hypergradient is not finite;
+            the optimizer has then not been told, so its state is still good. Without a gradient
+            +inf is legal: an infeasible candidate.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        estimator: Estimator,
+        optimizer: OuterOptimizer,
+        *,
+        outer_steps: int,
+        seed: int = 0,
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        if outer_steps < 0:
+            raise ValueError(f"outer_steps must be >= 0; got {outer_steps}.")
+        self.problem, self.estimator, self.optimizer = problem, estimator, optimizer
+        self.outer_steps, self.seed = outer_steps, seed
+        self.outer_step = 0
+        self.inner: Any = None
+        self.done = True
+        self.ledger = Ledger(limits)
+        self._stop: str | None = None
+        optimizer.init(problem.init_outer(generator(fold(seed, "outer"))))
+
+    def __iter__(self) -> Iterator[tuple[int, Feedback]]:
+        """Yield (outer_step, feedback) after every outer step until T, or until it is stopped."""
+        while self.outer_step < self.outer_steps and self.stopped is None:
+            feedback = self._step(fold(self.seed, self.outer_step))
+            self.outer_step += 1
+            yield self.outer_step, feedback
+
+    def _step(self, key: int) -> Feedback:
+        outer = self.optimizer.ask(fold(key, "ask"))
+        inner = self.problem.init_inner(outer, None if self.done else self.inner, key)
+        inner, feedback = self.estimator(self.problem, outer, inner, key)
+        feedback = self._checked(all_reduce(feedback))
+        if isinstance(self.problem, Observing):
+            inner = self.problem.observe(outer, inner, feedback)
+        self.optimizer.tell(feedback)
+        self.ledger.charge(feedback.cost)
+        self.inner, self.done, self._stop = inner, feedback.done, feedback.stop
+        return feedback
+
+    @property
+    def stopped(self) -> str | None:
+        """The unit whose limit is reached, or the problem's own reason to stop, or `None`."""
+        return self.ledger.exhausted or self._stop
+
+    def _checked(self, feedback: Feedback) -> Feedback:
+        value = torch.as_tensor(feedback.value).detach()
+        metrics = {"outer/loss": value, **feedback.metrics}
+        if feedback.grad is None:
+            bad = torch.isnan(value) | torch.isneginf(value)
+        else:
+            metrics["outer/grad_norm"] = norm = tree.norm(feedback.grad)
+            bad = ~torch.isfinite(value + norm.to(value))
+        if bad:
+            what, number = "outer loss", float(value)
+            if math.isfinite(number):
+                what, number = "norm of the hypergradient", float(metrics["outer/grad_norm"])
+            raise NonFiniteError(f"{what} is {number} at outer step {self.outer_step + 1}")
+        return dataclasses.replace(feedback, value=value, metrics=metrics)
+
+    def finish(self) -> None:
+        """Run the problem's last phase, where it has one, and charge what the loop did not.
+
+        Call it once, after the loop.
+        """
+        if isinstance(self.problem, Finishing) and self.inner is not None:
+            key = fold(self.seed, "finish")
+            self.inner = self.problem.finish(self.optimizer.solution, self.inner, key)
+        if isinstance(self.problem, Charging):
+            self.ledger.charge(self.problem.overhead(dict(self.ledger.spent)))
+
+    def metrics(self) -> dict[str, float]:
+        """Return the problem's held-out metrics, named `eval/<metric>`; empty before a step.
+
+        They pair the optimizer's solution with the state that the last inner run left, which for
+        an optimizer that keeps the best of its trials may belong to another trial. Of a metric
+        with one value per replicate this is the mean.
+        """
+        return {name: float(value.mean()) for name, value in self.measured().items()}
+
+    def measured(self) -> dict[str, Tensor]:
+        """Return the same metrics as double-precision scalars, or (R,): one value per replicate.
+
+        Raises:
+            ValueError: the problem returned a metric of another shape.
+        """
+        if self.inner is None:
+            return {}
+        found = self.problem.metrics(self.optimizer.solution, self.inner)
+        values = {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in found.items()}
+        for name, value in values.items():
+            if value.ndim > 1 or not value.numel():
+                raise ValueError(
+                    f"metric {name} of {type(self.problem).__name__} must be a number, or (R,) "
+                    f"with one value per replicate; got the shape {tuple(value.shape)}."
+                )
+        return {f"eval/{name}": value for name, value in values.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a tree of tensors and primitives from which the run continues to the bit.
+
+        It shares memory with the run: save or copy it before the next step.
+        """
+        return {
+            "outer_step": self.outer_step,
+            "seed": self.seed,
+            "inner": self.inner,
+            "done": self.done,
+            "optimizer": self.optimizer.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "spent": dict(self.ledger.spent),
+            "stop": self._stop,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if state["seed"] != self.seed:
+            raise ValueError(
+                f"the checkpoint was written with seed={state['seed']}, this run has "
+                f"seed={self.seed}; resume with the seed of the checkpoint."
+            )
+        state = tree.clone(state)
+        self.outer_step, self.inner = state["outer_step"], state["inner"]
+        self.done = state["done"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.estimator.load_state_dict(state["estimator"])
+        self.ledger.spent = dict(state["spent"])
+        self._stop = state["stop"]
+
+
+def all_reduce(feedback: Feedback) -> Feedback:
+    """Return the feedback averaged over ranks (value and gradient); itself in one process."""
+    if distributed.world_size() == 1:
+        return feedback
+    grad = None if feedback.grad is None else distributed.mean(feedback.grad)
+    value = distributed.mean({"value": torch.as_tensor(feedback.value)})["value"]
+    return dataclasses.replace(feedback, value=value, grad=grad)

@@ -1,0 +1,302 @@
+"""Inner optimizers as pure functions of (parameters, gradients, state, step).
+
+Each one has two forms with the same numbers: `update` returns new tensors and can be
+differentiated, `update_` changes the arguments in place through torch's own fused loops and keeps
+no second copy. Both equal `torch.optim` step for step.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from metaopt.engine import tree
+from metaopt.engine.protocols import Tree
+
+State = dict[str, Tree]
+
+
+class Schedule(Protocol):
+    """A factor on the learning rate, as a function of the number of steps already taken."""
+
+    def __call__(self, step: int) -> float:
+        """Return the factor for the step after `step` steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up to 1 over `warmup` steps, then half a cosine down to `floor` at `total`.
+
+    factor(t) = floor + (1 - floor) (1 + cos(pi (t - warmup) / (total - warmup))) / 2
+    (Loshchilov and Hutter, SGDR, ICLR 2017).
+    """
+
+    total: int
+    warmup: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.warmup < self.total and 0 <= self.floor <= 1):
+            raise ValueError(
+                f"Cosine needs 0 <= warmup < total and 0 <= floor <= 1; got warmup={self.warmup}, "
+                f"total={self.total}, floor={self.floor}."
+            )
+
+    def __call__(self, step: int) -> float:
+        """Return the factor for the step after `step` steps."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = min(1.0, (step - self.warmup) / (self.total - self.warmup))
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """Multiply by `factor` at each milestone: factor ** (number of milestones <= t)."""
+
+    milestones: Sequence[int]
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"StepDecay needs factor > 0; got {self.factor}.")
+
+    def __call__(self, step: int) -> float:
+        """Return the factor for the step after `step` steps."""
+        return self.factor ** sum(step >= m for m in self.milestones)
+
+
+class InnerOptimizer(Protocol):
+    """One step of an inner optimizer, as a value; see the module's docstring."""
+
+    def init(self, params: Tree) -> State:
+        """Return the state before the first step: one dict of tensors per moment."""
+        ...
+
+    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
+        """Return parameters and state after one step; new tensors, differentiable."""
+        ...
+
+    def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
+        """Do the same step in place."""
+        ...
+
+    def learning_rate(self, step: int) -> float:
+        """Return the base learning rate of the step after `step` steps."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scheduled:
+    """What all inner optimizers share: rate, schedule, clipping and parameter groups.
+
+    Args:
+        lr: learning rate, > 0 (0 freezes the inner level).
+        weight_decay: coefficient of the decay, >= 0.
+        schedule: factor on the learning rate by step, or `None` for a constant rate.
+        clip_norm: largest Euclidean norm of the whole gradient, or `None`
+            (as `torch.nn.utils.clip_grad_norm_`).
+        groups: parameter groups, each `{"match": <regular expression on the name>}` with its own
+            `lr` and `weight_decay`; the first match wins, the rest keep the values above.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    schedule: Schedule | None = None
+    clip_norm: float | None = None
+    groups: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        rates = [self.lr, self.weight_decay]
+        for group in self.groups:
+            unknown = set(group) - {"match", "lr", "weight_decay"}
+            if unknown or "match" not in group:
+                raise ValueError(
+                    f"a group of {name} needs `match` and may set `lr` and `weight_decay`; "
+                    f"got {dict(group)}."
+                )
+            check_pattern(group["match"], name)
+            rates += [group.get("lr", self.lr), group.get("weight_decay", self.weight_decay)]
+        if not all(rate >= 0 for rate in rates):
+            raise ValueError(
+                f"{name} needs lr >= 0 and weight_decay >= 0, in its groups too; got "
+                f"lr={self.lr}, weight_decay={self.weight_decay}, groups={list(self.groups)}."
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"{name} needs clip_norm > 0 or null; got {self.clip_norm}.")
+
+    def learning_rate(self, step: int) -> float:
+        """Return lr * schedule(step)."""
+        return self.lr * (1.0 if self.schedule is None else self.schedule(step))
+
+    def _grouped(self, names: Sequence[str], step: int) -> list[tuple[list[str], float, float]]:
+        """Return (names, learning rate, weight decay) of every group that is not empty."""
+        factor = 1.0 if self.schedule is None else self.schedule(step)
+        if not self.groups:
+            return [(list(names), self.lr * factor, self.weight_decay)]
+        rest, grouped = list(names), []
+        for group in self.groups:
+            hit = [n for n in rest if re.search(group["match"], n)]
+            rest = [n for n in rest if n not in set(hit)]
+            lr, decay = group.get("lr", self.lr), group.get("weight_decay", self.weight_decay)
+            grouped.append((hit, lr * factor, decay))
+        grouped.append((rest, self.lr * factor, self.weight_decay))
+        return [g for g in grouped if g[0]]
+
+    def _clipped(self, grads: Tree) -> Tree:
+        """Return the gradients with their norm cut to `clip_norm`; differentiable."""
+        if self.clip_norm is None:
+            return grads
+        norms = torch.stack([safe_sqrt(torch.sum(g * g)) for g in grads.values()])
+        coefficient = (self.clip_norm / (safe_sqrt(torch.sum(norms * norms)) + 1e-6)).clamp(max=1.0)
+        return {k: g * coefficient for k, g in grads.items()}
+
+
+def check_pattern(pattern: str, owner: str) -> None:
+    """Raise a `ValueError` unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{owner} needs a regular expression on names; {pattern!r} is none: {error}."
+        ) from error
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """Return sqrt(x) with derivative 0 at x = 0, where the usual one is infinite.
+
+    A dead unit has a second moment of exactly 0; without this, the derivative through Adam is NaN.
+    """
+    positive = x > 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(_Scheduled):
+    """Stochastic gradient descent with weight decay, momentum and Nesterov's form.
+
+    d = g + weight_decay * theta;  b = momentum * b + d;
+    theta <- theta - lr * (d + momentum * b if nesterov else b).
+    Equal to `torch.optim.SGD` with dampening 0.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"SGD needs 0 <= momentum < 1; got {self.momentum}.")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("SGD with nesterov=true needs momentum > 0; got momentum=0.")
+
+    def init(self, params: Tree) -> State:
+        """Return a zero momentum buffer, or nothing without momentum."""
+        return {"momentum": tree.zeros_like(params)} if self.momentum else {}
+
+    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
+        """Return parameters and state after one step; new tensors, differentiable."""
+        grads, new, buffers = self._clipped(grads), {}, {}
+        for names, lr, decay in self._grouped(tuple(params), step):
+            for name in names:
+                d = grads[name].add(params[name], alpha=decay) if decay else grads[name]
+                if self.momentum:
+                    buffers[name] = b = state["momentum"][name] * self.momentum + d
+                    d = d.add(b, alpha=self.momentum) if self.nesterov else b
+                new[name] = params[name].sub(d, alpha=lr)
+        state = {"momentum": {k: buffers[k] for k in params}} if self.momentum else {}
+        return {k: new[k] for k in params}, state
+
+    @torch.no_grad()
+    def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
+        """Do the same step in place."""
+        grads = self._clipped(grads)
+        for names, lr, decay in self._grouped(tuple(params), step):
+            moments: list[Tensor | None] = [None] * len(names)
+            if self.momentum:
+                moments = [state["momentum"][n] for n in names]
+            sgd(
+                [params[n] for n in names], [grads[n] for n in names], moments,
+                has_sparse_grad=False, foreach=True, weight_decay=decay, momentum=self.momentum,
+                lr=lr, dampening=0.0, nesterov=self.nesterov, maximize=False,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(_Scheduled):
+    """Adam (Kingma and Ba, ICLR 2015) with bias correction.
+
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
+    theta <- theta - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
+    Weight decay is added to g, as in `torch.optim.Adam`.
+    """
+
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    decoupled = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= b < 1 for b in self.betas) or len(self.betas) != 2:
+            raise ValueError(f"Adam needs two betas in [0, 1); got {list(self.betas)}.")
+        if not self.eps > 0:
+            raise ValueError(f"Adam needs eps > 0; got {self.eps}.")
+
+    def init(self, params: Tree) -> State:
+        """Return zero first and second moments."""
+        return {"mean": tree.zeros_like(params), "square": tree.zeros_like(params)}
+
+    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
+        """Return parameters and state after one step; new tensors, differentiable."""
+        grads, new, means, squares = self._clipped(grads), {}, {}, {}
+        (b1, b2), t = self.betas, step + 1
+        for names, lr, decay in self._grouped(tuple(params), step):
+            for name in names:
+                g, theta = grads[name], params[name]
+                if decay and self.decoupled:
+                    theta = theta * (1 - lr * decay)
+                elif decay:
+                    g = g.add(theta, alpha=decay)
+                means[name] = m = torch.lerp(state["mean"][name], g, 1 - b1)
+                squares[name] = s = state["square"][name] * b2 + (1 - b2) * g * g
+                denominator = safe_sqrt(s) / math.sqrt(1 - b2**t) + self.eps
+                new[name] = theta - (lr / (1 - b1**t)) * m / denominator
+        order = {k: new[k] for k in params}
+        return order, {"mean": {k: means[k] for k in params},
+                       "square": {k: squares[k] for k in params}}  # fmt: skip
+
+    @torch.no_grad()
+    def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
+        """Do the same step in place."""
+        grads = self._clipped(grads)
+        for names, lr, decay in self._grouped(tuple(params), step):
+            adam(
+                [params[n] for n in names], [grads[n] for n in names],
+                [state["mean"][n] for n in names], [state["square"][n] for n in names], [],
+                [torch.tensor(float(step)) for _ in names], foreach=True, amsgrad=False,
+                beta1=self.betas[0], beta2=self.betas[1], lr=lr, weight_decay=decay, eps=self.eps,
+                maximize=False, decoupled_weight_decay=self.decoupled,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019).
+
+    theta <- (1 - lr * weight_decay) theta before Adam's step; equal to `torch.optim.AdamW`.
+    """
+
+    weight_decay: float = 0.01
+
+    decoupled = True

@@ -1,0 +1,236 @@
+"""The three roles and the value that joins them.
+
+A `Problem` states two levels and never says how the outer one is optimised. An `Estimator` runs
+the inner level and turns the run into `Feedback`. An `OuterOptimizer` proposes the outer variable
+(`ask`) and learns from the feedback (`tell`). Inner = lower level, outer = upper level ("meta").
+Everything is minimised; what should be maximised is negated once, where it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Generator, Tensor
+
+Tree = dict[str, Tensor]
+"""Named tensors, as `torch.nn.Module.state_dict` names them."""
+
+Outer = Any
+"""What the outer level steers: named tensors, a text, an action."""
+
+Inner = Any
+"""What the inner level trains: a tree of tensors, strings and numbers."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The meta-objective or a hypergradient became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What one inner run says about one outer variable.
+
+    Args:
+        value: the meta-objective F, a scalar; lower is better.
+        grad: hypergradient dF/dphi with the keys, shapes and dtypes of the outer variable, or
+            `None` where the level has no gradient. It points uphill: optimizers subtract it.
+        observation: what an acting outer optimizer sees next (a state of its decision process).
+        artifacts: transcripts, exemplars, disagreements: read by a rewriter, ignored by a gradient.
+        done: the inner run has ended; the next `init_inner` starts afresh.
+        metrics: further scalars to log, named `group/name`.
+        cost: what this step spent, by unit (see `metaopt.engine.budget.UNITS`).
+        stop: why no further outer step is possible, or `None`: a budget of the problem's own is
+            spent, a policy refused. The feedback is still good.
+    """
+
+    value: Tensor | float
+    grad: Tree | None = None
+    observation: Any = None
+    artifacts: Any = None
+    done: bool = False
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    stop: str | None = None
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """Two levels: what the inner one trains, what the outer one steers, how good that was.
+
+    States are trees (dicts, lists, named tuples) of tensors and primitives, so that a checkpoint
+    holds them. `key` is an integer from `metaopt.engine.random.fold`: all randomness is a function
+    of it.
+    """
+
+    def init_outer(self, generator: Generator) -> Outer:
+        """Return the first outer variable."""
+        ...
+
+    def init_inner(self, outer: Outer, inner: Inner | None, key: int) -> Inner:
+        """Return where the next inner run starts: `inner` (warm), a fork of `outer`, or afresh.
+
+        `inner` is what the last run left, or `None` at the start and after `Feedback.done`.
+        """
+        ...
+
+    def inner_step(self, outer: Outer, inner: Inner, key: int) -> Inner:
+        """Return the inner state one step on; the argument is left as it was."""
+        ...
+
+    def evaluate(self, outer: Outer, inner: Inner, key: int) -> Feedback:
+        """Return the meta-objective of `inner` under `outer`, without a gradient."""
+        ...
+
+    def metrics(self, outer: Outer, inner: Inner) -> Mapping[str, float | Tensor]:
+        """Return figures on data that neither level has used, for the log and the result.
+
+        A problem that trains R replicates side by side, which differ in their seeds, returns (R,)
+        tensors: the log has their mean, the result every value, and a report counts them as seeds.
+        """
+        ...
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """A problem with a last phase after the outer loop, such as fine-tuning."""
+
+    def finish(self, outer: Outer, inner: Inner, key: int) -> Inner:
+        """Return the inner state to report and to keep; called once, after the last outer step."""
+        ...
+
+
+@runtime_checkable
+class Charging(Protocol):
+    """A problem that trains beside its outer steps: references, several models, a last phase."""
+
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return what the run has cost beside `spent`, the outer steps' sum, by unit.
+
+        Called once, after `finish`; the engine adds it to the ledger.
+        """
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A problem that looks at its own hypergradients, for figures on how far to trust them."""
+
+    def observe(self, outer: Outer, inner: Inner, feedback: Feedback) -> Inner:
+        """Return the inner state with what was seen of `feedback` kept in it.
+
+        Called after every inner run, before the optimizer is told: `outer` is what the feedback is
+        about, and `inner`, which may be changed in place, is the state that the run has left.
+        """
+        ...
+
+
+@runtime_checkable
+class Drawable(Protocol):
+    """A problem that draws itself: snapshots along the run, figures at its end."""
+
+    def snapshot(self, outer: Outer, inner: Inner) -> dict[str, Any]:
+        """Return what a figure needs to know of this moment, as tensors and primitives."""
+        ...
+
+    def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
+        """Write figures of the (outer_step, snapshot) pairs into `folder`; return their paths."""
+        ...
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A problem that keeps records of its own beside the run: answers that were paid for."""
+
+    def open(self, folder: Path) -> None:
+        """Take up the records of the run in `folder`; called once, before the first step."""
+        ...
+
+    def spent(self) -> Mapping[str, float]:
+        """Return what the records say was spent by unit, what came after the last step included."""
+        ...
+
+    def close(self) -> None:
+        """Let go of them; called when the run ends, whatever ends it."""
+        ...
+
+
+@runtime_checkable
+class Authorised(Protocol):
+    """A problem that asks systems of other people, by their permission."""
+
+    @property
+    def authorisation(self) -> Mapping[str, str]:
+        """Hashes of the permissions by role; empty where everything is simulated."""
+        ...
+
+
+@runtime_checkable
+class Delivering(Protocol):
+    """A problem whose run has a product beside its numbers: a report, a model, a schedule."""
+
+    def snapshot(self, outer: Outer, inner: Inner) -> dict[str, Any]:
+        """Return what the product needs to know of this moment, as tensors and primitives."""
+        ...
+
+    def deliver(
+        self,
+        outer: Outer,
+        inner: Inner,
+        snapshots: Sequence[tuple[int, dict[str, Any]]],
+        folder: Path,
+    ) -> str:
+        """Write the product into `folder` and return the text to print at the run's end."""
+        ...
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """Runs the inner level from `inner` and turns the run into `Feedback`."""
+
+    def __call__(self, problem: Any, outer: Any, inner: Any, key: int) -> tuple[Any, Feedback]:
+        """Return the inner state after the run, and what it says about `outer`.
+
+        `inner` is given away: an estimator may update its tensors in place.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as a tree of tensors and primitives."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+@runtime_checkable
+class OuterOptimizer(Protocol):
+    """Proposes outer variables and learns from the feedback; `ask` and `tell` alternate."""
+
+    def init(self, outer: Any) -> None:
+        """Take the problem's first outer variable; called once, before everything else."""
+        ...
+
+    def ask(self, key: int) -> Any:
+        """Return the outer variable that the next inner run is for."""
+        ...
+
+    def tell(self, feedback: Feedback) -> None:
+        """Learn from the feedback on the last variable asked for."""
+        ...
+
+    @property
+    def solution(self) -> Any:
+        """The outer variable to keep: the current one, or the best of those tried."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as a tree of tensors and primitives."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...

@@ -1,0 +1,1 @@
+"""Binary scores, calibration, best of n, and resampling."""

@@ -1,0 +1,82 @@
+"""Batches of training rows and of meta rows."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.problems.domain_reweighting.task import ReweightingTask, Stratified
+
+Sampling = Literal["domains", "rows"]
+
+AUDITED = 64
+"""Rows of each domain on which weights that depend on losses or gradients are reported."""
+
+
+class Rows(NamedTuple):
+    """A batch: indices of training rows or of meta rows.
+
+    Args:
+        rows: (B,).
+        meta: whether they are meta rows.
+        weights: what each counts, (B,), or `None` where phi says so.
+    """
+
+    rows: Tensor
+    meta: bool = False
+    weights: Tensor | None = None
+
+
+class Sampler:
+    """Draws rows of a task with replacement: a batch is a function of its generator alone.
+
+    Args:
+        task: whose rows.
+        sampling: domains, each equally often (count / K rows of a batch, and who has one more is
+            random); or rows, each row equally often.
+
+    Attributes:
+        order: training rows, domain by domain.
+        share: of the rows drawn, those of each domain, (K,).
+    """
+
+    def __init__(self, task: ReweightingTask, sampling: Sampling) -> None:
+        self.sampling = sampling
+        kinds = task.meta_kinds if isinstance(task, Stratified) else None
+        self._meta = torch.arange(task.meta_rows) if kinds is None else kinds.argsort(stable=True)
+        self._stratified = kinds is not None
+        self.order = task.domain.argsort(stable=True)
+        self._sizes = torch.bincount(task.domain)
+        self._starts = self._sizes.cumsum(0) - self._sizes
+        even = torch.ones_like(self._sizes, dtype=torch.float32)
+        sizes = even if sampling == "domains" else self._sizes.float()
+        self.share = sizes / sizes.sum()
+
+    def rows(self, draw: Generator, count: int) -> Rows:
+        """Return training rows."""
+        if self.sampling == "rows":
+            return Rows(torch.randint(len(self.order), (count,), generator=draw))
+        domains = len(self._sizes)
+        domain = torch.randperm(domains, generator=draw)[torch.arange(count) % domains]
+        within = torch.rand(count, generator=draw, dtype=torch.float64) * self._sizes[domain]
+        return Rows(self.order[self._starts[domain] + within.long()])
+
+    def even(self, draw: Generator, count: int) -> Rows:
+        """Return the same rows with weights 1."""
+        return self.rows(draw, count)._replace(weights=torch.ones(count))
+
+    def meta(self, draw: Generator, count: int) -> Rows:
+        """Return meta rows, each equally likely; of each kind its share, up to one row."""
+        if not self._stratified:
+            return Rows(torch.randint(len(self._meta), (count,), generator=draw), meta=True)
+        place = (
+            torch.arange(count) + torch.rand(count, generator=draw, dtype=torch.float64)
+        ) / count
+        return Rows(self._meta[(place * len(self._meta)).long()], meta=True)
+
+    def audited(self) -> Tensor:
+        """Return at most `AUDITED` rows of each domain, the same every time."""
+        rank = torch.arange(len(self.order)) - self._starts.repeat_interleave(self._sizes)
+        return self.order[rank < AUDITED]

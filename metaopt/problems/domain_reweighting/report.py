@@ -1,0 +1,58 @@
+"""What a run of domain reweighting hands over: the weights, and whether they are noise."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from metaopt.problems.domain_reweighting.task import ReweightingTask
+
+LEVEL = 0.05
+"""Probability of a false alarm: that one of K hypergradients of mean 0 has so large a |z|."""
+
+
+def weights_table(task: ReweightingTask, seen: Mapping[str, Any], folder: Path) -> str:
+    """Write weights.csv and return the weights as a table, the largest first, with a warning."""
+    columns = ["weight", *(name for name in ("hypergradient", "z") if name in seen)]
+    quality = [] if task.quality is None else ["quality"]
+    lines = []
+    for k in seen["weight"].argsort(descending=True, stable=True).tolist():
+        numbers = [float(seen[name][k]) for name in columns]
+        known = [] if task.quality is None else [float(task.quality[k])]
+        lines.append((task.domains[k], numbers, known))
+    with (folder / "weights.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["domain", *columns, *quality])
+        table.writerows([n, *(f"{x:.6g}" for x in (*xs, *q))] for n, xs, q in lines)
+    wide = max(len("domain"), *(len(name) for name in task.domains))
+    forms = {"weight": "8.3f", "hypergradient": "14.2e", "z": "7.1f", "quality": "8.2g"}
+    heads = [*columns, *quality]
+    text = ["domain".ljust(wide) + "".join(_head(name, forms[name]) for name in heads)]
+    for name, numbers, known in lines:
+        cells = zip(heads, (*numbers, *known), strict=True)
+        text.append(name.ljust(wide) + "".join(f"{x:{forms[head]}}" for head, x in cells))
+    share = 100 * float(seen["effective_share"])
+    text.append(f"effective sample size: {share:.0f} % of the rows")
+    return "\n".join([*text, *_warning(task, seen)])
+
+
+def _head(name: str, form: str) -> str:
+    return name.rjust(int(form.split(".")[0]))
+
+
+def _warning(task: ReweightingTask, seen: Mapping[str, Any]) -> list[str]:
+    if "z" not in seen:
+        return []
+    sure = NormalDist().inv_cdf(1 - LEVEL / 2 / len(task.domains))
+    unsure = [name for name, z in zip(task.domains, seen["z"], strict=True) if abs(float(z)) < sure]
+    if len(unsure) == len(task.domains):
+        return [
+            f"warning: no domain's hypergradient can be told from noise (|z| < {sure:.1f}): these "
+            "weights are noise. Raise meta_batch and batch first, then outer_steps."
+        ]
+    if unsure:
+        return [f"hypergradient within noise (|z| < {sure:.1f}): {', '.join(unsure)}"]
+    return []

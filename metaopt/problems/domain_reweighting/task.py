@@ -1,0 +1,108 @@
+"""What `DomainReweighting` asks of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.engine.protocols import Tree
+
+
+class ReweightingTask(Protocol):
+    """Training rows of K domains and meta rows, each with a loss under a model.
+
+    A task may train R models side by side: its losses then have a leading axis, (R, B), and its
+    metrics are (R,).
+
+    Attributes:
+        domains: the K domains' names.
+        domain: the domain of each training row, integers (n,) on the processor; none is empty.
+        meta_rows: number of meta rows; 0 where there are none.
+        quality: how far each domain can be trusted, (K,), >= 0; `None` where nobody knows.
+    """
+
+    domains: tuple[str, ...]
+    domain: Tensor
+    meta_rows: int
+    quality: Tensor | None
+
+    def init(self, generator: Generator) -> tuple[Tree, Tree]:
+        """Return the model's parameters and its buffers, by name."""
+        ...
+
+    def row_losses(self, tensors: Tree, rows: Tensor, train: bool = True) -> Tensor:
+        """Return the training loss of each row, (B,).
+
+        Args:
+            tensors: parameters and buffers.
+            rows: indices of training rows, (B,), on the processor.
+            train: whether dropout is on.
+        """
+        ...
+
+    def meta_losses(self, tensors: Tree, rows: Tensor, train: bool = True) -> Tensor:
+        """Return the meta-loss of each meta row, (B,)."""
+        ...
+
+    def metrics(self, tensors: Tree) -> Mapping[str, float | Tensor]:
+        """Return figures on data that neither level has used."""
+        ...
+
+
+@runtime_checkable
+class Stratified(Protocol):
+    """A task whose meta rows are of several kinds, such as right and wrong ones.
+
+    Meta batches then hold each kind in its share. Where chance sets the shares, they move the
+    model's mean score in every meta-gradient, and that outweighs what tells domains apart.
+
+    Attributes:
+        meta_kinds: the kind of each meta row, integers (m,) on the processor.
+    """
+
+    meta_kinds: Tensor
+
+
+@runtime_checkable
+class Autocast(Protocol):
+    """A task whose losses are computed in coarser numbers than its parameters.
+
+    Attributes:
+        compute_dtype: of the computation; `None` for that of the parameters.
+    """
+
+    compute_dtype: torch.dtype | None
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A task that compares models beyond its metrics."""
+
+    def compare(self, models: Mapping[str, Tree], folder: Path) -> str:
+        """Write tables and figures of models, by name, into `folder`; return a text to print."""
+        ...
+
+
+def check_task(task: ReweightingTask) -> None:
+    """Raise a `ValueError` unless domains, rows and quality fit together."""
+    count = len(task.domains)
+    if count < 1 or len(set(task.domains)) != count:
+        raise ValueError(f"the task needs domains of different names; got {list(task.domains)}.")
+    sizes = torch.bincount(task.domain, minlength=count)
+    if len(sizes) != count or not bool((sizes > 0).all()):
+        empty = [name for name, size in zip(task.domains, sizes, strict=False) if not size]
+        raise ValueError(
+            f"the domain of a row must be an index below {count}, and no domain may be empty; "
+            f"empty: {', '.join(empty) or 'none'}, largest index: {int(task.domain.max())}."
+        )
+    quality = task.quality
+    if quality is not None and (
+        quality.shape != (count,) or bool((quality < 0).any()) or not bool(quality.sum() > 0)
+    ):
+        raise ValueError(
+            f"quality must be {count} numbers >= 0, one of them > 0; got {quality.tolist()}."
+        )

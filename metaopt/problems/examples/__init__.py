@@ -1,0 +1,7 @@
+"""Small problems with known answers."""
+
+from metaopt.problems.examples.knapsack import Knapsack
+from metaopt.problems.examples.quadratic import Quadratic
+from metaopt.problems.examples.ridge import Ridge
+
+__all__ = ["Knapsack", "Quadratic", "Ridge"]

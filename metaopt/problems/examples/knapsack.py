@@ -1,0 +1,197 @@
+"""Knapsacks filled by local search whose recipe of moves is a text: nothing here has a gradient.
+
+The inner level packs a batch of 0/1 knapsacks; the outer variable is the text that says how. A
+selection hyper-heuristic (Burke et al., Journal of the Operational Research Society 64, 2013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.engine.protocols import Feedback
+from metaopt.engine.random import fold, generator
+
+MOVES = {
+    "add": "put in a random item that fits",
+    "drop": "take out a random item",
+    "worst": "take out the item of the lowest value per weight",
+    "swap": "exchange a random item for another that fits and is worth more",
+}
+
+
+class Packing(NamedTuple):
+    """What the inner level holds, for n knapsacks of m items.
+
+    Args:
+        taken: items in now, (n, m) booleans.
+        best: highest value reached so far, (n,).
+    """
+
+    taken: Tensor
+    best: Tensor
+
+
+torch.serialization.add_safe_globals([Packing])
+
+
+class Instances(NamedTuple):
+    """n knapsacks: weights and values (n, m), capacities and optimal values (n,)."""
+
+    weights: Tensor
+    values: Tensor
+    capacity: Tensor
+    optimum: Tensor
+
+
+class Knapsack:
+    """Choose the text, a list of moves, by which local search comes closest to the optimum.
+
+    Inner level: an inner step runs through the moves of the text, over and over, until `moves` of
+    them are made in every knapsack; the best packing met counts. Every inner run starts empty.
+    Outer level: F(text) = mean over the knapsacks of 1 - best / optimum, in [0, 1]; the optimum
+    is exact, by dynamic programming.
+
+    Artifacts: for each knapsack its number, gap, and how full it is, worst first.
+
+    Args:
+        items: items m of a knapsack, >= 2. Weights are 1..`heaviest`, a value is the weight plus
+            noise (weakly correlated instances, the hard kind: Pisinger, Computers & Operations
+            Research 32, 2005), and the capacity is half the total weight.
+        instances: knapsacks n to search on; as many again are held out.
+        moves: moves in an inner step, >= 1.
+        heaviest: largest weight, >= 1.
+        recipe: the first text; words are the keys of `MOVES`.
+        seed: seed of the instances.
+    """
+
+    def __init__(
+        self,
+        items: int = 40,
+        instances: int = 16,
+        moves: int = 60,
+        heaviest: int = 50,
+        recipe: str = "add",
+        seed: int = 0,
+    ) -> None:
+        if items < 2 or instances < 1 or moves < 1 or heaviest < 1:
+            raise ValueError(
+                f"Knapsack needs items >= 2 and instances, moves, heaviest >= 1; got "
+                f"items={items}, instances={instances}, moves={moves}, heaviest={heaviest}."
+            )
+        parse(recipe)
+        self.moves, self.recipe = moves, recipe
+        shape = (instances, items)
+        self.train = draw_instances(shape, heaviest, generator(fold(seed, "knapsack", "train")))
+        self.test = draw_instances(shape, heaviest, generator(fold(seed, "knapsack", "test")))
+
+    def init_outer(self, generator: Generator) -> str:
+        """Return the first text."""
+        return self.recipe
+
+    def init_inner(self, outer: str, inner: Packing | None, key: int) -> Packing:
+        """Return empty knapsacks."""
+        return empty(self.train)
+
+    def inner_step(self, outer: str, inner: Packing, key: int) -> Packing:
+        """Return the packing after `moves` more moves of the text."""
+        return follow(outer, self.train, inner, self.moves, generator(key))
+
+    def evaluate(self, outer: str, inner: Packing, key: int) -> Feedback:
+        """Return the mean gap to the optimum, and the single ones as artifacts."""
+        gaps = 1 - inner.best / self.train.optimum
+        fill = (inner.taken * self.train.weights).sum(1) / self.train.capacity
+        rows = zip(range(len(gaps)), gaps.tolist(), fill.tolist(), strict=True)
+        found = [{"knapsack": i, "gap": g, "fill": f} for i, g, f in rows]
+        found.sort(key=lambda row: -row["gap"])
+        return Feedback(gaps.mean(), artifacts=found, metrics={"inner/gap_max": gaps.max()})
+
+    def metrics(self, outer: str, inner: Packing) -> Mapping[str, float]:
+        """Return the mean gap that four inner steps of the text leave on held-out knapsacks."""
+        draw = generator(fold(0, "knapsack", "evaluation"))
+        packed = follow(outer, self.test, empty(self.test), 4 * self.moves, draw)
+        return {"test_gap": float((1 - packed.best / self.test.optimum).mean())}
+
+
+def parse(text: str) -> list[str]:
+    """Return the moves of a text.
+
+    Raises:
+        ValueError: the text is empty or holds a word that is no move.
+    """
+    words = text.split()
+    unknown = [w for w in words if w not in MOVES]
+    if unknown or not words:
+        raise ValueError(f"a recipe is one or more of the words {', '.join(MOVES)}; got {text!r}.")
+    return words
+
+
+def draw_instances(shape: tuple[int, int], heaviest: int, draw: Generator) -> Instances:
+    """Return random knapsacks with their optima."""
+    weights = torch.randint(1, heaviest + 1, shape, generator=draw)
+    noise = torch.randint(-heaviest // 4, heaviest // 4 + 1, shape, generator=draw)
+    values = (weights + noise).clamp(min=1)
+    capacity = weights.sum(1) // 2
+    return Instances(weights, values, capacity, optimum(weights, values, capacity))
+
+
+def optimum(weights: Tensor, values: Tensor, capacity: Tensor) -> Tensor:
+    """Return the optimal values, (n,), by dynamic programming over capacities.
+
+    table[c] = highest value of weight <= c, item by item:
+    table[c] <- max(table[c], table[c - w] + v).
+    """
+    found = []
+    for w, v, limit in zip(weights.tolist(), values.tolist(), capacity.tolist(), strict=True):
+        table = torch.zeros(limit + 1, dtype=torch.long)
+        for weight, value in zip(w, v, strict=True):
+            if weight <= limit:
+                with_item = table[: limit + 1 - weight] + value
+                table[weight:] = torch.maximum(table[weight:], with_item)
+        found.append(table[-1])
+    return torch.stack(found)
+
+
+def empty(instances: Instances) -> Packing:
+    """Return empty knapsacks."""
+    return Packing(
+        torch.zeros_like(instances.weights, dtype=torch.bool), torch.zeros_like(instances.capacity)
+    )
+
+
+def follow(text: str, on: Instances, packing: Packing, moves: int, draw: Generator) -> Packing:
+    """Return the packing after `moves` moves, taken from the text in turn."""
+    words = parse(text)
+    taken, best = packing.taken.clone(), packing.best
+    for i in range(moves):
+        taken = _move(words[i % len(words)], on, taken, draw)
+        best = torch.maximum(best, (taken * on.values).sum(1))
+    return Packing(taken, best)
+
+
+def _move(word: str, on: Instances, taken: Tensor, draw: Generator) -> Tensor:
+    """Return the packings after one move each; a move without a legal item changes nothing."""
+    room = (on.capacity - (taken * on.weights).sum(1))[:, None]
+    random = torch.rand(taken.shape, generator=draw)
+    density = on.values / on.weights
+    addable = ~taken & (on.weights <= room)
+    if word == "add":
+        return taken ^ _highest(random, addable)
+    if word == "drop":
+        return taken ^ _highest(random, taken)
+    if word == "worst":
+        return taken ^ _highest(-density, taken)
+    out = _highest(random, taken)
+    lighter = on.weights <= room + (out * on.weights).sum(1, keepdim=True)
+    dearer = on.values > (out * on.values).sum(1, keepdim=True)
+    into = _highest(random, ~taken & lighter & dearer & out.any(1, keepdim=True))
+    return torch.where(into.any(1, keepdim=True), taken ^ out ^ into, taken)
+
+
+def _highest(score: Tensor, legal: Tensor) -> Tensor:
+    """Return a mask of the legal item of the highest score in each row, none where none is."""
+    index = torch.where(legal, score, -torch.inf).argmax(1, keepdim=True)
+    return torch.zeros_like(legal).scatter(1, index, True) & legal

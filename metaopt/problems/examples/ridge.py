@@ -1,0 +1,128 @@
+"""Ridge regression with one penalty per feature: hyperparameters by gradient, in closed form.
+
+The smallest problem with every part of the real ones, and the oracle of the tests: its inner
+solution and its hypergradient are known exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.engine.inner import GradientProblem, GradientState
+from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
+from metaopt.engine.protocols import Tree
+from metaopt.engine.random import fold, generator
+
+Data = tuple[Tensor, Tensor]
+
+
+class Ridge(GradientProblem):
+    """Choose log-penalties phi so that the ridge solution theta predicts held-out rows.
+
+    g(phi, theta) = |X theta - y|^2 / 2n + sum_j exp(phi_j) theta_j^2 / 2 on the training rows,
+    F(phi, theta) = |X' theta - y'|^2 / 2n' on the validation rows.
+
+    Inner solution: theta* = (X^T X / n + diag(exp phi))^{-1} X^T y / n.
+    Hypergradient at theta*: dF/dphi_j = -exp(phi_j) theta*_j q_j with (d2g/dtheta2) q = dF/dtheta.
+
+    Args:
+        features: number of features; the first half carries signal, the rest is noise.
+        rows: training rows n; as many again for validation and for test.
+        noise: standard deviation of the targets' noise.
+        spread: ratio of the largest to the smallest feature scale.
+        penalty: initial penalty exp(phi_j).
+        inner_optimizer: how theta is stepped.
+        seed: seed of the data.
+        dtype: "float64" or "float32".
+    """
+
+    def __init__(
+        self,
+        features: int = 20,
+        rows: int = 60,
+        noise: float = 0.5,
+        spread: float = 4.0,
+        penalty: float = 0.0085,
+        inner_optimizer: InnerOptimizer | None = None,
+        seed: int = 0,
+        dtype: str = "float64",
+    ) -> None:
+        if features < 1 or rows < 1:
+            raise ValueError(f"Ridge needs features, rows >= 1; got {features}, {rows}.")
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"Ridge needs dtype float32 or float64; got {dtype!r}.")
+        if penalty <= 0:
+            raise ValueError(f"Ridge needs penalty > 0; got {penalty}.")
+        self.inner_optimizer = inner_optimizer or SGD(lr=0.1)
+        self.penalty, self.features, self.dtype = penalty, features, getattr(torch, dtype)
+        draw = generator(fold(seed, "ridge"))
+        scales = torch.logspace(0, -1, features, base=spread, dtype=torch.float64)
+        truth = torch.randn(features, generator=draw, dtype=torch.float64)
+        truth[features // 2 :] = 0
+
+        def rows_of(n: int) -> Data:
+            x = torch.randn(n, features, generator=draw, dtype=torch.float64) * scales
+            y = x @ truth + noise * torch.randn(n, generator=draw, dtype=torch.float64)
+            return x.to(self.dtype), y.to(self.dtype)
+
+        self.train, self.validation, self.test = rows_of(rows), rows_of(rows), rows_of(rows)
+
+    def init_outer(self, generator: Generator) -> Tree:
+        """Return log-penalties, (features,)."""
+        start = torch.full((self.features,), self.penalty, dtype=self.dtype)
+        return {"log_penalty": start.log()}
+
+    def init_params(self, outer: Tree, generator: Generator) -> Tree:
+        """Return zero weights, (features,)."""
+        return {"weight": torch.zeros(self.features, dtype=self.dtype)}
+
+    def inner_batch(self, generator: Generator) -> Data:
+        """Return all training rows."""
+        return self.train
+
+    def outer_batch(self, generator: Generator) -> Data:
+        """Return all validation rows."""
+        return self.validation
+
+    def inner_loss(self, outer: Tree, inner: Tree, batch: Data) -> Tensor:
+        """Return half the mean squared error plus the penalty."""
+        penalty = (outer["log_penalty"].exp() * inner["weight"] ** 2).sum() / 2
+        return _half_mse(inner, batch) + penalty
+
+    def outer_loss(self, outer: Tree, inner: Tree, batch: Data) -> Tensor:
+        """Return half the mean squared error."""
+        return _half_mse(inner, batch)
+
+    def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float]:
+        """Return the test error of theta, and that of the exact ridge solution for phi."""
+        exact = {"weight": self.solve(outer)}
+        return {
+            "test_loss": float(_half_mse(inner.params, self.test)),
+            "test_loss_solved": float(_half_mse(exact, self.test)),
+        }
+
+    def hessian(self, outer: Tree) -> Tensor:
+        """Return d2g/dtheta2, (features, features)."""
+        x, _ = self.train
+        return x.T @ x / len(x) + torch.diag(outer["log_penalty"].exp())
+
+    def solve(self, outer: Tree) -> Tensor:
+        """Return theta*(phi), (features,)."""
+        x, y = self.train
+        return torch.linalg.solve(self.hessian(outer), x.T @ y / len(x))
+
+    def hypergradient(self, outer: Tree) -> Tree:
+        """Return dF(phi, theta*(phi))/dphi in closed form."""
+        x, y = self.validation
+        theta = self.solve(outer)
+        v = x.T @ (x @ theta - y) / len(x)
+        q = torch.linalg.solve(self.hessian(outer), v)
+        return {"log_penalty": -outer["log_penalty"].exp() * theta * q}
+
+
+def _half_mse(inner: Tree, data: Data) -> Tensor:
+    x, y = data
+    return ((x @ inner["weight"] - y) ** 2).mean() / 2

@@ -1,0 +1,1 @@
+"""Process reward models, as a task of domain reweighting."""

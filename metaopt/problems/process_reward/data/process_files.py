@@ -1,0 +1,118 @@
+"""Process supervision of one's own: files of chains, in any of the published formats."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from metaopt.problems.process_reward.data.dataset import ProcessData
+from metaopt.problems.process_reward.data.formats import Chain, leaked, meta_set, question_key, read
+
+Leaks = Literal["refuse", "drop", "keep"]
+
+
+def process_files(
+    train: str,
+    meta: str,
+    candidates: str | None = None,
+    held_out: str | None = None,
+    images: str | None = None,
+    meta_size: int | None = None,
+    limit: int | None = None,
+    leaks: Leaks = "refuse",
+    seed: int = 0,
+) -> ProcessData:
+    """Return chains of files, folders or data sets of the hub; formats are told by their columns.
+
+    Args:
+        train: chains with step labels; a chain without a domain takes its file's name.
+        meta: chains with an outcome; no question of `candidates` or `held_out` may be among them.
+        candidates: chains with an outcome, equally many for every question (text and images), in
+            any order; `None` for no best-of-n.
+        held_out: chains with true step labels, 0 or 1, by domain; `None` for no detection of
+            errors.
+        images: folder that the paths of images start from; `None` for the working folder.
+        meta_size: chains of the meta-set, even; `None` is the most that balance allows.
+        limit: most training chains of each domain, drawn by `seed`; `None` is all.
+        leaks: what becomes of training chains that ask a question of `candidates` or `held_out`:
+            refuse, drop (a warning counts them) or keep. Questions are compared as by `leaked`:
+            equal texts with other images count as equal.
+        seed: of the meta-set and of what a limit leaves out.
+
+    Raises:
+        FileNotFoundError: a source is missing.
+        ValueError: malformed rows, listed with file and line; a meta-set with one class, chains
+            without steps or leaked questions; leaked training chains, with their count; candidates
+            that are not equally many.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be >= 1 or null; got {limit}.")
+    if leaks not in get_args(Leaks):
+        raise ValueError(f"leaks must be one of {', '.join(get_args(Leaks))}; got {leaks!r}.")
+    asked: dict[tuple[str, tuple[str, ...]], list[Chain]] = {}
+    for chain in _chains(candidates, images):
+        asked.setdefault((question_key(chain.prompt), chain.images), []).append(chain)
+    tests = list(asked.values())
+    by_domain: dict[str, list[Chain]] = {}
+    for chain in _chains(held_out, images):
+        by_domain.setdefault(chain.domain, []).append(chain)
+    test = {
+        "candidates": [chain for row in tests for chain in row],
+        "held_out": [chain for chains in by_domain.values() for chain in chains],
+    }
+    return ProcessData(
+        train=_limited(_apart(_chains(train, images), test, leaks), limit, seed),
+        meta=meta_set(
+            _chains(meta, images), [*test["candidates"], *test["held_out"]], meta_size, seed
+        ),
+        candidates=tests,
+        held_out=by_domain,
+    )
+
+
+def _chains(source: str | None, images: str | None) -> list[Chain]:
+    if source is None:
+        return []
+    found = list(read(source).chains)
+    if images is None:
+        return found
+    root = Path(images)
+    return [replace(c, images=tuple(str(root / path) for path in c.images)) for c in found]
+
+
+def _apart(chains: list[Chain], test: Mapping[str, list[Chain]], leaks: Leaks) -> list[Chain]:
+    """Return the training chains, or those that ask no question of the test sets."""
+    found = {name: leaked(chains, known) for name, known in test.items() if known}
+    shared = {i for rows in found.values() for i in rows}
+    if leaks == "keep" or not shared:
+        return chains
+    counts = " and ".join(f"{len(rows)} of {name}" for name, rows in found.items() if rows)
+    said = f"train: {len(shared)} of {len(chains)} chains ask questions of the test, {counts}"
+    if leaks == "refuse":
+        first = min(shared)
+        raise ValueError(
+            f"{said}; the first is chain {first}, {chains[first].prompt!r:.80}. Set leaks=drop to "
+            "leave them out, or leaks=keep to train on them."
+        )
+    warnings.warn(f"{said}: left out", stacklevel=3)
+    return [chain for i, chain in enumerate(chains) if i not in shared]
+
+
+def _limited(chains: Sequence[Chain], limit: int | None, seed: int) -> list[Chain]:
+    """Return at most `limit` chains of each domain, in their order."""
+    if limit is None:
+        return list(chains)
+    rank = np.random.default_rng(seed).permutation(len(chains))
+    kept: set[int] = set()
+    counts: dict[str, int] = {}
+    for i in np.argsort(rank).tolist():
+        domain = chains[i].domain
+        if counts.setdefault(domain, 0) < limit:
+            counts[domain] += 1
+            kept.add(i)
+    return [chain for i, chain in enumerate(chains) if i in kept]

@@ -1,0 +1,71 @@
+"""The arithmetic policy as a policy on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from metaopt.problems.process_reward.data.arithmetic_policy import (
+    MODULUS,
+    NONE,
+    RELATIONS,
+    SAID,
+    ArithmeticPolicy,
+)
+
+
+class ArithmeticCompletion:
+    """Completes solutions of the arithmetic world; see
+    `metaopt.problems.process_reward.labelling.labelling.Policy`.
+
+    Args:
+        policy: writes the results.
+    """
+
+    def __init__(self, policy: ArithmeticPolicy) -> None:
+        self.policy = policy
+        self.name = policy.name
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        prefixes: Sequence[Sequence[str]],
+        draw: np.random.Generator,
+    ) -> list[str]:
+        """Return the steps that are missing, one a line, in the style of those that are written.
+
+        Raises:
+            ValueError: a prompt that is no question of the arithmetic world.
+        """
+        read = [_read(prompt) for prompt in prompts]
+        most = max((len(moves) for _, moves in read), default=0)
+        start, left = np.empty(len(read), int), np.full((len(read), most), NONE)
+        for i, ((first, moves), prefix) in enumerate(zip(read, prefixes, strict=True)):
+            start[i] = int(prefix[-1].split()[-1]) if prefix else first
+            rest = moves[len(prefix) :]
+            left[i, : len(rest)] = rest
+        values = self.policy.walk(start, left, draw)
+        fresh = draw.integers(0, len(RELATIONS), len(read))
+        found = []
+        for i, prefix in enumerate(prefixes):
+            relation = prefix[-1].split()[-2] if prefix else RELATIONS[fresh[i]]
+            lines, value = [], start[i]
+            for move, result in zip(left[i], values[i], strict=True):
+                if move != NONE:
+                    lines.append(f"{value}{SAID[move]} {relation} {result}")
+                    value = result
+            found.append("\n".join(lines))
+        return found
+
+
+def _read(prompt: str) -> tuple[int, list[int]]:
+    """Return start and moves of a question."""
+    words = prompt.split(" : ")[-1].split()
+    try:
+        if int(words[0]) not in range(MODULUS):
+            raise ValueError
+        moves = [SAID.index(word) for word in words[1:]]
+    except (ValueError, IndexError):
+        raise ValueError(f"no question of the arithmetic world: {prompt!r:.80}") from None
+    return int(words[0]), moves

@@ -1,0 +1,281 @@
+"""Monte-Carlo step labels: how often a policy gets from a step to the right answer.
+
+The label of a step is the share of completions of the chain up to it that end right (Wang et al.,
+ACL 2024). Rollouts go where they tell something: a step that has only right or only wrong ones
+after `minimum` of them is decided, the others get `maximum`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from metaopt.problems.process_reward.data.final_answers import agree, final_answer
+from metaopt.problems.process_reward.data.formats import Chain, rows_of
+from metaopt.problems.process_reward.data.formats.chain import from_chain
+
+SETTINGS = "labelling.settings"
+"""File of a folder of shards that says what was asked for."""
+
+
+class Policy(Protocol):
+    """Completes solutions.
+
+    Attributes:
+        name: names the policy and whatever else decides its completions, but no credentials.
+    """
+
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        ...
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        prefixes: Sequence[Sequence[str]],
+        draw: np.random.Generator,
+    ) -> Sequence[str | None]:
+        """Return for each question and its first steps the rest of a solution.
+
+        Args:
+            prompts: the questions.
+            prefixes: of each question the steps that are written; the last may be all there is.
+            draw: source of all randomness; another state gives independent completions.
+
+        Returns:
+            The rest, "" where nothing is missing, and `None` where there is no completion (a
+            failure, or one that was cut off): it is not counted.
+        """
+        ...
+
+
+class Judge(Protocol):
+    """Decides about answers that rules cannot decide.
+
+    Attributes:
+        name: names the judge and whatever else decides its verdicts, but no credentials.
+    """
+
+    @property
+    def name(self) -> str:
+        """The judge's name."""
+        ...
+
+    def __call__(
+        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
+    ) -> Sequence[bool | None]:
+        """Return whether each answer is right; `None`, not counted, where that stays open."""
+        ...
+
+
+def label_steps(
+    chains: Sequence[Chain],
+    references: Sequence[str],
+    policy: Policy,
+    folder: str | Path,
+    judge: Judge | None = None,
+    minimum: int = 4,
+    maximum: int = 8,
+    batch: int = 64,
+    seed: int = 0,
+) -> list[Chain]:
+    """Return the chains with counts of right rollouts and labels, and write them to a folder.
+
+    Each batch of chains is a shard, 00000.jsonl and so on, written when it is done. Called again
+    after it was killed, it goes on with the shards that are missing, and since a rollout's
+    randomness is a function of seed, shard and turn, the files are those of an uninterrupted run.
+    Counts that chains bring along are added to; labels of steps without any rollout are unknown.
+
+    The final answer is judged by rules (`final_answers.agree`), then by the judge if there is one;
+    without one, what rules cannot decide is wrong. Stopping early favours the likelier side: with
+    success probability p a label's mean is off by (1 - m/M) p q (p^(m-1) - q^(m-1)), with
+    q = 1 - p, m the minimum and M the maximum (0.04 at most for 4 and 8).
+
+    Args:
+        chains: their steps are labelled; their own outcome is not used.
+        references: the right answer of each.
+        policy: writes the rollouts.
+        folder: of the shards; it is made where it is missing.
+        judge: decides what rules cannot, or `None`.
+        minimum: rollouts of each step.
+        maximum: rollouts of a step whose rollouts are neither all right nor all wrong.
+        batch: chains of a shard.
+        seed: another seed is other rollouts.
+
+    Raises:
+        ValueError: an argument out of its range; chains without steps; or a folder that holds
+            shards of other chains or settings, which are named.
+
+    Cost: minimum to maximum completions a step, in at most `maximum` calls of the policy a shard.
+    """
+    chains = list(chains)
+    if not 1 <= minimum <= maximum or batch < 1:
+        raise ValueError(
+            f"label_steps needs 1 <= minimum <= maximum and batch >= 1; got minimum={minimum}, "
+            f"maximum={maximum}, batch={batch}."
+        )
+    if len(references) != len(chains):
+        raise ValueError(
+            f"references must be one per chain; got {len(references)} for {len(chains)} chains."
+        )
+    stepless = [i for i, chain in enumerate(chains) if not chain.steps]
+    if stepless:
+        raise ValueError(f"{len(stepless)} chains have no steps; the first is {stepless[0]}.")
+    folder = Path(folder)
+    content = [rows_of(chains, "chain"), list(references)]
+    _claim(
+        folder,
+        {
+            "chains": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+            "policy": policy.name,
+            "judge": None if judge is None else judge.name,
+            "minimum": minimum,
+            "maximum": maximum,
+            "batch": batch,
+            "seed": seed,
+        },
+    )
+    labelled: list[Chain] = []
+    for shard, start in enumerate(range(0, len(chains), batch)):
+        path = folder / f"{shard:05d}.jsonl"
+        if not path.exists():
+            part = slice(start, start + batch)
+            counts = Counts(chains[part], minimum, maximum)
+            for turn in range(maximum):
+                draw = np.random.default_rng([seed, shard, turn])
+                if not counts.extend(references[part], policy, judge, draw):
+                    break
+            _write(path, counts.chains())
+        lines = path.read_text(encoding="utf-8").split("\n")
+        labelled += [from_chain(json.loads(line)) for line in lines if line]
+    return labelled
+
+
+class Counts:
+    """Right and all rollouts of every step of some chains.
+
+    Args:
+        given: the chains; counts that they have are where these start.
+        minimum: rollouts of each step.
+        maximum: rollouts of an undecided step.
+    """
+
+    def __init__(self, given: Sequence[Chain], minimum: int, maximum: int) -> None:
+        self._given, self._minimum, self._maximum = given, minimum, maximum
+        self._right = [[x or 0 for x in c.successes] or [0] * len(c.steps) for c in given]
+        self._tried = [[x or 0 for x in c.rollouts] or [0] * len(c.steps) for c in given]
+
+    def extend(
+        self,
+        references: Sequence[str],
+        policy: Policy,
+        judge: Judge | None,
+        draw: np.random.Generator,
+    ) -> int:
+        """Add a rollout to every undecided step; return how many those were."""
+        open_ = [
+            (i, s)
+            for i, chain in enumerate(self._given)
+            for s in range(len(chain.steps))
+            if self._undecided(self._right[i][s], self._tried[i][s])
+        ]
+        if not open_:
+            return 0
+        prompts = [self._given[i].prompt for i, _ in open_]
+        prefixes = [self._given[i].steps[: s + 1] for i, s in open_]
+        rests = policy.complete(prompts, prefixes, draw)
+        whole = [
+            None if rest is None else "\n".join([*prefix, rest] if rest else prefix)
+            for prefix, rest in zip(prefixes, rests, strict=True)
+        ]
+        wanted = [references[i] for i, _ in open_]
+        for (i, s), right in zip(open_, judged(prompts, whole, wanted, judge), strict=True):
+            if right is not None:
+                self._right[i][s] += right
+                self._tried[i][s] += 1
+        return len(open_)
+
+    def _undecided(self, right: int, tried: int) -> bool:
+        return tried < self._minimum or (0 < right < tried and tried < self._maximum)
+
+    def chains(self) -> list[Chain]:
+        """Return the chains with these counts and the labels that follow from them."""
+        return [
+            replace(
+                chain,
+                labels=tuple(a / b if b else None for a, b in zip(right, tried, strict=True)),
+                successes=tuple(right),
+                rollouts=tuple(tried),
+            )
+            for chain, right, tried in zip(self._given, self._right, self._tried, strict=True)
+        ]
+
+
+def judged(
+    prompts: Sequence[str],
+    responses: Sequence[str | None],
+    references: Sequence[str],
+    judge: Judge | None = None,
+) -> list[bool | None]:
+    """Return whether each response's final answer is right: by rules, then by the judge.
+
+    Without a judge what rules cannot decide is wrong. A response without an answer is wrong, no
+    response (`None`) is neither.
+    """
+    answers = [None if text is None else final_answer(text) for text in responses]
+    found = [
+        None if answer is None else agree(answer, reference)
+        for answer, reference in zip(answers, references, strict=True)
+    ]
+    left = [i for i, x in enumerate(found) if x is None and answers[i] is not None]
+    if judge is None:
+        for i in left:
+            found[i] = False
+        return found
+    if left:
+        given = [answers[i] or "" for i in left]
+        said = judge([prompts[i] for i in left], given, [references[i] for i in left])
+        for i, right in zip(left, said, strict=True):
+            found[i] = right
+    return found
+
+
+def digest(text: str) -> str:
+    """Return eight hexadecimal digits that tell a text, such as a template, in a name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new folder, or check those of one that is continued."""
+    path = folder / SETTINGS
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        other = [key for key in settings if earlier.get(key) != settings[key]]
+        if other:
+            said = ", ".join(f"{k}={earlier.get(k)!r} (now {settings[k]!r})" for k in other)
+            raise ValueError(f"{folder} holds rollouts of other settings: {said}. Name another.")
+        return
+    if any(folder.glob("*.jsonl")):
+        raise ValueError(f"{folder} holds .jsonl files that are no shards. Name another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _write(path: Path, chains: Sequence[Chain]) -> None:
+    rows = rows_of(chains, "chain")
+    _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that is either whole or not there."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,230 @@
+"""A transformers model with a head that reads one number where a step ends."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from metaopt.nn.word_tokenizer import word_tokenizer
+from metaopt.problems.process_reward.model.checkpointed import checkpoint_layers
+from metaopt.problems.process_reward.model.steps import Solution
+
+Source = str | Path | Mapping[str, Any] | PretrainedConfig
+IMAGE_TOKENS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class StepReader(nn.Module):
+    """z = w . h + b, or w . (V h) + b with V the language model's map to words.
+
+    Args:
+        backbone: returns last_hidden_state.
+        vocabulary: V, or `None`.
+        head: w and b; they are applied in their own precision.
+        autocast: precision of what comes before the head, or `None` for that of the weights.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        vocabulary: nn.Module | None,
+        head: nn.Linear,
+        autocast: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.vocabulary, self.head = backbone, vocabulary, head
+        self.autocast = autocast
+        self.causal = True
+
+    def forward(self, batch: tuple[Mapping[str, Tensor], Tensor, Tensor]) -> Tensor:
+        """Return z (B, S) from what the backbone takes, lengths (B,) and places (B, S).
+
+        Rows are padded on the right, where a causal model does not look; others get a mask.
+        """
+        inputs, lengths, ends = batch
+        kind = lengths.device.type
+        with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
+            hidden = self.backbone(**inputs, **self._mask(inputs, lengths)).last_hidden_state
+            rows = torch.arange(len(ends), device=ends.device)
+            read = hidden[rows[:, None], ends]
+            if self.vocabulary is not None:
+                read = self.vocabulary(read)
+        with torch.autocast(kind, enabled=False):
+            return self.head(read.to(self.head.weight.dtype)).squeeze(-1)
+
+    def _mask(self, inputs: Mapping[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
+        if self.causal:
+            return {}
+        places = torch.arange(inputs["input_ids"].shape[1], device=lengths.device)
+        return {"attention_mask": (places < lengths[:, None]).long()}
+
+
+def tokenizer_of(
+    source: Source,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None,
+    train: Sequence[Solution],
+) -> PreTrainedTokenizerBase:
+    """Return a tokenizer: the given one, the source's, or one of the words of training chains."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    if tokenizer is not None or isinstance(source, (str, Path)):
+        return AutoTokenizer.from_pretrained(source if tokenizer is None else tokenizer)
+    return word_tokenizer(text for chain in train for text in (chain.prompt, *chain.steps))
+
+
+class Backbone:
+    """Builds `StepReader`s; see `TransformerScorer` for the arguments."""
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: PreTrainedTokenizerBase,
+        head: str,
+        dtype: torch.dtype,
+        autocast: torch.dtype | None,
+        attention: str,
+        lora: Mapping[str, Any] | None,
+        seed: int,
+        checkpointing: bool = False,
+    ) -> None:
+        self.source = source
+        self.config = _configuration(source, tokenizer)
+        self.head, self.dtype, self.autocast, self.attention = head, dtype, autocast, attention
+        self.lora, self.seed, self.checkpointing = lora, seed, checkpointing
+        if lora is not None and autocast is not None:
+            self.dtype = autocast
+        if lora is not None:
+            _lora_config(lora)
+
+    def build(self, seed: int) -> StepReader:
+        """Return a module whose new weights are drawn from `seed`.
+
+        Raises:
+            ValueError: the vocabulary head of a model that scales or caps its logits, or a model
+                that cannot be checkpointed.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed if self.lora is None else self.seed)
+            backbone, vocabulary = self._parts(self._model())
+            torch.manual_seed(seed)
+            if self.lora is not None:
+                _adapt(backbone, vocabulary, self.lora)
+            if self.checkpointing:
+                checkpoint_layers(backbone)
+            width = backbone.config.get_text_config().hidden_size
+            outputs = width if vocabulary is None else vocabulary.weight.shape[0]
+            head = nn.Linear(outputs, 1)
+            reader = StepReader(backbone, vocabulary, head, self.autocast)
+            reader.causal = _is_causal(reader.eval())
+        return reader
+
+    def _model(self) -> PreTrainedModel:
+        kind: Any = AutoModel
+        if self.head == "vocabulary":
+            sees = is_visual(self.config)
+            kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        how = {"attn_implementation": self.attention, "dtype": self.dtype}
+        if not isinstance(self.source, (str, Path)):
+            return kind.from_config(copy.deepcopy(self.config), **how)
+        return kind.from_pretrained(self.source, use_safetensors=True, **how)
+
+    def _parts(self, model: Any) -> tuple[Any, Any]:
+        text = model.config.get_text_config()
+        text.use_cache = False
+        if self.head == "hidden":
+            if "pooler" in dict(model.named_children()):
+                model.pooler = None
+            return model, None
+        scaled = [k for k in SCALED if getattr(text, k, None) not in (None, 1.0)]
+        if scaled:
+            raise ValueError(
+                f'head="vocabulary" needs logits that are linear in the hidden state; this model '
+                f"has {scaled[0]}={getattr(text, scaled[0])}. Take head=hidden."
+            )
+        return model.base_model, model.get_output_embeddings()
+
+
+def _configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Return the source's configuration; a dict gets the tokenizer's vocabulary."""
+    if isinstance(source, (str, Path)):
+        return AutoConfig.from_pretrained(source)
+    if isinstance(source, PretrainedConfig):
+        return source
+    if "model_type" not in source:
+        raise ValueError(
+            f"source needs a model_type, such as qwen2, beside {', '.join(source)}; or give a "
+            "folder or an id of the hub."
+        )
+    ids = {k: getattr(tokenizer, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    size = len(tokenizer)
+    values = dict(source)
+    if "vision_config" in source:
+        images = {name: size + i for i, name in enumerate(IMAGE_TOKENS) if name not in source}
+        values = {**images, **source}
+        size += len(images)
+        values["text_config"] = {"vocab_size": size, **ids, **source.get("text_config", {})}
+        given = values["text_config"]["vocab_size"]
+    else:
+        values = {"vocab_size": size, **ids, **source}
+        given = values["vocab_size"]
+    if given < size:
+        raise ValueError(
+            f"source has vocab_size={given}, fewer than the {size} tokens "
+            "of its tokenizer; leave it out to take that number."
+        )
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def is_visual(config: PretrainedConfig) -> bool:
+    """Return whether a model of this configuration takes images as Qwen2-VL does."""
+    return {"vision_config", *IMAGE_TOKENS} <= set(config.to_dict())
+
+
+def _lora_config(lora: Mapping[str, Any]) -> Any:
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError(
+            "lora needs peft: pip install metaopt[lora]; or leave lora out to train every weight."
+        ) from error
+    try:
+        return LoraConfig(**lora)
+    except TypeError as error:
+        raise ValueError(f"lora must hold arguments of peft.LoraConfig: {error}.") from error
+
+
+def _adapt(backbone: nn.Module, vocabulary: nn.Module | None, lora: Mapping[str, Any]) -> None:
+    """Freeze the model and add adapters, in float32, to it."""
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(_lora_config(lora), backbone)
+    if vocabulary is not None:
+        vocabulary.requires_grad_(False)
+    for value in backbone.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()
+
+
+@torch.no_grad()
+def _is_causal(reader: StepReader) -> bool:
+    """Ask the model itself: does the second token change what it says of the first?"""
+    rows = [
+        reader.backbone(input_ids=torch.tensor([[1, token]])).last_hidden_state[0, 0]
+        for token in (1, 2)
+    ]
+    return torch.equal(*rows)

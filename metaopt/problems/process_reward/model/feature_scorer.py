@@ -1,0 +1,97 @@
+"""A process reward model on frozen features of text: minutes on a processor."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import dropout
+
+from metaopt.nn.stacked_features import ACTIVATIONS
+from metaopt.problems.process_reward.model.steps import Solution, Steps
+from metaopt.problems.process_reward.model.text_features import TextFeatures
+
+
+class FeatureScorer:
+    """z = MLP(x) of each step, x its `TextFeatures`: a `StepScorer` without a language model.
+
+    What has a leading axis R in the tensors has one in the log-odds: R models, trained at once.
+
+    Args:
+        train: training chains, on whose text alone the features are fitted.
+        size, words: see `TextFeatures.fit`.
+        widths: sizes of the hidden layers, each >= 1; empty for a linear model.
+        activation: tanh, relu or gelu.
+        dropout: probability of dropping a hidden unit, in [0, 1).
+        seed: of the features.
+        features: fitted already; `None` to fit them.
+
+    Raises:
+        ValueError: one of these is not met.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Solution],
+        size: int = 64,
+        words: int = 20_000,
+        widths: Sequence[int] = (128,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        seed: int = 0,
+        features: TextFeatures | None = None,
+    ) -> None:
+        if any(width < 1 for width in widths):
+            raise ValueError(f"FeatureScorer needs widths >= 1; got {list(widths)}.")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be in {list(ACTIVATIONS)}; got {activation!r}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"FeatureScorer needs 0 <= dropout < 1; got {dropout}.")
+        self.features = features or TextFeatures.fit(train, size, words, seed)
+        self.widths, self.activation, self.dropout = tuple(widths), activation, dropout
+
+    def encode(self, chains: Sequence[Solution]) -> Steps:
+        """Return chains as rows of one table of features.
+
+        Raises:
+            ValueError: no chain, or one without steps.
+        """
+        table = self.features(chains)
+        counts = torch.tensor([len(chain.steps) for chain in chains])
+        places = torch.arange(int(counts.max()))
+        mask = places < counts[:, None]
+        ends = ((counts.cumsum(0) - counts)[:, None] + places).masked_fill(~mask, 0)
+        return Steps(mask=mask, ends=ends, cut=torch.zeros_like(counts), table=table)
+
+    def init(self, generator: Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return {"0.weight": (inputs, outputs), "0.bias": (1, outputs), ...} and no buffers.
+
+        Both are uniform in +-1 / sqrt(inputs), as in `torch.nn.Linear`.
+        """
+        params = {}
+        sizes = (self.features.width, *self.widths, 1)
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+            for name, rows in (("weight", fan_in), ("bias", 1)):
+                drawn = torch.rand(rows, fan_out, generator=generator, device=generator.device)
+                params[f"{layer}.{name}"] = (2 * drawn - 1) / math.sqrt(fan_in)
+        return params, {}
+
+    def logits(self, tensors: Mapping[str, Tensor], steps: Steps, train: bool) -> Tensor:
+        """Return the log-odds (B, S), or (R, B, S); 0 where the mask is False.
+
+        Raises:
+            ValueError: chains that another scorer has encoded.
+        """
+        if steps.table is None:
+            raise ValueError("these chains were not encoded by a FeatureScorer; encode them anew.")
+        x = steps.table[steps.ends[steps.mask]].to(tensors["0.weight"].dtype)
+        for layer in range(len(self.widths) + 1):
+            if layer:
+                x = dropout(ACTIVATIONS[self.activation](x), self.dropout, train)
+            x = x @ tensors[f"{layer}.weight"] + tensors[f"{layer}.bias"]
+        at = steps.mask.flatten().nonzero().squeeze(1)
+        empty = x.new_zeros(*x.shape[:-2], steps.mask.numel())
+        return empty.index_copy(-1, at, x.squeeze(-1)).unflatten(-1, steps.mask.shape)

@@ -1,0 +1,133 @@
+"""Frozen features of steps: TF-IDF of question, prefix and step, reduced by a truncated SVD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.preprocessing import normalize
+from torch import Tensor
+
+from metaopt.problems.process_reward.model.steps import Solution, check_steps
+
+TOKEN = r"(?u)\w+|[^\w\s]"
+FARTHEST = 10.0
+"""Deviations from the mean at which features end: words that training knows by one question or
+two have deviations so small that a question without them would be hundreds away."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """x = ([V q, V p, V s, log(1 + i), log(1 + |s|)] - mean) / deviation of every step.
+
+    q, p and s are the TF-IDF vectors (words, numbers and signs; (1 + log count) idf, of norm 1) of
+    the question, of the steps before, and of the step i itself; |s| is its number of words. Each
+    feature is clipped to [-10, 10].
+
+    Args:
+        vocabulary: words, in the order of the columns.
+        idf: their inverse document frequencies.
+        components: V, (size, words).
+        mean, deviation: of the features on the training chains.
+    """
+
+    vocabulary: tuple[str, ...]
+    idf: Tensor
+    components: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def fit(
+        cls, chains: Sequence[Solution], size: int = 64, words: int = 20_000, seed: int = 0
+    ) -> TextFeatures:
+        """Return the features of training chains, whose text alone is read.
+
+        Args:
+            chains: each with a step.
+            size: columns of V, >= 1; fewer where the text has fewer words.
+            words: most words of the vocabulary, the most frequent ones, >= 1.
+            seed: of the randomised SVD.
+
+        Raises:
+            ValueError: one of these is not met, or texts without words.
+
+        Reference: Halko, Martinsson and Tropp, SIAM Review 2011 (randomised SVD).
+        """
+        if size < 1 or words < 1:
+            raise ValueError(f"features need size >= 1 and words >= 1; got {size} and {words}.")
+        check_steps(chains)
+        counter = CountVectorizer(token_pattern=TOKEN, max_features=words, dtype=np.float32)
+        texts = [t for chain in chains for t in (chain.prompt, *chain.steps)]
+        try:
+            counts = counter.fit_transform(texts)
+        except ValueError as error:
+            raise ValueError("the training chains have no word to make features of.") from error
+        idf = TfidfTransformer(sublinear_tf=True).fit(counts).idf_.astype(np.float32)
+        size = min(size, *counts.shape)
+        svd = TruncatedSVD(size, algorithm="randomized", random_state=seed)
+        svd.fit(_tfidf(counts, idf))
+        width = 3 * size + 2
+        start = cls(
+            tuple(map(str, counter.get_feature_names_out())),
+            torch.from_numpy(idf),
+            torch.from_numpy(svd.components_.astype(np.float32)),
+            torch.zeros(width),
+            torch.ones(width),
+        )
+        found = start(chains)
+        deviation = found.std(0, correction=0)
+        deviation = torch.where(deviation > 1e-6, deviation, 1.0)
+        return cls(start.vocabulary, start.idf, start.components, found.mean(0), deviation)
+
+    @property
+    def width(self) -> int:
+        """Number of features of a step."""
+        return len(self.mean)
+
+    def __call__(self, chains: Sequence[Solution]) -> Tensor:
+        """Return the features (total steps, width) of all steps, chain after chain."""
+        check_steps(chains)
+        counter = CountVectorizer(
+            token_pattern=TOKEN, vocabulary=list(self.vocabulary), dtype=np.float32
+        )
+        numbers = [len(chain.steps) for chain in chains]
+        questions = counter.transform([chain.prompt for chain in chains])
+        steps = counter.transform([step for chain in chains for step in chain.steps])
+        before = sparse.csr_matrix(_strictly_before(numbers) @ steps)
+        blocks = [self._reduce(block) for block in (questions, before, steps)]
+        blocks[0] = np.repeat(blocks[0], numbers, axis=0)
+        place = np.concatenate([np.arange(n) for n in numbers])
+        length = np.asarray(steps.sum(1)).ravel()
+        more = np.log1p(np.stack([place, length], 1)).astype(np.float32)
+        found = torch.from_numpy(np.concatenate([*blocks, more], 1))
+        return ((found - self.mean) / self.deviation).clamp_(-FARTHEST, FARTHEST)
+
+    def _reduce(self, counts: sparse.csr_matrix) -> np.ndarray:
+        return np.asarray(_tfidf(counts, self.idf.numpy()) @ self.components.numpy().T)
+
+
+def _tfidf(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
+    weighted = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
+    weighted.data = 1 + np.log(weighted.data)
+    return normalize(weighted @ sparse.diags(idf), copy=False)
+
+
+def _strictly_before(numbers: Sequence[int]) -> sparse.csr_matrix:
+    """Return the matrix that sums, for each step, the rows of the steps before it in its chain."""
+    starts = [0, *accumulate(numbers)]
+    pairs = [
+        (start + i, start + j)
+        for start, number in zip(starts, numbers, strict=False)
+        for i in range(number)
+        for j in range(i)
+    ]
+    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    ones = np.ones(len(rows), dtype=np.float32)
+    return sparse.csr_matrix((ones, (rows, columns)), shape=(starts[-1], starts[-1]))

@@ -1,0 +1,152 @@
+"""Chains as token ids, and where in them each step is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from metaopt.problems.process_reward.model.steps import Solution, Steps, check_steps
+
+MARK = "\x00"
+
+
+class TokenLayout:
+    """[start] prompt [sep] step 1 [sep] step 2 [sep] ..., each step read at its separator's end.
+
+    Prompt and steps are tokenised one by one, so the tokens of a prefix are a prefix of the tokens:
+    what a causal model says of a step does not depend on the steps after it.
+
+    Args:
+        tokenizer: any; it is left as it is.
+        separator: text between prompt and steps and after each step; "" to read a step at its own
+            last token.
+        max_length: most tokens of a chain, or `None`. The prompt loses its beginning first; steps
+            that still do not fit are left out and counted.
+        chat: whether the tokenizer's chat template, with its prompt for an answer, stands around
+            the text (of a user).
+
+    Raises:
+        ValueError: a separator without tokens, max_length below 1, or no chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        separator: str = "\n\n",
+        max_length: int | None = None,
+        chat: bool = False,
+    ) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.separator = self._ids([separator])[0] if separator else []
+        if separator and not self.separator:
+            raise ValueError(
+                f"separator={separator!r} has no token in this vocabulary; give a text that has, "
+                'or "" to read each step at its own last token.'
+            )
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be >= 1 or null; got {max_length}.")
+        self.start, self.tail = self._template() if chat else (self._start(), [])
+
+    def encode(self, chains: Sequence[Solution], images: Sequence[Sequence[int]] = ()) -> Steps:
+        """Return chains as token ids, those of `images` (one list per chain) before the prompt.
+
+        Raises:
+            ValueError: no chain, one without steps, a step without tokens (without a separator to
+                be read at), or a chain whose first step alone is longer than max_length.
+        """
+        check_steps(chains)
+        prompts = self._ids([chain.prompt for chain in chains])
+        texts = iter(self._ids([step for chain in chains for step in chain.steps]))
+        rows, ends, cut = [], [], []
+        for i, (chain, prompt) in enumerate(zip(chains, prompts, strict=True)):
+            steps = [next(texts) + self.separator for _ in chain.steps]
+            if not all(steps):
+                raise ValueError(
+                    f"chain {i} has a step without tokens, {chain.steps!r}; drop it, or give a "
+                    "separator to read it at."
+                )
+            before = self.start + list(images[i] if images else ())
+            row, at = self._row(i, before, prompt + self.separator, steps)
+            rows.append(row)
+            ends.append(at)
+            cut.append(len(steps) - len(at))
+        width = max(len(chain.steps) for chain in chains)
+        counts = torch.tensor([len(at) for at in ends])
+        return Steps(
+            mask=torch.arange(width) < counts[:, None],
+            ends=_padded(ends, width, 0),
+            cut=torch.tensor(cut),
+            ids=_padded(rows, max(map(len, rows)), self.pad),
+            lengths=torch.tensor([len(row) for row in rows]),
+        )
+
+    @property
+    def pad(self) -> int:
+        """Id of what fills rows; no score depends on it."""
+        found = self.tokenizer.pad_token_id
+        return 0 if found is None else int(found)
+
+    def prefixes(self, steps: Steps) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids (P, T), lengths (P,) and chains (P,) of a batch with one row per prefix.
+
+        Rows are in the order of `mask.nonzero()`; each ends with the template's tail, if any.
+        """
+        assert steps.ids is not None
+        chain, step = steps.mask.nonzero(as_tuple=True)
+        lengths = steps.ends[chain, step] + 1
+        ids = nn.functional.pad(steps.ids, (0, len(self.tail)), value=self.pad)[chain]
+        places = torch.arange(ids.shape[1], device=ids.device)
+        ids = ids.masked_fill(places >= lengths[:, None], self.pad)
+        if self.tail:
+            tail = torch.tensor(self.tail, device=ids.device)
+            at = lengths[:, None] + torch.arange(len(tail), device=ids.device)
+            ids = ids.scatter(1, at, tail.expand(len(ids), -1))
+            lengths = lengths + len(tail)
+        return ids[:, : int(lengths.max())], lengths, chain
+
+    def _row(
+        self, i: int, before: list[int], prompt: list[int], steps: list[list[int]]
+    ) -> tuple[list[int], list[int]]:
+        if self.max_length is not None:
+            room = self.max_length - len(before) - len(self.tail)
+            fits = [total <= room for total in accumulate(map(len, steps))]
+            if not fits[0]:
+                raise ValueError(
+                    f"the first step of chain {i} has {len(steps[0])} tokens, of which "
+                    f"{max(room, 0)} fit into max_length={self.max_length}."
+                )
+            steps = steps[: sum(fits)]
+            keep = room - sum(map(len, steps))
+            prompt = prompt[max(len(prompt) - keep, 0) :]
+        row = before + prompt
+        lengths = list(accumulate(map(len, steps)))
+        return row + [t for step in steps for t in step], [len(row) + n - 1 for n in lengths]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        distinct = list(dict.fromkeys(texts))
+        found = self.tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+        known = {text: list(row) for text, row in zip(distinct, found, strict=True)}
+        return [known[text] for text in texts]
+
+    def _start(self) -> list[int]:
+        known = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id} - {None}
+        return [t for t in self.tokenizer("")["input_ids"] if t in known]
+
+    def _template(self) -> tuple[list[int], list[int]]:
+        if not self.tokenizer.chat_template:
+            raise ValueError("chat=true needs a tokenizer with a chat template; this one has none.")
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
+        )
+        start, found, tail = str(text).partition(MARK)
+        if not found:
+            raise ValueError("chat=true needs a chat template that shows what the user says.")
+        return self._ids([start])[0], self._ids([tail])[0]
+
+
+def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])

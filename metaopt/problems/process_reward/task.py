@@ -1,0 +1,286 @@
+"""A process reward model as a task of `DomainReweighting`: step labels below, outcomes above."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.engine.protocols import Tree
+from metaopt.metrics.best_of_n import best_of_n, majority_vote, pass_at_n
+from metaopt.metrics.calibration import auroc, expected_calibration_error
+from metaopt.problems.process_reward.data.dataset import ProcessData
+from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.model.aggregation import (
+    AGGREGATES,
+    LOSSES,
+    aggregate,
+    outcome_loss,
+    step_loss,
+)
+from metaopt.problems.process_reward.model.scorer import ScorerFactory, Steps, scores
+from metaopt.problems.process_reward.report import compare
+
+
+class ProcessSupervision:
+    """Rows are chains with step labels, meta rows are chains with an outcome.
+
+    l_i = mean over labelled steps of (sigma(z) - p)^2;   m_j = (sigma(A(z)) - r)^2,
+    z the log-odds of the steps, p their labels, A an aggregate over the chain, r its outcome.
+
+    Args:
+        data: chains, meta-set, test questions; see `ProcessData`.
+        scorer: makes the process reward model from the training chains.
+        row_loss: mse or bce, of steps.
+        meta_loss: mse or bce, of outcomes.
+        aggregation: how the meta-loss sums up a chain: mean, sum, last, min or product.
+        ranking: how candidates are ranked, likewise.
+        evaluation_batch: chains scored at a time, >= 1.
+        device: where chains and parameters live.
+
+    Attributes:
+        domains, domain, meta_rows, quality: see `ReweightingTask`.
+        meta_kinds: outcomes of the meta-set, in whose shares meta batches are drawn.
+        correct: which candidates are right, (Q, C).
+
+    A scorer's max_length may cut chains: a warning counts them, steps that were cut off are neither
+    trained on nor scored, and a first wrong step among them counts as not found.
+
+    Raises:
+        ValueError: names the argument and what is legal; training chains whose labels were all cut
+            off, with their count.
+
+    Reference: Cao et al., DreamPRM, NeurIPS 2025.
+    """
+
+    def __init__(
+        self,
+        data: ProcessData,
+        scorer: ScorerFactory,
+        row_loss: str = "mse",
+        meta_loss: str = "mse",
+        aggregation: str = "mean",
+        ranking: str = "mean",
+        evaluation_batch: int = 256,
+        device: str = "cpu",
+    ) -> None:
+        for name, value, legal in (
+            ("row_loss", row_loss, LOSSES),
+            ("meta_loss", meta_loss, LOSSES),
+            ("aggregation", aggregation, AGGREGATES),
+            ("ranking", ranking, AGGREGATES),
+        ):
+            if value not in legal:
+                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
+        if evaluation_batch < 1:
+            raise ValueError(f"evaluation_batch must be >= 1; got {evaluation_batch}.")
+        self.data, self.device = data, torch.device(device)
+        self.row_loss, self.meta_loss = row_loss, meta_loss
+        self.aggregation, self.ranking = aggregation, ranking
+        self.evaluation_batch = evaluation_batch
+        self.scorer = scorer(data.train)
+        self.compute_dtype: torch.dtype | None = getattr(self.scorer, "compute_dtype", None)
+        self.domains = data.domains
+        index = {name: k for k, name in enumerate(self.domains)}
+        self.domain = torch.tensor([index[chain.domain] for chain in data.train])
+        self.meta_rows = len(data.meta)
+        self.quality: Tensor | None = None
+        if data.quality is not None:
+            self.quality = torch.tensor([data.quality[name] for name in self.domains])
+        self._train = self._encode("train", data.train)
+        self._labels, known = self._labelled(data.train, self._train)
+        self._known = known & self._train.mask
+        _check_labels(self._known)
+        if data.meta:
+            self._meta = self._encode("meta", data.meta)
+        self.meta_kinds = torch.tensor([int(bool(chain.outcome)) for chain in data.meta])
+        self._outcome = self.meta_kinds.float().to(device)
+        self.correct = torch.tensor([[bool(c.outcome) for c in row] for row in data.candidates])
+
+    def _encode(self, part: str, chains: Sequence[Chain]) -> Steps:
+        steps = self.scorer.encode(chains)
+        cut = int((steps.cut > 0).sum())
+        if cut:
+            warnings.warn(
+                f"{part}: {cut} of {len(chains)} chains are longer than the scorer's max_length "
+                f"and lose {int(steps.cut.sum())} of {sum(len(c.steps) for c in chains)} steps.",
+                stacklevel=2,
+            )
+        return steps.to(self.device)
+
+    def _labelled(self, chains: Sequence[Chain], steps: Steps) -> tuple[Tensor, Tensor]:
+        """Return labels, 0 where unknown, and which are known, (n, S) each, cut steps too."""
+        width = steps.mask.shape[1]
+        rows = [(*chain.labels[:width], *(None,) * (width - len(chain.labels))) for chain in chains]
+        labels = torch.tensor([[0.0 if x is None else x for x in row] for row in rows])
+        known = torch.tensor([[x is not None for x in row] for row in rows]).to(self.device)
+        return labels.to(self.device), known
+
+    def init(self, generator: Generator) -> tuple[Tree, Tree]:
+        """Return the scorer's parameters and buffers."""
+        params, buffers = self.scorer.init(generator)
+        return (
+            {k: v.to(self.device) for k, v in params.items()},
+            {k: v.to(self.device) for k, v in buffers.items()},
+        )
+
+    def row_losses(self, tensors: Tree, rows: Tensor, train: bool = True) -> Tensor:
+        """Return the loss of each chain's labelled steps, (B,)."""
+        rows = rows.to(self.device)
+        logits = self.scorer.logits(tensors, self._train.take(rows), train)
+        return step_loss(logits, self._labels[rows], self._known[rows], self.row_loss)
+
+    def meta_losses(self, tensors: Tree, rows: Tensor, train: bool = True) -> Tensor:
+        """Return the loss of each chain's outcome, (B,)."""
+        rows = rows.to(self.device)
+        steps = self._meta.take(rows)
+        score = aggregate(self.scorer.logits(tensors, steps, train), steps.mask, self.aggregation)
+        return outcome_loss(score, self._outcome[rows], self.meta_loss)
+
+    @cached_property
+    def _candidates(self) -> tuple[Steps, Tensor]:
+        """The different candidate chains, and which of them each candidate is, (Q, C).
+
+        A chain that comes twice is scored once, so that its ties are exact.
+        """
+        found: dict[tuple[str, ...], int] = {}
+        distinct: list[Chain] = []
+        index = []
+        for row in self.data.candidates:
+            for chain in row:
+                name = (chain.prompt, *chain.steps, "", *chain.images)
+                if name not in found:
+                    found[name] = len(distinct)
+                    distinct.append(chain)
+                index.append(found[name])
+        return self._encode("candidates", distinct), torch.tensor(index).view(self.correct.shape)
+
+    @torch.no_grad()
+    def candidate_scores(self, tensors: Tree) -> Tensor:
+        """Return the scores of all candidates of the test questions, (Q, C), as log-odds."""
+        steps, index = self._candidates
+        logits = scores(self.scorer, tensors, steps, self.evaluation_batch)
+        return aggregate(logits, steps.mask, self.ranking).float().cpu()[index]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The n of best-of-n that are reported: powers of 2, and the number of candidates."""
+        count = self.correct.shape[1] if self.correct.ndim == 2 else 0
+        powers = [2**k for k in range(count.bit_length()) if 2**k <= count]
+        return powers if not count or powers[-1] == count else [*powers, count]
+
+    @torch.no_grad()
+    def metrics(self, tensors: Tree) -> Mapping[str, float | Tensor]:
+        """Return best-of-n in % and how well steps are told apart, on held-out chains.
+
+        `best_of_<n>` for n = 1, 8 and all; for all, what needs no model: `pass_at_<n>` (one of them
+        is right) and, where answers are known, `majority_<n>` (the most frequent one is right).
+        `step_auroc`, `ece` (expected calibration error of step
+        probabilities) and `first_error_f1` (harmonic mean in % of how often the first wrong step is
+        found at probability 1/2, and how often a right chain is passed), each as the mean over
+        held-out domains and, where there are several, for each.
+        """
+        found: dict[str, float | Tensor] = {}
+        if self.sizes:
+            sizes = sorted({1, min(8, self.sizes[-1]), self.sizes[-1]})
+            table = best_of_n(self.candidate_scores(tensors), self.correct, sizes)
+            found |= {
+                f"best_of_{n}": 100 * x for n, x in zip(sizes, table.mean(0).tolist(), strict=True)
+            }
+        return found | self._votes | self._step_metrics(tensors)
+
+    @cached_property
+    def _votes(self) -> dict[str, float]:
+        """Pass@n and the majority vote of all n candidates, in %."""
+        most, right = self.sizes[-1:], self.correct.numpy()
+        if not most:
+            return {}
+        found = {f"pass_at_{most[0]}": 100 * float(pass_at_n(right, most).mean())}
+        if self.data.answers is not None:
+            vote = majority_vote(self.data.answers, right, most)
+            found[f"majority_{most[0]}"] = 100 * float(vote.mean())
+        return found
+
+    @cached_property
+    def _held_out(self) -> dict[str, tuple[Steps, Tensor, Tensor]]:
+        found = {}
+        for name, chains in self.data.held_out.items():
+            steps = self._encode(f"held_out, {name}", chains)
+            found[name] = (steps, *self._labelled(chains, steps))
+        return found
+
+    def _step_metrics(self, tensors: Tree) -> dict[str, float]:
+        by_domain: dict[str, dict[str, float | None]] = {}
+        for name, (steps, labels, known) in self._held_out.items():
+            p = scores(self.scorer, tensors, steps, self.evaluation_batch).float().sigmoid()
+            read = known & steps.mask
+            said, truth = p[read].cpu().numpy(), labels[read].cpu().numpy()
+            by_domain[name] = {
+                "step_auroc": auroc(said, truth) if len(said) else None,
+                "ece": expected_calibration_error(said, truth) if len(said) else None,
+                "first_error_f1": first_error_f1(p, labels, known, read),
+            }
+        found: dict[str, float] = {}
+        for name in ("step_auroc", "ece", "first_error_f1"):
+            values = {d: x for d, row in by_domain.items() if (x := row[name]) is not None}
+            if values:
+                found[name] = sum(values.values()) / len(values)
+            if len(by_domain) > 1:
+                found |= {f"{name}/{d}": x for d, x in values.items()}
+        return found
+
+    def compare(self, models: Mapping[str, Tree], folder: Path) -> str:
+        """Write best_of_n.csv and a figure; return a table of best-of-n by model."""
+        if not self.sizes:
+            return ""
+        found = {name: self.candidate_scores(tensors) for name, tensors in models.items()}
+        return compare(found, self.correct, self.data.answers, self.sizes, folder)
+
+
+def _check_labels(known: Tensor) -> None:
+    """Refuse training chains without a label on a step that is read."""
+    bare = (~known.any(1)).nonzero()[:, 0].tolist()
+    if bare:
+        few = ", ".join(map(str, bare[:5])) + (", ..." if len(bare) > 5 else "")
+        raise ValueError(
+            f"train: {len(bare)} of {len(known)} chains lose all their labelled steps to the "
+            f"scorer's max_length (chains {few}). Raise it, or leave them out."
+        )
+
+
+def first_error_f1(
+    p: Tensor, labels: Tensor, known: Tensor, read: Tensor | None = None
+) -> float | None:
+    """Return ProcessBench's F1 in %: the harmonic mean of two accuracies; `None` without both.
+
+    Of chains with a wrong step: how often the first step below 1/2 is the first wrong one. Of right
+    chains: how often no step is below 1/2. Chains without a label count in neither.
+
+    Args:
+        p: probability that the chain is right up to and with each step, (n, S).
+        labels: 1 for right, 0 for wrong, (n, S); nothing is read after the first wrong step.
+        known: which steps have a label, (n, S).
+        read: which of them p is of, (n, S), `None` for all; a first wrong step that was not read
+            is not found.
+
+    Reference: Zheng et al., ProcessBench, ACL 2025.
+    """
+    width = p.shape[-1]
+    places = torch.arange(width, device=p.device)
+
+    def first(flags: Tensor) -> Tensor:
+        return torch.where(flags, places, width).amin(-1)
+
+    true = first(known & (labels == 0))
+    said = first((known if read is None else read) & (p < 0.5))
+    wrong = true < width
+    right = ~wrong & known.any(-1)
+    if not bool(wrong.any()) or not bool(right.any()):
+        return None
+    hit = (true == said).double()
+    a, b = float(hit[wrong].mean()), float(hit[right].mean())
+    return 100 * 2 * a * b / (a + b) if a + b else 0.0

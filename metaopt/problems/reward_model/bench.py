@@ -1,0 +1,353 @@
+"""Pairwise accuracy of any saved reward model, by section, as a command.
+
+    python -m metaopt.problems.reward_model.bench MODEL DATA... [--json FILE]
+
+MODEL is a folder or an id of the hub; DATA are what
+`metaopt.problems.reward_model.data.pairs.preferences` reads: hh_harmless, pandalm, llmbar, files,
+data sets of the hub. RewardBench itself is allenai/reward-bench with --split filtered. As there,
+equal rewards count as wrong; other figures of metaopt count them half, and the column of ties says
+how far apart the two can be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jinja2 import TemplateError
+from scipy.stats import binomtest
+from transformers import AutoTokenizer
+
+from metaopt.problems.reward_model.data.pairs import Columns, Pair, conversation, plain, preferences
+from metaopt.problems.reward_model.data.pairs.dialogue import TURN
+from metaopt.problems.reward_model.model.reward_model_export import as_reward_model, read
+from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
+
+Score = Callable[[Sequence[str]], Sequence[float]]
+"""Texts to rewards, larger for a better one."""
+
+COUNTS = {
+    "Chat": {
+        "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95,
+        "mt-bench-easy": 28, "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 250,
+        "xstest-should-respond": 154, "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164,
+        "hep-python": 164, "hep-rust": 164,
+    },
+}  # fmt: skip
+"""RewardBench's sections, their subsets, and the weight of each (mathematics as much as code)."""
+
+SECTION = {subset: section for section, subsets in COUNTS.items() for subset in subsets}
+
+
+class Part(NamedTuple):
+    """How often a reward model is right in one part of the data.
+
+    Args:
+        name: of the subset, section or whole.
+        accuracy: share of pairs whose chosen answer has the higher reward, in [0, 1]; equal rewards
+            are wrong.
+        low, high: its interval.
+        pairs: number of pairs.
+        ties: how many of them have equal rewards.
+    """
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    pairs: int
+    ties: int
+
+
+class Evaluation(NamedTuple):
+    """Accuracies of a reward model.
+
+    Args:
+        subsets: parts as the data names them.
+        sections: subsets of RewardBench in their sections, weighted as there; every other subset is
+            a section of its own.
+        mean: unweighted mean of the sections, RewardBench's score.
+        pooled: all pairs alike.
+        level: of all intervals.
+    """
+
+    subsets: tuple[Part, ...]
+    sections: tuple[Part, ...]
+    mean: Part
+    pooled: Part
+    level: float
+
+
+def evaluate(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    subsets: Sequence[str],
+    level: float = 0.95,
+) -> Evaluation:
+    """Return the accuracies of rewards.
+
+    Intervals of a subset and of all pairs are Wilson's. Those of a weighted mean of parts p_k with
+    intervals (l_k, u_k) reach sqrt(sum w_k^2 (p_k - l_k)^2) down and the like up, which keeps their
+    asymmetry and is not empty where all pairs are right.
+
+    Args:
+        chosen, rejected: rewards of the answers, one a pair.
+        subsets: of each pair.
+        level: coverage, in (0, 1).
+
+    Raises:
+        ValueError: lists that are empty or of different lengths, a reward that is not finite, a
+            level outside (0, 1).
+
+    References: Wilson, JASA 1927; Zou and Donner, Statistics in Medicine 2008; Lambert et al.,
+    RewardBench, 2024.
+    """
+    if not len(chosen) == len(rejected) == len(subsets) > 0:
+        raise ValueError(
+            f"an evaluation needs one or more pairs with two rewards and a subset each; got "
+            f"{len(chosen)}, {len(rejected)} and {len(subsets)}."
+        )
+    _check_level(level)
+    margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    wrong = [i for i, margin in enumerate(margins) if not math.isfinite(margin)]
+    if wrong:
+        raise ValueError(f"rewards must be finite; pairs {wrong[:20]} have others.")
+    grouped: dict[str, list[float]] = {}
+    for name, margin in zip(subsets, margins, strict=True):
+        grouped.setdefault(name, []).append(margin)
+    parts = [_part(name, found, level) for name, found in grouped.items()]
+    sections: dict[str, list[Part]] = {}
+    for part in parts:
+        sections.setdefault(SECTION.get(part.name, part.name), []).append(part)
+    joined = [
+        _weighted(name, found, [COUNTS.get(name, {}).get(p.name, p.pairs) for p in found])
+        for name, found in sections.items()
+    ]
+    mean = _weighted("mean of sections", joined, [1] * len(joined))
+    return Evaluation(tuple(parts), tuple(joined), mean, _part("all pairs", margins, level), level)
+
+
+class Scorer:
+    """Rewards by a saved model.
+
+    A model with a linear head on the last token is read as a `RewardModel`, whose rewards depend
+    neither on the batch nor on padding; any other one with a single output as it is.
+
+    Args:
+        source: folder or id of the hub; weights are read from safetensors only, and code of the hub
+            is never run.
+        batch: texts scored at once, >= 1.
+        max_length: most tokens of a text, whose beginning is cut, see `encode`; `None` for what
+            the tokenizer and the model take.
+        device: such as cpu or cuda.
+
+    Attributes:
+        cut: number of texts that were cut so far.
+
+    Raises:
+        ValueError: a model with several outputs or without weights of its own for one, a device
+            that is not there, or a number out of its range.
+        OSError: there is no such model.
+    """
+
+    def __init__(
+        self, source: str, batch: int = 8, max_length: int | None = None, device: str = "cpu"
+    ) -> None:
+        if batch < 1 or (max_length is not None and max_length < 1):
+            raise ValueError(f"scoring needs batch, max_length >= 1; got {batch}, {max_length}.")
+        _check_device(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        classifier: Any = read(source)
+        model: Any = as_reward_model(classifier)
+        if model is None:
+            model = classifier
+            if model.config.num_labels != 1:
+                raise ValueError(
+                    f"{source} has {model.config.num_labels} outputs; a reward model has 1."
+                )
+            if model.config.get_text_config().pad_token_id is None:
+                batch = 1
+        config = model.base_model.config.get_text_config()
+        self._model = model.to(device).eval()
+        self._batch, self._device, self.cut = batch, device, 0
+        limits = [self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+        limits += [positions(model), max_length]
+        self._limit = min(limit for limit in limits if limit is not None)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str], templated: bool = False) -> list[float]:
+        """Return the rewards of texts, those of like length scored together.
+
+        Args:
+            texts: prompt + answer.
+            templated: they come from a chat template, which has added the special tokens.
+        """
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found = [0.0] * len(texts)
+        for start in range(0, len(order), self._batch):
+            rows = order[start : start + self._batch]
+            some = [texts[i] for i in rows]
+            ids, mask, cut = encode(self.tokenizer, some, self._limit, templated)
+            self.cut += len(cut)
+            logits = self._model(
+                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
+            ).logits[:, 0]
+            for row, reward in zip(rows, logits.float().tolist(), strict=True):
+                found[row] = reward
+        return found
+
+    def texts(self, pair: Pair, chat: bool = False) -> tuple[str, str]:
+        """Return what is read of the chosen and of the rejected answer, prompt included.
+
+        Args:
+            pair: the pair.
+            chat: in the tokenizer's chat template; or else as HH-RLHF writes dialogues, in which a
+                plain prompt without its markers is what the user says. A pair without a prompt has
+                it in its answers, which stay as they are.
+
+        Raises:
+            ValueError: a tokenizer without a template, or one that refuses the dialogue.
+        """
+        if not chat:
+            bare = isinstance(pair.prompt, str) and pair.prompt and not TURN.search(pair.prompt)
+            written = plain(conversation(pair) if bare else pair)
+            return f"{written.prompt}{written.chosen}", f"{written.prompt}{written.rejected}"
+        if self.tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template; leave --chat away.")
+        told = conversation(pair)
+        sides = [[m._asdict() for m in (*told.prompt, *s)] for s in (told.chosen, told.rejected)]
+        try:
+            one, other = (
+                str(self.tokenizer.apply_chat_template(side, tokenize=False)) for side in sides
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"the chat template refuses the dialogue of row {pair.row}: {error}; leave --chat "
+                f"away or the row out."
+            ) from error
+        return one, other
+
+
+def table(evaluation: Evaluation) -> str:
+    """Return the accuracies as lines of text."""
+    parts = [*evaluation.sections, evaluation.mean, evaluation.pooled]
+    width = max(len(part.name) for part in parts)
+    level = f"{100 * evaluation.level:g} %"
+    lines = [f"{'section':{width}}  accuracy  {level + ' interval':16}  pairs  ties"]
+    for name, accuracy, low, high, pairs, ties in parts:
+        lines.append(
+            f"{name:{width}}  {accuracy:8.4f}  [{low:.4f}, {high:.4f}]  {pairs:5d}  {ties:4d}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score pairs by a saved reward model and print its accuracies; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m metaopt.problems.reward_model.bench",
+        description="Pairwise accuracy of a saved reward model, by section.",
+    )
+    parser.add_argument("model", help="folder, or id of the hub")
+    parser.add_argument("data", nargs="+", help="hh_harmless, pandalm, llmbar, a file, owner/name")
+    parser.add_argument("--split", default="train", help="part of a data set of the hub")
+    parser.add_argument("--subset", help="configuration of a data set of the hub")
+    parser.add_argument("--section", default="subset", help="column that names the part of a row")
+    parser.add_argument("--chat", action="store_true", help="use the tokenizer's chat template")
+    parser.add_argument("--batch", type=int, default=8, help="texts scored at once")
+    parser.add_argument("--max-length", type=int, help="most tokens of a text")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
+    parser.add_argument("--json", type=Path, help="file to write the accuracies to")
+    given = parser.parse_args(arguments)
+    try:
+        _check_level(given.level)
+        _check_device(given.device)
+        _check_file(given.json)
+        data = preferences(
+            given.data, Columns(section=given.section), given.split, given.subset, None, "report"
+        )
+        score = Scorer(given.model, given.batch, given.max_length, given.device)
+        texts = [text for pair in data.pairs for text in score.texts(pair, given.chat)]
+        rewards = score(texts, given.chat)
+        names = [pair.section for pair in data.pairs]
+        found = evaluate(rewards[::2], rewards[1::2], names, given.level)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+    print(data.report(), f"{score.cut} of {len(texts)} texts were cut.", table(found), sep="\n")
+    if given.json is not None:
+        told = {
+            "model": given.model,
+            "data": given.data,
+            "level": found.level,
+            "data_ties": len(data.ties),
+            "malformed": len(data.malformed),
+            "cut": score.cut,
+            "subsets": [part._asdict() for part in found.subsets],
+            "sections": [part._asdict() for part in found.sections],
+            "mean": found.mean._asdict(),
+            "pooled": found.pooled._asdict(),
+        }
+        given.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level}.")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device={device} cannot be used here ({why}); use cpu.") from None
+
+
+def _check_file(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"--json {path} is a folder; name a file.")
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(
+            f"--json {path} cannot be written; name a file in a folder that is there and yours."
+        )
+
+
+def _part(name: str, margins: Sequence[float], level: float) -> Part:
+    right, ties = sum(margin > 0 for margin in margins), sum(margin == 0 for margin in margins)
+    ends = binomtest(right, len(margins)).proportion_ci(level, "wilson")
+    share = right / len(margins)
+    low, high = min(float(ends.low), share), max(float(ends.high), share)
+    return Part(name, share, low, high, len(margins), ties)
+
+
+def _weighted(name: str, parts: Sequence[Part], weights: Sequence[float]) -> Part:
+    total = sum(weights)
+    shares = [(weight / total, part) for weight, part in zip(weights, parts, strict=True)]
+    mean = sum(w * part.accuracy for w, part in shares)
+    down = math.hypot(*(w * (part.accuracy - part.low) for w, part in shares))
+    up = math.hypot(*(w * (part.high - part.accuracy) for w, part in shares))
+    pairs, ties = sum(part.pairs for part in parts), sum(part.ties for part in parts)
+    return Part(name, mean, max(0.0, mean - down), min(1.0, mean + up), pairs, ties)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

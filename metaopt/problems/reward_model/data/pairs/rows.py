@@ -1,0 +1,197 @@
+"""One row of a source as a preference pair; a `ValueError` says what is wrong, quoting nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from metaopt.data.row_texts import writable
+from metaopt.problems.reward_model.data.pairs.dialogue import parted
+from metaopt.problems.reward_model.data.pairs.pairs import Message, Pair, Text
+
+
+class Columns(NamedTuple):
+    """Names of the columns of pairs.
+
+    Args:
+        prompt: what was answered; a source without it has it in both answers.
+        chosen, rejected: the answers.
+        margin, strength: numbers; optional.
+        section: part of a benchmark; optional.
+    """
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    margin: str = "margin"
+    strength: str = "strength"
+    section: str = "section"
+
+
+class Read(NamedTuple):
+    """What a row says.
+
+    Args:
+        pair: the pair.
+        tie: neither answer is preferred.
+        cast: an answer was no text and was cast.
+    """
+
+    pair: Pair
+    tie: bool = False
+    cast: bool = False
+
+
+def read(row: Any, columns: Columns) -> Read:
+    """Return what a row says, by the columns it has.
+
+    PandaLM: instruction, input, response1, response2, annotator1, ...: 0 for a tie, or 1 or 2.
+    LLMBar: input, output_1, output_2, label: 1 or 2.
+    Pairs: TRL's columns, the answers plain text, lists of {role, content}, or lists of texts in
+    turns of user and assistant.
+
+    Raises:
+        ValueError: the row is malformed.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"is {_kind(row)}, not an object; a row is {{column: value}}")
+    if columns.chosen in row or columns.rejected in row:
+        return Read(_checked(_pair(row, columns), columns.chosen, columns.rejected))
+    if "response1" in row or "response2" in row:
+        return _pandalm(row)
+    if "output_1" in row or "output_2" in row:
+        return _llmbar(row)
+    names = ", ".join(str(name)[:30] for name in list(row)[:10])
+    raise ValueError(f"has no column {columns.chosen!r}; columns are {names}")
+
+
+def _pair(row: Mapping[str, Any], columns: Columns) -> Pair:
+    chosen, rejected = (_side(row, name) for name in (columns.chosen, columns.rejected))
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise ValueError(f"{columns.chosen!r} and {columns.rejected!r} are not of the same kind")
+    _differ(chosen, rejected, columns.chosen, columns.rejected)
+    given = row.get(columns.prompt)
+    prompt: Text
+    if given is None:
+        prompt, chosen, rejected = parted(chosen, rejected)
+    else:
+        prompt = _text(given, columns.prompt)
+        if isinstance(prompt, str) and not isinstance(chosen, str):
+            asked = Message("user", prompt)
+            prompt = () if chosen[0] == rejected[0] == asked else (asked,)
+            if not prompt:
+                prompt, chosen, rejected = parted(chosen, rejected)
+        elif isinstance(chosen, str) and not isinstance(prompt, str):
+            chosen, rejected = ((Message("assistant", str(side)),) for side in (chosen, rejected))
+    section = row.get(columns.section)
+    return Pair(
+        prompt,
+        chosen,
+        rejected,
+        _number(row, columns.margin),
+        _number(row, columns.strength),
+        section if isinstance(section, str) else "",
+    )
+
+
+def _pandalm(row: Mapping[str, Any]) -> Read:
+    names = "response1", "response2"
+    cast = [name for name in names if isinstance(row.get(name), (bool, int, float))]
+    row = {**row, **{name: str(row[name]) for name in cast}}
+    first, second = (_answer(row, name) for name in names)
+    pair = _checked(Pair(_asked(row, "instruction", "input"), first, second), *names)
+    votes = [row[name] for name in sorted(row) if name.startswith("annotator")]
+    if not votes or any(isinstance(vote, bool) or vote not in (0, 1, 2) for vote in votes):
+        raise ValueError("'annotator1', ... must be 0 (a tie), 1 or 2")
+    wins, losses = votes.count(1), votes.count(2)
+    if 2 * losses > len(votes):
+        pair = pair._replace(chosen=second, rejected=first)
+        wins, losses = losses, wins
+    pair = pair._replace(strength=(wins - losses) / len(votes))
+    return Read(pair, tie=2 * wins <= len(votes), cast=bool(cast))
+
+
+def _llmbar(row: Mapping[str, Any]) -> Read:
+    names = "output_1", "output_2"
+    first, second = (_answer(row, name) for name in names)
+    pair = _checked(Pair(_asked(row, "input"), first, second), *names)
+    label = row.get("label")
+    if isinstance(label, bool) or label not in (1, 2):
+        raise ValueError("'label' must be 1 or 2")
+    return Read(pair if label == 1 else pair._replace(chosen=second, rejected=first))
+
+
+def _answer(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
+    return (Message("assistant", _said(row.get(column), column)),)
+
+
+def _asked(row: Mapping[str, Any], column: str, second: str = "") -> tuple[Message, ...]:
+    parts = [_said(row.get(column), column)]
+    if row.get(second) is not None:
+        parts.append(_said(row[second], second))
+    said = [part for part in parts if part.strip()]
+    if not said:
+        raise ValueError(f"{column!r} is empty")
+    return (Message("user", "\n\n".join(said)),)
+
+
+def _side(row: Mapping[str, Any], column: str) -> Text:
+    side = _text(row.get(column), column)
+    if not side:
+        raise ValueError(f"{column!r} is empty")
+    return side
+
+
+def _text(value: Any, column: str) -> Text:
+    if not isinstance(value, (list, tuple)):
+        return _said(value, column)
+    if all(isinstance(turn, str) for turn in value):
+        return tuple(
+            Message("assistant" if i % 2 else "user", _said(turn, column))
+            for i, turn in enumerate(value)
+        )
+    for turn in value:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+            raise ValueError(f"{column!r} must be a text or a list of {{role, content}}")
+    return tuple(Message(turn["role"], _said(turn.get("content"), column)) for turn in value)
+
+
+def _said(value: Any, column: str) -> str:
+    if value is None:
+        raise ValueError(f"{column!r} is missing")
+    if not isinstance(value, str):
+        raise ValueError(f"{column!r} is {_kind(value)}, not a text")
+    return writable(value, column)
+
+
+def _number(row: Mapping[str, Any], column: str) -> float | None:
+    value = row.get(column)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{column!r} must be a finite number; got {_kind(value)}")
+    return float(value)
+
+
+def _checked(pair: Pair, chosen: str, rejected: str) -> Pair:
+    """Return the pair, whose answers come from the columns `chosen` and `rejected`."""
+    for side, column in ((pair.chosen, chosen), (pair.rejected, rejected)):
+        words = _stripped(side)
+        if not words or not words[-1]:
+            raise ValueError(f"{column!r} is empty")
+    _differ(pair.chosen, pair.rejected, chosen, rejected)
+    return pair
+
+
+def _differ(first: Text, second: Text, one: str, other: str) -> None:
+    if _stripped(first) == _stripped(second):
+        raise ValueError(f"{one!r} and {other!r} are equal")
+
+
+def _stripped(text: Text) -> str | tuple[str, ...]:
+    return text.strip() if isinstance(text, str) else tuple(m.content.strip() for m in text)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"

@@ -1,0 +1,186 @@
+"""Preferences in words as frozen features.
+
+TF-IDF and SVD, fitted on each run's training texts, or a pretrained model's hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaopt.problems.reward_model.data.pairs import Pair, Preferences, flips, plain, split
+from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
+from metaopt.problems.reward_model.data.preference_world import Pairs
+
+Table = Any
+"""A sparse matrix of counts, texts by words."""
+
+
+def preference_texts(
+    source: Preferences,
+    transfer: Mapping[str, Preferences],
+    unlabelled: str,
+    runs: int = 8,
+    training: int | float = 1700,
+    noise: float = 0.0,
+    trusted: float = 0.05,
+    answer_size: int = 96,
+    prompt_size: int = 32,
+    words: int = 8_000,
+    seed: int = 0,
+    encoder: Callable[[Sequence[str]], Tensor] | None = None,
+) -> PreferenceFeatures:
+    """Return R random splits of real preferences as features, with tests on other data sets.
+
+    A text's features are the SVD coordinates of the TF-IDF of its answer and of its prompt, each
+    divided by its standard deviation over the training texts. Words, document frequencies, SVD and
+    deviations come from a run's training texts alone.
+
+    With an encoder a text's features are that model's hidden states of prompt and answer read
+    together, minus their mean and divided by their deviation over a run's training texts.
+
+    Args:
+        source: pairs that are split into a training part and the test `held_out`.
+        transfer: further tests by name.
+        unlabelled: which of these gives half of its pairs, without their labels, as two responses a
+            prompt; the test is then on the other half.
+        runs: number R of splits, >= 1; split i is a function of (seed, i).
+        training: pairs that train, or their share; see
+            `metaopt.problems.reward_model.data.pairs.split`.
+        noise: share of training labels that are exchanged, in [0, 1].
+        trusted: share of the training pairs whose labels before that are known, in (0, 1].
+        answer_size, prompt_size: numbers of features of answer and prompt, >= 1.
+        words: most words of the vocabulary, the most frequent ones.
+        seed: of the splits, the noise and the SVD.
+        encoder: texts to features (n, d) that take the place of TF-IDF and SVD, such as
+            `metaopt.problems.reward_model.model.text_encoder.TextEncoder`; `None` for those.
+
+    Raises:
+        ValueError: a number out of its range, or an unknown name of unlabelled pairs.
+    """
+    if runs < 1 or min(answer_size, prompt_size, words) < 1 or not 0 < trusted <= 1:
+        raise ValueError(
+            f"preference_texts needs runs, answer_size, prompt_size, words >= 1 and trusted in "
+            f"(0, 1]; got {runs}, {answer_size}, {prompt_size}, {words} and {trusted}."
+        )
+    if unlabelled not in transfer:
+        raise ValueError(f"unlabelled must be one of {', '.join(transfer)}; got {unlabelled!r}.")
+    pairs = [plain(pair) for pair in source.pairs]
+    others = {name: [plain(pair) for pair in found.pairs] for name, found in transfer.items()}
+    everything = [*pairs, *(pair for found in others.values() for pair in found)]
+    counts: Any = _Counts(everything, words) if encoder is None else _Encoded(everything, encoder)
+    at = {"source": np.arange(len(pairs))}
+    start = len(pairs)
+    for name, found in others.items():
+        at[name] = np.arange(start, start + len(found))
+        start += len(found)
+    seeds = [seed_of(seed, run) for run in range(runs)]
+    splits = [split(source.pairs, training, own) for own in seeds]
+    sizes = [min(len(s[side]) for s in splits) for side in (0, 1)]
+    parts: dict[str, list[Tensor]] = {}
+    for run, (own, held_out) in enumerate(splits):
+        rows = np.array(own[: sizes[0]])
+        encode = counts.fitted(rows, (answer_size, prompt_size), seeds[run])
+        order = np.random.default_rng([seed, run]).permutation(len(at[unlabelled]))
+        half = at[unlabelled][order]
+        cut = len(half) // 2
+        tests = {"held_out": np.array(held_out[: sizes[1]])}
+        tests |= {name: found for name, found in at.items() if name != "source"}
+        tests |= {unlabelled: half[cut:]}
+        for name, chosen in {"training": rows, "responses": half[:cut], **tests}.items():
+            parts.setdefault(name, []).append(encode(chosen))
+    stacked = {name: torch.stack(found) for name, found in parts.items()}
+    wrong = torch.zeros(runs, sizes[0], dtype=torch.bool)
+    for run in range(runs):
+        wrong[run, list(flips(sizes[0], noise, seeds[run]))] = True
+    return PreferenceFeatures(
+        _pairs(stacked.pop("training"), wrong),
+        max(1, round(trusted * sizes[0])),
+        stacked.pop("responses"),
+        {name: _pairs(found) for name, found in stacked.items()},
+        seed,
+    )
+
+
+def seed_of(seed: int, run: int) -> int:
+    """Return the seed of a run's split, noise and SVD, unlike those of all others; 32 bits."""
+    return int(np.random.SeedSequence((seed, run)).generate_state(1)[0])
+
+
+def _pairs(both: Tensor, wrong: Tensor | None = None) -> Pairs:
+    """Return pairs of features (R, n, 2, d), the better one first where the label is right."""
+    better, worse = both.unbind(2)
+    if wrong is None:
+        wrong = torch.zeros(better.shape[:2], dtype=torch.bool)
+    swap = wrong[..., None]
+    return Pairs(torch.where(swap, worse, better), torch.where(swap, better, worse), wrong)
+
+
+class _Counts:
+    """Word counts of all answers and prompts; what is fitted is fitted on chosen rows."""
+
+    def __init__(self, pairs: Sequence[Pair], words: int) -> None:
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        answers = [str(side) for pair in pairs for side in (pair.chosen, pair.rejected)]
+        prompts = [str(pair.prompt) for pair in pairs]
+        table = CountVectorizer(dtype=np.float32).fit_transform([*answers, *prompts])
+        self.answers: Table = table[: len(answers)]
+        self.prompts: Table = table[len(answers) :]
+        self.words = words
+
+    def fitted(self, rows: Any, sizes: Sequence[int], seed: int) -> Any:
+        """Return a function from indices (m,) of pairs to features (m, 2, d)."""
+        own = np.stack([2 * rows, 2 * rows + 1], 1).ravel()
+        answer = _Coordinates(self.answers[own], sizes[0], self.words, seed)
+        prompt = _Coordinates(self.prompts[rows], sizes[1], self.words, seed)
+
+        def encode(chosen: Any) -> Tensor:
+            sides = [answer(self.answers[2 * chosen + side]) for side in (0, 1)]
+            asked = prompt(self.prompts[chosen])
+            both = [np.concatenate([side, asked], 1) for side in sides]
+            return torch.from_numpy(np.stack(both, 1).astype(np.float32))
+
+        return encode
+
+
+class _Encoded:
+    """h(prompt + answer) of both answers of pairs, each text read once."""
+
+    def __init__(self, pairs: Sequence[Pair], encoder: Callable[[Sequence[str]], Tensor]) -> None:
+        texts = [f"{pair.prompt}{side}" for pair in pairs for side in (pair.chosen, pair.rejected)]
+        self.states = encoder(texts).view(len(pairs), 2, -1)
+
+    def fitted(self, rows: Any, sizes: Sequence[int], seed: int) -> Any:
+        """Return a function from indices (m,) of pairs to features (m, 2, d), (h - mean) / std.
+
+        Mean and deviation are those of the answers of `rows`; sizes and seed are of features that
+        are fitted, which these are not.
+        """
+        own = self.states[rows].flatten(0, 1)
+        mean, std = own.mean(0), own.std(0, correction=0).clamp(min=1e-6)
+        return lambda chosen: (self.states[chosen] - mean) / std
+
+
+class _Coordinates:
+    """SVD coordinates of TF-IDF, each divided by its deviation, fitted on counts (texts, words)."""
+
+    def __init__(self, counts: Table, size: int, words: int, seed: int) -> None:
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfTransformer
+
+        documents = np.asarray((counts > 0).sum(0)).ravel()
+        order = np.argsort(-documents, kind="stable")[:words]
+        self._kept = order[documents[order] > 1]
+        self._weigh = TfidfTransformer(sublinear_tf=True).fit(counts[:, self._kept])
+        weighed = self._weigh.transform(counts[:, self._kept])
+        self._svd = TruncatedSVD(min(size, weighed.shape[1] - 1), n_iter=3, random_state=seed)
+        found = self._svd.fit_transform(weighed)
+        self._scale = np.maximum(found.std(0), 1e-6)
+
+    def __call__(self, counts: Table) -> Any:
+        return self._svd.transform(self._weigh.transform(counts[:, self._kept])) / self._scale

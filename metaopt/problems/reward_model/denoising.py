@@ -1,0 +1,184 @@
+"""What a reward model is trained towards: the labels as they are, denoised, or the right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.nn.stacked_features import FeatureReward
+from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
+from metaopt.problems.reward_model.data.preference_world import Pairs
+from metaopt.problems.reward_model.model import preference_strength as strength
+from metaopt.problems.reward_model.model.preference_training import Recipe, Targets
+
+
+class Lesson(NamedTuple):
+    """What R runs learn from their n pairs.
+
+    Args:
+        targets: of all pairs, (R, n) each.
+        rows: indices of the pairs to learn from, (R, n') with n' <= n.
+        facts: what is known of the labels, (R,) by name.
+        gradients: what each run has paid for it, in gradients of one model's loss.
+    """
+
+    targets: Targets
+    rows: Tensor
+    facts: dict[str, Tensor]
+    gradients: int = 0
+
+
+class Labels(Protocol):
+    """Makes a lesson of labelled pairs."""
+
+    def __call__(
+        self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
+    ) -> Lesson:
+        """Return the lesson; generator i draws all that is random of run i."""
+        ...
+
+
+class AsGiven:
+    """The labels as they are."""
+
+    def __call__(
+        self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
+    ) -> Lesson:
+        """Return all pairs with their labels."""
+        return _lesson(data.training, strength.keep(_zeros(data.training)))
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The right labels, of all pairs (an oracle) or of those that are trusted.
+
+    Args:
+        which: all, or trusted.
+    """
+
+    which: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.which not in ("all", "trusted"):
+            raise ValueError(f"Corrected needs which=all or trusted; got {self.which!r}.")
+
+    def __call__(
+        self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
+    ) -> Lesson:
+        """Return all pairs, the wrong ones among those that are known exchanged."""
+        pairs = data.training
+        swap = pairs.wrong.clone()
+        if self.which == "trusted":
+            swap[:, data.trusted :] = False
+        return _lesson(pairs, strength.keep(_zeros(pairs))._replace(swap=swap))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """Labels changed by preference strength: flips first, then soft labels, margins, and weights.
+
+    Args:
+        flip: share of the pairs to flip, the weakest; 0 for none.
+        smoothing: a of the soft labels 1 - a of pairs of negative strength; 0 for none.
+        margin: scale of the margins; 0 for none.
+        clip: replace negative margins by 0.
+        drop: whether pairs of negative strength are left out; or the share of the weakest.
+        models, folds: see `metaopt.problems.reward_model.model.preference_strength.strengths`.
+        recipe: how the models of the strength are trained.
+    """
+
+    flip: float = 0.0
+    smoothing: float = 0.0
+    margin: float = 0.0
+    clip: bool = False
+    drop: bool | float = False
+    models: int = 5
+    folds: int = 5
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __call__(
+        self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
+    ) -> Lesson:
+        """Return all pairs with changed targets, and how well strength tells wrong labels."""
+        found, facts = _margins(self, data.training, model, generators)
+        mean = found.mean
+        targets = strength.flip(mean, self.flip)
+        if self.smoothing:
+            targets = strength.soft(mean, self.smoothing, targets=targets)
+        if self.margin:
+            targets = strength.margin(mean, self.margin, self.clip, targets)
+        if self.drop:
+            share = None if self.drop is True else self.drop
+            targets = strength.drop(mean, share, targets)
+        return _lesson(data.training, targets, facts)._replace(gradients=found.gradients)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """One of several bands of strength, alone.
+
+    Args:
+        index: which band, 0 the weakest.
+        count: number of bands of equal size.
+        flip: exchange the answers of its pairs.
+        models, folds, recipe: as for `Denoised`.
+    """
+
+    index: int
+    count: int = 10
+    flip: bool = False
+    models: int = 5
+    folds: int = 5
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(
+                f"Band needs 0 <= index < count; got index={self.index}, count={self.count}."
+            )
+
+    def __call__(
+        self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
+    ) -> Lesson:
+        """Return the pairs of the band, its mean strength and its share of wrong labels."""
+        found, facts = _margins(self, data.training, model, generators)
+        rows = strength.bands(found.mean, self.count)[:, self.index]
+        facts["band_strength"] = found.mean.gather(-1, rows).mean(-1)
+        facts["band_std"] = found.std.gather(-1, rows).mean(-1)
+        targets = strength.keep(found.mean)
+        swap = torch.zeros_like(targets.swap).scatter_(-1, rows, self.flip)
+        lesson = _lesson(data.training, targets._replace(swap=swap), facts)
+        wrong = (data.training.wrong ^ swap).gather(-1, rows)
+        facts["wrong_labels"] = wrong.float().mean(-1)
+        return lesson._replace(rows=rows, gradients=found.gradients)
+
+
+def _margins(
+    settings: Denoised | Band, pairs: Pairs, model: FeatureReward, generators: Sequence[Generator]
+) -> tuple[strength.Strength, dict[str, Tensor]]:
+    found = strength.strengths(
+        model, generators, pairs.chosen, pairs.rejected, settings.models, settings.folds,
+        settings.recipe,
+    )  # fmt: skip
+    facts = {"noise_estimate": strength.noise_estimate(found.mean)}
+    some = pairs.wrong.any(-1) & ~pairs.wrong.all(-1)
+    if bool(some.all()):
+        facts["strength_auroc"] = strength.auroc(found.mean, pairs.wrong)
+    return found, facts
+
+
+def _lesson(pairs: Pairs, targets: Targets, facts: dict[str, Tensor] | None = None) -> Lesson:
+    """Return a lesson of all pairs, with the share of labels that are still wrong."""
+    facts = {} if facts is None else facts
+    towards = targets.swap ^ (targets.label < 0.5) ^ pairs.wrong
+    facts["wrong_labels"] = (towards * targets.weight).mean(-1) / targets.weight.mean(-1)
+    rows = torch.arange(towards.shape[-1], device=towards.device).expand_as(towards)
+    return Lesson(targets, rows, facts)
+
+
+def _zeros(pairs: Pairs) -> Tensor:
+    return pairs.chosen.new_zeros(pairs.chosen.shape[:2])

@@ -1,0 +1,246 @@
+"""Preferences on frozen features: reward models of R runs, or R ensembles, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Generator, Tensor
+
+from metaopt.engine.protocols import Tree
+from metaopt.engine.random import fold, generator
+from metaopt.nn.stacked_features import FeatureReward
+from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
+from metaopt.problems.reward_model.data.preference_policy import Reward
+from metaopt.problems.reward_model.denoising import AsGiven, Labels
+from metaopt.problems.reward_model.model.contrastive import Contrastive
+from metaopt.problems.reward_model.model.preference_training import ordered, with_views
+from metaopt.problems.reward_model.model.reward_ensemble import combine
+from metaopt.problems.reward_model.model.reward_model import bradley_terry
+from metaopt.problems.reward_model.report import table
+from metaopt.problems.reward_model.steps import difference
+
+Aggregate = Literal["mean", "worst", "lower"]
+
+
+class Judge(Protocol):
+    """Judges rewards by more than pairs, such as by the policy that they lead to."""
+
+    def conclude(self, reward: Reward) -> Tree:
+        """Return what takes long to find out, by name; run i's at index i of the first axis."""
+        ...
+
+    def metrics(self, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return figures (R,) of what `conclude` returned."""
+        ...
+
+    def draw(self, found: Mapping[str, Tensor], folder: Path) -> list[Path]:
+        """Write figures of it; return their paths."""
+        ...
+
+    def baseline(self, x: Tensor) -> Tensor:
+        """Return rewards (R, B) of features (R, B, d) by a model to compare others with."""
+        ...
+
+    @property
+    def baseline_found(self) -> Tree:
+        """What `conclude` returns for the baseline."""
+        ...
+
+
+class FeaturePreferences:
+    """Pairs of features, and R small reward models on them, or R ensembles of M.
+
+    A member of an ensemble is model r M + m. Members differ in their initial weights and in the
+    order of the pairs; the first one sees the pairs in the order that a single model would see.
+    It is a task of `MetaRewardModel`, and of `DomainReweighting` with one domain and a table of
+    weights by row, which learns what each pair counts from the trusted ones.
+
+    Args:
+        data: the pairs, or an object with `.features` and `.judge` (a world).
+        model: makes the architecture from the number of features.
+        labels: what is done to the labels first; `None` for nothing.
+        members: M >= 1.
+        aggregate: how an ensemble's members make one reward: mean; worst, the lowest; lower, the
+            mean minus a standard deviation. For the last two a member's mean reward over the
+            training answers is taken off first.
+        auxiliary: makes a contrastive loss of the architecture and the generators of its views,
+            which is added to each labelled pair's loss where models are trained; Bradley and
+            Terry's is then the mean over the pair and its views. Weights of pairs count for both.
+            `None` for none.
+
+    Attributes:
+        rows: number of pairs that a run learns from.
+        prompts: number of prompts with responses.
+        domains, domain, meta_rows, quality: what `DomainReweighting` reads.
+
+    References: Coste et al., Reward model ensembles help mitigate overoptimization, ICLR 2024;
+    Wang et al., Secrets of RLHF in Large Language Models Part II, 2024, section 3 (contrastive).
+    """
+
+    domains: tuple[str, ...] = ("pairs",)
+    quality: Tensor | None = None
+
+    def __init__(
+        self,
+        data: Any,
+        model: Callable[..., FeatureReward],
+        labels: Labels | None = None,
+        members: int = 1,
+        aggregate: Aggregate = "mean",
+        auxiliary: Callable[..., Contrastive] | None = None,
+    ) -> None:
+        if members < 1:
+            raise ValueError(f"FeaturePreferences needs members >= 1; got {members}.")
+        if aggregate not in get_args(Aggregate):
+            allowed = ", ".join(get_args(Aggregate))
+            raise ValueError(f"aggregate must be one of {allowed}; got {aggregate!r}.")
+        features: PreferenceFeatures = (
+            data if isinstance(data, PreferenceFeatures) else data.features
+        )
+        self.judge: Judge | None = None if data is features else data.judge
+        self.data, self.members, self.aggregate = features, members, aggregate
+        self.model = model(inputs=features.training.chosen.shape[-1])
+        # Views are drawn as dropout is, so that two evaluations under one key see the same ones.
+        self.auxiliary = auxiliary and auxiliary(self.model, [torch.default_generator])
+        self.lesson = (labels or AsGiven())(features, self.model, self._generators("labels"))
+        self._both = torch.stack((features.training.chosen, features.training.rejected), 2)
+        self._run = torch.arange(features.runs * members)[:, None] // members
+        self._order = self._orders()
+        self.rows, self.prompts = self._order.shape[1], features.responses.shape[1]
+        self.domain, self.meta_rows = torch.zeros(self.rows, dtype=torch.long), features.trusted
+
+    def init(self, generator: Generator) -> tuple[Tree, Tree]:
+        """Return parameters with a leading axis R M, and no buffers; see `FeatureReward.init`.
+
+        The auxiliary loss's own, which SwAV has, are among them.
+        """
+        key = int(torch.randint(2**62, (), generator=generator))
+        each = [(r, m) for r in range(self.data.runs) for m in range(self.members)]
+        params = self.model.init([_draw(key, r, m) for r, m in each])
+        if self.auxiliary is not None:
+            params = self.auxiliary.init(params, [_draw(key, "auxiliary", r, m) for r, m in each])
+        return params, {}
+
+    def row_losses(self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True) -> Tensor:
+        """Return the loss of each pair against its target, (R M, B)."""
+        pairs = self._order[:, rows]
+        targets, x = self.lesson.targets.at(self._run, pairs), self._both[self._run, pairs]
+
+        def losses(x: Tensor) -> Tensor:
+            return targets.losses(*self.model.rewards(tensors, x, _dropout(train)).unbind(-1))
+
+        if self.auxiliary is None or not train:
+            return losses(x)
+        return with_views(losses, tensors, x, self.auxiliary)
+
+    def meta_losses(
+        self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True
+    ) -> Tensor:
+        """Return the loss of each trusted pair against the right label, (R M, B)."""
+        wrong = self.data.training.wrong[:, rows].repeat_interleave(self.members, 0)
+        x = self._both[:, rows].repeat_interleave(self.members, 0)
+        first, second = self.model.rewards(tensors, x, _dropout(train)).unbind(-1)
+        better = torch.where(wrong, second, first)
+        return bradley_terry(better, torch.where(wrong, first, second))
+
+    def responses(self, tensors: Mapping[str, Tensor], prompts: Tensor) -> Tensor:
+        """Return the rewards of the responses to each prompt, (R M, B, k)."""
+        x = self.data.responses[:, prompts]
+        return self.model.rewards(tensors, x.repeat_interleave(self.members, 0))
+
+    def reward(self, tensors: Mapping[str, Tensor]) -> Reward:
+        """Return the reward of each run's model, or ensemble, as a function (R, B, d) -> (R, B)."""
+
+        centre: Tensor | float = 0.0
+        if self.aggregate != "mean":
+            with torch.no_grad():
+                every = self._both.flatten(1, 2).repeat_interleave(self.members, 0)
+                centre = self.model.rewards(tensors, every).mean(-1, keepdim=True)
+
+        def rewards(x: Tensor) -> Tensor:
+            found = self.model.rewards(tensors, x.repeat_interleave(self.members, 0)) - centre
+            return combine(found.view(len(x), self.members, *found.shape[1:]), self.aggregate)
+
+        return rewards
+
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the gradients of the labels' strengths, and those of members but the first."""
+        others = (self.members - 1) * spent.get("gradients", 0)
+        return {"gradients": self.lesson.gradients + others}
+
+    @torch.no_grad()
+    def metrics(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return accuracy, loss and mean |margin| by test, J, what the judge says, and facts."""
+        judged = {k[len(JUDGED) :]: v for k, v in tensors.items() if k.startswith(JUDGED)}
+        found = self._figures(self.reward(tensors), judged)
+        return found | {f"labels/{name}": value for name, value in self.lesson.facts.items()}
+
+    def _figures(self, reward: Reward, judged: Tree) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, pairs in self.data.tests.items():
+            first, second = reward(pairs.chosen), reward(pairs.rejected)
+            found[f"{name}_accuracy"] = ordered(first - second)
+            found[f"{name}_loss"] = bradley_terry(first, second).mean(-1)
+            found[f"{name}_spread"] = (first - second).abs().mean(-1)
+        shape = self.data.responses.shape
+        spread = reward(self.data.responses.flatten(1, 2)).view(shape[:-1])
+        found["difference"] = difference(spread).mean(-1)
+        if self.judge is not None and judged:
+            found |= self.judge.metrics(judged)
+        return found
+
+    def conclude(self, tensors: Mapping[str, Tensor], key: int) -> Tree:
+        """Return what the judge finds out, the same responses and noise for every reward."""
+        if self.judge is None:
+            return {}
+        found = self.judge.conclude(self.reward(tensors))
+        return {f"{JUDGED}{name}": value for name, value in found.items()}
+
+    def draw(self, found: Mapping[str, Tensor], folder: Path) -> list[Path]:
+        """Write the judge's figures."""
+        judged = {k[len(JUDGED) :]: v for k, v in found.items() if k.startswith(JUDGED)}
+        return [] if self.judge is None or not judged else self.judge.draw(judged, folder)
+
+    @torch.no_grad()
+    def deliver(self, tensors: Mapping[str, Tensor], folder: Path) -> str:
+        """Write the parameters as reward_models.safetensors; return a table of the figures.
+
+        Beside the baseline, where there is one: means over runs, and on how many runs the figure
+        is higher.
+        """
+        own = {k: v.contiguous() for k, v in tensors.items() if not k.startswith(JUDGED)}
+        save_file(own, folder / "reward_models.safetensors")
+        found = self.metrics(tensors)
+        if self.judge is None:
+            return table({k: (v, None) for k, v in found.items()})
+        other = self._figures(self.judge.baseline, self.judge.baseline_found)
+        return table({k: (v, other.get(k)) for k, v in found.items()})
+
+    def _generators(self, purpose: str) -> Sequence[Generator]:
+        return [_draw(self.data.seed, purpose, i) for i in range(self.data.runs)]
+
+    def _orders(self) -> Tensor:
+        """Return which pair lies at which row for each model, (R M, n')."""
+        rows = self.lesson.rows
+        orders = []
+        for run, own in enumerate(rows):
+            for member in range(self.members):
+                draw = _draw(self.data.seed, "order", run, member)
+                mixed = torch.randperm(len(own), generator=draw) if member else slice(None)
+                orders.append(own[mixed])
+        return torch.stack(orders)
+
+
+JUDGED = "judged."
+
+
+def _draw(key: int, *names: int | str) -> Generator:
+    return generator(fold(key, *names))
+
+
+def _dropout(train: bool) -> Generator | None:
+    return torch.default_generator if train else None

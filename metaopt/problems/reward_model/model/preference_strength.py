@@ -1,0 +1,320 @@
+"""How strong each preference is, by several reward models, and what to train on instead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.nn.stacked_features import FeatureReward
+from metaopt.problems.reward_model.model.preference_training import (
+    Recipe,
+    Targets,
+    accuracy,
+    batches,
+    every,
+    fit,
+)
+
+
+class Strength(NamedTuple):
+    """Margins r(chosen) - r(rejected) of M reward models; see `strengths`.
+
+    Args:
+        mean: mu, (R, n); negative where the models contradict the label.
+        std: sigma, the population standard deviation over the models, (R, n).
+        gradients: what they cost each run, in gradients of one model's loss on one batch.
+    """
+
+    mean: Tensor
+    std: Tensor
+    gradients: int
+
+
+def strengths(
+    model: FeatureReward,
+    generators: Sequence[Generator],
+    chosen: Tensor,
+    rejected: Tensor,
+    models: int = 5,
+    folds: int = 5,
+    recipe: Recipe | None = None,
+) -> Strength:
+    """Return the strength of each pair by M models a run, all runs and folds trained at once.
+
+    mu_i = mean_m d_im and sigma_i^2 = mean_m (d_im - mu_i)^2, with d_im the margin of model m on
+    pair i. Cross-fitted: model m is trained once for each of `folds` parts of the pairs, without
+    that part, and gives its margins there. A model that was trained on a pair for several epochs
+    has learnt its label, right or wrong. The models differ in initial weights, order and folds.
+
+    Args:
+        model: the architecture.
+        generators: one a run, for all that is random of it.
+        chosen, rejected: features (R, n, d).
+        models: M >= 1 (the paper has 10).
+        folds: >= 2 and at most n; or 1 for margins on the training pairs themselves, as the paper
+            has them, which is for one epoch.
+        recipe: `None` for the defaults.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Cost: the training of R models folds networks, each on a share 1 - 1 / folds of the pairs.
+
+    References: Wang et al., Secrets of RLHF in Large Language Models Part II, 2024, section 2.
+    """
+    runs, count = chosen.shape[:2]
+    if models < 1 or not 1 <= folds <= count:
+        raise ValueError(
+            f"strengths need models >= 1 and folds between 1 and the {count} pairs; got "
+            f"{models} and {folds}."
+        )
+    recipe = recipe or Recipe()
+    params = model.init([g for g in generators for _ in range(models * folds)])
+    if folds == 1:
+        train = held = every(chosen, models)
+    else:
+        train, held = _folds(generators, count, models, folds)
+    seen = batches(generators, train, recipe)
+    trained = fit(model, params, chosen, rejected, seen, recipe)
+    run = torch.arange(runs, device=chosen.device)[:, None, None]
+    with torch.no_grad():
+        ours = [x[run, held].flatten(0, 1) for x in (chosen, rejected)]
+        first, second = (model.rewards(trained, x) for x in ours)
+    margins = first.new_empty(runs, models, count)
+    margins.scatter_(2, held.reshape(runs, models, -1), (first - second).view(runs, models, -1))
+    gradients = models * folds * seen.shape[1]
+    return Strength(margins.mean(1), margins.std(1, correction=0), gradients)
+
+
+def keep(mean: Tensor) -> Targets:
+    """Return the labels as they are, for strengths mu (R, n)."""
+    zeros = torch.zeros_like(mean)
+    return Targets(zeros.bool(), zeros + 1, zeros, zeros + 1)
+
+
+def flip(mean: Tensor, share: float = 0.1, targets: Targets | None = None) -> Targets:
+    """Exchange the answers of the pairs with the lowest strength.
+
+    About half the estimated share of wrong labels is a cautious choice: the further up, the more
+    right labels are among those flipped.
+
+    Args:
+        mean: mu, (R, n).
+        share: of the pairs, in [0, 1]: round(share n) of each run; a pair that `targets` has
+            flipped is flipped back.
+        targets: what is changed; `None` for the labels as they are.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+
+    References: Wang et al., 2024, section 3.1 (10 %).
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"flip needs a share in [0, 1]; got {share}.")
+    old = targets or keep(mean)
+    now = torch.where(old.swap, -mean, mean)
+    lowest = now.argsort(dim=-1, stable=True).argsort(dim=-1) < round(share * mean.shape[-1])
+    return old._replace(swap=old.swap ^ lowest, margin=torch.where(lowest, -old.margin, old.margin))
+
+
+def soft(
+    mean: Tensor, smoothing: float = 0.2, everywhere: bool = False, targets: Targets | None = None
+) -> Targets:
+    """Give pairs of negative strength the label q = 1 - a.
+
+    With a < 1/2 a wrong pair is still learnt, with a bounded loss; with a > 1/2 it is flipped in
+    part, and a = 1 flips it.
+
+    Args:
+        mean: mu, (R, n).
+        smoothing: a, in [0, 1].
+        everywhere: smooth all pairs; this shrinks rewards, and the coefficient of a KL with them.
+        targets: what is changed; `None` for the labels as they are.
+
+    Raises:
+        ValueError: smoothing outside [0, 1].
+
+    References: Wang et al., 2024, section 3.2; the paper does not say a, whose loss suggests 0.2.
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"soft labels need smoothing in [0, 1]; got {smoothing}.")
+    old = targets or keep(mean)
+    now = torch.where(old.swap, -mean, mean)
+    where = torch.ones_like(old.swap) if everywhere else now < 0
+    mixed = old.label * (1 - smoothing) + (1 - old.label) * smoothing
+    return old._replace(label=torch.where(where, mixed, old.label))
+
+
+def margin(
+    mean: Tensor, scale: float = 1.0, clip: bool = False, targets: Targets | None = None
+) -> Targets:
+    """Ask of each pair a margin proportional to its strength, m = scale mu.
+
+    A flipped pair has the strength -mu. A negative margin allows a pair to be in the wrong order.
+
+    Args:
+        mean: mu, (R, n).
+        scale: >= 0; keep margins small, because rewards grow with them.
+        clip: replace negative margins by 0.
+        targets: what is changed, after any flips; `None` for the labels as they are.
+
+    Raises:
+        ValueError: a negative scale.
+
+    References: Wang et al., 2024, section 3.3 (there the margin stands outside the logarithm of
+    the sigmoid, where it has no gradient; here it is inside).
+    """
+    if not scale >= 0:
+        raise ValueError(f"margins need scale >= 0; got {scale}.")
+    old = targets or keep(mean)
+    asked = scale * torch.where(old.swap, -mean, mean)
+    return old._replace(margin=asked.clamp(min=0) if clip else asked)
+
+
+def drop(mean: Tensor, share: float | None = None, targets: Targets | None = None) -> Targets:
+    """Give weight 0 to the pairs with the lowest strength; the others' weights keep the mean 1.
+
+    Args:
+        mean: mu, (R, n).
+        share: of the pairs, in [0, 1); `None` for those of negative strength, but one.
+        targets: what is changed; `None` for the labels as they are.
+
+    Raises:
+        ValueError: a share outside [0, 1).
+    """
+    if share is not None and not 0 <= share < 1:
+        raise ValueError(f"drop needs a share in [0, 1); got {share}.")
+    old = targets or keep(mean)
+    now = torch.where(old.swap, -mean, mean)
+    rank = now.argsort(dim=-1, stable=True).argsort(dim=-1)
+    count = now.shape[-1]
+    low = now < 0 if share is None else rank < min(round(share * count), count - 1)
+    kept = torch.where(low & (rank < count - 1), 0.0, old.weight)
+    return old._replace(weight=kept / kept.mean(-1, keepdim=True).clamp(min=1e-12))
+
+
+def bands(mean: Tensor, count: int = 10) -> Tensor:
+    """Return the pairs in bands of equal size by strength, weakest first, (R, count, n // count).
+
+    The n mod count strongest pairs are left out.
+
+    Raises:
+        ValueError: fewer than 1 or more than n bands.
+    """
+    if not 1 <= count <= mean.shape[-1]:
+        raise ValueError(f"there can be 1 to {mean.shape[-1]} bands; got {count}.")
+    size = mean.shape[-1] // count
+    return mean.argsort(dim=-1, stable=True)[:, : size * count].view(len(mean), count, size)
+
+
+def by_band(mean: Tensor, values: Tensor, count: int = 10) -> Tensor:
+    """Return the mean of values (R, n) in each band of strength, (R, count); see `bands`.
+
+    Of which labels are wrong, it is the share of wrong labels by strength; of sigma, how much the
+    models disagree there.
+    """
+    order = bands(mean, count)
+    return values.float().gather(-1, order.flatten(1)).view(order.shape).mean(-1)
+
+
+def accuracy_by_band(
+    model: FeatureReward,
+    generators: Sequence[Generator],
+    mean: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    test: tuple[Tensor, Tensor],
+    count: int = 10,
+    recipe: Recipe | None = None,
+) -> Tensor:
+    """Return the accuracy of models that were each trained on one band of strength, (R, count).
+
+    Args:
+        model: the architecture.
+        generators: one a run.
+        mean: mu of the training pairs, (R, n).
+        chosen, rejected: their features (R, n, d).
+        test: features of the answers of other pairs (R, n', d), the better ones first.
+        count: number of bands.
+        recipe: `None` for the defaults.
+
+    References: Wang et al., 2024, figure 4.
+    """
+    recipe = recipe or Recipe()
+    params = model.init([g for g in generators for _ in range(count)])
+    rows = batches(generators, bands(mean, count), recipe)
+    trained = fit(model, params, chosen, rejected, rows, recipe)
+    better, worse = (x.repeat_interleave(count, 0) for x in test)
+    return accuracy(model, trained, better, worse).view(-1, count)
+
+
+def auroc(mean: Tensor, wrong: Tensor) -> Tensor:
+    """Return the probability that a wrong label has a lower strength than a right one, (R,).
+
+    Args:
+        mean: mu, (R, n).
+        wrong: which labels are wrong, (R, n).
+
+    Raises:
+        ValueError: a run without wrong labels, or without right ones.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    some = wrong.float().mean(-1)
+    if not bool(((some > 0) & (some < 1)).all()):
+        raise ValueError("an AUROC needs wrong and right labels in each run.")
+    pairs = zip(wrong.cpu().numpy(), -mean.cpu().numpy(), strict=True)
+    return mean.new_tensor([roc_auc_score(bad, score) for bad, score in pairs])
+
+
+def noise_estimate(mean: Tensor, clean_accuracy: float | None = None) -> Tensor:
+    """Return an estimate of the share of wrong labels, (R,).
+
+    Without `clean_accuracy` it is the share of negative strengths, which is biased upwards: where
+    the models are right about a share p of pairs, whatever the label, it is on average
+
+        f = e p + (1 - e) (1 - p) = e + (1 - p) (1 - 2 e) >= e
+
+    for a share e < 1/2 of wrong labels. It is 1 - p where all labels are right. With p known from
+    pairs whose labels are right, e = (f - (1 - p)) / (2 p - 1), clipped to [0, 1/2]; that p is a
+    little too high or too low where mistakes and wrong labels go together. Strengths on the
+    training pairs themselves bias f downwards instead.
+
+    Args:
+        mean: cross-fitted mu, (R, n).
+        clean_accuracy: p, in (1/2, 1].
+
+    Raises:
+        ValueError: an accuracy outside (1/2, 1].
+    """
+    negative = (mean < 0).float().mean(-1)
+    if clean_accuracy is None:
+        return negative
+    if not 0.5 < clean_accuracy <= 1:
+        raise ValueError(f"clean_accuracy must be in (1/2, 1]; got {clean_accuracy}.")
+    return ((negative - (1 - clean_accuracy)) / (2 * clean_accuracy - 1)).clamp(0, 0.5)
+
+
+def _folds(
+    generators: Sequence[Generator], count: int, models: int, folds: int
+) -> tuple[Tensor, Tensor]:
+    """Return rows (R, models folds, .) to train on and rows (R, models folds, .) to judge.
+
+    Where n is no multiple of folds, some rows are judged twice by one network, with one result.
+    """
+    size = -(-count // folds)
+    train, held = [], []
+    for generator in generators:
+        for _ in range(models):
+            order = torch.randperm(count, generator=generator, device=generator.device)
+            for fold in range(folds):
+                at = slice(fold * count // folds, (fold + 1) * count // folds)
+                out = order[at]
+                rest = torch.cat((order[: at.start], order[at.stop :]))
+                held.append(torch.cat((out, out[:1]))[:size] if len(out) < size else out)
+                train.append(rest[: count - size])
+    shape = len(generators), models * folds
+    return torch.stack(train).view(*shape, -1), torch.stack(held).view(*shape, -1)

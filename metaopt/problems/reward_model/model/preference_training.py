@@ -1,0 +1,207 @@
+"""Reward models on features trained on preference pairs, many at once and in step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.nn.stacked_features import FeatureReward
+from metaopt.problems.reward_model.model.reward_model import bradley_terry
+
+
+class Auxiliary(Protocol):
+    """A loss beside Bradley and Terry's, on altered copies of a batch, its views."""
+
+    def views(self, x: Tensor) -> Sequence[Tensor]:
+        """Return one or more copies of features (G, B, 2, d) of chosen and rejected answers."""
+        ...
+
+    def __call__(self, params: Mapping[str, Tensor], views: Sequence[Tensor]) -> Tensor:
+        """Return the loss of each model, (G,)."""
+        ...
+
+
+class Recipe(NamedTuple):
+    """How a reward model is trained: AdamW at a constant step size.
+
+    Args:
+        lr: step size, >= 0.
+        betas: decay of AdamW's two running means.
+        weight_decay: decoupled, >= 0.
+        batch: pairs in a step, >= 1; all of them where there are fewer.
+        epochs: passes over the pairs, >= 1; what is left of a pass after its last whole batch
+            waits for the next pass.
+    """
+
+    lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    batch: int = 64
+    epochs: int = 2
+
+
+class Targets(NamedTuple):
+    """What each pair is trained towards; all of (R, n).
+
+    Args:
+        swap: whether the answers are exchanged first; label and margin are those of the pair after
+            that.
+        label: q, the probability that the first answer is the better one, in [0, 1].
+        margin: m, what is asked of their difference.
+        weight: factor of the pair's loss, >= 0, with mean 1 over a run's pairs.
+    """
+
+    swap: Tensor
+    label: Tensor
+    margin: Tensor
+    weight: Tensor
+
+    def at(self, runs: Tensor, rows: Tensor) -> Targets:
+        """Return the targets of rows (G, B) of runs (G, 1)."""
+        return Targets(*(part[runs, rows] for part in self))
+
+    def losses(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the weighted losses of rewards, all of one shape; see `bradley_terry`."""
+        first = torch.where(self.swap, rejected, chosen)
+        second = torch.where(self.swap, chosen, rejected)
+        return self.weight * bradley_terry(first, second, self.margin, self.label)
+
+
+def with_views(
+    losses: Callable[[Tensor], Tensor],
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    auxiliary: Auxiliary,
+) -> Tensor:
+    """Return the mean of each pair's losses on x and on its views, plus the auxiliary loss, (G, B).
+
+    Args:
+        losses: features (G, B, 2, d) to the pairs' losses (G, B).
+        params: of G models.
+        x: features of the chosen and the rejected answers.
+        auxiliary: makes the views, and a loss of each model, which is added to all of its pairs.
+    """
+    views = auxiliary.views(x)
+    each = torch.stack([losses(copy) for copy in (x, *views)])
+    return each.mean(0) + auxiliary(params, views)[:, None]
+
+
+def batches(generators: Sequence[Generator], rows: Tensor, recipe: Recipe) -> Tensor:
+    """Return which pairs each step sees, (R k, steps, batch): rows in a new order each epoch.
+
+    Orders of run i are drawn from generator i alone, and from nothing else, so methods that are
+    given generators in one state see identical batches.
+
+    Args:
+        generators: one a run.
+        rows: indices of the pairs of k models a run, (R, k, m).
+        recipe: batch size and epochs.
+
+    Raises:
+        ValueError: a number of the recipe out of its range, rows of another shape.
+    """
+    if min(recipe.batch, recipe.epochs) < 1 or min(recipe.lr, recipe.weight_decay) < 0:
+        raise ValueError(
+            f"a recipe needs batch >= 1, epochs >= 1, lr >= 0 and weight_decay >= 0; got {recipe}."
+        )
+    if rows.ndim != 3 or len(rows) != len(generators) or rows.shape[-1] < 1:
+        raise ValueError(
+            f"rows must be (R, models, pairs >= 1) with R = {len(generators)}, the number of "
+            f"generators; got {tuple(rows.shape)}."
+        )
+    size = rows.shape[-1]
+    batch = min(recipe.batch, size)
+    steps = size // batch
+    found = []
+    for generator, own in zip(generators, rows, strict=True):
+        for model in own:
+            for _ in range(recipe.epochs):
+                order = torch.randperm(size, generator=generator, device=generator.device)
+                found.append(model[order[: steps * batch]])
+    return torch.stack(found).view(-1, recipe.epochs * steps, batch)
+
+
+def every(pairs: Tensor, models: int = 1) -> Tensor:
+    """Return the rows (R, models, n) of models that see all of a run's pairs (R, n, ...)."""
+    runs, count = pairs.shape[:2]
+    return torch.arange(count, device=pairs.device).expand(runs, models, count)
+
+
+def fit(
+    model: FeatureReward,
+    params: Mapping[str, Tensor],
+    chosen: Tensor,
+    rejected: Tensor,
+    rows: Tensor,
+    recipe: Recipe | None = None,
+    targets: Targets | None = None,
+    auxiliary: Auxiliary | None = None,
+) -> dict[str, Tensor]:
+    """Return the parameters after training on pairs.
+
+    Each model minimises the mean of its batches' losses. The models are trained in step, and none
+    depends on those beside it.
+
+    Args:
+        model: the architecture.
+        params: tensors with a leading axis G = R k, a run's k models one after the other; they are
+            left as they are.
+        chosen, rejected: features (R, n, d).
+        rows: pairs of each step, (G, steps, batch), as `batches` returns them.
+        recipe: step size, betas and weight decay; `None` for the defaults.
+        targets: what the pairs are trained towards; `None` for their labels.
+        auxiliary: a further loss, such as
+            `metaopt.problems.reward_model.model.contrastive.Contrastive`; the pairs' losses are
+            then those of `with_views`.
+
+    Raises:
+        ValueError: G is no multiple of R, or rows are not those of G models.
+    """
+    recipe = recipe or Recipe()
+    trained = {name: value.clone().requires_grad_() for name, value in params.items()}
+    models, runs = len(trained["0.weight"]), len(chosen)
+    if models % runs or len(rows) != models:
+        raise ValueError(
+            f"fit needs as many models for each of {runs} runs, and rows for each model; got "
+            f"{models} models and rows of {len(rows)}."
+        )
+    run = torch.arange(models, device=chosen.device)[:, None] // (models // runs)
+    adam = torch.optim.AdamW(
+        trained.values(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+    both = torch.stack((chosen, rejected), 2)
+    for step in range(rows.shape[1]):
+        seen = rows[:, step]
+        x = both[run, seen]
+        at = None if targets is None else targets.at(run, seen)
+
+        def losses(x: Tensor, at: Targets | None = at) -> Tensor:
+            first, second = model.rewards(trained, x).unbind(-1)
+            return bradley_terry(first, second) if at is None else at.losses(first, second)
+
+        found = losses(x) if auxiliary is None else with_views(losses, trained, x, auxiliary)
+        adam.zero_grad()
+        found.mean(-1).sum().backward()
+        adam.step()
+    return {name: value.detach() for name, value in trained.items()}
+
+
+@torch.no_grad()
+def accuracy(
+    model: FeatureReward, params: Mapping[str, Tensor], chosen: Tensor, rejected: Tensor
+) -> Tensor:
+    """Return the share of pairs whose chosen answer has the higher reward, (G,); ties count half.
+
+    Args:
+        model, params: G models.
+        chosen, rejected: features (G, n, d), or (n, d), which all models read.
+    """
+    return ordered(model.rewards(params, chosen) - model.rewards(params, rejected))
+
+
+def ordered(margin: Tensor) -> Tensor:
+    """Return the share of margins (..., n) that are positive, (...,); zeros count half."""
+    return (margin > 0).float().mean(-1) + (margin == 0).float().mean(-1) / 2

@@ -1,0 +1,332 @@
+"""Reward models as folders that transformers and TRL load, and from such folders."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from metaopt.problems.reward_model.model.reward_model import RewardModel, RewardModelConfig
+from metaopt.problems.reward_model.model.reward_model_tokens import encode
+
+AutoConfig.register(RewardModelConfig.model_type, RewardModelConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(RewardModelConfig, RewardModel, exist_ok=True)
+RewardModelConfig.register_for_auto_class()
+RewardModel.register_for_auto_class("AutoModelForSequenceClassification")
+
+SHOWN = 10
+TOLERANCE = 1e-6
+PROBES = (
+    "Yes.",
+    "\n\nHuman: What is two and two?\n\nAssistant: Four.",
+    "\n\nHuman: Name a river in France, and say why you chose it.\n\nAssistant: The Loire, because "
+    "it is the longest one that lies wholly in France.",
+)
+
+
+class Card(NamedTuple):
+    """What a reader has to know about a reward model.
+
+    Args:
+        data: what it was trained and tested on, in a sentence.
+        accuracy: share of test pairs whose preferred answer has the higher reward, in [0, 1]; what
+            equal rewards count is for `data` or `notes` to say.
+        low, high: interval of the accuracy.
+        pairs: number of test pairs.
+        level: of the interval, in (0, 1).
+        base: id of the model it started from, or "" for none.
+        licence: identifier for the hub, or "".
+        notes: further paragraphs in Markdown.
+    """
+
+    data: str
+    accuracy: float
+    low: float
+    high: float
+    pairs: int
+    level: float = 0.95
+    base: str = ""
+    licence: str = ""
+    notes: str = ""
+
+
+class Exported(NamedTuple):
+    """A folder that was written, read back and compared.
+
+    Args:
+        folder: where it is.
+        architecture: class that transformers loads it as.
+        difference: largest difference of a reward after reading it back.
+    """
+
+    folder: Path
+    architecture: str
+    difference: float
+
+
+def export(
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    card: Card,
+    probes: Sequence[str] = PROBES,
+    max_length: int | None = None,
+) -> Exported:
+    """Write a reward model for `AutoModelForSequenceClassification`, `pipeline` and TRL.
+
+    A head on the last token of a causal model is written as transformers' own class (as
+    LlamaForSequenceClassification). That class takes for padding whatever has the pad token's id,
+    so where the tokenizer pads with a token that texts contain, the copy that is written gets a pad
+    token of its own; the pooling last_not_pad means the same as that class and needs none. Every
+    other head is written as a `RewardModel` with its source file: it loads with
+    trust_remote_code=True, or after
+    `import metaopt.problems.reward_model.model.reward_model_export`.
+
+    The tokenizer that is written cuts texts at their beginning, as `encode` does, to `max_length`
+    where it is asked to truncate. The folder is read back and the probes are scored by both.
+    Neither `model` nor `tokenizer` is changed.
+
+    Args:
+        model: the reward model.
+        tokenizer: its tokenizer.
+        folder: a new or empty folder.
+        card: what the README states.
+        probes: texts to compare rewards on.
+        max_length: most tokens of a text, as the card's accuracy was measured with; `None` to keep
+            the tokenizer's limit.
+
+    Raises:
+        ValueError: a card whose numbers contradict each other, or a limit that `encode` refuses.
+        FileExistsError: the folder holds something.
+        RuntimeError: a reward differs by more than 1e-6 (1e-2 in half precision) after reading it
+            back, relative to rewards above 1; the folder is left for inspection, without a card.
+    """
+    if not 0 <= card.low <= card.accuracy <= card.high <= 1 or card.pairs < 1:
+        raise ValueError(
+            f"a card needs 0 <= low <= accuracy <= high <= 1 and pairs >= 1; got {card.low}, "
+            f"{card.accuracy}, {card.high} and {card.pairs}."
+        )
+    if not 0 < card.level < 1 or not card.data.strip():
+        raise ValueError(f"a card needs data and a level in (0, 1); got level={card.level}.")
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; name a new folder.")
+    words = copy.deepcopy(tokenizer)
+    words.padding_side, words.truncation_side = "right", "left"
+    words.init_kwargs |= {"padding_side": "right", "truncation_side": "left"}  # or it is not saved
+    if max_length is not None:
+        words.model_max_length = max_length
+    backbone: Any = model.backbone
+    if model.config.pooling != "last_not_pad":
+        backbone = _with_own_padding(backbone, words)
+    saved = _native(model, backbone, words) or _custom(model, backbone, words)
+    saved.save_pretrained(folder)
+    words.save_pretrained(folder)
+    difference = _difference(model, tokenizer, folder, words, probes, max_length)
+    architecture = type(saved).__name__
+    page = _page(card, architecture, isinstance(saved, RewardModel), max_length)
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    return Exported(folder, architecture, difference)
+
+
+def load(source: str | Path, dtype: torch.dtype = torch.float32) -> RewardModel:
+    """Return a reward model from a folder or the hub: one of `export`, or one that TRL trained.
+
+    Args:
+        source: a local folder or an id of the hub. Weights are read from safetensors only, and
+            code of the hub is never run.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: the model is no linear head with one output on the last token, or weights are
+            missing.
+        OSError: there is no such folder or model.
+    """
+    model = read(source, dtype)
+    found = as_reward_model(model)
+    if found is None:
+        raise ValueError(
+            f"{source} is a {type(model).__name__}, which is no linear head with one output on the "
+            f"last token; score with AutoModelForSequenceClassification."
+        )
+    return found
+
+
+def read(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a sequence classifier whose weights are all in its files; arguments as of `load`.
+
+    Raises:
+        ValueError: weights are missing, which transformers would draw at random.
+        OSError: there is no such folder or model.
+    """
+    model: PreTrainedModel
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        source,
+        attn_implementation="eager",
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise ValueError(
+            f"{source} has no weights {', '.join(missing[:SHOWN])}{more} of "
+            f"{type(model).__name__}; rewards by random ones mean nothing. Name a model with a "
+            f"trained head, not its base."
+        )
+    return model
+
+
+def as_reward_model(model: PreTrainedModel) -> RewardModel | None:
+    """Return a classifier as a `RewardModel` on its weights; `None` where its head is another."""
+    if isinstance(model, RewardModel):
+        return model
+    if not _is_linear(model):
+        return None
+    pad = model.config.get_text_config().pad_token_id
+    found = RewardModel.on(model, "last" if pad is None else "last_not_pad", dtype=model.dtype)
+    head: Any = model.score
+    found.score = head
+    return found.eval()
+
+
+def _is_linear(model: PreTrainedModel) -> bool:
+    parts = dict(model.named_children())
+    head = parts.get("score")
+    return (
+        set(parts) == {model.base_model_prefix, "score"}
+        and isinstance(head, nn.Linear)
+        and head.bias is None
+        and head.out_features == 1
+    )
+
+
+def _with_own_padding(backbone: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Give the tokenizer a pad token that no text contains; return a backbone that has its row."""
+    ends = backbone.config.get_text_config().eos_token_id
+    used = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, None}
+    used |= set(ends) if isinstance(ends, list) else {ends}
+    if tokenizer.pad_token_id not in used:
+        return backbone
+    tokenizer.add_special_tokens({"pad_token": "<|reward_pad|>"})
+    if tokenizer.pad_token_id < backbone.get_input_embeddings().weight.shape[0]:
+        return backbone
+    backbone = copy.deepcopy(backbone)
+    backbone.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+    return backbone
+
+
+def _native(
+    model: RewardModel, backbone: Any, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel | None:
+    """Return the model as transformers' own class, sharing its weights, or `None` without one."""
+    kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(backbone.config), None)
+    if model.config.pooling == "mean" or kind is None:
+        return None
+    config = copy.deepcopy(backbone.config)
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    config.problem_type = "regression"
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    with torch.device("meta"):
+        native = kind(config)
+    if not _is_linear(native) or type(native.base_model) is not type(backbone):
+        return None
+    setattr(native, native.base_model_prefix, backbone)
+    native.score = model.score
+    return native
+
+
+def _custom(model: RewardModel, backbone: Any, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+    config: Any = copy.deepcopy(model.config)
+    config.backbone = backbone.config.to_dict()
+    config.pad_token_id = tokenizer.pad_token_id
+    saved = RewardModel(config, backbone)
+    saved.score = model.score
+    return saved
+
+
+@torch.no_grad()
+def _difference(
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    words: PreTrainedTokenizerBase,
+    probes: Sequence[str],
+    max_length: int | None,
+) -> float:
+    """Return the largest difference of a probe's reward from the folder's.
+
+    Raises:
+        RuntimeError: it is too large.
+    """
+    training, dtype = model.training, model.backbone.dtype
+    ids, mask, _ = encode(tokenizer, probes, max_length)
+    try:
+        expected = model.eval().rewards(ids.to(model.device), mask.to(model.device)).cpu()
+    finally:
+        model.train(training)
+    again: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder, attn_implementation="eager", dtype=dtype, use_safetensors=True
+    )
+    cut = {"truncation": max_length is not None, "verbose": False}
+    batch = words(list(probes), padding=True, return_tensors="pt", **cut)
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    found = again.to(model.device).eval()(ids, attention_mask=mask).logits[:, 0].cpu()
+    scale = expected.abs().clamp(min=1)
+    worst = ((found - expected).abs() / scale).max().item()
+    limit = TOLERANCE if dtype in (torch.float32, torch.float64) else 1e-2
+    if not worst <= limit:
+        raise RuntimeError(
+            f"{folder} gives rewards that differ by {worst:.2g}, more than {limit:g}; it was "
+            f"written as {type(again).__name__} and does not hold this model."
+        )
+    return (found - expected).abs().max().item()
+
+
+def _page(card: Card, architecture: str, custom: bool, max_length: int | None) -> str:
+    head = ["library_name: transformers", "pipeline_tag: text-classification"]
+    head += [f"base_model: {card.base}"] if card.base else []
+    head += [f"license: {card.licence}"] if card.licence else []
+    trust = ", trust_remote_code=True" if custom else ""
+    front = "\n".join(["---", *head, "tags:", "- reward-model", "- trl", "---"])
+    cut, limit = "", ""
+    if max_length is not None:
+        cut, limit = ", truncation=True", f"| most tokens of a text | {max_length} |\n"
+    data = " ".join(card.data.split()).replace("|", "\\|")
+    notes = f"\n{card.notes.strip()}\n" if card.notes.strip() else ""
+    return f"""{front}
+
+# Reward model
+
+A {architecture} with one output: the reward of a text, larger for a better one. Only differences of
+rewards for one prompt mean something: sigma(r(a) - r(b)) is the probability that a is the better
+answer.
+
+| | |
+|---|---|
+| data | {data} |
+| accuracy | {card.accuracy:.4f} |
+| {100 * card.level:g} % interval | [{card.low:.4f}, {card.high:.4f}] |
+| test pairs | {card.pairs} |
+{limit}
+```python
+from transformers import pipeline
+
+reward = pipeline("text-classification", FOLDER{trust})
+reward(prompt + answer{cut})  # [{{"label": "reward", "score": ...}}]
+```
+
+Pad on the right, and cut long texts at their beginning, as the tokenizer does.
+{notes}"""

@@ -1,0 +1,62 @@
+"""Tables and figures of reward models beside a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metaopt.problems.reward_model.data.preference_policy import at_kl
+
+
+def table(figures: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:
+    """Return a table of figures (R,) by name, each beside the baseline's, as text.
+
+    Args:
+        figures: (of the models, of the baseline or `None`).
+    """
+    compared = any(other is not None for _, other in figures.values())
+    columns = ["this model", *(["vanilla", "difference", "higher on"] if compared else [])]
+    lines = [" " * 28 + "".join(f"{column:>12}" for column in columns)]
+    for name, (own, other) in figures.items():
+        line = f"{name:<28}{float(own.double().mean()):>12.4f}"
+        if other is not None:
+            gap = own.double() - other.double()
+            wins = f"{int((gap > 0).sum())} of {len(gap)}"
+            line += f"{float(other.double().mean()):>12.4f}{float(gap.mean()):>+12.4f}{wins:>12}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def draw_frontier(
+    curves: Mapping[str, Mapping[str, Tensor]], levels: Sequence[float], path: Path
+) -> Path:
+    """Draw gold reward against the root of the KL: the mean over runs, and each run.
+
+    Args:
+        curves: {"kl": (R, S + 1), "gold": (R, S + 1)} by label.
+        levels: nats that are marked.
+        path: where the figure goes.
+    """
+    from metaopt.report.figures import house_style, line, new_figure, save
+
+    with house_style():
+        figure = new_figure(5.2, 3.6)
+        axes = figure.add_subplot()
+        for at, (label, found) in enumerate(curves.items()):
+            style = line(at)
+            for kl, gold in zip(found["kl"], found["gold"], strict=True):
+                order = kl.argsort()
+                axes.plot(kl[order].sqrt(), gold[order], color=style["color"], alpha=0.15, lw=0.8)
+            reach = float(found["kl"].amax(-1).amin())
+            grid = torch.linspace(0, reach**0.5, 60) * 0.999
+            mean = [float(at_kl(found["kl"], found["gold"], float(r) ** 2).mean()) for r in grid]
+            axes.plot(grid, mean, label=label, **style)
+        for nats in levels:
+            axes.axvline(nats**0.5, color="#888888", linewidth=0.7, linestyle=(0, (4, 3)))
+        axes.set_xlabel("root of the KL from the SFT policy, nats")
+        axes.set_ylabel("gold reward")
+        axes.legend()
+        return save(figure, path)

@@ -1,0 +1,256 @@
+"""Preferences in words, and one reward model on a transformers backbone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from scipy.special import ndtri
+from torch import Generator, Tensor
+from torch.func import functional_call
+from transformers import AutoConfig, AutoTokenizer
+
+from metaopt.engine.inner import split_module
+from metaopt.engine.protocols import Tree
+from metaopt.nn.word_tokenizer import word_tokenizer
+from metaopt.problems.reward_model.data.pairs import Pair, Preferences, noise, plain, split
+from metaopt.problems.reward_model.model.preference_training import ordered
+from metaopt.problems.reward_model.model.reward_model import RewardModel, bradley_terry
+from metaopt.problems.reward_model.model.reward_model_export import Card, export
+from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
+from metaopt.problems.reward_model.report import table
+from metaopt.problems.reward_model.steps import difference
+
+
+class Encoded(NamedTuple):
+    """Token ids and their mask, (n, 2, T): the better answer first where the label is right."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+class TextPreferences:
+    """Pairs of texts and a `RewardModel` on any transformers model; one run, G = 1.
+
+    The trained model is written as a folder that transformers and TRL load, read back and compared.
+
+    A training pair with a margin m has the loss softplus(m - d), d = r(chosen) - r(rejected);
+    without one m = 0. Losses of tests are those of m = 0, and strengths are not used.
+
+    Args:
+        source: pairs that are split into a training part and the test `held_out`.
+        transfer: further tests by name.
+        unlabelled: which of these gives half of its pairs, without their labels, as two responses a
+            prompt; the test is then on the other half.
+        backbone: a local folder or an id of the hub; or a configuration with `model_type`, for
+            random weights, whose vocabulary size is the tokenizer's.
+        tokenizer: a folder or an id; `None` for the backbone's, or, with a configuration, one token
+            for each word of the training texts.
+        pooling: see `RewardModel.on`.
+        training: training pairs, or their share.
+        noise_share: share of training labels that are exchanged, in [0, 1].
+        max_length: most tokens of a text; longer ones lose their beginning, see `encode`.
+        evaluation_batch: pairs in a forward pass where nothing is trained, >= 1.
+        seed: of the split, the noise and the random weights.
+        device: where the model lives.
+
+    Attributes:
+        rows, prompts: numbers of training pairs and of prompts with unlabelled responses.
+        cut: texts that were cut short, of all.
+
+    Raises:
+        ValueError: a number out of its range, more tokens than the backbone has positions for, or
+            an unknown name of unlabelled pairs.
+        OSError: there is no such folder or model.
+    """
+
+    def __init__(
+        self,
+        source: Preferences,
+        transfer: Mapping[str, Preferences],
+        unlabelled: str,
+        backbone: str | Mapping[str, Any],
+        tokenizer: str | None = None,
+        pooling: str = "last",
+        training: int | float = 0.75,
+        noise_share: float = 0.0,
+        max_length: int = 256,
+        evaluation_batch: int = 64,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        if min(max_length, evaluation_batch) < 1:
+            raise ValueError(
+                f"TextPreferences needs max_length >= 1 and evaluation_batch >= 1; got "
+                f"{max_length} and {evaluation_batch}."
+            )
+        if unlabelled not in transfer:
+            allowed = ", ".join(transfer)
+            raise ValueError(f"unlabelled must be one of {allowed}; got {unlabelled!r}.")
+        own, other = split(source.pairs, training, seed)
+        trained = noise([plain(source.pairs[i]) for i in own], noise_share, seed).pairs
+        tests = {"held_out": [plain(source.pairs[i]) for i in other]}
+        tests |= {name: [plain(p) for p in found.pairs] for name, found in transfer.items()}
+        order = torch.randperm(len(tests[unlabelled]), generator=_draw(seed)).tolist()
+        mixed = [tests[unlabelled][i] for i in order]
+        half = len(mixed) // 2
+        tests[unlabelled] = mixed[half:]
+        self.source, self.max_length, self.cut = source.source, max_length, 0
+        self.batch, self.device = evaluation_batch, torch.device(device)
+        self.tokenizer = _tokenizer(tokenizer, backbone, trained)
+        start = backbone if isinstance(backbone, str) else _config(backbone, self.tokenizer)
+        self.base = backbone if isinstance(backbone, str) else ""
+        self.module = RewardModel.on(start, pooling, seed)
+        room = positions(self.module)
+        if room is not None and max_length > room:
+            raise ValueError(
+                f"max_length={max_length} is more than the {room} positions that the backbone has "
+                f"learned; use max_length={room} or less, or a backbone with more."
+            )
+        torch.nn.Module.to(self.module, self.device)
+        params, self._buffers = split_module(self.module)
+        self._params = {name: value[None] for name, value in params.items()}
+        self._training, self._unlabelled = self._encoded(trained), self._encoded(mixed[:half])
+        self._margins = _margins(trained, self.device)
+        self.noise_share = noise_share
+        self._tests = {name: self._encoded(pairs) for name, pairs in tests.items()}
+        self.rows, self.prompts = len(trained), half
+
+    def init(self, generator: Generator) -> tuple[Tree, Tree]:
+        """Return the backbone's and the head's parameters, (1, ...), and the module's buffers."""
+        params, buffers = (
+            {k: v.clone() for k, v in own.items()} for own in (self._params, self._buffers)
+        )
+        return params, buffers
+
+    def row_losses(self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True) -> Tensor:
+        """Return the loss of each training pair, (1, B)."""
+        first, second = self._rewards(tensors, self._training, rows, train).unbind(-1)
+        margin = None if self._margins is None else self._margins[rows.to(self.device)]
+        return bradley_terry(first, second, margin)[None]
+
+    def responses(self, tensors: Mapping[str, Tensor], prompts: Tensor) -> Tensor:
+        """Return the rewards of the two responses to each prompt, (1, B, 2); without dropout.
+
+        With it two equal responses would differ, and J would spread the noise.
+        """
+        return self._rewards(tensors, self._unlabelled, prompts, False)[None]
+
+    @torch.no_grad()
+    def metrics(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return accuracy, loss and mean |margin| by test, and J."""
+        found: dict[str, Tensor] = {}
+        for name, pairs in self._tests.items():
+            first, second = self._all(tensors, pairs).unbind(-1)
+            found[f"{name}_accuracy"] = ordered(first - second)
+            found[f"{name}_loss"] = bradley_terry(first, second).mean()
+            found[f"{name}_spread"] = (first - second).abs().mean()
+        found["difference"] = difference(self._all(tensors, self._unlabelled)).mean()
+        return {name: value[None] for name, value in found.items()}
+
+    def conclude(self, tensors: Mapping[str, Tensor], key: int) -> Tree:
+        """Return nothing: there is no true reward to find out about."""
+        return {}
+
+    def draw(self, found: Mapping[str, Tensor], folder: Path) -> list[Path]:
+        """Draw nothing."""
+        return []
+
+    @torch.no_grad()
+    def deliver(self, tensors: Mapping[str, Tensor], folder: Path) -> str:
+        """Write the folder reward_model with a card; return the figures and where it is."""
+        state = {k: tensors[k][0] for k in self._params} | {k: tensors[k] for k in self._buffers}
+        self.module.load_state_dict(state, strict=False)
+        found = {name: value[0].item() for name, value in self.metrics(tensors).items()}
+        card = self._card(found, self._all(tensors, self._tests["held_out"]))
+        path = folder / "reward_model"
+        if path.exists():  # of a run that was stopped while it wrote
+            shutil.rmtree(path)
+        made = export(self.module, self.tokenizer, path, card, max_length=self.max_length)
+        figures = table({name: (torch.tensor([value]), None) for name, value in found.items()})
+        return (
+            f"{figures}\n{made.architecture} in {made.folder}, read back: rewards differ by at "
+            f"most {made.difference:.1g}; {self.cut} texts were cut to {self.max_length} tokens"
+        )
+
+    def _card(self, found: Mapping[str, float], rewards: Tensor) -> Card:
+        """Return the card of figures by name, and of the rewards (n, 2) of the held-out pairs."""
+        count, share = len(rewards), found["held_out_accuracy"]
+        low, high = _wilson(share, count)
+        ties = int((rewards[:, 0] == rewards[:, 1]).sum())
+        others = "".join(
+            f"| {name} | {found[f'{name}_accuracy']:.4f} | {len(pairs.ids)} |\n"
+            for name, pairs in self._tests.items()
+            if name != "held_out"
+        )
+        return Card(
+            data=f"{self.source}: {self.rows} training pairs, {100 * self.noise_share:g} % of them "
+            f"with exchanged labels, and {count} held-out pairs.",
+            accuracy=share,
+            low=low,
+            high=high,
+            pairs=count,
+            base=self.base,
+            notes=f"Texts longer than {self.max_length} tokens were cut at their beginning, in "
+            f"training and tests: {self.cut} texts. Equal rewards count half in every accuracy "
+            f"here ({ties} of {count} held-out pairs); `python -m "
+            f"metaopt.problems.reward_model.bench` counts them as wrong, as RewardBench does.\n\n"
+            f"| other test | accuracy | pairs |\n|---|---|---|\n{others}",
+        )
+
+    def _all(self, tensors: Mapping[str, Tensor], pairs: Encoded) -> Tensor:
+        parts = torch.arange(len(pairs.ids)).split(self.batch)
+        return torch.cat([self._rewards(tensors, pairs, rows, False) for rows in parts])
+
+    def _rewards(
+        self, tensors: Mapping[str, Tensor], pairs: Encoded, rows: Tensor, train: bool
+    ) -> Tensor:
+        """Return rewards (B, 2)."""
+        state = {k: tensors[k][0] for k in self._params} | {k: tensors[k] for k in self._buffers}
+        ids, mask = (part[rows].flatten(0, 1).to(self.device) for part in pairs)
+        self.module.train(train)
+        return functional_call(self.module, state, (ids, mask)).logits.view(-1, 2)
+
+    def _encoded(self, pairs: Sequence[Pair]) -> Encoded:
+        texts = [f"{p.prompt}{side}" for p in pairs for side in (p.chosen, p.rejected)]
+        ids, mask, cut = encode(self.tokenizer, texts, self.max_length)
+        self.cut += len(cut)
+        return Encoded(*(part.view(len(pairs), 2, -1) for part in (ids, mask)))
+
+
+def _wilson(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a share of `count`, which need not be a whole number of them."""
+    z = float(ndtri(0.5 + level / 2))
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5 / (1 + z**2 / count)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def _margins(pairs: Sequence[Pair], device: torch.device) -> Tensor | None:
+    """Return the margins, 0 for a pair without one; `None` where no pair has any."""
+    if all(pair.margin is None for pair in pairs):
+        return None
+    return torch.tensor([pair.margin or 0.0 for pair in pairs], device=device)
+
+
+def _tokenizer(name: str | None, backbone: str | Mapping[str, Any], pairs: Sequence[Pair]) -> Any:
+    if name is None and not isinstance(backbone, str):
+        return word_tokenizer(f"{p.prompt}{s}" for p in pairs for s in (p.chosen, p.rejected))
+    return AutoTokenizer.from_pretrained(name or backbone)
+
+
+def _config(settings: Mapping[str, Any], tokenizer: Any) -> Any:
+    if "model_type" not in settings:
+        raise ValueError(
+            f"a backbone that is no folder or id needs model_type, such as llama; got "
+            f"{sorted(settings)}."
+        )
+    size, pad = len(tokenizer), tokenizer.pad_token_id
+    return AutoConfig.for_model(**{**settings, "vocab_size": size, "pad_token_id": pad})
+
+
+def _draw(seed: int) -> Generator:
+    return torch.Generator().manual_seed(seed)

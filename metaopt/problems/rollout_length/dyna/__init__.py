@@ -1,0 +1,1 @@
+"""Q-networks and world models, many at a time."""

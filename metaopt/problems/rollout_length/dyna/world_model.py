@@ -1,0 +1,279 @@
+"""R learned models of an environment side by side: next observation, reward and termination."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, Moments, StackedAdam, StackedMLP
+from metaopt.problems.rollout_length.dyna.transitions import Batch, pick, uniform_index, unpack
+
+AHEAD = 32
+"""Batches of a fit that are drawn at once."""
+
+
+class ModelState(NamedTuple):
+    """What R models hold.
+
+    Args:
+        params: (R, n).
+        moments: Adam's.
+        shift, spread: mean and standard deviation of the change of an observation, (R, 1, d).
+        low, high: least and largest value of each observation met, (R, 1, d); predictions are
+            clamped to them, since an error that feeds on itself has no other bound.
+        loss: of the last fit, (R, 3): mean squared error of the standardised change and of the
+            reward, cross-entropy of the termination; on held-out rows where there are any.
+    """
+
+    params: Tensor
+    moments: Moments
+    shift: Tensor
+    spread: Tensor
+    low: Tensor
+    high: Tensor
+    loss: Tensor
+
+
+torch.serialization.add_safe_globals([ModelState])
+
+
+class OpenModel(NamedTuple):
+    """A `ModelState` with views of its parameters, by network; it shares memory with the state."""
+
+    state: ModelState
+    layers: list[list[Layer]]
+    actions: Tensor
+
+
+class WorldModel:
+    """Deterministic models s' = s + shift + spread * f(s, a), r(s, a) and P(end | s, a).
+
+    Losses are mean squared errors of the standardised change and of the reward and the
+    cross-entropy of the termination, added up; actions enter as indicators.
+
+    Args:
+        observation_size, actions: sizes d and A.
+        widths: hidden layers of the networks of the change and of the termination, or of the one
+            network for all three.
+        reward_widths: hidden layers of the network of the reward; `None` for one network with
+            d + 2 outputs.
+        normalise: layer normalisation before each ReLU.
+        lr, batch: Adam's learning rate; rows of a batch.
+        steps: most steps of a fit, >= 1.
+        held_out: every held_out-th row, >= 2, is for validation; `None` for no validation.
+        patience: evaluations on held-out rows, `evaluate_every` steps apart, without a new lowest
+            loss after which a run's fit stops; each run keeps its best parameters. `None` takes
+            all steps. Needs `held_out`.
+        warm: continue from the last fit rather than from new parameters.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        actions: int,
+        widths: Sequence[int] = (48, 32),
+        reward_widths: Sequence[int] | None = None,
+        *,
+        normalise: bool = False,
+        lr: float = 1e-3,
+        batch: int = 32,
+        steps: int = 120,
+        held_out: int | None = None,
+        patience: int | None = None,
+        evaluate_every: int = 20,
+        warm: bool = True,
+    ) -> None:
+        if min(batch, steps, evaluate_every) < 1:
+            raise ValueError(
+                f"WorldModel needs batch, steps and evaluate_every >= 1; got batch={batch}, "
+                f"steps={steps}, evaluate_every={evaluate_every}."
+            )
+        if held_out is not None and held_out < 2:
+            raise ValueError(f"WorldModel needs held_out >= 2 or null; got {held_out}.")
+        if patience is not None and (patience < 1 or held_out is None):
+            raise ValueError(
+                f"WorldModel needs patience >= 1 together with held_out, or null; got "
+                f"patience={patience}, held_out={held_out}."
+            )
+        d, inputs = observation_size, observation_size + actions
+        if reward_widths is None:
+            shapes = [(inputs, *widths, d + 2)]
+        else:
+            shapes = [(inputs, *widths, d), (inputs, *reward_widths, 1), (inputs, *widths, 1)]
+        self.networks = [StackedMLP(sizes, normalise) for sizes in shapes]
+        self.adam = StackedAdam(lr)
+        self.size, self.actions = d, actions
+        self.batch, self.steps, self.held_out = batch, steps, held_out
+        self.patience, self.evaluate_every, self.warm = patience, evaluate_every, warm
+
+    def init(self, runs: int, draw: Generator) -> ModelState:
+        """Return R untrained models on the device of `draw`."""
+        params = torch.cat([network.init(runs, draw) for network in self.networks], 1)
+        one = params.new_ones(runs, 1, self.size)
+        zero = torch.zeros_like(one)
+        loss = params.new_zeros(runs, 3)
+        return ModelState(params, self.adam.init(params), zero, one, -one, one.clone(), loss)
+
+    def open(self, state: ModelState) -> OpenModel:
+        """Return the state with its views, for many calls on end."""
+        every = torch.arange(self.actions, device=state.params.device)
+        return OpenModel(state, self._views(state.params), every)
+
+    def predict(
+        self, at: OpenModel, observation: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return next observations (R, B, d), rewards (R, B) and log-odds of ending (R, B)."""
+        found = self._outputs(at.layers, _inputs(at, observation, action))
+        state, d = at.state, self.size
+        after = observation + torch.addcmul(state.shift, found[..., :d], state.spread)
+        after = torch.minimum(torch.maximum(after, state.low), state.high)
+        return after, found[..., d], found[..., d + 1]
+
+    def fit(self, state: ModelState, rows: Tensor, size: Tensor, draw: Generator) -> ModelState:
+        """Return models fitted to the first `size` (R, 1) of the rows (R, n, w) of each run.
+
+        The parameters of `state` are changed in place. Where runs may stop early, the processor
+        waits for the device once per evaluation.
+        """
+        if not self.warm:
+            state = self.init(len(rows), draw)
+        shift, spread, low, high = _statistics(rows, size, self.size)
+        state = state._replace(shift=shift, spread=spread, low=low, high=high)
+        at, grad = self.open(state), torch.empty_like(state.params)
+        slopes, descent = self._views(grad), self.adam.open(state.params, grad, state.moments)
+        active: Tensor | None = None
+        held = torch.zeros_like(size) if self.held_out is None else size // self.held_out
+        stopping = _Stopping(state.params, self.patience)
+        if self.held_out is not None:
+            tested = uniform_index(held, 8 * self.batch, draw) * self.held_out + self.held_out - 1
+            test = unpack(pick(rows, torch.minimum(tested, (size - 1).clamp(min=0))))
+        for step, (inputs, goal) in enumerate(self._batches(at, rows, size - held, draw), 1):
+            self.gradient(at, inputs, goal, slopes)
+            self.adam.step_(descent, active)
+            if self.patience is not None and step % self.evaluate_every == 0:
+                active = stopping.after(state.params, self.losses(at, test).sum(1, keepdim=True))
+                if not bool(active.any()):
+                    break
+        stopping.restore_(state.params)
+        if self.held_out is None:
+            return state._replace(loss=self._compare(self._outputs(at.layers, inputs), goal))
+        return state._replace(loss=self.losses(at, test))
+
+    def _batches(
+        self, at: OpenModel, rows: Tensor, size: Tensor, draw: Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and goals of one batch after the other, of the rows not held out."""
+        for first in range(0, self.steps, AHEAD):
+            count = min(AHEAD, self.steps - first)
+            index = uniform_index(size, count * self.batch, draw)
+            if self.held_out is not None:
+                index = index + index // (self.held_out - 1)
+            both = self.prepare(at, unpack(pick(rows, index)))
+            shape = (count, self.batch)
+            inputs, goal = (x.unflatten(1, shape).transpose(0, 1).contiguous() for x in both)
+            yield from zip(inputs.unbind(), goal.unbind(), strict=True)
+
+    def prepare(self, at: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what the networks read of a batch, (R, B, d + A), and what they should say.
+
+        That is the standardised change, the reward and the termination, (R, B, d + 2).
+        """
+        state = at.state
+        change = (batch.next_observation - batch.observation - state.shift) / state.spread
+        goal = torch.cat([change, torch.stack([batch.reward, batch.terminal], -1)], -1)
+        return _inputs(at, batch.observation, batch.action), goal
+
+    def losses(self, at: OpenModel, batch: Batch) -> Tensor:
+        """Return the three losses of each run, (R, 3)."""
+        inputs, goal = self.prepare(at, batch)
+        return self._compare(self._outputs(at.layers, inputs), goal)
+
+    def gradient(
+        self, at: OpenModel, inputs: Tensor, goal: Tensor, into: Sequence[Sequence[Layer]]
+    ) -> None:
+        """Write the gradient of each run's summed losses into views.
+
+        Args:
+            at: the models.
+            inputs, goal: as `prepare` returned them.
+            into: views of the gradient, one list of layers for each network.
+        """
+        found, kept = [], []
+        for network, layers in zip(self.networks, at.layers, strict=True):
+            out, forward = network.forward(layers, inputs)
+            found.append(out)
+            kept.append(forward)
+        slope = found[0] if len(found) == 1 else torch.cat(found, -1)
+        slope[..., -1].sigmoid_()
+        count, d = inputs.shape[1], self.size
+        slope[..., :d].sub_(goal[..., :d]).mul_(2 / (count * d))
+        slope[..., d].sub_(goal[..., d]).mul_(2 / count)
+        slope[..., -1].sub_(goal[..., -1]).div_(count)
+        parts = slope.split([out.shape[-1] for out in found], -1)
+        for i, network in enumerate(self.networks):
+            network.backward(at.layers[i], kept[i], parts[i].contiguous(), into[i])
+
+    def _compare(self, found: Tensor, goal: Tensor) -> Tensor:
+        """Return the three losses (R, 3) of what the networks say."""
+        square = (found[..., :-1] - goal[..., :-1]).square()
+        entropy = binary_cross_entropy_with_logits(found[..., -1], goal[..., -1], reduction="none")
+        change, reward = square[..., : self.size], square[..., self.size]
+        return torch.stack([change.mean((1, 2)), reward.mean(1), entropy.mean(1)], 1)
+
+    def _outputs(self, layers: Sequence[Sequence[Layer]], x: Tensor) -> Tensor:
+        found = [n(views, x) for n, views in zip(self.networks, layers, strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+    def _views(self, flat: Tensor) -> list[list[Layer]]:
+        ends = list(itertools.accumulate(network.size for network in self.networks))
+        parts = [flat[:, e - n.size : e] for n, e in zip(self.networks, ends, strict=True)]
+        return [n.layers(part) for n, part in zip(self.networks, parts, strict=True)]
+
+
+def _inputs(at: OpenModel, observation: Tensor, action: Tensor) -> Tensor:
+    """Return observations with an indicator of each action, (R, B, d + A)."""
+    return torch.cat([observation, (action.unsqueeze(-1) == at.actions).to(observation)], -1)
+
+
+class _Stopping:
+    """Remembers each run's best parameters and stops those that no longer improve."""
+
+    def __init__(self, params: Tensor, patience: int | None) -> None:
+        self.patience = 0 if patience is None else patience
+        self.best = params.clone() if patience is not None else params
+        self.lowest = params.new_full((len(params), 1), torch.inf)
+        self.waited = torch.zeros_like(self.lowest)
+
+    def after(self, params: Tensor, loss: Tensor) -> Tensor:
+        """Take the losses (R, 1) of parameters (R, n); return which runs go on, (R, 1)."""
+        better = loss < self.lowest
+        self.best = torch.where(better, params, self.best)
+        self.lowest = torch.minimum(loss, self.lowest)
+        self.waited = torch.where(better, 0.0, self.waited + 1)
+        return (self.waited < self.patience).to(params)
+
+    def restore_(self, params: Tensor) -> None:
+        """Put each run's best parameters back; without an evaluation, leave them alone."""
+        if self.patience:
+            met = torch.isfinite(self.lowest)
+            params.copy_(torch.where(met, self.best, params))
+
+
+def _statistics(rows: Tensor, size: Tensor, d: int) -> tuple[Tensor, ...]:
+    """Return shift, spread, low and high of the first `size` rows of each run."""
+    before, after = rows[..., :d], rows[..., d : 2 * d]
+    there = (torch.arange(rows.shape[1], device=rows.device) < size).unsqueeze(-1)
+    count = size.unsqueeze(-1).clamp(min=1)
+    change = (after - before).masked_fill(~there, 0.0)
+    shift = change.sum(1, keepdim=True) / count
+    square = (change - shift).masked_fill(~there, 0.0).square().sum(1, keepdim=True)
+    spread = (square / count).sqrt()
+    low = torch.minimum(before, after).masked_fill(~there, torch.inf).amin(1, keepdim=True)
+    high = torch.maximum(before, after).masked_fill(~there, -torch.inf).amax(1, keepdim=True)
+    spread = torch.where(spread > 1e-6, spread, 1.0)
+    return shift, spread, low, high

@@ -1,0 +1,145 @@
+"""Any vector environment of gymnasium in the place of physics on tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.problems.rollout_length.environments.episodes import Episodes, Transition
+
+
+@final
+class GymnasiumVector:
+    """Episodes of a gymnasium vector environment with flat observations and discrete actions.
+
+    gymnasium resets an episode that ended in the *next* step, where the action is ignored: that
+    step is reported with `valid` false and must not be learned from. Environments that reset in
+    the same step report what the episode ended with in `info["final_obs"]`, which is used.
+
+    The simulator's state is inside gymnasium, so episodes cannot be copied (`resumable` is false)
+    and only the latest ones begun in a shape continue.
+
+    Args:
+        make: makes a vector environment of n parallel ones, such as
+            `lambda n: gymnasium.make_vec("CartPole-v1", num_envs=n)`. Needs the extra `rl`.
+        time_limit: most steps of an episode, at least the environment's own `max_episode_steps`
+            where it says one.
+        worst: lowest return of an episode.
+        scale: typical magnitude of each observation, > 0; 1 throughout when `None`.
+
+    Raises:
+        ValueError: observations that are not flat, actions that are not discrete, or episodes that
+            may take more steps than `time_limit`.
+    """
+
+    resumable = False
+
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        time_limit: int,
+        worst: float,
+        scale: Sequence[float] | None = None,
+    ) -> None:
+        if time_limit < 1:
+            raise ValueError(f"GymnasiumVector needs time_limit >= 1; got {time_limit}.")
+        self.make, self.time_limit, self.worst = make, time_limit, float(worst)
+        self._made: dict[int, Any] = {}
+        vector = self._vector(1)
+        space, actions = vector.single_observation_space, vector.single_action_space
+        if len(space.shape) != 1 or getattr(actions, "n", None) is None:
+            raise ValueError(
+                f"GymnasiumVector needs flat observations and discrete actions; got {space} and "
+                f"{actions}."
+            )
+        own = _most_steps(vector)
+        if own is not None and own > time_limit:
+            raise ValueError(
+                f"GymnasiumVector needs time_limit >= {own}, which is the environment's own "
+                f"max_episode_steps; got {time_limit}. Give time_limit={own}, or make the "
+                f"environment with max_episode_steps={time_limit}."
+            )
+        self.observation_size, self.actions = int(space.shape[0]), int(actions.n)
+        self.scale = tuple(scale or (1.0,) * self.observation_size)
+        if len(self.scale) != self.observation_size:
+            raise ValueError(
+                f"GymnasiumVector needs {self.observation_size} numbers as scale; got {scale}."
+            )
+
+    def begin(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Episodes:
+        """Return new episodes on the device of `draw`; those begun before in the shape are gone."""
+        seed = int(torch.randint(2**31, (), generator=draw, device=draw.device))
+        found, _ = self._vector(math.prod(shape)).reset(seed=seed)
+        observation = torch.as_tensor(found, dtype=dtype, device=draw.device).view(*shape, -1)
+        total = torch.zeros(*shape, dtype=dtype, device=draw.device)
+        resetting = torch.zeros(*shape, 1, dtype=dtype, device=draw.device)
+        return Episodes(resetting, observation, observation, torch.zeros_like(total).long(), total)
+
+    def step(
+        self, episodes: Episodes, action: Tensor, draw: Generator
+    ) -> tuple[Episodes, Transition]:
+        """Take one step; `Episodes.state` says whose next step will be a reset."""
+        vector = self._vector(action.numel())
+        found, reward, *ends, info = vector.step(action.flatten().cpu().numpy())
+        like, shape = episodes.observation, action.shape
+
+        def tensor(x: Any) -> Tensor:
+            return torch.as_tensor(x, device=like.device).view(*shape, *x.shape[1:])
+
+        observation = tensor(found).to(like.dtype)
+        terminated, truncated = (tensor(e) for e in ends)
+        valid = episodes.state[..., 0] == 0
+        reward = torch.where(valid, tensor(reward).to(like.dtype), 0.0)
+        over = (terminated | truncated) & valid
+        last = observation
+        if "final_obs" in info:
+            last = observation.clone()
+            for i in over.flatten().nonzero().flatten().tolist():
+                final = torch.as_tensor(info["final_obs"][i], dtype=like.dtype)
+                last.view(-1, self.observation_size)[i] = final.to(like.device)
+        age, total = episodes.age + valid, episodes.total + reward
+        taken = Transition(
+            episodes.observation, last, reward, terminated & valid, truncated & valid, valid,
+            total, age, episodes.first,
+        )  # fmt: skip
+        same_step = _resets_in_the_same_step(vector)
+        restart = over if same_step else ~valid
+        after = Episodes(
+            (over & (not same_step)).unsqueeze(-1).to(like.dtype),
+            observation,
+            torch.where(restart.unsqueeze(-1), observation, episodes.first),
+            age.masked_fill(over, 0),
+            total.masked_fill(over, 0.0),
+        )
+        return after, taken
+
+    def _vector(self, count: int) -> Any:
+        if count not in self._made:
+            self._made[count] = self.make(count)
+        return self._made[count]
+
+
+def _most_steps(vector: Any) -> int | None:
+    """Return the time limit that the environments say they have, or `None`."""
+    within = vector.unwrapped
+    if hasattr(within, "get_attr"):  # the vector's own spec does not know what `make_vec` was given
+        spec = within.get_attr("spec")[0]
+    else:
+        spec = within if hasattr(within, "max_episode_steps") else vector.spec
+    found = getattr(spec, "max_episode_steps", None)
+    return None if found is None or found < 0 else int(found)
+
+
+def _resets_in_the_same_step(vector: Any) -> bool:
+    mode = (vector.metadata or {}).get("autoreset_mode")
+    name = getattr(mode, "value", "NextStep")
+    if name == "Disabled":
+        raise ValueError(
+            "GymnasiumVector needs an environment that resets itself; this one has "
+            "autoreset_mode=DISABLED. Make it with NEXT_STEP or SAME_STEP."
+        )
+    return bool(name == "SameStep")

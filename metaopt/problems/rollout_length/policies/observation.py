@@ -1,0 +1,100 @@
+"""What an acting outer optimizer sees: the feedback of a decision process in lock-step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt.engine.protocols import Feedback
+
+ACTING = "Use problem=rollout_length, or optimizer=random, search or schedule for this problem."
+
+
+ROWS = ("length", "reward", "score")
+
+
+class Observation(NamedTuple):
+    """What R inner runs in lock-step show after an outer step; a problem gives it as a dict.
+
+    Outer step 0 of an episode decides nothing; its observation and each later one but the last
+    comes before a decision, so an episode of T decisions has T + 1 outer steps.
+
+    Args:
+        state: features of each run, [R, F].
+        length: the length each run used, long [R].
+        reward: what each run gained since the last observation, [R]; higher is better.
+        score: how good each run is by now, [R]; at `done` its final score. Higher is better.
+        step: index of this outer step in the episode, 0..T; the next decision has this index.
+        steps: number T of decisions in an episode.
+        done: this was the last outer step of the episode.
+        test: the episode measures; an optimizer neither explores nor learns.
+    """
+
+    state: Tensor
+    length: Tensor
+    reward: Tensor
+    score: Tensor
+    step: int
+    steps: int
+    done: bool
+    test: bool
+
+
+def lengths_of(outer: Any, owner: str) -> Tensor:
+    """Return a copy of an outer variable that holds one whole number per run, long [R].
+
+    Raises:
+        TypeError: it is something else; `owner` is who asked.
+    """
+    if isinstance(outer, Tensor) and outer.dtype == torch.long and outer.ndim == 1:
+        return outer.clone()
+    if isinstance(outer, Tensor):
+        what = f"a tensor of {outer.dtype} and shape {list(outer.shape)}"
+    else:
+        what = f"of type {type(outer).__name__}"
+    raise TypeError(
+        f"{owner} needs a problem that acts, whose outer variable is one whole number per run "
+        f"(torch.long, shape [R]); this one's is {what}. {ACTING}"
+    )
+
+
+def observe(feedback: Feedback, runs: int, owner: str) -> Observation:
+    """Return a copy of the feedback's observation, its tensors on the processor.
+
+    Raises:
+        TypeError: the feedback has no observation, or one without the keys of `Observation`.
+        ValueError: the tensors are not of `runs` runs, or the features are not finite.
+    """
+    found = feedback.observation
+    missing = [
+        key for key in Observation._fields if not isinstance(found, Mapping) or key not in found
+    ]
+    if missing:
+        raise TypeError(
+            f"{owner} needs a problem that acts, whose observation has {', '.join(missing)}; "
+            f"this problem gives {_described(found)}. {ACTING}"
+        )
+    seen = Observation(**{key: found[key] for key in Observation._fields})
+    state = seen.state.detach().to("cpu", torch.float32, copy=True)
+    rows = {k: getattr(seen, k).detach().to("cpu", copy=True) for k in ROWS}
+    shapes = {"state": list(state.shape), **{k: list(v.shape) for k, v in rows.items()}}
+    if state.ndim != 2 or any(shape[:1] != [runs] for shape in shapes.values()):
+        raise ValueError(
+            f"{owner} proposed lengths of {runs} runs and observes tensors of shapes {shapes}; "
+            f"legal are state [{runs}, F] and [{runs}] for the others."
+        )
+    if not bool(torch.isfinite(state).all()):
+        raise ValueError(
+            f"{owner} observes features that are not finite at step {seen.step} of an episode; "
+            "let the problem clip them."
+        )
+    return seen._replace(state=state, **rows)
+
+
+def _described(found: Any) -> str:
+    if isinstance(found, Mapping):
+        return f"only {', '.join(map(str, found)) or 'an empty one'}"
+    return "none" if found is None else f"a {type(found).__name__}"

@@ -1,0 +1,145 @@
+"""Acting without learning: a random walk on the actions, and feedback on the model's error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, final
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.engine import tree
+from metaopt.engine.protocols import Feedback
+from metaopt.engine.random import generator
+from metaopt.optimizers.schedule import check_cap
+from metaopt.problems.rollout_length.policies.actions import Actions
+from metaopt.problems.rollout_length.policies.observation import Observation, lengths_of, observe
+
+
+@dataclass(frozen=True)
+class RandomWalk:
+    """Each run takes an action drawn uniformly: what a learned choice must beat.
+
+    Args:
+        actions: what may be drawn: `Ladder` or `Absolute`.
+    """
+
+    actions: Actions
+
+    def __call__(self, seen: Observation, generator: Generator) -> Tensor:
+        """Return the next lengths, long [R]."""
+        count = self.actions.count
+        action = torch.randint(count, seen.length.shape, generator=generator)
+        return self.actions(action, seen.length)
+
+
+@dataclass(frozen=True)
+class ErrorFeedback:
+    """The smaller the model's error, the longer the rollouts; none once the policy is good.
+
+    K = lengths[i] for the first i with |feature| < bounds[i], else the last of `lengths`;
+    K = 0 where the score exceeds `enough`.
+
+    Args:
+        lengths: one more than there are bounds, each a whole number >= 0.
+        bounds: rising, > 0, in units of the feature.
+        feature: index of the feature that measures the model's error: 3 is the error of its
+            returns, 4 that of its episodes' lengths.
+        enough: score above which a run stops planning, or `None` for never.
+        cap: largest length that the problem takes; `None` for no check.
+    """
+
+    lengths: Sequence[int] = (16, 8, 2)
+    bounds: Sequence[float] = (0.1, 0.3)
+    feature: int = 4
+    enough: float | None = None
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in pairwise((0, *self.bounds)))
+        whole = all(isinstance(k, int) and k >= 0 for k in self.lengths)
+        if not rising or not whole or len(self.lengths) != len(self.bounds) + 1:
+            raise ValueError(
+                "ErrorFeedback needs rising bounds > 0 and one more length, each a whole number "
+                f">= 0; got lengths={self.lengths!r}, bounds={self.bounds!r}."
+            )
+        if self.feature < 0:
+            raise ValueError(f"ErrorFeedback needs feature >= 0; got {self.feature}.")
+        check_cap("ErrorFeedback", "lengths", max(self.lengths), self.cap)
+
+    def __call__(self, seen: Observation, generator: Generator) -> Tensor:
+        """Return the next lengths, long [R].
+
+        Raises:
+            ValueError: there are no more than `feature` features.
+        """
+        if self.feature >= seen.state.shape[1]:
+            raise ValueError(
+                f"ErrorFeedback reads feature {self.feature} of observations that have "
+                f"{seen.state.shape[1]}, numbered from 0."
+            )
+        error = seen.state[:, self.feature].abs()
+        # A bound counts as exceeded where it is reached, hence right=True.
+        place = torch.bucketize(error, torch.tensor(list(self.bounds)), right=True)
+        lengths = torch.tensor(list(self.lengths)).to(seen.length)[place]
+        return lengths if self.enough is None else lengths.masked_fill(seen.score > self.enough, 0)
+
+
+@final
+class Rule:
+    """Set the lengths by a fixed rule on what is observed.
+
+    The first outer step of an episode decides nothing and takes the problem's first lengths.
+
+    Args:
+        function: the next lengths from an observation and a generator (`RandomWalk`,
+            `ErrorFeedback`, or any callable).
+    """
+
+    def __init__(self, function: Callable[[Observation, Generator], Tensor]) -> None:
+        self.function = function
+        self._outer: Any = None
+        self._seen: Observation | None = None
+
+    def init(self, outer: Any) -> None:
+        """Keep the first lengths, with which every episode starts.
+
+        Raises:
+            TypeError: the outer variable is not one whole number per run.
+        """
+        self._initial = lengths_of(outer, "Rule")
+        self._outer = self._initial.clone()
+
+    def ask(self, key: int) -> Tensor:
+        """Return the lengths of the next outer step, long [R]."""
+        if self._seen is None or self._seen.done:
+            self._outer = self._initial.clone()
+        else:
+            self._outer = self.function(self._seen, generator(key)).to(self._initial)
+        return self._outer
+
+    def tell(self, feedback: Feedback) -> None:
+        """Keep what is observed for the next decision.
+
+        Raises:
+            TypeError, ValueError: the observation is not one; see `observe`.
+        """
+        self._seen = observe(feedback, len(self._initial), "Rule")
+
+    @property
+    def solution(self) -> Any:
+        """The lengths last asked for."""
+        return self._outer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen last and the lengths last asked for."""
+        seen = None if self._seen is None else self._seen._asdict()
+        return {"seen": seen, "outer": self._outer}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        state = tree.clone(state)
+        self._seen = None if state["seen"] is None else Observation(**state["seen"])
+        self._outer = state["outer"]

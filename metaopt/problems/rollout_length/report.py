@@ -1,0 +1,164 @@
+"""Learning curves and schedules of rollout lengths, in the layout of the paper's figure 1."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metaopt.problems.rollout_length.options import Rows
+
+Tests = Mapping[str, Mapping[str, Tensor]]
+"""By name of a test: what `Records` holds of it, without the first dimension."""
+
+
+def write_tables(tests: Tests, rows: Rows, phase: int, folder: Path) -> list[Path]:
+    """Write `schedules.md`, one line per row, and `schedules.csv`, one per row and decision.
+
+    Where there is one row, `schedule.csv` holds its mean lengths on the first test, ready for
+    `metaopt.optimizers.Recorded`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "schedules.md", folder / "schedules.csv"]
+    paths[0].write_text(summary(tests, rows, phase))
+    with paths[1].open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(
+            ["test", "row", "decision", "real_steps", "length", "length_sd", "score", "score_se"]
+        )
+        for test, found in tests.items():
+            table.writerows([test, *line] for line in _decisions(found, rows, phase))
+    if len(rows.names) == 1:
+        lengths = next(iter(tests.values()))["lengths"]
+        paths.append(write_mean(lengths, folder / "schedule.csv"))
+    return paths
+
+
+def write_mean(lengths: Tensor, path: Path) -> Path:
+    """Write the mean over runs of lengths (R, T), for `metaopt.optimizers.Recorded`."""
+    lines = [f"{i},{float(k):.6g}" for i, k in enumerate(lengths.mean(0))]
+    path.write_text("\n".join(["decision,length", *lines]) + "\n")
+    return path
+
+
+def _decisions(found: Mapping[str, Tensor], rows: Rows, phase: int) -> list[list[str]]:
+    lines = []
+    scores = dict(zip(range(len(rows.names)), rows.of(found["scores"]), strict=True))
+    for i, (name, lengths) in enumerate(rows.of(found["lengths"])):
+        mean, spread = lengths.mean(0), _spread(lengths)
+        score, error = scores[i][1].mean(0), _error(scores[i][1])
+        for d in range(lengths.shape[1]):
+            numbers = (mean[d], spread[d], score[d + 1], error[d + 1])
+            lines.append(
+                [name, str(d), str((d + 1) * phase), *(f"{float(x):.6g}" for x in numbers)]
+            )
+    return lines
+
+
+def summary(tests: Tests, rows: Rows, phase: int) -> str:
+    """Return a table: final returns and areas of each row, with what they cost."""
+    first = next(iter(tests.values()))
+    decisions = first["lengths"].shape[1]
+    heads = ["schedule", "first K", "mean K", "last K"]
+    for test in tests:
+        heads += [f"return ({test})", f"area ({test})"]
+    heads += ["runs", "updates", "environment steps"]
+    lines = [heads, ["---"] * len(heads)]
+    for i, name in enumerate(rows.names):
+        lengths = rows.of(first["lengths"])[i][1].mean(0)
+        cells = [name or "all runs"]
+        cells += [f"{float(k):.3g}" for k in (lengths[0], lengths.mean(), lengths[-1])]
+        for found in tests.values():
+            scores = rows.of(found["scores"])[i][1]
+            cells += [_mean(scores[:, -1]), _mean(scores[:, :-1].mean(1))]
+        updates = float(rows.of(first["updates"])[i][1].mean())
+        cells += [str(rows.each), f"{updates:.0f}", str(decisions * phase)]
+        lines.append(cells)
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return (
+        f"{text}\n\nReturns are those of the greedy policy at the end, areas the mean over phases "
+        "of the return while learning; mean ± standard error over the row's runs. K: rollout "
+        f"length, mean over runs ({next(iter(tests))}).\n"
+    )
+
+
+def listing(tests: Tests, rows: Rows) -> str:
+    """Return a table for the console: rollout lengths, returns at the end and while learning.
+
+    Lengths are means over runs in the first test, of at most seven decisions, evenly spaced.
+    """
+    first = next(iter(tests.values()))
+    decisions = first["lengths"].shape[1]
+    shown = sorted({round(i * (decisions - 1) / 6) for i in range(7)})
+    counted = ",".join(str(d + 1) for d in shown)
+    lines = [["schedule", f"mean K in phase {counted}", *(f"return, {t}" for t in tests), "area"]]
+    for i, name in enumerate(rows.names):
+        lengths = rows.of(first["lengths"])[i][1].mean(0)
+        scores = [rows.of(found["scores"])[i][1] for found in tests.values()]
+        cells = [name or "all runs", " ".join(f"{float(lengths[d]):.0f}" for d in shown)]
+        cells += [_mean(score[:, -1]) for score in scores]
+        lines.append([*cells, _mean(scores[0][:, :-1].mean(1))])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+    return (
+        f"{text}\nmean ± standard error over {rows.each} runs a schedule; area: mean return while "
+        "learning"
+    )
+
+
+def draw_schedules(tests: Tests, rows: Rows, phase: int, path: Path) -> Path:
+    """Write a figure: for each test the returns along learning and the lengths.
+
+    Bands are standard errors of the returns and standard deviations of the lengths, over runs.
+    """
+    from metaopt.report.figures import house_style, line, new_figure, save
+
+    with house_style():
+        figure = new_figure(9.0, 3.2 * len(tests) + 0.4)
+        panels = figure.subplots(len(tests), 2, squeeze=False)
+        for (test, found), (left, right) in zip(tests.items(), panels, strict=True):
+            steps = phase * torch.arange(1, found["lengths"].shape[1] + 1)
+            curves, lengths = rows.of(found["scores"]), rows.of(found["lengths"])
+            for i in range(len(rows.names)):
+                style, name = line(i), rows.names[i] or "all runs"
+                for axes, values, band, least in (
+                    (left, curves[i][1][:, :-1], _error, -torch.inf),
+                    (right, lengths[i][1], _spread, 0.0),
+                ):
+                    mean, width = values.mean(0), band(values)
+                    low = (mean - width).clamp(min=least)
+                    axes.plot(steps, mean, label=name, **style)
+                    if len(rows.names) <= 4:
+                        axes.fill_between(
+                            steps, low, mean + width, color=style["color"], alpha=0.15, linewidth=0
+                        )  # fmt: skip
+            left.set(title=f"return while learning, {test}", xlabel="real steps")
+            right.set(title=f"rollout length, {test}", xlabel="real steps", ylim=(-1, None))
+            left.set_ylabel("return")
+            right.set_ylabel("K")
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        if len(labels) > 1:
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+        return save(figure, path)
+
+
+def _mean(values: Tensor) -> str:
+    if len(values) == 1:
+        return f"{float(values):.1f}"
+    return f"{float(values.mean()):.1f} ± {float(_error(values)):.1f}"
+
+
+def _error(values: Tensor) -> Tensor:
+    """Return the standard error over the first dimension; 0 for one value."""
+    return _spread(values) / len(values) ** 0.5
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Return the standard deviation over the first dimension; 0 for one value."""
+    return values.std(0) if len(values) > 1 else torch.zeros_like(values[0])

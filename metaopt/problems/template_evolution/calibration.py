@@ -1,0 +1,301 @@
+"""Judge calibration: a scoring template evolves until its scores agree with recorded outcomes.
+
+The responses are given, each with its outcome: GSM8K model solutions, or a file of one's own. The
+inner level picks, for every question, the response that the template scores highest; the outer
+level looks for the template under which scores agree with outcomes. It is the outer loop of
+template evolution (Koo et al., Align to Misalign, ICLR 2026) on data that nobody has to generate,
+and what comes out is a calibrated judge with its worth on other questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metaopt.data.solutions import Solution, Solutions
+from metaopt.engine.protocols import Feedback
+from metaopt.llm import LM, Client, Parameters, SimulatedLM
+from metaopt.problems.template_evolution.candidates import judge
+from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, auroc
+from metaopt.problems.template_evolution.prompts import Example
+from metaopt.problems.template_evolution.report import calibration as report
+from metaopt.problems.template_evolution.rubric import parse, unit
+from metaopt.problems.template_evolution.search import Parent, TemplateProblem
+from metaopt.problems.template_evolution.simulated_judge import (
+    FIRST,
+    RubricWriter,
+    Standardised,
+    Texts,
+    criteria_judge,
+    logistic_rubric,
+)
+
+Scores = list[float | None]
+"""The judge's score of each row; `None` where it gave none."""
+
+Judge = LM | Callable[[Texts], LM]
+
+
+class JudgeCalibration(TemplateProblem):
+    """Inner: the best-scored response of each question. Outer: the template, by its agreement.
+
+        inner, per question:  pick the response r with the highest Judge(q, r; template)
+        outer:                F(template) = objective(scores, outcomes) over the labelled rows
+
+    One part of the questions trains: the first of them, in random order, are labelled, and the
+    template is searched for, and later calibrated, on their rows alone. Nothing but `metrics` and
+    the report looks at the other questions. `propose` and `screen` are for
+    `metaopt.optimizers.Search`.
+
+    A request that fails makes no score. A template that leaves too many rows without one has the
+    loss +inf, so that it is not chosen on the rest. The run ends while the budget of calls still
+    lasts for the report.
+
+    Args:
+        data: queries and responses with outcomes.
+        judge: a language model, or a function from the training part's (query, response) pairs to
+            one, such as `criteria_judge`.
+        client: makes the client from the roles, as `functools.partial(Client, ...)`.
+        writer: the model that rewrites templates, or `None` for a simulated `RubricWriter`.
+        objective: a key of `OBJECTIVES`; "mae" is the paper's.
+        template: the first template: "rubric" (plausible weights), "logistic" (weights of a
+            logistic regression on the labelled rows), or its text, which must ask for a last line
+            `Score: <number>`.
+        training: share of the questions that train.
+        labelled: rows whose outcomes the search knows, >= 2; whole questions, so it may be a few
+            more.
+        held_out: most questions that the report is measured on, >= 1, or `None` for all others.
+        shown: templates shown to the writer, >= 1.
+        examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind writer.
+        coverage: least share of labelled rows with a score that makes a template legal.
+        temperature: of the writer; the judge answers at 0.
+        max_tokens: longest answer.
+        seed: of the split.
+
+    Raises:
+        ValueError: an argument outside its range, labelled or held-out rows of one outcome only, a
+            template that the writer cannot read, a paid role without a budget, or a budget too
+            small for one outer step and the report.
+
+    Cost: a call of the judge for each labelled row and outer step, one of the writer a proposal,
+    and one of the judge for each held-out row and template that is reported. A judge that is a
+    function of the request reports for nothing.
+    """
+
+    def __init__(
+        self,
+        data: Solutions,
+        judge: Judge = criteria_judge,
+        client: Callable[[Mapping[str, LM]], Client] = Client,
+        writer: LM | None = None,
+        objective: str = "balanced_brier",
+        template: str = "rubric",
+        training: float = 0.5,
+        labelled: int = 400,
+        held_out: int | None = None,
+        shown: int = 5,
+        examples: int = 0,
+        coverage: float = 0.9,
+        temperature: float = 1.0,
+        max_tokens: int = 512,
+        seed: int = 0,
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise ValueError(
+                f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}."
+            )
+        for name, count, least in (
+            ("labelled", labelled, 2), ("shown", shown, 1), ("examples", examples, 0),
+            ("held_out", 1 if held_out is None else held_out, 1),
+        ):  # fmt: skip
+            if count < least:
+                raise ValueError(f"JudgeCalibration needs {name} >= {least}; got {count}.")
+        if not 0 < coverage <= 1:
+            raise ValueError(f"JudgeCalibration needs 0 < coverage <= 1; got {coverage}.")
+        self.data, self.objective, self.seed, self.coverage = data, objective, seed, coverage
+        train, test = data.split(training, seed)
+        sample = _texts(data, _of(data, train))
+        self.rows = _labelled(data, train, labelled)
+        self.test = _of(data, test[:held_out])
+        _both_outcomes(self.rows, "labelled", "labelled")
+        _both_outcomes(self.test, "held-out", "held_out")
+        standardised = Standardised(sample)
+        lms: dict[str, LM] = {
+            "judge": judge if isinstance(judge, LM) else judge(sample),
+            "template": writer or SimulatedLM(RubricWriter(standardised), "rubric-writer"),
+        }
+        texts, outcomes = _texts(data, self.rows), [int(r.outcome) for r in self.rows]
+        self.template = template
+        if template == "rubric":
+            self.template = FIRST.render()
+        elif template == "logistic":
+            self.template = logistic_rubric(standardised, texts, outcomes).render()
+        _check_template(self.template, simulated=isinstance(lms["template"], SimulatedLM))
+        self.answers = Parameters(0.0, max_tokens)
+        creative = Parameters(temperature, max_tokens)
+        super().__init__(client(lms), creative, shown, examples, quoting=True)
+        self._examined: dict[str, Scores] = {}
+        free = lms["judge"].deterministic
+        self._next = {"judge": len(self.rows) + (0 if free else 2 * len(self.test)), "template": 1}
+        self.client.require(self._next)
+
+    def init_outer(self, generator: Any) -> str:
+        """Return the first template."""
+        return self.template
+
+    def init_inner(self, outer: str, inner: Mapping[str, Any] | None, key: int) -> dict[str, Any]:
+        """Return a run in which nothing is scored yet; `tried` is what earlier runs came to."""
+        number = inner["round"] + 1 if inner else 1
+        self.client.begin(number)
+        tried = list(inner["tried"]) if inner else []
+        return {"round": number, "template": outer, "scores": None, "tried": tried}
+
+    def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
+        """Return the state with every labelled row scored."""
+        if inner["scores"] is not None:
+            return inner
+        scores = self.score(outer, self.rows)
+        tried = [*inner["tried"], {"template": outer, "loss": self._loss(scores)}]
+        return {**inner, "scores": scores, "tried": tried}
+
+    def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
+        """Return the template's loss on the labelled rows; their scores are the artifacts."""
+        scores: Scores = inner["scores"] or [None] * len(self.rows)
+        p, y = arrays(scores, self.rows)
+        numbers = {
+            "judge/coverage": len(p) / len(self.rows),
+            "inner/success": report.best_of(scores, self.rows),
+        }
+        if len(p):
+            numbers |= {"judge/alignment": alignment(p, y), "judge/auroc": 1 - auroc(p, y)}
+        cost = self.client.end(inner["round"])
+        loss = self._loss(scores)
+        return Feedback(loss, None, None, scores, False, numbers, cost, self._stop())
+
+    def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
+        """Return what the template is worth on the held-out questions."""
+        return report.numbers(self, outer)
+
+    def seen(self, parents: Sequence[Parent]) -> list[Example]:
+        """Return the labelled rows with the scores of the first parent's run."""
+        scores: Scores = parents[0].artifacts or [None] * len(self.rows)
+        texts = _texts(self.data, self.rows)
+        return [
+            Example(f"Objective: {query}\n\nResponse:\n{response}", score, row.outcome)
+            for (query, response), score, row in zip(texts, scores, self.rows, strict=True)
+        ]
+
+    def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
+        """Return +inf for a template that has been tried, which spares its calls; else 0."""
+        return float("inf") if any(candidate == t.outer for t in trials) else 0.0
+
+    def score(self, template: str, rows: Sequence[Solution]) -> Scores:
+        """Return the judge's scores of rows under a template."""
+        return self._asked(self.client, template, rows)
+
+    def examine(self, template: str) -> Scores:
+        """Return the scores of the held-out rows, charged only where the judge costs something."""
+        if template not in self._examined:
+            lm = self.client.lms["judge"]
+            if lm.deterministic:
+                free = Client({"judge": lm})
+                self._examined[template] = self._asked(free, template, self.test)
+                free.close()
+            else:
+                return self.score(template, self.test)
+        return self._examined[template]
+
+    def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
+        """Return the template tried last, its loss, and the best one so far."""
+        return {**(inner["tried"][-1] if inner["tried"] else {}), "best": outer}
+
+    def deliver(
+        self,
+        outer: str,
+        inner: dict[str, Any],
+        snapshots: Sequence[tuple[int, dict[str, Any]]],
+        folder: Path,
+    ) -> str:
+        """Write the calibrated judge with its report; return what a person wants to know first."""
+        return report.deliver(self, outer, inner["tried"], folder)
+
+    def _asked(self, client: Client, template: str, rows: Sequence[Solution]) -> Scores:
+        texts = [(row.query, row.response) for row in rows]
+        return judge(client, template, self.data.queries, texts, self.answers)
+
+    def _stop(self) -> str | None:
+        """Return why no further template can be judged with enough left for the report."""
+        if self.client.stopped is not None:
+            return self.client.stopped
+        spent = {role: int(self.client.spent(role)["lm_calls"]) for role in self._next}
+        try:
+            self.client.require({role: spent[role] + n for role, n in self._next.items()})
+        except ValueError:
+            return "the budget does not last for another template and the report"
+        return None
+
+    def _loss(self, scores: Scores) -> float:
+        p, y = arrays(scores, self.rows)
+        if len(p) < self.coverage * len(scores):
+            return float("inf")
+        return OBJECTIVES[self.objective](p, y)
+
+
+def arrays(scores: Scores, rows: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores as probabilities in [0, 1], and outcomes in {0, 1}, of the scored rows."""
+    known = [(unit(s), int(r.outcome)) for s, r in zip(scores, rows, strict=True) if s is not None]
+    return np.array([p for p, _ in known]), np.array([y for _, y in known], dtype=int)
+
+
+def _of(data: Solutions, queries: Sequence[int]) -> list[Solution]:
+    """Return the rows of some queries, in the order of the queries."""
+    by_query: dict[int, list[Solution]] = {}
+    for row in data.rows:
+        by_query.setdefault(row.query, []).append(row)
+    return [row for query in queries for row in by_query[query]]
+
+
+def _labelled(data: Solutions, queries: Sequence[int], least: int) -> list[Solution]:
+    """Return the rows of the first queries, of as few as hold that many rows."""
+    rows: list[Solution] = []
+    for row in _of(data, queries):
+        if len(rows) >= least and row.query != rows[-1].query:
+            return rows
+        rows.append(row)
+    if len(rows) < least:
+        raise ValueError(
+            f"labelled={least} rows are more than the training part has, {len(rows)}; ask for "
+            f"fewer, or raise training."
+        )
+    return rows
+
+
+def _texts(data: Solutions, rows: Sequence[Solution]) -> list[tuple[str, str]]:
+    return [(data.queries[row.query], row.response) for row in rows]
+
+
+def _both_outcomes(rows: Sequence[Solution], what: str, name: str) -> None:
+    if len({row.outcome for row in rows}) < 2:
+        raise ValueError(
+            f"the {len(rows)} {what} rows have one outcome only, which says nothing about a judge; "
+            f"raise {name}, or give data with successes and failures."
+        )
+
+
+def _check_template(template: str, simulated: bool) -> None:
+    if "Score: <number>" not in template:
+        raise ValueError(
+            "template must be rubric, logistic, or a text that asks for a last line "
+            f"'Score: <number>'; got {template[:80]!r}."
+        )
+    if simulated:
+        try:
+            parse(template)
+        except ValueError as reason:
+            raise ValueError(
+                f"the simulated writer rewrites rubrics only: {reason} Give a writer, such as "
+                "+llm@problem.writer=openai_compatible."
+            ) from None

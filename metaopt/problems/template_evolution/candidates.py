@@ -1,0 +1,210 @@
+"""Candidates of a text search: answered by a target, checked, judged, ranked, kept by reference.
+
+A candidate is a dict of primitives, so that a checkpoint holds it and shows no text:
+
+    query     index of its query
+    prompt    reference of the prompt (`metaopt.llm.Client.text` returns the text)
+    response  reference of the target's response
+    outcome   whether the response meets the objective; `None` when the checker cannot say
+    score     the judge's score; `None` when it gave none
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from metaopt.engine.random import fold
+from metaopt.llm import (
+    BudgetSpent,
+    CassetteMiss,
+    Client,
+    LMError,
+    Parameters,
+    PolicyRefusal,
+    Request,
+    user,
+)
+from metaopt.llm.scores import parse_score
+from metaopt.problems.template_evolution.prompts import checking, judging, read_verdict
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, STEP, unit
+
+Candidate = dict[str, Any]
+
+Ranking = Literal["label_first", "dense", "outcome", "random"]
+RANKINGS = ("label_first", "dense", "outcome", "random")
+
+Checker = Callable[[int, str, int], bool | None]
+"""From a query's index, a response and a key to whether the response meets the objective."""
+
+
+class Panel:
+    """Asks target, checker and judge about candidates, all of a batch at once.
+
+    A request that fails makes neither a score nor an outcome.
+
+    Args:
+        client: the language models; roles target, judge and, without `check`, checker.
+        queries: the objectives.
+        check: decides outcomes, or `None` to ask the role checker.
+        parameters: how target, judge and checker answer.
+        verify: answers of the target to a prompt whose first one succeeded, >= 1; of those with an
+            outcome, at least half of `verify`, more than half must be successes.
+        again: how the target gives the further ones; drawn, since at temperature 0 a model repeats
+            itself.
+        outcome_is_score: the checker's outcome takes the judge's place, at no call.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        queries: Sequence[str],
+        check: Checker | None,
+        parameters: Parameters,
+        verify: int = 1,
+        again: Parameters | None = None,
+        outcome_is_score: bool = False,
+    ) -> None:
+        self.client, self.queries, self.check = client, queries, check
+        self.parameters, self.verify, self.again = parameters, verify, again or parameters
+        self.outcome_is_score = outcome_is_score
+
+    def answer(self, prompts: Sequence[tuple[int, str]]) -> list[Candidate]:
+        """Return the (query, prompt) pairs that the target answered, checked, not yet judged."""
+        answered = self._responses(
+            [(query, prompt, 0) for query, prompt in prompts], self.parameters
+        )
+        found = [
+            {
+                "query": query, "prompt": self.client.keep(prompt),
+                "response": self.client.keep(response), "outcome": outcome, "score": None,
+            }
+            for (query, prompt), response, outcome in zip(prompts, *answered, strict=True)
+            if response is not None
+        ]  # fmt: skip
+        return self._verified(found) if self.verify > 1 else found
+
+    def judge(self, template: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates with the scores that the template gives them."""
+        if self.outcome_is_score:
+            fixed = {True: HIGH, False: LOW, None: None}
+            return [{**c, "score": fixed[c["outcome"]]} for c in candidates]
+        responses = [(c["query"], self.client.text(c["response"])) for c in candidates]
+        scores = judge(self.client, template, self.queries, responses, self.parameters)
+        return [{**c, "score": score} for c, score in zip(candidates, scores, strict=True)]
+
+    def _verified(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Return the candidates with the outcome of each success decided by further answers."""
+        claimed = [c for c in candidates if c["outcome"]]
+        again = [
+            (c["query"], self.client.text(c["prompt"]), rollout)
+            for c in claimed
+            for rollout in range(1, self.verify)
+        ]
+        outcomes = iter(self._responses(again, self.again)[1])
+        for candidate in claimed:
+            votes = [True, *(next(outcomes) for _ in range(1, self.verify))]
+            known = [vote for vote in votes if vote is not None]
+            enough = 2 * len(known) >= self.verify
+            candidate["outcome"] = sum(known) > len(known) / 2 if enough else None
+        return candidates
+
+    def _responses(
+        self, asked: Sequence[tuple[int, str, int]], parameters: Parameters
+    ) -> tuple[list[str | None], list[bool | None]]:
+        """Return the target's responses to (query, prompt, rollout), and their outcomes."""
+        requests = [Request("target", user(p), parameters, r) for _, p, r in asked]
+        replies = texts(self.client, requests)
+        if self.check is None:
+            return replies, self._checked([q for q, _, _ in asked], replies)
+        keys = [fold(0, "check", q, self.client.keep(p), r) for q, p, r in asked]
+        outcomes = [
+            None if text is None else self.check(query, text, key)
+            for (query, _, _), text, key in zip(asked, replies, keys, strict=True)
+        ]
+        return replies, outcomes
+
+    def _checked(
+        self, queries: Sequence[int], responses: Sequence[str | None]
+    ) -> list[bool | None]:
+        """Return what the role checker says; `None` where it says neither yes nor no."""
+        pairs = [(q, r) for q, r in zip(queries, responses, strict=True) if r is not None]
+        requests = [
+            Request("checker", checking(self.queries[query], response), self.parameters)
+            for query, response in pairs
+        ]
+        verdicts = iter([read_verdict(text) for text in texts(self.client, requests)])
+        return [None if r is None else next(verdicts) for r in responses]
+
+
+def judge(
+    client: Client,
+    template: str,
+    queries: Sequence[str],
+    responses: Sequence[tuple[int, str]],
+    parameters: Parameters,
+) -> list[float | None]:
+    """Return the template's scores of (query, response) pairs; `None` where there is none."""
+    requests = [
+        Request("judge", judging(template, queries[query], response), parameters)
+        for query, response in responses
+    ]
+    found = texts(client, requests)
+    return [None if text is None else parse_score(text, LOW, HIGH, STEP) for text in found]
+
+
+def texts(client: Client, requests: Sequence[Request]) -> list[str | None]:
+    """Return the answers' texts; `None` in the place of a failure.
+
+    Raises:
+        CassetteMiss: a replay holds no answer to one of them.
+        LMError: all of them failed, three or more, other than by a policy or a budget: there is no
+            use in going on. What was answered before is kept.
+    """
+    replies = client.ask(requests)
+    failures = [reply for reply in replies if isinstance(reply, LMError)]
+    for failure in failures:
+        if isinstance(failure, CassetteMiss):
+            raise failure
+    stopping = any(isinstance(f, (BudgetSpent, PolicyRefusal)) for f in failures)
+    if len(failures) == len(replies) >= 3 and not stopping:
+        role, count = requests[0].role, len(requests)
+        raise LMError(f"{role}: {count} of {count} requests failed: {failures[0]}", role)
+    return [None if isinstance(reply, LMError) else reply.text for reply in replies]
+
+
+def best(log: Iterable[Candidate], query: int, count: int, ranking: Ranking) -> list[Candidate]:
+    """Return the `count` best candidates of a query, best first; ties by reference."""
+
+    def rank(candidate: Candidate) -> tuple[float, float, str]:
+        if ranking == "random":
+            return 0.0, 0.0, candidate["prompt"]
+        score = -np.inf if candidate["score"] is None else candidate["score"]
+        label = float(candidate["outcome"] is True) if ranking == "label_first" else 0.0
+        return -label, -score, candidate["prompt"]
+
+    return sorted((c for c in log if c["query"] == query), key=rank)[:count]
+
+
+def evidence(logs: Iterable[Iterable[Candidate]], most: int) -> list[Candidate]:
+    """Return up to `most` different candidates of each outcome: those of the lowest references.
+
+    References are hashes, so this is a random sample, and one that changes little as logs grow.
+    """
+    found = {(c["query"], c["prompt"]): c for log in logs for c in log}
+    ordered = sorted(found.values(), key=lambda c: (c["prompt"], c["query"]))
+    sides = [[c for c in ordered if c["outcome"] is side][:most] for side in (True, False)]
+    return sides[0] + sides[1]
+
+
+def judged(log: Iterable[Candidate]) -> list[Candidate]:
+    """Return the candidates with a score and an outcome."""
+    return [c for c in log if c["score"] is not None and c["outcome"] is not None]
+
+
+def arrays(candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores as probabilities in [0, 1], and outcomes in {0, 1}, of judged candidates."""
+    probability = np.array([unit(c["score"]) for c in candidates])
+    return probability, np.array([int(c["outcome"]) for c in candidates])

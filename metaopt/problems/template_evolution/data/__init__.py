@@ -1,0 +1,1 @@
+"""Criteria read off solutions."""

@@ -1,0 +1,333 @@
+"""Template evolution: prompts and the judge's scoring template evolve together, as text.
+
+The inner level looks, for every query, for the prompt whose response the judge scores highest; the
+outer level looks for the template under which those scores agree with the true outcomes. What comes
+out is a calibrated judge. Koo et al., Align to Misalign, ICLR 2026 (AMIS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from metaopt.engine.protocols import Feedback
+from metaopt.engine.random import fold
+from metaopt.llm import LM, Client, Parameters, Request, SimulatedLM
+from metaopt.llm.authorisation import gate
+from metaopt.problems.template_evolution.candidates import (
+    RANKINGS,
+    Candidate,
+    Panel,
+    Ranking,
+    arrays,
+    best,
+    evidence,
+    judge,
+    judged,
+    texts,
+)
+from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, auroc
+from metaopt.problems.template_evolution.prompts import Example, prompting, read_prompts
+from metaopt.problems.template_evolution.report import evolution as report
+from metaopt.problems.template_evolution.search import Parent, TemplateProblem
+from metaopt.problems.template_evolution.task import KnownTruth, Task
+
+ROLES = ("target", "judge", "optimizer", "template", "checker")
+
+INSTRUCTION = "You write prompts that make a target meet an objective."
+
+
+class TemplateEvolution(TemplateProblem):
+    """Inner: prompts by the judge's score. Outer: the template by its agreement with outcomes.
+
+        inner, per query:  max over prompts p of Judge(q, Target(p); template)
+        outer:             F(template) = objective(scores, outcomes) over all candidates of the run
+
+    An inner run starts from the best of the last one and fresh prompts, `candidates` in all; an
+    inner step asks the optimizer for `new` prompts, shown the `survivors` best. `propose` and
+    `screen` are for `metaopt.optimizers.Search`: the first asks the template model for a template,
+    the second predicts a template's loss by judging recorded candidates again (the replay buffer:
+    whatever earlier trials have tried).
+
+    Candidates are kept by reference, their texts in the client's own file. A request that fails
+    makes no score and no outcome. A spent budget or a policy's refusal ends the run after the step
+    it happens in, with everything that was paid for; a role whose every answer fails stops it with
+    an error, and it can be resumed.
+
+    Where the truth is unknown, every second query is kept from the template: its candidates are
+    searched for and judged, but they are in no loss, no evidence and no example, so that the
+    calibrated judge can be measured on them. Where only one outcome has been seen, a balanced loss
+    is that outcome's: it rewards strictness until there is a success.
+
+    Args:
+        task: queries, first prompts, first template and checker.
+        client: makes the client from the roles, as `functools.partial(Client, ...)`.
+        roles: language models that take the place of the task's own, by role: target, judge,
+            optimizer, template, checker.
+        checker: "task" (its own rule) or "lm" (the role checker).
+        objective: a key of `OBJECTIVES`; "mae" is the paper's.
+        ranking: order of candidates. "label_first": successes before failures, then by score;
+            "dense": by score (the paper); "outcome": by the checker alone, as if it were the judge;
+            "random": by nothing.
+        candidates: number C of candidates an inner run starts with, >= 2.
+        inherited: how many of them are the best of the last run, 0 <= inherited <= candidates.
+        new: number M of prompts asked for in an inner step, >= 1.
+        survivors: number K of prompts shown to the optimizer, >= 1.
+        shown: number K' of templates shown to the template model, >= 1.
+        examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind rewriter.
+        evidence: recorded candidates of each outcome that `screen` judges again, >= 1.
+        verify: see `metaopt.problems.template_evolution.candidates.Panel`; further answers are
+            drawn at `temperature`.
+        instruction: what the optimizer is told first; required where it is not simulated.
+        temperature: of optimizer and template model; target, judge and checker answer at 0.
+        max_tokens: longest answer.
+        inner_steps: number L of inner steps that the estimator will take, for the cost estimate.
+        transcripts: write the candidates of each outer step with their texts into the run's folder.
+
+    Raises:
+        ValueError: an argument outside its range, a role without a language model or an unknown
+            one, a real target without authorisation, a paid role without a budget, or a budget that
+            does not last for one outer step.
+
+    Cost: C - inherited + L M calls of the target (`verify` times that for successes), C + L M of
+    the judge and L of the optimizer per query and outer step; one of the template model a proposal;
+    and 2 `evidence` of the judge for each proposal screened and, where the archive is ranked by the
+    screen, for each template in it. What was asked before is free: most of the latter.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        client: Callable[[Mapping[str, LM]], Client] = Client,
+        roles: Mapping[str, LM] | None = None,
+        checker: Literal["task", "lm"] = "task",
+        objective: str = "balanced_brier",
+        ranking: Ranking = "label_first",
+        candidates: int = 10,
+        inherited: int = 5,
+        new: int = 5,
+        survivors: int = 5,
+        shown: int = 5,
+        examples: int = 4,
+        evidence: int = 64,
+        verify: int = 1,
+        instruction: str | None = None,
+        temperature: float = 1.0,
+        max_tokens: int = 512,
+        inner_steps: int = 5,
+        transcripts: bool = False,
+    ) -> None:
+        for name, value, legal in (
+            ("objective", objective, tuple(OBJECTIVES)),
+            ("ranking", ranking, RANKINGS),
+            ("checker", checker, ("task", "lm")),
+        ):
+            if value not in legal:
+                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
+        for name, count, least in (
+            ("candidates", candidates, 2), ("inherited", inherited, 0), ("new", new, 1),
+            ("survivors", survivors, 1), ("shown", shown, 1), ("examples", examples, 0),
+            ("evidence", evidence, 1), ("verify", verify, 1), ("inner_steps", inner_steps, 0),
+        ):  # fmt: skip
+            if count < least:
+                raise ValueError(f"TemplateEvolution needs {name} >= {least}; got {count}.")
+        if inherited > candidates:
+            raise ValueError(f"inherited={inherited} must be <= candidates={candidates}.")
+        lms = {**task.roles(), **(roles or {})}
+        unknown = sorted(set(lms) - set(ROLES))
+        if unknown:
+            raise ValueError(f"roles names {unknown[0]!r}; roles are {', '.join(ROLES)}.")
+        needed = [role for role in ROLES if role != "checker" or checker == "lm"]
+        missing = [role for role in needed if role not in lms]
+        if missing:
+            raise ValueError(
+                f"no language model plays the role {missing[0]}; give one, such as "
+                f"+llm@problem.roles.{missing[0]}=openai_compatible."
+            )
+        self.authorisation = gate(lms)
+        if instruction is None and not isinstance(lms["optimizer"], SimulatedLM):
+            raise ValueError(
+                "a real optimizer needs problem.instruction: what it is told to write, in your "
+                "own words."
+            )
+        simulated = isinstance(task, KnownTruth) and not {"target", "judge"} & set(roles or ())
+        super().__init__(
+            client(lms), Parameters(temperature, max_tokens), shown, examples, quoting=False,
+            examiner=Client(task.roles()) if simulated else None,
+        )  # fmt: skip
+        self.task = task
+        self.panel = Panel(
+            self.client, task.queries, task.check if checker == "task" else None,
+            Parameters(0.0, max_tokens), verify, self.creative,
+            ranking == "outcome",
+        )  # fmt: skip
+        self.objective, self.ranking = objective, ranking
+        self.candidates, self.inherited, self.new = candidates, inherited, new
+        self.survivors, self.evidence, self.transcripts = survivors, evidence, transcripts
+        self.instruction = instruction or INSTRUCTION
+        each = len(task.queries)
+        first = candidates + inner_steps * new
+        self.client.require(
+            {
+                "target": each * first,
+                "judge": 0 if ranking == "outcome" else each * first,
+                "optimizer": each * inner_steps,
+                **({"checker": each * first} if checker == "lm" else {}),
+            },
+            each * first * len(task.template) // 5,
+        )
+
+    def init_outer(self, generator: Any) -> str:
+        """Return the task's first template."""
+        return self.task.template
+
+    def init_inner(self, outer: str, inner: Mapping[str, Any] | None, key: int) -> dict[str, Any]:
+        """Return a judged population: the best of the last run, and fresh prompts."""
+        number = inner["round"] + 1 if inner else 1
+        self.client.begin(number)
+        kept: list[Candidate] = []
+        fresh: list[tuple[int, str]] = []
+        for query in range(len(self.task.queries)):
+            inherited = self._best(inner["log"], query, self.inherited) if inner else []
+            kept += inherited
+            count, draw = self.candidates - len(inherited), fold(key, "first", query)
+            fresh += [(query, prompt) for prompt in self.task.prompts(query, count, draw)]
+        log = self.panel.judge(outer, kept + self.panel.answer(fresh))
+        return {"round": number, "template": outer, "log": log}
+
+    def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
+        """Return the state after `new` more prompts a query; unchanged once the client stopped."""
+        if self.client.stopped:
+            return inner
+        known = {(c["query"], c["prompt"]) for c in inner["log"]}
+        fresh = [
+            (query, prompt)
+            for query, prompt in self._new_prompts(inner["log"], key)
+            if (query, self.client.keep(prompt)) not in known
+        ]
+        return {**inner, "log": inner["log"] + self.panel.judge(outer, self.panel.answer(fresh))}
+
+    def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
+        """Return the template's loss on all candidates of the run, which are the artifacts.
+
+        The loss is +inf where no candidate has both a score and an outcome.
+        """
+        log, rows = inner["log"], judged(self._open_to_search(inner["log"]))
+        if self.transcripts and self.folder is not None:
+            report.write_transcripts(self.client, log, self.folder, inner["round"])
+        value, numbers = float("inf"), {"judge/coverage": len(judged(log)) / max(len(log), 1)}
+        if rows:
+            p, y = arrays(rows)
+            value = OBJECTIVES[self.objective](p, y)
+            numbers |= {"judge/alignment": alignment(p, y), "judge/base_rate": float(y.mean())}
+            if 0 < y.mean() < 1:
+                numbers["judge/auroc"] = 1 - auroc(p, y)
+        hits = [pick is not None and pick["outcome"] is True for pick in self.picks(inner)]
+        numbers["inner/success"] = float(np.mean(hits))
+        cost = self.client.end(inner["round"])
+        return Feedback(value, None, None, log, False, numbers, cost, self.client.stopped)
+
+    def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
+        """Return, of a simulated task, the true success of the picks in % and the judge's worth.
+
+        The judge is examined on responses that the search has not seen, at no charge. Where a real
+        model plays target or judge, success is what the checker saw of the picks.
+        """
+        picks = self.picks(inner)
+        if self.examiner is None or not isinstance(self.task, KnownTruth):
+            return {"success": 100 * float(np.mean([bool(p and p["outcome"]) for p in picks]))}
+        rates = [
+            self.task.success(pick["query"], self.client.text(pick["prompt"])) if pick else 0.0
+            for pick in picks
+        ]
+        found = {"success": 100 * float(np.mean(rates))}
+        rows = judged(self.examine(outer))
+        if rows:
+            p, y = arrays(rows)
+            found |= {"auroc": 1 - auroc(p, y), "alignment": alignment(p, y)}
+        return found
+
+    def examine(self, template: str) -> list[Candidate]:
+        """Return the held-out responses of a simulated task, judged; none of a real one."""
+        if self.examiner is None or not isinstance(self.task, KnownTruth):
+            return []
+        queries, parameters = self.task.queries, self.panel.parameters
+        rows = [(q, r, y) for q in range(len(queries)) for r, y in self.task.examination(q)]
+        responses = [(q, r) for q, r, _ in rows]
+        scores = judge(self.examiner, template, queries, responses, parameters)
+        return [
+            {"query": query, "outcome": outcome, "score": score}
+            for (query, _, outcome), score in zip(rows, scores, strict=True)
+        ]
+
+    def picks(self, inner: Mapping[str, Any]) -> list[Candidate | None]:
+        """Return, for every query, the best candidate of the run."""
+        found = (self._best(inner["log"], q, 1) for q in range(len(self.task.queries)))
+        return [best[0] if best else None for best in found]
+
+    def seen(self, parents: Sequence[Parent]) -> list[Example]:
+        """Return recorded candidates as the first parent's template judges them."""
+        rows = judged(self.panel.judge(parents[0].outer, self._evidence(parents)))
+        return [Example(self.client.text(c["response"]), c["score"], c["outcome"]) for c in rows]
+
+    def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
+        """Return a template's loss on what earlier trials have recorded, judged anew.
+
+        It is +inf where the judge gives less than half of them a score. Once the client has stopped
+        it is the loss of the template's own run, since rows are missing.
+        """
+        candidates = self._evidence(trials)
+        rows = judged(self.panel.judge(candidate, candidates))
+        if self.client.stopped:
+            return next((t.value for t in trials if t.outer == candidate), float("inf"))
+        enough = rows and 2 * len(rows) >= len(candidates)
+        return OBJECTIVES[self.objective](*arrays(rows)) if enough else float("inf")
+
+    def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
+        """Return the template tried, its loss, and the best one so far."""
+        rows = judged(self._open_to_search(inner["log"]))
+        loss = OBJECTIVES[self.objective](*arrays(rows)) if rows else float("inf")
+        return {"tried": inner["template"], "loss": loss, "best": outer}
+
+    def deliver(
+        self,
+        outer: str,
+        inner: dict[str, Any],
+        snapshots: Sequence[tuple[int, dict[str, Any]]],
+        folder: Path,
+    ) -> str:
+        """Write the calibrated judge with its report; return what a person wants to know first."""
+        calibrated = report.calibrate(self, outer, inner["log"], snapshots, folder)
+        return report.summary(self.client, self.task.template, outer, calibrated)
+
+    def _new_prompts(self, log: Sequence[Candidate], key: int) -> list[tuple[int, str]]:
+        """Return (query, prompt) pairs by the optimizer, shown the best of each query."""
+        queries = range(len(self.task.queries))
+        requests = []
+        for query in queries:
+            shown = self._best(log, query, self.survivors)
+            pairs = [(self.client.text(c["prompt"]), c["score"]) for c in shown]
+            messages = prompting(self.task.queries[query], pairs, self.new, self.instruction)
+            rollout = fold(key, "optimizer", query) % 2**31
+            requests.append(Request("optimizer", messages, self.creative, rollout))
+        return [
+            (query, prompt)
+            for query, text in zip(queries, texts(self.client, requests), strict=True)
+            for prompt in read_prompts(text or "", self.new)
+        ]
+
+    def _best(self, log: Sequence[Candidate], query: int, count: int) -> list[Candidate]:
+        return best(log, query, count, self.ranking)
+
+    def _evidence(self, trials: Sequence[Parent]) -> list[Candidate]:
+        logs = (self._open_to_search(t.artifacts or ()) for t in trials)
+        return evidence(logs, self.evidence)
+
+    def _open_to_search(self, log: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates that the template may be fitted to."""
+        if self.examiner is not None or len(self.task.queries) < 2:
+            return list(log)
+        return [c for c in log if c["query"] % 2 == 0]

@@ -1,0 +1,105 @@
+"""Template evolution on queries of one's own: objectives, first prompts and a checker in a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metaopt.llm import LM
+from metaopt.problems.template_evolution.rubric import FOOTER
+
+TEMPLATE = (
+    "You grade how well a response meets its objective.\n"
+    "Look for what the objective asks for, and take off for what is missing, wrong or evasive.\n"
+    f"{FOOTER}"
+)
+"""A first template for a judge that can read."""
+
+
+class PromptFile:
+    """Queries from a file of JSON lines, one object a query.
+
+        {"query": "name the capital of France", "success": "\\\\bParis\\\\b", "prompts": ["..."]}
+
+    `success` is a regular expression (case ignored) that a response meeting the objective
+    matches, `failure` one that others match. With both, a response that matches none or both is
+    ambiguous and counts as neither. Without `success` the role checker must decide
+    (problem.checker=lm). `prompts` are the first candidates; without them the query is the first.
+
+    Args:
+        path: the file.
+        template: text of the first scoring template, or `None` for a general one.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is no such object; names the line.
+    """
+
+    def __init__(self, path: str, template: str | None = None) -> None:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        rows = [_row(line, f"{path}:{i + 1}") for i, line in enumerate(lines) if line.strip()]
+        if not rows:
+            raise ValueError(f"{path} holds no query; it needs one JSON object a line.")
+        self.queries = [row["query"] for row in rows]
+        self.template = template or TEMPLATE
+        self._prompts = [row.get("prompts") or [row["query"]] for row in rows]
+        self._success = [_pattern(row, "success") for row in rows]
+        self._failure = [_pattern(row, "failure") for row in rows]
+
+    def prompts(self, query: int, count: int, key: int) -> list[str]:
+        """Return up to `count` of the query's prompts, drawn without replacement."""
+        known = self._prompts[query]
+        return [known[i] for i in np.random.default_rng(key).permutation(len(known))[:count]]
+
+    def check(self, query: int, response: str, key: int) -> bool | None:
+        """Return what the query's expressions say of the response."""
+        success, failure = self._success[query], self._failure[query]
+        if success is None:
+            return None
+        met = success.search(response) is not None
+        if failure is None:
+            return met
+        missed = failure.search(response) is not None
+        return met if met != missed else None
+
+    def roles(self) -> Mapping[str, LM]:
+        """Return no language models: the user brings them."""
+        return {}
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    """Return a line's object.
+
+    Raises:
+        ValueError: names the file, the line and what is wrong.
+    """
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is no JSON: {error}.") from None
+    if not isinstance(row, dict) or not isinstance(row.get("query"), str) or not row["query"]:
+        raise ValueError(f"{where} needs an object with a text under 'query'.")
+    prompts = row.get("prompts", [])
+    if not isinstance(prompts, list) or not all(isinstance(p, str) and p for p in prompts):
+        raise ValueError(f"{where}: 'prompts' must be a list of texts, none of them empty.")
+    unknown = sorted(set(row) - {"query", "success", "failure", "prompts"})
+    if unknown:
+        raise ValueError(
+            f"{where} has the unknown key {unknown[0]!r}; legal are query, success, failure, "
+            f"prompts."
+        )
+    for name in ("success", "failure"):
+        try:
+            _pattern(row, name)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{where}: {name!r} is no regular expression: {error}.") from None
+    return row
+
+
+def _pattern(row: Mapping[str, Any], name: str) -> re.Pattern[str] | None:
+    return re.compile(row[name], re.IGNORECASE) if row.get(name) else None

@@ -1,0 +1,174 @@
+"""What a run of judge calibration hands over: numbers on other questions, the calibrated judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from metaopt.data.solutions import Solution, Solutions
+from metaopt.llm import Client
+from metaopt.metrics.calibration import CalibratedJudge, auroc, brier, kappa
+from metaopt.problems.template_evolution import objectives, rubric
+from metaopt.problems.template_evolution.report.judge import HeldOut, write_report
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, unit
+
+Scores = list[float | None]
+
+
+class Calibrated(Protocol):
+    """What the report needs of the problem."""
+
+    client: Client
+    data: Solutions
+    rows: list[Solution]
+    test: list[Solution]
+    template: str
+    objective: str
+    seed: int
+
+    def score(self, template: str, rows: Sequence[Solution]) -> Scores:
+        """Return the judge's scores of rows under a template."""
+        ...
+
+    def examine(self, template: str) -> Scores:
+        """Return the scores of the held-out rows."""
+        ...
+
+
+def numbers(problem: Calibrated, template: str) -> dict[str, float]:
+    """Return what a template is worth on the held-out rows; what is not defined is left out.
+
+    `brier` and `alignment` read a score as a probability, as the objectives do;
+    `calibrated_brier` and `kappa` are those of the map and the threshold fitted on the labelled
+    rows. `success` is the success rate of the best-scored response of each question,
+    `random_success` that of a random one, `oracle_success` that of the best one.
+    """
+    scores, outcomes = problem.examine(template), _outcomes(problem.test)
+    known = [(s, y) for s, y in zip(scores, outcomes, strict=True) if s is not None]
+    found: dict[str, float | None] = {
+        "coverage": len(known) / len(scores),
+        "success": best_of(scores, problem.test),
+        "random_success": best_of([0.0] * len(scores), problem.test),
+        "oracle_success": best_of([float(y) for y in outcomes], problem.test),
+    }
+    if known:
+        p, y = np.array([unit(s) for s, _ in known]), np.array([y for _, y in known])
+        found |= {
+            "auroc": auroc(p, y),
+            "brier": objectives.brier(p, y),
+            "alignment": objectives.alignment(p, y),
+        }
+    judge = fitted(problem, template)
+    if judge is not None:
+        found |= {
+            "calibrated_brier": brier(judge.probability(scores), outcomes),
+            "kappa": kappa(judge.decide(scores), outcomes),
+        }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def fitted(problem: Calibrated, template: str) -> CalibratedJudge | None:
+    """Return the judge calibrated on the labelled rows; `None` where too few have a score."""
+    scores = problem.score(template, problem.rows)
+    try:
+        return CalibratedJudge.fit(template, scores, _outcomes(problem.rows), (LOW, HIGH))
+    except ValueError:
+        return None
+
+
+def best_of(scores: Sequence[float | None], rows: Sequence[Solution]) -> float:
+    """Return the success rate of the best-scored response of each question.
+
+    Equal scores share the pick; a row without a score is picked where no other has one.
+    """
+    by_query: dict[int, list[tuple[float, bool]]] = {}
+    for score, row in zip(scores, rows, strict=True):
+        known = -np.inf if score is None else score
+        by_query.setdefault(row.query, []).append((known, row.outcome))
+    rates = []
+    for responses in by_query.values():
+        top = max(score for score, _ in responses)
+        rates.append(np.mean([outcome for score, outcome in responses if score == top]))
+    return float(np.mean(rates))
+
+
+def deliver(
+    problem: Calibrated, best: str, tried: Sequence[Mapping[str, Any]], folder: Path
+) -> str:
+    """Write the report into `folder`; return the templates, their worth, the calls and the path."""
+    first = problem.template
+    judges = [fitted(problem, template) for template in (first, best)]
+    if judges[0] is None or judges[1] is None:
+        written = "no calibrated judge: too few labelled rows have a score"
+    else:
+        held_out = HeldOut(
+            _outcomes(problem.test), [row.query for row in problem.test],
+            problem.examine(first), problem.examine(best),
+        )  # fmt: skip
+        write_report(
+            folder, judges[0], judges[1], held_out,
+            [(step, float(t["loss"])) for step, t in enumerate(tried, 1)],
+            _provenance(problem),
+            objective=problem.objective,
+            weights=_weights(tried),
+            seed=problem.seed,
+        )  # fmt: skip
+        written = f"calibrated judge: {folder / 'judge.json'}, report: {folder / 'report.html'}"
+    return "\n".join([*_summary(problem, first, best), written])
+
+
+def _summary(problem: Calibrated, first: str, best: str) -> list[str]:
+    before, after = numbers(problem, first), numbers(problem, best)
+    total = problem.client.spent()
+    roles = ", ".join(
+        f"{role} {problem.client.spent(role)['lm_calls']:,.0f}" for role in problem.client.lms
+    )
+    same = best == first
+    worth = "first template" if same else "first -> best template"
+    lines = [f"held out, {worth}:"]
+    for name in ("auroc", "brier", "calibrated_brier", "kappa", "alignment", "success"):
+        if name in before and name in after:
+            change = "" if same else f" -> {after[name]:.3f}"
+            lines.append(f"    {name:<18}{before[name]:.3f}{change}")
+    return [
+        f"calls: {total['lm_calls']:,.0f} ({roles}); tokens: {total['tokens']:,.0f}",
+        "first template:", _indented(first),
+        "best template:" if not same else "best template: the first one",
+        *([] if same else [_indented(best)]),
+        *lines,
+    ]  # fmt: skip
+
+
+def _provenance(problem: Calibrated) -> dict[str, Any]:
+    rows, test, data = problem.rows, problem.test, problem.data
+    return {
+        "data": data.source,
+        "models": {role: lm.model for role, lm in problem.client.lms.items()},
+        "seed of the split": problem.seed,
+        "searched and fitted on": f"{len(rows):,} rows of {len({r.query for r in rows}):,} queries",
+        "held out": f"{len(test):,} rows of {len({r.query for r in test}):,} other queries",
+        "left out as ambiguous": f"{data.ambiguous:,} rows",
+    }
+
+
+def _weights(tried: Sequence[Mapping[str, Any]]) -> list[Mapping[str, float]] | None:
+    """Return the weights of the best template after each step; `None` for other templates."""
+    best, found = tried[0] if tried else {}, []
+    try:
+        for trial in tried:
+            best = trial if trial["loss"] < best["loss"] else best
+            found.append(rubric.parse(best["template"]).weights)
+    except ValueError:
+        return None
+    return found
+
+
+def _outcomes(rows: Sequence[Solution]) -> list[int]:
+    return [int(row.outcome) for row in rows]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

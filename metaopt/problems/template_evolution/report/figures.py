@@ -1,0 +1,157 @@
+"""Figures of a calibrated judge: reliability, scores by outcome, the template's evolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metaopt.metrics.calibration import Array, CalibratedJudge, auroc, reliability
+
+
+class Side(NamedTuple):
+    """One judge on held-out rows: NaN where a row has no score."""
+
+    name: str
+    judge: CalibratedJudge
+    scores: Array
+    outcomes: Array
+
+
+def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
+    """Write one column a judge: observed rate against probability, and scores by outcome below.
+
+    Bins have equal mass and the bars are Wilson's 95 % intervals; the axes end where they do.
+    """
+    from metaopt.report.figures import house_style, new_figure, save
+
+    bins = [reliability(side.judge.probability(side.scores), side.outcomes) for side in sides]
+    drawn = np.concatenate([np.append(found.high, found.probability) for found in bins])
+    top = min(1.0, 1.08 * float(drawn.max(initial=0.05)))
+    edges = _edges(np.concatenate([side.scores for side in sides]))
+    with house_style():
+        figure = new_figure(3.6 * len(sides) + 0.4, 5.9)
+        panels = figure.subplots(
+            2, len(sides), sharey="row", squeeze=False, height_ratios=(3.6, 1.5)
+        )
+        for column, (side, found) in enumerate(zip(sides, bins, strict=True)):
+            _reliability(panels[0, column], side, found, top)
+            _histogram(panels[1, column], side, edges)
+        panels[0, 0].set_ylabel("observed success rate")
+        panels[1, 0].set_ylabel("share of outcome")
+        panels[1, 0].set_ylim(bottom=0)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        more = panels[1, 0].get_legend_handles_labels()
+        figure.legend(handles + more[0], labels + more[1], loc="outside lower center", ncols=3)
+        return save(figure, path)
+
+
+def _reliability(axes: Any, side: Side, found: Any, top: float) -> None:
+    from metaopt.report.figures import PALETTE
+
+    axes.plot([0, 1], [0, 1], color="0.55", linewidth=1, linestyle="--", label="calibrated")
+    reach = np.stack([found.observed - found.low, found.high - found.observed])
+    axes.errorbar(
+        found.probability, found.observed, np.maximum(reach, 0), color=PALETTE[0], linewidth=1.2,
+        elinewidth=1, capsize=2,
+    )  # fmt: skip
+    share = found.rows / max(found.rows.sum(), 1)
+    axes.scatter(
+        found.probability, found.observed, s=14 + 200 * share, color=PALETTE[0], linewidths=0,
+        zorder=3, label="bin, area by its rows",
+    )  # fmt: skip
+    axes.set(xlim=(-0.03 * top, 1.03 * top), ylim=(-0.03 * top, 1.03 * top))
+    axes.set_xlabel("calibrated probability")
+    axes.set_title(side.name, loc="left")
+    area = auroc(side.scores, side.outcomes)
+    if area is not None:
+        axes.set_title(f"AUROC {area:.3f}", loc="right", size=9, weight="normal")
+
+
+def _histogram(axes: Any, side: Side, edges: Array) -> None:
+    from metaopt.report.figures import PALETTE
+
+    for outcome, name, colour in ((0, "failures", PALETTE[4]), (1, "successes", PALETTE[2])):
+        scores = side.scores[(side.outcomes == outcome) & np.isfinite(side.scores)]
+        share = np.histogram(scores, edges)[0] / max(len(scores), 1)
+        axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
+        axes.stairs(share, edges, color=colour, linewidth=1.4, label=name)
+    axes.axvline(side.judge.threshold, color="black", linewidth=1.1, linestyle=":",
+                 label="threshold")  # fmt: skip
+    axes.set(xlabel="score", xlim=(edges[0], edges[-1]))
+
+
+def _edges(scores: Array) -> Array:
+    """Return edges around each score where scores have a coarse grid, else of 24 equal bins."""
+    levels = np.unique(scores[np.isfinite(scores)])
+    if len(levels) < 2:
+        middle = float(levels[0]) if len(levels) else 0.0
+        return np.array([middle - 0.5, middle + 0.5])
+    low, high, step = levels[0], levels[-1], float(np.diff(levels).min())
+    if (high - low) / step <= 60:
+        return np.arange(low - step / 2, high + step, step)
+    return np.linspace(low, high, 25)
+
+
+def draw_evolution(
+    tried: Sequence[tuple[int, float]],
+    objective: str,
+    weights: Sequence[Mapping[str, float]] | None,
+    path: Path,
+) -> Path:
+    """Write the objective of each tried template over outer steps, and the best so far.
+
+    Args:
+        tried: (outer step, objective), lower is better; those that are not finite are left out.
+        objective: its name.
+        weights: criteria weights of the best template, one mapping an outer step from the first of
+            `tried` on: a second panel. A criterion that a template lacks has weight 0.
+        path: where the figure goes.
+    """
+    from metaopt.report.figures import house_style, new_figure, save
+
+    rows = 2 if weights else 1
+    with house_style():
+        figure = new_figure(6.4, 2.8 * rows)
+        panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+        steps = _objective(panels[0], tried, objective)
+        if weights:
+            _weights(panels[1], weights, int(steps[0]) if len(steps) else 0)
+        panels[-1].set_xlabel("outer step")
+        panels[-1].xaxis.get_major_locator().set_params(integer=True)
+        return save(figure, path)
+
+
+def _objective(axes: Any, tried: Sequence[tuple[int, float]], objective: str) -> Array:
+    from metaopt.report.figures import PALETTE
+
+    points = np.array(sorted(tried), dtype=float).reshape(-1, 2)
+    steps, values = points[np.isfinite(points[:, 1])].T
+    at, first = np.unique(steps[::-1], return_index=True)
+    best = np.minimum.accumulate(values)[::-1][first]
+    axes.scatter(steps, values, s=16, color=PALETTE[5], linewidths=0, label="tried")
+    axes.step(*_held(at, best), where="post", color=PALETTE[0], label="best so far")
+    axes.set_title("Objective of the templates (lower is better)")
+    axes.set_ylabel(objective)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return steps
+
+
+def _weights(axes: Any, weights: Sequence[Mapping[str, float]], first: int) -> None:
+    from metaopt.report.figures import line
+
+    criteria = list(dict.fromkeys(name for template in weights for name in template))
+    steps = np.arange(first, first + len(weights), dtype=float)
+    for index, name in enumerate(criteria):
+        values = [template.get(name, 0.0) for template in weights]
+        axes.step(*_held(steps, values), where="post", label=name, **line(index))
+    axes.set_title("Criteria weights of the best template")
+    axes.set_ylabel("weight")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1.05), labelspacing=0.25)
+
+
+def _held(steps: Array, values: Any) -> tuple[Array, Array]:
+    """Return the points with the last value held for half a step, so that a step plot shows it."""
+    return np.append(steps, steps[-1:] + 0.5), np.append(values, values[-1:])

@@ -1,0 +1,290 @@
+"""The deliverable of a template search: a calibrated judge, what it is worth, and how it came.
+
+Written are judge.json, report.md, report.html and figures/. They hold templates, counts and
+numbers; no candidate and no response is ever passed in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from metaopt.metrics.calibration import CalibratedJudge, Numbers, Scores, compare, known, measure
+from metaopt.problems.template_evolution.report.figures import (
+    Side,
+    draw_evolution,
+    draw_reliability,
+)
+from metaopt.report.page import (
+    Block,
+    Figure,
+    Heading,
+    Table,
+    Verbatim,
+    markdown,
+    page,
+)
+
+NAMES = {
+    "auroc": "AUROC", "brier": "Brier score", "brier_skill": "Brier skill",
+    "kappa": "kappa", "sensitivity": "sensitivity", "specificity": "specificity",
+}  # fmt: skip
+"""The compared numbers as a report calls them; all but the Brier score are better when higher."""
+
+RATES = {
+    "apparent_rate": "share that the judge decides for success",
+    "corrected_rate": "corrected for the judge's errors",
+    "checked_rate": "true share, from the checker",
+}
+
+
+class HeldOut(NamedTuple):
+    """Rows that no template was chosen or calibrated on; a score is `None` where there is none."""
+
+    outcomes: ArrayLike
+    queries: ArrayLike
+    first_scores: Scores
+    best_scores: Scores
+
+
+def write_report(
+    folder: Path,
+    first: CalibratedJudge,
+    best: CalibratedJudge,
+    held_out: HeldOut,
+    evolution: Sequence[tuple[int, float]],
+    provenance: Mapping[str, Any],
+    title: str = "Calibrated judge",
+    objective: str = "objective",
+    weights: Sequence[Mapping[str, float]] | None = None,
+    seed: int = 0,
+) -> list[Path]:
+    """Write the judge and its report into `folder`, and return the paths of the files.
+
+    Args:
+        folder: made where it is missing.
+        first, best: the judge under the first and under the best template, calibrated on the same
+            rows.
+        held_out: other rows: every number of the report is measured on them.
+        evolution: (outer step, objective) of each template tried, in order; lower is better. No
+            figure is drawn where none is finite.
+        provenance: where the judge comes from, as JSON values: models, data, seeds, versions.
+        title: heading of the report.
+        objective: name of the outer objective.
+        weights: criteria weights of the best template, one mapping an outer step, where templates
+            are weighted rubrics.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: provenance that is not JSON, or rows that `metaopt.metrics.calibration.measure`
+            refuses.
+    """
+    _check_json(provenance)
+    y, queries = np.asarray(held_out.outcomes, dtype=float), held_out.queries
+    scores = known(held_out.first_scores), known(held_out.best_scores)
+    before = measure(first, scores[0], y, queries, seed)
+    after = measure(best, scores[1], y, queries, seed)
+    difference = compare(first, scores[0], best, scores[1], y, queries, seed)
+    sides = [Side("First template", first, scores[0], y), Side("Best template", best, scores[1], y)]
+    figures = [draw_reliability(sides, folder / "figures" / "reliability.png")]
+    if any(np.isfinite(value) for _, value in evolution):
+        path = folder / "figures" / "evolution.png"
+        figures.append(draw_evolution(evolution, objective, weights, path))
+    record = {
+        "judge": best.to_dict(),
+        "held_out": after,
+        "first": {"judge": first.to_dict(), "held_out": before},
+        "difference": difference,
+        "provenance": dict(provenance),
+    }
+    blocks = [
+        *_summary(first, best, before, after, difference),
+        *_rates(after),
+        *_decisions(before, after),
+        Heading("Reliability"),
+        Figure("figures/reliability.png", _RELIABILITY),
+        *_evolution(evolution, objective, weights),
+        Heading("Best template"), Verbatim(best.template),
+        Heading("First template"), Verbatim(first.template),
+        *_provenance(provenance),
+    ]  # fmt: skip
+    texts = {
+        "judge.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
+        "report.md": markdown(title, blocks),
+        "report.html": page(title, blocks, folder),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [*(folder / name for name in texts), *figures]
+
+
+def verdict(difference: Numbers) -> str:
+    """Return what the paired differences say of the two templates, in a sentence or three.
+
+    A difference counts only where its interval leaves out 0.
+    """
+    said: dict[str, list[str]] = {"better": [], "worse": [], "open": [], "undefined": []}
+    for name in ("auroc", "brier", "kappa"):
+        low, high = difference[f"{name}_low"], difference[f"{name}_high"]
+        if low is None or high is None:
+            said["undefined"].append(NAMES[name])
+        elif low <= 0 <= high:
+            said["open"].append(NAMES[name])
+        else:
+            said["better" if (low > 0) != (name == "brier") else "worse"].append(NAMES[name])
+    sentences = [
+        f"The best template is {which} than the first in {_list(said[which])}: the 95 % interval "
+        "of the paired difference, clustered by query, leaves out 0."
+        for which in ("better", "worse")
+        if said[which]
+    ]
+    if said["open"]:
+        sentences.append(
+            "The 95 % interval of the paired difference, clustered by query, includes 0 for "
+            f"{_list(said['open'])}: these rows do not tell the two templates apart there."
+        )
+    if said["undefined"]:
+        sentences.append(f"There are too few rows to compare {_list(said['undefined'])}.")
+    return " ".join(sentences)
+
+
+def _summary(
+    first: CalibratedJudge,
+    best: CalibratedJudge,
+    before: Numbers,
+    after: Numbers,
+    difference: Numbers,
+) -> Iterator[Block]:
+    yield (
+        f"Measured on {after['n']:,} held-out rows of {after['queries']:,} queries, of which "
+        f"{_number(after['base_rate'])} {_bounds(after, 'base_rate')} succeed. Intervals are 95 % "
+        "percentile bootstraps that resample queries."
+    )
+    if first.template == best.template:
+        yield "The best template is the first one: nothing that was tried replaced it."
+    else:
+        yield verdict(difference)
+    yield Heading("Before and after")
+    rows = [
+        [
+            NAMES[name],
+            *(f"{_number(side[name])} {_bounds(side, name)}" for side in (before, after)),
+            f"{_number(difference[name], '+.3f')} {_bounds(difference, name, '+.3f')}",
+        ]
+        for name in NAMES
+    ]
+    for name in ("ece", "coverage"):
+        label = {"ece": "calibration error", "coverage": "coverage"}[name]
+        change = _minus(after[name], before[name])
+        rows.append([label, _number(before[name]), _number(after[name]), _number(change, "+.3f")])
+    rows.append(["(threshold)", _number(first.threshold), _number(best.threshold), ""])
+    yield Table(("number", "first template", "best template", "difference"), rows)
+    yield (
+        "Lower is better for the Brier score and the calibration error, higher for the rest. Brier "
+        "skill is against always saying the base rate of these rows. Sensitivity, specificity and "
+        f"kappa are those of deciding for success at or above the threshold, which maximised "
+        f"{_CRITERIA[best.criterion]} on the fitting rows. The calibration error has ten bins of "
+        "equal mass. Coverage is the share of rows with a score: an answer that cannot be parsed "
+        "and a failed request have none, and all other numbers leave such rows out. Differences "
+        f"are of the {difference['n']:,} rows that both templates scored."
+    )
+
+
+def _rates(after: Numbers) -> Iterator[Block]:
+    yield Heading("Success rate")
+    yield (
+        "A judge's share of positives is not the success rate. Half of the held-out queries play "
+        "rows that nobody has checked; sensitivity and specificity come from the other half "
+        "(Rogan and Gladen, 1978). Both are estimated again in each resample."
+    )
+    rows = [
+        [label, f"{_number(after[name])} {_bounds(after, name)}"] for name, label in RATES.items()
+    ]
+    yield Table(("best template, unchecked half", "rate"), rows)
+    if after["corrected_rate"] is None:
+        yield (
+            "The corrected rate is not defined: sensitivity + specificity is not above 1, so this "
+            "judge's decisions say nothing about the success rate."
+        )
+
+
+def _decisions(before: Numbers, after: Numbers) -> Iterator[Block]:
+    yield Heading("Decisions")
+    header = ("template", "true positive", "false positive", "false negative", "true negative")
+    rows = [
+        [name, *(f"{side[cell]:,.0f}" for cell in ("tp", "fp", "fn", "tn"))]
+        for name, side in (("first", before), ("best", after))
+    ]
+    yield Table(header, rows)
+
+
+def _evolution(
+    evolution: Sequence[tuple[int, float]], objective: str, weights: Any
+) -> Iterator[Block]:
+    finite = [value for _, value in evolution if np.isfinite(value)]
+    if not finite:
+        return
+    missing = len(evolution) - len(finite)
+    yield Heading("Evolution of the template")
+    yield (
+        f"Of {len(evolution):,} recorded outer steps. The outer objective, {objective}, is lower "
+        f"when better: {finite[0]:.4g} at first, {min(finite):.4g} at its lowest, each measured in "
+        "its step's own inner run."
+        + (f" Not drawn, for want of a finite objective: {missing:,}." if missing else "")
+    )
+    more = " Below: the criteria weights of the best template so far." if weights else ""
+    yield Figure("figures/evolution.png", f"Objective of each template tried.{more}")
+
+
+def _provenance(provenance: Mapping[str, Any]) -> Iterator[Block]:
+    if provenance:
+        yield Heading("Provenance")
+        yield Table(("what", "value"), list(_flat(provenance)))
+
+
+def _check_json(provenance: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(provenance, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"provenance must hold JSON values (texts, finite numbers, lists, mappings): {error}."
+        ) from error
+
+
+def _flat(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node if isinstance(node, str) else json.dumps(node)
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "not defined" if value is None else format(value, form)
+
+
+def _bounds(numbers: Numbers, name: str, form: str = ".3f") -> str:
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    return "" if low is None or high is None else f"({low:{form}} to {high:{form}})"
+
+
+def _list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+_CRITERIA = {"youden": "sensitivity + specificity - 1 (Youden)", "kappa": "Cohen's kappa"}
+
+_RELIABILITY = (
+    "Above: observed success rate against calibrated probability, in bins of equal mass with "
+    "Wilson's 95 % intervals, which take rows as independent. Below: scores of failures and of "
+    "successes, each adding up to 1, and the threshold."
+)

@@ -1,0 +1,101 @@
+"""What problems that search for a judge's template share: records, proposals, examples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from metaopt.engine.random import fold
+from metaopt.llm import Client, LMError, Parameters, Request
+from metaopt.problems.template_evolution.prompts import Example, quotes, read_template, rewriting
+
+
+class Parent(Protocol):
+    """A template that has been tried, as `metaopt.optimizers.Search` keeps it."""
+
+    @property
+    def outer(self) -> str:
+        """The template."""
+
+    @property
+    def value(self) -> float:
+        """Its loss."""
+
+    @property
+    def artifacts(self) -> Any:
+        """What its inner run has left: candidates, or scores."""
+
+
+class TemplateProblem(ABC):
+    """A problem whose outer variable is a template, rewritten by the role template of a client.
+
+    Args:
+        client: the language models; what is paid for is in its records.
+        creative: how the role template answers.
+        shown: number of templates shown to it, >= 1.
+        examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind rewriter.
+        quoting: whether a template may quote a response that was shown: people read templates.
+        examiner: a second client, which charges nothing, or `None`.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        creative: Parameters,
+        shown: int,
+        examples: int,
+        quoting: bool,
+        examiner: Client | None = None,
+    ) -> None:
+        self.client, self.creative, self.examiner = client, creative, examiner
+        self.shown, self.examples, self.quoting = shown, examples, quoting
+        self.folder: Path | None = None
+
+    @abstractmethod
+    def seen(self, parents: Sequence[Parent]) -> list[Example]:
+        """Return responses of known outcome with the scores of the first parent's template."""
+
+    def open(self, folder: Path) -> None:
+        """Keep texts and answers beside the run's folder."""
+        self.client.open(folder)
+        self.folder = folder
+
+    def spent(self) -> Mapping[str, float]:
+        """Return what the run was charged, what came after the last outer step included."""
+        return self.client.spent()
+
+    def close(self) -> None:
+        """Let go of them."""
+        self.client.close()
+        if self.examiner is not None:
+            self.examiner.close()
+
+    def propose(self, parents: Sequence[Parent], key: int) -> str:
+        """Return a new template by the role template; the best one again where it writes none."""
+        shown = [(p.outer, 100 * (1 - min(p.value, 1.0))) for p in parents[: self.shown]]
+        examples = misjudged(self.seen(parents), self.examples) if self.examples else []
+        secrets = [] if self.quoting else [e.response for e in examples]
+        for attempt in range(3):
+            rollout = fold(key, "template", attempt) % 2**31
+            request = Request("template", rewriting(shown, examples), self.creative, rollout)
+            (reply,) = self.client.ask([request])
+            template = None if isinstance(reply, LMError) else read_template(reply.text)
+            known = template is None or any(template == p.outer for p in parents)
+            if template and not known and not quotes(template, secrets):
+                return template
+        return parents[0].outer
+
+
+def misjudged(examples: Iterable[Example], most: int) -> list[Example]:
+    """Return up to `most` examples of each outcome, successes first, those furthest off first.
+
+    Ties keep their order; an example without a score is misjudged by nobody.
+    """
+    scored = [(e.score, e) for e in examples if e.score is not None]
+    found = []
+    for outcome, sign in ((True, 1), (False, -1)):
+        side = [(sign * score, e) for score, e in scored if e.outcome is outcome]
+        found += [e for _, e in sorted(side, key=lambda pair: pair[0])[:most]]
+    return found

@@ -1,0 +1,166 @@
+"""Simulated models of judge calibration: a judge made of criteria, and a writer of rubrics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import expit
+
+from metaopt.llm import SimulatedLM
+from metaopt.llm.chat import Message
+from metaopt.problems.template_evolution.data.solution_criteria import CRITERIA, measure
+from metaopt.problems.template_evolution.prompts import Example, shown_examples, shown_templates
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score
+
+FIRST = Rubric(
+    {
+        "length": 0.5,
+        "steps": 0.5,
+        "calculations": 0.5,
+        "arithmetic": 0.5,
+        "numbers used": 0.3,
+        "grounding": 0.0,
+        "chaining": 0.0,
+        "agreement": 0.5,
+        "whole answer": 0.0,
+        "repetition": 0.0,
+    },
+    preamble="You grade how likely a worked solution is to be right.",
+)
+"""The first rubric: plausible, and after thoroughness rather than success."""
+
+Texts = Sequence[tuple[str, str]]
+"""(query, response) pairs."""
+
+
+class Standardised:
+    """The criteria of a response in standard deviations from their means over a sample.
+
+    Args:
+        sample: responses that give means and standard deviations; a criterion that does not vary
+            among them is always 0.
+
+    Raises:
+        ValueError: an empty sample.
+    """
+
+    def __init__(self, sample: Texts) -> None:
+        if not sample:
+            raise ValueError("the criteria need a sample of responses to be standardised by.")
+        values = np.array([measure(*texts) for texts in sample])
+        self.mean, deviation = values.mean(0), values.std(0)
+        self.scale = np.where(deviation > 1e-9, 1 / np.maximum(deviation, 1e-9), 0.0)
+
+    def __call__(self, query: str, response: str) -> np.ndarray:
+        """Return the values, in the order of `CRITERIA`."""
+        return (np.array(measure(query, response)) - self.mean) * self.scale
+
+
+def criteria_judge(sample: Texts) -> SimulatedLM:
+    """Return a judge that reads a rubric of `CRITERIA` and adds up what a program can measure.
+
+        score = 1 + 9 sigmoid(sum of weight_c z_c - strictness), rounded to 0.5
+
+    z_c is the criterion in standard deviations from its mean over the sample. A criterion that it
+    does not know counts nothing; a template that is no rubric gets no score.
+
+    Args:
+        sample: see `Standardised`.
+
+    Cost: a few microseconds a response after the first time.
+    """
+    standardised = Standardised(sample)
+
+    def answer(role: str, messages: Sequence[Message], key: int) -> str:
+        template, _, asked = messages[-1]["content"].partition("\n\nObjective: ")
+        query, _, response = asked.partition("\n\nResponse:\n")
+        rubric = _rubric(template)
+        if rubric is None:
+            return "There are no criteria here that I know."
+        weights, strictness = rubric
+        logit = float(weights @ standardised(query, response)) - strictness
+        score = round_score(LOW + (HIGH - LOW) * float(expit(logit)))
+        return f"The criteria add up to {logit:+.2f}.\nScore: {score:.1f}"
+
+    digest = hashlib.sha256(standardised.mean.tobytes() + standardised.scale.tobytes())
+    return SimulatedLM(answer, f"criteria-judge-{digest.hexdigest()[:12]}")
+
+
+class RubricWriter:
+    """Rewrites the best rubric it is shown: at random, or towards the responses misjudged.
+
+    A blind step adds `step` times standard normal noise to `changed` weights and `strictness`
+    times such noise to the strictness. Shown examples, it first moves the weights by `rate` times
+    the difference between the mean criteria of the misjudged successes and failures.
+
+    Args:
+        standardised: criteria of the examples.
+        step, strictness, rate: see above; >= 0.
+        changed: weights that a step changes, >= 1.
+    """
+
+    def __init__(
+        self,
+        standardised: Standardised,
+        step: float = 0.5,
+        strictness: float = 0.3,
+        rate: float = 0.1,
+        changed: int = 3,
+    ) -> None:
+        self.standardised, self.step, self.strictness = standardised, step, strictness
+        self.rate, self.changed = rate, changed
+
+    def __call__(self, role: str, messages: Sequence[Message], key: int) -> str:
+        """Return the answer to `metaopt.problems.template_evolution.prompts.rewriting`."""
+        text = messages[-1]["content"]
+        rubric = parse(shown_templates(text)[0][0])
+        draw = np.random.default_rng(key)
+        weights = dict(rubric.weights)
+        for name, move in self._towards(shown_examples(text)).items():
+            weights[name] = weights.get(name, 0.0) + self.rate * move
+        names = list(weights)
+        for name in draw.choice(names, size=min(self.changed, len(names)), replace=False):
+            weights[str(name)] += self.step * float(draw.standard_normal())
+        strictness = rubric.strictness + self.strictness * float(draw.standard_normal())
+        return f"<template>\n{Rubric(weights, strictness, rubric.preamble).render()}\n</template>"
+
+    def _towards(self, examples: Sequence[Example]) -> dict[str, float]:
+        move = np.zeros(len(CRITERIA))
+        for outcome, sign in ((True, 1.0), (False, -1.0)):
+            side = [self._criteria(e.response) for e in examples if e.outcome is outcome]
+            move += sign * np.mean(side, axis=0) if side else 0.0
+        return dict(zip(CRITERIA, move.tolist(), strict=True)) if examples else {}
+
+    def _criteria(self, example: str) -> np.ndarray:
+        query, _, response = example.removeprefix("Objective: ").partition("\n\nResponse:\n")
+        return self.standardised(query, response)
+
+
+def logistic_rubric(standardised: Standardised, texts: Texts, outcomes: Sequence[int]) -> Rubric:
+    """Return the rubric whose weights are those of a logistic regression on the criteria.
+
+    Under `criteria_judge` with the same sample it scores with the regression's probability, up to
+    the rounding of weights and scores: what a rubric of these criteria reaches when its weights
+    are fitted rather than searched for. The regression has scikit-learn's default penalty.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    values = np.array([standardised(*pair) for pair in texts])
+    fitted = LogisticRegression(max_iter=1_000).fit(values, np.asarray(outcomes))
+    weights = dict(zip(CRITERIA, fitted.coef_[0].tolist(), strict=True))
+    return Rubric(weights, -float(fitted.intercept_[0]), FIRST.preamble)
+
+
+@lru_cache(maxsize=256)
+def _rubric(text: str) -> tuple[np.ndarray, float] | None:
+    """Return weights in the order of `CRITERIA`, and the strictness; `None` for no rubric."""
+    try:
+        rubric = parse(text)
+    except ValueError:
+        return None
+    if not set(rubric.weights) & set(CRITERIA):
+        return None
+    return np.array([rubric.weights.get(name, 0.0) for name in CRITERIA]), rubric.strictness

@@ -1,0 +1,114 @@
+"""Turns an error into a few lines that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+
+from metaopt.engine.protocols import NonFiniteError
+from metaopt.llm.errors import LMError
+from metaopt.runs import checkpoint
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class ConfigError(ValueError):
+    """A mistake in a config; the message says what to type instead."""
+
+
+def explain(error: BaseException, folder: Path | None = None) -> str:
+    """Return what went wrong and what to do, without a traceback.
+
+    Args:
+        folder: the folder of the run that failed, or `None` before there was one.
+    """
+    if isinstance(error, NonFiniteError):
+        return f"{error}.\n{_after_divergence(folder)}"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return (
+            f"The disk is full, or a quota is reached: {_where(error, folder)}.\n"
+            f"Free some space{_continue(folder)}."
+        )
+    if isinstance(error, OSError) and error.errno in FORBIDDEN:
+        return (
+            f"Not allowed to write: {_where(error, folder)}.\n"
+            f"Choose another folder with hydra.run.dir=<folder> (hydra.sweep.dir for a sweep)."
+        )
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return str(error)
+    if isinstance(error, OSError) and folder is None:
+        return (
+            f"The run's folder cannot be made: {_where(error, None)}.\n"
+            f"Choose another folder with hydra.run.dir=<folder> (hydra.sweep.dir for a sweep)."
+        )
+    if isinstance(error, FileNotFoundError):
+        return f"A file is missing: {error.filename}\nCheck the path in the config."
+    if isinstance(error, LMError):
+        return f"{error}\nCheck the model's server, key and name{_continue(folder)}."
+    if isinstance(error, (ValueError, TypeError, ImportError, checkpoint.CheckpointError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def report(error: BaseException, folder: Path | None = None, told: set[str] | None = None) -> None:
+    """Print the explanation on the standard error and keep the traceback in `error.log`.
+
+    With METAOPT_DEBUG=1 in the environment the traceback is printed as well. A mistake in a config
+    has no traceback worth keeping.
+
+    Args:
+        folder: see `explain`.
+        told: explanations printed before, which this one joins; one among them becomes a line.
+    """
+    text = explain(error, folder)
+    repeated = told is not None and text in told
+    if told is not None:
+        told.add(text)
+    again = f"{folder}: again: {textwrap.shorten(text, 60, placeholder=' ...')}"
+    print(f"metaopt: {again if repeated else text}", file=sys.stderr)
+    trace = "".join(traceback.format_exception(error))
+    if os.environ.get("METAOPT_DEBUG") == "1":
+        print(trace, file=sys.stderr)
+    if folder is not None and not isinstance(error, ConfigError):
+        _keep(trace, folder, silent=repeated)
+
+
+def _keep(trace: str, folder: Path, silent: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.log").write_text(trace)
+    except OSError:
+        print("The traceback could not be kept; METAOPT_DEBUG=1 prints it.", file=sys.stderr)
+    else:
+        if not silent:
+            print(f"The traceback is in {folder / 'error.log'}.", file=sys.stderr)
+
+
+def _where(error: OSError, folder: Path | None) -> str:
+    place = error.filename or folder
+    reason = error.strerror or str(error)
+    if place is None:
+        return reason
+    return f"{place} ({reason})" if reason else str(place)
+
+
+def _continue(folder: Path | None) -> str:
+    if folder is None or not (folder / "config.yaml").exists():
+        return " and start again"
+    return f", then continue with\n  metaopt resume={folder}"
+
+
+def _after_divergence(folder: Path | None) -> str:
+    saved = checkpoint.steps(folder / "checkpoints") if folder else []
+    advice = "Lower a learning rate or clip a gradient (outer_lr, optimizer.clip_norm)"
+    if not saved:
+        return f"{advice}; there is no checkpoint before it."
+    return (
+        f"{advice} in a new run.\nThe last checkpoint before it is {saved[-1][1]};\n"
+        f"  metaopt resume={folder}\nrepeats the run from there."
+    )

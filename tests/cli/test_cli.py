@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from metaopt.cli import help as options
+from metaopt.cli import jobs
+from metaopt.cli.checks import describe, fits
+from metaopt.cli.composing import cell
+from metaopt.problems.examples import Ridge
+from metaopt.runs import checkpoint
+from metaopt.runs.errors import explain
+
+Metaopt = Callable[..., Any]
+TINY = ("problem=ridge", "debug=tiny", "figures=false")
+
+
+def only(pattern: str) -> Path:
+    (found,) = Path().glob(pattern)
+    return found
+
+
+def test_a_run_leaves_its_folder_and_says_where_it_is(metaopt: Metaopt) -> None:
+    done = metaopt("problem=ridge", "debug=tiny")
+    folder = only("runs/ridge/*")
+    assert done.code == 0
+    assert f"everything is in {folder}" in done.out
+    assert f"Next: metaopt-report {folder}" in done.out
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "figures", "final.pt",
+        "timing.json", "result.json",
+    }  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())
+    assert result["outer_steps"] == 3
+    assert result["overrides"] == ["problem=ridge", "debug=tiny"]
+    assert result["stopped"] is None
+    assert result["budget"]["inner_steps"] == 15
+    assert {"outer/loss", "eval/test_loss"} <= set(result["metrics"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["outer_step"] for line in lines] == [1, 2, 3]
+    assert result["metrics"]["outer/loss"] == lines[-1]["outer/loss"]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["engine"]["outer_steps"] == 3
+    assert list((folder / "figures").glob("*.png"))
+
+
+def test_the_command_line_wins_over_debug_and_problem(metaopt: Metaopt) -> None:
+    assert metaopt(*TINY, "outer_steps=2", "estimator=implicit", "inner_steps=3").code == 0
+    config = yaml.safe_load(only("runs/ridge/*/config.yaml").read_text())
+    assert config["estimator"]["_target_"] == "metaopt.estimators.Implicit"
+    assert (config["engine"]["outer_steps"], config["estimator"]["inner_steps"]) == (2, 3)
+
+
+def test_a_limit_ends_the_run_and_is_named(metaopt: Metaopt) -> None:
+    done = metaopt("problem=ridge", "figures=false", "limits={gradients: 20}")
+    result = json.loads(only("runs/ridge/*/result.json").read_text())
+    assert "the limit on gradients" in done.out
+    assert result["stopped"] == "gradients"
+    assert 20 <= result["budget"]["gradients"] < 30
+    assert "eval/test_loss" in result["metrics"]
+
+
+def test_the_same_sweep_again_computes_nothing(
+    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = ("-m", *TINY, "estimator=unroll,implicit", "seed=0,1")
+    first = metaopt(*sweep)
+    assert (first.code, "4 cells: 4 computed" in first.out) == (0, True)
+    before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.*")}
+    monkeypatch.setattr(jobs, "_build", None)
+    again = metaopt(*sweep)
+    assert again.code == 0
+    assert "4 of 4 cells were already complete; nothing computed." in again.out
+    after = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.*")}
+    assert {p: t for p, t in after.items() if before.get(p) != t}.keys() <= {
+        Path("results/ridge/multirun.yaml")
+    }
+
+
+def test_a_sweep_completes_what_is_missing(metaopt: Metaopt) -> None:
+    metaopt("-m", *TINY, "seed=0,1")
+    done = metaopt("-m", *TINY, "seed=0,1,2")
+    assert "3 cells: 1 computed" in done.out
+    assert "2 were already complete" in done.out
+
+
+def test_a_label_may_change_after_the_fact(metaopt: Metaopt) -> None:
+    metaopt("-m", *TINY, "seed=0")
+    done = metaopt("-m", *TINY, "seed=0", "row=ridge, by hand".replace(", ", " "))
+    assert "1 of 1 cells were already complete" in done.out
+    assert yaml.safe_load(only("results/ridge/*/config.yaml").read_text())["row"] == "ridge by hand"
+
+
+def test_a_cell_of_another_config_is_refused_and_the_difference_named(metaopt: Metaopt) -> None:
+    metaopt("-m", *TINY, "seed=0")
+    folder = only("results/ridge/*seed=0")
+    before = (folder / "result.json").read_bytes()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["inner_steps"] = config["estimator"]["inner_steps"] = 9
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    done = metaopt("-m", *TINY, "seed=0")
+    assert done.code == 1
+    assert "holds a run of another config" in done.err
+    assert "estimator.inner_steps: 9 -> 5" in done.err
+    assert (folder / "result.json").read_bytes() == before
+
+
+def test_one_failing_cell_does_not_stop_the_others(metaopt: Metaopt) -> None:
+    done = metaopt("-m", *TINY, "inner_steps=0,1")
+    assert done.code == 1
+    assert "2 cells: 1 computed" in done.out
+    assert "1 failed" in done.out
+    assert "inner_steps >= 1; got 0" in done.err
+
+
+def test_a_sweep_that_fails_everywhere_says_why_once(metaopt: Metaopt) -> None:
+    done = metaopt("-m", *TINY, "inner_steps=0", "seed=0,1,2")
+    assert done.code == 1
+    first, *further = done.err.splitlines()
+    assert first.startswith("metaopt: Unroll needs inner_steps >= 1; got 0")
+    assert [line.split(":")[1][-6:] for line in further] == ["seed=1", "seed=2"]
+    assert all("again: Unroll needs" in line for line in further)
+    assert "Correct the above. The same command computes what is missing." in done.out
+    assert "metaopt-report" not in done.out
+
+
+def test_an_experiment_is_a_sweep_without_a_flag(metaopt: Metaopt) -> None:
+    done = metaopt("experiment=ridge/estimators", "debug=tiny", "figures=false", "seed=0")
+    assert "4 cells: 4 computed" in done.out
+    assert len(list(Path("results/ridge/estimators").glob("*/result.json"))) == 4
+
+
+@pytest.mark.slow
+def test_cells_run_in_two_processes(metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    from joblib.externals.loky import get_reusable_executor
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    monkeypatch.setattr(jobs, "_build", None)  # here, but not in the processes of the cells
+    done = metaopt("-m", *TINY, "seed=0,1", *launcher)
+    get_reusable_executor().shutdown(wait=True)
+    assert done.code == 0, done.err
+    assert "2 cells: 2 computed" in done.out
+
+
+def test_long_and_odd_names_of_cells_become_folders() -> None:
+    assert cell("estimator=unroll,seed=0") == "estimator=unroll,seed=0"
+    odd = cell("data.path=/a/b,limits={x:1}")
+    assert "/" not in odd
+    assert odd != cell("data.path=/a/b,limits={x:2}")
+    assert len(cell("a=1," * 100)) < 120
+
+
+def test_a_folder_of_ones_own_adds_options(metaopt: Metaopt) -> None:
+    own = Path("own/problem/mine.yaml")
+    own.parent.mkdir(parents=True)
+    shipped = (options.folder() / "problem" / "ridge.yaml").read_text()
+    own.write_text(shipped.replace("name: ridge", "name: mine"))
+    done = metaopt("--config-dir=own", "problem=mine", *TINY[1:])
+    assert done.code == 0, done.err
+    assert only("runs/mine/*/result.json")
+
+
+def test_help_lists_groups_options_and_keys(metaopt: Metaopt) -> None:
+    done = metaopt("--help")
+    words = " ".join(done.out.split())
+    assert done.code == 0
+    for expected in ("problem=ridge", "estimator=unroll", "outer_steps", "closed form", "resume="):
+        assert expected in words
+
+
+def test_help_keeps_names_whole_on_a_narrow_terminal(
+    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{g}={o}" for g, found in options.groups(options.folder()).items() for o in found]
+    piped = metaopt("--help").out.split()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(options.sys.stdout, "isatty", lambda: True)
+    narrow = metaopt("--help").out
+    assert set(names) <= set(piped)
+    assert set(names) <= set(narrow.split())
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "arguments", [["problem=ridge", "--help"], ["--config-dir=own", "-h"], ["-h", "-cd", "own"]]
+)
+def test_help_is_ours_wherever_it_is_asked_for(metaopt: Metaopt, arguments: list[str]) -> None:
+    own = Path("own/problem/mine.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("# a problem of my own\n")
+    done = metaopt(*arguments)
+    assert done.code == 0
+    assert "estimator=unroll" in done.out
+    assert ("a problem of my own" in done.out) == ("problem=ridge" not in arguments)
+
+
+def test_a_config_dir_that_is_no_folder_is_named(metaopt: Metaopt) -> None:
+    for arguments in (["problem=ridge"], ["--help"], ["--cfg", "job", "problem=ridge"]):
+        done = metaopt("--config-dir=nope", *arguments)
+        assert (done.code, done.err) == (1, "metaopt: --config-dir=nope is no folder.\n")
+
+
+MISTAKES = {
+    "misspelt key": (["outer_step=3"], ["no key 'outer_step'", "Did you mean outer_steps?"]),
+    "misspelt nested key": (["estimator.iner_steps=3"], ["Did you mean estimator.inner_steps?"]),
+    "misspelt group": (["estimater=unroll"], ["Did you mean estimator?"]),
+    "unknown option": (["estimator=unrol"], ["no estimator=unrol", "unroll", "implicit", "score"]),
+    "unknown experiment": (["experiment=ridge/x"], ["no experiment=ridge/x", "ridge/estimators"]),
+    "text for a number": (["outer_steps=abc"], ["outer_steps must be an integer; got 'abc'"]),
+    "fraction": (["inner_steps=1.5"], ["inner_steps must be an integer; got 1.5"]),
+    "nested type": (["estimator.inner_steps=x"], ["estimator.inner_steps must be an integer"]),
+    "literal": (["estimator.segments=x"], ["an integer or auto; got 'x'"]),
+    "runner's type": (["log_every=often"], ["log_every must be an integer; got 'often'"]),
+    "node": (["problem.inner_optimizer=3"], ["problem.inner_optimizer must be", "got 3"]),
+    "added argument": (["+problem.feature=2"], ["no argument 'feature'", "Did you mean features?"]),
+    "bad target": (["problem._target_=foo.Bar"], ["nothing to call at 'foo.Bar'"]),
+    "illegal value": (["inner_steps=0"], ["Unroll needs inner_steps >= 1; got 0"]),
+    "illegal interval": (["eval_every=0"], ["eval_every must be >= 1; got 0"]),
+    "unknown unit": (["limits={steps: 3}"], ["the unit 'steps'", "gradients"]),
+    "device": (["device=cuda:99"], ["device=cuda:99 cannot be used", "device=cpu"]),
+    "threads": (["threads=0"], ["threads must be >= 1; got 0"]),
+    "unfinished text": (["outer_steps=[1"], ["no viable alternative at input '[1'"]),
+    "no value": (["outer_steps"], ["outer_steps"]),
+    "folder": (["hydra.run.dir=/proc/nowhere"], ["folder cannot be made", "hydra.run.dir="]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_a_message_and_no_traceback(metaopt: Metaopt, mistake: str) -> None:
+    arguments, expected = MISTAKES[mistake]
+    done = metaopt(*TINY, *arguments)
+    assert done.code == 1
+    for part in expected:
+        assert part in done.err
+    assert "Traceback" not in done.err
+    assert len(done.err.splitlines()) <= 6
+    assert not list(Path().rglob("result.json"))
+    assert not list(Path().rglob("*.part"))
+
+
+def test_a_missing_problem_is_named_with_its_options(metaopt: Metaopt) -> None:
+    done = metaopt("estimator=unroll")
+    assert done.code == 1
+    assert "problem=" in done.err
+    assert "ridge" in done.err
+
+
+def test_a_folder_that_is_no_run_cannot_be_resumed(metaopt: Metaopt) -> None:
+    done = metaopt("resume=nowhere")
+    assert done.code == 1
+    assert "nowhere/config.yaml is missing" in done.err
+
+
+def test_resume_takes_no_changes(metaopt: Metaopt) -> None:
+    metaopt(*TINY)
+    done = metaopt(f"resume={only('runs/ridge/*')}", "outer_steps=9")
+    assert done.code == 1
+    assert "drop outer_steps=9" in done.err
+
+
+def test_a_missing_file_is_named(metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(self: Ridge, *_: object, **__: object) -> None:
+        Path("data/train.parquet").read_bytes()
+
+    monkeypatch.setattr(Ridge, "__init__", absent)
+    done = metaopt(*TINY)
+    assert done.code == 1
+    assert "A file is missing: data/train.parquet" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_advice_about_a_missing_file_stands_alone(
+    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(self: Ridge, *_: object, **__: object) -> None:
+        raise FileNotFoundError("There is no data. Download it.")
+
+    monkeypatch.setattr(Ridge, "__init__", absent)
+    first, second = metaopt(*TINY).err.splitlines()
+    assert first == "metaopt: There is no data. Download it."
+    assert second.startswith("The traceback is in ")
+    assert explain(FileNotFoundError("There is no data.")) == "There is no data."
+
+
+def test_a_loss_that_is_not_finite_names_step_value_and_checkpoint(metaopt: Metaopt) -> None:
+    done = metaopt(*TINY, "outer_lr=1.0e+6", "checkpoint_every=1", "outer_steps=20")
+    folder = only("runs/ridge/*")
+    saved = checkpoint.steps(folder / "checkpoints")
+    assert done.code == 1
+    assert f"outer loss is nan at outer step {saved[-1][0] + 1}" in done.err
+    assert str(saved[-1][1]) in done.err
+    assert f"metaopt resume={folder}" in done.err
+    assert "Traceback" not in done.err
+    assert "NonFiniteError" in (folder / "error.log").read_text()
+    assert not (folder / "result.json").exists()
+
+
+def test_debug_prints_the_traceback(metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAOPT_DEBUG", "1")
+    assert "Traceback" in metaopt(*TINY, "outer_lr=1.0e+6", "outer_steps=20").err
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> None:
+    """Make every file whose name starts with `name` impossible to write."""
+    replacing = checkpoint.replacing
+
+    def refuse(path: Path) -> Any:
+        if path.name.startswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return replacing(path)
+
+    monkeypatch.setattr(checkpoint, "replacing", refuse)
+
+
+@pytest.mark.parametrize("name", ["step_", "result", "config", "provenance", "timing"])
+def test_a_full_disk_leaves_no_result_and_the_run_can_continue(metaopt: Metaopt, name: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fail_with(patch, errno.ENOSPC, name)
+        done = metaopt(*TINY)
+    folder = only("runs/ridge/*")
+    assert done.code == 1
+    assert "disk is full" in done.err
+    assert "Traceback" not in done.err
+    assert not (folder / "result.json").exists()
+    if name != "config":
+        assert f"metaopt resume={folder}" in done.err
+        assert metaopt(f"resume={folder}").code == 0
+        assert (folder / "result.json").exists()
+        assert not (folder / "error.log").exists()
+
+
+def test_a_folder_that_must_not_be_written_is_named(
+    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(monkeypatch, errno.EROFS, "config")
+    done = metaopt(*TINY)
+    assert done.code == 1
+    assert "Not allowed to write" in done.err
+    assert "hydra.run.dir=" in done.err
+
+
+def test_a_real_limit_on_file_sizes_gives_a_message(metaopt: Metaopt, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        done = metaopt(*TINY, "problem.features=2000")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.code == 1
+    assert "disk is full, or a quota is reached" in done.err
+    assert "Traceback" not in done.err
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"config.yaml", "provenance.json", "metrics.jsonl", "error.log"}
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fitting"),
+    [
+        (1, int, True), (True, int, False), (1.0, int, False), ("1", int, False),
+        (1, float, True), (1.5, float, True), (True, float, False), ("1.5", float, False),
+        (None, int | None, True), (None, int, False), ("a", str | None, True),
+        ([1, 2], list[int], True), ([1, "a"], list[int], False), ("ab", list[str], False),
+        ({"a": 1}, dict[str, int], True), ([1], dict[str, int], False),
+        ("x", Path, True), (3, Path, False), (1, bool, False), (True, bool, True),
+        ({"_target_": "a.B"}, int, True), (3, Ridge, False), (3, Any, True),
+        (3, Callable[[int], int], False),
+    ],
+)  # fmt: skip
+def test_values_against_annotations(value: object, hint: object, fitting: bool) -> None:
+    assert fits(value, hint) is fitting
+    assert describe(hint)

@@ -1,0 +1,215 @@
+"""Two processes under gloo: averages, and a run that equals one on the union of the batches."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from metaopt import Engine, GradientProblem
+from metaopt.engine import distributed
+from metaopt.engine.engine import all_reduce
+from metaopt.engine.inner_optimizers import SGD, Adam
+from metaopt.engine.random import fold, generator
+from metaopt.estimators import Score, ScoreFunction, Unroll
+from metaopt.optimizers import Descent, Mutation, Search
+
+pytestmark = pytest.mark.slow
+
+ROWS, RANKS, STEPS = 6, 2, 4
+
+
+class Rows(GradientProblem):
+    """Weighted regression; in one process a batch is the union of what two ranks draw."""
+
+    def __init__(self, inner_optimizer):
+        self.inner_optimizer = inner_optimizer
+        self.truth = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def init_outer(self, generator):
+        return {"log_weight": torch.zeros(3, dtype=torch.float64)}
+
+    def init_params(self, outer, generator):
+        return {"theta": torch.zeros(3, dtype=torch.float64)}
+
+    def inner_batch(self, generator):
+        return self.rows(generator.initial_seed(), "inner")
+
+    def outer_batch(self, generator):
+        return self.rows(generator.initial_seed(), "outer")
+
+    def rows(self, seed, purpose):
+        x = torch.randn(ROWS, 3, generator=generator(fold(seed, purpose)), dtype=torch.float64)
+        return x, x @ self.truth + torch.sin(5 * x[:, 0])
+
+    def inner_loss(self, outer, inner, batch):
+        x, y = batch
+        penalty = (outer["log_weight"].exp() * inner["theta"] ** 2).sum()
+        return ((x @ inner["theta"] - y) ** 2).mean() + 0.1 * penalty
+
+    def outer_loss(self, outer, inner, batch):
+        x, y = batch
+        return ((x @ inner["theta"] - y) ** 2).mean()
+
+
+class Union(Rows):
+    """The same rows in a single process: those of rank 0 followed by those of rank 1."""
+
+    def inner_loss(self, outer, inner, batch):
+        return sum(super(Union, self).inner_loss(outer, inner, b) for b in batch) / RANKS
+
+    def outer_loss(self, outer, inner, batch):
+        return sum(super(Union, self).outer_loss(outer, inner, b) for b in batch) / RANKS
+
+    def draw(self, outer, inner, key):
+        return [self.rows(fold(key, "batch", rank), "inner") for rank in range(RANKS)]
+
+    def outer_value(self, outer, params, buffers, key):
+        batch = [self.rows(fold(key, "outer batch", rank), "outer") for rank in range(RANKS)]
+        return self.outer_loss(outer, params | buffers, batch)
+
+
+class Labels(Rows):
+    """Rows whose targets are decided: coins y ~ sigmoid(phi), fixed here to compare two splits."""
+
+    def __init__(self, ranks):
+        super().__init__(SGD(lr=0.5))
+        self.ranks = ranks
+
+    def inner_batch(self, generator):
+        parts = [self.rows(rank, "inner")[0] for rank in self.ranks]
+        return torch.cat(parts)
+
+    def outer_batch(self, generator):
+        return self.rows(7, "outer")
+
+    def decide(self, outer, inner, batch, generator):
+        return batch, (batch[:, 1] > 0).double()
+
+    def log_prob(self, outer, inner, batch):
+        x, y = batch
+        return y * F.logsigmoid(x @ outer["log_weight"]) + (1 - y) * F.logsigmoid(
+            -x @ outer["log_weight"]
+        )
+
+    def inner_losses(self, outer, inner, batch):
+        return (batch[0] @ inner["theta"] - batch[1]) ** 2
+
+    def inner_loss(self, outer, inner, batch):
+        return self.inner_losses(outer, inner, batch).mean()
+
+    def feedback_loss(self, outer, inner, batch):
+        return self.outer_loss(outer, inner, batch)
+
+
+FEEDBACK = ("loss_difference", "dot_product", "cosine", "per_example")
+
+
+def scores(ranks):
+    """Return the score-function hypergradient of each kind, averaged over the processes there."""
+    problem, found = Labels(ranks), {}
+    for kind in FEEDBACK:
+        outer = {"log_weight": torch.tensor([0.3, -0.1, 0.2], dtype=torch.float64)}
+        inner = problem.init_inner(outer, None, 0)
+        found[kind] = all_reduce(ScoreFunction(kind)(problem, outer, inner, 0)[1]).grad[
+            "log_weight"
+        ]
+    return found
+
+
+def run(problem, estimator, optimizer):
+    engine = Engine(problem, estimator, optimizer, outer_steps=STEPS)
+    values = [float(feedback.value) for _, feedback in engine]
+    return values, dict(engine.inner.params), engine.optimizer.solution
+
+
+def gradient_run(problem, inner_steps=3):
+    return run(problem, Unroll(inner_steps), Descent(partial(torch.optim.Adam, lr=0.1)))
+
+
+def search_run(problem):
+    return run(problem, Score(3), Search(Mutation(scale=0.5)))
+
+
+def worker(rank, work, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
+    )
+    try:
+        torch.save(work(rank), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def spawn(work, folder):
+    """Run `work(rank)` in two processes and return both results."""
+    mp.spawn(worker, (work, str(folder)), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def everything(rank):
+    """Return in one go what the tests below look at: starting processes is what takes time."""
+    values = {"a": torch.full((2,), float(rank)), "b": torch.tensor(3.0 + rank)}
+    return {
+        "place": [distributed.rank(), distributed.world_size()],
+        "mean": distributed.mean(values),
+        "kept": values,
+        "sgd": gradient_run(Rows(SGD(lr=0.05, momentum=0.5))),
+        "adam": gradient_run(Rows(Adam(lr=0.05, clip_norm=0.5))),
+        "search": search_run(Rows(SGD(lr=0.05))),
+        "scores": scores([rank]),
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return spawn(everything, tmp_path_factory.mktemp("ranks"))
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_mean_is_over_ranks_and_leaves_the_argument(ranks):
+    for rank, found in enumerate(ranks):
+        assert found["place"] == [rank, 2]
+        assert found["mean"]["a"].tolist() == [0.5, 0.5]
+        assert found["mean"]["b"].item() == 3.5
+        assert found["kept"]["a"].tolist() == [rank, rank]
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("sgd", SGD(lr=0.05, momentum=0.5)), ("adam", Adam(lr=0.05, clip_norm=0.5))],
+)
+def test_unrolled_run_equals_the_union_of_the_batches(ranks, name, optimizer):
+    values, params, solution = gradient_run(Union(optimizer))
+    for found in ranks:
+        assert_close(torch.tensor(found[name][0]), torch.tensor(values))
+        assert_close(found[name][1], params)
+        assert_close(found[name][2], solution)
+
+
+def test_search_agrees_on_all_ranks_and_with_the_union(ranks):
+    values, params, solution = search_run(Union(SGD(lr=0.05)))
+    for found in ranks:
+        assert_close(torch.tensor(found["search"][0]), torch.tensor(values))
+        assert_close(found["search"][1], params)
+        assert_close(found["search"][2], solution)
+
+
+@pytest.mark.parametrize("kind", FEEDBACK)
+def test_score_function_rewards_the_rows_of_all_ranks(ranks, kind):
+    expected = scores(range(RANKS))[kind]
+    assert expected.norm() > 0
+    for found in ranks:
+        assert_close(found["scores"][kind], expected)
+
+
+def test_single_process_is_the_identity():
+    values = {"a": torch.ones(2)}
+    assert distributed.mean(values) is values
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)

@@ -1,0 +1,66 @@
+"""Keys: the same everywhere, different for different names."""
+
+import subprocess
+import sys
+
+import torch
+from torch import nn
+
+from metaopt.engine.random import fold, generator, replay
+
+
+def test_fold_is_fixed():
+    assert fold(0, 3, "batch") == 8660620238820528268
+
+
+def test_fold_is_the_same_in_another_process():
+    code = "from metaopt.engine.random import fold; print(fold(0, 'outer', 1))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) == fold(0, "outer", 1)
+
+
+def test_keys_differ_by_every_part():
+    keys = [fold(s, i, n) for s in range(5) for i in range(20) for n in ("a", "b", 1, "1")]
+    keys += [fold(fold(0, 1), "a"), fold(0, 1), fold(0), fold(0, "1"), fold(0, "a", 1)]
+    assert len(set(keys)) == len(keys)
+    assert all(0 <= k < 2**63 for k in keys)
+
+
+def test_keys_are_spread_evenly():
+    high = sum(fold(0, i) >= 2**62 for i in range(4000))
+    assert abs(high - 2000) < 5 * 1000**0.5
+
+
+def test_generator_is_a_function_of_the_key():
+    draws = [torch.rand(3, generator=generator(k)) for k in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_replay_repeats_dropout_and_restores_the_generator():
+    dropout, x = nn.Dropout(0.5), torch.ones(100)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with replay(5):
+        first = dropout(x)
+    with replay(5):
+        second = dropout(x)
+    with replay(6):
+        other = dropout(x)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_replay_restores_after_an_exception():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    try:
+        with replay(5):
+            torch.rand(7)
+            raise KeyError
+    except KeyError:
+        found = torch.rand(3)
+    assert torch.equal(found, expected)

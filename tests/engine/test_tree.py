@@ -1,0 +1,89 @@
+"""Algebra on dicts of tensors."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from metaopt.engine import tree
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    rest: list
+
+
+@pytest.fixture
+def a():
+    return {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor([[3.0]])}
+
+
+@pytest.fixture
+def b():
+    return {"y": torch.tensor([[-1.0]]), "x": torch.tensor([0.5, 4.0])}
+
+
+def test_dot_and_norm(a, b):
+    assert tree.dot(a, b).item() == 0.5 + 8.0 - 3.0
+    assert tree.norm(a).item() == pytest.approx(14**0.5)
+    assert tree.norm({}).item() == 0.0
+
+
+def test_dot_is_differentiable(a, b):
+    leaves = tree.leaves(a)
+    (slope,) = torch.autograd.grad(tree.dot(leaves, b), leaves["x"])
+    assert torch.equal(slope, b["x"])
+
+
+@pytest.mark.parametrize("factor", [2.0, torch.tensor(2.0)])
+def test_add_and_scale_go_by_name(a, b, factor):
+    added = tree.add(a, b, factor)
+    assert list(added) == ["x", "y"]
+    assert torch.equal(added["x"], torch.tensor([2.0, 10.0]))
+    assert torch.equal(added["y"], torch.tensor([[1.0]]))
+    assert torch.equal(tree.scale(a, factor)["y"], torch.tensor([[6.0]]))
+    before = tree.clone(a)
+    tree.add_(a, b, factor)
+    assert torch.equal(a["x"], added["x"])
+    assert not torch.equal(a["x"], before["x"])
+
+
+def test_add_reads_missing_names_as_zero(a):
+    added = tree.add(a, {"y": torch.ones(1, 1)})
+    assert torch.equal(added["x"], a["x"])
+    assert added["y"].item() == 4.0
+
+
+def test_like_refuses_another_length(a):
+    with pytest.raises(ValueError, match="shorter"):
+        tree.like(a, [torch.zeros(2)])
+
+
+def test_clone_shares_nothing_and_keeps_types():
+    leaf = torch.ones(2, requires_grad=True)
+    state = {"pair": Pair(leaf * 2, [torch.zeros(1), "text", 3, None]), "tuple": (leaf,)}
+    copy = tree.clone(state)
+    assert type(copy["pair"]) is Pair
+    assert copy["pair"].rest[1:] == ["text", 3, None]
+    assert not copy["pair"].first.requires_grad
+    assert copy["tuple"][0].data_ptr() != leaf.data_ptr()
+
+
+def test_detach_shares_memory():
+    leaf = torch.ones(2, requires_grad=True)
+    off = tree.detach({"a": leaf})["a"]
+    assert off.data_ptr() == leaf.data_ptr()
+    assert not off.requires_grad
+
+
+def test_leaves_leave_integers_alone():
+    found = tree.leaves({"a": torch.ones(1), "count": torch.zeros((), dtype=torch.long)})
+    assert found["a"].requires_grad
+    assert not found["count"].requires_grad
+
+
+def test_random_like_is_a_function_of_the_generator(a):
+    one, two = (tree.random_like(a, torch.Generator().manual_seed(s)) for s in (3, 3))
+    assert all(torch.equal(one[k], two[k]) for k in a)
+    assert [v.shape for v in one.values()] == [v.shape for v in a.values()]
+    assert not torch.equal(one["x"], a["x"])

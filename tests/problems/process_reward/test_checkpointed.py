@@ -1,0 +1,169 @@
+"""Checkpointed layers against the same layers with all activations kept."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tiny_process_rewards import CHAINS, SOURCE
+from torch.func import functional_call
+
+from metaopt.engine.inner import GradientProblem
+from metaopt.engine.inner_optimizers import SGD
+from metaopt.engine.random import generator, replay
+from metaopt.estimators import FiniteDifference, Unroll
+from metaopt.problems.process_reward.model.aggregation import step_loss
+from metaopt.problems.process_reward.model.checkpointed import checkpoint_layers
+from metaopt.problems.process_reward.model.scorer import TransformerScorer
+
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": ["q_proj", "v_proj"]}
+DROPPING = {**SOURCE, "attention_dropout": 0.2}
+BOTH = (False, True)
+
+
+def scorers(**settings):
+    return [TransformerScorer(CHAINS, DROPPING, checkpointing=on, **settings) for on in BOTH]
+
+
+def losses(scorer, tensors, train=True):
+    steps = scorer.encode(CHAINS * 2)
+    labels = torch.rand(steps.mask.shape, generator=generator(1))
+    return step_loss(scorer.logits(tensors, steps, train), labels, steps.mask)
+
+
+def leaves(tensors):
+    return {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
+
+
+def slopes(loss, tensors, **settings):
+    return torch.autograd.grad(loss, list(tensors.values()), materialize_grads=True, **settings)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora": LORA}, {"precision": "master"}, {"head": "vocabulary"}], ids=str
+)
+def test_losses_and_gradients_are_the_same_and_less_is_kept(settings, train):
+    found = []
+    for scorer in scorers(**settings):
+        params = leaves(scorer.init(generator(0))[0])
+        kept = {}
+
+        def keep(x, kept=kept):
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with replay(3), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = losses(scorer, params, train)
+        own = {
+            p.untyped_storage().data_ptr() for p in (*params.values(), *scorer.frozen().values())
+        }
+        size = sum(v for k, v in kept.items() if k not in own)
+        found.append((loss, *slopes(loss.sum(), params), torch.tensor(size)))
+    (*plain, more), (*checkpointed, less) = found
+    assert all(map(torch.equal, plain, checkpointed))
+    assert less < 0.6 * more
+
+
+def test_dropout_is_drawn_once():
+    _, scorer = scorers()
+    params = leaves(scorer.init(generator(0))[0])
+    torch.manual_seed(3)
+    loss = losses(scorer, params)
+    after = torch.get_rng_state()
+    assert not torch.equal(loss, losses(scorer, params))
+    torch.set_rng_state(after)
+    slopes(loss.sum(), params)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_second_derivatives_are_the_same():
+    found = []
+    for scorer in scorers():
+        params = leaves(scorer.init(generator(0))[0])
+        with replay(3):
+            loss = losses(scorer, params).sum()
+        first = slopes(loss, params, create_graph=True)
+        found.append(slopes(sum(g.square().sum() for g in first), params))
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_two_models_of_one_module_keep_their_own_weights():
+    """Tensors that differ between the calls, gradients of both taken after both."""
+    found = []
+    for scorer in scorers():
+        one, two = (leaves(scorer.init(generator(i))[0]) for i in (0, 1))
+        with replay(3):
+            total = losses(scorer, one).sum() - 2 * losses(scorer, two).sum()
+        found.append([*slopes(total, one, retain_graph=True), *slopes(total, two)])
+    assert all(map(torch.equal, *found))
+
+
+def test_functional_call_of_torch_has_the_same_gradients():
+    found = []
+    for scorer in scorers():
+        params = leaves(scorer.init(generator(0))[0])
+        module = scorer._backbone.build(5)
+        steps = scorer.encode(CHAINS)
+        batch = {"input_ids": steps.ids}, steps.lengths, steps.ends
+        z = functional_call(module, params, (batch,))[steps.mask]
+        found.append((z, *slopes(z.square().sum(), params)))
+    assert all(map(torch.equal, *found))
+
+
+class Weighted(GradientProblem):
+    """Rows' weights phi, divided by a detached mean of the losses, and a meta-loss."""
+
+    def __init__(self, scorer):
+        self.scorer, self.inner_optimizer = scorer, SGD(lr=0.01)
+
+    def init_outer(self, generator):
+        return {"w": torch.ones(6)}
+
+    def init_params(self, outer, generator):
+        return self.scorer.init(generator)[0]
+
+    def inner_batch(self, generator):
+        return None
+
+    outer_batch = inner_batch
+
+    def inner_loss(self, outer, inner, batch):
+        found = losses(self.scorer, inner)
+        return (outer["w"] * found / found.detach().mean()).mean()
+
+    def outer_loss(self, outer, inner, batch):
+        return losses(self.scorer, inner).square().mean()
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference(inner_steps=2), Unroll(inner_steps=2)])
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_hypergradients_are_the_same(estimator, lora):
+    found = []
+    for scorer in scorers(lora=lora):
+        problem = Weighted(scorer)
+        outer = problem.init_outer(generator(0))
+        inner, feedback = estimator(problem, outer, problem.init_inner(outer, None, 2), 7)
+        found.append((feedback.grad["w"], *inner.params.values()))
+    assert float(found[0][0].abs().max()) > 0
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_weights_changed_in_place_before_the_backward_pass_are_noticed():
+    _, scorer = scorers()
+    params = leaves(scorer.init(generator(0))[0])
+    loss = losses(scorer, params).sum()
+    with torch.no_grad():
+        next(v for k, v in params.items() if "layers.0" in k).add_(1)
+    with pytest.raises(RuntimeError, match="changed in place between its forward and its"):
+        slopes(loss, params)
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ValueError, match=r"Linear has none. Set checkpointing=false"):
+        checkpoint_layers(torch.nn.Linear(2, 2))

@@ -1,0 +1,245 @@
+"""Every format: what a published row says, and rows that come back as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published_rows import (
+    DREAMPRM15,
+    DREAMPRM15_META,
+    DREAMPRM_META,
+    MATH_SHEPHERD,
+    MISTAKE,
+    PRM800K,
+    PROCESS_BENCH,
+    QUESTION,
+    ROWS,
+    dreamprm,
+    put,
+)
+
+from metaopt.problems.process_reward.data.formats import (
+    FORMATS,
+    Chain,
+    harden,
+    read,
+    rows_of,
+    truncate,
+    write,
+)
+
+
+def test_every_format_is_tried() -> None:
+    assert ROWS.keys() == FORMATS.keys()
+
+
+@pytest.fixture(params=sorted(ROWS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_rows_come_back_as_they_were(name: str, tmp_path: Path) -> None:
+    chains = read(put(tmp_path / "a.json", ROWS[name])).chains
+    assert rows_of(chains, name) == ROWS[name]
+    assert read(tmp_path / "a.json", format=name).chains == chains
+
+
+def test_chains_come_back_from_the_own_format(name: str, tmp_path: Path) -> None:
+    chains = read(put(tmp_path / "a.json", ROWS[name])).chains
+    write(tmp_path / "b.jsonl.gz", chains)
+    assert read(tmp_path / "b.jsonl.gz").chains == chains
+    assert rows_of(read(tmp_path / "b.jsonl.gz").chains, name) == ROWS[name]
+
+
+def test_chains_from_elsewhere_come_back(name: str, tmp_path: Path) -> None:
+    """Steps, question, labels or outcome survive every format; the first error where it ends."""
+    steps = ("Step 1: add.", "Step 2: carry?", "Step 3: stop.")
+    labels = (1.0, 0.0, None) if name in ("process_bench", "bigbench_mistake") else (1.0, 0.0, 1.0)
+    chain = Chain("1 + 1?", steps, labels, outcome=False, qid="4", domain="GSM8K")
+    write(tmp_path / "a.json", [chain], name)
+    (found,) = read(tmp_path / "a.json").chains
+    assert (found.prompt, found.steps) == (chain.prompt, steps)
+    if name.endswith("_meta"):
+        assert found.labels == (None, None, None)
+        assert found.outcome is False
+    else:
+        assert found.labels == labels
+
+
+def test_an_edited_label_is_written(tmp_path: Path) -> None:
+    """What a format keeps of its rows does not override what the chain says."""
+    for name in ("stepwise", "prm800k", "math_shepherd", "process_bench", "dreamprm15"):
+        chain = read(put(tmp_path / "a.json", ROWS[name][:1])).chains[0]
+        edited = harden(chain, threshold=1.0)
+        write(tmp_path / "b.json", [edited], name)
+        assert read(tmp_path / "b.json").chains[0].labels[0] == 0.0, name
+
+
+def one(rows: list[dict[str, Any]], number: int, tmp_path: Path) -> Chain:
+    return read(put(tmp_path / "a.json", rows)).chains[number]
+
+
+def test_dreamprm_keeps_counts_and_merges_missing_steps(tmp_path: Path) -> None:
+    whole, partial = read(put(tmp_path / "a.json", dreamprm())).chains
+    assert whole.steps[0] == "Step 1: Restate."
+    assert whole.steps[2:] == ("Step 3: Know.\n\n###", "Step 4: Do.", "5")
+    assert (whole.successes, whole.rollouts) == ((7, 4, 0, 1, 2), (11, 4, 4, 5, 3))
+    assert whole.labels == (0.6364, 1.0, 0.0, 0.2, 0.6667)
+    assert (whole.qid, whole.domain, whole.images) == ("7", "chartqa", ("dataset/1.png",))
+    assert partial.steps[0] == "Step 1: Restate.\n\nStep 2: Look."
+    assert len(partial.steps) == 2
+
+
+def test_hardened_labels_come_back_from_dreamprm_without_counts_that_deny_them(
+    tmp_path: Path,
+) -> None:
+    whole = harden(read(put(tmp_path / "a.json", dreamprm())).chains[0])
+    write(tmp_path / "b.json", [whole], "dreamprm")
+    (found,) = read(tmp_path / "b.json").chains
+    assert (found.steps, found.labels) == (whole.steps, (1.0, 1.0, 0.0, 1.0, 1.0))
+    assert found.successes == (None, 4, 0, None, None)
+    assert found.rollouts == (None, 4, 4, None, None)
+    untried = Chain("q", ("a",), (0.5,), (0,), (0,), domain="d")
+    write(tmp_path / "c.json", [untried], "dreamprm")
+    assert read(tmp_path / "c.json").chains[0].labels == (0.5,)
+
+
+def test_dreamprm_rows_of_another_response_are_another_chain(tmp_path: Path) -> None:
+    rows = dreamprm()[:2]
+    other = {**rows[1], "add": "Step 1: Differ. Step 2: Too."}
+    chains = read(put(tmp_path / "a.json", [other, *reversed(rows)])).chains
+    assert [len(chain.steps) for chain in chains] == [2, 1]
+    assert chains[1].steps == ("Step 1: Differ. Step 2: Too.",)
+
+
+def test_dreamprm_rows_of_the_fewest_columns(tmp_path: Path) -> None:
+    row = {"input": "q", "image_path": "x.png", "dataset": "d", "accuracy": 1}
+    rows = [{**row, "add": "Step 1: a Step 2: b"}, {**row, "add": "Step 1: a "}]
+    (chain,) = read(put(tmp_path / "a.json", rows)).chains
+    assert chain.steps == ("Step 1: a", "Step 2: b")
+    assert chain.labels == (1.0, 1.0)
+    assert chain.rollouts == ()
+
+
+def test_dreamprm_meta_rows_end_before_the_answer(tmp_path: Path) -> None:
+    chain = one(DREAMPRM_META, 0, tmp_path)
+    assert chain.prompt == "Question: Which?\nOptions: (A) 1 (B) 2"
+    assert chain.steps == ("### Step 1: Restate.\n - see Step 2", "### Step 2: Conclude.")
+    assert one(DREAMPRM_META, 1, tmp_path).steps == ()
+    assert one(DREAMPRM_META, 2, tmp_path).steps == ("Step 1: no",)
+
+
+def test_dreamprm15_answers_are_labels_but_not_in_its_meta_set(tmp_path: Path) -> None:
+    chain = one(DREAMPRM15, 0, tmp_path)
+    assert (chain.prompt, chain.steps) == ("How many?", ("There are 2.", "So it is 3.\n"))
+    assert chain.labels == (1.0, 0.0)
+    meta = one(DREAMPRM15_META, 0, tmp_path)
+    assert meta.prompt == "Question: <image 1> was painted by whom?"
+    assert meta.steps == ("It is D.", "Answer: D")
+    assert (meta.labels, meta.outcome) == ((None, None), False)
+
+
+def test_prm800k_follows_the_labeler(tmp_path: Path) -> None:
+    chain = one(PRM800K, 0, tmp_path)
+    assert chain.steps == ("a", "b", "c", "d", "e")
+    assert chain.labels == (1.0, 1.0, 0.0, None, None)
+    assert (chain.mask, chain.first_error, chain.outcome) == ((True,) * 3 + (False,) * 2, 2, None)
+    chain = one(PRM800K, 1, tmp_path)
+    assert (chain.steps, chain.labels) == (("z", "mine", "w"), (1.0, 1.0, None))
+    assert chain.outcome is True
+    assert one(PRM800K, 2, tmp_path).steps == ("p",)
+
+
+def test_math_shepherd_splits_question_and_steps(tmp_path: Path) -> None:
+    chain = one(MATH_SHEPHERD, 0, tmp_path)
+    assert chain.prompt == QUESTION
+    assert chain.steps[0] == "Step 1: 3 * 4 = <<3*4=12>>12."
+    assert (chain.labels, chain.domain) == ((1.0, 0.0, 0.0), "GSM8K")
+    assert one(MATH_SHEPHERD, 1, tmp_path).steps == ("It is 2.", "The answer is: 2")
+    noted = one(MATH_SHEPHERD, 2, tmp_path)
+    assert (noted.prompt, noted.steps) == ("Find $x$. Given 2x = 2.", ("Step 1: x = 1",))
+    assert noted.labels == (1.0,)
+
+
+def test_after_the_first_wrong_step_nothing_is_known(tmp_path: Path) -> None:
+    chain = one(PROCESS_BENCH, 0, tmp_path)
+    assert (chain.labels, chain.mask) == ((1.0, 0.0, None), (True, True, False))
+    assert (chain.domain, chain.policy) == ("olympiad-bench", "Qwen2-7B-Instruct")
+    assert truncate(chain).steps == ("12.", "13.")
+    found = read(put(tmp_path / "some_task.json", MISTAKE)).chains
+    assert [chain.labels for chain in found] == [(0.0, None, None), (1.0,), (1.0, 0.0)]
+    assert [chain.outcome for chain in found] == [True, True, False]
+    assert {chain.domain for chain in found} == {"some_task"}
+
+
+def test_labels_of_trl_are_of_one_type() -> None:
+    hard, soft = Chain("p", ("a",), (1.0,)), Chain("p", ("a",), (0.25,))
+    assert rows_of([hard], "stepwise")[0]["labels"][0] is True
+    assert [type(row["labels"][0]) for row in rows_of([hard, soft], "stepwise")] == [float, float]
+
+
+def test_hard_labels_follow_the_rollouts() -> None:
+    chain = Chain("p", ("a", "b", "c"), (0.25, 0.0, None), (1, 0, None), (4, 4, None))
+    assert harden(chain).labels == (1.0, 0.0, None)
+    assert harden(chain, 0.5).labels == (0.0, 0.0, None)
+    assert harden(chain).rollouts == chain.rollouts
+    assert truncate(harden(chain)).rollouts == (4, 4)
+
+
+def data(folder: str) -> Path:
+    path = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / folder
+    if not path.is_dir():
+        pytest.skip(f"{path} is missing")
+    return path
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("folder", "name", "counts"),
+    [
+        ("bigbench_mistake", "bigbench_mistake", [986, 300, 300, 300, 300]),
+        ("processbench", "process_bench", [400, 1000, 1000, 1000]),
+    ],
+)
+def test_published_files_come_back_whole(folder: str, name: str, counts: list[int]) -> None:
+    index, wrong = ("label", -1) if name == "process_bench" else ("mistake_index", None)
+    found = []
+    for file in sorted(data(folder).iterdir()):
+        text = file.read_text()
+        rows = (
+            json.loads(text)
+            if file.suffix == ".json"
+            else [json.loads(line) for line in text.splitlines()]
+        )
+        chains = read(file).chains
+        assert rows_of(chains, name) == rows
+        assert {chain.domain for chain in chains} == {file.stem}
+        for chain, row in zip(chains, rows, strict=True):
+            at, count = row[index], len(row["steps"])
+            right = count if at == wrong else at
+            rest = [] if at == wrong else [0.0] + [None] * (count - at - 1)
+            assert list(chain.labels) == [1.0] * right + rest
+        found.append(len(chains))
+    assert found == counts
+    assert len(read(data(folder)).chains) == sum(counts)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["stepwise", "dreamprm15", "prm800k", "dreamprm", "chain"])
+def test_published_chains_survive_another_format(name: str, tmp_path: Path) -> None:
+    known = name in ("stepwise", "dreamprm15", "dreamprm")
+    chains = [
+        truncate(chain) if known else chain
+        for chain in read(data("processbench") / "math.json").chains
+    ]
+    distinct = list({(chain.prompt, chain.steps): chain for chain in chains}.values())
+    write(tmp_path / "a.json", distinct, name)
+    found = read(tmp_path / "a.json").chains
+    strip = [(c.prompt, [s.strip() for s in c.steps], c.labels) for c in distinct]
+    assert sorted(strip, key=str) == sorted(
+        [(c.prompt, [s.strip() for s in c.steps], c.labels) for c in found], key=str
+    )

@@ -1,0 +1,205 @@
+"""Preference pairs: formats, annotators, and the published files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from preference_files import BAD, CONVERSATION, GOOD, ROWS, USER, bare, one, write
+
+from metaopt.problems.reward_model.data.pairs import (
+    SHARED,
+    Columns,
+    Message,
+    Pair,
+    conversation,
+    plain,
+    preferences,
+    split,
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.json", "array.json", "array.json.gz", "a.parquet"]
+)
+def test_every_kind_of_file_says_the_same(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        write(path, *([json.dumps(ROWS, indent=1)] if "array" in name else ROWS))
+    found = preferences(str(path))
+    assert [p[:3] for p in found.pairs] == [tuple(row.values()) for row in ROWS]
+    assert [p.row for p in found.pairs] == [1, 2, 3]
+    assert found.pairs[0].margin is None
+    assert found.report() == f"{path}: 3 rows, 3 pairs, 0 ties, 0 malformed, 0 cast to text"
+
+
+def test_columns_margins_strengths_and_sections_are_carried(tmp_path: Path) -> None:
+    row = {"q": "p", "good": "a", "bad": "b", "gap": 2, "mean": -0.5, "part": "hard"}
+    path = write(tmp_path / "a.jsonl", row)
+    found = preferences(path, Columns("q", "good", "bad", "gap", "mean", "part"))
+    assert found.pairs == (Pair("p", "a", "b", 2.0, -0.5, "hard", 1),)
+
+
+def test_several_sources_are_one(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{n}.jsonl", row) for n, row in zip("ab", ROWS, strict=False)]
+    assert [(p.prompt, p.section) for p in preferences(paths).pairs] == [("p0", "a"), ("p1", "b")]
+
+
+def test_a_dialogue_is_cut_after_the_marker_of_the_last_common_turn(tmp_path: Path) -> None:
+    start = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    row = {"chosen": f"{start} same word", "rejected": f"{start} same other"}
+    pair = one(tmp_path, row)
+    assert pair[:3] == (start, " same word", " same other")
+    turns = conversation(pair)
+    assert turns.prompt == (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    assert turns.chosen == (Message("assistant", "same word"),)
+    assert plain(turns) == pair
+    earlier = {"chosen": f"{start} x\n\nHuman: y\n\nAssistant: z", "rejected": f"{start} w"}
+    pair = one(tmp_path, earlier)
+    assert pair.prompt == start
+    assert [m.role for m in conversation(pair).chosen] == ["assistant", "user", "assistant"]
+    assert plain(conversation(pair)) == pair
+
+
+def test_texts_without_turns_keep_their_whole_sides(tmp_path: Path) -> None:
+    assert one(tmp_path, {"chosen": "the cat", "rejected": "the dog"})[:3] == (
+        "",
+        "the cat",
+        "the dog",
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": [USER], "chosen": "yes", "rejected": "no"},
+        {"chosen": ["q", "yes"], "rejected": ["q", "no"]},
+    ],
+)
+def test_conversations_in_every_spelling_are_one_pair(tmp_path: Path, row: object) -> None:
+    assert bare(one(tmp_path, row)) == CONVERSATION
+
+
+def test_a_data_set_as_the_hub_holds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`datasets` reads a folder owner/name as it reads a repository of the hub."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    Path("owner/name/harmless").mkdir(parents=True)
+    write(Path("owner/name/harmless/test.jsonl"), *ROWS, {**ROWS[0], "rejected": ""})
+    found = preferences("owner/name", split="test", folder="harmless", malformed="report")
+    assert [p[:3] for p in found.pairs] == [tuple(row.values()) for row in ROWS]
+    assert found.pairs[0].section == "harmless"
+    assert [(m.source, m.row) for m in found.malformed] == [("owner/name (test)", 4)]
+
+
+@pytest.mark.parametrize(
+    ("votes", "tie", "chosen", "strength"),
+    [
+        ((1, 1, 1), False, "a", 1.0),
+        ((2, 2, 2), False, "b", 1.0),
+        ((1, 2, 2), False, "b", 1 / 3),
+        ((1, 0, 1), False, "a", 2 / 3),
+        ((0, 0, 2), True, "a", -1 / 3),
+        ((0, 1, 2), True, "a", 0.0),
+        ((0, 0, 0), True, "a", 0.0),
+        ((1, 2), True, "a", 0.0),
+    ],
+)
+def test_annotators_are_counted(
+    tmp_path: Path, votes: tuple[int, ...], tie: bool, chosen: str, strength: float
+) -> None:
+    row = {"instruction": "i", "input": "", "response1": "a", "response2": "b"}
+    row |= {f"annotator{i}": vote for i, vote in enumerate(votes, 1)}
+    other = {**row, "response1": True, "input": "x", "annotator1": 1, "annotator2": 1}
+    found = preferences(write(tmp_path / "a.json", row, other))
+    (pair,) = found.ties if tie else found.pairs[:1]
+    assert pair.prompt == (Message("user", "i"),)
+    assert pair.chosen == (Message("assistant", chosen),)
+    assert pair.strength == pytest.approx(strength, abs=1e-15)
+    assert found.cast == (("a.json", 2),)
+    last = (*found.pairs, *found.ties)[-1] if not tie else found.pairs[0]
+    if len(votes) > 2:
+        assert last.chosen == (Message("assistant", "True"),)
+        assert last.prompt == (Message("user", "i\n\nx"),)
+
+
+@pytest.fixture
+def shared() -> Path:
+    path = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "preferences"
+    if not path.is_dir():
+        pytest.skip(f"{path} is missing")
+    return path
+
+
+@pytest.mark.data
+def test_hh_rlhf_is_read_whole(shared: Path) -> None:
+    with pytest.raises(ValueError, match="4 malformed"):
+        preferences("hh_harmless")
+    found = preferences("hh_harmless", malformed="report")
+    assert (len(found.pairs), len(found.malformed)) == (2308, 4)
+    lines = gzip.decompress((shared / SHARED["hh_harmless"][0]).read_bytes()).splitlines()
+    wrong = []
+    for pair in found.pairs:
+        row = json.loads(lines[pair.row - 1])
+        whole = pair.prompt + pair.chosen, pair.prompt + pair.rejected
+        if whole != (row["chosen"], row["rejected"]) or not pair.prompt.endswith("\n\nAssistant:"):
+            wrong.append(pair.row)
+        if plain(conversation(pair)) != pair:
+            wrong.append(pair.row)
+    assert wrong == []
+    assert sum("\n\nHuman:" not in p.chosen + p.rejected for p in found.pairs) == 2308
+    sizes = [tuple(map(len, split(found.pairs, 1700, seed))) for seed in range(8)]
+    assert sizes == [(1700, 608)] * 8
+
+
+@pytest.mark.data
+def test_pandalm_is_read_whole(shared: Path) -> None:
+    found = preferences("pandalm", malformed="report")
+    rows = json.loads((shared / SHARED["pandalm"][0]).read_text())
+    names = "response1", "response2"
+    empty = [i for i, r in enumerate(rows, 1) if not all(str(r[n]).strip() for n in names)]
+    assert [m.row for m in found.malformed] == empty
+    assert [row for _, row in found.cast] == [
+        i for i, r in enumerate(rows, 1) if not all(isinstance(r[n], str) for n in names)
+    ]
+    votes = [Counter(row[f"annotator{k}"] for k in (1, 2, 3)) for row in rows]
+    decided = {i for i, v in enumerate(votes, 1) if max(v[1], v[2]) >= 2}
+    assert len(decided) == 894
+    assert [pair.row for pair in found.pairs] == sorted(decided - set(empty))
+    assert len(found.pairs) + len(found.ties) + len(found.malformed) == 999
+    for pair in found.pairs:
+        row, vote = rows[pair.row - 1], votes[pair.row - 1]
+        winner = 1 if vote[1] > vote[2] else 2
+        assert pair.chosen[0].content == str(row[f"response{winner}"])
+        assert pair.strength == pytest.approx((vote[winner] - vote[3 - winner]) / 3)
+
+
+@pytest.mark.data
+def test_llmbar_is_read_whole(shared: Path) -> None:
+    found = preferences("llmbar")
+    assert Counter(p.section for p in found.pairs) == {
+        "llmbar_natural": 100,
+        "llmbar_neighbor": 134,
+        "llmbar_gptinst": 92,
+        "llmbar_gptout": 47,
+        "llmbar_manual": 46,
+    }
+    for pair in found.pairs:
+        row = json.loads((shared / f"{pair.section}.json").read_text())[pair.row - 1]
+        assert pair.chosen[0].content == row[f"output_{row['label']}"]
+        assert pair.rejected[0].content == row[f"output_{3 - row['label']}"]

@@ -1,0 +1,112 @@
+"""What is no preference: malformed rows, damaged files and missing sources are named."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from preference_files import BAD, GOOD, ROWS, USER, write
+
+from metaopt.problems.reward_model.data.pairs import SHARED, preferences
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("{", "is no JSON"),
+        ([1], "type list, not an object"),
+        ({"text": "x"}, "has no column 'chosen'; columns are text"),
+        ({"chosen": "a"}, "'rejected' is missing"),
+        ({"rejected": "a"}, "'chosen' is missing"),
+        ({"chosen": None, "rejected": "a"}, "'chosen' is missing"),
+        ({"chosen": "a", "rejected": 3}, "'rejected' is a value of type int, not a text"),
+        ({"chosen": True, "rejected": "a"}, "type bool"),
+        ({"chosen": "a", "rejected": " a\n"}, "'chosen' and 'rejected' are equal"),
+        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "are equal"),
+        ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, "are equal"),
+        ({"prompt": "p", "chosen": "a", "rejected": " "}, "'rejected' is empty"),
+        ({"prompt": "p", "chosen": "", "rejected": "a"}, "'chosen' is empty"),
+        ({"chosen": [USER, GOOD], "rejected": [USER]}, "'rejected' is empty"),
+        ({"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant:"}, "'rejected' is empty"),
+        ({"chosen": [], "rejected": [USER, BAD]}, "'chosen' is empty"),
+        ({"prompt": 1, "chosen": "a", "rejected": "b"}, "'prompt' is a value of type int"),
+        ({"chosen": "a", "rejected": [USER, BAD]}, "not of the same kind"),
+        ({"chosen": [{"content": "a"}], "rejected": [BAD]}, "list of {role, content}"),
+        ({"chosen": [{"role": "user", "content": 1}], "rejected": [BAD]}, "type int"),
+        ({"chosen": "a", "rejected": "b", "margin": "1"}, "'margin' must be a finite number"),
+        ('{"chosen": "a", "rejected": "b", "margin": NaN}', "'margin' must be a finite number"),
+        ({"chosen": "a", "rejected": "b", "strength": True}, "'strength' must be"),
+        ('{"chosen": "\\ud800", "rejected": "b"}', "surrogate"),
+        ({"instruction": "i", "response1": "a", "response2": "b"}, "'annotator1', ... must be"),
+        ({"instruction": "i", "response1": "a", "response2": "b", "annotator1": 3}, "must be 0"),
+        ({"instruction": "i", "response1": None, "response2": "b"}, "'response1' is missing"),
+        ({"instruction": " ", "response1": "a", "response2": "b"}, "'instruction' is empty"),
+        ({"input": "i", "output_1": "a", "output_2": "b", "label": 0}, "'label' must be 1 or 2"),
+        ({"input": "i", "output_1": "a", "output_2": "a", "label": 1}, "are equal"),
+    ],
+)
+def test_a_malformed_row_is_refused_or_reported_by_its_number(
+    tmp_path: Path, bad: object, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS[0], "", bad, ROWS[1])
+    with pytest.raises(ValueError, match="1 malformed") as error:
+        preferences(path)
+    assert "1 in row 3" in str(error.value)
+    assert says in str(error.value)
+    with caplog.at_level(logging.WARNING):
+        found = preferences(path, malformed="report")
+    assert [(m.source, m.row) for m in found.malformed] == [("a.jsonl", 3)]
+    assert says in found.malformed[0].reason
+    assert [p.row for p in found.pairs] == [1, 4]
+    assert caplog.messages == [found.report()]
+
+
+def test_a_report_counts_by_reason_and_quotes_nothing(tmp_path: Path) -> None:
+    wrong = [{"chosen": f"secret {i}", "rejected": f"secret {i}"} for i in range(103)]
+    path = write(tmp_path / "a.jsonl", ROWS[0], *wrong, {"chosen": "secret", "rejected": ""})
+    report = preferences(path, malformed="report").report()
+    assert "105 rows, 1 pairs, 0 ties, 104 malformed" in report
+    assert "are equal: 103 in row 2, 3, " in report
+    assert "101 and 3 more" in report
+    assert "'rejected' is empty: 1 in row 105" in report
+    assert "secret" not in report
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error", "says"),
+    [
+        ("a.json", b"[1,", ValueError, "is no JSON"),
+        ("a.jsonl.gz", b"no gzip", ValueError, "cannot be read: BadGzipFile"),
+        ("a.jsonl", b"\xff\xfe", ValueError, "cannot be read: UnicodeDecodeError"),
+        ("a.parquet", b"no parquet", ValueError, "is no parquet file"),
+        ("a.csv", b"", ValueError, "are read from .json"),
+        ("a.jsonl", b"", ValueError, "no preference in"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, name: str, data: bytes, error: type[Exception], says: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(error, match=says):
+        preferences(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("source", ["missing.jsonl", "a/missing.jsonl", "./a/b", "~/b", "hh"])
+def test_a_missing_source_is_named(source: str) -> None:
+    with pytest.raises(FileNotFoundError, match="neither hh_harmless, pandalm, llmbar"):
+        preferences(source)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_missing_shared_file_says_where_to_put_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METAOPT_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"https://github.*METAOPT_DATA"):
+        preferences(name)
+
+
+def test_an_unknown_treatment_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of refuse, report; got 'drop'"):
+        preferences("pandalm", malformed="drop")

@@ -1,0 +1,359 @@
+"""The acting optimizer against torch's autograd and Adam, and against a solved process."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from acting import Climb, S, T, observation, tables, value_iteration
+
+from metaopt import Engine, Feedback
+from metaopt.engine.random import fold, generator
+from metaopt.engine.tree import clone
+from metaopt.estimators import Score
+from metaopt.problems.examples import Ridge
+from metaopt.problems.rollout_length.policies import DQN, Absolute, Ladder, RandomWalk, Rule
+from metaopt.problems.rollout_length.policies.replay import Replay
+from metaopt.problems.rollout_length.policies.value_network import ValueNetwork
+from metaopt.testing import OptimizerContract
+from metaopt.testing.trees import identical
+
+ACTIONS = Absolute([0, 1, 2])
+SMALL = {"widths": [8], "batch": 4, "updates": 2, "lr": 1e-2}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"capacity": 6, "freeze_every": 2},
+        {"targets": "monte_carlo", "exploration": [[0, 1.0], [8, 0.0]]},
+        {"averaged_runs": 2},
+    ],
+)
+class TestContract(OptimizerContract):
+    outer_steps = 8  # the second episode is in its middle
+
+    @pytest.fixture
+    def make(self, settings):
+        return lambda: (Climb(4), Score(1), DQN(ACTIONS, **{**SMALL, **settings}))
+
+
+class TestWalk(OptimizerContract):
+    @pytest.fixture
+    def make(self):
+        return lambda: (Climb(4), Score(1), Rule(RandomWalk(ACTIONS)))
+
+
+def sequential(network: ValueNetwork) -> torch.nn.Sequential:
+    """Return torch's own network with the weights of `network`."""
+    layers = []
+    for weight, bias in network._layers:
+        layer = torch.nn.Linear(*weight.shape)
+        layer.load_state_dict({"weight": weight.T.clone(), "bias": bias.clone()})
+        layers += [layer, torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+def assert_equal_weights(network: ValueNetwork, module: torch.nn.Sequential):
+    for (weight, bias), layer in zip(network._layers, module[::2], strict=True):
+        torch.testing.assert_close(weight, layer.weight.T.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(bias, layer.bias.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_network_descends_as_autograd_and_torch_adam():
+    network = ValueNetwork([5, 16, 7, 3], 1e-2, 0)
+    module = sequential(network)
+    adam = torch.optim.Adam(module.parameters(), lr=1e-2)
+    draw = generator(1)
+    for _ in range(20):
+        x = torch.randn(32, 5, generator=draw)
+        a = torch.randint(3, (32,), generator=draw)
+        y = 10 * torch.randn(32, generator=draw)
+        torch.testing.assert_close(network(x), module(x).detach(), rtol=1e-4, atol=1e-5)
+        network.descend(x, a, y)
+        adam.zero_grad()
+        torch.nn.functional.mse_loss(module(x)[torch.arange(32), a], y).backward()
+        adam.step()
+    assert_equal_weights(network, module)
+    assert network.frozen(x).shape == (32, 3)
+    assert not torch.equal(network.frozen(x), network(x))
+    network.freeze()
+    assert torch.equal(network.frozen(x), network(x))
+
+
+def test_network_starts_within_the_bounds_of_torchs_linear():
+    for (weight, bias), fan_in in zip(
+        *[(n := ValueNetwork([4, 64, 3], 0.1, 5))._layers, (4, 64)], strict=True
+    ):
+        assert 0.9 < weight.abs().max() * fan_in**0.5 <= 1
+        assert bias.abs().max() * fan_in**0.5 <= 1
+    assert not torch.equal(n._theta, ValueNetwork([4, 64, 3], 0.1, 6)._theta)
+
+
+def test_updates_have_the_double_q_targets():
+    """Three equal runs and a replay of three rows: whatever is sampled is the one transition."""
+    settings = {"widths": [16, 8], "batch": 3, "updates": 2, "lr": 0.05, "capacity": 3}
+    dqn = DQN(Ladder(), exploration=[[0, 0.0]], discount=0.9, reward_scale=0.5, **settings)
+    dqn.init(torch.zeros(3, dtype=torch.long))
+    dqn.ask(0)
+    seen = observation(step=0)
+    dqn.tell(Feedback(0.0, observation=seen))
+    online, frozen = sequential(dqn._network), sequential(dqn._network)
+    adam = torch.optim.Adam(online.parameters(), lr=0.05)
+    differed = False
+    for step in (1, 2, 3):
+        state, action = seen["state"][0], online(seen["state"][0]).argmax()
+        assert dqn.ask(step).tolist() == [[5, 1, 3][action]] * 3
+        state_after = state.roll(1) * 2
+        reward = torch.full((3,), float(step))
+        seen = observation(step=step, state=state_after.repeat(3, 1), reward=reward, done=step == 3)
+        dqn.tell(Feedback(0.0, observation=seen))
+        for _ in range(3 * 2):  # two for each of three transitions
+            with torch.no_grad():
+                ahead = frozen(state_after)
+                best = online(state_after).argmax()
+                differed |= bool(step < 3 and best != ahead.argmax())
+                y = 0.5 * step + (0.9 * ahead[best] if step < 3 else 0.0)
+            adam.zero_grad()
+            (online(state)[action] - y).square().backward()
+            adam.step()
+    assert differed, "the case must tell double Q-learning from a plain maximum"
+    assert_equal_weights(dqn._network, online)
+
+
+def test_monte_carlo_labels_every_decision_with_the_final_score():
+    dqn = DQN(Ladder(), targets="monte_carlo", reward_scale=0.1, **SMALL)
+    dqn.init(torch.zeros(2, dtype=torch.long))
+    asked = []
+    for step in range(T + 1):
+        asked.append(dqn.ask(fold(0, step)))
+        score = torch.tensor([20.0, -3.0]) if step == T else torch.zeros(2)
+        state = torch.full((2, 1), float(step))
+        seen = observation(2, step=step, state=state, score=score, done=step == T)
+        assert len(dqn._replay) == 0
+        dqn.tell(Feedback(0.0, observation=seen))
+    rows = dqn._replay.state_dict()["rows"]
+    assert rows["state"].squeeze(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert rows["target"].tolist() == pytest.approx([2.0, -0.3] * 4)
+    moved = [Ladder()(rows["action"][2 * k : 2 * k + 2], torch.tensor([3, 3])) for k in range(T)]
+    assert identical(moved, asked[1:])
+
+
+STATES = torch.eye((T + 1) * S)[: T * S].view(T, S, -1)
+
+
+def trained(**settings):
+    """Return an optimizer after 60 batches of 16 runs, and what it saw in a test batch."""
+    shared = {"discount": 1.0, "updates": 1, "batch": 64, "widths": [32], "freeze_every": 16}
+    dqn = DQN(ACTIONS, **{**shared, **settings})
+    engine = Engine(Climb(16, training_episodes=60), Score(1), dqn, outer_steps=61 * (T + 1))
+    return dqn, [f.observation for _, f in engine if f.observation["test"]]
+
+
+@pytest.mark.slow
+def test_bootstrapping_learns_the_optimal_policy():
+    first, second = value_iteration().topk(2, -1).values.unbind(-1)
+    assert (first - second).min() > 0.1, "one action must be clearly the best everywhere"
+    best = value_iteration().argmax(-1)
+    dqn, seen = trained(lr=5e-3, exploration=[[64, 1.0], [480, 0.5]])
+    assert torch.equal(dqn._network(STATES).argmax(-1), best)
+    assert [o["step"] for o in seen] == list(range(T + 1))
+    for before, after in pairwise(seen):
+        state = before["state"].view(16, T + 1, S)[:, before["step"]].argmax(1)
+        assert torch.equal(after["length"], best[before["step"], state])
+
+
+def expected(policy):
+    """Return the mean over starts of the expected score of a policy (t, s) -> a."""
+    chance, reward = tables()
+    ahead = torch.zeros(S)
+    for actions in policy.flip(0):
+        ahead = (reward + chance @ ahead).gather(1, actions[:, None]).squeeze(1)
+    return ahead.mean()
+
+
+@pytest.mark.slow
+def test_monte_carlo_learns_a_policy_that_is_as_good():
+    settings = {"capacity": 1000, "exploration": [[64, 1.0], [480, 0.3]], "lr": 1e-2}
+    dqn, _ = trained(targets="monte_carlo", **settings)
+    best = expected(value_iteration().argmax(-1))
+    assert best == pytest.approx(value_iteration()[0].amax(-1).mean())
+    assert best - expected(dqn._network(STATES).argmax(-1)) < 0.1
+    for action in range(3):
+        assert best - expected(torch.full((T, S), action)) > 1
+
+
+def test_tests_neither_learn_nor_explore():
+    dqn = DQN(ACTIONS, exploration=[[0, 1.0]], **SMALL)
+    engine = Engine(Climb(4, training_episodes=2), Score(1), dqn, outer_steps=4 * (T + 1))
+    learnt, expected = {}, None
+    for step, feedback in engine:
+        state = engine.state_dict()["optimizer"]
+        kept = clone({k: state[k] for k in ("network", "replay", "episode", "finished")})
+        seen = feedback.observation
+        if step == 2 * (T + 1):
+            learnt = kept
+        elif seen["test"]:
+            assert identical(kept, learnt)
+            assert seen["step"] == 0 or torch.equal(seen["length"], expected)
+            expected = dqn._network(seen["state"]).argmax(-1)
+    assert step == 4 * (T + 1)
+    assert learnt["finished"] == 8
+
+
+def test_exploration_counts_every_run_as_an_episode():
+    dqn = DQN(ACTIONS, exploration=[[25, 1.0], [50, 0.15]], updates=0)
+    engine = Engine(Climb(10), Score(1), dqn, outer_steps=6 * (T + 1))
+    found = [dqn.epsilon for step, _ in engine if step % (T + 1) == 0]
+    assert found == pytest.approx([1.0, 1.0, 0.83, 0.49, 0.15, 0.15])
+
+
+def test_actions_are_as_random_as_epsilon_says():
+    dqn = DQN(ACTIONS, exploration=[[0, 0.3]], updates=0)
+    dqn.init(torch.zeros(6000, dtype=torch.long))
+    dqn.ask(0)
+    dqn.tell(Feedback(0.0, observation=observation(6000)))
+    greedy = int(dqn._network(observation(1)["state"]).argmax())
+    counts = torch.bincount(dqn.ask(1), minlength=3) / 6000
+    expected = [0.8 if a == greedy else 0.1 for a in range(3)]
+    assert counts.tolist() == pytest.approx(expected, abs=0.02)
+
+
+def test_averaged_runs_decide_together_and_count_once():
+    dqn = DQN(ACTIONS, averaged_runs=2, updates=0)
+    dqn.init(torch.zeros(4, dtype=torch.long))
+    asked, states = [], []
+    for step in range(T + 1):
+        asked.append(dqn.ask(fold(1, step)))
+        states.append(torch.arange(4.0)[:, None] + 10 * step)
+        seen = observation(4, state=states[-1], reward=states[-1][:, 0], step=step, done=step == T)
+        dqn.tell(Feedback(0.0, observation=seen))
+    assert all(a[0] == a[1] and a[2] == a[3] for a in asked)
+    rows = dqn._replay.state_dict()["rows"]
+    assert rows["state"].squeeze(1).tolist() == [0.5, 2.5, 10.5, 12.5, 20.5, 22.5, 30.5, 32.5]
+    assert rows["reward"].tolist() == rows["next_state"].squeeze(1).tolist()
+    assert rows["terminal"].tolist() == [0.0] * 6 + [1.0] * 2
+    assert rows["action"].tolist() == torch.cat([a[::2] for a in asked[1:]]).tolist()
+    assert dqn._finished == 2
+
+
+def test_the_frozen_copy_is_renewed_by_episodes():
+    dqn = DQN(ACTIONS, freeze_every=8, **SMALL)
+    engine = Engine(Climb(4), Score(1), dqn, outer_steps=4 * (T + 1))
+    renewed = []
+    for step, _ in engine:
+        state = dqn._network.state_dict()
+        if step > 2 and torch.equal(state["theta"], state["frozen"]):
+            renewed.append(step)
+    assert renewed == [2 * (T + 1), 2 * (T + 1) + 1, 4 * (T + 1)]
+
+
+def test_replay_is_a_ring():
+    replay = Replay(5)
+    for k in range(3):
+        replay.add({"x": torch.arange(3) + 3 * k})
+    assert sorted(replay.state_dict()["rows"]["x"].tolist()) == [4, 5, 6, 7, 8]
+    drawn = replay.sample((400, 2), generator(0))["x"]
+    assert drawn.shape == (400, 2)
+    assert torch.bincount(drawn.flatten())[4:].float().div(800).tolist() == pytest.approx(
+        [0.2] * 5, abs=0.05
+    )
+    copy = Replay(5)
+    copy.load_state_dict(replay.state_dict())
+    for ring in (replay, copy):
+        ring.add({"x": torch.tensor([20, 21])})
+    assert identical(replay.state_dict(), copy.state_dict())
+    with pytest.raises(ValueError, match="capacity of the checkpoint"):
+        Replay(7).load_state_dict(replay.state_dict())
+    replay.add({"x": torch.arange(12)})
+    assert sorted(replay.state_dict()["rows"]["x"].tolist()) == [7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"actions": ACTIONS, "targets": "mc"}, "targets=bootstrap or monte_carlo; got 'mc'"),
+        ({"discount": 1.1}, r"discount in \[0, 1\]"),
+        ({"batch": 0}, "batch >= 1; got 0"),
+        ({"widths": [64, 0]}, r"widths\[1\] >= 1; got 0"),
+        ({"updates": -1}, "updates >= 0"),
+        ({"capacity": 0}, "capacity >= 1"),
+        ({"exploration": [[0, 1.5]]}, r"probabilities in \[0, 1\]"),
+        ({"exploration": []}, r"points \[step, value\]"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        DQN(**{"actions": ACTIONS, **changes})
+
+
+def test_a_problem_that_does_not_act_is_refused():
+    with pytest.raises(TypeError, match=r"DQN needs a problem that acts.*of type dict"):
+        Engine(Ridge(features=2, rows=8), Score(0), DQN(ACTIONS), outer_steps=1)
+    with pytest.raises(TypeError, match=r"a tensor of torch.float32 and shape \[2\]"):
+        DQN(ACTIONS).init(torch.zeros(2))
+    with pytest.raises(ValueError, match="divides the number of inner runs; got 2 and 3"):
+        DQN(ACTIONS, averaged_runs=2).init(torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("make", [lambda: DQN(ACTIONS), lambda: Rule(RandomWalk(ACTIONS))])
+def test_wrong_observations_are_refused(make):
+    optimizer = make()
+    optimizer.init(torch.zeros(3, dtype=torch.long))
+    optimizer.ask(0)
+    whole = observation()
+    partial = {k: v for k, v in whole.items() if k not in ("state", "test")}
+    endless = torch.tensor([[1.0], [2.0], [float("inf")]])
+    for wrong, error, match in [
+        (None, TypeError, "this problem gives none"),
+        (3, TypeError, "gives a int"),
+        (partial, TypeError, "has state, test; this problem gives only length"),
+        (observation(4), ValueError, r"lengths of 3 runs.*'state': \[4, 5\]"),
+        ({**whole, "reward": torch.zeros(())}, ValueError, r"'reward': \[\]"),
+        ({**whole, "state": endless}, ValueError, "not finite at step 1"),
+    ]:
+        with pytest.raises(error, match=match):
+            optimizer.tell(Feedback(0.0, observation=wrong))
+
+
+def test_telling_before_asking_is_refused():
+    dqn = DQN(ACTIONS)
+    dqn.init(torch.zeros(3, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="needs an ask"):
+        dqn.tell(Feedback(0.0, observation=observation()))
+
+
+def test_a_checkpoint_of_another_network_is_refused():
+    one = DQN(ACTIONS, **SMALL)
+    engine = Engine(Climb(4), Score(1), one, outer_steps=2)
+    assert len(list(engine)) == 2
+    two = DQN(ACTIONS, **{**SMALL, "widths": [9]})
+    two.init(torch.ones(4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"sizes \[15, 8, 3\], this one \[15, 9, 3\]"):
+        two.load_state_dict(one.state_dict())
+
+
+def test_the_frozen_copy_is_renewed_within_a_large_batch(monkeypatch):
+    """Sixteen episodes at once are learnt from with as many copies as one after the other."""
+    copies = {}
+    for runs in (1, 16):
+        made = []
+        monkeypatch.setattr(ValueNetwork, "freeze", lambda self, made=made: made.append(1))
+        settings = {**SMALL, "batch": 1, "updates": 2}
+        dqn = DQN(ACTIONS, freeze_every=4, **settings)
+        list(Engine(Climb(runs), Score(1), dqn, outer_steps=16 // runs * (T + 1)))
+        copies[runs] = len(made)
+    assert copies == {1: 4, 16: 4}
+
+
+def test_a_test_of_an_untrained_network_is_refused():
+    """At the first decision of a test, whatever the targets; not where no training is asked for."""
+    for targets in ("bootstrap", "monte_carlo"):
+        dqn = DQN(ACTIONS, targets, **SMALL)
+        engine = Engine(Climb(4, training_episodes=0), Score(1), dqn, outer_steps=T + 1)
+        with pytest.raises(ValueError, match=r"0 transitions .* Set problem.training_episodes"):
+            list(engine)
+        assert engine.outer_step == 1
+    for settings, training in (({**SMALL, "updates": 0}, 0), (SMALL, 1)):
+        problem = Climb(4, training_episodes=training)
+        engine = Engine(problem, Score(1), DQN(ACTIONS, **settings), outer_steps=3 * (T + 1))
+        assert len(list(engine)) == 3 * (T + 1)

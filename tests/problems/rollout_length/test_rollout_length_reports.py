@@ -1,0 +1,100 @@
+"""Adaptive rollout length: tables, figures and metrics of the tests that are over."""
+
+import pytest
+import torch
+from small_runs import LIGHT, make
+
+from metaopt.engine import Engine, tree
+from metaopt.engine.protocols import Delivering
+from metaopt.estimators import Score
+from metaopt.optimizers import Constant, Recorded, Schedule
+from metaopt.problems.rollout_length.options import Rows
+from metaopt.problems.rollout_length.report import listing, summary, write_tables
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """A run of two rows and two tests, and its snapshots."""
+    problem = make(LIGHT, rows=["a", "b"], tests=["default", "light"], error_episodes=0)
+    engine = Engine(problem, Score(1), Schedule(Constant(2)), outer_steps=problem.outer_steps)
+    snapshots = [(step, tree.clone(problem.snapshot(None, engine.inner))) for step, _ in engine]
+    return problem, engine.inner, snapshots
+
+
+class TestReports:
+    def found(self):
+        scores = torch.tensor([[1.0, 3, 10], [1, 5, 14], [2, 2, 30], [2, 2, 30]])
+        lengths = torch.tensor([[0.0, 4], [0, 8], [2, 2], [2, 2]])
+        updates = torch.tensor([5.0, 5, 9, 9])
+        return {"default": {"scores": scores, "lengths": lengths, "updates": updates}}
+
+    def test_table(self):
+        text = summary(self.found(), Rows(4, ["a", "b"], "synthetic"), 50)
+        assert "| a | 0 | 3 | 6 | 12.0 ± 2.0 | 2.5 ± 0.5 | 2 | 5 | 100 |" in text
+        assert "| b | 2 | 2 | 2 | 30.0 ± 0.0 | 2.0 ± 0.0 | 2 | 9 | 100 |" in text
+
+    def test_written_schedule_can_be_replayed(self, tmp_path):
+        paths = write_tables(self.found(), Rows(4, None, "synthetic"), 50, tmp_path)
+        assert [p.name for p in paths] == ["schedules.md", "schedules.csv", "schedule.csv"]
+        replay = Recorded(paths[2])
+        assert [replay(x) for x in (0.0, 1.0)] == [1, 4]
+        lines = paths[1].read_text().splitlines()
+        assert lines[2].split(",") == ["default", "", "1", "100", "4", "2.82843", "21", "5.25991"]
+
+    def test_figures_of_a_run(self, finished, tmp_path):
+        problem, _, snapshots = finished
+        assert problem.figures(snapshots[:3], tmp_path / "early") == []
+        paths = problem.figures(snapshots, tmp_path)
+        assert {p.suffix for p in paths} == {".md", ".csv", ".png"}
+        assert all(p.stat().st_size > 100 for p in paths)
+        assert "return (light)" in paths[0].read_text()
+
+    def test_listing(self):
+        """Ten decisions are abbreviated to seven; columns are as wide as their widest cell."""
+        found = self.found()
+        found["default"]["lengths"] = torch.arange(10.0).expand(4, 10)
+        lines = listing(found, Rows(4, ["a", "long name"], "synthetic")).splitlines()
+        assert lines[0] == ("schedule   mean K in phase 1,3,4,5,7,9,10  return, default  area")
+        assert lines[1] == ("a          0 2 3 4 6 8 9                   12.0 ± 2.0       2.5 ± 0.5")
+        assert lines[2].split() == [
+            "long", "name", *"0234689", "30.0", "±", "0.0", "2.0", "±", "0.0",
+        ]  # fmt: skip
+        assert "over 2 runs a schedule" in lines[3]
+
+    def test_what_a_run_delivers(self, finished, tmp_path):
+        """The table and the figure that is there, or why there is none."""
+        problem, inner, snapshots = finished
+        assert isinstance(problem, Delivering)
+        early = problem.deliver(2, inner, snapshots[:4], tmp_path)
+        early = problem.deliver(2, inner, snapshots[:4], tmp_path)
+        assert early == "No test is over; that takes outer_steps=10."
+        assert not list(tmp_path.iterdir())
+        drawn = tmp_path / "half" / "figures" / "schedules.png"
+        drawn.parent.mkdir(parents=True)
+        drawn.touch()
+        half = problem.deliver(2, inner, snapshots[:5], tmp_path / "half")
+        assert drawn.stat().st_size == 0  # a figure that is there stays
+        assert "return, default" in half
+        assert "light" not in half
+        *table, figure = problem.deliver(2, inner, snapshots, tmp_path).splitlines()
+        path = tmp_path / "figures" / "schedules.png"
+        assert figure == f"figure: {path}"
+        assert path.is_file()
+        assert [line.split()[0] for line in table] == ["schedule", "a", "b", "mean"]
+        for name, line in zip("ab", table[1:3], strict=True):
+            final = inner.records.scores[:, :, -1].view(2, 2, 2).mean(2)
+            returns = [f"{float(x):.1f} ±" for x in final[:, "ab".index(name)]]
+            assert line.index(returns[0]) < line.rindex(returns[1])
+            assert "2 2 2 2 " in line
+
+    def test_metrics_of_several_rows_are_named_so(self, finished):
+        """What averages two rows must not look like the return of one method."""
+        problem, inner, _ = finished
+        found = problem.metrics(2, inner)
+        assert set(found) == {
+            f"all_rows_{kind}{suffix}{se}"
+            for kind in ("return", "auc") for suffix in ("", "_light") for se in ("", "_se")
+        }  # fmt: skip
+        assert found["all_rows_return"] == pytest.approx(
+            float(inner.records.scores[0, :, -1].mean())
+        )

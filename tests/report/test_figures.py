@@ -1,0 +1,100 @@
+import json
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from metaopt.report.figures import (
+    Curve,
+    binned,
+    fit_scale,
+    house_style,
+    inner_axis,
+    learning_curve,
+    line,
+    new_figure,
+    read_curves,
+)
+
+
+def write(folder, *records):
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+def test_read_curves_skips_what_is_not_a_number(tmp_path):
+    write(
+        tmp_path,
+        {"outer_step": 1, "inner_step": 3, "outer/loss": 2.0, "eval/x": None},
+        {"outer_step": 2, "budget/inner_steps": 8, "outer/loss": 1.0},
+        {"outer_step": 2, "budget/inner_steps": 8, "outer/loss": 0.5},
+        {"outer/loss": 9.0},
+    )
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"outer_step": 3, "outer/lo')
+    curve = read_curves(tmp_path / "metrics.jsonl")["outer/loss"]
+    assert [part.tolist() for part in curve] == [[1, 2], [3, 8], [2.0, 0.5]]
+    assert set(read_curves(tmp_path / "metrics.jsonl", {"eval/x"})) == set()
+    assert read_curves(tmp_path / "absent.jsonl") == {}
+
+
+def test_binned_keeps_the_mean_and_the_length():
+    steps = np.arange(1000.0)
+    found = binned(Curve(steps, 2 * steps, steps**2), most=100)
+    assert len(found.outer) == 100
+    assert found.value.mean() == pytest.approx((steps**2).mean())
+    np.testing.assert_allclose(found.inner, 2 * found.outer)
+
+
+def test_the_inner_axis_follows_uneven_inner_steps():
+    axes = new_figure(3, 3).add_subplot()
+    axes.set_xlim(0, 6)
+    assert inner_axis(axes, np.array([1.0, 2.0, 4.0]), np.array([10.0, 20.0, 80.0]))
+    assert axes.child_axes[0].get_xlabel() == "inner steps"
+    axes.figure.draw_without_rendering()
+    assert axes.child_axes[0].get_xlim() == pytest.approx((0, 80 + 2 * 20))
+
+
+@pytest.mark.parametrize("inner", [[np.nan, np.nan], [5.0, 5.0], [0.0, 0.0]])
+def test_there_is_no_inner_axis_without_inner_steps(inner):
+    axes = new_figure(3, 3).add_subplot()
+    assert not inner_axis(axes, np.array([1.0, 2.0]), np.array(inner))
+    assert axes.child_axes == []
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([0.01, 2.0], "log"), ([0.1, 2.0], "linear"), ([-1.0, 200.0], "linear")]
+)
+def test_losses_over_many_decades_get_a_logarithmic_axis(values, scale):
+    axes = new_figure(3, 3).add_subplot()
+    fit_scale(axes, np.array(values))
+    assert axes.get_yscale() == scale
+
+
+def test_lines_differ():
+    assert len({str(line(index)) for index in range(28)}) == 28
+
+
+def test_the_style_ends_with_its_block():
+    before = dict(mpl.rcParams)
+    with house_style():
+        assert mpl.rcParams["axes.spines.top"] is False
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("steps", [1, 30, 700])
+def test_learning_curve_draws_a_run(tmp_path, steps):
+    records = [
+        {"outer_step": t, "budget/inner_steps": 4 * t, "outer/loss": 1 / t, "inner/loss": None}
+        for t in range(1, steps + 1)
+    ]
+    records[-1]["eval/test_loss"] = 0.5
+    path = learning_curve(write(tmp_path, *records))
+    assert path == tmp_path / "figures" / "learning_curves.png"
+    assert path.stat().st_size > 5000
+
+
+def test_learning_curve_of_an_empty_log_is_none(tmp_path):
+    assert learning_curve(write(tmp_path, {"outer_step": 1, "outer/loss": None})) is None
+    assert not (tmp_path / "figures").exists()

@@ -1,0 +1,383 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from metaopt.engine.budget import UNITS
+from metaopt.report import collect
+from metaopt.report.command import main
+from metaopt.report.grid import Grid, latex, markdown
+from metaopt.report.stats import paired, t_interval
+from metaopt.report.units import WORDS
+
+REPORT = {
+    "title": "Two rows",
+    "metrics": ["eval/accuracy", "eval/loss"],
+    "baseline": "plain",
+    "rows": ["plain", "better"],
+    "scale": {"eval/accuracy": 100},
+    "digits": {"eval/accuracy": 1},
+    "labels": {"eval/accuracy": "accuracy, %"},
+    "command": "metaopt experiment=some/table",
+    "reported": [
+        {"row": "paper", "metric": "eval/accuracy", "value": "96.1", "source": "A", "recall": True}
+    ],
+}
+
+
+def accuracy(row, seed):
+    return {"plain": 0.8, "better": 0.9}.get(row, 0.5) + 0.01 * np.cos(7.0 * seed + len(row or ""))
+
+
+def write_run(folder, seed, row=None, overrides=(), inner_steps=5, report=None, **result):
+    folder.mkdir(parents=True)
+    config = {"name": "demo", "row": row, "seed": seed, "report": report}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    value = float(accuracy(row, seed))
+    lines = [
+        {
+            "outer_step": step,
+            "outer/loss": 1 / step,
+            "eval/accuracy": value * step / 10,
+            "budget/inner_steps": step * inner_steps,
+        }
+        for step in range(1, 11)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    content = {
+        "name": "demo",
+        "overrides": [*overrides, f"seed={seed}"],
+        "metrics": {"eval/accuracy": value, "eval/loss": 1 - value, "outer/loss": 0.1},
+        "budget": {"gradients": 100.0},
+        "outer_steps": 10,
+        "stopped": None,
+        "versions": {"torch": "2.13"},
+        "commit": "abc",
+        "hardware": {"processor": "some"},
+        **result,
+    }
+    (folder / "result.json").write_text(json.dumps(content))
+    (folder / "timing.json").write_text('{"seconds": 2.0}')
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for row in ("better", "plain"):
+        for seed in range(4):
+            write_run(tmp_path / f"{row}-{seed}", seed, row, report=REPORT)
+    return tmp_path
+
+
+def cells(text, row):
+    line = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_holds_means_and_intervals_in_the_stated_order(sweep, capsys):
+    assert main([str(sweep)]) == 0
+    text = (sweep / "report" / "table.md").read_text()
+    expected = t_interval([100 * accuracy("better", seed) for seed in range(4)])
+    shown = f"{expected.estimate:.1f} ± {expected.half:.1f}"
+    assert cells(text, "better")[:3] == ["better", "4", shown]
+    assert text.index("| plain |") < text.index("| better |")
+    assert "| row | n | accuracy, % | eval/loss |" in text
+    printed = capsys.readouterr().out
+    assert shown in printed
+    for name in ("table.md", "table.tex", "table.csv", "table.png", "learning_curves.png"):
+        assert (sweep / "report" / name).stat().st_size > 0
+        assert str(sweep / "report" / name) in printed
+
+
+def test_the_footer_says_what_ran(sweep):
+    main([str(sweep)])
+    text = (sweep / "report" / "table.md").read_text()
+    for line in (
+        "Seeds: 0-3 in every row.",
+        "95 % interval",
+        "Hardware: processor some",
+        "Versions: torch 2.13",
+        "Commit: abc",
+        "Runs made by: metaopt experiment=some/table",
+        f"Table made by: metaopt-report {sweep}",
+        "| better | 10 | 100 | 2.0 |",
+        "| paper | accuracy, % | 96.1 | A [recall] |",
+    ):
+        assert line in text
+
+
+def test_intervals_over_splits_of_one_data_set_are_wider(tmp_path, capsys):
+    for seed in range(4):
+        write_run(tmp_path / f"plain-{seed}", seed, "plain", report={**REPORT, "resplit": 0.5})
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "table.md").read_text()
+    half = t_interval([100 * accuracy("plain", seed) for seed in range(4)]).half * 3**0.5
+    assert cells(text, "plain")[2].endswith(f"± {half:.1f}")
+    assert "splits of one data set by Nadeau and Bengio's factor sqrt(1 + 0.5 n)" in text
+    assert "sign test's take the splits to be independent" in text
+    assert main([str(tmp_path), "--interval", "bootstrap"]) == 2
+    assert "report.resplit" in capsys.readouterr().err
+
+
+def test_costs_are_labelled_in_words(tmp_path):
+    write_run(tmp_path / "a", 0, "a", budget={"hvps": 7.0, "inner_steps": 3000.0})
+    main([str(tmp_path)])
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "| row | outer steps | inner steps | products | seconds |" in text
+    assert "| a | 10 | 3,000 | 7 | 2.0 |" in text
+    assert set(WORDS) == set(UNITS)
+
+
+def test_the_footer_repeats_what_the_runs_were_given(tmp_path):
+    shared = ["debug=tiny", "limits={gradients: 9}", "experiment=some/table", "row=x"]
+    for seed in range(2):
+        given = [f"method=a{seed}", f"estimator.steps={seed}", *shared]
+        write_run(tmp_path / str(seed), seed, f"row {seed}", given, report=REPORT)
+    main([str(tmp_path)])
+    text = (tmp_path / "report" / "table.md").read_text()
+    expected = "metaopt experiment=some/table debug=tiny 'limits={gradients: 9}'\n"
+    assert f"Runs made by: {expected}" in text
+
+
+def test_paired_differences_count_a_lower_loss_as_better(sweep):
+    main([str(sweep)])
+    text = (sweep / "report" / "table.md").read_text().split("## Paired")[1]
+    rows = [line for line in text.splitlines() if line.startswith("| better | plain |")]
+    values = [[100 * accuracy(row, seed) for seed in range(4)] for row in ("better", "plain")]
+    found = paired(*values)
+    assert f"{found.difference.estimate:+.1f} ± {found.difference.half:.1f} | 4 of 4" in rows[0]
+    assert f"{-found.difference.estimate / 100:+.3f}" in rows[1]
+    assert "4 of 4" in rows[1]
+
+
+def test_the_csv_has_a_raw_line_for_each_cell(sweep):
+    main([str(sweep)])
+    with (sweep / "report" / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["row"], line["seed"]) for line in lines[:2]] == [("plain", "0"), ("plain", "1")]
+    assert len(lines) == 8
+    assert float(lines[4]["eval/accuracy"]) == accuracy("better", 0)
+    assert lines[0]["budget/gradients"] == "100.0"
+
+
+def test_rows_are_the_overrides_that_differ(tmp_path):
+    for steps in (2, 10):
+        for seed in range(2):
+            given = ["experiment=x/y", "+problem=ridge", f"estimator.steps={steps}"]
+            write_run(tmp_path / f"steps={steps},{seed}", seed, overrides=given)
+    assert collect(tmp_path).labels == ["estimator.steps=2", "estimator.steps=10"]
+
+
+def test_a_row_with_a_seed_twice_is_split_by_what_differs(tmp_path):
+    for labels in (2, 5):
+        write_run(tmp_path / str(labels), 0, "plain", overrides=["problem=p", f"labels={labels}"])
+    write_run(tmp_path / "other", 0, "other")
+    assert collect(tmp_path).labels == ["plain (labels=2)", "plain (labels=5)", "other"]
+
+
+def test_the_same_run_twice_is_refused(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, 0, "plain")
+    assert main([str(tmp_path)]) == 2
+    assert "'plain' has 2 runs with seed 0" in capsys.readouterr().err
+
+
+def test_incomplete_cells_are_listed(sweep, capsys):
+    (sweep / "plain-3" / "result.json").unlink()
+    (sweep / "plain-3" / "error.log").write_text("Traceback\nNonFiniteError: outer loss is nan\n")
+    (sweep / "plain-2" / "result.json").write_text('{"metrics": ')
+    (sweep / "better-0" / "result.json").unlink()
+    broken = json.loads((sweep / "better-1" / "result.json").read_text())
+    broken["metrics"]["eval/accuracy"] = None
+    (sweep / "better-1" / "result.json").write_text(json.dumps(broken | {"stopped": "gradients"}))
+    assert main([str(sweep)]) == 0
+    printed, text = capsys.readouterr().out, (sweep / "report" / "table.md").read_text()
+    for line in (
+        "plain-3: failed: NonFiniteError: outer loss is nan",
+        "plain-2: unreadable: JSONDecodeError",
+        "better-0: not finished",
+        "row plain: no finished run with seed 2-3",
+        "row better: no finished run with seed 0",
+        "better-1: eval/accuracy is not finite",
+        "better-1: stopped early, the limit on gradients is reached",
+    ):
+        assert line in printed
+        assert line in text
+    assert cells(text, "better")[2].endswith("(n = 2)")
+
+
+def test_a_baseline_that_has_not_run_yet_is_listed(tmp_path):
+    write_run(tmp_path / "a", 0, "better", report=REPORT)
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "row plain: no finished run" in text
+    assert "## Paired" not in text
+
+
+def test_each_row_may_have_its_own_baseline(sweep):
+    write_run(sweep / "third", 0, "third")
+    for path in sweep.glob("*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["report"] = {**REPORT, "baseline": {"third": "better"}}
+        path.write_text(yaml.safe_dump(config))
+    assert main([str(sweep)]) == 0
+    text = (sweep / "report" / "table.md").read_text().split("## Paired")[1]
+    assert "| third | better |" in text
+    assert "| better | plain |" not in text
+
+
+def test_mixed_and_dirty_commits_are_told(sweep):
+    write_run(sweep / "late", 4, "plain", commit="def-dirty")
+    main([str(sweep)])
+    text = (sweep / "report" / "table.md").read_text()
+    assert "Commit, mixed: abc (8 runs); def-dirty (1 runs)" in text
+    assert "Dirty: " in text
+
+
+@pytest.mark.parametrize("inner_steps", [(5, 5), (5, 9), (0, 0)])
+def test_one_seed_and_two_rates_of_inner_steps_are_drawn(tmp_path, inner_steps):
+    for row, steps in zip("ab", inner_steps, strict=True):
+        write_run(tmp_path / row, 0, row, inner_steps=steps)
+    assert main([str(tmp_path)]) == 0
+    assert "there is one seed a row" in (tmp_path / "report" / "table.md").read_text()
+    assert (tmp_path / "report" / "learning_curves.png").exists()
+
+
+def test_runs_without_a_log_still_have_a_table(tmp_path):
+    (write_run(tmp_path / "a", 0, "a") / "metrics.jsonl").unlink()
+    assert main([str(tmp_path)]) == 0
+    assert not (tmp_path / "report" / "learning_curves.png").exists()
+
+
+def test_options_replace_the_experiments(sweep, tmp_path):
+    out = tmp_path / "elsewhere"
+    options = ["--metrics", "outer/loss", "--baseline", "better", "--interval", "bootstrap"]
+    assert main([str(sweep), *options, "--level", "0.9", "--out", str(out)]) == 0
+    text = (out / "table.md").read_text()
+    assert "| row | n | outer/loss |" in text
+    assert "| plain | better | outer/loss |" in text
+    assert "0.100 [0.100, 0.100]" in text
+    assert "90 % percentile bootstrap" in text
+
+
+def test_check_compares_in_the_tables_units(sweep, tmp_path, capsys):
+    mean = float(np.mean([100 * accuracy("plain", seed) for seed in range(4)]))
+    expected = tmp_path / "expected.json"
+    right = {"plain": {"eval/accuracy": {"mean": mean + 0.09, "tolerance": 0.1}}}
+    expected.write_text(json.dumps(right))
+    assert main([str(sweep), "--check", str(expected)]) == 0
+    right["plain"]["eval/accuracy"]["mean"] = mean + 0.11
+    right["absent"] = {"eval/loss": {"mean": 0, "tolerance": 1}}
+    expected.write_text(json.dumps(right))
+    capsys.readouterr()
+    assert main([str(sweep), "--check", str(expected)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == [
+        "plain, eval/accuracy",
+        "absent, eval/loss",
+    ]
+    assert "no finished run has it" in lines[1]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"plain": {"eval/loss": {"mean": 1}}}'])
+def test_a_bad_expectation_is_named(sweep, tmp_path, capsys, content):
+    path = tmp_path / "expected.json"
+    if content is not None:
+        path.write_text(content)
+    assert main([str(sweep), "--check", str(path)]) == 2
+    assert '"tolerance": 0.01' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--metrics", "eval/acuracy"],
+            "Unknown metric: eval/acuracy. There are:\n  eval/accuracy",
+        ),
+        (["--baseline", "plane"], "Unknown baseline: plane. There are:\n  better\n  plain"),
+    ],
+)
+def test_unknown_names_are_answered_with_those_that_exist(sweep, capsys, options, words):
+    assert main([str(sweep), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (sweep / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"metric": ["eval/loss"]}, "Unknown key of report: metric"),
+        ({"reported": [{"row": "paper"}]}, "needs row, metric, value and source"),
+    ],
+)
+def test_mistakes_in_an_experiments_report_are_named(tmp_path, capsys, report, words):
+    write_run(tmp_path / "a", 0, "a", report=report)
+    assert main([str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_missing_folder_and_one_without_finished_runs(tmp_path, capsys):
+    assert main([str(tmp_path / "absent")]) == 2
+    assert main([str(tmp_path)]) == 2
+    (write_run(tmp_path / "a", 0) / "result.json").unlink()
+    assert main([str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    for words in ("There is no folder", "no folder in it has a config.yaml", "a: not finished"):
+        assert words in errors
+
+
+def test_a_level_outside_the_unit_interval_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--level", "95"])
+    assert "between 0 and 1" in capsys.readouterr().err
+
+
+def test_latex_and_markdown_escape_what_they_must():
+    grid = Grid("50 % & more", ["a_b", "n"], [["[x] a|b", "1 ± 2"]])
+    tex = latex(grid)
+    assert r"\caption{50 \% \& more}" in tex
+    assert r"a\_b & n \\" in tex
+    assert "{}[x] a|b & 1 $\\pm$ 2" in tex
+    assert r"| [x] a\|b | 1 ± 2 |" in markdown(grid)
+
+
+def test_replicates_of_a_run_count_as_seeds(tmp_path):
+    values = {row: [float(accuracy(row, i)) for i in range(4)] for row in ("plain", "better")}
+    for row, found in values.items():
+        replicates = {"eval/accuracy": found, "eval/loss": [0.1, 0.2, None, 0.4]}
+        write_run(tmp_path / row, 0, row, report=REPORT, replicates=replicates, stopped="time")
+    found = collect(tmp_path)
+    assert [c.seed for c in found.row("plain")] == [0, 1, 2, 3]
+    assert [c.metrics["eval/accuracy"] for c in found.row("plain")] == values["plain"]
+    assert [("outer/loss" in c.metrics) for c in found.row("plain")] == [True, False, False, False]
+    assert len(found.runs) == 2
+    assert main([str(tmp_path), "--metrics", "eval/accuracy", "eval/loss", "outer/loss"]) == 0
+    text = (tmp_path / "report" / "table.md").read_text()
+    expected = t_interval([100 * v for v in values["plain"]])
+    name, n, shown, loss, once = cells(text, "plain")
+    assert (name, n, once) == ("plain", "4", "0.100 (n = 1)")
+    assert shown == f"{expected.estimate:.1f} ± {expected.half:.1f}"
+    assert loss.endswith("(n = 3)")
+    difference = next(line for line in text.splitlines() if "| 4 of 4 |" in line)
+    assert difference.startswith("| better | plain | accuracy, % |")
+    assert "Seeds: 0-3 in every row." in text
+    assert "Replicates: a run trains several seeds side by side" in text
+    assert text.count("stopped early") == 2
+    assert "plain: eval/loss is not finite in 1 of 4 replicates and is left out" in text
+    assert "Commit: abc" in text
+
+
+def test_runs_with_replicates_share_no_seed(tmp_path):
+    for seed in range(2):
+        replicates = {"eval/accuracy": [0.1 * seed, 0.2, 0.3]}
+        write_run(tmp_path / str(seed), seed, "plain", replicates=replicates)
+    assert [c.seed for c in collect(tmp_path).row("plain")] == [0, 1, 2, 3, 4, 5]
+
+
+def test_replicates_of_unequal_number_are_unreadable(tmp_path):
+    write_run(tmp_path / "good", 0, "plain")
+    write_run(tmp_path / "bad", 1, "plain", replicates={"a": [1.0], "b": [1.0, 2.0]})
+    assert "its metrics have [1, 2] replicates" in collect(tmp_path).incomplete[0][1]

@@ -1,0 +1,133 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from metaopt.report import stats
+
+DRAW = np.random.default_rng(0)
+A, B = DRAW.normal(1.0, 0.5, 12), DRAW.normal(0.7, 0.5, 12)
+
+
+def test_standard_error_is_scipys():
+    assert stats.standard_error(A) == pytest.approx(reference.sem(A))
+    assert math.isnan(stats.standard_error([1.0]))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_t_interval_is_scipys(level):
+    found = stats.t_interval(A, level)
+    expected = reference.ttest_1samp(A, 0).confidence_interval(level)
+    assert found.estimate == pytest.approx(A.mean())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.half == pytest.approx(found.high - found.estimate)
+
+
+def test_t_interval_covers_as_often_as_it_says():
+    draw = np.random.default_rng(1)
+    intervals = [stats.t_interval(draw.normal(3.0, 2.0, 5), 0.9) for _ in range(2000)]
+    assert np.mean([i.low <= 3 <= i.high for i in intervals]) == pytest.approx(0.9, abs=0.02)
+
+
+def test_bootstrap_interval_agrees_with_scipys_percentile_bootstrap():
+    found = stats.bootstrap_interval(A, np.median, resamples=20_000)
+    expected = reference.bootstrap(
+        (A,), np.median, n_resamples=20_000, method="percentile", rng=np.random.default_rng(3)
+    ).confidence_interval
+    assert found.estimate == np.median(A)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03)
+    assert found == stats.bootstrap_interval(A, np.median, resamples=20_000)
+
+
+def test_iqm_is_the_mean_of_the_middle_half():
+    assert stats.iqm([0, 1, 2, 3, 4, 5, 6, 700]) == pytest.approx(np.mean([2, 3, 4, 5]))
+    scores = DRAW.normal(size=(7, 3))
+    assert stats.iqm(scores) == pytest.approx(reference.trim_mean(scores.ravel(), 0.25))
+
+
+def test_iqm_interval_resamples_within_each_task():
+    tasks_far_apart = np.array([[0.0, 100.0]] * 6)
+    found = stats.iqm_interval(tasks_far_apart)
+    assert (found.estimate, found.low, found.high) == (50.0, 50.0, 50.0)
+
+
+@pytest.mark.slow
+def test_iqm_interval_of_one_task_is_the_plain_bootstrap():
+    def trimmed(x, axis):
+        return reference.trim_mean(x, 0.25, axis=axis)
+
+    found = stats.iqm_interval(A[:, None], resamples=8000)
+    expected = stats.bootstrap_interval(A, trimmed, resamples=8000)
+    assert found == pytest.approx(expected, abs=0.03)
+
+
+def test_values_of_random_splits_are_no_independent_sample():
+    """Means of n halves of 200 numbers, held against the mean that these were drawn from."""
+    draw, plain, widened = np.random.default_rng(5), 0, 0
+    for _ in range(200):
+        numbers = draw.normal(size=200)
+        values = [draw.permutation(numbers)[:100].mean() for _ in range(12)]
+        plain += stats.t_interval(values).low < 0 < stats.t_interval(values).high
+        wide = stats.t_interval(values, resplit=1.0)
+        widened += wide.low < 0 < wide.high
+        assert wide.half == pytest.approx(stats.t_interval(values).half * 13**0.5)
+    assert plain < 0.7 * 200
+    assert widened > 0.93 * 200
+    assert stats.paired(A, B, resplit=0.5).p_t > stats.paired(A, B).p_t
+
+
+def test_paired_is_scipys():
+    found = stats.paired(A, B)
+    t = reference.ttest_rel(A, B)
+    assert found.difference.estimate == pytest.approx(np.mean(A - B))
+    assert found.difference[1:] == pytest.approx(tuple(t.confidence_interval()))
+    assert found.p_t == pytest.approx(t.pvalue)
+    assert found.p_wilcoxon == pytest.approx(reference.wilcoxon(A, B).pvalue)
+    assert (found.wins, found.losses, found.n) == ((A > B).sum(), (A < B).sum(), 12)
+    assert found.p_sign == pytest.approx(reference.binomtest(found.wins, 12).pvalue)
+
+
+def test_paired_of_equal_values_claims_nothing():
+    found = stats.paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert (found.wins, found.losses, found.p_sign, found.p_wilcoxon) == (0, 0, 1.0, 1.0)
+    assert math.isnan(found.p_t)
+
+
+def test_one_seed_has_no_interval():
+    for found in (stats.t_interval([2.0]), stats.bootstrap_interval([2.0])):
+        assert found.estimate == 2.0
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+    assert math.isnan(stats.paired([2.0], [1.0]).p_t)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: stats.t_interval([]), "non-empty"),
+        (lambda: stats.t_interval([[1.0, 2.0]]), r"shape \(1, 2\)"),
+        (lambda: stats.t_interval([1.0, 2.0], level=95), "between 0 and 1"),
+        (lambda: stats.bootstrap_interval([1.0, 2.0], resamples=0), "resamples"),
+        (lambda: stats.iqm_interval([1.0, 2.0]), "runs, tasks"),
+        (lambda: stats.paired([1.0], [1.0, 2.0]), "1 and 2"),
+    ],
+)
+def test_mistakes_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_t_intervals_are_those_of_the_columns_without_nans():
+    table = DRAW.normal(size=(6, 4))
+    table[2:, 1], table[1:, 2], table[:, 3] = math.nan, math.nan, math.nan
+    found = np.array(stats.t_intervals(table, 0.9)).T
+    for column, row in zip(table.T[:3], found, strict=False):
+        known = column[np.isfinite(column)]
+        assert tuple(row) == pytest.approx(tuple(stats.t_interval(known, 0.9)), nan_ok=True)
+    assert np.isnan(found[3]).all()
+
+
+def test_paired_differences_equal_but_for_round_off_have_no_p():
+    a = np.array([0.1, 0.2, 0.3])
+    assert math.isnan(stats.paired(a + 0.7, a).p_t)

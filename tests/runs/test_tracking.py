@@ -1,0 +1,199 @@
+import builtins
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaopt.runs.tracking import (
+    Console,
+    Jsonl,
+    NoTracker,
+    Tee,
+    TensorBoard,
+    Tracker,
+    Wandb,
+    floats,
+    run_id,
+)
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Memory(Tracker):
+    def __init__(self, fails=False):
+        self.seen, self.closed, self.fails = [], 0, fails
+
+    def log(self, step, metrics):
+        self.seen.append((step, dict(metrics)))
+
+    def close(self):
+        self.closed += 1
+        if self.fails:
+            raise OSError("disk full")
+
+
+def test_floats_reads_numbers_and_tensors():
+    found = floats({"a": torch.tensor([2.5]), "b": 3, "c": torch.tensor(1, requires_grad=False)})
+    assert found == {"a": 2.5, "b": 3, "c": 1.0}
+    assert all(not isinstance(value, torch.Tensor) for value in found.values())
+
+
+def test_floats_detaches():
+    assert floats({"a": torch.ones((), requires_grad=True) * 2}) == {"a": 2.0}
+
+
+def test_jsonl_appends_a_line_at_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with Jsonl(path) as tracker:
+        tracker.log(1, {"outer/loss": torch.tensor(0.5)})
+        assert records(path) == [{"outer_step": 1, "outer/loss": 0.5}]
+        tracker.log(2, {"outer/loss": float("nan"), "inner/loss": float("inf")})
+    assert records(path)[1] == {"outer_step": 2, "outer/loss": None, "inner/loss": None}
+
+
+def test_jsonl_starts_afresh_without_a_resume_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"outer_step": 1}\n')
+    Jsonl(path)
+    assert path.read_text() == ""
+
+
+def test_jsonl_resume_drops_later_and_broken_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"outer_step": 1}\n{"outer_step": 2}\n{"outer_step": 3}\n{"outer_step": 2, "o')
+    tracker = Jsonl(path, resume_step=2)
+    tracker.log(3, {"a": 1.0})
+    assert records(path) == [{"outer_step": 1}, {"outer_step": 2}, {"outer_step": 3, "a": 1.0}]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_jsonl_resume_without_a_file(tmp_path):
+    Jsonl(tmp_path / "metrics.jsonl", resume_step=4).log(5, {"a": 1.0})
+    assert records(tmp_path / "metrics.jsonl") == [{"outer_step": 5, "a": 1.0}]
+
+
+def test_console_prints_plain_lines(capsys):
+    tracker = Console(total=20, interval_s=0)
+    tracker.log(10, {"outer/loss": 0.123456, "time/step_s": 1.0})
+    assert capsys.readouterr().out == "step 10/20  outer/loss 0.1235\n"
+
+
+def test_console_skips_lines_that_come_too_soon_but_never_an_evaluation(capsys):
+    tracker = Console(interval_s=3600)
+    tracker.log(1, {"outer/loss": 1.0})
+    tracker.log(2, {"outer/loss": 2.0})
+    tracker.log(3, {"eval/accuracy": 0.5})
+    assert capsys.readouterr().out == "step 1  outer/loss 1\nstep 3  eval/accuracy 0.5\n"
+    with pytest.raises(ValueError, match="interval_s"):
+        Console(interval_s=-1)
+
+
+def test_tee_hands_numbers_to_all_and_closes_all_when_one_fails():
+    first, second = Memory(), Memory(fails=True)
+    with pytest.raises(OSError, match="disk full"), Tee(first, second) as tracker:
+        tracker.log(1, {"a": torch.tensor(2.0)})
+    assert first.seen == second.seen == [(1, {"a": 2.0})]
+    assert (first.closed, second.closed) == (1, 1)
+
+
+def test_tee_closes_when_the_run_fails():
+    memory = Memory()
+    with pytest.raises(ArithmeticError), Tee(memory):
+        raise ArithmeticError
+    assert memory.closed == 1
+
+
+def test_no_tracker_leaves_no_trace(tmp_path):
+    with NoTracker(tmp_path, {}) as tracker:
+        tracker.log(1, {"a": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_writes_scalars(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with TensorBoard(tmp_path, {}) as tracker:
+        tracker.log(3, {"outer/loss": torch.tensor(0.5)})
+    with TensorBoard(tmp_path, {}, resume_step=3) as tracker:
+        tracker.log(4, {"outer/loss": 0.25})
+    found = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("outer/loss")] == [(3, 0.5), (4, 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("service", "package", "module"),
+    [(Wandb, "wandb", "wandb"), (TensorBoard, "tensorboard", "torch.utils.tensorboard")],
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, service, package, module):
+    real = builtins.__import__
+
+    def absent(name, *args, **kwargs):
+        if name == module:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ModuleNotFoundError, match=f"pip install {package}"):
+        service(tmp_path, {})
+
+
+def test_wandb_refuses_an_unknown_mode(tmp_path):
+    with pytest.raises(ValueError, match="online, offline, disabled; got 'off'"):
+        Wandb(tmp_path, {}, mode="off")
+
+
+@pytest.mark.slow
+def test_wandb_takes_its_mode_from_the_environment(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with Wandb(tmp_path, {}) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    tracker.close()
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+    assert capsys.readouterr().out.count(f"wandb sync {tmp_path}/wandb/offline-run-*") == 1
+    Wandb(tmp_path, {}, mode="disabled").close()
+    assert "wandb sync" not in capsys.readouterr().out
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(ValueError, match=r"WANDB_MODE must be one of .* got 'off'"):
+        Wandb(tmp_path, {})
+
+
+def test_wandb_says_why_it_could_not_start(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise wandb.Error("No API key configured.")
+
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConnectionError, match=r"No API key configured\. Log in"):
+        Wandb(tmp_path, {}, mode="online")
+
+
+def test_wandb_disabled_writes_nothing(tmp_path):
+    with Wandb(tmp_path, {"seed": 1}, mode="disabled") as tracker:
+        tracker.log(1, {"a": torch.tensor(1.0)})
+    assert not list(tmp_path.glob("**/*.wandb"))
+
+
+def test_wandb_offline_keeps_two_runs_of_one_process_apart(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    trackers = []
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        trackers.append(Wandb(folder, {"seed": seed}, mode="offline"))
+    first, second = trackers
+    with first, second:
+        first.log(1, {"loss": 1.0})
+        second.log(1, {"loss": 2.0})
+        assert [t.run.config["seed"] for t in trackers] == [0, 1]
+        assert [t.run.summary["loss"] for t in trackers] == [1.0, 2.0]
+    assert [t.run.id for t in trackers] == [run_id(f) for f in folders]
+    assert first.run.id != second.run.id
+    assert all(len(list(f.glob("wandb/offline-run-*/*.wandb"))) == 1 for f in folders)
+
+
+def test_wandb_run_id_is_that_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert run_id(tmp_path / "run") == run_id(tmp_path / "x" / ".." / "run")
+    assert run_id(Path("run")) == run_id(tmp_path / "run")
