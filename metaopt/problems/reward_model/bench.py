@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 
 from metaopt.problems.reward_model.data.pairs import Columns, Pair, conversation, plain, preferences
 from metaopt.problems.reward_model.data.pairs.dialogue import TURN
-from metaopt.problems.reward_model.model.reward_model_export import as_reward_model, read
+from metaopt.problems.reward_model.model.export import as_reward_model, read
 from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
 
 Score = Callable[[Sequence[str]], Sequence[float]]

@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoTokenizer
 
 from metaopt.engine.inner import split_module
 from metaopt.engine.protocols import Tree
+from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import word_tokenizer
 from metaopt.problems.reward_model.data.pairs import Pair, Preferences, noise, plain, split
+from metaopt.problems.reward_model.model.export import export
 from metaopt.problems.reward_model.model.preference_training import ordered
 from metaopt.problems.reward_model.model.reward_model import RewardModel, bradley_terry
-from metaopt.problems.reward_model.model.reward_model_export import Card, export
 from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
 from metaopt.problems.reward_model.report import table
 from metaopt.problems.reward_model.steps import difference
@@ -176,23 +177,19 @@ class TextPreferences:
             f"most {made.difference:.1g}; {self.cut} texts were cut to {self.max_length} tokens"
         )
 
-    def _card(self, found: Mapping[str, float], rewards: Tensor) -> Card:
+    def _card(self, found: Mapping[str, float], rewards: Tensor) -> ModelCard:
         """Return the card of figures by name, and of the rewards (n, 2) of the held-out pairs."""
         count, share = len(rewards), found["held_out_accuracy"]
-        low, high = _wilson(share, count)
         ties = int((rewards[:, 0] == rewards[:, 1]).sum())
         others = "".join(
             f"| {name} | {found[f'{name}_accuracy']:.4f} | {len(pairs.ids)} |\n"
             for name, pairs in self._tests.items()
             if name != "held_out"
         )
-        return Card(
+        return ModelCard(
             data=f"{self.source}: {self.rows} training pairs, {100 * self.noise_share:g} % of them "
             f"with exchanged labels, and {count} held-out pairs.",
-            accuracy=share,
-            low=low,
-            high=high,
-            pairs=count,
+            figures={"accuracy": Proportion(share, *_wilson(share, count), count)},
             base=self.base,
             notes=f"Texts longer than {self.max_length} tokens were cut at their beginning, in "
             f"training and tests: {self.cut} texts. Equal rewards count half in every accuracy "

@@ -19,11 +19,13 @@ from scipy.stats import norm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from metaopt.nn.model_card import ModelCard
 from metaopt.problems.reward_model.bench import COUNTS, SECTION, Scorer, evaluate, main, table
 from metaopt.problems.reward_model.data.pairs import Message, Pair
+from metaopt.problems.reward_model.model.export import export
 from metaopt.problems.reward_model.model.reward_model import RewardModel
-from metaopt.problems.reward_model.model.reward_model_export import Card, export
 
+CARD = ModelCard("tests", {"accuracy": 0.5})
 WORDS = ["[UNK]", "<eos>", "[PAD]", "yes", "no", "what", "river", "Human:", "Assistant:"]
 IDS = {"vocab_size": len(WORDS), "eos_token_id": 1, "bos_token_id": None, "pad_token_id": 2}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -48,7 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("models") / "llama"
     model = RewardModel.on(transformers.LlamaConfig(**SIZES, **IDS))
-    export(model, tokenizer(), where, Card("tests", 0.5, 0.4, 0.6, 10))
+    export(model, tokenizer(), where, CARD)
     return str(where)
 
 
@@ -185,7 +187,7 @@ def test_a_chat_template_adds_the_special_tokens_alone(tmp_path):
         single="<eos> $A", special_tokens=[("<eos>", 1)]
     )
     words.chat_template = "<eos>{% for m in messages %} {{ m.content }}{% endfor %}"
-    export(RewardModel.on(config), words, tmp_path, Card("tests", 0.5, 0.4, 0.6, 10))
+    export(RewardModel.on(config), words, tmp_path, CARD)
     score, seen = Scorer(str(tmp_path), max_length=4), []
     score._model.register_forward_pre_hook(
         lambda _, given, kwargs: seen.append(kwargs["input_ids"].tolist()), with_kwargs=True

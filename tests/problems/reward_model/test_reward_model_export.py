@@ -15,12 +15,14 @@ from tiny_reward_models import EOS, PAD, ROWS, TEXTS, config, padded, tokenizer
 from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from metaopt.problems.reward_model.model import reward_model_export
+from metaopt.nn.model_card import ModelCard, Proportion
+from metaopt.problems.reward_model.model import export as export_module
+from metaopt.problems.reward_model.model.export import export, load
 from metaopt.problems.reward_model.model.reward_model import RewardModel
-from metaopt.problems.reward_model.model.reward_model_export import Card, export, load
 from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
 
-CARD = Card("200 pairs | of\ntests", 0.75, 0.6, 0.875, 40, base="me/base", licence="mit")
+SHARE = Proportion(0.75, 0.6, 0.875, 40)
+CARD = ModelCard("200 pairs | of\ntests", {"accuracy": SHARE}, base="me/base", licence="mit")
 
 OPT = transformers.OPTConfig(
     hidden_size=16, word_embed_proj_dim=16, ffn_dim=8, num_hidden_layers=1,
@@ -192,9 +194,7 @@ def test_the_card_states_data_accuracy_and_interval(tmp_path):
     ).read_text()
     for words in (
         "| data | 200 pairs \\| of tests |",
-        "| accuracy | 0.7500 |",
-        "| test pairs | 40 |",
-        "| 95 % interval | [0.6000, 0.8750] |",
+        "| accuracy | 0.7500 (95 % interval 0.6000 to 0.8750, n = 40) |",
         "base_model: me/base",
         "license: mit",
         "Trained on noise.",
@@ -213,15 +213,17 @@ def test_the_card_states_data_accuracy_and_interval(tmp_path):
         {"high": 0.7},
         {"high": 1.5},
         {"low": -0.1},
-        {"pairs": 0},
+        {"count": 0},
         {"level": 1.0},
-        {"data": " "},
-        {"accuracy": float("nan")},
+        {"value": float("nan")},
     ],
 )
 def test_a_card_that_contradicts_itself_is_refused(wrong, tmp_path):
-    with pytest.raises(ValueError, match="a card needs"):
-        export(RewardModel.on(config("llama")), tokenizer(), tmp_path, CARD._replace(**wrong))
+    card = CARD._replace(figures={"accuracy": SHARE._replace(**wrong)})
+    with pytest.raises(ValueError, match=r"a card needs 0 <= low.*accuracy has"):
+        export(RewardModel.on(config("llama")), tokenizer(), tmp_path, card)
+    with pytest.raises(ValueError, match="a card needs data and figures"):
+        export(RewardModel.on(config("llama")), tokenizer(), tmp_path, CARD._replace(data=" "))
     assert not any(tmp_path.iterdir())
 
 
@@ -234,7 +236,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 
 def test_an_export_that_scores_otherwise_is_an_error(tmp_path, monkeypatch):
     model = RewardModel.on(config("llama", EOS))
-    monkeypatch.setattr(reward_model_export, "_with_own_padding", lambda backbone, words: backbone)
+    monkeypatch.setattr(export_module, "_with_own_padding", lambda backbone, words: backbone)
     with pytest.raises(RuntimeError, match="does not hold this model"):
         export(model, tokenizer("<eos>"), tmp_path, CARD, TEXTS)
     assert not (tmp_path / "README.md").exists()

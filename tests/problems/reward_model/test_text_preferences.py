@@ -127,8 +127,7 @@ def test_the_card_says_what_its_accuracy_is_of(tmp_path, monkeypatch):
     page = (tmp_path / "reward_model" / "README.md").read_text()
     for words in (
         "8 training pairs, 25 % of them with exchanged labels, and 8 held-out pairs",
-        "| accuracy | 0.5000 |",
-        "| 95 % interval | [0.2152, 0.7848] |",
+        "| accuracy | 0.5000 (95 % interval 0.2152 to 0.7848, n = 8) |",
         "longer than 5 tokens were cut at their beginning, in training and tests",
         f"tests: {task.cut} texts.",
         "Equal rewards count half in every accuracy here (8 of 8 held-out pairs)",

@@ -42,7 +42,7 @@ class StepReader(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        vocabulary: nn.Module | None,
+        vocabulary: nn.Linear | None,
         head: nn.Linear,
         autocast: torch.dtype | None,
     ) -> None:
@@ -133,6 +133,26 @@ class Backbone:
             reader.causal = _is_causal(reader.eval())
         return reader
 
+    @torch.no_grad()
+    def merged(self, tensors: Mapping[str, Tensor]) -> StepReader:
+        """Return a module of these tensors with adapters and V multiplied out, in float32.
+
+        w . (V h + c) + b = (V^T w) . h + (w . c + b). Where there is neither an adapter nor a V the
+        backbone keeps its precision.
+        """
+        reader = self.build(self.seed)
+        reader.load_state_dict(tensors, strict=False)
+        if self.lora is not None:
+            _merge_adapters(reader.backbone.float())
+        if reader.vocabulary is not None:
+            words, head = reader.vocabulary, reader.head
+            folded = nn.Linear(words.in_features, 1)
+            folded.weight.copy_(head.weight.double() @ words.weight.double())
+            shift = 0 if words.bias is None else head.weight.double() @ words.bias.double()
+            folded.bias.copy_(head.bias.double() + shift)
+            reader.vocabulary, reader.head = None, folded
+        return reader
+
     def _model(self) -> PreTrainedModel:
         kind: Any = AutoModel
         if self.head == "vocabulary":
@@ -218,6 +238,16 @@ def _adapt(backbone: nn.Module, vocabulary: nn.Module | None, lora: Mapping[str,
     for value in backbone.parameters():
         if value.requires_grad:
             value.data = value.data.float()
+
+
+def _merge_adapters(model: nn.Module) -> None:
+    """Add each adapter's product to the weight it stands beside, and take it out."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, part in list(model.named_modules()):
+        if isinstance(part, BaseTunerLayer):
+            part.merge()
+            model.set_submodule(name, part.get_base_layer())
 
 
 @torch.no_grad()

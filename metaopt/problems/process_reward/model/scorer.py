@@ -175,11 +175,14 @@ class TransformerScorer:
         return params, {}
 
     def save_text(self, folder: Path) -> None:
-        """Write the tokenizer, the configuration and, if there is one, the image processor."""
+        """Write the tokenizer and, if there is one, the image processor."""
         self.tokens.tokenizer.save_pretrained(folder)
-        self.config.save_pretrained(folder)
         if self._vision is not None:
             self._vision.processor.save_pretrained(folder)
+
+    def merged(self, tensors: Mapping[str, Tensor]) -> StepReader:
+        """Return a module on the CPU that holds the model alone: no adapters, a head on h."""
+        return self._backbone.merged(tensors)
 
     def frozen(self) -> dict[str, Tensor]:
         """Return the parameters that are not trained, by name; they belong to the scorer."""

@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from metaopt.nn.export import check_scores, new_folder
+from metaopt.nn.model_card import ModelCard
 from metaopt.problems.reward_model.model.reward_model import RewardModel, RewardModelConfig
 from metaopt.problems.reward_model.model.reward_model_tokens import encode
 
@@ -33,32 +35,6 @@ PROBES = (
     "\n\nHuman: Name a river in France, and say why you chose it.\n\nAssistant: The Loire, because "
     "it is the longest one that lies wholly in France.",
 )
-
-
-class Card(NamedTuple):
-    """What a reader has to know about a reward model.
-
-    Args:
-        data: what it was trained and tested on, in a sentence.
-        accuracy: share of test pairs whose preferred answer has the higher reward, in [0, 1]; what
-            equal rewards count is for `data` or `notes` to say.
-        low, high: interval of the accuracy.
-        pairs: number of test pairs.
-        level: of the interval, in (0, 1).
-        base: id of the model it started from, or "" for none.
-        licence: identifier for the hub, or "".
-        notes: further paragraphs in Markdown.
-    """
-
-    data: str
-    accuracy: float
-    low: float
-    high: float
-    pairs: int
-    level: float = 0.95
-    base: str = ""
-    licence: str = ""
-    notes: str = ""
 
 
 class Exported(NamedTuple):
@@ -79,7 +55,7 @@ def export(
     model: RewardModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
-    card: Card,
+    card: ModelCard,
     probes: Sequence[str] = PROBES,
     max_length: int | None = None,
 ) -> Exported:
@@ -91,7 +67,7 @@ def export(
     token of its own; the pooling last_not_pad means the same as that class and needs none. Every
     other head is written as a `RewardModel` with its source file: it loads with
     trust_remote_code=True, or after
-    `import metaopt.problems.reward_model.model.reward_model_export`.
+    `import metaopt.problems.reward_model.model.export`.
 
     The tokenizer that is written cuts texts at their beginning, as `encode` does, to `max_length`
     where it is asked to truncate. The folder is read back and the probes are scored by both.
@@ -103,25 +79,18 @@ def export(
         folder: a new or empty folder.
         card: what the README states.
         probes: texts to compare rewards on.
-        max_length: most tokens of a text, as the card's accuracy was measured with; `None` to keep
+        max_length: most tokens of a text, as the card's figures were measured with; `None` to keep
             the tokenizer's limit.
 
     Raises:
-        ValueError: a card whose numbers contradict each other, or a limit that `encode` refuses.
+        ValueError: a card without figures or with contradictory ones, or a limit that `encode`
+            refuses.
         FileExistsError: the folder holds something.
         RuntimeError: a reward differs by more than 1e-6 (1e-2 in half precision) after reading it
             back, relative to rewards above 1; the folder is left for inspection, without a card.
     """
-    if not 0 <= card.low <= card.accuracy <= card.high <= 1 or card.pairs < 1:
-        raise ValueError(
-            f"a card needs 0 <= low <= accuracy <= high <= 1 and pairs >= 1; got {card.low}, "
-            f"{card.accuracy}, {card.high} and {card.pairs}."
-        )
-    if not 0 < card.level < 1 or not card.data.strip():
-        raise ValueError(f"a card needs data and a level in (0, 1); got level={card.level}.")
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty; name a new folder.")
+    card.check()
+    folder = new_folder(folder)
     words = copy.deepcopy(tokenizer)
     words.padding_side, words.truncation_side = "right", "left"
     words.init_kwargs |= {"padding_side": "right", "truncation_side": "left"}  # or it is not saved
@@ -266,11 +235,7 @@ def _difference(
     probes: Sequence[str],
     max_length: int | None,
 ) -> float:
-    """Return the largest difference of a probe's reward from the folder's.
-
-    Raises:
-        RuntimeError: it is too large.
-    """
+    """Return the largest difference of a probe's reward from the folder's."""
     training, dtype = model.training, model.backbone.dtype
     ids, mask, _ = encode(tokenizer, probes, max_length)
     try:
@@ -284,49 +249,25 @@ def _difference(
     batch = words(list(probes), padding=True, return_tensors="pt", **cut)
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     found = again.to(model.device).eval()(ids, attention_mask=mask).logits[:, 0].cpu()
-    scale = expected.abs().clamp(min=1)
-    worst = ((found - expected).abs() / scale).max().item()
-    limit = TOLERANCE if dtype in (torch.float32, torch.float64) else 1e-2
-    if not worst <= limit:
-        raise RuntimeError(
-            f"{folder} gives rewards that differ by {worst:.2g}, more than {limit:g}; it was "
-            f"written as {type(again).__name__} and does not hold this model."
-        )
-    return (found - expected).abs().max().item()
+    half = dtype not in (torch.float32, torch.float64)
+    return check_scores(folder, expected, found, 1e-2 if half else TOLERANCE)
 
 
-def _page(card: Card, architecture: str, custom: bool, max_length: int | None) -> str:
-    head = ["library_name: transformers", "pipeline_tag: text-classification"]
-    head += [f"base_model: {card.base}"] if card.base else []
-    head += [f"license: {card.licence}"] if card.licence else []
+def _page(card: ModelCard, architecture: str, custom: bool, max_length: int | None) -> str:
     trust = ", trust_remote_code=True" if custom else ""
-    front = "\n".join(["---", *head, "tags:", "- reward-model", "- trl", "---"])
-    cut, limit = "", ""
-    if max_length is not None:
-        cut, limit = ", truncation=True", f"| most tokens of a text | {max_length} |\n"
-    data = " ".join(card.data.split()).replace("|", "\\|")
-    notes = f"\n{card.notes.strip()}\n" if card.notes.strip() else ""
-    return f"""{front}
-
-# Reward model
-
+    cut = "" if max_length is None else ", truncation=True"
+    return card.page(
+        "Reward model",
+        f"""
 A {architecture} with one output: the reward of a text, larger for a better one. Only differences of
 rewards for one prompt mean something: sigma(r(a) - r(b)) is the probability that a is the better
-answer.
-
-| | |
-|---|---|
-| data | {data} |
-| accuracy | {card.accuracy:.4f} |
-| {100 * card.level:g} % interval | [{card.low:.4f}, {card.high:.4f}] |
-| test pairs | {card.pairs} |
-{limit}
-```python
+answer. Pad on the right, and cut long texts at their beginning, as the tokenizer does.""",
+        f"""
 from transformers import pipeline
 
 reward = pipeline("text-classification", FOLDER{trust})
-reward(prompt + answer{cut})  # [{{"label": "reward", "score": ...}}]
-```
-
-Pad on the right, and cut long texts at their beginning, as the tokenizer does.
-{notes}"""
+reward(prompt + answer{cut})  # [{{"label": "reward", "score": ...}}]""",
+        ("reward-model", "trl"),
+        {"library_name": "transformers", "pipeline_tag": "text-classification"},
+        {} if max_length is None else {"most tokens of a text": max_length},
+    )

@@ -1,0 +1,42 @@
+"""What all exports of models share: a folder of their own, and scores that are read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+
+def new_folder(folder: str | Path) -> Path:
+    """Return a folder that is there and empty.
+
+    Raises:
+        FileExistsError: the folder holds something, or is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_scores(folder: Path, expected: Tensor, scores: Tensor, tolerance: float) -> float:
+    """Return the largest difference of a score after reading a model back from its folder.
+
+    Args:
+        folder: of the model.
+        expected: scores of the model that was written.
+        scores: of the model that was read.
+        tolerance: largest legal difference, relative to scores above 1.
+
+    Raises:
+        RuntimeError: a score differs by more.
+    """
+    difference = (scores - expected).abs()
+    worst = (difference / expected.abs().clamp(min=1)).max().item()
+    if not worst <= tolerance:  # also where it is nan
+        raise RuntimeError(
+            f"{folder} gives scores that differ by {worst:.2g}, more than {tolerance:g}; it does "
+            f"not hold this model. The folder is left for inspection, without a card."
+        )
+    return difference.max().item()
