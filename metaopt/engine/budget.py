@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 UNITS = {
-    "gradients": "gradient evaluations of the inner or the outer loss",
-    "hvps": "products with a Hessian or a mixed second derivative",
-    "evaluations": "forward evaluations of a loss without a gradient",
-    "inner_steps": "steps of the inner level",
-    "environment_steps": "steps of a real environment",
-    "lm_calls": "calls of a language model",
-    "tokens": "tokens sent to and received from a language model",
+    "inner_steps": "inner steps",
+    "gradients": "gradients",
+    "hvps": "products",
+    "evaluations": "evaluations",
+    "environment_steps": "environment steps",
+    "lm_calls": "model calls",
+    "tokens": "tokens",
 }
+"""Units of cost, in a table's order, with their names there.
+
+Gradients are of the inner or the outer loss, products are with a Hessian or a mixed second
+derivative, evaluations are losses without a gradient, tokens are sent to and received from a
+language model.
+"""
 
 
 class Ledger:

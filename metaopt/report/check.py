@@ -11,32 +11,34 @@ from metaopt.report.tables import Summary
 
 
 def check(summary: Summary, path: Path) -> list[str]:
-    """Return what differs from `{"row": {"metric": {"mean": m, "tolerance": t}}}`, one a line.
+    """Return what differs from `{"method": {"metric": {"mean": m, "tolerance": t}}}`, one a line.
 
     Means and tolerances are in the units of the table, after `report.scale`; a mean is right when
-    |mean - m| <= t. A row or a metric that is missing counts as different.
+    |mean - m| <= t. A method or a metric that is missing counts as different.
 
     Raises:
         ReportError: the file is missing or has another form.
     """
     try:
         expected = json.loads(path.read_text(encoding="utf-8"))
-        wanted = [
-            (row, metric, float(value["mean"]), float(value["tolerance"]))
-            for row, metrics in expected.items()
+        expectations = [
+            (method, metric, float(value["mean"]), float(value["tolerance"]))
+            for method, metrics in expected.items()
             for metric, value in metrics.items()
         ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        form = '{"row": {"metric": {"mean": 0.9, "tolerance": 0.01}}}'
+        form = '{"method": {"metric": {"mean": 0.9, "tolerance": 0.01}}}'
         raise ReportError(f"Cannot read {path}: {error!r}.\nIt must look like {form}.") from error
-    found = (_off(summary, *entry) for entry in wanted)
-    return [text for text in found if text is not None]
+    differences = (_difference(summary, *entry) for entry in expectations)
+    return [text for text in differences if text is not None]
 
 
-def _off(summary: Summary, row: str, metric: str, mean: float, tolerance: float) -> str | None:
-    got = summary.estimate(row, metric).estimate
-    if math.isnan(got):
-        return f"{row}, {metric}: expected {mean:g} ± {tolerance:g}; no finished run has it"
-    if abs(got - mean) <= tolerance:
+def _difference(
+    summary: Summary, method: str, metric: str, mean: float, tolerance: float
+) -> str | None:
+    measured = summary.estimate(method, metric).estimate
+    if math.isnan(measured):
+        return f"{method}, {metric}: expected {mean:g} ± {tolerance:g}; no finished run has it"
+    if abs(measured - mean) <= tolerance:
         return None
-    return f"{row}, {metric}: expected {mean:g} ± {tolerance:g}; got {got:.6g}"
+    return f"{method}, {metric}: expected {mean:g} ± {tolerance:g}; got {measured:.6g}"

@@ -1,4 +1,4 @@
-"""Find the runs below a folder and group them into the rows of a table."""
+"""Finds the finished runs below a folder and groups them by method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-_NOT_METHOD = ("seed", "name", "row", "experiment", "tracker", "device", "threads")
+_NOT_METHOD = ("seed", "name", "label", "row", "experiment", "tracker", "device", "threads")
+"""Keys that do not tell methods apart."""
 
 
 class ReportError(Exception):
@@ -22,14 +23,14 @@ class ReportError(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """One finished run, or one of the replicates that it trained side by side.
+    """One finished run, or one of the replicates that it trained as one batch.
 
     Replicate i of a run with seed s and R replicates counts as seed s R + i. What the run measured
     only once belongs to its first replicate.
 
     Args:
         folder: the run's folder.
-        row: label of the table's row that the run belongs to.
+        method: what the table calls the run: its label, or the overrides that set it apart.
         seed: the run's seed, or the replicate's.
         metrics: final metrics by name; NaN where the run wrote no finite number.
         seconds: wall-clock seconds, or `None` where they were not written.
@@ -39,7 +40,7 @@ class Cell:
     """
 
     folder: Path
-    row: str
+    method: str
     seed: int
     metrics: Mapping[str, float]
     seconds: float | None
@@ -50,13 +51,17 @@ class Cell:
     @property
     def overrides(self) -> dict[str, str]:
         """The overrides that tell methods apart, by key."""
-        given = self.result.get("overrides") or []
-        pairs = (str(item).lstrip("+~").partition("=") for item in given)
+        pairs = (str(x).lstrip("+~").partition("=") for x in self.result.get("overrides") or [])
         return {
             key: value
             for key, _, value in pairs
-            if key.split(".")[0] not in _NOT_METHOD and not key.startswith("hydra.")
+            if key.split(".")[0] not in (*_NOT_METHOD, "hydra")
         }
+
+    @property
+    def cost(self) -> Mapping[str, float]:
+        """What the run has spent, by unit."""
+        return self.result.get("budget") or {}
 
 
 @dataclass(frozen=True)
@@ -66,19 +71,19 @@ class Collection:
     cells: Sequence[Cell]
     incomplete: Sequence[tuple[Path, str]]
 
-    def row(self, label: str) -> list[Cell]:
-        """Return the cells of a row, by seed."""
-        return sorted((c for c in self.cells if c.row == label), key=lambda c: c.seed)
+    def of(self, method: str) -> list[Cell]:
+        """Return the cells of a method, by seed."""
+        return sorted((c for c in self.cells if c.method == method), key=lambda c: c.seed)
 
     @property
-    def runs(self) -> list[Cell]:
-        """The first cell of each run."""
+    def first_replicates(self) -> list[Cell]:
+        """One cell a run."""
         return [c for c in self.cells if c.replicate == 0]
 
     @property
-    def labels(self) -> list[str]:
-        """The rows, in the order of their folders."""
-        return list(dict.fromkeys(c.row for c in self.cells))
+    def methods(self) -> list[str]:
+        """The methods, in the order of their folders."""
+        return list(dict.fromkeys(c.method for c in self.cells))
 
     @property
     def metric_names(self) -> list[str]:
@@ -119,9 +124,8 @@ def _cells(folder: Path) -> list[Cell]:
     metrics = {name: _number(value) for name, value in result["metrics"].items()}
     timing = folder / "timing.json"
     seconds = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else None
-    run = Cell(
-        folder, config.get("row") or "", int(config["seed"]), metrics, seconds, config, result
-    )
+    label = config.get("row") or ""
+    run = Cell(folder, label, int(config["seed"]), metrics, seconds, config, result)
     replicates = result.get("replicates") or {}
     if not replicates:
         return [run]
@@ -129,11 +133,11 @@ def _cells(folder: Path) -> list[Cell]:
     if len(counts) > 1:
         raise ValueError(f"its metrics have {sorted(counts)} replicates")
     count = counts.pop()
-    own = [{k: _number(values[i]) for k, values in replicates.items()} for i in range(count)]
-    own[0] = {**metrics, **own[0]}
+    by_replicate = [{k: _number(x[i]) for k, x in replicates.items()} for i in range(count)]
+    by_replicate[0] = {**metrics, **by_replicate[0]}
     return [
-        replace(run, seed=run.seed * count + i, metrics=found, replicate=i)
-        for i, found in enumerate(own)
+        replace(run, seed=run.seed * count + i, metrics=measured, replicate=i)
+        for i, measured in enumerate(by_replicate)
     ]
 
 
@@ -153,50 +157,50 @@ def _reason(folder: Path, error: Exception) -> str:
 def _nothing(folder: Path, incomplete: Sequence[tuple[Path, str]]) -> str:
     if not incomplete:
         return f"There is no run below {folder}: no folder in it has a config.yaml."
-    found = "\n".join(f"  {path}: {why}" for path, why in incomplete[:5])
-    return f"No run below {folder} has finished; {len(incomplete)} have begun:\n{found}"
+    listed = "\n".join(f"  {path}: {why}" for path, why in incomplete[:5])
+    return f"No run below {folder} has finished; {len(incomplete)} have begun:\n{listed}"
 
 
 def _labelled(cells: Sequence[Cell]) -> list[Cell]:
-    """Name each cell's row: its label, else what its overrides change among all the cells."""
-    unnamed = [c for c in cells if not c.row]
-    named = {
-        c.folder: replace(c, row=_changes(c, unnamed) or str(c.config.get("name"))) for c in unnamed
-    }
-    labelled = [named.get(c.folder, c) for c in cells]
-    return _without_duplicates(_split(labelled))
+    """Name each cell's method: its label, else what its overrides change among all the cells."""
+    unnamed = [c for c in cells if not c.method]
+    named = [
+        c if c.method else replace(c, method=_changes(c, unnamed) or str(c.config.get("name")))
+        for c in cells
+    ]
+    return _without_duplicates(_split(named))
 
 
 def _changes(cell: Cell, among: Sequence[Cell]) -> str:
-    seen: dict[str, set[str | None]] = defaultdict(set)
-    keys = {key for c in among for key in c.overrides}
-    for key in keys:
-        seen[key] = {c.overrides.get(key) for c in among}
-    return ", ".join(f"{k}={v}" for k, v in cell.overrides.items() if len(seen[k]) > 1)
+    return ", ".join(
+        f"{key}={value}"
+        for key, value in cell.overrides.items()
+        if len({c.overrides.get(key) for c in among}) > 1
+    )
 
 
 def _split(cells: Sequence[Cell]) -> list[Cell]:
-    """Where a row has a seed twice, tell its cells apart by the overrides they differ in."""
-    times = Counter((c.row, c.seed) for c in cells)
-    crowded = {row for (row, _), n in times.items() if n > 1}
-    rows = {row: [c for c in cells if c.row == row] for row in crowded}
+    """Where a method has a seed twice, tell its cells apart by the overrides they differ in."""
+    times = Counter((c.method, c.seed) for c in cells)
+    crowded = {method for (method, _), n in times.items() if n > 1}
+    groups = {method: [c for c in cells if c.method == method] for method in crowded}
     return [
-        replace(c, row=f"{c.row} ({more})")
-        if c.row in crowded and (more := _changes(c, rows[c.row]))
+        replace(c, method=f"{c.method} ({changes})")
+        if c.method in crowded and (changes := _changes(c, groups[c.method]))
         else c
         for c in cells
     ]
 
 
-def _without_duplicates(cells: Sequence[Cell]) -> list[Cell]:
+def _without_duplicates(cells: list[Cell]) -> list[Cell]:
     folders: dict[tuple[str, int], list[Path]] = defaultdict(list)
     for c in cells:
-        folders[c.row, c.seed].append(c.folder)
-    for (row, seed), paths in folders.items():
+        folders[c.method, c.seed].append(c.folder)
+    for (method, seed), paths in folders.items():
         if len(paths) > 1:
             listed = "\n".join(f"  {path}" for path in paths)
             raise ReportError(
-                f"The row {row!r} has {len(paths)} runs with seed {seed}:\n{listed}\n"
+                f"The method {method!r} has {len(paths)} runs with seed {seed}:\n{listed}\n"
                 "Report on a folder that holds one of them."
             )
-    return list(cells)
+    return cells

@@ -1,6 +1,7 @@
 """The house style of all figures, and the learning curves of one run.
 
-Figures are made without pyplot, so no backend is chosen and nothing global changes.
+Figures are made without pyplot, so no backend is chosen and nothing global changes. matplotlib is
+imported where a figure is made: it takes longer to import than a small run takes to finish.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import math
 from collections.abc import Container, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 
@@ -53,11 +54,15 @@ _STYLE: Any = {
 
 def house_style() -> AbstractContextManager[None]:
     """Return a context in which figures get the house style; make and save them inside it."""
+    import matplotlib as mpl
+
     return mpl.rc_context(_STYLE)
 
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of that many inches whose parts make room for each other."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -89,14 +94,14 @@ def read_curves(path: Path, names: Container[str] | None = None) -> dict[str, Cu
     was not finite, and a line cut short by a kill, is left out. Of two values at one outer step the
     later counts.
     """
-    rows: dict[str, dict[int, tuple[float, float]]] = {}
+    points: dict[str, dict[int, tuple[float, float]]] = {}
     for record in _records(path):
         inner = _number(record.get("inner_step", record.get("budget/inner_steps")))
         for name, value in record.items():
-            wanted = "/" in name if names is None else name in names
-            if wanted and math.isfinite(number := _number(value)):
-                rows.setdefault(name, {})[record["outer_step"]] = (inner, number)
-    return {name: _curve(points) for name, points in rows.items()}
+            included = "/" in name if names is None else name in names
+            if included and math.isfinite(number := _number(value)):
+                points.setdefault(name, {})[record["outer_step"]] = (inner, number)
+    return {name: _curve(by_step) for name, by_step in points.items()}
 
 
 def _records(path: Path) -> Iterable[dict[str, Any]]:
@@ -114,9 +119,9 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _curve(points: dict[int, tuple[float, float]]) -> Curve:
-    steps = sorted(points)
-    inner, value = zip(*(points[step] for step in steps), strict=True)
+def _curve(by_step: dict[int, tuple[float, float]]) -> Curve:
+    steps = sorted(by_step)
+    inner, value = zip(*(by_step[step] for step in steps), strict=True)
     return Curve(np.array(steps, float), np.array(inner, float), np.array(value, float))
 
 
@@ -172,6 +177,8 @@ def fit_scale(axes: Axes, values: Array) -> None:
 
 
 def _count(axes: Any) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 

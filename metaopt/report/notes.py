@@ -12,23 +12,22 @@ from typing import Any
 from metaopt.engine.budget import UNITS
 from metaopt.report.collect import Cell
 from metaopt.report.tables import Summary
-from metaopt.report.units import WORDS
 
-_SWEPT = ("experiment", "method", "seed", "row")
+_SWEPT = ("experiment", "method", "seed", "label", "row")
+"""Keys that a sweep varies."""
 
 
 def notes(summary: Summary) -> list[str]:
     """Return what a reader needs to trust and to repeat the table, one fact a line."""
-    settings, cells = summary.settings, summary.found.runs
+    settings, cells = summary.settings, summary.runs.first_replicates
     lines = [_seeds(summary), *_replicates(summary), _intervals(summary)]
     if settings.baseline is not None:
         lines.append(_wins(summary))
     lines += [f"{settings.label(m)}: shown times {settings.factor(m):g}." for m in _scaled(summary)]
-    if any(len(_measured(summary, row)) < len(settings.metrics) for row in summary.rows):
-        lines.append("–: the row's runs do not measure it.")
-    lines.append(_told("Hardware", (_flat(c.result.get("hardware")) for c in cells)))
-    lines.append(_told("Versions", (_flat(c.result.get("versions")) for c in cells)))
-    lines.append(_told("Commit", (str(c.result.get("commit") or "unknown") for c in cells)))
+    if any(len(_measured(summary, m)) < len(settings.metrics) for m in summary.methods):
+        lines.append("–: the method's runs do not measure it.")
+    for name in ("hardware", "versions", "commit"):
+        lines.append(_counted(name.capitalize(), (_flat(c.result.get(name)) for c in cells)))
     if any("dirty" in str(c.result.get("commit")) for c in cells):
         lines.append("Dirty: the source tree had changes that are not in the commit.")
     if settings.command is not None:
@@ -50,19 +49,19 @@ def _given(cells: Sequence[Cell], command: Sequence[str]) -> list[str]:
 
 
 def _seeds(summary: Summary) -> str:
-    rows: dict[str, list[str]] = {}
-    for row in summary.rows:
-        rows.setdefault(ranges(c.seed for c in summary.found.row(row)), []).append(row)
-    if len(rows) == 1:
-        return f"Seeds: {next(iter(rows))} in every row."
-    return "Seeds: " + "; ".join(f"{seeds} ({', '.join(names)})" for seeds, names in rows.items())
+    methods: dict[str, list[str]] = {}
+    for method in summary.methods:
+        seeds = ranges(c.seed for c in summary.runs.of(method))
+        methods.setdefault(seeds, []).append(method)
+    if len(methods) == 1:
+        return f"Seeds: {next(iter(methods))} for every method."
+    return "Seeds: " + "; ".join(f"{s} ({', '.join(names)})" for s, names in methods.items())
 
 
 def _replicates(summary: Summary) -> list[str]:
-    together = len(summary.found.cells) - len(summary.found.runs)
-    if not together:
+    if len(summary.runs.cells) == len(summary.runs.first_replicates):
         return []
-    return ["Replicates: a run trains several seeds side by side; costs are those of the run."]
+    return ["Replicates: a run trains several seeds as one batch; costs are those of the run."]
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -77,8 +76,8 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def _intervals(summary: Summary) -> str:
-    if all(len(summary.found.row(row)) == 1 for row in summary.rows):
-        return "Intervals: none, there is one seed a row."
+    if all(len(summary.runs.of(method)) == 1 for method in summary.methods):
+        return "Intervals: none, there is one seed a method."
     percent = f"{100 * summary.level:g} %"
     student = f"± is half the {percent} interval of the mean over seeds by Student's t"
     if summary.settings.resplit:
@@ -86,6 +85,11 @@ def _intervals(summary: Summary) -> str:
             ", widened for seeds that are splits of one data set by Nadeau and Bengio's factor "
             f"sqrt(1 + {summary.settings.resplit:.3g} n), and so is Student's p; Wilcoxon's and "
             "the sign test's take the splits to be independent and are too small"
+        )
+    if summary.settings.iqm:
+        student += (
+            f"; IQM is the interquartile mean over seeds with its {percent} percentile bootstrap "
+            "(Agarwal et al., 2021)"
         )
     if summary.interval == "t":
         return f"Intervals: {student}."
@@ -100,8 +104,8 @@ def _wins(summary: Summary) -> str:
         for m in settings.metrics
     ]
     return (
-        "Paired differences: row minus the one it is held against, on the seeds that both have; "
-        f"better means {', '.join(ways)}; p values are two-sided and not corrected."
+        "Paired differences: method minus the one it is compared with, on the seeds that both "
+        f"have; better means {', '.join(ways)}; p values are two-sided and not corrected."
     )
 
 
@@ -109,7 +113,7 @@ def _scaled(summary: Summary) -> list[str]:
     return [m for m in summary.settings.metrics if summary.settings.factor(m) != 1]
 
 
-def _told(what: str, values: Iterable[str]) -> str:
+def _counted(what: str, values: Iterable[str]) -> str:
     counted = Counter(values)
     if len(counted) == 1:
         return f"{what}: {next(iter(counted))}"
@@ -126,46 +130,44 @@ def _flat(value: Any) -> str:
 
 
 def missing(summary: Summary, root: Path) -> list[str]:
-    """Return what the table lacks: unfinished runs, rows and seeds that never ran, early stops."""
-    found = summary.found
-    lines = [f"{_short(path, root)}: {why}" for path, why in found.incomplete]
-    named = [*summary.settings.rows, *summary.settings.baselines]
-    absent_rows = [row for row in dict.fromkeys(named) if row not in found.labels]
-    lines += [f"row {row}: no finished run" for row in absent_rows]
-    everywhere = {c.seed for c in found.cells}
-    for row in summary.rows:
-        absent = everywhere - {c.seed for c in found.row(row)}
+    """Return what the table lacks: unfinished runs, absent methods and seeds, early stops."""
+    runs, settings = summary.runs, summary.settings
+    lines = [f"{_short(path, root)}: {why}" for path, why in runs.incomplete]
+    for method in dict.fromkeys([*settings.methods, *settings.baselines]):
+        if method not in runs.methods:
+            lines.append(f"method {method}: no finished run")
+    seeds = {c.seed for c in runs.cells}
+    for method in summary.methods:
+        absent = seeds - {c.seed for c in runs.of(method)}
         if absent:
-            lines.append(f"row {row}: no finished run with seed {ranges(absent)}")
-        lines += _absent_metrics(summary, row, root)
+            lines.append(f"method {method}: no finished run with seed {ranges(absent)}")
+        lines += _absent_metrics(summary, method, root)
     return lines
 
 
-def _absent_metrics(summary: Summary, row: str, root: Path) -> Sequence[str]:
+def _absent_metrics(summary: Summary, method: str, root: Path) -> Sequence[str]:
     lines = []
-    measured = _measured(summary, row)
-    cells = summary.found.row(row)
-    for c in (c for c in cells if c.replicate == 0):
-        at = _short(c.folder, root)
-        together = [other for other in cells if other.folder == c.folder]
-        for metric in measured:
-            if metric not in c.metrics:
+    cells = summary.runs.of(method)
+    for run in (c for c in cells if c.replicate == 0):
+        at = _short(run.folder, root)
+        replicates = [c for c in cells if c.folder == run.folder]
+        for metric in _measured(summary, method):
+            if metric not in run.metrics:
                 lines.append(f"{at}: has no {metric}")
                 continue
-            held = [x.metrics[metric] for x in together if metric in x.metrics]
-            if bad := sum(not math.isfinite(value) for value in held):
-                which = f" in {bad} of {len(held)} replicates" if len(held) > 1 else ""
+            values = [c.metrics[metric] for c in replicates if metric in c.metrics]
+            if bad := sum(not math.isfinite(value) for value in values):
+                which = f" in {bad} of {len(values)} replicates" if len(values) > 1 else ""
                 lines.append(f"{at}: {metric} is not finite{which} and is left out of the mean")
-        if c.result.get("stopped"):
-            unit = WORDS.get(c.result["stopped"], c.result["stopped"])
-            why = f"the limit on {unit} is reached" if c.result["stopped"] in UNITS else unit
+        if stopped := run.result.get("stopped"):
+            why = f"the limit on {UNITS[stopped]} is reached" if stopped in UNITS else stopped
             lines.append(f"{at}: stopped early, {why}")
     return lines
 
 
-def _measured(summary: Summary, row: str) -> list[str]:
-    """Return the metrics that at least one run of the row has."""
-    cells = summary.found.row(row)
+def _measured(summary: Summary, method: str) -> list[str]:
+    """Return the metrics that at least one run of the method has."""
+    cells = summary.runs.of(method)
     return [m for m in summary.settings.metrics if any(m in c.metrics for c in cells)]
 
 

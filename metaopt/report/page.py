@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metaopt.report.table import Table
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -16,14 +18,6 @@ class Figure:
 
     path: str
     caption: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells below a header."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -63,9 +57,8 @@ def _markdown(block: Block) -> str:
     match block:
         case Heading(text):
             return f"## {_plain(text)}"
-        case Table(header, rows):
-            lines = [header, ["---"] * len(header), *([_plain(c) for c in row] for row in rows)]
-            return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        case Table():
+            return block.markdown(_plain)
         case Verbatim(text):
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
             return f"{fence}text\n{text}\n{fence}"

@@ -18,25 +18,28 @@ class Settings:
     Args:
         title: the table's heading.
         metrics: the table's columns; every `eval/` metric when empty.
-        baseline: the row that the others are compared with, seed by seed; or, by row, the row
-            that it is compared with; or `None`.
-        rows: order of the rows; rows that are not named follow.
+        iqm: show a second column for each metric: the interquartile mean over seeds with its
+            bootstrap interval, which a single outlying seed does not move.
+        baseline: the method that the others are compared with, seed by seed; or, by method, the
+            one that it is compared with; or `None`.
+        methods: order of the table's lines; methods that are not named follow.
         scale: factor of the numbers shown, one for all metrics or by metric (100 for percent).
         digits: digits after the point, one for all metrics or by metric.
         labels: heading of a metric's column, by metric.
         lower_is_better: metrics where a smaller value wins; by default those whose names speak of
             a loss, an error, a perplexity, a regret or a distance.
-        resplit: test rows for each training row where seeds are splits of one data set, which
-            widens intervals and Student's p; see `metaopt.report.stats.t_interval`.
+        resplit: test examples for each training example where seeds are splits of one data set,
+            which widens intervals and Student's p; see `metaopt.report.stats.t_interval`.
         command: the command that made the runs.
-        reported: figures of papers, each {row, metric, value, source} and perhaps `recall: true`
+        reported: figures of papers, each {method, metric, value, source} and perhaps `recall: true`
             for one that was quoted from memory.
     """
 
     title: str | None = None
     metrics: Sequence[str] = ()
+    iqm: bool = False
     baseline: str | Mapping[str, str] | None = None
-    rows: Sequence[str] = ()
+    methods: Sequence[str] = ()
     scale: float | Mapping[str, float] = 1.0
     digits: int | Mapping[str, int] = 3
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -47,16 +50,16 @@ class Settings:
 
     @property
     def baselines(self) -> list[str]:
-        """Every row that some row is compared with."""
+        """Every method that some method is compared with."""
         if isinstance(self.baseline, Mapping):
             return list(self.baseline.values())
         return [] if self.baseline is None else [self.baseline]
 
-    def against(self, row: str) -> str | None:
-        """Return the row that `row` is compared with, or `None`."""
+    def against(self, method: str) -> str | None:
+        """Return the method that this one is compared with, or `None`."""
         if isinstance(self.baseline, Mapping):
-            return self.baseline.get(row)
-        return None if self.baseline == row else self.baseline
+            return self.baseline.get(method)
+        return None if self.baseline == method else self.baseline
 
     def factor(self, metric: str) -> float:
         """Return what a metric is multiplied by before it is shown."""
@@ -83,7 +86,7 @@ def _of(setting: Any, metric: str, default: float) -> Any:
 
 
 def settings_for(
-    found: Collection, metrics: Sequence[str] | None, baseline: str | None
+    runs: Collection, metrics: Sequence[str] | None, baseline: str | None, iqm: bool = False
 ) -> Settings:
     """Return the experiment's settings with the command line's options in their place.
 
@@ -91,30 +94,24 @@ def settings_for(
         ReportError: an unknown key of `report:`, an unknown metric, or a baseline of the command
             line that no finished run has.
     """
-    settings = _stated(
-        next((c.config["report"] for c in found.cells if c.config.get("report")), {})
-    )
-    settings = replace(settings, metrics=metrics or settings.metrics)
-    if not settings.metrics:
-        held_out = [name for name in found.metric_names if name.startswith("eval/")]
-        settings = replace(settings, metrics=held_out or found.metric_names)
-    _check_known("metric", settings.metrics, found.metric_names)
-    if baseline is None:
-        return settings
-    _check_known("baseline", [baseline], found.labels)
-    return replace(settings, baseline=baseline)
-
-
-def _stated(given: Mapping[str, Any]) -> Settings:
-    legal = [f.name for f in fields(Settings)]
-    _check_known("key of report", list(given), legal)
-    settings = Settings(**{k: v for k, v in given.items() if v is not None})
+    reports = [c.config["report"] for c in runs.cells if c.config.get("report")]
+    stated: Mapping[str, Any] = reports[0] if reports else {}
+    _check_known("key of report", list(stated), [f.name for f in fields(Settings)])
+    settings = Settings(**{k: v for k, v in stated.items() if v is not None})
     for entry in settings.reported:
-        if not {"row", "metric", "value", "source"} <= set(entry):
+        if not {"method", "metric", "value", "source"} <= set(entry):
             raise ReportError(
-                f"Each entry of report.reported needs row, metric, value and source; got {entry}."
+                "Each entry of report.reported needs method, metric, value and source; got "
+                f"{entry}."
             )
-    return settings
+    held_out = [name for name in runs.metric_names if name.startswith("eval/")]
+    chosen = metrics or settings.metrics or held_out or runs.metric_names
+    _check_known("metric", chosen, runs.metric_names)
+    if baseline is not None:
+        _check_known("baseline", [baseline], runs.methods)
+    return replace(
+        settings, metrics=chosen, baseline=baseline or settings.baseline, iqm=iqm or settings.iqm
+    )
 
 
 def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """What a table says about its seeds: means, intervals and paired comparisons.
 
 Every function takes plain sequences of numbers, one a seed, and nothing here knows of runs.
+scipy.stats is imported where it is used: it takes longer to import than most reports to write.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Statistic = Callable[..., Any]
 
@@ -45,36 +45,31 @@ class Paired(NamedTuple):
     p_sign: float
 
 
-def standard_error(values: ArrayLike) -> float:
-    """Return sd / sqrt(n) with the n - 1 standard deviation; NaN when n < 2."""
-    x = _sample(values)
-    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-
-
 def t_interval(values: ArrayLike, level: float = 0.95, resplit: float = 0.0) -> Interval:
     """Return the mean and mean -+ t se, with t the quantile of Student's t with n - 1 degrees.
 
-    Random splits of one data set share most of their rows, and their values are no independent
+    Random splits of one data set share most of their examples: their values are no independent
     sample: with rho = `resplit`, se^2 = (1 / n + rho) s^2, which no number of splits brings to 0.
 
     Args:
         values: n numbers, one a seed.
         level: coverage, in (0, 1).
-        resplit: test rows for each training row where seeds are splits of one data set, >= 0;
-            0 where they are independent.
+        resplit: test examples for each training example where seeds are splits of one data set,
+            >= 0; 0 where they are independent.
 
     Raises:
         ValueError: no values, a table instead of a list, or a level outside (0, 1).
 
     Reference: Nadeau and Bengio, Inference for the generalization error, Machine Learning, 2003.
     """
+    from scipy import stats
+
     x = _sample(values)
     _check_level(level)
     mean = float(x.mean())
     if len(x) < 2:
         return Interval(mean, math.nan, math.nan)
-    error = standard_error(x) * math.sqrt(1 + len(x) * resplit)
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * error
+    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * _standard_error(x, resplit)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -89,6 +84,8 @@ def t_intervals(table: ArrayLike, level: float = 0.95) -> tuple[Any, Any, Any]:
         Three arrays of (points,); an end is NaN where a column has fewer than two values, and the
         mean too where it has none.
     """
+    from scipy import stats
+
     x = np.asarray(table, dtype=float)
     _check_level(level)
     known = np.isfinite(x)
@@ -112,7 +109,7 @@ def bootstrap_interval(
 
     Args:
         values: n numbers, one a seed.
-        statistic: takes an array and `axis`, such as `numpy.median`.
+        statistic: takes an array and `axis`, such as `numpy.median` or `iqm`.
         level: coverage, in (0, 1).
         resamples: number of resamples, >= 1; memory is resamples x n numbers.
         seed: seed of the resampling: the same interval every time.
@@ -122,51 +119,29 @@ def bootstrap_interval(
     """
     x = _sample(values)
     _check_level(level)
-    draw = _draw(resamples, seed)
-    drawn = statistic(x[draw.integers(len(x), size=(resamples, len(x)))], axis=1)
-    return _percentiles(float(statistic(x, axis=0)), drawn, level, len(x))
+    if resamples < 1:
+        raise ValueError(f"resamples must be >= 1; got {resamples}.")
+    estimate = float(statistic(x, axis=0))
+    if len(x) < 2:
+        return Interval(estimate, math.nan, math.nan)
+    draw = np.random.default_rng(seed)
+    resampled = statistic(x[draw.integers(len(x), size=(resamples, len(x)))], axis=1)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high))
 
 
-def iqm(scores: ArrayLike) -> float:
-    """Return the interquartile mean: the mean of the middle half of all scores.
+def iqm(scores: ArrayLike, axis: int = 0) -> Any:
+    """Return the interquartile mean: the mean of the middle half of the scores along an axis.
 
-    A quarter of the numbers, rounded down, is left out at either end; runs and tasks are pooled.
+    A quarter of the numbers, rounded down, is left out at either end. As `statistic` of
+    `bootstrap_interval` it gets the interval that the reference recommends.
 
     References: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
     Precipice", NeurIPS 2021.
     """
-    return float(stats.trim_mean(np.asarray(scores, dtype=float), 0.25, axis=None))
+    from scipy import stats
 
-
-def iqm_interval(
-    scores: ArrayLike, level: float = 0.95, resamples: int = 2_000, seed: int = 0
-) -> Interval:
-    """Return the interquartile mean and its stratified percentile bootstrap interval.
-
-    Stratified: each resample draws runs with replacement within every task on its own, so that
-    each task keeps its weight.
-
-    Args:
-        scores: (runs, tasks).
-        level: coverage, in (0, 1).
-        resamples: number of resamples, >= 1.
-        seed: seed of the resampling.
-
-    Raises:
-        ValueError: scores that are not a non-empty (runs, tasks) table, or as above.
-
-    References: Agarwal et al., NeurIPS 2021.
-    """
-    table = np.asarray(scores, dtype=float)
-    if table.ndim != 2 or table.size == 0:
-        raise ValueError(f"scores must be a (runs, tasks) table; got the shape {table.shape}.")
-    _check_level(level)
-    draw = _draw(resamples, seed)
-    tasks = np.arange(table.shape[1])
-    drawn = [
-        iqm(table[draw.integers(len(table), size=table.shape), tasks]) for _ in range(resamples)
-    ]
-    return _percentiles(iqm(table), np.asarray(drawn), level, len(table))
+    return stats.trim_mean(np.asarray(scores, dtype=float), 0.25, axis=axis)
 
 
 def paired(
@@ -184,29 +159,29 @@ def paired(
     """
     if len(a) != len(b):
         raise ValueError(f"paired needs one value a seed on both sides; got {len(a)} and {len(b)}.")
+    from scipy import stats
+
     gap = _sample(a) - _sample(b)
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
-    sign = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-    interval, p = t_interval(gap, level, resplit), _p_t(gap, resplit)
-    return Paired(interval, wins, losses, len(gap), p, _p_wilcoxon(gap), sign)
+    error = _standard_error(gap, resplit)
+    constant = math.isnan(error) or error <= 1e-12 * np.abs(gap).max()  # equal but for round-off
+    p_t = 2 * stats.t.sf(abs(gap.mean() / error), len(gap) - 1) if not constant else math.nan
+    return Paired(
+        t_interval(gap, level, resplit),
+        wins,
+        losses,
+        len(gap),
+        float(p_t),
+        float(stats.wilcoxon(gap).pvalue) if gap.any() else 1.0,
+        float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+    )
 
 
-def _p_t(gap: NDArray[np.float64], resplit: float) -> float:
-    error = standard_error(gap) * math.sqrt(1 + len(gap) * resplit)
-    if math.isnan(error) or error <= 1e-12 * np.abs(gap).max():  # equal but for round-off
+def _standard_error(x: NDArray[np.float64], resplit: float) -> float:
+    """Return sqrt(1 / n + resplit) sd with the n - 1 standard deviation; NaN when n < 2."""
+    if len(x) < 2:
         return math.nan
-    return float(2 * stats.t.sf(abs(gap.mean() / error), len(gap) - 1))
-
-
-def _p_wilcoxon(gap: NDArray[np.float64]) -> float:
-    return float(stats.wilcoxon(gap).pvalue) if gap.any() else 1.0
-
-
-def _percentiles(estimate: float, drawn: Any, level: float, n: int) -> Interval:
-    if n < 2:
-        return Interval(estimate, math.nan, math.nan)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high))
+    return float(x.std(ddof=1) / math.sqrt(len(x))) * math.sqrt(1 + len(x) * resplit)
 
 
 def _sample(values: ArrayLike) -> NDArray[np.float64]:
@@ -219,9 +194,3 @@ def _sample(values: ArrayLike) -> NDArray[np.float64]:
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level}.")
-
-
-def _draw(resamples: int, seed: int) -> np.random.Generator:
-    if resamples < 1:
-        raise ValueError(f"resamples must be >= 1; got {resamples}.")
-    return np.random.default_rng(seed)

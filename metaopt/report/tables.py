@@ -1,4 +1,4 @@
-"""The grids of a report: results, paired differences, cost, figures of papers."""
+"""The tables of a report: results, paired differences, cost, figures of papers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from metaopt.engine.budget import UNITS
 from metaopt.report.collect import Cell, Collection
-from metaopt.report.grid import Grid
 from metaopt.report.settings import Settings
-from metaopt.report.stats import Interval, Paired, bootstrap_interval, paired, t_interval
-from metaopt.report.units import WORDS
+from metaopt.report.stats import Interval, Paired, bootstrap_interval, iqm, paired, t_interval
+from metaopt.report.table import Table
 
 INTERVALS = ("t", "bootstrap")
 
@@ -21,101 +21,101 @@ class Summary:
     """The cells and the settings of a report, and how its intervals are made.
 
     Args:
-        found: the finished runs.
+        runs: the finished runs.
         settings: what is shown.
         interval: "t" or "bootstrap".
         level: coverage, in (0, 1).
     """
 
-    found: Collection
+    runs: Collection
     settings: Settings
     interval: str = "t"
     level: float = 0.95
 
     @property
-    def rows(self) -> list[str]:
-        """The rows with a finished run: first those that the experiment orders."""
-        present = self.found.labels
-        ordered = [row for row in self.settings.rows if row in present]
-        return ordered + [row for row in present if row not in ordered]
+    def methods(self) -> list[str]:
+        """The methods with a finished run: first those that the experiment orders."""
+        present = self.runs.methods
+        ordered = [method for method in self.settings.methods if method in present]
+        return ordered + [method for method in present if method not in ordered]
 
-    def values(self, row: str, metric: str) -> dict[int, float]:
+    def values(self, method: str, metric: str) -> dict[int, float]:
         """Return the scaled finite values of a metric by seed."""
         factor = self.settings.factor(metric)
-        pairs = ((c.seed, c.metrics.get(metric, math.nan) * factor) for c in self.found.row(row))
+        pairs = ((c.seed, c.metrics.get(metric, math.nan) * factor) for c in self.runs.of(method))
         return {seed: value for seed, value in pairs if math.isfinite(value)}
 
-    def estimate(self, row: str, metric: str) -> Interval:
+    def estimate(self, method: str, metric: str) -> Interval:
         """Return the mean over seeds and its interval; NaN where no run has the metric."""
-        values = list(self.values(row, metric).values())
+        values = list(self.values(method, metric).values())
         if not values:
             return Interval(math.nan, math.nan, math.nan)
         if self.interval == "bootstrap":
             return bootstrap_interval(values, level=self.level)
         return t_interval(values, self.level, self.settings.resplit)
 
-    def comparison(self, row: str, metric: str) -> Paired | None:
-        """Return row - baseline over the seeds that both have, or `None` where there are none."""
-        baseline = self.settings.against(row)
+    def comparison(self, method: str, metric: str) -> Paired | None:
+        """Return method - baseline over their common seeds, or `None` where there are none."""
+        baseline = self.settings.against(method)
         if baseline is None:
             return None
-        own, other = self.values(row, metric), self.values(baseline, metric)
-        shared = sorted(own.keys() & other.keys())
-        return (
-            paired(
-                [own[s] for s in shared],
-                [other[s] for s in shared],
-                self.level,
-                self.settings.resplit,
-            )
-            if shared
-            else None
-        )
+        values, reference = self.values(method, metric), self.values(baseline, metric)
+        seeds = sorted(values.keys() & reference.keys())
+        if not seeds:
+            return None
+        a, b = [values[s] for s in seeds], [reference[s] for s in seeds]
+        return paired(a, b, self.level, self.settings.resplit)
+
+    def spread(self, metric: str, of: Interval, symmetric: bool, sign: bool = False) -> str:
+        """Return `estimate ± half width`, or `estimate [low, high]` of an asymmetric interval."""
+        show = self.settings.show
+        if math.isnan(of.low):
+            return show(metric, of.estimate, sign)
+        if symmetric:
+            return f"{show(metric, of.estimate, sign)} ± {show(metric, of.half)}"
+        return f"{show(metric, of.estimate)} [{show(metric, of.low)}, {show(metric, of.high)}]"
 
 
-def results(summary: Summary) -> Grid:
-    """Return mean ± interval of every metric, one line a row."""
+def results(summary: Summary) -> Table:
+    """Return mean ± interval of every metric, and its interquartile mean where asked for."""
     settings = summary.settings
-    lines = [
+    header = ["method", "n"]
+    for metric in settings.metrics:
+        label = settings.label(metric)
+        header += [label, f"{label}, IQM"] if settings.iqm else [label]
+    rows = [
         [
-            row,
-            str(len(summary.found.row(row))),
-            *(_entry(summary, row, m) for m in settings.metrics),
+            method,
+            str(len(summary.runs.of(method))),
+            *(entry for metric in settings.metrics for entry in _entries(summary, method, metric)),
         ]
-        for row in summary.rows
+        for method in summary.methods
     ]
-    header = ["row", "n", *(settings.label(m) for m in settings.metrics)]
-    return Grid(settings.title or "Results", header, lines)
+    return Table(header, rows, settings.title or "Results")
 
 
-def _entry(summary: Summary, row: str, metric: str) -> str:
-    values = summary.values(row, metric)
+def _entries(summary: Summary, method: str, metric: str) -> list[str]:
+    values = list(summary.values(method, metric).values())
     if not values:
-        return "–"
-    text = spread(summary, metric, summary.estimate(row, metric))
-    few = len(values) < len(summary.found.row(row))
-    return f"{text} (n = {len(values)})" if few else text
+        return ["–", "–"] if summary.settings.iqm else ["–"]
+    mean = summary.spread(metric, summary.estimate(method, metric), summary.interval == "t")
+    few = len(values) < len(summary.runs.of(method))
+    entries = [f"{mean} (n = {len(values)})" if few else mean]
+    if summary.settings.iqm:
+        middle = bootstrap_interval(values, iqm, summary.level)
+        entries.append(summary.spread(metric, middle, symmetric=False))
+    return entries
 
 
-def spread(summary: Summary, metric: str, of: Interval, sign: bool = False) -> str:
-    """Return `mean ± half width` for a t-interval, `mean [low, high]` for a bootstrap."""
-    show = summary.settings.show
-    if math.isnan(of.low):
-        return show(metric, of.estimate, sign)
-    if summary.interval == "t" or sign:
-        return f"{show(metric, of.estimate, sign)} ± {show(metric, of.half)}"
-    return f"{show(metric, of.estimate)} [{show(metric, of.low)}, {show(metric, of.high)}]"
-
-
-def differences(summary: Summary) -> Grid | None:
-    """Return each row minus its baseline on the same seeds, or `None` without a baseline."""
-    lines = []
-    for row in summary.rows:
+def differences(summary: Summary) -> Table | None:
+    """Return each method minus its baseline on the same seeds, or `None` without a baseline."""
+    rows = []
+    for method in summary.methods:
         for metric in summary.settings.metrics:
-            if (found := summary.comparison(row, metric)) is not None:
-                lines.append(_difference(summary, row, metric, found))
+            if (comparison := summary.comparison(method, metric)) is not None:
+                rows.append(_difference(summary, method, metric, comparison))
     header = [
-        "row",
+        "method",
         "against",
         "metric",
         "difference",
@@ -124,15 +124,20 @@ def differences(summary: Summary) -> Grid | None:
         "p (Wilcoxon)",
         "p (sign)",
     ]
-    return Grid("Paired differences", header, lines, names=3) if lines else None
+    return Table(header, rows, "Paired differences", words=3) if rows else None
 
 
-def _difference(summary: Summary, row: str, metric: str, found: Paired) -> list[str]:
-    wins = found.losses if summary.settings.lower(metric) else found.wins
-    ps = [_p(p) for p in (found.p_t, found.p_wilcoxon, found.p_sign)]
-    change = spread(summary, metric, found.difference, sign=True)
-    against = str(summary.settings.against(row))
-    return [row, against, summary.settings.label(metric), change, f"{wins} of {found.n}", *ps]
+def _difference(summary: Summary, method: str, metric: str, comparison: Paired) -> list[str]:
+    settings = summary.settings
+    wins = comparison.losses if settings.lower(metric) else comparison.wins
+    return [
+        method,
+        str(settings.against(method)),
+        settings.label(metric),
+        summary.spread(metric, comparison.difference, symmetric=True, sign=True),
+        f"{wins} of {comparison.n}",
+        *(_p(p) for p in (comparison.p_t, comparison.p_wilcoxon, comparison.p_sign)),
+    ]
 
 
 def _p(p: float) -> str:
@@ -141,33 +146,31 @@ def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def costs(summary: Summary) -> Grid:
-    """Return what a run of each row spent on average."""
-    cells = summary.found.cells
-    units = [unit for unit in WORDS if any(unit in (c.result.get("budget") or {}) for c in cells)]
-    lines = [[row, *_cost(summary.found.row(row), units)] for row in summary.rows]
-    header = ["row", "outer steps", *(WORDS[unit] for unit in units), "seconds"]
-    return Grid("Cost of a run (mean)", header, lines)
+def costs(summary: Summary) -> Table:
+    """Return what a run of each method spent on average."""
+    units = [unit for unit in UNITS if any(unit in c.cost for c in summary.runs.cells)]
+    rows = [[method, *_cost(summary.runs.of(method), units)] for method in summary.methods]
+    header = ["method", "outer steps", *(UNITS[unit] for unit in units), "seconds"]
+    return Table(header, rows, "Cost of a run (mean)")
 
 
 def _cost(cells: Sequence[Cell], units: Sequence[str]) -> list[str]:
     steps = fmean(c.result.get("outer_steps", math.nan) for c in cells)
-    spent = [fmean((c.result.get("budget") or {}).get(unit, 0) for c in cells) for unit in units]
+    spent = [fmean(c.cost.get(unit, 0) for c in cells) for unit in units]
     seconds = [c.seconds for c in cells if c.seconds is not None]
     return [*(f"{x:,.0f}" for x in [steps, *spent]), f"{fmean(seconds):,.1f}" if seconds else "–"]
 
 
-def reported(summary: Summary) -> Grid | None:
+def reported(summary: Summary) -> Table | None:
     """Return the figures of papers that the experiment quotes, or `None` when there are none."""
-    entries = summary.settings.reported
-    lines = [
+    rows = [
         [
-            str(e["row"]),
-            summary.settings.label(str(e["metric"])),
-            str(e["value"]),
-            str(e["source"]) + (" [recall]" if e.get("recall") else ""),
+            str(entry["method"]),
+            summary.settings.label(str(entry["metric"])),
+            str(entry["value"]),
+            str(entry["source"]) + (" [recall]" if entry.get("recall") else ""),
         ]
-        for e in entries
+        for entry in summary.settings.reported
     ]
     title = "Reported by papers, not measured here"
-    return Grid(title, ["row", "metric", "value", "source"], lines, names=4) if lines else None
+    return Table(["method", "metric", "value", "source"], rows, title, words=4) if rows else None

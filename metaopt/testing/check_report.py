@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from metaopt.backends.betty import BettyHypergradient
+from metaopt.engine.budget import UNITS
 from metaopt.engine.inner import GradientProblem
 from metaopt.engine.protocols import Estimator, OuterOptimizer
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.solvers import ConjugateGradient, Neumann
 from metaopt.estimators.unroll import Unroll
-from metaopt.report.units import WORDS
 from metaopt.testing.check import ClosedForm, Row, check_hypergradient
 
 HEADINGS = (
@@ -114,7 +114,7 @@ def _betty() -> dict[str, Estimator]:
 def _cells(row: Row) -> dict[str, str]:
     """Return the entries of a row by heading; one without a value is empty."""
     closed = "" if row.closed_error is None else f"{row.closed_error:.1e}"
-    spent = [_amount(row.cost[unit], unit) for unit in WORDS if unit in _SHOWN & row.cost.keys()]
+    spent = [_amount(row.cost[unit], unit) for unit in UNITS if unit in _SHOWN & row.cost.keys()]
     values = (
         row.estimator, "warm" if row.warm else "cold", f"{row.cosine:.4f}", f"{row.error:.1e}",
         f"{row.scaled_error:.1e}", closed, f"{1e3 * (row.seconds or 0):,.2f}",
@@ -125,4 +125,4 @@ def _cells(row: Row) -> dict[str, str]:
 
 def _amount(amount: float, unit: str) -> str:
     shown = f"{amount:,.0f}"
-    return f"{shown} {WORDS[unit].removesuffix('s') if shown == '1' else WORDS[unit]}"
+    return f"{shown} {UNITS[unit].removesuffix('s') if shown == '1' else UNITS[unit]}"

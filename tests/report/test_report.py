@@ -5,24 +5,27 @@ import numpy as np
 import pytest
 import yaml
 
-from metaopt.engine.budget import UNITS
-from metaopt.report import collect
+from metaopt.report.collect import collect
 from metaopt.report.command import main
-from metaopt.report.grid import Grid, latex, markdown
-from metaopt.report.stats import paired, t_interval
-from metaopt.report.units import WORDS
+from metaopt.report.stats import bootstrap_interval, iqm, paired, t_interval
 
 REPORT = {
-    "title": "Two rows",
+    "title": "Two methods",
     "metrics": ["eval/accuracy", "eval/loss"],
     "baseline": "plain",
-    "rows": ["plain", "better"],
+    "methods": ["plain", "better"],
     "scale": {"eval/accuracy": 100},
     "digits": {"eval/accuracy": 1},
     "labels": {"eval/accuracy": "accuracy, %"},
     "command": "metaopt experiment=some/table",
     "reported": [
-        {"row": "paper", "metric": "eval/accuracy", "value": "96.1", "source": "A", "recall": True}
+        {
+            "method": "paper",
+            "metric": "eval/accuracy",
+            "value": "96.1",
+            "source": "A",
+            "recall": True,
+        }
     ],
 }
 
@@ -83,7 +86,7 @@ def test_the_table_holds_means_and_intervals_in_the_stated_order(sweep, capsys):
     shown = f"{expected.estimate:.1f} ± {expected.half:.1f}"
     assert cells(text, "better")[:3] == ["better", "4", shown]
     assert text.index("| plain |") < text.index("| better |")
-    assert "| row | n | accuracy, % | eval/loss |" in text
+    assert "| method | n | accuracy, % | eval/loss |" in text
     printed = capsys.readouterr().out
     assert shown in printed
     for name in ("table.md", "table.tex", "table.csv", "table.png", "learning_curves.png"):
@@ -95,7 +98,7 @@ def test_the_footer_says_what_ran(sweep):
     main([str(sweep)])
     text = (sweep / "report" / "table.md").read_text()
     for line in (
-        "Seeds: 0-3 in every row.",
+        "Seeds: 0-3 for every method.",
         "95 % interval",
         "Hardware: processor some",
         "Versions: torch 2.13",
@@ -125,9 +128,8 @@ def test_costs_are_labelled_in_words(tmp_path):
     write_run(tmp_path / "a", 0, "a", budget={"hvps": 7.0, "inner_steps": 3000.0})
     main([str(tmp_path)])
     text = (tmp_path / "report" / "table.md").read_text()
-    assert "| row | outer steps | inner steps | products | seconds |" in text
+    assert "| method | outer steps | inner steps | products | seconds |" in text
     assert "| a | 10 | 3,000 | 7 | 2.0 |" in text
-    assert set(WORDS) == set(UNITS)
 
 
 def test_the_footer_repeats_what_the_runs_were_given(tmp_path):
@@ -156,7 +158,10 @@ def test_the_csv_has_a_raw_line_for_each_cell(sweep):
     main([str(sweep)])
     with (sweep / "report" / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [(line["row"], line["seed"]) for line in lines[:2]] == [("plain", "0"), ("plain", "1")]
+    assert [(line["method"], line["seed"]) for line in lines[:2]] == [
+        ("plain", "0"),
+        ("plain", "1"),
+    ]
     assert len(lines) == 8
     assert float(lines[4]["eval/accuracy"]) == accuracy("better", 0)
     assert lines[0]["budget/gradients"] == "100.0"
@@ -167,14 +172,14 @@ def test_rows_are_the_overrides_that_differ(tmp_path):
         for seed in range(2):
             given = ["experiment=x/y", "+problem=ridge", f"estimator.steps={steps}"]
             write_run(tmp_path / f"steps={steps},{seed}", seed, overrides=given)
-    assert collect(tmp_path).labels == ["estimator.steps=2", "estimator.steps=10"]
+    assert collect(tmp_path).methods == ["estimator.steps=2", "estimator.steps=10"]
 
 
 def test_a_row_with_a_seed_twice_is_split_by_what_differs(tmp_path):
     for labels in (2, 5):
         write_run(tmp_path / str(labels), 0, "plain", overrides=["problem=p", f"labels={labels}"])
     write_run(tmp_path / "other", 0, "other")
-    assert collect(tmp_path).labels == ["plain (labels=2)", "plain (labels=5)", "other"]
+    assert collect(tmp_path).methods == ["plain (labels=2)", "plain (labels=5)", "other"]
 
 
 def test_the_same_run_twice_is_refused(tmp_path, capsys):
@@ -198,8 +203,8 @@ def test_incomplete_cells_are_listed(sweep, capsys):
         "plain-3: failed: NonFiniteError: outer loss is nan",
         "plain-2: unreadable: JSONDecodeError",
         "better-0: not finished",
-        "row plain: no finished run with seed 2-3",
-        "row better: no finished run with seed 0",
+        "method plain: no finished run with seed 2-3",
+        "method better: no finished run with seed 0",
         "better-1: eval/accuracy is not finite",
         "better-1: stopped early, the limit on gradients is reached",
     ):
@@ -212,7 +217,7 @@ def test_a_baseline_that_has_not_run_yet_is_listed(tmp_path):
     write_run(tmp_path / "a", 0, "better", report=REPORT)
     assert main([str(tmp_path)]) == 0
     text = (tmp_path / "report" / "table.md").read_text()
-    assert "row plain: no finished run" in text
+    assert "method plain: no finished run" in text
     assert "## Paired" not in text
 
 
@@ -241,7 +246,7 @@ def test_one_seed_and_two_rates_of_inner_steps_are_drawn(tmp_path, inner_steps):
     for row, steps in zip("ab", inner_steps, strict=True):
         write_run(tmp_path / row, 0, row, inner_steps=steps)
     assert main([str(tmp_path)]) == 0
-    assert "there is one seed a row" in (tmp_path / "report" / "table.md").read_text()
+    assert "there is one seed a method" in (tmp_path / "report" / "table.md").read_text()
     assert (tmp_path / "report" / "learning_curves.png").exists()
 
 
@@ -256,7 +261,7 @@ def test_options_replace_the_experiments(sweep, tmp_path):
     options = ["--metrics", "outer/loss", "--baseline", "better", "--interval", "bootstrap"]
     assert main([str(sweep), *options, "--level", "0.9", "--out", str(out)]) == 0
     text = (out / "table.md").read_text()
-    assert "| row | n | outer/loss |" in text
+    assert "| method | n | outer/loss |" in text
     assert "| plain | better | outer/loss |" in text
     assert "0.100 [0.100, 0.100]" in text
     assert "90 % percentile bootstrap" in text
@@ -310,7 +315,7 @@ def test_unknown_names_are_answered_with_those_that_exist(sweep, capsys, options
     ("report", "words"),
     [
         ({"metric": ["eval/loss"]}, "Unknown key of report: metric"),
-        ({"reported": [{"row": "paper"}]}, "needs row, metric, value and source"),
+        ({"reported": [{"method": "paper"}]}, "needs method, metric, value and source"),
     ],
 )
 def test_mistakes_in_an_experiments_report_are_named(tmp_path, capsys, report, words):
@@ -335,13 +340,20 @@ def test_a_level_outside_the_unit_interval_is_refused(tmp_path, capsys):
     assert "between 0 and 1" in capsys.readouterr().err
 
 
-def test_latex_and_markdown_escape_what_they_must():
-    grid = Grid("50 % & more", ["a_b", "n"], [["[x] a|b", "1 ± 2"]])
-    tex = latex(grid)
-    assert r"\caption{50 \% \& more}" in tex
-    assert r"a\_b & n \\" in tex
-    assert "{}[x] a|b & 1 $\\pm$ 2" in tex
-    assert r"| [x] a\|b | 1 ± 2 |" in markdown(grid)
+def test_interquartile_means_are_a_column_of_their_own(sweep, tmp_path, capsys):
+    assert main([str(sweep), "--iqm", "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| method | n | accuracy, % | accuracy, %, IQM | eval/loss | eval/loss, IQM |" in text
+    expected = bootstrap_interval([100 * accuracy("plain", seed) for seed in range(4)], iqm)
+    assert cells(text, "plain")[3] == "{:.1f} [{:.1f}, {:.1f}]".format(*expected)
+    assert "IQM is the interquartile mean over seeds with its 95 % percentile bootstrap" in text
+    for path in sweep.glob("*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["report"] |= {"iqm": True, "resplit": 0.5}
+        path.write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    assert main([str(sweep)]) == 2
+    assert "--iqm take seeds to be independent" in capsys.readouterr().err
 
 
 def test_replicates_of_a_run_count_as_seeds(tmp_path):
@@ -350,10 +362,10 @@ def test_replicates_of_a_run_count_as_seeds(tmp_path):
         replicates = {"eval/accuracy": found, "eval/loss": [0.1, 0.2, None, 0.4]}
         write_run(tmp_path / row, 0, row, report=REPORT, replicates=replicates, stopped="time")
     found = collect(tmp_path)
-    assert [c.seed for c in found.row("plain")] == [0, 1, 2, 3]
-    assert [c.metrics["eval/accuracy"] for c in found.row("plain")] == values["plain"]
-    assert [("outer/loss" in c.metrics) for c in found.row("plain")] == [True, False, False, False]
-    assert len(found.runs) == 2
+    assert [c.seed for c in found.of("plain")] == [0, 1, 2, 3]
+    assert [c.metrics["eval/accuracy"] for c in found.of("plain")] == values["plain"]
+    assert [("outer/loss" in c.metrics) for c in found.of("plain")] == [True, False, False, False]
+    assert len(found.first_replicates) == 2
     assert main([str(tmp_path), "--metrics", "eval/accuracy", "eval/loss", "outer/loss"]) == 0
     text = (tmp_path / "report" / "table.md").read_text()
     expected = t_interval([100 * v for v in values["plain"]])
@@ -363,8 +375,8 @@ def test_replicates_of_a_run_count_as_seeds(tmp_path):
     assert loss.endswith("(n = 3)")
     difference = next(line for line in text.splitlines() if "| 4 of 4 |" in line)
     assert difference.startswith("| better | plain | accuracy, % |")
-    assert "Seeds: 0-3 in every row." in text
-    assert "Replicates: a run trains several seeds side by side" in text
+    assert "Seeds: 0-3 for every method." in text
+    assert "Replicates: a run trains several seeds as one batch" in text
     assert text.count("stopped early") == 2
     assert "plain: eval/loss is not finite in 1 of 4 replicates and is left out" in text
     assert "Commit: abc" in text
@@ -374,7 +386,7 @@ def test_runs_with_replicates_share_no_seed(tmp_path):
     for seed in range(2):
         replicates = {"eval/accuracy": [0.1 * seed, 0.2, 0.3]}
         write_run(tmp_path / str(seed), seed, "plain", replicates=replicates)
-    assert [c.seed for c in collect(tmp_path).row("plain")] == [0, 1, 2, 3, 4, 5]
+    assert [c.seed for c in collect(tmp_path).of("plain")] == [0, 1, 2, 3, 4, 5]
 
 
 def test_replicates_of_unequal_number_are_unreadable(tmp_path):

@@ -55,11 +55,11 @@ def pooled(folder: Path, names: Sequence[str] | None = None) -> tuple[Tests, Row
         ValueError: there is no such row, rows or cells are not of equal kind, or a test is open.
     """
     found = collect(folder)
-    names = found.labels if names is None else list(names)
-    unknown = [name for name in names if name not in found.labels]
+    names = found.methods if names is None else list(names)
+    unknown = [name for name in names if name not in found.methods]
     if unknown or not names:
-        raise ValueError(f"needs rows among {found.labels}; got {unknown or names}.")
-    cells = {name: found.row(name) for name in names}
+        raise ValueError(f"needs rows among {found.methods}; got {unknown or names}.")
+    cells = {name: found.of(name) for name in names}
     kinds = {_kind(cell) for row in cells.values() for cell in row}
     counts = {name: sum(cell.config["problem"]["runs"] for cell in cells[name]) for name in names}
     if len(kinds) > 1 or len(set(counts.values())) > 1:

@@ -1,14 +1,13 @@
-"""The figures of a report: learning curves by row, and the table as dots with intervals."""
+"""The figures of a report: learning curves by method, and the table as dots with intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from metaopt.report.figures import (
     Array,
@@ -26,11 +25,15 @@ from metaopt.report.figures import (
 from metaopt.report.stats import t_intervals
 from metaopt.report.tables import Summary
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Bands = Mapping[str, "Band"]
 
 
 class Band:
-    """A row's curve over its seeds: the mean and the ends of its t-interval at every step."""
+    """A method's curve over its seeds: the mean and the ends of its t-interval at every step."""
 
     def __init__(self, curves: Sequence[Curve], factor: float, level: float) -> None:
         outer = np.unique(np.concatenate([c.outer for c in curves]))
@@ -53,24 +56,25 @@ class Band:
 
 
 def learning_curves(summary: Summary, path: Path) -> Path | None:
-    """Draw every metric of the table, and the outer loss, along the runs; one line a row.
+    """Draw every metric of the table, and the outer loss, along the runs; one line a method.
 
-    The band is the t-interval of the mean over seeds. Where all rows take as many inner steps per
-    outer step, the inner steps are a second axis; where they differ, a second line of panels.
+    The band is the t-interval of the mean over seeds. Where all methods take as many inner
+    steps per outer step, the inner steps are a second axis; where they differ, a second line of
+    panels.
 
     Returns:
         The figure's path, or `None` when no run logged any of the metrics.
     """
-    wanted = dict.fromkeys([*summary.settings.metrics, "outer/loss"])
+    names = dict.fromkeys([*summary.settings.metrics, "outer/loss"])
     logs = {
-        row: [
-            read_curves(c.folder / "metrics.jsonl", wanted)
-            for c in summary.found.row(row)
+        method: [
+            read_curves(c.folder / "metrics.jsonl", names)
+            for c in summary.runs.of(method)
             if c.replicate == 0
         ]
-        for row in summary.rows
+        for method in summary.methods
     }
-    drawn = {name: bands for name in wanted if (bands := _bands(summary, logs, name))}
+    drawn = {name: bands for name in names if (bands := _bands(summary, logs, name))}
     if not drawn:
         return None
     rates = [b.rate for bands in drawn.values() for b in bands.values()]
@@ -82,8 +86,11 @@ def learning_curves(summary: Summary, path: Path) -> Path | None:
 
 def _bands(summary: Summary, logs: Mapping[str, list[dict[str, Curve]]], name: str) -> Bands:
     factor = summary.settings.factor(name)
-    having = {row: [log[name] for log in of_row if name in log] for row, of_row in logs.items()}
-    return {row: Band(curves, factor, summary.level) for row, curves in having.items() if curves}
+    bands = {}
+    for method, runs in logs.items():
+        if curves := [log[name] for log in runs if name in log]:
+            bands[method] = Band(curves, factor, summary.level)
+    return bands
 
 
 def _curves_figure(summary: Summary, drawn: Mapping[str, Bands], apart: bool) -> Figure:
@@ -91,7 +98,7 @@ def _curves_figure(summary: Summary, drawn: Mapping[str, Bands], apart: bool) ->
     columns = many if apart or many <= 3 else 3
     lines = 2 if apart else math.ceil(many / columns)
     width = max(3.8 * columns, 5.0)
-    names = summary.rows
+    names = summary.methods
     across = max(1, min(len(names), int(width / (0.55 + 0.085 * max(map(len, names))))))
     figure = new_figure(width, 3.0 * lines + 0.3 + 0.2 * math.ceil(len(names) / across))
     for at, (name, bands) in enumerate(drawn.items()):
@@ -103,8 +110,8 @@ def _curves_figure(summary: Summary, drawn: Mapping[str, Bands], apart: bool) ->
         else:
             longest = max(bands.values(), key=lambda b: b.mean.outer[-1]).mean
             inner_axis(axes, longest.outer, longest.inner)
-    shown = {row: at for at, row in enumerate(names) if any(row in b for b in drawn.values())}
-    keys = [figure.axes[0].plot([], [], label=row, **line(at))[0] for row, at in shown.items()]
+    shown = {name: at for at, name in enumerate(names) if any(name in b for b in drawn.values())}
+    keys = [figure.axes[0].plot([], [], label=name, **line(at))[0] for name, at in shown.items()]
     if len(keys) > 1:
         figure.legend(handles=keys, loc="outside lower center", ncols=across)
     return figure
@@ -112,11 +119,11 @@ def _curves_figure(summary: Summary, drawn: Mapping[str, Bands], apart: bool) ->
 
 def _draw(axes: Axes, summary: Summary, name: str, bands: Bands, by_inner: bool = False) -> None:
     last = 0.0
-    for row, band in bands.items():
+    for method, band in bands.items():
         x: Array = band.mean.inner if by_inner else band.mean.outer
         if not np.isfinite(x).any():
             continue
-        style = line(summary.rows.index(row))
+        style = line(summary.methods.index(method))
         marker = "o" if len(x) == 1 else None
         axes.plot(x, band.mean.value, marker=marker, markersize=4, **style)
         axes.fill_between(x, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
@@ -127,17 +134,19 @@ def _draw(axes: Axes, summary: Summary, name: str, bands: Bands, by_inner: bool 
 
 
 def dots(summary: Summary, path: Path) -> Path:
-    """Draw the table: one panel a metric, one line a row, a dot with its interval, each seed."""
-    rows, metrics = summary.rows, summary.settings.metrics
+    """Draw the table: one panel a metric, one line a method, a dot with its interval, each seed."""
+    methods, metrics = summary.methods, summary.settings.metrics
     columns = min(len(metrics), 3)
     lines = math.ceil(len(metrics) / columns)
-    names = 0.075 * max(map(len, rows))
+    names = 0.075 * max(map(len, methods))
     with house_style():
-        figure = new_figure(names + 3.2 * columns, lines * (0.9 + 0.32 * len(rows)))
+        figure = new_figure(names + 3.2 * columns, lines * (0.9 + 0.32 * len(methods)))
         for at, metric in enumerate(metrics):
             axes = figure.add_subplot(lines, columns, at + 1)
             _dots_panel(axes, summary, metric)
-            axes.set_yticks(range(len(rows)), rows if at % columns == 0 else [""] * len(rows))
+            axes.set_yticks(
+                range(len(methods)), methods if at % columns == 0 else [""] * len(methods)
+            )
         return save(figure, path)
 
 
@@ -145,14 +154,14 @@ def _dots_panel(axes: Axes, summary: Summary, metric: str) -> None:
     if isinstance(summary.settings.baseline, str):
         middle = summary.estimate(summary.settings.baseline, metric).estimate
         axes.axvline(middle, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    for at, row in enumerate(summary.rows):
-        seeds = list(summary.values(row, metric).values())
+    for at, method in enumerate(summary.methods):
+        seeds = list(summary.values(method, metric).values())
         colour = line(at)["color"]
         axes.plot(seeds, [at] * len(seeds), "|", color=colour, alpha=0.45, markersize=7)
-        mean, low, high = summary.estimate(row, metric)
+        mean, low, high = summary.estimate(method, metric)
         axes.plot([low, high], [at, at], color=colour, linewidth=2)
         axes.plot([mean], [at], "o", color=colour, markersize=5.5)
-    axes.set_ylim(len(summary.rows) - 0.5, -0.5)
+    axes.set_ylim(len(summary.methods) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_title(summary.settings.label(metric))
