@@ -2,7 +2,15 @@
 
 from metaopt.engine import Engine
 from metaopt.engine.inner import GradientProblem, GradientState
-from metaopt.engine.protocols import Estimator, Feedback, NonFiniteError, OuterOptimizer, Problem
+from metaopt.engine.protocols import (
+    Estimator,
+    Feedback,
+    NonFiniteError,
+    OuterOptimizer,
+    Problem,
+    Records,
+    Report,
+)
 
 __all__ = [
     "Engine",
@@ -13,6 +21,8 @@ __all__ = [
     "NonFiniteError",
     "OuterOptimizer",
     "Problem",
+    "Records",
+    "Report",
 ]
 
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 import torch
 
-from metaopt import Feedback
+from metaopt import Feedback, Problem
 from metaopt.engine.random import generator
 
 S, A, T = 3, 3, 4
@@ -30,7 +30,7 @@ def value_iteration():
     return torch.stack(values)
 
 
-class Climb:
+class Climb(Problem):
     """R runs whose length is an action 0, 1, 2 of the decision process above, T decisions each."""
 
     def __init__(self, runs=4, training_episodes=10**6):

@@ -13,12 +13,9 @@ from torch import Tensor
 from metaopt.engine import distributed, tree
 from metaopt.engine.budget import Ledger
 from metaopt.engine.protocols import (
-    Charging,
     Estimator,
     Feedback,
-    Finishing,
     NonFiniteError,
-    Observing,
     OuterOptimizer,
     Problem,
 )
@@ -60,6 +57,11 @@ class Engine:
     ) -> None:
         if outer_steps < 0:
             raise ValueError(f"outer_steps must be >= 0; got {outer_steps}.")
+        if not isinstance(problem, Problem):
+            raise TypeError(
+                f"{type(problem).__name__} is no problem; make it a subclass of "
+                f"metaopt.GradientProblem (two losses) or metaopt.Problem (a black box)."
+            )
         self.problem, self.estimator, self.optimizer = problem, estimator, optimizer
         self.outer_steps, self.seed = outer_steps, seed
         self.outer_step = 0
@@ -81,8 +83,7 @@ class Engine:
         inner = self.problem.init_inner(outer, None if self.done else self.inner, key)
         inner, feedback = self.estimator(self.problem, outer, inner, key)
         feedback = self._checked(all_reduce(feedback))
-        if isinstance(self.problem, Observing):
-            inner = self.problem.observe(outer, inner, feedback)
+        inner = self.problem.observe(outer, inner, feedback)
         self.optimizer.tell(feedback)
         self.ledger.charge(feedback.cost)
         self.inner, self.done, self._stop = inner, feedback.done, feedback.stop
@@ -109,15 +110,14 @@ class Engine:
         return dataclasses.replace(feedback, value=value, metrics=metrics)
 
     def finish(self) -> None:
-        """Run the problem's last phase, where it has one, and charge what the loop did not.
+        """Run the problem's last phase, and charge what the loop did not.
 
         Call it once, after the loop.
         """
-        if isinstance(self.problem, Finishing) and self.inner is not None:
+        if self.inner is not None:
             key = fold(self.seed, "finish")
             self.inner = self.problem.finish(self.optimizer.solution, self.inner, key)
-        if isinstance(self.problem, Charging):
-            self.ledger.charge(self.problem.overhead(dict(self.ledger.spent)))
+        self.ledger.charge(self.problem.overhead(dict(self.ledger.spent)))
 
     def metrics(self) -> dict[str, float]:
         """Return the problem's held-out metrics, named `eval/<metric>`; empty before a step.

@@ -6,8 +6,7 @@ below is the same for all of them, in place (`advance`) or on the graph (`unroll
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
@@ -68,7 +67,7 @@ def split_module(module: torch.nn.Module) -> tuple[Tree, Tree]:
     return params, frozen | {k: v.detach().clone() for k, v in module.named_buffers()}
 
 
-class GradientProblem(ABC):
+class GradientProblem(Problem):
     """A problem with an inner loss g(phi, theta) and an outer loss F(phi, theta).
 
     Symbols: phi = `outer`, theta = `inner`; both losses return a scalar tensor. `inner` holds the
@@ -134,12 +133,6 @@ class GradientProblem(ABC):
     def carry(self, outer: Tree, params: Tree, buffers: Tree, step: int) -> Tree:
         """Return the buffers after an inner step (an average of the parameters, a counter)."""
         return buffers
-
-    def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float | Tensor]:
-        """Return figures on data that neither level has used; see
-        `metaopt.engine.protocols.Problem`.
-        """
-        return {}
 
     # What the engine and the estimators call.
 

@@ -8,10 +8,11 @@ Everything is minimised; what should be maximised is negated once, where it is c
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
 
@@ -56,134 +57,135 @@ class Feedback:
     stop: str | None = None
 
 
-@runtime_checkable
-class Problem(Protocol):
-    """Two levels: what the inner one trains, what the outer one steers, how good that was.
+Snapshots = Sequence[tuple[int, dict[str, Any]]]
+"""What `Report.snapshot` returned along a run, with the outer steps after which it did."""
 
-    States are trees (dicts, lists, named tuples) of tensors and primitives, so that a checkpoint
-    holds them. `key` is an integer from `metaopt.engine.random.fold`: all randomness is a function
-    of it.
+R = TypeVar("R", bound="Report")
+
+
+class Report:
+    """What a problem shows of a run: snapshots along it, figures and a product at its end.
+
+    Override what is needed. `Problem.report` holds an instance of the subclass.
+
+    Raises:
+        TypeError: when a report is made that draws figures and takes no snapshots to draw.
     """
 
+    def __new__(cls: type[R], *args: Any, **kwargs: Any) -> R:
+        """Return a report whose parts fit each other."""
+        if cls.figures is not Report.figures and cls.snapshot is Report.snapshot:
+            raise TypeError(
+                f"{cls.__name__}.figures draws snapshots, and {cls.__name__} takes none; define "
+                f"snapshot(self, outer, inner)."
+            )
+        return super().__new__(cls)
+
+    def snapshot(self, outer: Outer, inner: Inner) -> dict[str, Any] | None:
+        """Return what the figures and the product need of this moment, as tensors and primitives.
+
+        Called after every evaluation on held-out data; `None` keeps nothing.
+        """
+        return None
+
+    def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
+        """Write figures of the (outer_step, snapshot) pairs into `folder`; return their paths."""
+        return []
+
+    def deliver(self, outer: Outer, inner: Inner, snapshots: Snapshots, folder: Path) -> str:
+        """Write the run's product (a model, a schedule) into `folder` and return what to print."""
+        return ""
+
+
+class Records:
+    """What a problem keeps beside the run: answers of language models that were paid for.
+
+    Override what is needed. `Problem.records` holds an instance of the subclass.
+
+    Attributes:
+        authorisation: hash of the permission to ask a system of other people, by role; empty
+            where all of them are simulated, `None` where no permission is needed.
+    """
+
+    authorisation: Mapping[str, str] | None = None
+
+    def open(self, folder: Path) -> None:
+        """Continue the records of the run in `folder`; called once, before the first step."""
+
+    def spent(self) -> Mapping[str, float]:
+        """Return the cost so far by unit, after the last outer step included."""
+        return {}
+
+    def close(self) -> None:
+        """Close the records; called when the run ends, whatever ends it."""
+
+
+class Problem(ABC):
+    """Two levels: what the inner one trains, what the outer one steers, how good that was.
+
+    For an inner level that is a black box; one with two differentiable losses is a
+    `GradientProblem`. States are trees (dicts, lists, named tuples) of tensors and primitives, so
+    that a checkpoint holds them. `key` is an integer from `metaopt.engine.random.fold`: all
+    randomness is a function of it.
+
+    Attributes:
+        report: what is drawn and delivered, or `None`.
+        records: what is kept beside the run, or `None`.
+    """
+
+    report: Report | None = None
+    records: Records | None = None
+
+    @abstractmethod
     def init_outer(self, generator: Generator) -> Outer:
         """Return the first outer variable."""
-        ...
 
+    @abstractmethod
     def init_inner(self, outer: Outer, inner: Inner | None, key: int) -> Inner:
-        """Return where the next inner run starts: `inner` (warm), a fork of `outer`, or afresh.
+        """Return where the next inner run starts: `inner` (warm), a fork of `outer`, or new.
 
         `inner` is what the last run left, or `None` at the start and after `Feedback.done`.
         """
-        ...
 
+    @abstractmethod
     def inner_step(self, outer: Outer, inner: Inner, key: int) -> Inner:
         """Return the inner state one step on; the argument is left as it was."""
-        ...
 
+    @abstractmethod
     def evaluate(self, outer: Outer, inner: Inner, key: int) -> Feedback:
         """Return the meta-objective of `inner` under `outer`, without a gradient."""
-        ...
+
+    # With a default.
 
     def metrics(self, outer: Outer, inner: Inner) -> Mapping[str, float | Tensor]:
         """Return figures on data that neither level has used, for the log and the result.
 
-        A problem that trains R replicates side by side, which differ in their seeds, returns (R,)
-        tensors: the log has their mean, the result every value, and a report counts them as seeds.
+        A vectorized problem of R replicates, which differ in their seeds, returns (R,) tensors:
+        the log has their mean, the result every value, and a report counts them as seeds.
         """
-        ...
+        return {}
 
+    def observe(self, outer: Outer, inner: Inner, feedback: Feedback) -> Inner:
+        """Return the inner state with statistics of `feedback` added, such as the hypergradient's.
 
-@runtime_checkable
-class Finishing(Protocol):
-    """A problem with a last phase after the outer loop, such as fine-tuning."""
+        Called after every inner run, before the optimizer is told: `outer` is what the feedback is
+        about, and `inner`, which may be changed in place, is the state that the run has left.
+        """
+        return inner
 
     def finish(self, outer: Outer, inner: Inner, key: int) -> Inner:
-        """Return the inner state to report and to keep; called once, after the last outer step."""
-        ...
+        """Return the inner state to report and to keep, after a last phase such as fine-tuning.
 
-
-@runtime_checkable
-class Charging(Protocol):
-    """A problem that trains beside its outer steps: references, several models, a last phase."""
+        Called once, after the last outer step.
+        """
+        return inner
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
         """Return what the run has cost beside `spent`, the outer steps' sum, by unit.
 
         Called once, after `finish`; the engine adds it to the ledger.
         """
-        ...
-
-
-@runtime_checkable
-class Observing(Protocol):
-    """A problem that looks at its own hypergradients, for figures on how far to trust them."""
-
-    def observe(self, outer: Outer, inner: Inner, feedback: Feedback) -> Inner:
-        """Return the inner state with what was seen of `feedback` kept in it.
-
-        Called after every inner run, before the optimizer is told: `outer` is what the feedback is
-        about, and `inner`, which may be changed in place, is the state that the run has left.
-        """
-        ...
-
-
-@runtime_checkable
-class Drawable(Protocol):
-    """A problem that draws itself: snapshots along the run, figures at its end."""
-
-    def snapshot(self, outer: Outer, inner: Inner) -> dict[str, Any]:
-        """Return what a figure needs to know of this moment, as tensors and primitives."""
-        ...
-
-    def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
-        """Write figures of the (outer_step, snapshot) pairs into `folder`; return their paths."""
-        ...
-
-
-@runtime_checkable
-class Recording(Protocol):
-    """A problem that keeps records of its own beside the run: answers that were paid for."""
-
-    def open(self, folder: Path) -> None:
-        """Take up the records of the run in `folder`; called once, before the first step."""
-        ...
-
-    def spent(self) -> Mapping[str, float]:
-        """Return what the records say was spent by unit, what came after the last step included."""
-        ...
-
-    def close(self) -> None:
-        """Let go of them; called when the run ends, whatever ends it."""
-        ...
-
-
-@runtime_checkable
-class Authorised(Protocol):
-    """A problem that asks systems of other people, by their permission."""
-
-    @property
-    def authorisation(self) -> Mapping[str, str]:
-        """Hashes of the permissions by role; empty where everything is simulated."""
-        ...
-
-
-@runtime_checkable
-class Delivering(Protocol):
-    """A problem whose run has a product beside its numbers: a report, a model, a schedule."""
-
-    def snapshot(self, outer: Outer, inner: Inner) -> dict[str, Any]:
-        """Return what the product needs to know of this moment, as tensors and primitives."""
-        ...
-
-    def deliver(
-        self,
-        outer: Outer,
-        inner: Inner,
-        snapshots: Sequence[tuple[int, dict[str, Any]]],
-        folder: Path,
-    ) -> str:
-        """Write the product into `folder` and return the text to print at the run's end."""
-        ...
+        return {}
 
 
 @runtime_checkable

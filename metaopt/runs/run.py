@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import Engine
-from metaopt.engine.protocols import Authorised, Delivering, Drawable, Recording
 from metaopt.runs import checkpoint, provenance
 from metaopt.runs.progress import watcher
 from metaopt.runs.tracking import Jsonl, Scalars, Tee, Tracker, floats
@@ -113,15 +112,15 @@ class Run:
     @contextmanager
     def _records(self) -> Iterator[None]:
         """Let the problem keep its own records of the run while it lasts."""
-        problem = self.engine.problem
-        if not isinstance(problem, Recording):
+        records = self.engine.problem.records
+        if records is None:
             yield
             return
-        problem.open(self.folder)
+        records.open(self.folder)
         try:
             yield
         finally:
-            problem.close()
+            records.close()
 
     def _drive(self, origin: Mapping[str, Any]) -> dict[str, Any]:
         resumed = self._restore()
@@ -176,12 +175,13 @@ class Run:
 
     def _evaluate(self, step: int) -> dict[str, Tensor]:
         metrics = self.engine.measured()
-        problem = self.engine.problem
-        if isinstance(problem, (Drawable, Delivering)) and self.engine.inner is not None:
-            folder = self.folder / "snapshots"
-            folder.mkdir(exist_ok=True)
-            snapshot = problem.snapshot(self.engine.optimizer.solution, self.engine.inner)
-            checkpoint.write_tensors(folder / f"step_{step:08d}.pt", snapshot)
+        report = self.engine.problem.report
+        if report is not None and self.engine.inner is not None:
+            snapshot = report.snapshot(self.engine.optimizer.solution, self.engine.inner)
+            if snapshot is not None:
+                folder = self.folder / "snapshots"
+                folder.mkdir(exist_ok=True)
+                checkpoint.write_tensors(folder / f"step_{step:08d}.pt", snapshot)
         return metrics
 
     def _save(self, step: int) -> None:
@@ -202,8 +202,7 @@ class Run:
         self.engine.finish()
         measured = self._evaluate(step)
         if self.figures and step:
-            self._draw()
-            self._deliver()
+            self._report()
         final = {"outer": self.engine.optimizer.solution, "inner": self.engine.inner}
         checkpoint.write_tensors(self.folder / "final.pt", final)
         result = {
@@ -219,38 +218,35 @@ class Run:
         replicates = {name: value.tolist() for name, value in measured.items() if value.ndim}
         if replicates:
             result["replicates"] = {k: list(map(_or_null, v)) for k, v in replicates.items()}
-        if isinstance(self.engine.problem, Authorised):
-            result["authorisation"] = dict(self.engine.problem.authorisation)
+        records = self.engine.problem.records
+        if records is not None and records.authorisation is not None:
+            result["authorisation"] = dict(records.authorisation)
         self._write("timing.json", {"seconds": time.monotonic() - self._started})
         self._write("result.json", result)
         return result
 
     def _spent(self) -> dict[str, float]:
         """Return what the run has cost, by unit; records know what came after the last step."""
-        problem = self.engine.problem
-        known = problem.spent() if isinstance(problem, Recording) else {}
+        records = self.engine.problem.records
+        known = {} if records is None else records.spent()
         return {**self.engine.ledger.spent, **known}
 
-    def _deliver(self) -> None:
-        problem = self.engine.problem
-        if isinstance(problem, Delivering) and self.engine.inner is not None:
-            solution, inner = self.engine.optimizer.solution, self.engine.inner
-            self.delivered = problem.deliver(solution, inner, self._snapshots(), self.folder)
-
-    def _snapshots(self) -> list[tuple[int, dict[str, Any]]]:
-        saved = checkpoint.steps(self.folder / "snapshots")
-        return [(step, checkpoint.read_tensors(path)) for step, path in saved]
-
-    def _draw(self) -> None:
+    def _report(self) -> None:
+        """Draw the learning curve and what the problem draws; write what it delivers."""
         # matplotlib takes longer to import than a small run takes to finish.
         from metaopt.report.figures import learning_curve
 
         learning_curve(self.folder)
-        problem = self.engine.problem
-        if isinstance(problem, Drawable):
-            figures = self.folder / "figures"
-            figures.mkdir(exist_ok=True)
-            problem.figures(self._snapshots(), figures)
+        report = self.engine.problem.report
+        if report is None or self.engine.inner is None:
+            return
+        saved = checkpoint.steps(self.folder / "snapshots")
+        snapshots = [(step, checkpoint.read_tensors(path)) for step, path in saved]
+        figures = self.folder / "figures"
+        figures.mkdir(exist_ok=True)
+        report.figures(snapshots, figures)
+        solution, inner = self.engine.optimizer.solution, self.engine.inner
+        self.delivered = report.deliver(solution, inner, snapshots, self.folder)
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         checkpoint.write_text(self.folder / name, json.dumps(content, indent=1) + "\n")

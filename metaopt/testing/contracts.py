@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from metaopt.engine import Engine, tree
-from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Problem, Recording
+from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Problem
 from metaopt.engine.random import fold, generator
 from metaopt.optimizers import Grid, Random, Search
 from metaopt.testing.trees import form, identical, new_tensors, tensors
@@ -35,7 +35,7 @@ class RunContract:
         raise NotImplementedError(f"{type(self).__name__} must override the fixture `make`.")
 
     def test_roles(self, make: Callable[[], Parts]) -> None:
-        """The three objects have the methods of their protocols."""
+        """The three objects have the methods of their roles."""
         problem, estimator, optimizer = make()
         assert isinstance(problem, Problem)
         assert isinstance(estimator, Estimator)
@@ -242,15 +242,15 @@ def _run(parts: Parts, steps: int) -> list[Any]:
 @contextmanager
 def _recorded(parts: Parts, folder: Path) -> Iterator[Parts]:
     """Let the problem keep its own records, where it keeps any, beside `folder`."""
-    problem = parts[0]
-    if not isinstance(problem, Recording):
+    records = parts[0].records
+    if records is None:
         yield parts
         return
-    problem.open(folder)
+    records.open(folder)
     try:
         yield parts
     finally:
-        problem.close()
+        records.close()
 
 
 def _start(parts: Parts) -> tuple[Problem, Any, Any]:

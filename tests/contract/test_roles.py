@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from metaopt import Engine, Feedback, GradientProblem
+from metaopt import Engine, Feedback, GradientProblem, Problem
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.random import fold, generator
 from metaopt.estimators import FirstOrder, Score, Unroll
@@ -53,7 +53,7 @@ class TestFork(ProblemContract, EstimatorContract):
         assert engine.inner.step == 1
 
 
-class StepSizeControl:
+class StepSizeControl(Problem):
     """Descend a quadratic of unknown curvature while an agent halves, keeps or doubles the step.
 
     An episode is `horizon` descent steps. The observation is what the loss did (0: rose, 1: fell

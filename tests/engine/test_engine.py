@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from metaopt import Engine, Feedback, NonFiniteError
+from metaopt import Engine, Feedback, NonFiniteError, Problem
 from metaopt.engine.budget import Ledger
 from metaopt.estimators import Score, Unroll
 from metaopt.optimizers import Descent, Listed, Schedule
@@ -14,7 +14,7 @@ from metaopt.problems.examples import Ridge
 from metaopt.testing.trees import identical
 
 
-class Counter:
+class Counter(Problem):
     """An inner level that counts its steps; the outer variable is the amount of a step."""
 
     def __init__(self, last=None, bad_at=None, bad=math.nan):

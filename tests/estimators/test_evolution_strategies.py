@@ -7,12 +7,12 @@ import torch
 from cases import Classification, cosine
 
 from metaopt.engine import tree
-from metaopt.engine.protocols import Feedback
+from metaopt.engine.protocols import Feedback, Problem
 from metaopt.estimators import EvolutionStrategies, Unroll
 from metaopt.problems.examples import Quadratic
 
 
-class Threshold:
+class Threshold(Problem):
     """F = 1 where phi > 0 and 0 elsewhere, after inner steps that count."""
 
     def init_outer(self, generator):
@@ -26,9 +26,6 @@ class Threshold:
 
     def evaluate(self, outer, inner, key):
         return Feedback(float(outer["phi"] > 0), cost={"environment_steps": 2})
-
-    def metrics(self, outer, inner):
-        return {}
 
 
 class Decay(Threshold):

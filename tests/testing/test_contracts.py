@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from metaopt import Feedback
+from metaopt import Feedback, Problem
 from metaopt.engine.random import generator
 from metaopt.estimators import Score
 from metaopt.optimizers import Listed, Random, Schedule
 from metaopt.testing import OptimizerContract, ProblemContract, RunContract
 
 
-class Walk:
+class Walk(Problem):
     """A random walk towards zero, with one fault."""
 
     def __init__(self, fault=None):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Snapshots = Sequence[tuple[int, Mapping[str, Any]]]
+from metaopt.engine.protocols import Snapshots
 
 
 def draw_weights(domains: Sequence[str], snapshots: Snapshots, path: Path) -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -23,7 +21,6 @@ from metaopt.problems.domain_reweighting.diagnostics import (
     signal,
     unseen,
 )
-from metaopt.problems.domain_reweighting.figures import draw_weights
 from metaopt.problems.domain_reweighting.options import (
     Initial,
     Objective,
@@ -40,8 +37,8 @@ from metaopt.problems.domain_reweighting.phases import (
     reference_losses,
     untrained,
 )
-from metaopt.problems.domain_reweighting.report import weights_table
-from metaopt.problems.domain_reweighting.task import Autocast, Comparing, ReweightingTask
+from metaopt.problems.domain_reweighting.report import WeightReport
+from metaopt.problems.domain_reweighting.task import Autocast, ReweightingTask
 from metaopt.problems.domain_reweighting.weights import Regulariser, Weights, WeightTable, by_domain
 
 
@@ -126,6 +123,7 @@ class DomainReweighting(GradientProblem):
         self.domain = task.domain.to(self.device)
         self.sampler = Sampler(task, sampling)
         self._beside: dict[str, float] = {}
+        self.report = WeightReport(self)
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return the phi of the initial weights."""
@@ -345,39 +343,25 @@ class DomainReweighting(GradientProblem):
         for name, tensors in self.models(inner).items():
             prefix = "" if name == "reweighted" else f"{name}/"
             found |= {f"{prefix}{k}": v for k, v in self.task.metrics(tensors).items()}
-        seen = self.snapshot(outer, inner)
+        summary = self.weight_summary(outer, inner)
         for name in ("weight", "hypergradient", "z"):
-            if name in seen:
+            if name in summary:
                 found |= {
                     f"{name}/{domain}": float(value)
-                    for domain, value in zip(self.task.domains, seen[name], strict=True)
+                    for domain, value in zip(self.task.domains, summary[name], strict=True)
                 }
-        return found | {"effective_share": float(seen["effective_share"])}
+        return found | {"effective_share": float(summary["effective_share"])}
 
     @torch.no_grad()
-    def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
-        """Return weights and hypergradients by domain."""
+    def weight_summary(self, outer: Tree, inner: GradientState) -> dict[str, Tensor]:
+        """Return weights and hypergradients by domain, and the effective share of the rows.
+
+        The hypergradients' mean and z, (K,) each, are there once one was not zero.
+        """
         weight, share = self.domain_weights(outer, inner)
-        found: dict[str, Any] = {"weight": weight.cpu(), "effective_share": share.cpu()}
+        summary = {"weight": weight.cpu(), "effective_share": share.cpu()}
         moments = part(inner.buffers, "observed.")
         if moments["squares"].any():
             mean, z = signal(moments)
-            found |= {"hypergradient": mean.cpu(), "z": z.cpu()}
-        return found | {"inner_step": inner.step}
-
-    def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
-        """Write the weights along the run and the hypergradients at its end."""
-        return [draw_weights(self.task.domains, snapshots, folder / "weights.png")]
-
-    def deliver(
-        self,
-        outer: Tree,
-        inner: GradientState,
-        snapshots: Sequence[tuple[int, dict[str, Any]]],
-        folder: Path,
-    ) -> str:
-        """Write weights.csv, and what the task compares; return tables of both."""
-        parts = [weights_table(self.task, self.snapshot(outer, inner), folder)]
-        if isinstance(self.task, Comparing):
-            parts.append(self.task.compare(self.models(inner), folder))
-        return "\n\n".join(filter(None, [*parts, f"figures: {folder / 'figures'}"]))
+            summary |= {"hypergradient": mean.cpu(), "z": z.cpu()}
+        return summary

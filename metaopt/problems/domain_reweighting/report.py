@@ -6,12 +6,41 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metaopt.problems.domain_reweighting.task import ReweightingTask
+from metaopt.engine.inner import GradientState
+from metaopt.engine.protocols import Report, Snapshots, Tree
+from metaopt.problems.domain_reweighting.figures import draw_weights
+from metaopt.problems.domain_reweighting.task import Comparing, ReweightingTask
+
+if TYPE_CHECKING:
+    from metaopt.problems.domain_reweighting.problem import DomainReweighting
 
 LEVEL = 0.05
 """Probability of a false alarm: that one of K hypergradients of mean 0 has so large a |z|."""
+
+
+class WeightReport(Report):
+    """The weights and hypergradients by domain along a run, and what the task compares."""
+
+    def __init__(self, problem: DomainReweighting) -> None:
+        self.problem = problem
+
+    def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
+        """Return weights and hypergradients by domain."""
+        return {**self.problem.weight_summary(outer, inner), "inner_step": inner.step}
+
+    def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
+        """Write the weights along the run and the hypergradients at its end."""
+        return [draw_weights(self.problem.task.domains, snapshots, folder / "weights.png")]
+
+    def deliver(self, outer: Tree, inner: GradientState, snapshots: Snapshots, folder: Path) -> str:
+        """Write weights.csv, and what the task compares; return tables of both."""
+        problem, task = self.problem, self.problem.task
+        parts = [weights_table(task, problem.weight_summary(outer, inner), folder)]
+        if isinstance(task, Comparing):
+            parts.append(task.compare(problem.models(inner), folder))
+        return "\n\n".join(filter(None, [*parts, f"figures: {folder / 'figures'}"]))
 
 
 def weights_table(task: ReweightingTask, seen: Mapping[str, Any], folder: Path) -> str:

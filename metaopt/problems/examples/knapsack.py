@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.engine.protocols import Feedback
+from metaopt.engine.protocols import Feedback, Problem
 from metaopt.engine.random import fold, generator
 
 MOVES = {
@@ -47,7 +47,7 @@ class Instances(NamedTuple):
     optimum: Tensor
 
 
-class Knapsack:
+class Knapsack(Problem):
     """Choose the text, a list of moves, by which local search comes closest to the optimum.
 
     Inner level: an inner step runs through the moves of the text, over and over, until `moves` of

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -27,7 +26,7 @@ from metaopt.problems.meta_pseudo_labels.evaluation import (
 )
 from metaopt.problems.meta_pseudo_labels.losses import Consistency, DirectLoss, Examples
 from metaopt.problems.meta_pseudo_labels.phases import FineTuning, Pretraining
-from metaopt.problems.meta_pseudo_labels.report import boundary, draw_boundaries
+from metaopt.problems.meta_pseudo_labels.report import BoundaryReport
 
 Labels = Literal["sample", "soft", "argmax"]
 View = Literal["weak", "strong"]
@@ -123,6 +122,8 @@ class MetaPseudoLabels(GradientProblem):
         self.compat, self.seed, self.device = compat, seed, torch.device(device)
         self.teacher_loss = DirectLoss(supervised, consistency)
         self.student_loss = DirectLoss(1.0, consistency if objective == "consistency" else None)
+        if data.shape == (2,) and data.classes == 2:
+            self.report = BoundaryReport(self)
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return the teacher's parameters; a pretrained teacher depends on `seed` alone."""
@@ -236,7 +237,9 @@ class MetaPseudoLabels(GradientProblem):
 
     def outer_loss(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
         """Return the student's labelled loss plus the teacher's own."""
-        own = self.teacher_loss(self.teacher, self._teacher(outer, inner), batch, inner["step"])
+        own = self.teacher_loss(
+            self.teacher, self.teacher_tensors(outer, inner), batch, inner["step"]
+        )
         return own + self.feedback_loss(outer, inner, batch) if self.feedback else own
 
     def carry(self, outer: Tree, params: Tree, buffers: Tree, step: int) -> Tree:
@@ -263,7 +266,7 @@ class MetaPseudoLabels(GradientProblem):
             "labelled_accuracy": accuracy(self.student, student, data.labelled, data.labels),
         }
         if self.objective == "pseudo_labels":
-            teacher = self._teacher(outer, tensors)
+            teacher = self.teacher_tensors(outer, tensors)
             logits = outputs(self.teacher, teacher, data.test)
             probabilities = torch.softmax(logits / self.temperature, -1)
             found |= {
@@ -285,39 +288,21 @@ class MetaPseudoLabels(GradientProblem):
             buffers |= {f"average.{k}": v.clone() for k, v in tuned.items()}
         return inner._replace(params=params, buffers=buffers)
 
-    @torch.no_grad()
-    def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
-        """Return the probabilities of class 1 on a grid; nothing where inputs are not planar."""
-        if self.data.shape != (2,) or self.data.classes != 2:
-            return {}
-        tensors = inner.params | inner.buffers
-        teacher, student = self._teacher(outer, tensors), self.evaluated(tensors)
-        return {
-            "teacher": boundary(self.teacher, teacher, self.data),
-            "student": boundary(self.student, student, self.data),
-        }
-
-    def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
-        """Write the decision boundaries of teacher and student over time."""
-        drawn = [(step, snapshot) for step, snapshot in snapshots if snapshot]
-        if not drawn:
-            return []
-        return [draw_boundaries(self.data, drawn, folder / "decision_boundaries.png")]
-
     def evaluated(self, inner: Tree) -> Tree:
         """Return the student's tensors that are reported: the average where there is one."""
         if self.average is None:
             return inner
         return {k: inner[f"average.{k}"] for k in (*self.student.params, *self.student.buffers)}
 
-    def _teacher(self, outer: Tree, inner: Tree) -> Tree:
+    def teacher_tensors(self, outer: Tree, inner: Tree) -> Tree:
+        """Return the teacher's parameters and buffers."""
         return outer | {k: inner[f"teacher.{k}"] for k in self.teacher.buffers}
 
     def _label_logits(self, outer: Tree, inner: Tree, batch: Examples, view: View) -> Tensor:
         """Return the logits that the teacher labels a view with, (B, C)."""
         x = batch.weak if view == "weak" else batch.strong
         with replay(batch.noise):
-            return self.teacher.train(self._teacher(outer, inner), x) / self.temperature
+            return self.teacher.train(self.teacher_tensors(outer, inner), x) / self.temperature
 
     def _draw(self, generator: Generator, labelled: bool, unlabelled: bool) -> Examples:
         data = self.data

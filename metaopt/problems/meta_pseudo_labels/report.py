@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from metaopt.engine.protocols import Tree
+from metaopt.engine.inner import GradientState
+from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.nn import Network
 from metaopt.problems.meta_pseudo_labels.data import SemiSupervised
 from metaopt.problems.meta_pseudo_labels.evaluation import accuracy
 
-Snapshots = Sequence[tuple[int, dict[str, Any]]]
+if TYPE_CHECKING:
+    from metaopt.problems.meta_pseudo_labels.problem import MetaPseudoLabels
+
 ROWS = ("teacher", "student")
+
+
+class BoundaryReport(Report):
+    """The decision boundaries of teacher and student over time, of planar data of two classes."""
+
+    def __init__(self, problem: MetaPseudoLabels) -> None:
+        self.problem = problem
+
+    @torch.no_grad()
+    def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
+        """Return the probabilities of class 1 on a grid."""
+        problem, tensors = self.problem, inner.params | inner.buffers
+        teacher, student = problem.teacher_tensors(outer, tensors), problem.evaluated(tensors)
+        return {
+            "teacher": boundary(problem.teacher, teacher, problem.data),
+            "student": boundary(problem.student, student, problem.data),
+        }
+
+    def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
+        """Write one figure."""
+        path = folder / "decision_boundaries.png"
+        return [draw_boundaries(self.problem.data, snapshots, path)]
 
 
 def grid(data: SemiSupervised, size: int = 100) -> tuple[Tensor, list[float]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -13,8 +12,9 @@ from torch import Generator, Tensor
 from metaopt.engine import tree
 from metaopt.engine.inner import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import InnerOptimizer
-from metaopt.engine.protocols import Charging, Feedback, Tree
+from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import fold
+from metaopt.problems.reward_model.report import TaskReport
 from metaopt.problems.reward_model.steps import difference, direction, due
 from metaopt.problems.reward_model.task import PreferenceTask
 
@@ -118,6 +118,7 @@ class MetaRewardModel(GradientProblem):
         self.weight, self.deploy, self.seed = weight, deploy, seed
         self.batch, self.prompts = min(batch, task.rows), min(prompts, task.prompts)
         self.warm_start = variant == "no_restore"
+        self.report = TaskReport(self)
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return the parameters of all models."""
@@ -199,7 +200,7 @@ class MetaRewardModel(GradientProblem):
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
         """Return what the task's labels and further models cost."""
-        return self.task.overhead(spent) if isinstance(self.task, Charging) else {}
+        return self.task.overhead(spent)
 
     def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
         """Return the state with what the task finds out once about the deployed models."""
@@ -222,28 +223,14 @@ class MetaRewardModel(GradientProblem):
         """Parameters of the right shapes, and the buffers, which no draw changes."""
         return self.task.init(torch.Generator().manual_seed(0))
 
+    def concluded(self, inner: GradientState) -> Tree:
+        """Return what `finish` has added about the deployed models; empty before."""
+        return {k: v for k, v in inner.buffers.items() if k not in {STEP, *self._start[1]}}
+
     def _model(self, outer: Tree, inner: Tree) -> Tree:
         if self.variant != "no_restore":
             return inner
         return inner | {k: v + inner[k] for k, v in outer.items()}
-
-    def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
-        """Return what was found out about the deployed models so far."""
-        return {k: v for k, v in inner.buffers.items() if k not in {STEP, *self._start[1]}}
-
-    def figures(self, snapshots: Sequence[tuple[int, dict[str, Any]]], folder: Path) -> list[Path]:
-        """Write the task's figures; return their paths."""
-        return self.task.draw(snapshots[-1][1], folder) if snapshots else []
-
-    def deliver(
-        self,
-        outer: Tree,
-        inner: GradientState,
-        snapshots: Sequence[tuple[int, dict[str, Any]]],
-        folder: Path,
-    ) -> str:
-        """Write the task's product and return what it says of the deployed models."""
-        return self.task.deliver(self.deployed(outer, inner), folder)
 
 
 def _some(count: int, size: int, generator: Generator) -> Tensor:

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from metaopt.engine.inner import GradientState
+from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.problems.reward_model.data.preference_policy import at_kl
+
+if TYPE_CHECKING:
+    from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel
+
+
+class TaskReport(Report):
+    """What the task draws and writes of the deployed models."""
+
+    def __init__(self, problem: MetaRewardModel) -> None:
+        self.problem = problem
+
+    def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
+        """Return what the task concluded about the deployed models so far."""
+        return self.problem.concluded(inner)
+
+    def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
+        """Write the task's figures; return their paths."""
+        return self.problem.task.draw(snapshots[-1][1], folder) if snapshots else []
+
+    def deliver(self, outer: Tree, inner: GradientState, snapshots: Snapshots, folder: Path) -> str:
+        """Write the task's product and return what it says of the deployed models."""
+        return self.problem.task.deliver(self.problem.deployed(outer, inner), folder)
 
 
 def table(figures: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:

@@ -52,6 +52,10 @@ class PreferenceTask(Protocol):
         """Return figures on data that no model has seen, (R,) each."""
         ...
 
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return what labels and further models cost beside `spent`, by unit."""
+        ...
+
     def conclude(self, tensors: Mapping[str, Tensor], key: int) -> Tree:
         """Return what is found out once, at the end, by name; `metrics` reads it in `tensors`."""
         ...

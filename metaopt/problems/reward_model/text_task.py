@@ -152,6 +152,10 @@ class TextPreferences:
         found["difference"] = difference(self._all(tensors, self._unlabelled)).mean()
         return {name: value[None] for name, value in found.items()}
 
+    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """Return nothing: one model, and labels that are given."""
+        return {}
+
     def conclude(self, tensors: Mapping[str, Tensor], key: int) -> Tree:
         """Return nothing: there is no true reward to find out about."""
         return {}

@@ -8,14 +8,13 @@ Rollout Length for Model-Based RL Using Model-Free Deep RL", arXiv 2206.02380, 2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.protocols import Feedback
+from metaopt.engine.protocols import Feedback, Problem
 from metaopt.engine.random import fold, generator
 from metaopt.problems.rollout_length.acting import Acting, act
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
@@ -34,13 +33,11 @@ from metaopt.problems.rollout_length.options import (
     variants,
 )
 from metaopt.problems.rollout_length.planning import Planned, Planner, Planning, plan
-from metaopt.problems.rollout_length.report import draw_schedules, listing, write_tables
+from metaopt.problems.rollout_length.report import ScheduleReport
 from metaopt.problems.rollout_length.state import Records, Runs
 
-Snapshots = Sequence[tuple[int, dict[str, Any]]]
 
-
-class RolloutLength:
+class RolloutLength(Problem):
     """Set how far a learned model is rolled out, phase by phase, so that learning ends well.
 
     Inner level: N real steps in T = N / P phases. Outer step 0 of an episode makes P real steps
@@ -168,6 +165,7 @@ class RolloutLength:
         self.model = model(environment.observation_size, environment.actions)
         scale = environment.scale if scaled else [1.0] * environment.observation_size
         self.unit = torch.tensor(scale, device=self.device)
+        self.report = ScheduleReport(self.names, self.parts, phase, self.outer_steps)
 
     @property
     def outer_steps(self) -> int:
@@ -232,35 +230,6 @@ class RolloutLength:
         """
         prefix = "all_rows_" if len(self.parts.names) > 1 else ""
         return final_metrics(inner.records.scores, self.names, prefix)
-
-    def snapshot(self, outer: Lengths, inner: Runs) -> dict[str, Any]:
-        """Return what the tests found so far."""
-        return {k: v.cpu() for k, v in inner.records._asdict().items()}
-
-    def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
-        """Write learning curves, schedules and tables of the tests that are over."""
-        options = tests, _, _ = self._over(snapshots), self.parts, self.acting.phase
-        if not tests:
-            return []
-        return [*write_tables(*options, folder), draw_schedules(*options, folder / "schedules.png")]
-
-    def deliver(self, outer: Lengths, inner: Runs, snapshots: Snapshots, folder: Path) -> str:
-        """Return the table of schedules and the path of their figure, drawn where it is not."""
-        tests, figure = self._over(snapshots), folder / "figures" / "schedules.png"
-        if not tests:
-            return f"No test is over; that takes outer_steps={self.outer_steps}."
-        if not figure.is_file():
-            self.figures(snapshots, figure.parent)
-        return f"{listing(tests, self.parts)}\nfigure: {figure}"
-
-    def _over(self, snapshots: Snapshots) -> dict[str, dict[str, Tensor]]:
-        """Return what the last snapshot holds, by test, of the tests that are over."""
-        records = snapshots[-1][1]
-        ends = records["scores"][:, :, -1].isnan().any(1).tolist()
-        parts = {n: {k: v[i] for k, v in records.items()} for i, n in enumerate(self.names)}
-        return {
-            name: parts[name] for name, open_ in zip(self.names, ends, strict=True) if not open_
-        }
 
     def _begin(self, episode: int, records: Records, key: int) -> Runs:
         """Return new runs."""

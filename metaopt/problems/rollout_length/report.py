@@ -3,16 +3,61 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from metaopt.problems.rollout_length.options import Rows
+from metaopt.engine.protocols import Report, Snapshots
+from metaopt.problems.rollout_length.options import Lengths, Rows
+from metaopt.problems.rollout_length.state import Runs
 
 Tests = Mapping[str, Mapping[str, Tensor]]
 """By name of a test: what `Records` holds of it, without the first dimension."""
+
+
+class ScheduleReport(Report):
+    """Learning curves, schedules and tables of the tests that are over.
+
+    Args:
+        names: of the tests.
+        rows: the equal parts of the runs.
+        phase: real steps P between two decisions.
+        outer_steps: outer steps of the whole run.
+    """
+
+    def __init__(self, names: Sequence[str], rows: Rows, phase: int, outer_steps: int) -> None:
+        self.names, self.rows, self.phase, self.outer_steps = names, rows, phase, outer_steps
+
+    def snapshot(self, outer: Lengths, inner: Runs) -> dict[str, Any]:
+        """Return the results of the tests so far."""
+        return {k: v.cpu() for k, v in inner.records._asdict().items()}
+
+    def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
+        """Write learning curves, schedules and tables."""
+        options = tests, _, _ = self._over(snapshots), self.rows, self.phase
+        if not tests:
+            return []
+        return [*write_tables(*options, folder), draw_schedules(*options, folder / "schedules.png")]
+
+    def deliver(self, outer: Lengths, inner: Runs, snapshots: Snapshots, folder: Path) -> str:
+        """Return the table of schedules and the path of their figure."""
+        tests = self._over(snapshots)
+        if not tests:
+            return f"No test is over; that takes outer_steps={self.outer_steps}."
+        return f"{listing(tests, self.rows)}\nfigure: {folder / 'figures' / 'schedules.png'}"
+
+    def _over(self, snapshots: Snapshots) -> dict[str, dict[str, Tensor]]:
+        """Return the last snapshot, by test, of the tests that are over."""
+        records = snapshots[-1][1]
+        running = records["scores"][:, :, -1].isnan().any(1).tolist()
+        return {
+            name: {k: v[i] for k, v in records.items()}
+            for i, name in enumerate(self.names)
+            if not running[i]
+        }
 
 
 def write_tables(tests: Tests, rows: Rows, phase: int, folder: Path) -> list[Path]:

@@ -10,7 +10,6 @@ and what comes out is a calibrated judge with its worth on other questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,11 @@ from metaopt.llm import LM, Client, Parameters, SimulatedLM
 from metaopt.problems.template_evolution.candidates import judge
 from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, auroc
 from metaopt.problems.template_evolution.prompts import Example
-from metaopt.problems.template_evolution.report import calibration as report
+from metaopt.problems.template_evolution.report.calibration import (
+    CalibrationReport,
+    best_of,
+    held_out_metrics,
+)
 from metaopt.problems.template_evolution.rubric import parse, unit
 from metaopt.problems.template_evolution.search import Parent, TemplateProblem
 from metaopt.problems.template_evolution.simulated_judge import (
@@ -137,6 +140,7 @@ class JudgeCalibration(TemplateProblem):
         self.answers = Parameters(0.0, max_tokens)
         creative = Parameters(temperature, max_tokens)
         super().__init__(client(lms), creative, shown, examples, quoting=True)
+        self.report = CalibrationReport(self)
         self._examined: dict[str, Scores] = {}
         free = lms["judge"].deterministic
         self._next = {"judge": len(self.rows) + (0 if free else 2 * len(self.test)), "template": 1}
@@ -167,7 +171,7 @@ class JudgeCalibration(TemplateProblem):
         p, y = arrays(scores, self.rows)
         numbers = {
             "judge/coverage": len(p) / len(self.rows),
-            "inner/success": report.best_of(scores, self.rows),
+            "inner/success": best_of(scores, self.rows),
         }
         if len(p):
             numbers |= {"judge/alignment": alignment(p, y), "judge/auroc": 1 - auroc(p, y)}
@@ -177,7 +181,7 @@ class JudgeCalibration(TemplateProblem):
 
     def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
         """Return what the template is worth on the held-out questions."""
-        return report.numbers(self, outer)
+        return held_out_metrics(self, outer)
 
     def seen(self, parents: Sequence[Parent]) -> list[Example]:
         """Return the labelled rows with the scores of the first parent's run."""
@@ -207,20 +211,6 @@ class JudgeCalibration(TemplateProblem):
             else:
                 return self.score(template, self.test)
         return self._examined[template]
-
-    def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
-        """Return the template tried last, its loss, and the best one so far."""
-        return {**(inner["tried"][-1] if inner["tried"] else {}), "best": outer}
-
-    def deliver(
-        self,
-        outer: str,
-        inner: dict[str, Any],
-        snapshots: Sequence[tuple[int, dict[str, Any]]],
-        folder: Path,
-    ) -> str:
-        """Write the calibrated judge with its report; return what a person wants to know first."""
-        return report.deliver(self, outer, inner["tried"], folder)
 
     def _asked(self, client: Client, template: str, rows: Sequence[Solution]) -> Scores:
         texts = [(row.query, row.response) for row in rows]

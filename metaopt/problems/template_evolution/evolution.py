@@ -8,7 +8,6 @@ out is a calibrated judge. Koo et al., Align to Misalign, ICLR 2026 (AMIS).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +30,10 @@ from metaopt.problems.template_evolution.candidates import (
 )
 from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, auroc
 from metaopt.problems.template_evolution.prompts import Example, prompting, read_prompts
-from metaopt.problems.template_evolution.report import evolution as report
+from metaopt.problems.template_evolution.report.evolution import (
+    EvolutionReport,
+    write_transcripts,
+)
 from metaopt.problems.template_evolution.search import Parent, TemplateProblem
 from metaopt.problems.template_evolution.task import KnownTruth, Task
 
@@ -147,7 +149,7 @@ class TemplateEvolution(TemplateProblem):
                 f"no language model plays the role {missing[0]}; give one, such as "
                 f"+llm@problem.roles.{missing[0]}=openai_compatible."
             )
-        self.authorisation = gate(lms)
+        authorisation = gate(lms)
         if instruction is None and not isinstance(lms["optimizer"], SimulatedLM):
             raise ValueError(
                 "a real optimizer needs problem.instruction: what it is told to write, in your "
@@ -156,9 +158,10 @@ class TemplateEvolution(TemplateProblem):
         simulated = isinstance(task, KnownTruth) and not {"target", "judge"} & set(roles or ())
         super().__init__(
             client(lms), Parameters(temperature, max_tokens), shown, examples, quoting=False,
-            examiner=Client(task.roles()) if simulated else None,
+            examiner=Client(task.roles()) if simulated else None, authorisation=authorisation,
         )  # fmt: skip
         self.task = task
+        self.report = EvolutionReport(self)
         self.panel = Panel(
             self.client, task.queries, task.check if checker == "task" else None,
             Parameters(0.0, max_tokens), verify, self.creative,
@@ -215,9 +218,9 @@ class TemplateEvolution(TemplateProblem):
 
         The loss is +inf where no candidate has both a score and an outcome.
         """
-        log, rows = inner["log"], judged(self._open_to_search(inner["log"]))
-        if self.transcripts and self.folder is not None:
-            report.write_transcripts(self.client, log, self.folder, inner["round"])
+        log, rows = inner["log"], judged(self.open_to_search(inner["log"]))
+        if self.transcripts and self.records.folder is not None:
+            write_transcripts(self.client, log, self.records.folder, inner["round"])
         value, numbers = float("inf"), {"judge/coverage": len(judged(log)) / max(len(log), 1)}
         if rows:
             p, y = arrays(rows)
@@ -286,23 +289,6 @@ class TemplateEvolution(TemplateProblem):
         enough = rows and 2 * len(rows) >= len(candidates)
         return OBJECTIVES[self.objective](*arrays(rows)) if enough else float("inf")
 
-    def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
-        """Return the template tried, its loss, and the best one so far."""
-        rows = judged(self._open_to_search(inner["log"]))
-        loss = OBJECTIVES[self.objective](*arrays(rows)) if rows else float("inf")
-        return {"tried": inner["template"], "loss": loss, "best": outer}
-
-    def deliver(
-        self,
-        outer: str,
-        inner: dict[str, Any],
-        snapshots: Sequence[tuple[int, dict[str, Any]]],
-        folder: Path,
-    ) -> str:
-        """Write the calibrated judge with its report; return what a person wants to know first."""
-        calibrated = report.calibrate(self, outer, inner["log"], snapshots, folder)
-        return report.summary(self.client, self.task.template, outer, calibrated)
-
     def _new_prompts(self, log: Sequence[Candidate], key: int) -> list[tuple[int, str]]:
         """Return (query, prompt) pairs by the optimizer, shown the best of each query."""
         queries = range(len(self.task.queries))
@@ -323,10 +309,10 @@ class TemplateEvolution(TemplateProblem):
         return best(log, query, count, self.ranking)
 
     def _evidence(self, trials: Sequence[Parent]) -> list[Candidate]:
-        logs = (self._open_to_search(t.artifacts or ()) for t in trials)
+        logs = (self.open_to_search(t.artifacts or ()) for t in trials)
         return evidence(logs, self.evidence)
 
-    def _open_to_search(self, log: Sequence[Candidate]) -> list[Candidate]:
+    def open_to_search(self, log: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates that the template may be fitted to."""
         if self.examiner is not None or len(self.task.queries) < 2:
             return list(log)

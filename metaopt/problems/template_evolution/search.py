@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from metaopt.engine.protocols import Problem, Records
 from metaopt.engine.random import fold
 from metaopt.llm import Client, LMError, Parameters, Request
 from metaopt.problems.template_evolution.prompts import Example, quotes, read_template, rewriting
@@ -28,7 +29,44 @@ class Parent(Protocol):
         """What its inner run has left: candidates, or scores."""
 
 
-class TemplateProblem(ABC):
+class Answers(Records):
+    """The answers of the language models, kept beside the run's folder.
+
+    Args:
+        client: what is charged.
+        examiner: a second client, which charges nothing, or `None`.
+        authorisation: see `metaopt.engine.protocols.Records`.
+
+    Attributes:
+        folder: the run's, or `None` before the run.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        examiner: Client | None = None,
+        authorisation: Mapping[str, str] | None = None,
+    ) -> None:
+        self.client, self.examiner, self.authorisation = client, examiner, authorisation
+        self.folder: Path | None = None
+
+    def open(self, folder: Path) -> None:
+        """Keep texts and answers beside the run's folder."""
+        self.client.open(folder)
+        self.folder = folder
+
+    def spent(self) -> Mapping[str, float]:
+        """Return what the run was charged, after the last outer step included."""
+        return self.client.spent()
+
+    def close(self) -> None:
+        """Close the files of both clients."""
+        self.client.close()
+        if self.examiner is not None:
+            self.examiner.close()
+
+
+class TemplateProblem(Problem):
     """A problem whose outer variable is a template, rewritten by the role template of a client.
 
     Args:
@@ -38,7 +76,10 @@ class TemplateProblem(ABC):
         examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind rewriter.
         quoting: whether a template may quote a response that was shown: people read templates.
         examiner: a second client, which charges nothing, or `None`.
+        authorisation: of the models, for the records.
     """
+
+    records: Answers
 
     def __init__(
         self,
@@ -48,29 +89,15 @@ class TemplateProblem(ABC):
         examples: int,
         quoting: bool,
         examiner: Client | None = None,
+        authorisation: Mapping[str, str] | None = None,
     ) -> None:
         self.client, self.creative, self.examiner = client, creative, examiner
         self.shown, self.examples, self.quoting = shown, examples, quoting
-        self.folder: Path | None = None
+        self.records = Answers(client, examiner, authorisation)
 
     @abstractmethod
     def seen(self, parents: Sequence[Parent]) -> list[Example]:
         """Return responses of known outcome with the scores of the first parent's template."""
-
-    def open(self, folder: Path) -> None:
-        """Keep texts and answers beside the run's folder."""
-        self.client.open(folder)
-        self.folder = folder
-
-    def spent(self) -> Mapping[str, float]:
-        """Return what the run was charged, what came after the last outer step included."""
-        return self.client.spent()
-
-    def close(self) -> None:
-        """Let go of them."""
-        self.client.close()
-        if self.examiner is not None:
-            self.examiner.close()
 
     def propose(self, parents: Sequence[Parent], key: int) -> str:
         """Return a new template by the role template; the best one again where it writes none."""

@@ -302,7 +302,7 @@ def test_observed_moments_are_those_of_the_hypergradients():
     of = problem()
     engine = Engine(of, FiniteDifference(inner_steps=3), adam(), outer_steps=6)
     seen = torch.stack([feedback.grad["weights"] for _, feedback in engine])
-    snapshot = of.snapshot(engine.optimizer.solution, engine.inner)
+    snapshot = of.report.snapshot(engine.optimizer.solution, engine.inner)
     torch.testing.assert_close(snapshot["hypergradient"].to(seen), seen.mean(0))
     expected = scipy.stats.ttest_1samp(seen.numpy(), 0.0).statistic
     torch.testing.assert_close(

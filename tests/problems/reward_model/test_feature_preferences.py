@@ -150,9 +150,9 @@ def test_a_run_is_judged_and_tells(world, tmp_path):
     assert {"eval/gold_at_kl_0.01", "eval/best_of_16", "eval/kl_fixed"} < set(found)
     assert all(v.shape == (2,) for v in found.values())
     outer, inner = engine.optimizer.solution, engine.inner
-    snapshot = problem.snapshot(outer, inner)
-    assert [p.name for p in problem.figures([(2, snapshot)], tmp_path)] == ["gold.png"]
-    text = problem.deliver(outer, inner, [], tmp_path)
+    snapshot = problem.report.snapshot(outer, inner)
+    assert [p.name for p in problem.report.figures([(2, snapshot)], tmp_path)] == ["gold.png"]
+    text = problem.report.deliver(outer, inner, [], tmp_path)
     line = next(line for line in text.splitlines() if line.startswith("held_out_accuracy"))
     assert float(line.split()[1]) == pytest.approx(
         float(found["eval/held_out_accuracy"].mean()), abs=1e-4

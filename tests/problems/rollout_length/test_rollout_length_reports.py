@@ -5,7 +5,6 @@ import torch
 from small_runs import LIGHT, make
 
 from metaopt.engine import Engine, tree
-from metaopt.engine.protocols import Delivering
 from metaopt.estimators import Score
 from metaopt.optimizers import Constant, Recorded, Schedule
 from metaopt.problems.rollout_length.options import Rows
@@ -17,7 +16,9 @@ def finished():
     """A run of two rows and two tests, and its snapshots."""
     problem = make(LIGHT, rows=["a", "b"], tests=["default", "light"], error_episodes=0)
     engine = Engine(problem, Score(1), Schedule(Constant(2)), outer_steps=problem.outer_steps)
-    snapshots = [(step, tree.clone(problem.snapshot(None, engine.inner))) for step, _ in engine]
+    snapshots = [
+        (step, tree.clone(problem.report.snapshot(None, engine.inner))) for step, _ in engine
+    ]
     return problem, engine.inner, snapshots
 
 
@@ -43,8 +44,8 @@ class TestReports:
 
     def test_figures_of_a_run(self, finished, tmp_path):
         problem, _, snapshots = finished
-        assert problem.figures(snapshots[:3], tmp_path / "early") == []
-        paths = problem.figures(snapshots, tmp_path)
+        assert problem.report.figures(snapshots[:3], tmp_path / "early") == []
+        paths = problem.report.figures(snapshots, tmp_path)
         assert {p.suffix for p in paths} == {".md", ".csv", ".png"}
         assert all(p.stat().st_size > 100 for p in paths)
         assert "return (light)" in paths[0].read_text()
@@ -62,24 +63,15 @@ class TestReports:
         assert "over 2 runs a schedule" in lines[3]
 
     def test_what_a_run_delivers(self, finished, tmp_path):
-        """The table and the figure that is there, or why there is none."""
+        """The table and the path of the figure, or why there is none."""
         problem, inner, snapshots = finished
-        assert isinstance(problem, Delivering)
-        early = problem.deliver(2, inner, snapshots[:4], tmp_path)
-        early = problem.deliver(2, inner, snapshots[:4], tmp_path)
+        early = problem.report.deliver(2, inner, snapshots[:4], tmp_path)
         assert early == "No test is over; that takes outer_steps=10."
-        assert not list(tmp_path.iterdir())
-        drawn = tmp_path / "half" / "figures" / "schedules.png"
-        drawn.parent.mkdir(parents=True)
-        drawn.touch()
-        half = problem.deliver(2, inner, snapshots[:5], tmp_path / "half")
-        assert drawn.stat().st_size == 0  # a figure that is there stays
+        half = problem.report.deliver(2, inner, snapshots[:5], tmp_path)
         assert "return, default" in half
         assert "light" not in half
-        *table, figure = problem.deliver(2, inner, snapshots, tmp_path).splitlines()
-        path = tmp_path / "figures" / "schedules.png"
-        assert figure == f"figure: {path}"
-        assert path.is_file()
+        *table, figure = problem.report.deliver(2, inner, snapshots, tmp_path).splitlines()
+        assert figure == f"figure: {tmp_path / 'figures' / 'schedules.png'}"
         assert [line.split()[0] for line in table] == ["schedule", "a", "b", "mean"]
         for name, line in zip("ab", table[1:3], strict=True):
             final = inner.records.scores[:, :, -1].view(2, 2, 2).mean(2)

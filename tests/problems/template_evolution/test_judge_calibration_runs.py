@@ -34,7 +34,7 @@ def data(path: Path) -> Solutions:
 def test_a_resumed_run_pays_for_no_call_twice(data: Solutions, tmp_path: Path) -> None:
     def begin(lm: Paid) -> Engine:
         problem = make(data, judge=lm)
-        problem.open(tmp_path / "run")
+        problem.records.open(tmp_path / "run")
         optimizer = Search(problem.propose, problem.screen)
         return Engine(problem, Score(1), optimizer, outer_steps=4)
 
@@ -47,13 +47,13 @@ def test_a_resumed_run_pays_for_no_call_twice(data: Solutions, tmp_path: Path) -
             break
     state = engine.state_dict()
     engine.problem.score(Rubric({"steps": 1.0}).render(), engine.problem.rows[:5])
-    engine.problem.close()
+    engine.problem.records.close()
     resumed = begin(second)
     resumed.load_state_dict(state)
     for _ in resumed:
         pass
     resumed.problem.score(Rubric({"steps": 1.0}).render(), resumed.problem.rows[:5])
-    resumed.problem.close()
+    resumed.problem.records.close()
     assert not set(first.asked) & set(second.asked)
     assert sorted(first.asked + second.asked) == sorted(once.asked)
     assert resumed.inner["tried"] == whole.inner["tried"]
@@ -103,7 +103,7 @@ def test_a_run_delivers_a_calibrated_judge_and_shows_no_response(
     problem = make(data)
     engine = run(problem, 6)
     best = engine.optimizer.solution
-    said = problem.deliver(best, engine.inner, [], tmp_path / "run")
+    said = problem.report.deliver(best, engine.inner, [], tmp_path / "run")
     metrics = problem.metrics(best, engine.inner)
     record = json.loads((tmp_path / "run" / "judge.json").read_text())
     assert record["judge"]["template"] == best

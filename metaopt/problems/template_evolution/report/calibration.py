@@ -4,41 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metaopt.data.solutions import Solution, Solutions
-from metaopt.llm import Client
+from metaopt.data.solutions import Solution
+from metaopt.engine.protocols import Report, Snapshots
 from metaopt.metrics.calibration import CalibratedJudge, auroc, brier, kappa
 from metaopt.problems.template_evolution import objectives, rubric
 from metaopt.problems.template_evolution.report.judge import HeldOut, write_report
 from metaopt.problems.template_evolution.rubric import HIGH, LOW, unit
 
+if TYPE_CHECKING:
+    from metaopt.problems.template_evolution.calibration import JudgeCalibration
+
 Scores = list[float | None]
 
 
-class Calibrated(Protocol):
-    """What the report needs of the problem."""
+class CalibrationReport(Report):
+    """The calibrated judge with its report."""
 
-    client: Client
-    data: Solutions
-    rows: list[Solution]
-    test: list[Solution]
-    template: str
-    objective: str
-    seed: int
+    def __init__(self, problem: JudgeCalibration) -> None:
+        self.problem = problem
 
-    def score(self, template: str, rows: Sequence[Solution]) -> Scores:
-        """Return the judge's scores of rows under a template."""
-        ...
+    def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
+        """Return the template tried last, its loss, and the best one so far."""
+        return {**(inner["tried"][-1] if inner["tried"] else {}), "best": outer}
 
-    def examine(self, template: str) -> Scores:
-        """Return the scores of the held-out rows."""
-        ...
+    def deliver(self, outer: str, inner: dict[str, Any], snapshots: Snapshots, folder: Path) -> str:
+        """Write the judge; return the templates, their worth, the calls and the paths."""
+        problem, tried = self.problem, inner["tried"]
+        first = problem.template
+        judges = [fitted(problem, template) for template in (first, outer)]
+        if judges[0] is None or judges[1] is None:
+            written = "no calibrated judge: too few labelled rows have a score"
+        else:
+            held_out = HeldOut(
+                _outcomes(problem.test), [row.query for row in problem.test],
+                problem.examine(first), problem.examine(outer),
+            )  # fmt: skip
+            write_report(
+                folder, judges[0], judges[1], held_out,
+                [(step, float(t["loss"])) for step, t in enumerate(tried, 1)],
+                _provenance(problem),
+                objective=problem.objective,
+                weights=_weights(tried),
+                seed=problem.seed,
+            )  # fmt: skip
+            written = f"calibrated judge: {folder / 'judge.json'}, report: {folder / 'report.html'}"
+        return "\n".join([*_summary(problem, first, outer), written])
 
 
-def numbers(problem: Calibrated, template: str) -> dict[str, float]:
+def held_out_metrics(problem: JudgeCalibration, template: str) -> dict[str, float]:
     """Return what a template is worth on the held-out rows; what is not defined is left out.
 
     `brier` and `alignment` read a score as a probability, as the objectives do;
@@ -70,7 +87,7 @@ def numbers(problem: Calibrated, template: str) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def fitted(problem: Calibrated, template: str) -> CalibratedJudge | None:
+def fitted(problem: JudgeCalibration, template: str) -> CalibratedJudge | None:
     """Return the judge calibrated on the labelled rows; `None` where too few have a score."""
     scores = problem.score(template, problem.rows)
     try:
@@ -95,33 +112,8 @@ def best_of(scores: Sequence[float | None], rows: Sequence[Solution]) -> float:
     return float(np.mean(rates))
 
 
-def deliver(
-    problem: Calibrated, best: str, tried: Sequence[Mapping[str, Any]], folder: Path
-) -> str:
-    """Write the report into `folder`; return the templates, their worth, the calls and the path."""
-    first = problem.template
-    judges = [fitted(problem, template) for template in (first, best)]
-    if judges[0] is None or judges[1] is None:
-        written = "no calibrated judge: too few labelled rows have a score"
-    else:
-        held_out = HeldOut(
-            _outcomes(problem.test), [row.query for row in problem.test],
-            problem.examine(first), problem.examine(best),
-        )  # fmt: skip
-        write_report(
-            folder, judges[0], judges[1], held_out,
-            [(step, float(t["loss"])) for step, t in enumerate(tried, 1)],
-            _provenance(problem),
-            objective=problem.objective,
-            weights=_weights(tried),
-            seed=problem.seed,
-        )  # fmt: skip
-        written = f"calibrated judge: {folder / 'judge.json'}, report: {folder / 'report.html'}"
-    return "\n".join([*_summary(problem, first, best), written])
-
-
-def _summary(problem: Calibrated, first: str, best: str) -> list[str]:
-    before, after = numbers(problem, first), numbers(problem, best)
+def _summary(problem: JudgeCalibration, first: str, best: str) -> list[str]:
+    before, after = held_out_metrics(problem, first), held_out_metrics(problem, best)
     total = problem.client.spent()
     roles = ", ".join(
         f"{role} {problem.client.spent(role)['lm_calls']:,.0f}" for role in problem.client.lms
@@ -142,7 +134,7 @@ def _summary(problem: Calibrated, first: str, best: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _provenance(problem: Calibrated) -> dict[str, Any]:
+def _provenance(problem: JudgeCalibration) -> dict[str, Any]:
     rows, test, data = problem.rows, problem.test, problem.data
     return {
         "data": data.source,

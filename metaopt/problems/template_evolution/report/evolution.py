@@ -6,40 +6,47 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from metaopt.engine.protocols import Report, Snapshots
 from metaopt.llm import Client
 from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution import rubric
-from metaopt.problems.template_evolution.candidates import Candidate, Panel
+from metaopt.problems.template_evolution.candidates import Candidate, arrays, judged
+from metaopt.problems.template_evolution.objectives import OBJECTIVES
 from metaopt.problems.template_evolution.report.judge import HeldOut, write_report
+
+if TYPE_CHECKING:
+    from metaopt.problems.template_evolution.evolution import TemplateEvolution
 
 RANGE = (rubric.LOW, rubric.HIGH)
 
-Snapshots = Sequence[tuple[int, Mapping[str, Any]]]
 
+class EvolutionReport(Report):
+    """The calibrated judge of the best template, and what the run has spent."""
 
-class Judged(Protocol):
-    """What the report needs of the problem."""
+    def __init__(self, problem: TemplateEvolution) -> None:
+        self.problem = problem
 
-    client: Client
-    panel: Panel
-    objective: str
+    def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
+        """Return the template tried, its loss, and the best one so far."""
+        rows = judged(self.problem.open_to_search(inner["log"]))
+        loss = OBJECTIVES[self.problem.objective](*arrays(rows)) if rows else float("inf")
+        return {"tried": inner["template"], "loss": loss, "best": outer}
 
-    @property
-    def authorisation(self) -> Mapping[str, str]:
-        """Hashes of the permissions to ask real targets, by role."""
-
-    @property
-    def task(self) -> Any:
-        """Queries and the first template."""
-
-    def examine(self, template: str) -> list[Candidate]:
-        """Return held-out responses, judged; none where the truth is unknown."""
+    def deliver(self, outer: str, inner: dict[str, Any], snapshots: Snapshots, folder: Path) -> str:
+        """Write the calibrated judge with its report; return what a person wants to know first."""
+        problem = self.problem
+        calibrated = calibrate(problem, outer, inner["log"], snapshots, folder)
+        return summary(problem.client, problem.task.template, outer, calibrated)
 
 
 def calibrate(
-    problem: Judged, best: str, log: Sequence[Candidate], snapshots: Snapshots, folder: Path
+    problem: TemplateEvolution,
+    best: str,
+    log: Sequence[Candidate],
+    snapshots: Snapshots,
+    folder: Path,
 ) -> str:
     """Fit threshold and probabilities for the best template, write the report, say where.
 
@@ -70,7 +77,7 @@ def calibrate(
             [(step, float(s["loss"])) for step, s in snapshots],
             {
                 "models": {role: lm.model for role, lm in problem.client.lms.items()},
-                "authorisation": dict(problem.authorisation),
+                "authorisation": dict(problem.records.authorisation or {}),
                 "fitted on": f"{len(fitting[0])} responses to every second query",
                 "held out": f"{len(testing[0])} responses to the others",
             },
