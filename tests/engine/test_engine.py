@@ -198,7 +198,7 @@ def test_negative_outer_steps_are_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Ledger({"dollars": 3}), "dollars.*units are gradients"),
+        (lambda: Ledger({"dollars": 3}), "dollars.*units are inner_steps, gradients"),
         (lambda: Ledger({"tokens": -3}), "must be >= 0"),
         (lambda: Ledger().charge({"calls": 1}), "cost names the unit 'calls'"),
         (lambda: Ledger().charge({"tokens": -1}), "must be >= 0"),
