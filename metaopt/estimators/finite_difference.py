@@ -34,8 +34,10 @@ class FiniteDifference(Stateless):
         epsilon: radius relative to the parameters, e = epsilon |theta| / |v|, > 0; `None` for
             6e-5 in float32 and 1e-7 in float64: within 2e-3 of the exact product from 1 k to 1 M
             parameters, where 1e-5 and 3e-4 are still within 5e-3 of it. Where a problem says that
-            float32 parameters are computed with in bfloat16 (`compute_dtype`), 1e-3: cosine .993 or
-            more on a tiny transformer, where 6e-5 falls to .7 and 1e-2 below 0.
+            float32 parameters are computed with in bfloat16 (`compute_dtype`), 1e-3, where rounding
+            remains: on a tiny transformer the median over 12 keys is a cosine of .998 and an error
+            of 12 % of the norm, the worst key .92 and 45 %; 6e-5 falls to .7 and 1e-2 below 0.
+            Average over outer steps or keys.
         inner_steps: number K of inner steps before the difference, >= 0.
 
     Cost: K + 1 gradients and 3 evaluations of g, two of them with a gradient in phi. Memory for

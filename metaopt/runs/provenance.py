@@ -55,7 +55,7 @@ def flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def provenance() -> dict[str, Any]:
     """Return versions, commit and hardware, as primitives."""
-    return {"versions": dict(versions()), "commit": commit(), "hardware": dict(hardware())}
+    return {"versions": dict(versions()), "commit": commit(), "hardware": hardware()}
 
 
 @cache
@@ -92,14 +92,23 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def hardware() -> dict[str, Any]:
+    """Return the CPU, what torch uses of it, and the names of the GPUs.
+
+    Numbers depend on the instruction set that torch dispatches to (`cpu_capability`, which
+    `ATEN_CPU_CAPABILITY` lowers) and on the number of threads: both change the order of sums.
+    """
+    return {
+        "cpu": _cpu(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
 @cache
-def hardware() -> Mapping[str, Any]:
-    """Return the processor's name, the number of usable cores and the names of the GPUs."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processor": _processor(), "cores": _cores(), "gpus": gpus}
-
-
-def _processor() -> str:
+def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -58,7 +58,7 @@ def write_run(folder, seed, row=None, overrides=(), inner_steps=5, report=None, 
         "stopped": None,
         "versions": {"torch": "2.13"},
         "commit": "abc",
-        "hardware": {"processor": "some"},
+        "hardware": {"cpu": "some"},
         **result,
     }
     (folder / "result.json").write_text(json.dumps(content))
@@ -100,7 +100,7 @@ def test_the_footer_says_what_ran(sweep):
     for line in (
         "Seeds: 0-3 for every method.",
         "95 % interval",
-        "Hardware: processor some",
+        "Hardware: cpu some",
         "Versions: torch 2.13",
         "Commit: abc",
         "Runs made by: metaopt experiment=some/table",

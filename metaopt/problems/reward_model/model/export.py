@@ -28,7 +28,7 @@ RewardModelConfig.register_for_auto_class()
 RewardModel.register_for_auto_class("AutoModelForSequenceClassification")
 
 SHOWN = 10
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5  # 80 roundings of float32: another batch shape sums in another order
 PROBES = (
     "Yes.",
     "\n\nHuman: What is two and two?\n\nAssistant: Four.",
@@ -86,7 +86,7 @@ def export(
         ValueError: a card without figures or with contradictory ones, or a limit that `encode`
             refuses.
         FileExistsError: the folder holds something.
-        RuntimeError: a reward differs by more than 1e-6 (1e-2 in half precision) after reading it
+        RuntimeError: a reward differs by more than 1e-5 (1e-2 in half precision) after reading it
             back, relative to rewards above 1; the folder is left for inspection, without a card.
     """
     card.check()
