@@ -1,4 +1,4 @@
-"""Cost of an inner run by how many go in lock-step, and of an update beside stable-baselines3's."""
+"""Cost of an inner run by how many go batched, and of an update beside stable-baselines3's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from metaopt.estimators import Score
 from metaopt.optimizers import Constant, Schedule
 from metaopt.problems.rollout_length import RolloutLength
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.stacked_mlp import denormals_as_zero
+from metaopt.problems.rollout_length.dyna.stacked_adam import denormals_as_zero
 from metaopt.problems.rollout_length.dyna.transitions import (
     Batch,
     pack,
     pick,
     uniform_index,
-    unpack,
 )
 from metaopt.problems.rollout_length.dyna.world_model import WorldModel
 from metaopt.problems.rollout_length.environments import CartPole
@@ -52,7 +51,7 @@ class Learners:
 
     def __init__(self, runs: int) -> None:
         self.agent, self.draw = QNetwork(4, 2, WIDTHS), generator(0)
-        self.at = self.agent.open(self.agent.init(runs, self.draw))
+        self.at = self.agent.views(self.agent.init(runs, self.draw))
         shape = (runs, 1000)
         normal = torch.randn(*shape, 4, generator=self.draw)
         action = torch.randint(2, shape, generator=self.draw)
@@ -64,7 +63,7 @@ class Learners:
     def __call__(self) -> None:
         for _ in range(UPDATES):
             index = uniform_index(self.size, BATCH, self.draw)
-            self.agent.update_(self.at, unpack(pick(self.rows, index)))
+            self.agent.update_(self.at, pick(self.rows, index))
 
 
 def baselines3():
@@ -98,7 +97,7 @@ def main() -> None:
     for r in counts:
         each, one = seconds[f"dyna {r}"] / r, seconds["dyna 1"]
         print(f"R ={r:4d}{1e3 * each:10.1f} ms per run {each / one:7.3f} of R = 1")
-    print(f"updates of a {WIDTHS} network on batches of {BATCH}, per second of processor time")
+    print(f"updates of a {WIDTHS} network on batches of {BATCH}, per second of CPU time")
     rates = {
         "updates alone, R = 1": UPDATES / seconds["updates 1"],
         "updates alone, R = 64": 64 * UPDATES / seconds["updates 64"],

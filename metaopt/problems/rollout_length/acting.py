@@ -8,13 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.transitions import (
-    Batch,
-    pack,
-    pick,
-    uniform_index,
-    unpack,
-)
+from metaopt.problems.rollout_length.dyna.transitions import Batch, pack, pick, uniform_index
 from metaopt.problems.rollout_length.environments import Environment
 from metaopt.problems.rollout_length.evaluation import Finished
 from metaopt.problems.rollout_length.options import Exploration
@@ -53,33 +47,32 @@ def act(
 
     Cost: no wait for the device, with physics on tensors.
     """
-    size, episodes, side = runs.size, runs.episodes, how.environments
+    size, episodes, abreast = runs.size, runs.episodes, how.environments
     made_before = 0 if environment.resumable else int(size.sum())
     if not environment.resumable:
-        episodes = environment.begin((len(size), side), draw, unit.dtype)
-    at = agent.open(runs.agent)
+        episodes = environment.begin((len(size), abreast), draw, unit.dtype)
+    learners = agent.views(runs.agent)
     finished = Finished.none(len(size), how.error_episodes, len(unit), unit)
     first, updates = runs.step * how.phase, 0
-    for step in range(first, first + how.phase, side):
-        seen = episodes.observation / unit
-        action = agent.act(at, seen, how.exploration(step, how.phase), draw)
-        episodes, taken = environment.step(episodes, action, draw)
-        after, ends = taken.next_observation / unit, taken.terminated.to(unit.dtype)
-        made = pack(Batch(seen, action, taken.reward, after, ends))
+    for step in range(first, first + how.phase, abreast):
+        before = episodes.observation / unit
+        action = agent.act(learners, before, how.exploration(step, how.phase), draw)
+        episodes, moved = environment.step(episodes, action, draw)
+        after, ends = moved.next_observation / unit, moved.terminated.to(unit.dtype)
+        made = pack(Batch(before, action, moved.reward, after, ends))
         if environment.resumable:
-            runs.rows[:, step : step + side] = made
-            size = size + side
+            runs.transitions[:, step : step + abreast] = made
+            size = size + abreast
         else:
-            size = _store(runs.rows, size, made, taken.valid)
-        finished = finished.with_(taken, taken.first / unit)
-        if step + side < how.batch:
+            size = _store(runs.transitions, size, made, moved.valid)
+        finished = finished.with_(moved, moved.first / unit)
+        if (stop := step + abreast) < how.batch:
             continue
-        for _ in range(
-            whole((step + side) * how.updates_per_step) - whole(step * how.updates_per_step)
-        ):
-            batch = unpack(pick(runs.rows, uniform_index(size, how.batch, draw)))
-            agent.update_(at, batch)
-            updates += 1
+        due = whole(stop * how.updates_per_step) - whole(step * how.updates_per_step)
+        for _ in range(due):
+            index = uniform_index(size, how.batch, draw)
+            agent.update_(learners, pick(runs.transitions, index))
+        updates += due
     real = len(size) * how.phase if environment.resumable else int(size.sum()) - made_before
     runs = runs._replace(
         size=size,
@@ -91,9 +84,9 @@ def act(
     return runs, finished
 
 
-def _store(rows: Tensor, size: Tensor, made: Tensor, valid: Tensor) -> Tensor:
-    """Write the valid rows behind the first `size` of each run; return the new sizes (R, 1)."""
-    spare = rows.shape[1] - 1
+def _store(transitions: Tensor, size: Tensor, made: Tensor, valid: Tensor) -> Tensor:
+    """Write the valid ones behind the first `size` of each run; return the new sizes (R, 1)."""
+    spare = transitions.shape[1] - 1  # where those go that are not valid: no shape may depend on it
     place = torch.where(valid, size + valid.cumsum(1) - 1, spare)
-    rows.scatter_(1, place.unsqueeze(-1).expand_as(made), made)
+    transitions.scatter_(1, place.unsqueeze(-1).expand_as(made), made)
     return size + valid.sum(1, keepdim=True)

@@ -77,7 +77,7 @@ class Rows:
         self.names = parts if names is None else list(names)
         self.kinds, self.each = kinds, runs // len(kinds)
 
-    def replay(self) -> Tensor:
+    def real(self) -> Tensor:
         """Return which runs plan on real data, (R) booleans."""
         return torch.tensor([kind == "real" for kind in self.kinds]).repeat_interleave(self.each)
 
@@ -132,7 +132,7 @@ def check_outer_steps(asked: int | None, episode: int, needed: int) -> None:
 
 
 def lengths_of_runs(outer: Lengths, runs: int, cap: int) -> Tensor:
-    """Return the lengths (R) on the processor.
+    """Return the lengths (R) on the CPU.
 
     Raises:
         ValueError: no integers, not as many as runs, or not in 0..cap.

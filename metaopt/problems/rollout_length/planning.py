@@ -9,15 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.rollout_length.dyna.q_network import Open, QNetwork
-from metaopt.problems.rollout_length.dyna.transitions import (
-    Batch,
-    pack,
-    pick,
-    uniform_index,
-    unpack,
-)
-from metaopt.problems.rollout_length.dyna.world_model import OpenModel, WorldModel
+from metaopt.problems.rollout_length.dyna.q_network import QNetwork, QViews
+from metaopt.problems.rollout_length.dyna.transitions import Batch, pack, pick, uniform_index
+from metaopt.problems.rollout_length.dyna.world_model import ModelViews, WorldModel
 
 
 class Planned(NamedTuple):
@@ -44,21 +38,21 @@ class Planner:
     """Rollouts of at most K steps, S steps in all whatever K: K is the shape of planning.
 
     A rollout starts at an observation drawn uniformly from the real data, acts epsilon-greedily,
-    and ends after K steps or where the model says that the episode does. `slots` rollouts run side
-    by side, and one that ends is followed by another until the phase's S = `ratio` * P synthetic
+    and ends after K steps or where the model says that the episode does. `slots` rollouts are
+    batched, and one that ends is followed by another until the phase's S = `ratio` * P synthetic
     steps are made (Bhatia, Thomas and Zilberstein, arXiv 2206.02380, 2022, have M = P / K rollouts
     of K steps; where K does not divide S / slots, the last rollout of a slot is cut short).
 
     Args:
         cap: largest rollout length, >= 1.
         ratio: synthetic steps per real step, > 0.
-        slots: rollouts side by side, >= 1; `None` for as many as leave room for a whole rollout of
+        slots: rollouts in a batch, >= 1; `None` for as many as leave room for a whole rollout of
             `cap` steps in each.
         epsilon: probability of a random action, in [0, 1].
         end_probability: predicted probability above which an episode ends, in (0, 1).
         updates_per_step: updates per synthetic step, > 0; `None` for as many as per real step.
-        interleave: update between the rollouts' steps, on the rows made so far, as the paper does;
-            where not, after all of them, which draws early and late rows alike.
+        interleave: update between the rollouts' steps, on the transitions made so far, as the paper
+            does; where not, after all of them, which draws early and late ones alike.
     """
 
     cap: int = 32
@@ -94,14 +88,14 @@ class Planner:
         """Return the number S of synthetic steps that follow a phase of `phase` real ones."""
         return max(1, round(self.ratio * phase))
 
-    def side_by_side(self, phase: int) -> int:
-        """Return the number of rollouts side by side."""
+    def rollouts(self, phase: int) -> int:
+        """Return the number of rollouts in a batch."""
         steps = self.steps(phase)
         return min(steps, self.slots or max(1, steps // self.cap))
 
     def check(self, phase: int) -> None:
         """Raise a `ValueError` where a rollout of `cap` steps does not fit into a slot."""
-        steps, slots = self.steps(phase), self.side_by_side(phase)
+        steps, slots = self.steps(phase), self.rollouts(phase)
         if steps < self.cap * slots:
             raise ValueError(
                 f"Planner makes {steps} synthetic steps a phase in {slots} slots, too few for "
@@ -114,24 +108,25 @@ class Planning(NamedTuple):
     """What planning works on.
 
     Args:
-        agent, at: the learners and their open state, updated in place.
-        model, imagined: the world models and their open state.
-        rows: real transitions from row 0 on and room for S synthetic ones at `first`, (R, n, w).
-        size: number of real rows of each run, (R, 1).
-        first: index of the first synthetic row.
+        agent, learners: the Q-networks, and their state, updated in place.
+        model, models: the world models, and their state.
+        transitions: packed: real ones from index 0 on, room for S synthetic ones at `first`,
+            (R, n, w).
+        size: number of real transitions of each run, (R, 1).
+        first: index of the first synthetic transition.
     """
 
     agent: QNetwork
-    at: Open
+    learners: QViews
     model: WorldModel
-    imagined: OpenModel
-    rows: Tensor
+    models: ModelViews
+    transitions: Tensor
     size: Tensor
     first: int
 
 
 def plan(
-    planner: Planner, on: Planning, lengths: Tensor, replay: Tensor, phase: int,
+    planner: Planner, on: Planning, lengths: Tensor, real: Tensor, phase: int,
     batch: int, updates_per_step: float, draw: Generator,
 ) -> Planned:  # fmt: skip
     """Plan with each run's length; a run of length 0 is left as it was.
@@ -139,9 +134,9 @@ def plan(
     Args:
         planner: how to plan.
         on: what with.
-        lengths: rollout lengths, (R) integers on the processor.
-        replay: runs that make the same updates on real data instead, (R) booleans on the
-            processor; their lengths are not read.
+        lengths: rollout lengths, (R) integers on the CPU.
+        real: runs that make the same updates on real data instead, (R) booleans on the CPU; their
+            lengths are not read.
         phase: real steps of a phase.
         batch: transitions of an update.
         updates_per_step: updates per real step, and per synthetic one where the planner does not
@@ -150,26 +145,26 @@ def plan(
 
     Cost: no wait for the device.
     """
-    device, runs = on.rows.device, len(lengths)
-    rolling = (lengths > 0) & ~replay
-    total, slots = planner.steps(phase), planner.side_by_side(phase)
-    updating = rolling | replay
+    device, runs = on.transitions.device, len(lengths)
+    rolling = (lengths > 0) & ~real
+    total, slots = planner.steps(phase), planner.rollouts(phase)
+    updating = rolling | real
     rate = updates_per_step if planner.updates_per_step is None else planner.updates_per_step
     updates = whole(total * rate)
     begun = torch.zeros(runs, dtype=torch.long, device=device)
     longest = torch.zeros_like(begun)
     if bool(updating.any()):
         every = bool(updating.all())
-        active = None if every else updating.to(device, on.rows.dtype).unsqueeze(1)
-        again = replay.to(device).unsqueeze(1)
+        active = None if every else updating.to(device, on.transitions.dtype).unsqueeze(1)
+        on_real = real.to(device).unsqueeze(1)
         rollouts = _Rollouts(planner, on, lengths.to(device).unsqueeze(1), slots, draw)
-        low = torch.where(again, 0, on.first)
+        low = torch.where(on_real, 0, on.first)
 
         def learn(count: int, made: int) -> None:
-            stock = torch.where(again, on.size, made)
+            stock = torch.where(on_real, on.size, made)
             for _ in range(count):
                 index = low + uniform_index(stock, batch, draw)
-                on.agent.update_(on.at, unpack(pick(on.rows, index)), active)
+                on.agent.update_(on.learners, pick(on.transitions, index), active)
 
         for made in range(0, total, slots):
             stop = min(made + slots, total)
@@ -181,47 +176,44 @@ def plan(
                 learn(whole(stop * rate) - whole(made * rate), stop)
         if not planner.interleave:
             learn(updates, total)
-    made_by = rolling.to(device)
-    return Planned(
-        total * made_by, begun * made_by, longest * made_by, updates * updating.to(device)
-    )
+    rolled = rolling.to(device)
+    return Planned(total * rolled, begun * rolled, longest * rolled, updates * updating.to(device))
 
 
 class _Rollouts:
-    """Rollouts of all runs, side by side in slots."""
+    """Rollouts of all runs, batched in slots."""
 
     def __init__(
         self, planner: Planner, on: Planning, lengths: Tensor, slots: int, draw: Generator
     ) -> None:
         self.planner, self.on, self.lengths = planner, on, lengths
         self.slots, self.draw = slots, draw
-        self.seen = self._starts()
-        self.age = torch.zeros(self.seen.shape[:2], dtype=torch.long, device=self.seen.device)
+        self.observation = self._starts()
+        self.age = torch.zeros(self.observation.shape[:2], dtype=torch.long, device=lengths.device)
 
-    def step(self, at: int, count: int) -> tuple[Tensor, Tensor]:
-        """Take a step in each slot and write the first `count` from row `at` on.
+    def step(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Take a step in each slot and write the first `count` from index `first` on.
 
         Returns:
             How many of those began a rollout, and the largest age among them, both (R).
         """
-        on, seen = self.on, self.seen
-        action = on.agent.act(on.at, seen, self.planner.epsilon, self.draw)
-        after, reward, log_odds = on.model.predict(on.imagined, seen, action)
+        on, before = self.on, self.observation
+        action = on.agent.act(on.learners, before, self.planner.epsilon, self.draw)
+        after, reward, log_odds = on.model.predict(on.models, before, action)
         ends = log_odds > self.planner.end
-        made = pack(Batch(seen, action, reward, after, ends.to(reward.dtype)))
-        on.rows[:, at : at + count] = made[:, :count]
+        made = pack(Batch(before, action, reward, after, ends.to(reward.dtype)))
+        on.transitions[:, first : first + count] = made[:, :count]
         began = (self.age[:, :count] == 0).sum(1)
         self.age += 1
         oldest = self.age[:, :count].amax(1)
         over = ends | (self.age >= self.lengths)
-        self.seen = torch.where(over.unsqueeze(-1), self._starts(), after)
+        self.observation = torch.where(over.unsqueeze(-1), self._starts(), after)
         self.age.masked_fill_(over, 0)
         return began, oldest
 
     def _starts(self) -> Tensor:
-        on = self.on
-        index = uniform_index(on.size, self.slots, self.draw)
-        return unpack(pick(on.rows, index)).observation
+        index = uniform_index(self.on.size, self.slots, self.draw)
+        return pick(self.on.transitions, index).observation
 
 
 def whole(x: float) -> int:

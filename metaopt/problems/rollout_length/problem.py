@@ -1,7 +1,7 @@
 """Model-based reinforcement learning whose rollout length is steered while it learns.
 
-The inner level is R runs of Dyna with deep Q-networks in lock-step; the outer variable is the
-rollout length K of each run, set anew in every phase. Bhatia, Thomas and Zilberstein, "Adaptive
+The inner level is R runs of Dyna with deep Q-networks, batched; the outer variable is the rollout
+length K of each run, set again in every phase. Bhatia, Thomas and Zilberstein, "Adaptive
 Rollout Length for Model-Based RL Using Model-Free Deep RL", arXiv 2206.02380, 2022.
 """
 
@@ -18,7 +18,7 @@ from metaopt.engine.protocols import Feedback, Problem
 from metaopt.engine.random import fold, generator
 from metaopt.problems.rollout_length.acting import Acting, act
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.stacked_mlp import denormals_as_zero
+from metaopt.problems.rollout_length.dyna.stacked_adam import denormals_as_zero
 from metaopt.problems.rollout_length.dyna.transitions import width
 from metaopt.problems.rollout_length.dyna.world_model import WorldModel
 from metaopt.problems.rollout_length.environments import Environment
@@ -144,7 +144,7 @@ class RolloutLength(Problem):
                 f"got {first_length}."
             )
         self.parts = Rows(runs, rows, planning)
-        self.replay = self.parts.replay()
+        self.real = self.parts.real()
         self.names, self.training = list(tests), environment
         self.tested = variants(environment, tests)
         self.acting = Acting(
@@ -235,15 +235,15 @@ class RolloutLength(Problem):
         """Return new runs."""
         runs, zero = self.runs, torch.zeros(self.runs, device=self.device)
         draw, environment = self._draw(key), self._environment(episode)
-        room = self.decisions * self.acting.phase + self.planner.steps(self.acting.phase) + 1
-        counts, again = zero.long(), self.replay.to(self.device)
+        size = self.decisions * self.acting.phase + self.planner.steps(self.acting.phase) + 1
+        counts, real = zero.long(), self.real.to(self.device)
         return Runs(
             agent=self.agent.init(runs, draw),
             model=self.model.init(runs, draw),
-            rows=torch.zeros(runs, room, width(len(self.unit)), device=self.device),
+            transitions=torch.zeros(runs, size, width(len(self.unit)), device=self.device),
             size=torch.zeros_like(counts).unsqueeze(1),
             episodes=environment.begin((runs, self.acting.environments), draw, zero.dtype),
-            length=torch.full_like(counts, self.first_length).masked_fill(again, 0),
+            length=torch.full_like(counts, self.first_length).masked_fill(real, 0),
             score=torch.full_like(zero, environment.worst),
             gain=zero,
             errors=torch.zeros(runs, 2, device=self.device),
@@ -258,12 +258,14 @@ class RolloutLength(Problem):
 
     def _plan(self, runs: Runs, lengths: Tensor, key: int) -> Runs:
         """Return the runs after planning with `lengths` (R)."""
-        at, imagined = self.agent.open(runs.agent), self.model.open(runs.model)
-        first, lengths = self.decisions * self.acting.phase, lengths.masked_fill(self.replay, 0)
+        learners, models = self.agent.views(runs.agent), self.model.views(runs.model)
+        first, lengths = self.decisions * self.acting.phase, lengths.masked_fill(self.real, 0)
         planned = plan(
             self.planner,
-            Planning(self.agent, at, self.model, imagined, runs.rows, runs.size, first),
-            lengths, self.replay, self.acting.phase, self.acting.batch,
+            Planning(
+                self.agent, learners, self.model, models, runs.transitions, runs.size, first
+            ),
+            lengths, self.real, self.acting.phase, self.acting.batch,
             self.acting.updates_per_step, self._draw(key),
         )  # fmt: skip
         return runs._replace(
@@ -280,15 +282,15 @@ class RolloutLength(Problem):
             self.acting, environment, self.agent, runs, self.unit, self._draw(fold(key, "acting"))
         )
         draw = self._draw(fold(key, "model"))
-        taken = _steps(runs) if self.model.warm else 0  # of fits before this one
-        runs = runs._replace(model=self.model.fit(runs.model, runs.rows, runs.size, draw))
-        runs = runs._replace(gradients=runs.gradients + _steps(runs) - taken)
+        before = _steps(runs) if self.model.warm else 0  # a cold fit counts from 0
+        runs = runs._replace(model=self.model.fit(runs.model, runs.transitions, runs.size, draw))
+        runs = runs._replace(gradients=runs.gradients + _steps(runs) - before)
         if self.acting.error_episodes:
             epsilon = self.acting.exploration(
                 (runs.step + 1) * self.acting.phase, self.acting.phase
             )
             errors = model_errors(
-                self.model, self.model.open(runs.model), self.agent, self.agent.open(runs.agent),
+                self.model, self.model.views(runs.model), self.agent, self.agent.views(runs.agent),
                 finished, epsilon, environment.time_limit, self.planner.end, self.absolute_errors,
                 runs.errors, draw,
             )  # fmt: skip
@@ -299,9 +301,9 @@ class RolloutLength(Problem):
 
     def _greedy(self, runs: Runs, episodes: int, charged: bool, key: int) -> Runs:
         """Return the runs with the mean return of their greedy policies as score."""
-        environment, at = self._environment(runs.episode), self.agent.open(runs.agent)
+        environment, learners = self._environment(runs.episode), self.agent.views(runs.agent)
         draw = self._draw(fold(key, "greedy"))
-        score, made = greedy_return(environment, self.agent, at, self.unit, episodes, draw)
+        score, made = greedy_return(environment, self.agent, learners, self.unit, episodes, draw)
         spent = runs.environment_steps + (made if charged else 0)
         return runs._replace(score=score, environment_steps=spent)
 

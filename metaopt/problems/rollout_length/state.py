@@ -14,7 +14,7 @@ from metaopt.problems.rollout_length.planning import Planned
 
 
 class Records(NamedTuple):
-    """What the tests found, for n tests and T decisions; NaN where nothing was found yet.
+    """Results of the tests, for n tests and T decisions; NaN where there is none yet.
 
     Args:
         lengths: (n, R, T).
@@ -41,9 +41,9 @@ class Runs(NamedTuple):
 
     Args:
         agent, model: learners and world models.
-        rows: real transitions, in the agent's units, then room for synthetic ones and a spare
-            row, (R, N + S + 1, w).
-        size: number of real rows of each run, (R, 1).
+        transitions: packed: real ones, in the agent's units, then room for synthetic ones and a
+            spare place, (R, N + S + 1, w).
+        size: number of real transitions of each run, (R, 1).
         episodes: the environments' episodes under way.
         length: rollout length last used, (R).
         score, gain: mean return of the episodes of the last phase (the final score at the end),
@@ -51,7 +51,7 @@ class Runs(NamedTuple):
         errors: errors of the model's returns and lengths of episodes, (R, 2).
         planned: what the last planning did.
         updates: updates of the agent in this episode, (R).
-        records: what the tests found.
+        records: results of the tests.
         episode: episodes before this one. An "episode" of the outer level is R whole inner runs.
         step: outer step in the episode, 0..T; -1 before the first.
         environment_steps, gradients: cost of the last outer step.
@@ -59,7 +59,7 @@ class Runs(NamedTuple):
 
     agent: QState
     model: ModelState
-    rows: Tensor
+    transitions: Tensor
     size: Tensor
     episodes: Episodes
     length: Tensor
@@ -89,8 +89,7 @@ class Runs(NamedTuple):
         size = max(limit, abs(worst))
         returns, lengths = self.errors[:, 0] / size, self.errors[:, 1] / limit
         remains = torch.full_like(self.score, left)
-        found = [remains, self.length / cap, self.score / size, returns, lengths]
-        state = torch.stack(found, 1)
+        state = torch.stack([remains, self.length / cap, self.score / size, returns, lengths], 1)
         return state if clip is None else state.clamp(-clip, clip)
 
     def logged(self) -> dict[str, Tensor]:

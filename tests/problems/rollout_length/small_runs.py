@@ -26,7 +26,7 @@ def make(environment=None, **changes):
     }  # fmt: skip
     return RolloutLength(
         environment or CartPole(time_limit=60),
-        partial(QNetwork, widths=(12, 8), target_every=20),
+        partial(QNetwork, widths=(12, 8), target_update_every=20),
         partial(WorldModel, widths=(12, 8), steps=15),
         **{**options, **changes},
     )
@@ -46,12 +46,12 @@ def played(problem, lengths=0, steps=1):
 def planned(problem, inner, lengths, key=7, batch=32):
     """A copy of the runs after planning, and what was planned."""
     inner = tree.clone(inner)
-    at, imagined = problem.agent.open(inner.agent), problem.model.open(inner.model)
+    at, imagined = problem.agent.views(inner.agent), problem.model.views(inner.model)
     phase, rate = problem.acting.phase, problem.acting.updates_per_step
     first = problem.decisions * phase
-    on = Planning(problem.agent, at, problem.model, imagined, inner.rows, inner.size, first)
+    on = Planning(problem.agent, at, problem.model, imagined, inner.transitions, inner.size, first)
     lengths, draw = torch.as_tensor(lengths), generator(key)
-    found = plan(problem.planner, on, lengths, problem.replay, phase, batch, rate, draw)
+    found = plan(problem.planner, on, lengths, problem.real, phase, batch, rate, draw)
     return inner, found
 
 

@@ -11,9 +11,10 @@ from metaopt.engine.random import fold, generator
 from metaopt.engine.tree import clone
 from metaopt.estimators import Score
 from metaopt.problems.examples import Ridge
+from metaopt.problems.rollout_length.dyna.q_network import QNetwork
+from metaopt.problems.rollout_length.dyna.transitions import Batch
 from metaopt.problems.rollout_length.policies import DQN, Absolute, Ladder, RandomWalk, Rule
 from metaopt.problems.rollout_length.policies.replay import Replay
-from metaopt.problems.rollout_length.policies.value_network import ValueNetwork
 from metaopt.testing import OptimizerContract
 from metaopt.testing.trees import identical
 
@@ -24,7 +25,7 @@ SMALL = {"widths": [8], "batch": 4, "updates": 2, "lr": 1e-2}
 @pytest.mark.parametrize(
     "settings",
     [
-        {"capacity": 6, "freeze_every": 2},
+        {"capacity": 6, "target_update_every": 2},
         {"targets": "monte_carlo", "exploration": [[0, 1.0], [8, 0.0]]},
         {"averaged_runs": 2},
     ],
@@ -43,50 +44,35 @@ class TestWalk(OptimizerContract):
         return lambda: (Climb(4), Score(1), Rule(RandomWalk(ACTIONS)))
 
 
-def sequential(network: ValueNetwork) -> torch.nn.Sequential:
-    """Return torch's own network with the weights of `network`."""
+def sequential(dqn: DQN) -> torch.nn.Sequential:
+    """Return torch's own network with the weights of the policy's."""
     layers = []
-    for weight, bias in network._layers:
-        layer = torch.nn.Linear(*weight.shape)
-        layer.load_state_dict({"weight": weight.T.clone(), "bias": bias.clone()})
+    for weight, bias, *_ in dqn._network[1].layers:
+        layer = torch.nn.Linear(*weight.shape[1:])
+        layer.load_state_dict({"weight": weight[0].T.clone(), "bias": bias[0, 0].clone()})
         layers += [layer, torch.nn.ReLU()]
     return torch.nn.Sequential(*layers[:-1])
 
 
-def assert_equal_weights(network: ValueNetwork, module: torch.nn.Sequential):
-    for (weight, bias), layer in zip(network._layers, module[::2], strict=True):
-        torch.testing.assert_close(weight, layer.weight.T.detach(), rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(bias, layer.bias.detach(), rtol=1e-4, atol=1e-6)
-
-
-def test_network_descends_as_autograd_and_torch_adam():
-    network = ValueNetwork([5, 16, 7, 3], 1e-2, 0)
-    module = sequential(network)
-    adam = torch.optim.Adam(module.parameters(), lr=1e-2)
-    draw = generator(1)
-    for _ in range(20):
-        x = torch.randn(32, 5, generator=draw)
-        a = torch.randint(3, (32,), generator=draw)
-        y = 10 * torch.randn(32, generator=draw)
-        torch.testing.assert_close(network(x), module(x).detach(), rtol=1e-4, atol=1e-5)
-        network.descend(x, a, y)
-        adam.zero_grad()
-        torch.nn.functional.mse_loss(module(x)[torch.arange(32), a], y).backward()
-        adam.step()
-    assert_equal_weights(network, module)
-    assert network.frozen(x).shape == (32, 3)
-    assert not torch.equal(network.frozen(x), network(x))
-    network.freeze()
-    assert torch.equal(network.frozen(x), network(x))
+def assert_equal_weights(dqn: DQN, module: torch.nn.Sequential):
+    for (weight, bias, *_), layer in zip(dqn._network[1].layers, module[::2], strict=True):
+        torch.testing.assert_close(weight[0], layer.weight.T.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(bias[0, 0], layer.bias.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_network_starts_within_the_bounds_of_torchs_linear():
-    for (weight, bias), fan_in in zip(
-        *[(n := ValueNetwork([4, 64, 3], 0.1, 5))._layers, (4, 64)], strict=True
-    ):
-        assert 0.9 < weight.abs().max() * fan_in**0.5 <= 1
-        assert bias.abs().max() * fan_in**0.5 <= 1
-    assert not torch.equal(n._theta, ValueNetwork([4, 64, 3], 0.1, 6)._theta)
+    started = []
+    for seed in (5, 6):
+        dqn = DQN(ACTIONS, widths=[64])
+        list(Engine(Climb(4), Score(1), dqn, outer_steps=1, seed=seed))
+        state = dqn._network[1].state
+        assert torch.equal(state.params, state.target)
+        for weight, bias, *_ in dqn._network[1].layers:
+            fan_in = weight.shape[1]
+            assert 0.9 < weight.abs().max() * fan_in**0.5 <= 1
+            assert bias.abs().max() * fan_in**0.5 <= 1
+        started.append(state.params)
+    assert not torch.equal(*started)
 
 
 def test_updates_have_the_double_q_targets():
@@ -97,7 +83,7 @@ def test_updates_have_the_double_q_targets():
     dqn.ask(0)
     seen = observation(step=0)
     dqn.tell(Feedback(0.0, observation=seen))
-    online, frozen = sequential(dqn._network), sequential(dqn._network)
+    online, target = sequential(dqn), sequential(dqn)
     adam = torch.optim.Adam(online.parameters(), lr=0.05)
     differed = False
     for step in (1, 2, 3):
@@ -109,7 +95,7 @@ def test_updates_have_the_double_q_targets():
         dqn.tell(Feedback(0.0, observation=seen))
         for _ in range(3 * 2):  # two for each of three transitions
             with torch.no_grad():
-                ahead = frozen(state_after)
+                ahead = target(state_after)
                 best = online(state_after).argmax()
                 differed |= bool(step < 3 and best != ahead.argmax())
                 y = 0.5 * step + (0.9 * ahead[best] if step < 3 else 0.0)
@@ -117,7 +103,7 @@ def test_updates_have_the_double_q_targets():
             (online(state)[action] - y).square().backward()
             adam.step()
     assert differed, "the case must tell double Q-learning from a plain maximum"
-    assert_equal_weights(dqn._network, online)
+    assert_equal_weights(dqn, online)
 
 
 def test_monte_carlo_labels_every_decision_with_the_final_score():
@@ -131,10 +117,10 @@ def test_monte_carlo_labels_every_decision_with_the_final_score():
         seen = observation(2, step=step, state=state, score=score, done=step == T)
         assert len(dqn._replay) == 0
         dqn.tell(Feedback(0.0, observation=seen))
-    rows = dqn._replay.state_dict()["rows"]
-    assert rows["state"].squeeze(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert rows["target"].tolist() == pytest.approx([2.0, -0.3] * 4)
-    moved = [Ladder()(rows["action"][2 * k : 2 * k + 2], torch.tensor([3, 3])) for k in range(T)]
+    held = dqn._replay.transitions()
+    assert held.observation.squeeze(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert held.reward.tolist() == pytest.approx([2.0, -0.3] * 4)
+    moved = [Ladder()(held.action[2 * k : 2 * k + 2], torch.tensor([3, 3])) for k in range(T)]
     assert identical(moved, asked[1:])
 
 
@@ -143,7 +129,7 @@ STATES = torch.eye((T + 1) * S)[: T * S].view(T, S, -1)
 
 def trained(**settings):
     """Return an optimizer after 60 batches of 16 runs, and what it saw in a test batch."""
-    shared = {"discount": 1.0, "updates": 1, "batch": 64, "widths": [32], "freeze_every": 16}
+    shared = {"discount": 1.0, "updates": 1, "batch": 64, "widths": [32], "target_update_every": 16}
     dqn = DQN(ACTIONS, **{**shared, **settings})
     engine = Engine(Climb(16, training_episodes=60), Score(1), dqn, outer_steps=61 * (T + 1))
     return dqn, [f.observation for _, f in engine if f.observation["test"]]
@@ -155,7 +141,7 @@ def test_bootstrapping_learns_the_optimal_policy():
     assert (first - second).min() > 0.1, "one action must be clearly the best everywhere"
     best = value_iteration().argmax(-1)
     dqn, seen = trained(lr=5e-3, exploration=[[64, 1.0], [480, 0.5]])
-    assert torch.equal(dqn._network(STATES).argmax(-1), best)
+    assert torch.equal(dqn.values(STATES.flatten(0, 1)).argmax(-1).view(T, S), best)
     assert [o["step"] for o in seen] == list(range(T + 1))
     for before, after in pairwise(seen):
         state = before["state"].view(16, T + 1, S)[:, before["step"]].argmax(1)
@@ -177,7 +163,7 @@ def test_monte_carlo_learns_a_policy_that_is_as_good():
     dqn, _ = trained(targets="monte_carlo", **settings)
     best = expected(value_iteration().argmax(-1))
     assert best == pytest.approx(value_iteration()[0].amax(-1).mean())
-    assert best - expected(dqn._network(STATES).argmax(-1)) < 0.1
+    assert best - expected(dqn.values(STATES.flatten(0, 1)).argmax(-1).view(T, S)) < 0.1
     for action in range(3):
         assert best - expected(torch.full((T, S), action)) > 1
 
@@ -195,7 +181,7 @@ def test_tests_neither_learn_nor_explore():
         elif seen["test"]:
             assert identical(kept, learnt)
             assert seen["step"] == 0 or torch.equal(seen["length"], expected)
-            expected = dqn._network(seen["state"]).argmax(-1)
+            expected = dqn.values(seen["state"]).argmax(-1)
     assert step == 4 * (T + 1)
     assert learnt["finished"] == 8
 
@@ -212,7 +198,7 @@ def test_actions_are_as_random_as_epsilon_says():
     dqn.init(torch.zeros(6000, dtype=torch.long))
     dqn.ask(0)
     dqn.tell(Feedback(0.0, observation=observation(6000)))
-    greedy = int(dqn._network(observation(1)["state"]).argmax())
+    greedy = int(dqn.values(observation(1)["state"]).argmax())
     counts = torch.bincount(dqn.ask(1), minlength=3) / 6000
     expected = [0.8 if a == greedy else 0.1 for a in range(3)]
     assert counts.tolist() == pytest.approx(expected, abs=0.02)
@@ -228,44 +214,51 @@ def test_averaged_runs_decide_together_and_count_once():
         seen = observation(4, state=states[-1], reward=states[-1][:, 0], step=step, done=step == T)
         dqn.tell(Feedback(0.0, observation=seen))
     assert all(a[0] == a[1] and a[2] == a[3] for a in asked)
-    rows = dqn._replay.state_dict()["rows"]
-    assert rows["state"].squeeze(1).tolist() == [0.5, 2.5, 10.5, 12.5, 20.5, 22.5, 30.5, 32.5]
-    assert rows["reward"].tolist() == rows["next_state"].squeeze(1).tolist()
-    assert rows["terminal"].tolist() == [0.0] * 6 + [1.0] * 2
-    assert rows["action"].tolist() == torch.cat([a[::2] for a in asked[1:]]).tolist()
+    held = dqn._replay.transitions()
+    assert held.observation.squeeze(1).tolist() == [0.5, 2.5, 10.5, 12.5, 20.5, 22.5, 30.5, 32.5]
+    assert held.reward.tolist() == held.next_observation.squeeze(1).tolist()
+    assert held.terminal.tolist() == [0.0] * 6 + [1.0] * 2
+    assert held.action.tolist() == torch.cat([a[::2] for a in asked[1:]]).tolist()
     assert dqn._finished == 2
 
 
-def test_the_frozen_copy_is_renewed_by_episodes():
-    dqn = DQN(ACTIONS, freeze_every=8, **SMALL)
+def test_the_target_network_is_renewed_by_episodes():
+    dqn = DQN(ACTIONS, target_update_every=8, **SMALL)
     engine = Engine(Climb(4), Score(1), dqn, outer_steps=4 * (T + 1))
     renewed = []
     for step, _ in engine:
-        state = dqn._network.state_dict()
-        if step > 2 and torch.equal(state["theta"], state["frozen"]):
+        state = dqn._network[1].state
+        if step > 2 and torch.equal(state.params, state.target):
             renewed.append(step)
     assert renewed == [2 * (T + 1), 2 * (T + 1) + 1, 4 * (T + 1)]
 
 
+def numbered(values):
+    """Transitions whose reward is their number."""
+    x = torch.as_tensor(values).float()
+    return Batch(x[:, None], torch.zeros(len(x)).long(), x, x[:, None], torch.zeros(len(x)))
+
+
 def test_replay_is_a_ring():
     replay = Replay(5)
+    assert len(replay.transitions().reward) == 0
     for k in range(3):
-        replay.add({"x": torch.arange(3) + 3 * k})
-    assert sorted(replay.state_dict()["rows"]["x"].tolist()) == [4, 5, 6, 7, 8]
-    drawn = replay.sample((400, 2), generator(0))["x"]
-    assert drawn.shape == (400, 2)
-    assert torch.bincount(drawn.flatten())[4:].float().div(800).tolist() == pytest.approx(
+        replay.add(numbered(torch.arange(3) + 3 * k))
+    assert sorted(replay.transitions().reward.tolist()) == [4, 5, 6, 7, 8]
+    drawn = torch.stack([b.reward for b in replay.sample(400, 2, generator(0))])
+    assert drawn.shape == (400, 1, 2)
+    assert torch.bincount(drawn.long().flatten())[4:].float().div(800).tolist() == pytest.approx(
         [0.2] * 5, abs=0.05
     )
     copy = Replay(5)
     copy.load_state_dict(replay.state_dict())
     for ring in (replay, copy):
-        ring.add({"x": torch.tensor([20, 21])})
+        ring.add(numbered([20, 21]))
     assert identical(replay.state_dict(), copy.state_dict())
     with pytest.raises(ValueError, match="capacity of the checkpoint"):
         Replay(7).load_state_dict(replay.state_dict())
-    replay.add({"x": torch.arange(12)})
-    assert sorted(replay.state_dict()["rows"]["x"].tolist()) == [7, 8, 9, 10, 11]
+    replay.add(numbered(range(12)))
+    assert sorted(replay.transitions().reward.tolist()) == [7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize(
@@ -328,20 +321,24 @@ def test_a_checkpoint_of_another_network_is_refused():
     assert len(list(engine)) == 2
     two = DQN(ACTIONS, **{**SMALL, "widths": [9]})
     two.init(torch.ones(4, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"sizes \[15, 8, 3\], this one \[15, 9, 3\]"):
+    with pytest.raises(ValueError, match=r"has 155 parameters, this one 174 in layers"):
         two.load_state_dict(one.state_dict())
 
 
-def test_the_frozen_copy_is_renewed_within_a_large_batch(monkeypatch):
+def test_the_target_network_is_renewed_within_a_large_batch(monkeypatch):
     """Sixteen episodes at once are learnt from with as many copies as one after the other."""
-    copies = {}
-    for runs in (1, 16):
-        made = []
-        monkeypatch.setattr(ValueNetwork, "freeze", lambda self, made=made: made.append(1))
+    copies, update_ = {1: 0, 16: 0}, QNetwork.update_
+    for runs in copies:
+
+        def updating(network, views, *batch, runs=runs, **how):
+            before = views.state.target.clone()
+            update_(network, views, *batch, **how)
+            copies[runs] += not torch.equal(before, views.state.target)
+
+        monkeypatch.setattr(QNetwork, "update_", updating)
         settings = {**SMALL, "batch": 1, "updates": 2}
-        dqn = DQN(ACTIONS, freeze_every=4, **settings)
+        dqn = DQN(ACTIONS, target_update_every=4, **settings)
         list(Engine(Climb(runs), Score(1), dqn, outer_steps=16 // runs * (T + 1)))
-        copies[runs] = len(made)
     assert copies == {1: 4, 16: 4}
 
 

@@ -154,7 +154,7 @@ class TestEpisode:
         """Rows chain into episodes; time-outs are not stored as ends."""
         problem = make(CartPole(time_limit=12), scaled=False)
         inner = played(problem, 0, 4)
-        rows = unpack(inner.rows[:, :256])
+        rows = unpack(inner.transitions[:, :256])
         flat = rows._replace(
             observation=rows.observation.view(4, 64, 4, 4),
             next_observation=rows.next_observation.view(4, 64, 4, 4),
@@ -183,11 +183,11 @@ class TestEpisode:
         assert all(200 < n < 256 for n in sizes)
         assert engine.ledger.spent["environment_steps"] == sum(sizes)
         for i, n in enumerate(sizes):
-            rows = unpack(inner.rows[i : i + 1, :n])
+            rows = unpack(inner.transitions[i : i + 1, :n])
             after, _, ends = CartPole().advance(rows.observation, rows.action)
             torch.testing.assert_close(after, rows.next_observation, rtol=1e-4, atol=1e-5)
             assert torch.equal(ends.float(), rows.terminal)
-            assert not bool(inner.rows[i, n:256].any())
+            assert not bool(inner.transitions[i, n:256].any())
         assert all(bool(torch.isfinite(f.observation["state"]).all()) for f in feedback)
 
 

@@ -30,7 +30,7 @@ class TestMeasures:
         for run, found in enumerate(listed):
             assert int(finished.number[run]) == len(found) > 5
             assert float(finished.total[run]) == sum(f[-2] for f in found)
-            assert sorted(finished.kept[run, :-1].tolist()) == sorted(found[-5:])
+            assert sorted(finished.latest[run, :-1].tolist()) == sorted(found[-5:])
         nothing = Finished.none(3, 5, 4, torch.zeros(()))
         assert nothing.mean(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1, 2, 3]
 
@@ -40,7 +40,7 @@ class TestMeasures:
         state = agent.init(runs, generator(0))
         state.params.zero_()
         agent.mlp.layers(state.params)[-1].bias[..., always] = 1.0
-        return agent, agent.open(state)
+        return agent, agent.views(state)
 
     def test_greedy_returns(self):
         agent, at = self.agent(3, 2, 1)
@@ -87,7 +87,7 @@ class TestMeasures:
         otherwise = torch.full((2, 2), 7.0)
         for absolute, expected in ((False, [10 - 6, 29 - 3]), (True, [10 + 6, 29 + 3])):
             found = model_errors(
-                model, model.open(state), agent, at, finished, 0.1, 40, 0.0, absolute, otherwise,
+                model, model.views(state), agent, at, finished, 0.1, 40, 0.0, absolute, otherwise,
                 generator(1),
             )  # fmt: skip
             assert found.tolist() == [[x / 2 for x in expected], [7, 7]]

@@ -87,7 +87,7 @@ class TestShipped:
         assert all(n.normalise for n in model.networks)
         assert (model.adam.lr, model.batch, model.held_out) == (1e-3, 32, 5)
         assert list(agent.mlp.sizes) == [observed, 64, 32, problem.training.actions]
-        assert (agent.adam.lr, agent.target_every, agent.double) == (1e-4, 2000, True)
+        assert (agent.adam.lr, agent.target_update_every, agent.double) == (1e-4, 2000, True)
         assert [acting.exploration(t, 10_000) for t in (9_999, 15_000, 20_000, 90_000)] == (
             pytest.approx([1.0, 0.55, 0.1, 0.1])
         )

@@ -25,7 +25,7 @@ class TestPlanning:
         _, found = planned(problem, played(problem), [1, 3, 5, 7])
         steps = round(64 * ratio)
         assert found.steps.tolist() == [steps] * 4
-        side = problem.planner.side_by_side(64)
+        side = problem.planner.rollouts(64)
         shares = [len(range(i, steps, side)) for i in range(side)]
         assert found.rollouts.tolist() == [sum(-(-n // k) for n in shares) for k in (1, 3, 5, 7)]
         assert found.updates.tolist() == [steps // 4] * 4
@@ -70,11 +70,11 @@ class TestPlanning:
         before = played(problem)
         lengths = [1, 2, 4, 8]
         after, _ = planned(problem, before, lengths)
-        side = problem.planner.side_by_side(64)
-        made = unpack(after.rows[:, 256 : 256 + 64])
+        side = problem.planner.rollouts(64)
+        made = unpack(after.transitions[:, 256 : 256 + 64])
         seen = made.observation.view(4, 64 // side, side, 4)
         ends = made.next_observation.view(4, 64 // side, side, 4)
-        real = unpack(before.rows[:, :64]).observation
+        real = unpack(before.transitions[:, :64]).observation
         for run, k in enumerate(lengths):
             for i in range(64 // side):
                 for slot in range(side):
@@ -87,15 +87,15 @@ class TestPlanning:
         """Poisoned rewards of real rows and rows of an earlier phase are never read."""
         problem = make()
         before = played(problem)
-        before.rows[:, :64, -3] = torch.nan
-        before.rows[:, 256:] = torch.nan
+        before.transitions[:, :64, -3] = torch.nan
+        before.transitions[:, 256:] = torch.nan
         after, _ = planned(problem, before, [1, 2, 4, 8])
         assert bool(torch.isfinite(after.agent.params).all())
 
     def test_real_planning_reads_real_rows_only(self):
         problem = make(planning="real")
         before = played(problem)
-        before.rows[:, 64:] = torch.nan
+        before.transitions[:, 64:] = torch.nan
         after, found = planned(problem, before, [0] * 4)
         assert found.updates.tolist() == [16] * 4
         assert not bool(found.steps.any())
@@ -125,7 +125,7 @@ class TestPlanning:
             problem = make(planner=Planner(**options, updates_per_step=rate))
             after, found = planned(problem, before, [1, 2, 4, 8])
             assert found.updates.tolist() == [64 * rate] * 4
-            made.append(after.rows[:, 256:])
+            made.append(after.transitions[:, 256:])
         assert torch.equal(*made) == (not interleave)  # or updates change what is rolled out
 
 

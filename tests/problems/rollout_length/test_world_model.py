@@ -37,11 +37,11 @@ def test_gradient_equals_autograd(reward_widths, normalise):
     state = state._replace(params=params.detach(), shift=shift, spread=shift + 0.5)
     data = transitions(9, dtype=torch.float64)
     grad = torch.full_like(state.params, torch.nan)
-    at = model.open(state)
+    at = model.views(state)
     model.gradient(at, *model.prepare(at, data), model._views(grad))
     losses = model.losses(at, data)
     wide = state._replace(low=shift - 99, high=shift + 99, params=params)
-    after, reward, logit = model.predict(model.open(wide), data.observation, data.action)
+    after, reward, logit = model.predict(model.views(wide), data.observation, data.action)
     for run in range(R):
         spread = 0.6
         expected = [
@@ -64,7 +64,7 @@ def test_a_fitted_model_predicts_what_it_has_not_seen(reward_widths):
     untrained = model.init(R, generator(1))
     fresh = transitions(500, seed=1)
     state = model.fit(untrained, rows, size, generator(2))
-    at = model.open(state._replace(low=state.low - 9, high=state.high + 9))
+    at = model.views(state._replace(low=state.low - 9, high=state.high + 9))
     after, reward, logit = model.predict(at, fresh.observation, fresh.action)
     moved = (fresh.next_observation - fresh.observation).square().mean((1, 2))
     missed = (after - fresh.next_observation).square().mean((1, 2))
@@ -79,7 +79,7 @@ def test_predictions_stay_where_observations_were():
     rows = pack(transitions(50))
     state = model.fit(model.init(R, generator(0)), rows, torch.full((R, 1), 50), generator(1))
     far = 1e3 * torch.ones(R, 5, D)
-    after, _, _ = model.predict(model.open(state), far, torch.ones(R, 5, dtype=torch.long))
+    after, _, _ = model.predict(model.views(state), far, torch.ones(R, 5, dtype=torch.long))
     assert torch.equal(after, state.high.expand(R, 5, D))
     assert float(after.max()) <= float(rows[..., : 2 * D].max())
 
@@ -141,7 +141,7 @@ def test_warm_and_cold_starts():
         assert state.moments.steps.flatten().tolist() == [40 if warm else 20] * R
 
 
-def test_rows_hold_transitions():
+def test_packed_transitions_are_unpacked_and_picked():
     data = transitions(11)
     found = unpack(pack(data))
     for a, b in zip(found, data, strict=True):
@@ -149,7 +149,7 @@ def test_rows_hold_transitions():
     index = torch.tensor([[0, 10], [5, 5], [3, 1]])
     picked = pick(pack(data), index)
     for run in range(R):
-        assert torch.equal(picked[run], pack(data)[run, index[run]])
+        assert torch.equal(pack(picked)[run], pack(data)[run, index[run]])
 
 
 def test_sampled_rows_are_uniform_within_each_runs_size():

@@ -1,1 +1,1 @@
-"""Q-networks and world models, many at a time."""
+"""Dyna (Sutton, 1990) with deep Q-networks and learned world models, R runs batched."""

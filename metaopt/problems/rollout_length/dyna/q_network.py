@@ -1,4 +1,4 @@
-"""R deep Q-networks side by side: values of actions, and the step that improves them."""
+"""R deep Q-networks, batched: values of actions, and the step that improves them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.rollout_length.dyna.stacked_mlp import (
-    Descent,
-    Layer,
-    Moments,
-    StackedAdam,
-    StackedMLP,
-)
+from metaopt.problems.rollout_length.dyna.stacked_adam import AdamViews, Moments, StackedAdam
+from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, StackedMLP
 from metaopt.problems.rollout_length.dyna.transitions import Batch
 
 
@@ -29,34 +24,34 @@ class QState(NamedTuple):
 torch.serialization.add_safe_globals([QState])
 
 
-class Open(NamedTuple):
+class QViews(NamedTuple):
     """A `QState` with its views made and room for a gradient; it shares memory with the state."""
 
     state: QState
     layers: list[Layer]
     target: list[Layer]
-    grad: Tensor
-    slopes: list[Layer]
-    descent: Descent
+    grad: list[Layer]
+    adam: AdamViews
 
 
 class QNetwork:
-    """Deep Q-learning (Mnih et al., Nature 518, 2015) for R learners in lock-step.
+    """Deep Q-learning (Mnih et al., Nature 518, 2015) for R learners, batched.
 
     The target of a transition is y = r + gamma (1 - terminal) Q'(s', a*), with Q' the target
     network and a* = argmax Q(s', .) (double Q-learning: van Hasselt, Guez and Silver, AAAI 2016)
-    or argmax Q'(s', .). The loss is the mean over the batch of H(Q(s, a) - y), H(x) = x^2 / 2 for
-    |x| <= clip and clip |x| - clip^2 / 2 beyond.
+    or argmax Q'(s', .). The loss is the mean over the batch of scale * H(Q(s, a) - y), with
+    H(x) = x^2 / 2 for |x| <= clip and clip |x| - clip^2 / 2 beyond.
 
     Args:
         observation_size, actions: sizes d and A.
         widths: sizes of the hidden layers.
         lr: Adam's learning rate.
         gamma: discount, in [0, 1].
-        target_every: updates between two copies into the target network, >= 1; each learner
+        target_update_every: updates between two copies into the target network, >= 1; each learner
             counts its own.
         double: choose the next action by the online network.
-        clip: largest slope of the loss, > 0, or `None` for squared errors.
+        clip: largest slope of H, > 0, or `None` for squared errors.
+        scale: factor on the loss; 2 makes it the mean squared error where clip is `None`.
     """
 
     def __init__(
@@ -67,36 +62,41 @@ class QNetwork:
         *,
         lr: float = 1e-3,
         gamma: float = 0.99,
-        target_every: int = 200,
+        target_update_every: int = 200,
         double: bool = True,
         clip: float | None = 1.0,
+        scale: float = 1.0,
     ) -> None:
-        if not 0 <= gamma <= 1 or target_every < 1 or (clip is not None and not clip > 0):
+        if not 0 <= gamma <= 1 or target_update_every < 1 or (clip is not None and not clip > 0):
             raise ValueError(
-                f"QNetwork needs 0 <= gamma <= 1, target_every >= 1 and clip > 0 or null; got "
-                f"gamma={gamma}, target_every={target_every}, clip={clip}."
+                f"QNetwork needs 0 <= gamma <= 1, target_update_every >= 1 and clip > 0 or null; "
+                f"got gamma={gamma}, target_update_every={target_update_every}, clip={clip}."
             )
         self.mlp = StackedMLP((observation_size, *widths, actions))
         self.adam = StackedAdam(lr)
         self.actions, self.gamma = actions, gamma
-        self.target_every, self.double, self.clip = target_every, double, clip
+        self.target_update_every, self.double = target_update_every, double
+        self.clip, self.scale = clip, scale
 
     def init(self, runs: int, draw: Generator) -> QState:
         """Return R new learners on the device of `draw`."""
-        params = self.mlp.init(runs, draw)
+        return self.start(self.mlp.init(runs, draw))
+
+    def start(self, params: Tensor) -> QState:
+        """Return new learners with parameters (R, n)."""
         return QState(params, params.clone(), self.adam.init(params))
 
-    def open(self, state: QState) -> Open:
+    def views(self, state: QState) -> QViews:
         """Return the state with its views, for many calls on end."""
-        grad = torch.empty_like(state.params)
-        layers, descent = self.mlp.layers, self.adam.open(state.params, grad, state.moments)
-        return Open(state, layers(state.params), layers(state.target), grad, layers(grad), descent)
+        grad, layers = torch.empty_like(state.params), self.mlp.layers
+        adam = self.adam.views(state.params, grad, state.moments)
+        return QViews(state, layers(state.params), layers(state.target), layers(grad), adam)
 
-    def values(self, at: Open, observation: Tensor) -> Tensor:
+    def values(self, at: QViews, observation: Tensor) -> Tensor:
         """Return Q(s, .), (R, B, A), of observations (R, B, d)."""
         return self.mlp(at.layers, observation)
 
-    def act(self, at: Open, observation: Tensor, epsilon: float, draw: Generator) -> Tensor:
+    def act(self, at: QViews, observation: Tensor, epsilon: float, draw: Generator) -> Tensor:
         """Return actions (R, B): greedy, or random with probability `epsilon`."""
         shape, device = observation.shape[:2], observation.device
         if epsilon >= 1:
@@ -108,34 +108,40 @@ class QNetwork:
         explore = torch.rand(shape, generator=draw, device=device) < epsilon
         return torch.where(explore, other, best)
 
-    def errors(self, at: Open, batch: Batch) -> Tensor:
+    def targets(self, at: QViews, batch: Batch) -> Tensor:
+        """Return the targets y of transitions, (R, B)."""
+        after = self.mlp(at.target, batch.next_observation)
+        chooser = self.values(at, batch.next_observation) if self.double else after
+        value = after.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
+        return torch.addcmul(batch.reward, value, 1 - batch.terminal, value=self.gamma)
+
+    def gradient(self, at: QViews, observation: Tensor, action: Tensor, target: Tensor) -> Tensor:
         """Write the gradient of each learner's loss into `at.grad`; return Q(s, a) - y, (R, B)."""
-        count = batch.reward.shape[1]
-        values, kept = self.mlp.forward(at.layers, batch.observation)
-        later = self.mlp(at.target, batch.next_observation)
-        ahead = self.values(at, batch.next_observation) if self.double else later
-        best = ahead.argmax(-1, keepdim=True)
-        goal = later.gather(-1, best).squeeze(-1)
-        goal = torch.addcmul(batch.reward, goal, 1 - batch.terminal, value=self.gamma)
-        action = batch.action.unsqueeze(-1)
-        error = values.gather(-1, action).squeeze(-1) - goal
+        values, tape = self.mlp.forward(at.layers, observation)
+        action = action.unsqueeze(-1)
+        error = values.gather(-1, action).squeeze(-1) - target
         slope = error if self.clip is None else error.clamp(-self.clip, self.clip)
-        spread = torch.zeros_like(values).scatter_(-1, action, (slope / count).unsqueeze(-1))
-        self.mlp.backward(at.layers, kept, spread, at.slopes)
+        share = (slope / (error.shape[1] / self.scale)).unsqueeze(-1)
+        self.mlp.backward(at.layers, tape, torch.zeros_like(values).scatter_(-1, action, share),
+                          at.grad)  # fmt: skip
         return error
 
-    def gradient(self, at: Open, batch: Batch) -> Tensor:
-        """Write the gradient of each learner's loss into `at.grad`; return the losses (R)."""
-        error = self.errors(at, batch)
-        slope = error if self.clip is None else error.clamp(-self.clip, self.clip)
-        return (slope * (error - slope / 2)).mean(1)
+    def update_(
+        self, at: QViews, batch: Batch, active: Tensor | None = None, bootstrap: bool = True
+    ) -> None:
+        """Take one step of Adam in place where `active` (R, 1) is 1.
 
-    def update_(self, at: Open, batch: Batch, active: Tensor | None = None) -> None:
-        """Take one step of Adam in place where `active` (R, 1) is 1."""
-        self.errors(at, batch)
-        self.adam.step_(at.descent, active)
-        due = torch.remainder(at.state.moments.steps, self.target_every) == 0
+        Args:
+            at: the learners.
+            batch: what to learn from.
+            active: which learners take the step; `None` for all.
+            bootstrap: whether the targets are those above; where not, the rewards alone.
+        """
+        target = self.targets(at, batch) if bootstrap else batch.reward
+        self.gradient(at, batch.observation, batch.action, target)
+        self.adam.step_(at.adam, active)
+        renew = torch.remainder(at.state.moments.steps, self.target_update_every) == 0
         if active is not None:
-            due &= active > 0
-        if due.is_cuda or bool(due.any()):  # a look at a GPU's flags would wait for the GPU
-            at.state.target.copy_(torch.where(due, at.state.params, at.state.target))
+            renew &= active > 0
+        if renew.is_cuda or bool(renew.any()):  # a look at a GPU's flags would wait for the GPU
+            at.state.target.copy_(torch.where(renew, at.state.params, at.state.target))

@@ -1,4 +1,4 @@
-"""Transitions of many runs as rows of one tensor, which one indexing operation samples from."""
+"""Transitions of R runs in one tensor, which one indexing operation samples from."""
 
 from __future__ import annotations
 
@@ -25,33 +25,39 @@ class Batch(NamedTuple):
     terminal: Tensor
 
 
+torch.serialization.add_safe_globals([Batch])
+
+
 def width(observation_size: int) -> int:
-    """Return the length of a row."""
+    """Return how many numbers a packed transition takes."""
     return 2 * observation_size + 3
 
 
 def pack(batch: Batch) -> Tensor:
-    """Return the transitions as rows (R, B, w) of numbers."""
+    """Return the transitions in one tensor (R, B, w), actions as numbers."""
     rest = torch.stack([batch.reward, batch.terminal, batch.action.to(batch.reward.dtype)], -1)
     return torch.cat([batch.observation, batch.next_observation, rest], -1)
 
 
-def unpack(rows: Tensor) -> Batch:
-    """Return what `pack` was given; observations and numbers are views."""
-    size = (rows.shape[-1] - 3) // 2
-    return Batch(
-        rows[..., :size], rows[..., -1].long(), rows[..., -3], rows[..., size:-3], rows[..., -2]
-    )
+def unpack(packed: Tensor) -> Batch:
+    """Return what `pack` was given; all but the actions are views."""
+    d = (packed.shape[-1] - 3) // 2
+    observation, after, (reward, terminal, action) = (
+        packed[..., :d], packed[..., d:-3], packed[..., -3:].unbind(-1)
+    )  # fmt: skip
+    return Batch(observation, action.long(), reward, after, terminal)
 
 
-def pick(rows: Tensor, index: Tensor) -> Tensor:
-    """Return rows (R, B, w) of `rows` (R, n, w), run by run, by index (R, B)."""
-    runs, count, wide = rows.shape
-    first = torch.arange(0, runs * count, count, device=rows.device).unsqueeze(1)
-    return rows.reshape(-1, wide).index_select(0, (index + first).flatten()).view(runs, -1, wide)
+def pick(packed: Tensor, index: Tensor) -> Batch:
+    """Return the transitions (R, B) of `packed` (R, n, w) at each run's index (R, B)."""
+    runs, count, w = packed.shape
+    first = torch.arange(0, runs * count, count, device=packed.device).unsqueeze(1)
+    flat = packed.reshape(-1, w).index_select(0, (index + first).flatten())
+    return unpack(flat.view(runs, -1, w))
 
 
 def uniform_index(size: Tensor, batch: int, draw: Generator) -> Tensor:
     """Return integers (R, B), uniform in 0..size-1 for each run's size (R, 1); 0 where it is 0."""
-    at = torch.rand(len(size), batch, generator=draw, device=size.device) * size
-    return torch.minimum(at.long(), (size - 1).clamp(min=0))
+    place = torch.rand(len(size), batch, generator=draw, device=size.device) * size
+    # Rounding may carry a number close to 1 times the size up to the size itself.
+    return torch.minimum(place.long(), (size - 1).clamp(min=0))

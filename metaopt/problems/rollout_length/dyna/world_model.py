@@ -1,4 +1,4 @@
-"""R learned models of an environment side by side: next observation, reward and termination."""
+"""R learned models of an environment, batched: next observation, reward and termination."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, Moments, StackedAdam, StackedMLP
-from metaopt.problems.rollout_length.dyna.transitions import Batch, pick, uniform_index, unpack
+from metaopt.problems.rollout_length.dyna.stacked_adam import Moments, StackedAdam
+from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, StackedMLP
+from metaopt.problems.rollout_length.dyna.transitions import Batch, pick, uniform_index
 
-AHEAD = 32
+PREFETCH = 32
 """Batches of a fit that are drawn at once."""
 
 
@@ -27,7 +28,7 @@ class ModelState(NamedTuple):
         low, high: least and largest value of each observation met, (R, 1, d); predictions are
             clamped to them, since an error that feeds on itself has no other bound.
         loss: of the last fit, (R, 3): mean squared error of the standardised change and of the
-            reward, cross-entropy of the termination; on held-out rows where there are any.
+            reward, cross-entropy of the termination; on held-out transitions where there are any.
     """
 
     params: Tensor
@@ -42,7 +43,7 @@ class ModelState(NamedTuple):
 torch.serialization.add_safe_globals([ModelState])
 
 
-class OpenModel(NamedTuple):
+class ModelViews(NamedTuple):
     """A `ModelState` with views of its parameters, by network; it shares memory with the state."""
 
     state: ModelState
@@ -63,12 +64,12 @@ class WorldModel:
         reward_widths: hidden layers of the network of the reward; `None` for one network with
             d + 2 outputs.
         normalise: layer normalisation before each ReLU.
-        lr, batch: Adam's learning rate; rows of a batch.
+        lr, batch: Adam's learning rate; transitions of a batch.
         steps: most steps of a fit, >= 1.
-        held_out: every held_out-th row, >= 2, is for validation; `None` for no validation.
-        patience: evaluations on held-out rows, `evaluate_every` steps apart, without a new lowest
-            loss after which a run's fit stops; each run keeps its best parameters. `None` takes
-            all steps. Needs `held_out`.
+        held_out: every held_out-th transition, >= 2, is for validation; `None` for no validation.
+        patience: evaluations on held-out transitions, `evaluate_every` steps apart, without a new
+            lowest loss after which a run's fit stops; each run keeps its best parameters. `None`
+            takes all steps. Needs `held_out`.
         warm: continue from the last fit rather than from new parameters.
     """
 
@@ -119,115 +120,113 @@ class WorldModel:
         loss = params.new_zeros(runs, 3)
         return ModelState(params, self.adam.init(params), zero, one, -one, one.clone(), loss)
 
-    def open(self, state: ModelState) -> OpenModel:
+    def views(self, state: ModelState) -> ModelViews:
         """Return the state with its views, for many calls on end."""
         every = torch.arange(self.actions, device=state.params.device)
-        return OpenModel(state, self._views(state.params), every)
+        return ModelViews(state, self._views(state.params), every)
 
     def predict(
-        self, at: OpenModel, observation: Tensor, action: Tensor
+        self, at: ModelViews, observation: Tensor, action: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return next observations (R, B, d), rewards (R, B) and log-odds of ending (R, B)."""
-        found = self._outputs(at.layers, _inputs(at, observation, action))
+        outputs = self._outputs(at.layers, _inputs(at, observation, action))
         state, d = at.state, self.size
-        after = observation + torch.addcmul(state.shift, found[..., :d], state.spread)
+        after = observation + torch.addcmul(state.shift, outputs[..., :d], state.spread)
         after = torch.minimum(torch.maximum(after, state.low), state.high)
-        return after, found[..., d], found[..., d + 1]
+        return after, outputs[..., d], outputs[..., d + 1]
 
-    def fit(self, state: ModelState, rows: Tensor, size: Tensor, draw: Generator) -> ModelState:
-        """Return models fitted to the first `size` (R, 1) of the rows (R, n, w) of each run.
+    def fit(self, state: ModelState, packed: Tensor, size: Tensor, draw: Generator) -> ModelState:
+        """Return models fitted to the first `size` (R, 1) of the transitions (R, n, w) of each run.
 
-        The parameters of `state` are changed in place. Where runs may stop early, the processor
-        waits for the device once per evaluation.
+        The parameters of `state` are changed in place. Where runs may stop early, the CPU waits
+        for the device once per evaluation.
         """
         if not self.warm:
-            state = self.init(len(rows), draw)
-        shift, spread, low, high = _statistics(rows, size, self.size)
+            state = self.init(len(packed), draw)
+        shift, spread, low, high = _statistics(packed, size, self.size)
         state = state._replace(shift=shift, spread=spread, low=low, high=high)
-        at, grad = self.open(state), torch.empty_like(state.params)
-        slopes, descent = self._views(grad), self.adam.open(state.params, grad, state.moments)
+        at, grad = self.views(state), torch.empty_like(state.params)
+        slopes, adam = self._views(grad), self.adam.views(state.params, grad, state.moments)
         active: Tensor | None = None
         held = torch.zeros_like(size) if self.held_out is None else size // self.held_out
         stopping = _Stopping(state.params, self.patience)
         if self.held_out is not None:
             tested = uniform_index(held, 8 * self.batch, draw) * self.held_out + self.held_out - 1
-            test = unpack(pick(rows, torch.minimum(tested, (size - 1).clamp(min=0))))
-        for step, (inputs, goal) in enumerate(self._batches(at, rows, size - held, draw), 1):
-            self.gradient(at, inputs, goal, slopes)
-            self.adam.step_(descent, active)
+            test = pick(packed, torch.minimum(tested, (size - 1).clamp(min=0)))
+        for step, (inputs, target) in enumerate(self._batches(at, packed, size - held, draw), 1):
+            self.gradient(at, inputs, target, slopes)
+            self.adam.step_(adam, active)
             if self.patience is not None and step % self.evaluate_every == 0:
                 active = stopping.after(state.params, self.losses(at, test).sum(1, keepdim=True))
                 if not bool(active.any()):
                     break
         stopping.restore_(state.params)
         if self.held_out is None:
-            return state._replace(loss=self._compare(self._outputs(at.layers, inputs), goal))
+            return state._replace(loss=self._compare(self._outputs(at.layers, inputs), target))
         return state._replace(loss=self.losses(at, test))
 
     def _batches(
-        self, at: OpenModel, rows: Tensor, size: Tensor, draw: Generator
+        self, at: ModelViews, packed: Tensor, size: Tensor, draw: Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and goals of one batch after the other, of the rows not held out."""
-        for first in range(0, self.steps, AHEAD):
-            count = min(AHEAD, self.steps - first)
+        """Yield inputs and targets of one batch after the other, of what is not held out."""
+        for first in range(0, self.steps, PREFETCH):
+            count = min(PREFETCH, self.steps - first)
             index = uniform_index(size, count * self.batch, draw)
             if self.held_out is not None:
-                index = index + index // (self.held_out - 1)
-            both = self.prepare(at, unpack(pick(rows, index)))
+                index = index + index // (self.held_out - 1)  # leaves every held_out-th one out
+            both = self.prepare(at, pick(packed, index))
             shape = (count, self.batch)
-            inputs, goal = (x.unflatten(1, shape).transpose(0, 1).contiguous() for x in both)
-            yield from zip(inputs.unbind(), goal.unbind(), strict=True)
+            inputs, target = (x.unflatten(1, shape).transpose(0, 1).contiguous() for x in both)
+            yield from zip(inputs.unbind(), target.unbind(), strict=True)
 
-    def prepare(self, at: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    def prepare(self, at: ModelViews, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what the networks read of a batch, (R, B, d + A), and what they should say.
 
         That is the standardised change, the reward and the termination, (R, B, d + 2).
         """
         state = at.state
         change = (batch.next_observation - batch.observation - state.shift) / state.spread
-        goal = torch.cat([change, torch.stack([batch.reward, batch.terminal], -1)], -1)
-        return _inputs(at, batch.observation, batch.action), goal
+        target = torch.cat([change, torch.stack([batch.reward, batch.terminal], -1)], -1)
+        return _inputs(at, batch.observation, batch.action), target
 
-    def losses(self, at: OpenModel, batch: Batch) -> Tensor:
+    def losses(self, at: ModelViews, batch: Batch) -> Tensor:
         """Return the three losses of each run, (R, 3)."""
-        inputs, goal = self.prepare(at, batch)
-        return self._compare(self._outputs(at.layers, inputs), goal)
+        inputs, target = self.prepare(at, batch)
+        return self._compare(self._outputs(at.layers, inputs), target)
 
     def gradient(
-        self, at: OpenModel, inputs: Tensor, goal: Tensor, into: Sequence[Sequence[Layer]]
+        self, at: ModelViews, inputs: Tensor, target: Tensor, into: Sequence[Sequence[Layer]]
     ) -> None:
         """Write the gradient of each run's summed losses into views.
 
         Args:
             at: the models.
-            inputs, goal: as `prepare` returned them.
+            inputs, target: as `prepare` returned them.
             into: views of the gradient, one list of layers for each network.
         """
-        found, kept = [], []
-        for network, layers in zip(self.networks, at.layers, strict=True):
-            out, forward = network.forward(layers, inputs)
-            found.append(out)
-            kept.append(forward)
-        slope = found[0] if len(found) == 1 else torch.cat(found, -1)
+        pairs = zip(self.networks, at.layers, strict=True)
+        passes = [network.forward(layers, inputs) for network, layers in pairs]
+        slope = _joined([outputs for outputs, _ in passes])
+        # The outputs are overwritten by the derivatives of the three losses with respect to them.
         slope[..., -1].sigmoid_()
         count, d = inputs.shape[1], self.size
-        slope[..., :d].sub_(goal[..., :d]).mul_(2 / (count * d))
-        slope[..., d].sub_(goal[..., d]).mul_(2 / count)
-        slope[..., -1].sub_(goal[..., -1]).div_(count)
-        parts = slope.split([out.shape[-1] for out in found], -1)
-        for i, network in enumerate(self.networks):
-            network.backward(at.layers[i], kept[i], parts[i].contiguous(), into[i])
+        slope[..., :d].sub_(target[..., :d]).mul_(2 / (count * d))
+        slope[..., d].sub_(target[..., d]).mul_(2 / count)
+        slope[..., -1].sub_(target[..., -1]).div_(count)
+        parts = slope.split([network.sizes[-1] for network in self.networks], -1)
+        for i, (network, (_, tape)) in enumerate(zip(self.networks, passes, strict=True)):
+            network.backward(at.layers[i], tape, parts[i].contiguous(), into[i])
 
-    def _compare(self, found: Tensor, goal: Tensor) -> Tensor:
+    def _compare(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the three losses (R, 3) of what the networks say."""
-        square = (found[..., :-1] - goal[..., :-1]).square()
-        entropy = binary_cross_entropy_with_logits(found[..., -1], goal[..., -1], reduction="none")
+        square = (outputs[..., :-1] - target[..., :-1]).square()
+        logits, ends = outputs[..., -1], target[..., -1]
+        entropy = binary_cross_entropy_with_logits(logits, ends, reduction="none")
         change, reward = square[..., : self.size], square[..., self.size]
         return torch.stack([change.mean((1, 2)), reward.mean(1), entropy.mean(1)], 1)
 
     def _outputs(self, layers: Sequence[Sequence[Layer]], x: Tensor) -> Tensor:
-        found = [n(views, x) for n, views in zip(self.networks, layers, strict=True)]
-        return found[0] if len(found) == 1 else torch.cat(found, -1)
+        return _joined([n(views, x) for n, views in zip(self.networks, layers, strict=True)])
 
     def _views(self, flat: Tensor) -> list[list[Layer]]:
         ends = list(itertools.accumulate(network.size for network in self.networks))
@@ -235,7 +234,12 @@ class WorldModel:
         return [n.layers(part) for n, part in zip(self.networks, parts, strict=True)]
 
 
-def _inputs(at: OpenModel, observation: Tensor, action: Tensor) -> Tensor:
+def _joined(outputs: list[Tensor]) -> Tensor:
+    """Return the outputs of all networks, (R, B, d + 2); the same tensor where it is one."""
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+
+def _inputs(at: ModelViews, observation: Tensor, action: Tensor) -> Tensor:
     """Return observations with an indicator of each action, (R, B, d + A)."""
     return torch.cat([observation, (action.unsqueeze(-1) == at.actions).to(observation)], -1)
 
@@ -250,7 +254,7 @@ class _Stopping:
         self.waited = torch.zeros_like(self.lowest)
 
     def after(self, params: Tensor, loss: Tensor) -> Tensor:
-        """Take the losses (R, 1) of parameters (R, n); return which runs go on, (R, 1)."""
+        """Compare the losses (R, 1) of parameters (R, n); return which runs go on, (R, 1)."""
         better = loss < self.lowest
         self.best = torch.where(better, params, self.best)
         self.lowest = torch.minimum(loss, self.lowest)
@@ -260,14 +264,13 @@ class _Stopping:
     def restore_(self, params: Tensor) -> None:
         """Put each run's best parameters back; without an evaluation, leave them alone."""
         if self.patience:
-            met = torch.isfinite(self.lowest)
-            params.copy_(torch.where(met, self.best, params))
+            params.copy_(torch.where(torch.isfinite(self.lowest), self.best, params))
 
 
-def _statistics(rows: Tensor, size: Tensor, d: int) -> tuple[Tensor, ...]:
-    """Return shift, spread, low and high of the first `size` rows of each run."""
-    before, after = rows[..., :d], rows[..., d : 2 * d]
-    there = (torch.arange(rows.shape[1], device=rows.device) < size).unsqueeze(-1)
+def _statistics(packed: Tensor, size: Tensor, d: int) -> tuple[Tensor, ...]:
+    """Return shift, spread, low and high of the first `size` transitions of each run."""
+    before, after = packed[..., :d], packed[..., d : 2 * d]
+    there = (torch.arange(packed.shape[1], device=packed.device) < size).unsqueeze(-1)
     count = size.unsqueeze(-1).clamp(min=1)
     change = (after - before).masked_fill(~there, 0.0)
     shift = change.sum(1, keepdim=True) / count
@@ -275,5 +278,4 @@ def _statistics(rows: Tensor, size: Tensor, d: int) -> tuple[Tensor, ...]:
     spread = (square / count).sqrt()
     low = torch.minimum(before, after).masked_fill(~there, torch.inf).amin(1, keepdim=True)
     high = torch.maximum(before, after).masked_fill(~there, -torch.inf).amax(1, keepdim=True)
-    spread = torch.where(spread > 1e-6, spread, 1.0)
-    return shift, spread, low, high
+    return shift, torch.where(spread > 1e-6, spread, 1.0), low, high

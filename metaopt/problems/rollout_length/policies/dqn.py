@@ -1,7 +1,8 @@
-"""A deep Q-network that acts on R inner runs in lock-step."""
+"""A deep Q-network that sets the rollout lengths of R inner runs: the meta-policy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold, generator
 from metaopt.optimizers.schedule import Linear
+from metaopt.problems.rollout_length.dyna.q_network import QNetwork, QState, QViews
+from metaopt.problems.rollout_length.dyna.transitions import Batch
 from metaopt.problems.rollout_length.policies.actions import Actions
 from metaopt.problems.rollout_length.policies.observation import Observation, lengths_of, observe
 from metaopt.problems.rollout_length.policies.replay import Replay
-from metaopt.problems.rollout_length.policies.value_network import ValueNetwork
 
 
 @final
@@ -24,14 +26,17 @@ class DQN:
 
     Every outer step gives one transition (s, a, r, s') per run. The network's targets are
 
-        bootstrap:    y = r + discount * Q_frozen(s', argmax_a Q(s', a)), or r at the episode's end
-                      (double Q-learning);
+        bootstrap:    y = r + discount * Q_target(s', argmax_a Q(s', a)), or r at the episode's end
+                      (double Q-learning, with Q_target an earlier copy of Q);
         monte_carlo:  y = the episode's final score, for all its decisions, learnt at its end.
+
+    The loss is the mean squared error, the optimizer Adam; see `QNetwork`, of which this is one
+    learner.
 
     The first outer step of an episode decides nothing and takes the problem's first lengths. In a
     test episode (`Observation.test`) the network acts greedily, remembers and learns nothing; one
     that has learnt nothing before is refused, unless `updates` is 0. The network is trained on the
-    processor, wherever the inner runs are.
+    CPU, wherever the inner runs are.
 
     Args:
         actions: what it may do: `Ladder` or `Absolute`.
@@ -42,9 +47,10 @@ class DQN:
         batch: transitions per update, >= 1; there is none before the replay holds so many.
         updates: updates per transition, >= 0; R runs therefore cost R * updates an outer step.
         capacity: transitions kept.
-        freeze_every: episodes between two copies of the network into the frozen one, >= 1, counted
-            in the updates of an episode, `freeze_every * decisions * updates` of them: R runs in
-            lock-step are learnt from between two decisions, and one copy a batch would be too few.
+        target_update_every: episodes between two copies of the network into the target network,
+            >= 1, counted in the updates of one run's episode, `target_update_every * decisions *
+            updates` of them: R runs are learnt from between two decisions, and one copy a batch of
+            runs would be too few.
         exploration: points [episodes finished, probability of a random action], joined by straight
             lines; a batch of R runs counts R episodes, and all its runs share one probability.
         reward_scale: factor on rewards and scores, > 0, which keeps values near 1.
@@ -69,7 +75,7 @@ class DQN:
         batch: int = 32,
         updates: int = 10,
         capacity: int = 100_000,
-        freeze_every: int = 10,
+        target_update_every: int = 10,
         exploration: Sequence[Sequence[float]] = ((25, 1.0), (50, 0.15)),
         reward_scale: float = 1.0,
         averaged_runs: int = 1,
@@ -81,8 +87,10 @@ class DQN:
                 f"DQN needs discount in [0, 1], lr > 0 and reward_scale > 0; got {discount}, {lr} "
                 f"and {reward_scale}."
             )
-        counts = {"batch": batch, "freeze_every": freeze_every, "averaged_runs": averaged_runs}
-        counts |= {f"widths[{i}]": width for i, width in enumerate(widths)}
+        counts = {
+            "batch": batch, "target_update_every": target_update_every,
+            "averaged_runs": averaged_runs, **{f"widths[{i}]": w for i, w in enumerate(widths)},
+        }  # fmt: skip
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"DQN needs {name} >= 1; got {count}.")
@@ -93,16 +101,15 @@ class DQN:
             raise ValueError(f"DQN explores with probabilities in [0, 1]; got {exploration!r}.")
         self.actions, self.targets, self.discount, self.lr = actions, targets, discount, lr
         self.widths, self.batch, self.updates = tuple(widths), batch, updates
-        self.freeze_every, self.reward_scale = freeze_every, reward_scale
+        self.target_update_every, self.reward_scale = target_update_every, reward_scale
         self.averaged_runs = averaged_runs
         self._replay = Replay(capacity)
-        self._network: ValueNetwork | None = None
+        self._network: tuple[QNetwork, QViews] | None = None
         self._outer: Any = None
-        self._seen: Observation | None = None
+        self._observed: Observation | None = None
         self._action: Tensor | None = None
-        self._episode: list[Tree] = []  # decisions that wait for their final score
+        self._episode: list[Batch] = []  # decisions that wait for their final score
         self._finished = 0
-        self._made = 0  # updates of the network
         self._key: int | None = None
 
     def init(self, outer: Any) -> None:
@@ -126,11 +133,11 @@ class DQN:
         Raises:
             ValueError: a test decides by a network that has learnt nothing.
         """
-        self._key, self._action, seen = key, None, self._seen
-        if seen is None or seen.done or self._network is None:
+        self._key, self._action, observed = key, None, self._observed
+        if observed is None or observed.done:
             self._outer = self._initial.clone()
         else:
-            if seen.test and self.updates and len(self._replay) < self.batch:
+            if observed.test and self.updates and len(self._replay) < self.batch:
                 raise ValueError(
                     f"DQN needs training before a test; it has learnt nothing, with "
                     f"{len(self._replay)} transitions and batch={self.batch}. Set "
@@ -138,8 +145,8 @@ class DQN:
                     f"method=rollout_length/meta_paper, which sets both, or a smaller "
                     f"optimizer.batch; optimizer.updates=0 tests an untrained network."
                 )
-            self._action = self._act(seen, self._network, fold(key, "explore"))
-            lengths = self.actions(self._action, seen.length)
+            self._action = self._act(observed, fold(key, "explore"))
+            lengths = self.actions(self._action, observed.length)
             self._outer = lengths.to(self._initial.device)
         return self._outer
 
@@ -152,18 +159,18 @@ class DQN:
         """
         if self._key is None:
             raise RuntimeError("DQN.tell needs an ask first.")
-        key, action, before = self._key, self._action, self._seen
-        seen = observe(feedback, len(self._initial), "DQN")
-        network = self._network or self._begin(seen, key)
+        key, action, before = self._key, self._action, self._observed
+        observed = observe(feedback, len(self._initial), "DQN")
+        if self._network is None:
+            self._begin(observed, key)
         if before is None or before.done:
             self._episode = []
-        elif action is not None and not seen.test:
-            added = self._remember(before, action, seen)
-            period = self.freeze_every * seen.steps * max(self.updates, 1)
-            self._learn(network, added * self.updates, period, fold(key, "replay"))
-        if seen.done and not seen.test:
+        elif action is not None and not observed.test:
+            added = self._remember(before, action, observed)
+            self._learn(added * self.updates, fold(key, "replay"))
+        if observed.done and not observed.test:
             self._finished += len(self._initial) // self.averaged_runs
-        self._seen, self._key = seen, None
+        self._observed, self._key = observed, None
 
     @property
     def epsilon(self) -> float:
@@ -175,15 +182,25 @@ class DQN:
         """The lengths last asked for."""
         return self._outer
 
+    def values(self, states: Tensor) -> Tensor:
+        """Return Q(s, .), [B, A], of features [B, F], once a first observation was told.
+
+        Raises:
+            RuntimeError: nothing was told yet.
+        """
+        if self._network is None:
+            raise RuntimeError("DQN has no network before its first tell.")
+        network, views = self._network
+        return network.values(views, states.unsqueeze(0)).squeeze(0)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return networks, replay, the unfinished episode and what was seen last."""
+        """Return the network, the replay, the unfinished episode and the last observation."""
         return {
-            "network": None if self._network is None else self._network.state_dict(),
+            "network": None if self._network is None else self._network[1].state,
             "replay": self._replay.state_dict(),
             "episode": list(self._episode),
-            "seen": None if self._seen is None else self._seen._asdict(),
+            "observed": None if self._observed is None else self._observed._asdict(),
             "finished": self._finished,
-            "made": self._made,
             "outer": self._outer,
         }
 
@@ -195,70 +212,71 @@ class DQN:
         """
         state = tree.clone(state)
         self._replay.load_state_dict(state["replay"])
-        self._seen = None if state["seen"] is None else Observation(**state["seen"])
+        self._observed = None if state["observed"] is None else Observation(**state["observed"])
         self._network = None
-        if self._seen is not None:
-            self._begin(self._seen, 0).load_state_dict(state["network"])
+        if self._observed is not None:
+            self._begin(self._observed, 0, state["network"])
         self._episode, self._finished = state["episode"], state["finished"]
-        self._made = state["made"]
         self._outer, self._action, self._key = state["outer"], None, None
 
-    def _begin(self, seen: Observation, key: int) -> ValueNetwork:
-        sizes = (seen.state.shape[1], *self.widths, self.actions.count)
-        self._network = ValueNetwork(sizes, self.lr, fold(key, "network"))
-        return self._network
+    def _begin(self, observed: Observation, key: int, state: QState | None = None) -> None:
+        """Make the network, for as many features as are observed; with new weights by default."""
+        period = self.target_update_every * observed.steps * max(self.updates, 1)
+        network = QNetwork(
+            observed.state.shape[1], self.actions.count, self.widths, lr=self.lr,
+            gamma=self.discount, target_update_every=period, clip=None, scale=2.0,
+        )  # fmt: skip
+        if state is None:
+            draw, mlp = generator(fold(key, "network")), network.mlp
+            params = torch.rand(1, mlp.size, generator=draw).mul_(2).sub_(1)
+            for layer in mlp.layers(params):  # uniform in +-1 / sqrt(inputs), as torch's Linear
+                layer.weight.div_(math.sqrt(layer.weight.shape[1]))
+                layer.bias.div_(math.sqrt(layer.weight.shape[1]))
+            state = network.start(params)
+        elif state.params.shape[1] != network.mlp.size:
+            raise ValueError(
+                f"the checkpoint's network has {state.params.shape[1]} parameters, this one "
+                f"{network.mlp.size} in layers of {list(network.mlp.sizes)}; resume with the "
+                "widths and the actions of the checkpoint."
+            )
+        self._network = network, network.views(state)
 
-    def _act(self, seen: Observation, network: ValueNetwork, key: int) -> Tensor:
-        group = 1 if seen.test else self.averaged_runs
-        action = network(_mean(seen.state, group)).argmax(-1)
-        if not seen.test:
+    def _act(self, observed: Observation, key: int) -> Tensor:
+        group = 1 if observed.test else self.averaged_runs
+        action = self.values(_mean(observed.state, group)).argmax(-1)
+        if not observed.test:
             draw = generator(key)
             explore = torch.rand(len(action), generator=draw) < self.epsilon
             drawn = torch.randint(self.actions.count, action.shape, generator=draw)
             action = torch.where(explore, drawn, action)
         return action.repeat_interleave(group)
 
-    def _remember(self, before: Observation, action: Tensor, seen: Observation) -> int:
-        """Put what can be learnt by now into the replay; return the number of rows."""
+    def _remember(self, before: Observation, action: Tensor, observed: Observation) -> int:
+        """Put what can be learnt by now into the replay; return the number of transitions."""
         group = self.averaged_runs
-        rows = {"state": _mean(before.state, group), "action": action[::group]}
-        if self.targets == "bootstrap":
-            rows["reward"] = self.reward_scale * _mean(seen.reward, group).float()
-            rows["next_state"] = _mean(seen.state, group)
-            rows["terminal"] = torch.full_like(rows["reward"], float(seen.done))
-        else:
-            self._episode.append(rows)
-            if not seen.done:
-                return 0
-            rows = {k: torch.cat([part[k] for part in self._episode]) for k in rows}
-            score = self.reward_scale * _mean(seen.score, group).float()
-            rows["target"] = score.repeat(len(self._episode))
-            self._episode = []
-        self._replay.add(rows)
-        return len(rows["action"])
-
-    def _learn(self, network: ValueNetwork, updates: int, period: int, key: int) -> None:
-        if not updates or len(self._replay) < self.batch:
-            return
-        rows = self._replay.sample((updates, self.batch), generator(key))
+        gain = self.reward_scale * _mean(observed.reward, group).float()
+        terminal = torch.full_like(gain, float(observed.done))
+        state, after = _mean(before.state, group), _mean(observed.state, group)
+        made = Batch(state, action[::group], gain, after, terminal)
         if self.targets == "monte_carlo":
-            for state, action, target in zip(
-                rows["state"], rows["action"], rows["target"], strict=True
-            ):
-                network.descend(state, action, target)
+            self._episode.append(made)
+            if not observed.done:
+                return 0
+            score = self.reward_scale * _mean(observed.score, group).float()
+            waiting, self._episode = self._episode, []
+            made = Batch(*map(torch.cat, zip(*waiting, strict=True)))
+            made = made._replace(reward=score.repeat(len(waiting)))
+        self._replay.add(made)
+        return len(made.action)
+
+    def _learn(self, updates: int, key: int) -> None:
+        if self._network is None or not updates or len(self._replay) < self.batch:
             return
-        weight = self.discount * (1 - rows["terminal"])
-        for i in range(updates):
-            following = rows["next_state"][i]
-            best = network(following).argmax(-1, keepdim=True)
-            value = network.frozen(following).gather(-1, best).squeeze(-1)
-            target = rows["reward"][i] + weight[i] * value
-            network.descend(rows["state"][i], rows["action"][i], target)
-            self._made += 1
-            if self._made % period == 0:
-                network.freeze()
+        network, views = self._network
+        for batch in self._replay.sample(updates, self.batch, generator(key)):
+            network.update_(views, batch, bootstrap=self.targets == "bootstrap")
 
 
-def _mean(rows: Tensor, group: int) -> Tensor:
-    """Return the means over `group` consecutive rows."""
-    return rows if group == 1 else rows.unflatten(0, (-1, group)).mean(1)
+def _mean(values: Tensor, group: int) -> Tensor:
+    """Return the means over `group` consecutive runs."""
+    return values if group == 1 else values.unflatten(0, (-1, group)).mean(1)

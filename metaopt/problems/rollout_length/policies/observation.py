@@ -1,4 +1,4 @@
-"""What an acting outer optimizer sees: the feedback of a decision process in lock-step."""
+"""What a policy observes: the feedback of R inner runs, each a decision process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from metaopt.engine.protocols import Feedback
 ACTING = "Use problem=rollout_length, or optimizer=random, search or schedule for this problem."
 
 
-ROWS = ("length", "reward", "score")
+PER_RUN = ("length", "reward", "score")
 
 
 class Observation(NamedTuple):
-    """What R inner runs in lock-step show after an outer step; a problem gives it as a dict.
+    """Features of R inner runs after an outer step; a problem gives them as a dict.
 
     Outer step 0 of an episode decides nothing; its observation and each later one but the last
     comes before a decision, so an episode of T decisions has T + 1 outer steps.
@@ -62,25 +62,24 @@ def lengths_of(outer: Any, owner: str) -> Tensor:
 
 
 def observe(feedback: Feedback, runs: int, owner: str) -> Observation:
-    """Return a copy of the feedback's observation, its tensors on the processor.
+    """Return a copy of the feedback's observation, its tensors on the CPU.
 
     Raises:
         TypeError: the feedback has no observation, or one without the keys of `Observation`.
         ValueError: the tensors are not of `runs` runs, or the features are not finite.
     """
-    found = feedback.observation
+    given = feedback.observation
     missing = [
-        key for key in Observation._fields if not isinstance(found, Mapping) or key not in found
+        key for key in Observation._fields if not isinstance(given, Mapping) or key not in given
     ]
     if missing:
         raise TypeError(
             f"{owner} needs a problem that acts, whose observation has {', '.join(missing)}; "
-            f"this problem gives {_described(found)}. {ACTING}"
+            f"this problem gives {_described(given)}. {ACTING}"
         )
-    seen = Observation(**{key: found[key] for key in Observation._fields})
-    state = seen.state.detach().to("cpu", torch.float32, copy=True)
-    rows = {k: getattr(seen, k).detach().to("cpu", copy=True) for k in ROWS}
-    shapes = {"state": list(state.shape), **{k: list(v.shape) for k, v in rows.items()}}
+    state = given["state"].detach().to("cpu", torch.float32, copy=True)
+    per_run = {k: given[k].detach().to("cpu", copy=True) for k in PER_RUN}
+    shapes = {"state": list(state.shape), **{k: list(v.shape) for k, v in per_run.items()}}
     if state.ndim != 2 or any(shape[:1] != [runs] for shape in shapes.values()):
         raise ValueError(
             f"{owner} proposed lengths of {runs} runs and observes tensors of shapes {shapes}; "
@@ -88,13 +87,14 @@ def observe(feedback: Feedback, runs: int, owner: str) -> Observation:
         )
     if not bool(torch.isfinite(state).all()):
         raise ValueError(
-            f"{owner} observes features that are not finite at step {seen.step} of an episode; "
+            f"{owner} observes features that are not finite at step {given['step']} of an episode; "
             "let the problem clip them."
         )
-    return seen._replace(state=state, **rows)
+    rest = {k: given[k] for k in ("step", "steps", "done", "test")}
+    return Observation(state=state, **per_run, **rest)
 
 
-def _described(found: Any) -> str:
-    if isinstance(found, Mapping):
-        return f"only {', '.join(map(str, found)) or 'an empty one'}"
-    return "none" if found is None else f"a {type(found).__name__}"
+def _described(given: Any) -> str:
+    if isinstance(given, Mapping):
+        return f"only {', '.join(map(str, given)) or 'an empty one'}"
+    return "none" if given is None else f"a {type(given).__name__}"

@@ -1,4 +1,4 @@
-"""Acting without learning: a random walk on the actions, and feedback on the model's error."""
+"""Policies that do not learn: a random walk on the actions, and feedback on the model's error."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class RandomWalk:
 
     actions: Actions
 
-    def __call__(self, seen: Observation, generator: Generator) -> Tensor:
+    def __call__(self, observed: Observation, generator: Generator) -> Tensor:
         """Return the next lengths, long [R]."""
         count = self.actions.count
-        action = torch.randint(count, seen.length.shape, generator=generator)
-        return self.actions(action, seen.length)
+        action = torch.randint(count, observed.length.shape, generator=generator)
+        return self.actions(action, observed.length)
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,24 @@ class ErrorFeedback:
             raise ValueError(f"ErrorFeedback needs feature >= 0; got {self.feature}.")
         check_cap("ErrorFeedback", "lengths", max(self.lengths), self.cap)
 
-    def __call__(self, seen: Observation, generator: Generator) -> Tensor:
+    def __call__(self, observed: Observation, generator: Generator) -> Tensor:
         """Return the next lengths, long [R].
 
         Raises:
             ValueError: there are no more than `feature` features.
         """
-        if self.feature >= seen.state.shape[1]:
+        if self.feature >= observed.state.shape[1]:
             raise ValueError(
                 f"ErrorFeedback reads feature {self.feature} of observations that have "
-                f"{seen.state.shape[1]}, numbered from 0."
+                f"{observed.state.shape[1]}, numbered from 0."
             )
-        error = seen.state[:, self.feature].abs()
+        error = observed.state[:, self.feature].abs()
         # A bound counts as exceeded where it is reached, hence right=True.
         place = torch.bucketize(error, torch.tensor(list(self.bounds)), right=True)
-        lengths = torch.tensor(list(self.lengths)).to(seen.length)[place]
-        return lengths if self.enough is None else lengths.masked_fill(seen.score > self.enough, 0)
+        lengths = torch.tensor(list(self.lengths)).to(observed.length)[place]
+        return (
+            lengths if self.enough is None else lengths.masked_fill(observed.score > self.enough, 0)
+        )
 
 
 @final
@@ -101,7 +103,7 @@ class Rule:
     def __init__(self, function: Callable[[Observation, Generator], Tensor]) -> None:
         self.function = function
         self._outer: Any = None
-        self._seen: Observation | None = None
+        self._observed: Observation | None = None
 
     def init(self, outer: Any) -> None:
         """Keep the first lengths, with which every episode starts.
@@ -114,10 +116,10 @@ class Rule:
 
     def ask(self, key: int) -> Tensor:
         """Return the lengths of the next outer step, long [R]."""
-        if self._seen is None or self._seen.done:
+        if self._observed is None or self._observed.done:
             self._outer = self._initial.clone()
         else:
-            self._outer = self.function(self._seen, generator(key)).to(self._initial)
+            self._outer = self.function(self._observed, generator(key)).to(self._initial)
         return self._outer
 
     def tell(self, feedback: Feedback) -> None:
@@ -126,7 +128,7 @@ class Rule:
         Raises:
             TypeError, ValueError: the observation is not one; see `observe`.
         """
-        self._seen = observe(feedback, len(self._initial), "Rule")
+        self._observed = observe(feedback, len(self._initial), "Rule")
 
     @property
     def solution(self) -> Any:
@@ -134,12 +136,12 @@ class Rule:
         return self._outer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen last and the lengths last asked for."""
-        seen = None if self._seen is None else self._seen._asdict()
-        return {"seen": seen, "outer": self._outer}
+        """Return the last observation and the lengths last asked for."""
+        observed = None if self._observed is None else self._observed._asdict()
+        return {"observed": observed, "outer": self._outer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         state = tree.clone(state)
-        self._seen = None if state["seen"] is None else Observation(**state["seen"])
+        self._observed = None if state["observed"] is None else Observation(**state["observed"])
         self._outer = state["outer"]
