@@ -1,9 +1,9 @@
-"""Gradient descent on the outer variable, by any optimizer of `torch.optim`."""
+"""Gradient descent on the outer variable: SGD, Adam, AdamW, any optimizer of `torch.optim`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,17 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from metaopt.engine import tree
 from metaopt.engine.inner_optimizers import check_pattern
 from metaopt.engine.protocols import Feedback, Tree
+from metaopt.optimizers.algorithms import CLASSES, NamedAlgorithm, check_settings
 from metaopt.optimizers.gradients import hypergradient, named_tensors
 
 
 class Descent:
-    """Hand each hypergradient to a torch optimizer; phi is updated in place.
+    """Step phi along minus the hypergradient, in place.
 
     Args:
-        algorithm: makes the optimizer from parameters or parameter groups: any `torch.optim` class
-            with its settings bound (`functools.partial(torch.optim.Adam, lr=1e-3)`).
+        algorithm: sgd, adam or adamw; or what makes the optimizer from parameter groups: any
+            `torch.optim` class (`functools.partial(torch.optim.RAdam, lr=1e-3)`), at the price of
+            importing torch's compiler.
         scheduler: makes a learning-rate scheduler from the optimizer, stepped once per update,
             or `None`.
         clip_norm: largest norm of the hypergradient, or `None`.
@@ -29,16 +31,25 @@ class Descent:
         groups: parameter groups, each `{"match": <regular expression on the name>, ...}` with the
             settings of `algorithm` to change; the first match wins.
         frozen: regular expression on the names that stay as they are, or `None`.
+        settings: of the algorithm, named as in `torch.optim`, such as lr (by default 1e-3).
+
+    Example:
+        >>> descent = Descent("adam", lr=0.1)
+        >>> descent.init({"phi": torch.zeros(2)})
+        >>> descent.tell(Feedback(0.0, {"phi": torch.tensor([1.0, -2.0])}))
+        >>> descent.solution
+        {'phi': tensor([-0.1000,  0.1000])}
     """
 
     def __init__(
         self,
-        algorithm: Callable[[Iterable[Any]], Optimizer],
+        algorithm: str | Callable[..., Optimizer] = "sgd",
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
         groups: Sequence[Mapping[str, Any]] = (),
         frozen: str | None = None,
+        **settings: Any,
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"Descent needs clip_norm > 0 or null; got {clip_norm}.")
@@ -48,7 +59,9 @@ class Descent:
             raise ValueError(f"each group of Descent needs `match`; got {list(groups)}.")
         for pattern in (frozen or "", *(group["match"] for group in groups)):
             check_pattern(pattern, "Descent")
-        self.algorithm, self.scheduler = algorithm, scheduler
+        if isinstance(algorithm, str):
+            check_settings(algorithm, settings)
+        self.algorithm, self.scheduler, self.settings = algorithm, scheduler, settings
         self.clip_norm, self.accumulate = clip_norm, accumulate
         self.groups, self.frozen = groups, frozen
         self._outer: Tree = {}
@@ -78,8 +91,10 @@ class Descent:
             settings = {k: v for k, v in group.items() if k != "match"}
             grouped.append({"params": [self._outer[n] for n in hit], **settings})
         grouped.append({"params": [self._outer[n] for n in names]})
-        self._optimizer = self.algorithm([g for g in grouped if g["params"]])
-        self._schedule = self.scheduler(self._optimizer) if self.scheduler else None
+        self._optimizer = self._make([g for g in grouped if g["params"]])
+        self._schedule = None
+        if self.scheduler is not None and isinstance(self._optimizer, Optimizer):
+            self._schedule = self.scheduler(self._optimizer)
         if isinstance(self._optimizer, torch.optim.LBFGS):
             raise TypeError("Descent steps once per hypergradient; LBFGS evaluates its own loss.")
         if isinstance(self._schedule, ReduceLROnPlateau):
@@ -87,6 +102,15 @@ class Descent:
                 "Descent steps its scheduler without a metric; ReduceLROnPlateau needs one. Use "
                 "another torch scheduler."
             )
+
+    def _make(self, groups: list[dict[str, Any]]) -> Optimizer | NamedAlgorithm:
+        if not isinstance(self.algorithm, str):
+            return self.algorithm(groups, **self.settings)
+        if self.scheduler is None:
+            return NamedAlgorithm(self.algorithm, groups, self.settings)
+        # A scheduler of torch takes nothing but a torch optimizer.
+        make: Callable[..., Optimizer] = getattr(torch.optim, CLASSES[self.algorithm])
+        return make(groups, **self.settings)
 
     def ask(self, key: int) -> Tree:
         """Return phi. It shares memory with the optimizer: copy what must outlive `tell`."""

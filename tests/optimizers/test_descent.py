@@ -1,5 +1,7 @@
 """Descent against torch.optim on the same gradients."""
 
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -168,3 +170,75 @@ def test_needs_a_gradient():
 def test_freezing_everything_is_refused():
     with pytest.raises(ValueError, match="frozen"):
         Descent(SGD, frozen=".").init(start())
+
+
+NAMED = {
+    "sgd": [{}, {"lr": 0.1}, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
+            {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}],
+    "adam": [{}, {"lr": 0.1, "betas": [0.8, 0.9], "weight_decay": 0.1}, {"amsgrad": True}],
+    "adamw": [{}, {"lr": 0.1, "weight_decay": 0.3, "eps": 1e-4}],
+}  # fmt: skip
+CASES = [(name, settings) for name, cases in NAMED.items() for settings in cases]
+
+
+def torch_class(name, settings):
+    made = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return partial(made, **settings)
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_named_algorithms_equal_torch(name, settings):
+    grads = gradients(7)
+    expected = reference(torch_class(name, settings), grads)
+    assert_equal(descend(begun(name, **settings), grads), expected)
+    with_groups = [{"match": "bias", "lr": 0.01}]
+    assert_equal(
+        descend(begun(name, groups=with_groups, **settings), grads),
+        descend(begun(torch_class(name, settings), groups=with_groups), grads),
+    )
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_named_algorithms_resume_to_the_bit(name, settings, tmp_path):
+    grads = gradients(6)
+    whole = descend(begun(name, **settings), grads)
+    first = begun(name, **settings)
+    descend(first, grads[:3])
+    torch.save(first.state_dict(), tmp_path / "a.pt")
+    second = begun(name, **settings)
+    second.load_state_dict(torch.load(tmp_path / "a.pt", weights_only=True))
+    assert_equal(descend(second, grads[3:]), whole)
+
+
+def test_a_scheduler_steps_a_named_algorithm():
+    grads, scheduler = gradients(9), partial(StepLR, step_size=2, gamma=0.5)
+    found = descend(begun("adam", scheduler, lr=0.1), grads)
+    assert_equal(found, reference(ADAM, grads, scheduler))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("lion", {}, "algorithm must be sgd, adam, adamw, or make a torch optimizer"),
+        ("adam", {"momentum": 0.9}, "'adam' has no setting 'momentum'; it has lr, betas"),
+        ("sgd", {"lr": -1.0}, "sgd needs lr >= 0; got -1.0"),
+        ("sgd", {"nesterov": True}, "needs momentum > 0"),
+        ("adam", {"betas": [0.9]}, "two betas in"),
+    ],
+)
+def test_wrong_settings_of_named_algorithms_are_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Descent(name, **settings)
+
+
+def test_a_named_algorithm_does_not_import_the_compiler():
+    code = """
+import sys, torch
+from metaopt.engine.protocols import Feedback
+from metaopt.optimizers import Descent
+descent = Descent("adam", clip_norm=1.0)
+descent.init({"phi": torch.zeros(2)})
+descent.tell(Feedback(0.0, {"phi": torch.ones(2)}))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
