@@ -106,8 +106,10 @@ def verdicts(folder: Path, count: int = 40) -> list[str]:
     write(folder / "meta.jsonl", chains.pop("meta"))
     write(folder / "train.jsonl", [chain for found in chains.values() for chain in found])
     return [
-        "data@problem.task.data=process_files", f"problem.task.data.train={folder}/train.jsonl",
-        f"problem.task.data.meta={folder}/meta.jsonl", "model@problem.task.scorer=prm_features",
+        "data@problem.task.data=process_reward/process_files",
+        f"problem.task.data.train={folder}/train.jsonl",
+        f"problem.task.data.meta={folder}/meta.jsonl",
+        "model@problem.task.scorer=process_reward/prm_features",
         "problem.task.scorer.size=8", "problem.task.scorer.widths=[8]",
     ]  # fmt: skip
 
@@ -136,14 +138,14 @@ def shrunk(problem: str, folder: Path) -> list[str]:
     """Return the overrides that make a problem small; `folder` takes the data it needs."""
     if problem == "template_evolution":
         return WORLD
-    if problem == "judge_calibration":
+    if problem == "template_evolution/judge_calibration":
         return [f"problem.data.source={sums(folder)}", "problem.labelled=20"]
-    if problem == "rollout_length":
+    if problem.startswith("rollout_length"):
         return ROLLOUT
     if problem == "domain_reweighting":
         return [*ARITHMETIC, *REWEIGHTING]
-    if problem == "meta_reward_model_text":
+    if problem == "reward_model/text":
         return preference_files(folder)
-    if problem in ("meta_reward_model", "preference_reweighting"):
+    if problem.startswith("reward_model"):
         return REWARDS
     return []

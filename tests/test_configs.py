@@ -36,9 +36,10 @@ REFUSED = {
 """Options that no shipped problem can take, and why."""
 
 SERVED = {
-    ("llm", "openai_compatible"), ("llm", "transformers"), ("data", "prompt_file"),
-    ("model", "prm_transformers"), ("model", "prm_qwen2_vl"),
-    ("data", "preference_texts"), ("model", "text_encoder"),
+    ("llm", "openai_compatible"), ("llm", "transformers"),
+    ("data", "template_evolution/prompt_file"),
+    ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
+    ("data", "reward_model/preference_texts"), ("model", "reward_model/text_encoder"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 
@@ -48,11 +49,16 @@ EXPERIMENTS = sorted(GROUPS["experiment"])
 TINY = ("debug=tiny", "figures=false")
 
 SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "search")}
-ENVIRONMENTS = ("acrobot", "cart_pole", "mountain_car")
-PROCESSES = ("arithmetic", "process_bench", "process_files")
-PREFERENCES = ("preference_world",)
-IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=digits"]
-ACTING = ("dqn", "error_feedback", "random_walk", "side_by_side")
+IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=meta_pseudo_labels/digits"]
+ACTING = [o for o in GROUPS["optimizer"] if o.startswith("rollout_length/")]
+DATA = {
+    "meta_pseudo_labels": ("meta_pseudo_labels", "problem.data"),
+    "process_reward": ("domain_reweighting", "problem.task.data"),
+    "reward_model": ("reward_model", "problem.task.data"),
+    "rollout_length": ("rollout_length", "problem.environment"),
+    "template_evolution": ("template_evolution", "problem.task"),
+}
+"""For each family of data sets, a problem that takes them and where."""
 UNTRAINED = ["optimizer.updates=0"]
 """For learned policies: their few steps here are a test, without training before."""
 CONTEXT = {
@@ -61,9 +67,9 @@ CONTEXT = {
     "optimizer": {
         **SEARCHES,
         **{key: ["problem=rollout_length"] for key in ACTING},
-        "dqn": ["problem=rollout_length", *UNTRAINED],
+        "rollout_length/dqn": ["problem=rollout_length", *UNTRAINED],
         "mirror": ["problem=domain_reweighting", "problem.weights.link=simplex"],
-        "rewriting": ["problem=template_evolution"],
+        "template_evolution/rewriting": ["problem=template_evolution"],
     },
     "estimator": {
         "score": ["optimizer=random"],
@@ -77,7 +83,7 @@ CONTEXT = {
 def arguments(group: str, option: str) -> list[str]:
     """Return overrides that choose an option with the problem it is for, made small."""
     found = chosen(group, option)
-    if option in ("process_bench", "process_files"):
+    if option in ("process_reward/process_bench", "process_reward/process_files"):
         return [*found, *REWEIGHTING]
     problem = next(a.partition("=")[2] for a in found if a.startswith("problem="))
     return [*found, *shrunk(problem, Path.cwd())]
@@ -87,27 +93,21 @@ def chosen(group: str, option: str) -> list[str]:
     if group == "problem":
         return [f"problem={option}"]
     if group == "llm":
-        return ["problem=judge_calibration", f"llm={option}"]
-    if option in ENVIRONMENTS:
-        return ["problem=rollout_length", f"data@problem.environment={option}"]
-    if option in PROCESSES:
-        return ["problem=domain_reweighting", f"data@problem.task.data={option}"]
-    if option in PREFERENCES:
-        return ["problem=meta_reward_model", f"data@problem.task.data={option}"]
-    if option == "canary_world":
-        return ["problem=template_evolution", f"data@problem.task={option}"]
+        return ["problem=template_evolution/judge_calibration", f"llm={option}"]
     if group == "data":
-        return ["problem=meta_pseudo_labels", f"data@problem.data={option}"]
+        problem, node = DATA[option.partition("/")[0]]
+        return [f"problem={problem}", f"data@{node}={option}"]
     if group == "weights":
         return ["problem=domain_reweighting", f"weights@problem.weights={option}"]
-    if option.startswith("prm_"):
+    if option.startswith("process_reward/"):
         return ["problem=domain_reweighting", f"model@problem.task.scorer={option}"]
     if group == "model":
         return [*IMAGES, f"model@problem.student={option}", "problem.labelled_batch=16"]
     if group == "method":
         learns = "/meta_" in option and option.startswith("rollout_length")
         more = UNTRAINED if learns else []
-        return [f"problem={option.split('/')[0]}", f"+method={option}", *more]
+        problem = option.rpartition("/")[0]
+        return [f"problem={problem}", f"method={option}", *more]
     needed = CONTEXT.get(group, {}).get(option, [])
     problem = [] if any(a.startswith("problem=") for a in needed) else ["problem=ridge"]
     return [*problem, f"{group}={option}", *needed]
@@ -142,8 +142,10 @@ def test_every_option_runs(
     metaopt: Callable[..., Any], tmp_path: Path, group: str, option: str
 ) -> None:
     written = {
-        "cifar10": cifar, "process_bench": process_files, "process_files": verdicts
-    }.get(option)  # fmt: skip
+        "meta_pseudo_labels/cifar10": cifar,
+        "process_reward/process_bench": process_files,
+        "process_reward/process_files": verdicts,
+    }.get(option)
     extra = [] if written is None else written(tmp_path)
     done = metaopt(*arguments(group, option), *extra, *TINY)
     assert done.code == 0, done.err
@@ -236,7 +238,7 @@ def test_every_row_of_an_experiment_composes_and_fits_its_constructors(name: str
             config = compose("train", [f"experiment={name}", *overrides])
             plain: Any = OmegaConf.to_container(config, resolve=True)
             check(plain)
-            labels.append((plain["row"], *overrides))
+            labels.append((plain["label"], *overrides))
     assert len(set(labels)) == len(labels)
 
 

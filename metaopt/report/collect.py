@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-_NOT_METHOD = ("seed", "name", "label", "row", "experiment", "tracker", "device", "threads")
+_NOT_METHOD = ("seed", "name", "label", "experiment", "tracker", "device", "threads")
 """Keys that do not tell methods apart."""
 
 
@@ -124,7 +124,9 @@ def _cells(folder: Path) -> list[Cell]:
     metrics = {name: _number(value) for name, value in result["metrics"].items()}
     timing = folder / "timing.json"
     seconds = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else None
-    label = config.get("row") or ""
+    label = config.get("label") or ""
+    if group := (config.get("report") or {}).get("group"):
+        label = f"{group}: {label}"
     run = Cell(folder, label, int(config["seed"]), metrics, seconds, config, result)
     replicates = result.get("replicates") or {}
     if not replicates:

@@ -13,7 +13,7 @@ from metaopt.engine.budget import UNITS
 from metaopt.report.collect import Cell
 from metaopt.report.tables import Summary
 
-_SWEPT = ("experiment", "method", "seed", "label", "row")
+_SWEPT = ("experiment", "method", "seed", "label")
 """Keys that a sweep varies."""
 
 

@@ -23,6 +23,8 @@ class Settings:
         baseline: the method that the others are compared with, seed by seed; or, by method, the
             one that it is compared with; or `None`.
         methods: order of the table's lines; methods that are not named follow.
+        group: what precedes the label of a run, such as "2 labels a class", where one table shows
+            the methods under several settings.
         scale: factor of the numbers shown, one for all metrics or by metric (100 for percent).
         digits: digits after the point, one for all metrics or by metric.
         labels: heading of a metric's column, by metric.
@@ -40,6 +42,7 @@ class Settings:
     iqm: bool = False
     baseline: str | Mapping[str, str] | None = None
     methods: Sequence[str] = ()
+    group: str | None = None
     scale: float | Mapping[str, float] = 1.0
     digits: int | Mapping[str, int] = 3
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -18,7 +18,7 @@ import torch
 import metaopt
 
 IRRELEVANT = (
-    "checkpoint_every", "figures", "keep_checkpoints", "log_every", "objective", "report", "row",
+    "checkpoint_every", "figures", "keep_checkpoints", "log_every", "objective", "report", "label",
     "tracker",
 )  # fmt: skip
 """Keys of a config that leave the numbers of a result as they are."""

@@ -161,7 +161,7 @@ class Run:
         return Tee(*trackers, self.watch(self._label(), self.engine.outer_steps, resumed or 0))
 
     def _label(self) -> str:
-        name = self.config.get("row") or self.config.get("name") or self.folder.name
+        name = self.config.get("label") or self.config.get("name") or self.folder.name
         return f"{name}, seed {self.engine.seed}"
 
     def _record(self, tracker: Tracker, step: int) -> None:

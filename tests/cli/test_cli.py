@@ -95,9 +95,11 @@ def test_a_sweep_completes_what_is_missing(metaopt: Metaopt) -> None:
 
 def test_a_label_may_change_after_the_fact(metaopt: Metaopt) -> None:
     metaopt("-m", *TINY, "seed=0")
-    done = metaopt("-m", *TINY, "seed=0", "row=ridge, by hand".replace(", ", " "))
+    done = metaopt("-m", *TINY, "seed=0", "label=ridge, by hand".replace(", ", " "))
     assert "1 of 1 cells were already complete" in done.out
-    assert yaml.safe_load(only("results/ridge/*/config.yaml").read_text())["row"] == "ridge by hand"
+    assert (
+        yaml.safe_load(only("results/ridge/*/config.yaml").read_text())["label"] == "ridge by hand"
+    )
 
 
 def test_a_cell_of_another_config_is_refused_and_the_difference_named(metaopt: Metaopt) -> None:

@@ -36,7 +36,7 @@ def accuracy(row, seed):
 
 def write_run(folder, seed, row=None, overrides=(), inner_steps=5, report=None, **result):
     folder.mkdir(parents=True)
-    config = {"name": "demo", "row": row, "seed": seed, "report": report}
+    config = {"name": "demo", "label": row, "seed": seed, "report": report}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     value = float(accuracy(row, seed))
     lines = [
@@ -133,7 +133,7 @@ def test_costs_are_labelled_in_words(tmp_path):
 
 
 def test_the_footer_repeats_what_the_runs_were_given(tmp_path):
-    shared = ["debug=tiny", "limits={gradients: 9}", "experiment=some/table", "row=x"]
+    shared = ["debug=tiny", "limits={gradients: 9}", "experiment=some/table", "label=x"]
     for seed in range(2):
         given = [f"method=a{seed}", f"estimator.steps={seed}", *shared]
         write_run(tmp_path / str(seed), seed, f"row {seed}", given, report=REPORT)

@@ -29,7 +29,7 @@ from metaopt.runs.tracking import Scalars, Tracker
 
 ARGUMENTS = (
     "problem=ridge", "estimator=implicit_nystrom", "eval_every=50", "checkpoint_every=7",
-    "problem.inner_optimizer.lr=1.0e-2", "figures=false", "row=killed",
+    "problem.inner_optimizer.lr=1.0e-2", "figures=false", "label=killed",
     "+problem.inner_optimizer.momentum=0.5",
 )  # fmt: skip
 

@@ -43,7 +43,7 @@ def tensors_of(task):
 def test_a_run_leaves_a_reward_model_that_transformers_loads(metaopt, tmp_path):
     arguments = preference_files(tmp_path)
     done = metaopt(
-        "problem=meta_reward_model_text", *arguments, "outer_steps=12", "outer_lr=0.01",
+        "problem=reward_model/text", *arguments, "outer_steps=12", "outer_lr=0.01",
         "hydra.run.dir=run",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -71,7 +71,7 @@ def test_a_run_leaves_a_reward_model_that_transformers_loads(metaopt, tmp_path):
 
 def test_training_learns_the_preference(metaopt, tmp_path):
     done = metaopt(
-        "problem=meta_reward_model_text", *preference_files(tmp_path), "outer_steps=40",
+        "problem=reward_model/text", *preference_files(tmp_path), "outer_steps=40",
         "outer_lr=0.02", "figures=false",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -176,9 +176,7 @@ def test_malformed_rows_are_refused_by_number(metaopt, tmp_path):
     arguments = preference_files(tmp_path)
     path = tmp_path / "pairs.jsonl"
     path.write_text(path.read_text() + '\n{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
-    done = metaopt(
-        "problem=meta_reward_model_text", *arguments, "problem.task.source.malformed=refuse"
-    )
+    done = metaopt("problem=reward_model/text", *arguments, "problem.task.source.malformed=refuse")
     assert done.code == 1
     assert "1 malformed" in done.err
     assert "in row 17" in done.err

@@ -65,7 +65,7 @@ class TestShipped:
             config, problem = self.made(name, method)
             assert config.outer_steps == problem.outer_steps
             assert problem.names == ["default", "perturbed"]
-            assert config.row in config.report.methods
+            assert config.label in config.report.methods
         assert config.report.baseline in config.report.methods
 
     @pytest.mark.parametrize(

@@ -133,8 +133,8 @@ def test_a_killed_run_continues_to_the_same_result(
     metaopt: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = (
-        "problem=judge_calibration", f"problem.data.source={path}", "problem.labelled=60",
-        "outer_steps=6", "checkpoint_every=1", "figures=false",
+        "problem=template_evolution/judge_calibration", f"problem.data.source={path}",
+        "problem.labelled=60", "outer_steps=6", "checkpoint_every=1", "figures=false",
     )  # fmt: skip
     assert metaopt(*common, "hydra.run.dir=whole").code == 0
     step, count = JudgeCalibration.inner_step, []
@@ -159,7 +159,7 @@ def test_missing_data_says_where_to_put_it(
     metaopt: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("METAOPT_DATA", str(tmp_path / "nowhere"))
-    done = metaopt("problem=judge_calibration")
+    done = metaopt("problem=template_evolution/judge_calibration")
     assert done.code == 1
     assert "set METAOPT_DATA" in done.err
     assert "Traceback" not in done.err

@@ -236,10 +236,11 @@ def test_queries_of_ones_own_with_a_model_in_every_role(
     roles = ("target", "judge", "optimizer", "template", "checker")
     with Scripted(script) as server:
         done = metaopt(
-            "problem=template_evolution", "data@problem.task=prompt_file", "outer_steps=2",
-            "problem.task.path=queries.jsonl", "problem.checker=lm", "inner_steps=1",
-            "problem.instruction=Ask for what the objective says.", *real(server, *roles),
-            "hydra.run.dir=run",
+            "problem=template_evolution", "data@problem.task=template_evolution/prompt_file",
+            "outer_steps=2", "problem.task.path=queries.jsonl", "problem.checker=lm",
+            "inner_steps=1",
+            "problem.instruction=Ask for what the objective says.", "hydra.run.dir=run",
+            *real(server, *roles),
         )  # fmt: skip
     assert done.code == 0, done.err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
