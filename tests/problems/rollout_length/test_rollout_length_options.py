@@ -135,7 +135,7 @@ class TestShipped:
 
     def test_rules_that_plan_further_than_the_cap_are_refused(self):
         with pytest.raises(Exception, match=r"ErrorFeedback needs lengths .* cap=15, .*; got 16"):
-            self.optimizer("optimizer/error_feedback", 15)
+            self.optimizer("optimizer/rollout_length/error_feedback", 15)
         assert self.optimizer("optimizer/schedule", 3).cap == 3
         for method in ("dec", "inc", "inc_dec"):
             optimizer = self.optimizer(f"method/rollout_length/{method}", 3)
