@@ -6,6 +6,8 @@ PIP_EXTRA ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_EXTRA) -c constraints.txt
+# Public data for the tests: a folder beside this one, unless METAOPT_DATA names another.
+DATA := $(abspath $(wildcard ../shared/data))
 RESULTS := results/meta_pseudo_labels/quickstart
 
 .PHONY: demo test test-slow lint clean
@@ -17,7 +19,7 @@ demo: $(VENV)/installed
 	@echo "The table is $(RESULTS)/report/table.md; the figures are beside it, and in figures/ of each run."
 
 test: $(VENV)/installed-dev
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST)
+	METAOPT_DATA=$${METAOPT_DATA:-$(DATA)} HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST)
 
 test-slow:
 	$(MAKE) test PYTEST="-m 'slow and not gpu and not network and not wheel'"

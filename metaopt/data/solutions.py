@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from metaopt.data.folder import find_data
+from metaopt.data.records import records
 from metaopt.data.row_texts import shown, text
 
-SHARED = Path("gsm8k") / "example_model_solutions.jsonl"
+GSM8K = "gsm8k/example_model_solutions.jsonl"
 ORIGIN = "https://github.com/openai/grade-school-math"
-FILES = (".jsonl", ".json", ".csv", ".txt")
-SHOWN = 10
-
-Row = tuple[str, Any]
-"""Where a row comes from, and the row."""
+MAX_LISTED = 10
 
 
 class Solution(NamedTuple):
@@ -83,7 +79,7 @@ def solutions(
     outcome: str = "outcome",
     split: str = "test",
 ) -> Solutions:
-    """Return recorded responses from a file of JSON lines or from a data set of the hub.
+    """Return recorded responses from a file, a folder or a data set of the hub.
 
     A row is one response, or, as GSM8K publishes them, one question with its responses:
 
@@ -91,8 +87,9 @@ def solutions(
         {"question": "...", "<system>": {"solution": "...", "is_correct": true}, ...}
 
     Args:
-        source: a path to a file, a data set id of the hub (owner/name), or `None` for
-            gsm8k/example_model_solutions.jsonl in $METAOPT_DATA.
+        source: as `metaopt.data.records.records` reads them: a file, a folder, a data set id of
+            the hub (owner/name); or `None` for GSM8K's, gsm8k/example_model_solutions.jsonl in
+            the data folder.
         query: name of the column with the query; `None` makes every row a query of its own, with
             an empty text. Rows of equal text belong to one query, so a split keeps them together.
         response: name of the column with the response.
@@ -104,26 +101,28 @@ def solutions(
         FileNotFoundError: the source is missing.
         ValueError: malformed rows, listed with file and line; or no row with an outcome.
     """
-    name, found = _rows(source, split)
+    path = str(find_data(GSM8K, "gsm8k", ORIGIN)) if source is None else source
     texts: dict[str, int] = {}
     rows: list[Solution] = []
     wrong: list[str] = []
     ambiguous = 0
-    for number, (where, row) in enumerate(found):
+    local = Path(path).expanduser().exists()
+    name = GSM8K if source is None else Path(path).name if local else f"{source} ({split})"
+    for number, record in enumerate(records(path, split=split)):
         try:
-            given = list(_responses(row, query, response, outcome))
+            responses = list(_responses(record.value, query, response, outcome))
         except ValueError as reason:
-            wrong.append(f"{where}: {reason}")
+            wrong.append(f"{record.place}: {reason}")
             continue
-        for asked, said, success, system in given:
+        for question, answer, success, system in responses:
             if success is None:
                 ambiguous += 1
                 continue
-            index = texts.setdefault(str(number) if asked is None else asked, len(texts))
-            rows.append(Solution(index, said, success, system))
+            index = texts.setdefault(str(number) if question is None else question, len(texts))
+            rows.append(Solution(index, answer, success, system))
     if wrong:
-        more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        listed = "\n  ".join(wrong[:SHOWN])
+        more = f"\n  and {len(wrong) - MAX_LISTED} more" if len(wrong) > MAX_LISTED else ""
+        listed = "\n  ".join(wrong[:MAX_LISTED])
         raise ValueError(f"malformed rows of {name}, {len(wrong)} in all:\n  {listed}{more}")
     if not rows:
         raise ValueError(f"{name} holds no response with an outcome.")
@@ -139,8 +138,8 @@ def _responses(
     Raises:
         ValueError: says what is wrong with it.
     """
-    if isinstance(row, json.JSONDecodeError):
-        raise ValueError(f"is no JSON: {row}")
+    if isinstance(row, ValueError):
+        raise row
     if not isinstance(row, Mapping):
         raise ValueError("is no object; a row is {column: value}")
     if response in row:
@@ -164,53 +163,3 @@ def _outcome(row: Mapping[str, Any], column: str) -> bool | None:
     if not isinstance(value, (bool, int)) or value not in (0, 1):
         raise ValueError(f"{column!r} must be true, false, 1, 0 or null; got {shown(row, column)}")
     return bool(value)
-
-
-def _rows(source: str | None, split: str) -> tuple[str, Iterator[Row] | Sequence[Row]]:
-    """Return the source's name and its rows.
-
-    Raises:
-        FileNotFoundError: there is no such source.
-    """
-    if source is None:
-        path = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / SHARED
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"GSM8K's recorded solutions are not in {path}. Get the file {SHARED.name} from "
-                f"{ORIGIN}, put it into a folder gsm8k/ and set METAOPT_DATA to the folder above; "
-                f"or set problem.data.source to a file of your own or to a data set of the hub."
-            )
-        return str(SHARED), _lines(path)
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path.name, _lines(path)
-    if source.count("/") != 1 or source[0] in "./~" or path.suffix in FILES:
-        raise FileNotFoundError(
-            f"problem.data.source={source} is neither a file nor a data set of the hub "
-            f"(owner/name)."
-        )
-    return f"{source} ({split})", _hub(source, split)
-
-
-def _lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield f"{path}:{number}", error
-
-
-def _hub(name: str, split: str) -> Iterator[Row]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        rows = load_dataset(name, split=split)
-    except (DatasetNotFoundError, ConnectionError, OSError) as error:
-        raise FileNotFoundError(
-            f"the hub's data set {name} cannot be read ({type(error).__name__}). Check the name "
-            f"and the network, or set problem.data.source to a file."
-        ) from error
-    return ((f"{name}, {split} row {i}", row) for i, row in enumerate(rows))

@@ -25,7 +25,7 @@ from jinja2 import TemplateError
 from scipy.stats import binomtest
 from transformers import AutoTokenizer
 
-from metaopt.problems.reward_model.data.pairs import Columns, Pair, conversation, plain, preferences
+from metaopt.problems.reward_model.data.pairs import Pair, conversation, plain, preferences
 from metaopt.problems.reward_model.data.pairs.dialogue import TURN
 from metaopt.problems.reward_model.model.export import as_reward_model, read
 from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
@@ -268,7 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", nargs="+", help="hh_harmless, pandalm, llmbar, a file, owner/name")
     parser.add_argument("--split", default="train", help="part of a data set of the hub")
     parser.add_argument("--subset", help="configuration of a data set of the hub")
-    parser.add_argument("--section", default="subset", help="column that names the part of a row")
+    parser.add_argument(
+        "--section", help="column that names the part of a row (default: section, or subset)"
+    )
     parser.add_argument("--chat", action="store_true", help="use the tokenizer's chat template")
     parser.add_argument("--batch", type=int, default=8, help="texts scored at once")
     parser.add_argument("--max-length", type=int, help="most tokens of a text")
@@ -281,7 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_device(given.device)
         _check_file(given.json)
         data = preferences(
-            given.data, Columns(section=given.section), given.split, given.subset, None, "report"
+            given.data,
+            {"section": given.section} if given.section else None,
+            given.split,
+            given.subset,
+            malformed="report",
         )
         score = Scorer(given.model, given.batch, given.max_length, given.device)
         texts = [text for pair in data.pairs for text in score.texts(pair, given.chat)]

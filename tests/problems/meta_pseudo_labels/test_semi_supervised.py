@@ -187,7 +187,7 @@ def test_cifar10_says_what_is_missing(tmp_path, monkeypatch):
         cifar10(str(tmp_path))
 
 
-HERE = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "cifar10_jpeg"
+HERE = Path(os.environ.get("METAOPT_DATA", "")) / "cifar10_jpeg"
 
 
 @pytest.mark.data

@@ -90,7 +90,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         process_bench(str(tmp_path), str(path))
 
 
-FOLDER = Path(os.environ.get("METAOPT_DATA", "../shared/data"))
+FOLDER = Path(os.environ.get("METAOPT_DATA", ""))
 HERE = all((FOLDER / x).is_dir() for x in ("bigbench_mistake", "processbench", "gsm8k"))
 REAL = pytest.mark.skipif(not HERE, reason="the data sets of process supervision are not on disk")
 

@@ -271,7 +271,7 @@ def test_questions_are_alike_whatever_their_spaces_and_quotes() -> None:
 
 
 def data(path: str) -> Path:
-    found = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / path
+    found = Path(os.environ.get("METAOPT_DATA", "")) / path
     if not found.exists():
         pytest.skip(f"{found} is missing")
     return found

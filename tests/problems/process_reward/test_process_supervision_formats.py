@@ -191,7 +191,7 @@ def test_hard_labels_follow_the_rollouts() -> None:
 
 
 def data(folder: str) -> Path:
-    path = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / folder
+    path = Path(os.environ.get("METAOPT_DATA", "")) / folder
     if not path.is_dir():
         pytest.skip(f"{path} is missing")
     return path

@@ -28,7 +28,7 @@ from metaopt.problems.reward_model.feature_task import FeaturePreferences
 from metaopt.problems.reward_model.model.text_encoder import TextEncoder
 
 WORDS = [f"word{i}" for i in range(40)]
-ROOT = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "preferences"
+ROOT = Path(os.environ.get("METAOPT_DATA", "")) / "preferences"
 
 
 def pairs(count, seed):

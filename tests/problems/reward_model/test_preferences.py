@@ -13,7 +13,6 @@ from preference_files import BAD, CONVERSATION, GOOD, ROWS, USER, bare, one, wri
 
 from metaopt.problems.reward_model.data.pairs import (
     SHARED,
-    Columns,
     Message,
     Pair,
     conversation,
@@ -21,6 +20,7 @@ from metaopt.problems.reward_model.data.pairs import (
     preferences,
     split,
 )
+from metaopt.problems.reward_model.data.pairs.rows import COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path, name: str) -> None:
 def test_columns_margins_strengths_and_sections_are_carried(tmp_path: Path) -> None:
     row = {"q": "p", "good": "a", "bad": "b", "gap": 2, "mean": -0.5, "part": "hard"}
     path = write(tmp_path / "a.jsonl", row)
-    found = preferences(path, Columns("q", "good", "bad", "gap", "mean", "part"))
+    found = preferences(path, dict(zip(COLUMNS, row, strict=True)))
     assert found.pairs == (Pair("p", "a", "b", 2.0, -0.5, "hard", 1),)
 
 
@@ -86,25 +86,33 @@ def test_texts_without_turns_keep_their_whole_sides(tmp_path: Path) -> None:
         {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
         {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]},
         {"prompt": [USER], "chosen": "yes", "rejected": "no"},
-        {"chosen": ["q", "yes"], "rejected": ["q", "no"]},
+        {"messages": [USER], "chosen": "yes", "rejected": "no"},
     ],
 )
 def test_conversations_in_every_spelling_are_one_pair(tmp_path: Path, row: object) -> None:
     assert bare(one(tmp_path, row)) == CONVERSATION
 
 
-def test_a_data_set_as_the_hub_holds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`datasets` reads a folder owner/name as it reads a repository of the hub."""
-    import datasets
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    Path("owner/name/harmless").mkdir(parents=True)
-    write(Path("owner/name/harmless/test.jsonl"), *ROWS, {**ROWS[0], "rejected": ""})
-    found = preferences("owner/name", split="test", folder="harmless", malformed="report")
-    assert [p[:3] for p in found.pairs] == [tuple(row.values()) for row in ROWS]
-    assert found.pairs[0].section == "harmless"
-    assert [(m.source, m.row) for m in found.malformed] == [("owner/name (test)", 4)]
+def test_several_answers_make_a_pair_of_each_two(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": ["yes"], "rejected": ["no", "never"]}
+    turns = {"prompt": "q", "chosen": [[GOOD]], "rejected": [[BAD], [{**BAD, "content": "never"}]]}
+    for answers in (row, turns):
+        found = preferences(
+            write(tmp_path / "a.jsonl", answers, {**answers, "chosen": []}, ROWS[0]),
+            malformed="report",
+        )
+        assert [plain(pair).rejected.strip() for pair in found.pairs] == ["no", "never", "bad 0"]
+        assert [pair.row for pair in found.pairs] == [1, 1, 3]
+        assert "3 rows, 3 pairs, 0 ties, 1 malformed" in found.report()
+    both = preferences(write(tmp_path / "a.jsonl", {**row, "chosen": ["yes", "sure"]})).pairs
+    assert [(p.chosen, p.rejected) for p in both] == [
+        ("yes", "no"),
+        ("yes", "never"),
+        ("sure", "no"),
+        ("sure", "never"),
+    ]
+    with pytest.raises(ValueError, match="'chosen' and 'rejected' are equal"):
+        preferences(write(tmp_path / "a.jsonl", {**row, "chosen": ["yes", "no"]}))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +148,7 @@ def test_annotators_are_counted(
 
 @pytest.fixture
 def shared() -> Path:
-    path = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "preferences"
+    path = Path(os.environ.get("METAOPT_DATA", "")) / "preferences"
     if not path.is_dir():
         pytest.skip(f"{path} is missing")
     return path

@@ -264,7 +264,7 @@ def test_mistakes_end_in_a_line_and_not_in_a_traceback(folder, tmp_path, capsys)
     good = tmp_path / "good.jsonl"
     good.write_text(json.dumps(ROWS[0]))
     for arguments, says in (
-        ([folder, str(tmp_path / "none.json")], "are neither hh_harmless"),
+        ([folder, str(tmp_path / "none.json")], "is neither a file"),
         ([folder, str(data)], "there is no preference"),
         ([folder, str(good), "--chat"], "no chat template"),
         ([str(tmp_path / "none"), str(good)], "none"),
@@ -295,7 +295,7 @@ def test_it_runs_as_a_module(folder, tmp_path):
 
 @pytest.mark.data
 def test_llmbar_is_five_sections(folder, tmp_path):
-    root = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "preferences"
+    root = Path(os.environ.get("METAOPT_DATA", "")) / "preferences"
     if not (root / "llmbar_natural.json").is_file():
         pytest.skip(f"no LLMBar in {root}")
     out = tmp_path / "out.json"

@@ -227,7 +227,7 @@ def test_rows_of_one_outcome_are_refused() -> None:
 @pytest.mark.data
 @pytest.mark.slow
 def test_on_gsm8k_a_search_turns_the_first_template_round() -> None:
-    path = Path(os.environ.get("METAOPT_DATA", "../shared/data")) / "gsm8k"
+    path = Path(os.environ.get("METAOPT_DATA", "")) / "gsm8k"
     if not (path / "example_model_solutions.jsonl").is_file():
         pytest.skip(f"{path} is missing")
     problem = JudgeCalibration(solutions(), objective="brier", held_out=300)

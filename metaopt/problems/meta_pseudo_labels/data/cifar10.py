@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metaopt.data.folder import find_data
 from metaopt.problems.meta_pseudo_labels.data.augment import Shift
 from metaopt.problems.meta_pseudo_labels.data.rand_augment import RandAugment
 from metaopt.problems.meta_pseudo_labels.data.semi_supervised import SemiSupervised, choose_labelled
@@ -34,7 +34,7 @@ def cifar10(
     Args:
         source: a folder with `train*.parquet` and `test*.parquet` (at any depth; columns `img` or
             `image`, and `label`), or a data set id of the hub such as "uoft-cs/cifar10", or `None`
-            for the folder cifar10_jpeg in $METAOPT_DATA. JPEG copies of the data set give
+            for the folder cifar10_jpeg in the data folder. JPEG copies of the data set give
             accuracies that differ in the last tenth from its original PNG files.
         labels_per_class: 400 for the usual 4,000 labels.
         count, cutout, shift: see `RandAugment`; the weak view shifts and mirrors only.
@@ -74,14 +74,13 @@ def _part(source: str | None, part: str, limit: int | None) -> tuple[Tensor, Ten
 def _folder(source: str | None) -> Path | None:
     """Return the folder that holds the files, or `None` for a data set of the hub."""
     if source is None:
-        root = Path(os.environ.get("METAOPT_DATA", "../shared/data"))
-        if not (root / SHARED).is_dir():
+        try:
+            return find_data(SHARED, "cifar10")
+        except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"CIFAR-10 is not in {root / SHARED}. Set METAOPT_DATA to the folder that holds "
-                f"{SHARED}/, or problem.data.source to a folder with train.parquet and "
-                f"test.parquet or to a data set of the hub such as uoft-cs/cifar10."
-            )
-        return root / SHARED
+                f"{error} Or set problem.data.source to a folder with train.parquet and "
+                f"test.parquet, or to a data set of the hub such as uoft-cs/cifar10."
+            ) from error
     if Path(source).is_dir():
         return Path(source)
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from metaopt.data.folder import find_data
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.final_answers import final_answer
 from metaopt.problems.process_reward.data.formats import (
@@ -47,7 +47,7 @@ def process_bench(
 
     Args:
         source: a folder with the folders bigbench_mistake/ and processbench/; `None` is
-            $METAOPT_DATA.
+            the data folder.
         solutions: as for `gsm8k_solutions`; any file of questions with equally many responses.
         domains: names of the training domains (the files' names); `None` is all of them.
         held_out_share: of each domain's questions, in [0, 1).
@@ -90,15 +90,18 @@ def process_bench(
 
 def _sources(source: str | None) -> dict[str, list[Chain]]:
     """Return the chains of each domain, by name."""
-    root = Path(source or os.environ.get("METAOPT_DATA", "../shared/data")).expanduser()
     found: dict[str, list[Chain]] = {}
     for folder in SOURCES:
-        if not (root / folder).is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {folder} in {root}. Get it from {ORIGINS[folder]}, and set "
-                f"METAOPT_DATA, or problem.data.source, to the folder above."
-            )
-        for chain in read(root / folder).chains:
+        if source is None:
+            path = find_data(folder, folder, ORIGINS[folder])
+        else:
+            path = Path(source).expanduser() / folder
+            if not path.is_dir():
+                raise FileNotFoundError(
+                    f"there is no folder {folder} in problem.data.source={source}. Get it from "
+                    f"{ORIGINS[folder]}."
+                )
+        for chain in read(path).chains:
             found.setdefault(chain.domain, []).append(chain)
     return found
 

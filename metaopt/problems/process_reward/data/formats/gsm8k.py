@@ -14,7 +14,7 @@ def gsm8k_solutions(source: str | None = None) -> list[Chain]:
 
     Args:
         source: as for `metaopt.data.solutions.solutions`, which leaves out responses of unknown
-            outcome; `None` is gsm8k/example_model_solutions.jsonl in $METAOPT_DATA.
+            outcome; `None` is gsm8k/example_model_solutions.jsonl in the data folder.
 
     Raises:
         FileNotFoundError: the source is missing.

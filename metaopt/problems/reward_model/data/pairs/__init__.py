@@ -17,12 +17,10 @@ from metaopt.problems.reward_model.data.pairs.pairs import (
     split,
     trl_rows,
 )
-from metaopt.problems.reward_model.data.pairs.rows import Columns
 from metaopt.problems.reward_model.data.pairs.sources import SHARED, preferences
 
 __all__ = [
     "SHARED",
-    "Columns",
     "Malformed",
     "Message",
     "Noisy",

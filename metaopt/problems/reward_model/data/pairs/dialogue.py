@@ -50,7 +50,7 @@ def conversation(pair: Pair) -> Pair:
     return pair._replace(prompt=prompt, chosen=chosen, rejected=rejected)
 
 
-def parted(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+def common_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """Return (prompt, chosen, rejected) of two whole dialogues.
 
     The prompt is what they have in common, up to and with the marker of the last common turn of

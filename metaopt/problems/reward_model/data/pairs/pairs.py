@@ -72,7 +72,7 @@ class Malformed(NamedTuple):
 
 @dataclass(frozen=True)
 class Preferences:
-    """What a source holds. Every row is in exactly one of `pairs`, `ties` and `malformed`.
+    """What a source holds. Every row makes pairs (several for several answers), a tie or nothing.
 
     Args:
         pairs: the preferences, in the order of the source.
@@ -81,6 +81,7 @@ class Preferences:
         malformed: rows that were left out.
         cast: rows (source, row) whose answer was a number or a boolean and was cast to text.
         source: where they come from.
+        rows: number of rows that were read.
     """
 
     pairs: tuple[Pair, ...]
@@ -88,11 +89,11 @@ class Preferences:
     malformed: tuple[Malformed, ...] = ()
     cast: tuple[tuple[str, int], ...] = ()
     source: str = ""
+    rows: int = 0
 
     def report(self) -> str:
         """Return the counts, and the numbers of the malformed rows by reason; never their text."""
-        total = len(self.pairs) + len(self.ties) + len(self.malformed)
-        words = f"{self.source}: {total} rows, {len(self.pairs)} pairs, {len(self.ties)} ties, "
+        words = f"{self.source}: {self.rows} rows, {len(self.pairs)} pairs, {len(self.ties)} ties, "
         words += f"{len(self.malformed)} malformed, {len(self.cast)} cast to text"
         reasons: dict[tuple[str, str], list[int]] = {}
         for source, row, reason in self.malformed:

@@ -4,98 +4,101 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 from metaopt.data.row_texts import writable
-from metaopt.problems.reward_model.data.pairs.dialogue import parted
+from metaopt.problems.reward_model.data.pairs.dialogue import common_prompt
 from metaopt.problems.reward_model.data.pairs.pairs import Message, Pair, Text
 
-
-class Columns(NamedTuple):
-    """Names of the columns of pairs.
-
-    Args:
-        prompt: what was answered; a source without it has it in both answers.
-        chosen, rejected: the answers.
-        margin, strength: numbers; optional.
-        section: part of a benchmark; optional.
-    """
-
-    prompt: str = "prompt"
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-    margin: str = "margin"
-    strength: str = "strength"
-    section: str = "section"
+COLUMNS = ("prompt", "chosen", "rejected", "margin", "strength", "section")
+"""Columns of pairs. Chosen and rejected are needed; a source without `prompt` (or `messages`, the
+prompt as a list of {role, content}) has it in both answers; `subset` is read as `section`."""
 
 
-class Read(NamedTuple):
+class Row(NamedTuple):
     """What a row says.
 
     Args:
-        pair: the pair.
+        pairs: one; or all pairs of a chosen and a rejected answer, where it has several.
         tie: neither answer is preferred.
-        cast: an answer was no text and was cast.
+        cast: an answer was a number or a boolean and was cast to text.
     """
 
-    pair: Pair
+    pairs: tuple[Pair, ...]
     tie: bool = False
     cast: bool = False
 
 
-def read(row: Any, columns: Columns) -> Read:
+def read(row: Any) -> Row:
     """Return what a row says, by the columns it has.
 
     PandaLM: instruction, input, response1, response2, annotator1, ...: 0 for a tie, or 1 or 2.
     LLMBar: input, output_1, output_2, label: 1 or 2.
-    Pairs: TRL's columns, the answers plain text, lists of {role, content}, or lists of texts in
-    turns of user and assistant.
+    Pairs: TRL's columns, an answer plain text or a list of {role, content}. A list of texts, or of
+    lists of {role, content}, is several answers (as in RewardBench 2), each of which makes a pair
+    with each of the other side.
 
     Raises:
         ValueError: the row is malformed.
     """
+    if isinstance(row, ValueError):
+        raise row
     if not isinstance(row, Mapping):
         raise ValueError(f"is {_kind(row)}, not an object; a row is {{column: value}}")
-    if columns.chosen in row or columns.rejected in row:
-        return Read(_checked(_pair(row, columns), columns.chosen, columns.rejected))
+    if "chosen" in row or "rejected" in row:
+        sides = [_answers(row.get(name), name) for name in ("chosen", "rejected")]
+        return Row(tuple(_pair(row, chosen, rejected) for chosen, rejected in product(*sides)))
     if "response1" in row or "response2" in row:
         return _pandalm(row)
     if "output_1" in row or "output_2" in row:
         return _llmbar(row)
     names = ", ".join(str(name)[:30] for name in list(row)[:10])
-    raise ValueError(f"has no column {columns.chosen!r}; columns are {names}")
-
-
-def _pair(row: Mapping[str, Any], columns: Columns) -> Pair:
-    chosen, rejected = (_side(row, name) for name in (columns.chosen, columns.rejected))
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise ValueError(f"{columns.chosen!r} and {columns.rejected!r} are not of the same kind")
-    _differ(chosen, rejected, columns.chosen, columns.rejected)
-    given = row.get(columns.prompt)
-    prompt: Text
-    if given is None:
-        prompt, chosen, rejected = parted(chosen, rejected)
-    else:
-        prompt = _text(given, columns.prompt)
-        if isinstance(prompt, str) and not isinstance(chosen, str):
-            asked = Message("user", prompt)
-            prompt = () if chosen[0] == rejected[0] == asked else (asked,)
-            if not prompt:
-                prompt, chosen, rejected = parted(chosen, rejected)
-        elif isinstance(chosen, str) and not isinstance(prompt, str):
-            chosen, rejected = ((Message("assistant", str(side)),) for side in (chosen, rejected))
-    section = row.get(columns.section)
-    return Pair(
-        prompt,
-        chosen,
-        rejected,
-        _number(row, columns.margin),
-        _number(row, columns.strength),
-        section if isinstance(section, str) else "",
+    raise ValueError(
+        f"has no column 'chosen'; columns are {names}. columns={{chosen: NAME, rejected: NAME}} "
+        f"gives the names in the source"
     )
 
 
-def _pandalm(row: Mapping[str, Any]) -> Read:
+def _answers(value: Any, column: str) -> list[Text]:
+    """Return the answers of one side, at least one."""
+    several = isinstance(value, (list, tuple)) and isinstance(next(iter(value), None), (str, list))
+    answers = [_text(answer, column) for answer in (value if several else [value])]
+    if not all(answers):
+        raise ValueError(f"{column!r} is empty")
+    return answers
+
+
+def _pair(row: Mapping[str, Any], chosen: Text, rejected: Text) -> Pair:
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise ValueError("'chosen' and 'rejected' are not of the same kind")
+    _differ(chosen, rejected, "chosen", "rejected")
+    asked = "messages" if row.get("prompt") is None else "prompt"
+    prompt: Text
+    if row.get(asked) is None:
+        prompt, chosen, rejected = common_prompt(chosen, rejected)
+    else:
+        prompt = _text(row[asked], asked)
+        if isinstance(prompt, str) and not isinstance(chosen, str):
+            first = Message("user", prompt)
+            prompt = () if chosen[0] == rejected[0] == first else (first,)
+            if not prompt:
+                prompt, chosen, rejected = common_prompt(chosen, rejected)
+        elif isinstance(chosen, str) and not isinstance(prompt, str):
+            chosen, rejected = ((Message("assistant", str(side)),) for side in (chosen, rejected))
+    section = row.get("section", row.get("subset"))
+    pair = Pair(
+        prompt,
+        chosen,
+        rejected,
+        _number(row, "margin"),
+        _number(row, "strength"),
+        section if isinstance(section, str) else "",
+    )
+    return _checked(pair, "chosen", "rejected")
+
+
+def _pandalm(row: Mapping[str, Any]) -> Row:
     names = "response1", "response2"
     cast = [name for name in names if isinstance(row.get(name), (bool, int, float))]
     row = {**row, **{name: str(row[name]) for name in cast}}
@@ -109,17 +112,17 @@ def _pandalm(row: Mapping[str, Any]) -> Read:
         pair = pair._replace(chosen=second, rejected=first)
         wins, losses = losses, wins
     pair = pair._replace(strength=(wins - losses) / len(votes))
-    return Read(pair, tie=2 * wins <= len(votes), cast=bool(cast))
+    return Row((pair,), tie=2 * wins <= len(votes), cast=bool(cast))
 
 
-def _llmbar(row: Mapping[str, Any]) -> Read:
+def _llmbar(row: Mapping[str, Any]) -> Row:
     names = "output_1", "output_2"
     first, second = (_answer(row, name) for name in names)
     pair = _checked(Pair(_asked(row, "input"), first, second), *names)
     label = row.get("label")
     if isinstance(label, bool) or label not in (1, 2):
         raise ValueError("'label' must be 1 or 2")
-    return Read(pair if label == 1 else pair._replace(chosen=second, rejected=first))
+    return Row((pair if label == 1 else pair._replace(chosen=second, rejected=first),))
 
 
 def _answer(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
@@ -134,13 +137,6 @@ def _asked(row: Mapping[str, Any], column: str, second: str = "") -> tuple[Messa
     if not said:
         raise ValueError(f"{column!r} is empty")
     return (Message("user", "\n\n".join(said)),)
-
-
-def _side(row: Mapping[str, Any], column: str) -> Text:
-    side = _text(row.get(column), column)
-    if not side:
-        raise ValueError(f"{column!r} is empty")
-    return side
 
 
 def _text(value: Any, column: str) -> Text:

@@ -1,0 +1,41 @@
+"""Where data sets are looked for: $METAOPT_DATA, then the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def data_folders() -> list[Path]:
+    """Return the folders that data sets are looked for in, the first one first.
+
+    $METAOPT_DATA where it is set, then `metaopt/data` in the user's cache folder (on Linux
+    ~/.cache, or $XDG_CACHE_HOME), which `metaopt-fetch` fills.
+    """
+    from platformdirs import user_cache_path
+
+    variable = os.environ.get("METAOPT_DATA")
+    cache = user_cache_path("metaopt", appauthor=False) / "data"
+    return [Path(variable).expanduser(), cache] if variable else [cache]
+
+
+def find_data(path: str | Path, name: str, origin: str = "") -> Path:
+    """Return a file or folder of a data set.
+
+    Args:
+        path: of the file or folder, relative to a data folder.
+        name: of the data set, as `metaopt-fetch` knows it.
+        origin: where it is published, for the message.
+
+    Raises:
+        FileNotFoundError: it is in none of the data folders.
+    """
+    places = [folder / path for folder in data_folders()]
+    for place in places:
+        if place.exists():
+            return place
+    published = f" (published at {origin})" if origin else ""
+    raise FileNotFoundError(
+        f"{name} is not at {' nor at '.join(map(str, places))}. Run `metaopt-fetch {name}`, or set "
+        f"METAOPT_DATA to a folder that holds {path}{published}."
+    )

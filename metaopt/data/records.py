@@ -1,0 +1,289 @@
+"""Records of files, folders and data sets of the Hugging Face hub, each with its place.
+
+Read are JSON (an array of objects, or an object that holds one), JSON lines, either compressed with
+gzip or zstd, and parquet. JSON lines, parquet and the hub are streamed; a JSON array is in memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+COMPRESSED = ("", ".gz", ".zst")
+ENDINGS = (*(f".{kind}{end}" for kind in ("json", "jsonl") for end in COMPRESSED), ".parquet")
+LISTS = ("data", "rows", "records", "examples", "instances", "items")
+"""Keys under which a JSON object holds its records."""
+
+SPACES = " \t\r\n"
+
+
+class Record(NamedTuple):
+    """One record of a source.
+
+    Args:
+        value: the object {column: value}; or a `ValueError` where its line is not JSON or a column
+            that was asked for is missing, so that a reader may list or leave out such records.
+        number: of the line in JSON lines, of the record elsewhere, from 1.
+        place: where it stands, for messages: path:line, "path, row 3" or "owner/name, train row 3".
+        file: name of the file, or "owner/name (split)".
+        part: name of the file without its ending, or of the hub's subset, folder or data set.
+    """
+
+    value: Any
+    number: int
+    place: str
+    file: str
+    part: str
+
+
+def records(
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    folder: str | None = None,
+) -> Iterator[Record]:
+    """Return the records of a source, in its order.
+
+    Example:
+        >>> for record in records("pairs.jsonl", columns={"chosen": "better"}):
+        ...     print(record.place, record.value["chosen"])
+
+    Args:
+        source: a file that ends in one of `ENDINGS`, a folder of them (read in the order of their
+            paths), or a data set id of the hub (owner/name).
+        columns: {name to use: name in the source} of columns to rename.
+        subset: configuration of the hub's data set; `None` is its default one.
+        split: of the hub's data set.
+        folder: in the hub's data set, as harmless-base in Anthropic/hh-rlhf.
+
+    Raises:
+        FileNotFoundError: there is no such source, or the folder has no file to read.
+        ValueError: while reading, where a file cannot be read on: damaged, a Git LFS pointer or an
+            HTML page in place of data.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        found: Iterator[Record] = chain.from_iterable(map(_file, _files(path)))
+    else:
+        name = str(source)
+        if name.count("/") != 1 or name[0] in "./~" or name.endswith(ENDINGS):
+            raise FileNotFoundError(
+                f"source={name} is neither a file, nor a folder, nor a data set of the hub "
+                f"(owner/name)."
+            )
+        found = _hub(name, subset, split, folder)
+    return (_renamed(record, columns) for record in found) if columns else found
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        if not path.name.endswith(ENDINGS):
+            raise ValueError(f"{path} must end in one of {', '.join(ENDINGS)}.")
+        return [path]
+    inside = (x for x in path.rglob("*") if not x.relative_to(path).as_posix().startswith("."))
+    files = sorted(x for x in inside if x.is_file() and x.name.endswith(ENDINGS))
+    if not files:
+        raise FileNotFoundError(f"the folder {path} has no file {', '.join(ENDINGS)}.")
+    return files
+
+
+def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
+    if not isinstance(record.value, Mapping):
+        return record
+    missing = [name for name in columns.values() if name not in record.value]
+    if missing:
+        names = ", ".join(str(name)[:30] for name in list(record.value)[:10])
+        return record._replace(
+            value=ValueError(f"has no column {missing[0]!r}; columns are {names}")
+        )
+    others = {k: v for k, v in record.value.items() if k not in columns}
+    return record._replace(value=others | {k: record.value[v] for k, v in columns.items()})
+
+
+def _file(path: Path) -> Iterator[Record]:
+    part = path.name.split(".")[0]
+    _refuse_stand_in(path)
+    try:
+        for number, line, value in _parquet(path) if path.suffix == ".parquet" else _json(path):
+            place = f"{path}:{line}" if line else f"{path}, row {number}"
+            yield Record(value, number, place, path.name, part)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: is not a complete gzip file: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Refuse what a failed download leaves in place of data, whatever the file's name."""
+    with path.open("rb") as file:
+        start = file.read(256).removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or "
+            f"download the file itself."
+        )
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise ValueError(
+            f"{path} is an HTML page, not data: the download brought a web page. Get the file from "
+            f"its raw address."
+        )
+
+
+def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        import pyarrow  # it has zstd built in; Python has it from 3.14 on
+
+        # A NativeFile has no readline; BufferedReader adds it.
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
+def _json(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """Yield (number, line, value) of a file with JSON lines, an array, or an object with one."""
+    with _open(path) as file:
+        first = next((line for line in file if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
+    start = first.removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith(b"["):
+        whole = True
+    elif ".jsonl" in path.name or not start.startswith(b"{"):
+        whole = False
+    else:  # JSON lines under the name .json, unless the object goes on or holds the records
+        try:
+            whole = _list_key(json.loads(start)) is not None
+        except ValueError:
+            whole = True
+    yield from _array(path) if whole else _lines(path)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, Any]]:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                    yield number, number, json.loads(text.decode())
+                except (ValueError, RecursionError) as error:
+                    yield number, number, ValueError(f"is not valid JSON: {error}")
+
+
+def _array(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """Yield the records of one array, which is the file or is held by the file's object.
+
+    Records before a syntax error are yielded; after it the records cannot be told apart.
+    """
+    with _open(path) as file:
+        raw = file.read()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: is not UTF-8: {error}") from None
+    decode = json.JSONDecoder().raw_decode
+    at = _skip(text, 0)
+    inside = text[at] == "{"
+    if inside:
+        at = _start_of_list(path, text, at)
+    at, line, counted, number = _skip(text, at + 1), 1, 0, 0
+    closed = text[at : at + 1] == "]"
+    while not closed:
+        line += text.count("\n", counted, at)
+        counted = at
+        number += 1
+        try:
+            value, at = decode(text, at)
+            yield number, line, value
+            at = _skip(text, at)
+            closed = text[at : at + 1] == "]"
+            if not closed and text[at : at + 1] != ",":
+                raise ValueError("a record of the array is followed by neither , nor ]")
+            at = at if closed else _skip(text, at + 1)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}:{line}: is not valid JSON, and the rest is not read: {error}"
+            ) from None
+    if text[at + 1 :].strip() and not inside:
+        line += text.count("\n", counted, at)
+        raise ValueError(f"{path}:{line}: the array is followed by more, which is not read")
+
+
+def _list_key(value: Any) -> str | None:
+    """Return the key of the records in an object, or `None` where it is a record itself."""
+    if not isinstance(value, dict):
+        return None
+    lists = [
+        k for k, v in value.items() if isinstance(v, list) and all(isinstance(x, dict) for x in v)
+    ]
+    if len(value) == 1:
+        return lists[0] if lists else None
+    return next((name for name in LISTS if name in lists), None)
+
+
+def _start_of_list(path: Path, text: str, at: int) -> int:
+    """Return where the array of records begins in the object that begins at `at`."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise ValueError(f"{path}:{line}: is not valid JSON: {error}") from None
+    key = _list_key(whole)
+    if key is None:
+        names = ", ".join(map(str, whole))
+        raise ValueError(
+            f"{path} must hold an array of objects, an object with one under "
+            f"{', '.join(LISTS)}, or one object a line; it is one object with the keys {names:.200}"
+        )
+    decode = json.JSONDecoder().raw_decode
+    name = None
+    while name != key:
+        name, at = decode(text, _skip(text, at + 1))
+        at = _skip(text, _skip(text, at) + 1)
+        if name != key:
+            at = _skip(text, decode(text, at)[1])
+    return at
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at : at + 1] and text[at] in SPACES:
+        at += 1
+    return at
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, int, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        number = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, 0, row
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: is not a parquet file: {error}") from error
+
+
+def _hub(name: str, subset: str | None, split: str, folder: str | None) -> Iterator[Record]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        rows = load_dataset(name, subset, data_dir=folder, split=split)
+    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+        raise FileNotFoundError(
+            f"the hub's data set {name} cannot be read ({type(error).__name__}). Check the name "
+            f"and the network, or give a file or a folder."
+        ) from error
+    part = subset or folder or name.split("/")[1]
+    for number, row in enumerate(rows, 1):
+        yield Record(row, number, f"{name}, {split} row {number}", f"{name} ({split})", part)

@@ -1,0 +1,153 @@
+"""The reader of records: formats, the places of records, and what it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaopt.data.records import Record, records
+
+ROWS = [{"text": f"line {i}\u2028", "n": i} for i in range(3)]
+
+
+def write(path: Path, data: str | bytes) -> Path:
+    raw = data.encode() if isinstance(data, str) else data
+    if path.suffix == ".gz":
+        raw = gzip.compress(raw)
+    elif path.suffix == ".zst":
+        import pyarrow
+
+        raw = pyarrow.compress(raw, codec="zstd", asbytes=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(raw)
+    return path
+
+
+def lines(rows: list[dict[str, Any]] = ROWS) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("name", "text", "places"),
+    [
+        ("a.jsonl", lines(), [1, 2, 3]),
+        ("a.json", lines(), [1, 2, 3]),
+        ("a.jsonl", "\ufeff" + lines().replace("\n", "\n\n"), [1, 3, 5]),
+        ("a.json", json.dumps(ROWS), [1, 1, 1]),
+        ("a.json", "\ufeff" + json.dumps(ROWS, indent=1), [2, 6, 10]),
+        ("a.jsonl", json.dumps(ROWS), [1, 1, 1]),
+        ("a.json", json.dumps({"version": [1], "data": ROWS, "n": 3}), [1, 1, 1]),
+        ("a.json", json.dumps({"version": {"x": []}, "rows": ROWS}, indent=1), [6, 10, 14]),
+        ("a.json", json.dumps({"problems": ROWS}), [1, 1, 1]),
+    ],
+)
+def test_every_kind_of_json(
+    tmp_path: Path, name: str, text: str, places: list[int], packed: str
+) -> None:
+    path = write(tmp_path / (name + packed), text)
+    found = list(records(path))
+    assert [record.value for record in found] == ROWS
+    assert [record.place for record in found] == [f"{path}:{line}" for line in places]
+    assert {(record.file, record.part) for record in found} == {(name + packed, "a")}
+
+
+def test_parquet_and_a_folder_of_files(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    write(tmp_path / "b/deep.json", json.dumps(ROWS[:1]))
+    write(tmp_path / ".git/c.json", "not read")
+    write(tmp_path / "readme.md", "not read")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    found = list(records(tmp_path))
+    assert [record.value for record in found] == ROWS + ROWS[:1]
+    assert [record.part for record in found] == ["a", "a", "a", "deep"]
+    assert found[2].place == f"{tmp_path / 'a.parquet'}, row 3"
+
+
+def test_a_record_may_hold_lists_of_objects(tmp_path: Path) -> None:
+    """One line of JSON lines in a file called .json is a record, not a container of records."""
+    row = {"prompt": [{"role": "user"}], "chosen": [{"role": "assistant"}]}
+    assert [record.value for record in records(write(tmp_path / "a.json", lines([row])))] == [row]
+
+
+def test_columns_are_renamed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", lines([{"a": 1, "b": 2, "c": 3}, {"b": 2}]))
+    first, second = (record.value for record in records(path, columns={"b": "a"}))
+    assert (first["b"], first["c"]) == (1, 3)
+    assert str(second) == "has no column 'a'; columns are b"
+
+
+def test_a_line_that_is_not_json_is_a_record_with_the_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"n": 1}\n{\n"\xff"\n{"n": 2}\n')
+    found = list(records(path))
+    assert [record.number for record in found] == [1, 2, 3, 4]
+    assert [str(record.value)[:17] for record in found[1:3]] == ["is not valid JSON"] * 2
+    assert found[3] == Record({"n": 2}, 4, f"{path}:4", "a.jsonl", "a")
+
+
+PAGE = "\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", "[{},\n{", r"a\.json:2: is not valid JSON, and the rest is not read"),
+        ("a.json", '[{}\n{"n": 1}]', r"a\.json:1: is not valid JSON.*neither , nor \]"),
+        ("a.json", "[{},\n]", r"a\.json:2: is not valid JSON"),
+        ("a.json", "[{}]\nx", r"a\.json:1: the array is followed by more"),
+        ("a.json", b'[{},\n"\xff"]', r"a\.json:2: is not UTF-8"),
+        ("a.json", '{\n"data": [{}', r"a\.json:2: is not valid JSON"),
+        ("a.json", '{\n"one": 1, "two": 2}', r"a\.json must hold an array.*keys one, two"),
+        ("a.jsonl", POINTER, r"a\.jsonl is a Git LFS pointer.*git lfs pull"),
+        ("a.parquet", POINTER, r"a\.parquet is a Git LFS pointer"),
+        ("a.json", PAGE, r"a\.json is an HTML page, not data"),
+        ("a.parquet", PAGE, r"a\.parquet is an HTML page"),
+        ("a.parquet", "PAR1", r"a\.parquet: is not a parquet file"),
+        ("a.csv", "text,n", r"a\.csv must end in one of \.json, \.json\.gz"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, data: str | bytes, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        list(records(write(tmp_path / name, data)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst"])
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"plain text"])
+def test_a_damaged_archive_is_named(tmp_path: Path, name: str, damage: Any) -> None:
+    path = write(tmp_path / name, lines() * 100)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{name}: (is not a complete gzip|cannot be read)"):
+        list(records(path))
+
+
+@pytest.mark.parametrize("source", ["missing.jsonl", "a/missing.json.zst", "./a/b", "~/b", "a"])
+def test_a_missing_source_is_named(source: str) -> None:
+    with pytest.raises(FileNotFoundError, match="neither a file, nor a folder, nor a data set"):
+        records(source)
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no file \.json"):
+        records(tmp_path)
+
+
+def test_a_data_set_as_the_hub_holds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`datasets` reads a folder owner/name as it reads a repository of the hub."""
+    import datasets
+
+    data = write(tmp_path / "hub/part/test.jsonl", lines()).parent
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *a, **k: load(str(data.parent), **k))
+    found = list(records("owner/name", split="test", folder="part"))
+    assert [record.value for record in found] == ROWS
+    assert found[1][1:] == (2, "owner/name, test row 2", "owner/name (test)", "part")
