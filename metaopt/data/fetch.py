@@ -1,0 +1,127 @@
+"""`metaopt-fetch`: public data sets from where they are published, at one commit, by their hash."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from metaopt.data.folder import data_folders
+
+ELSEWHERE = {"cifar10": "problem.data.source=uoft-cs/cifar10 reads it from the hub, and keeps it"}
+"""Data sets that something else downloads, and how."""
+
+GITHUB = "https://github.com"
+TIMEOUT = 60.0
+CHUNK = 1 << 20
+
+
+class FetchError(Exception):
+    """A download that failed; the message says what to do."""
+
+
+def data_sets() -> dict[str, Any]:
+    """Return {name: content, licence, repository, commit, files} of the known data sets."""
+    text = resources.files("metaopt.data").joinpath("public.json").read_text(encoding="utf-8")
+    sets: dict[str, Any] = json.loads(text)
+    return sets
+
+
+def fetch(
+    name: str, folder: str | Path | None = None, server: str | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> list[Path]:  # fmt: skip
+    """Download a data set and return the paths of its files.
+
+    A file that is there with the right hash is not downloaded again. A download is written beside
+    its place and moved there once its hash is right, so that no partial file looks complete.
+
+    Args:
+        name: of the data set.
+        folder: data folder; `None` for the first of `data_folders()`.
+        server: a mirror in place of https://github.com.
+        known: data sets by name; `None` for `data_sets()`.
+
+    Raises:
+        ValueError: there is no such data set.
+        FetchError: no connection, another content than published, or another file in its place.
+    """
+    known = data_sets() if known is None else known
+    if name in ELSEWHERE:
+        raise ValueError(f"metaopt-fetch does not download {name}: {ELSEWHERE[name]}.")
+    if name not in known:
+        raise ValueError(f"there is no data set {name!r}; the names are {', '.join(known)}.")
+    root = data_folders()[0] if folder is None else Path(folder).expanduser()
+    source = f"{server or GITHUB}/{known[name]['repository']}/raw/{known[name]['commit']}"
+    paths = []
+    for path, file in known[name]["files"].items():
+        _get(f"{source}/{file['source']}", root / path, file["sha256"])
+        paths.append(root / path)
+    return paths
+
+
+def _get(url: str, target: Path, sha256: str) -> None:
+    if target.exists():
+        if hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
+            return
+        raise FetchError(f"{target} is there with another content than {url}. Move it away first.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Named by the process, so that two downloads at once do not write into one file.
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    digest = hashlib.sha256()
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as reply, partial.open("wb") as file:
+            while chunk := reply.read(CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise FetchError(
+                f"{url} gives another content than was published when metaopt was made (SHA-256 "
+                f"{digest.hexdigest()[:12]}... in place of {sha256[:12]}...). Nothing was kept."
+            )
+        partial.replace(target)
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise FetchError(
+            f"cannot download {url} ({getattr(error, 'reason', error)}). With a connection "
+            f"elsewhere, save it as {target}."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    known = data_sets()
+    listed = "\n".join(f"  {n:<18}{d['content']} ({d['licence']})" for n, d in known.items())
+    parser = argparse.ArgumentParser(
+        "metaopt-fetch",
+        description="Download a public data set, checked by its SHA-256 hash.",
+        epilog=f"data sets:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", help="one of the data sets below; none lists them")
+    parser.add_argument(
+        "folder", nargs="?", help="data folder; default: $METAOPT_DATA, else the user's cache"
+    )
+    given = parser.parse_args(arguments)
+    if given.name is None:
+        print(listed)
+        return 0
+    try:
+        paths = fetch(given.name, given.folder, known=known)
+    except (ValueError, FetchError) as error:
+        print(f"metaopt-fetch: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(map(str, paths)))
+    if given.folder is not None:
+        print(f"metaopt reads it with METAOPT_DATA={given.folder} in the environment.")
+    return 0

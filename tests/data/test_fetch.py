@@ -1,0 +1,117 @@
+"""Downloads against a server on loopback: hashes, partial files, no connection."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from metaopt.data import fetch as fetching
+from metaopt.data.fetch import FetchError, data_sets, fetch, main
+
+CONTENT = b'{"query": "1 + 1"}\n' * 1000
+
+
+class Published(http.server.BaseHTTPRequestHandler):
+    """Answers every path whose end is in `replies`; counts requests; can break off half-way."""
+
+    replies: dict[str, bytes]
+    requests: list[str]
+    cut: bool
+
+    def do_GET(self):
+        self.requests.append(self.path)
+        content = self.replies.get(self.path.rpartition("/")[2])
+        if content is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if self.cut else content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def published():
+    handler = type("Handler", (Published,), {"replies": {}, "requests": [], "cut": False})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    handler.url = f"http://127.0.0.1:{server.server_port}"
+    yield handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def known(*names, content=CONTENT):
+    digest = hashlib.sha256(content).hexdigest()
+    files = {f"sums/{n}": {"source": f"data/{n}", "sha256": digest} for n in names}
+    return {"sums": {"repository": "some/one", "commit": "abc", "files": files}}
+
+
+def test_files_are_written_once_under_the_data_folder(published, tmp_path):
+    published.replies = {"a.jsonl": CONTENT, "b.jsonl": CONTENT}
+    sets = known("a.jsonl", "b.jsonl")
+    paths = fetch("sums", tmp_path, published.url, sets)
+    assert paths == [tmp_path / "sums" / "a.jsonl", tmp_path / "sums" / "b.jsonl"]
+    assert all(path.read_bytes() == CONTENT for path in paths)
+    assert published.requests[0] == "/some/one/raw/abc/data/a.jsonl"
+    paths[1].unlink()
+    assert fetch("sums", tmp_path, published.url, sets) == paths
+    assert [r.rpartition("/")[2] for r in published.requests] == ["a.jsonl", "b.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize("fault", ["cut", "changed", "missing"])
+def test_a_download_that_fails_leaves_nothing_behind(published, tmp_path, fault):
+    published.cut = fault == "cut"
+    published.replies = {"a.jsonl": CONTENT if fault == "cut" else CONTENT + b" "}
+    name = "gone.jsonl" if fault == "missing" else "a.jsonl"
+    message = "another content" if fault in ("cut", "changed") else r"cannot download http.*gone"
+    with pytest.raises(FetchError, match=message):
+        fetch("sums", tmp_path, published.url, known(name))
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_another_file_in_the_place_is_not_overwritten(published, tmp_path):
+    (tmp_path / "sums").mkdir()
+    (tmp_path / "sums" / "a.jsonl").write_text("mine")
+    with pytest.raises(FetchError, match=r"a\.jsonl is there with another content .* Move it away"):
+        fetch("sums", tmp_path, published.url, known("a.jsonl"))
+    assert (tmp_path / "sums" / "a.jsonl").read_text() == "mine"
+    assert published.requests == []
+
+
+def test_without_a_connection_the_command_says_what_to_do(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(fetching, "GITHUB", "http://127.0.0.1:9")
+    assert main(["gsm8k", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("metaopt-fetch: cannot download http://127.0.0.1:9/openai/grade-sch")
+    assert f"save it as {tmp_path}/gsm8k/example_model_solutions.jsonl" in message
+    assert "Traceback" not in message
+
+
+def test_names_are_listed_and_unknown_ones_refused(capsys):
+    assert main([]) == 0
+    assert "bigbench_mistake" in capsys.readouterr().out
+    assert main(["gsm9k"]) == 1
+    assert "there is no data set 'gsm9k'; the names are gsm8k, " in capsys.readouterr().err
+    assert main(["cifar10"]) == 1
+    assert "uoft-cs/cifar10" in capsys.readouterr().err
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", data_sets())
+def test_the_hashes_are_those_of_the_files_that_tables_used(name):
+    folder = os.environ.get("METAOPT_DATA")
+    if folder is None:
+        pytest.skip("METAOPT_DATA names no data folder")
+    for path, file in data_sets()[name]["files"].items():
+        assert hashlib.sha256((Path(folder) / path).read_bytes()).hexdigest() == file["sha256"]
