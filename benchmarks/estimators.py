@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.mlp import RowWeights, least_seconds
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Estimator
 from metaopt.engine.random import generator
 from metaopt.estimators import (
@@ -42,17 +43,19 @@ def main() -> None:
     torch.set_num_threads(1)
     problem = RowWeights()
     phi = problem.init_outer(generator(0))
-    start = problem.init_inner(phi, None, 0)
+    loop = InnerLoop(problem)
+    start = loop.start(phi, None, 0)
     theta = tree.leaves(tree.clone(start.params))
     inputs = list(theta.values())
     spare = tree.clone(start)
 
     def call(estimator: Estimator) -> Callable[[], object]:
-        estimator(problem, phi, spare, 0)
-        return lambda: estimator(problem, phi, spare, 1)
+        estimator(loop, phi, spare, 0)
+        return lambda: estimator(loop, phi, spare, 1)
 
     def gradient() -> object:
-        return torch.autograd.grad(problem.inner_value(phi, theta, {}, 0), inputs)
+        value = loop.inner_value(phi, start._replace(params=theta), loop.draw(start, 0, 0))
+        return torch.autograd.grad(value, inputs)
 
     calls = {name: call(estimator) for name, estimator in ESTIMATORS.items()}
     seconds = least_seconds({"G": gradient, **calls})

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.mlp import RowWeights, least_seconds
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.random import generator
 
 
@@ -13,16 +14,17 @@ def main() -> None:
     torch.set_num_threads(1)
     problem = RowWeights()
     phi = problem.init_outer(generator(0))
-    theta = tree.leaves(problem.init_inner(phi, None, 0).params)
-    inputs = list(theta.values())
+    loop = InnerLoop(problem)
+    start = loop.start(phi, None, 0)
+    theta = tree.leaves(tree.clone(start.params))
+    inputs, draw = list(theta.values()), loop.draw(start, 0, 0)
     vector = list(tree.random_like(theta, generator(1)).values())
 
     def gradient(create_graph: bool = False) -> tuple[torch.Tensor, ...]:
-        loss = problem.inner_value(phi, theta, {}, 0)
+        loss = loop.inner_value(phi, start._replace(params=theta), draw)
         return torch.autograd.grad(loss, inputs, create_graph=create_graph)
 
     slope = gradient(create_graph=True)
-    start = problem.init_inner(phi, None, 0)
     seconds = least_seconds({
         "a gradient": gradient,
         "a gradient with its graph": lambda: gradient(create_graph=True),
@@ -30,7 +32,7 @@ def main() -> None:
             slope, inputs, vector, retain_graph=True
         ),
         "a product on a new graph": lambda: torch.autograd.grad(gradient(True), inputs, vector),
-        "an inner step in place": lambda: problem.advance(phi, start, 0),
+        "an inner step in place": lambda: loop.step_(phi, start, draw),
     })  # fmt: skip
     for name, taken in seconds.items():
         print(f"{name:<34}{1e3 * taken:8.2f} ms {taken / seconds['a gradient']:6.2f} G")

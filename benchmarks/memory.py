@@ -27,9 +27,10 @@ from torch import Generator, Tensor, nn
 
 from benchmarks.mlp import RowWeights
 from metaopt.engine import Engine
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import AdamW
 from metaopt.engine.protocols import Estimator, Tree
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, generator
 from metaopt.estimators import FiniteDifference, Identity, Implicit, OneStep, Penalty, Sama
 from metaopt.optimizers import Descent
 from metaopt.testing.meter import PeakMemory
@@ -74,7 +75,7 @@ def plain() -> None:
     problem = RowWeights(WIDTHS)
     optimizer = torch.optim.AdamW(problem.model.parameters(), lr=LR)
     for step in range(INNER * OUTER):
-        rows = problem.inner_batch(generator(step))
+        rows = problem.inner_batch(Draw(step))
         loss = nn.functional.cross_entropy(problem.model(problem.x[rows]), problem.y[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -84,9 +85,8 @@ def plain() -> None:
 def inner_steps() -> None:
     problem = large()
     phi = problem.init_outer(generator(0))
-    inner = problem.init_inner(phi, None, 0)
-    for step in range(INNER * OUTER):
-        inner = problem.advance(phi, inner, fold(0, step))
+    loop = InnerLoop(problem)
+    loop.run(phi, loop.start(phi, None, 0), 0, INNER * OUTER)
 
 
 def estimate(estimator: Estimator) -> None:

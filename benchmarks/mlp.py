@@ -10,10 +10,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from metaopt.engine.inner import GradientProblem, split_module
+from metaopt.engine.gradient_problem import GradientProblem, split_module
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import generator
+from metaopt.engine.random import Draw, generator
 
 
 class RowWeights(GradientProblem):
@@ -42,11 +42,11 @@ class RowWeights(GradientProblem):
     def init_params(self, outer: Tree, generator: Generator) -> Tree:
         return split_module(self.model)[0]
 
-    def inner_batch(self, generator: Generator) -> Tensor:
-        return torch.randint(self.rows, (self.batch,), generator=generator)
+    def inner_batch(self, draw: Draw) -> Tensor:
+        return torch.randint(self.rows, (self.batch,), generator=draw.generator)
 
-    def outer_batch(self, generator: Generator) -> Tensor:
-        return self.rows + torch.randint(self.rows, (self.batch,), generator=generator)
+    def outer_batch(self, draw: Draw) -> Tensor:
+        return self.rows + torch.randint(self.rows, (self.batch,), generator=draw.generator)
 
     def losses(self, inner: Tree, rows: Tensor) -> Tensor:
         logits = functional_call(self.model, inner, self.x[rows])

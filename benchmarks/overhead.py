@@ -10,7 +10,7 @@ from torch.func import functional_call
 from benchmarks.mlp import RowWeights, least_seconds
 from metaopt.backends.betty import BettyEngine
 from metaopt.engine import Engine
-from metaopt.engine.random import generator
+from metaopt.engine.random import Draw, fold, generator
 from metaopt.engine.tree import leaves
 from metaopt.estimators import Identity, Implicit, Unroll
 from metaopt.optimizers.descent import Descent
@@ -27,26 +27,25 @@ def by_hand(problem: RowWeights, unroll: bool) -> None:
     phi = leaves(problem.init_outer(generator(0)))
     theta = leaves(problem.init_params(phi, generator(0)))
     outer = torch.optim.SGD(phi.values(), lr=1e-2)
-    draw = torch.Generator().manual_seed(0)
 
     def loss_of(phi: dict, theta: dict, rows: torch.Tensor) -> torch.Tensor:
         logits = functional_call(problem.model, theta, problem.x[rows])
         losses = torch.nn.functional.cross_entropy(logits, problem.y[rows], reduction="none")
         return (phi["weight"][rows].sigmoid() * losses).mean()
 
-    for _ in range(OUTER):
-        for _ in range(INNER):
-            loss = loss_of(phi, theta, problem.inner_batch(draw))
+    for t in range(OUTER):
+        for k in range(INNER):
+            loss = loss_of(phi, theta, problem.inner_batch(Draw(fold(t, k))))
             grads = torch.autograd.grad(loss, list(theta.values()), create_graph=unroll)
             theta = {k: t - 1e-2 * g for (k, t), g in zip(theta.items(), grads, strict=True)}
             if not unroll:
                 theta = leaves(theta)
-        value = problem.losses(theta, problem.outer_batch(draw)).mean()
+        value = problem.losses(theta, problem.outer_batch(Draw(fold(t, "outer")))).mean()
         if unroll:
             value.backward(inputs=list(phi.values()))
         else:
             v = torch.autograd.grad(value, list(theta.values()))
-            loss = loss_of(phi, theta, problem.inner_batch(draw))
+            loss = loss_of(phi, theta, problem.inner_batch(Draw(fold(t, "implicit"))))
             slope = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
             (cross,) = torch.autograd.grad(slope, list(phi.values()), v)
             phi["weight"].grad = -cross

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.mlp import RowWeights
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.random import generator
 from metaopt.estimators import Unroll
 from metaopt.testing.meter import PeakMemory
@@ -41,14 +42,14 @@ def measure(name: str, path: str, steps: int) -> None:
     count, budget = SETTINGS[name]
     problem = RowWeights()
     phi = problem.init_outer(generator(0))
-    inner = problem.init_inner(phi, None, 0)
-    Unroll(1)(problem, phi, tree.clone(inner), 0)
+    inner = InnerLoop(problem).start(phi, None, 0)
+    Unroll(1)(InnerLoop(problem), phi, tree.clone(inner), 0)
     unroll = Unroll(steps, segments=count, memory_budget=budget and budget * 2**20)  # type: ignore[arg-type]
     before, started = peak_mib(), time.thread_time()
-    grad = unroll(problem, phi, tree.clone(inner), 0)[1].grad
+    grad = unroll(InnerLoop(problem), phi, tree.clone(inner), 0)[1].grad
     found = {"seconds": time.thread_time() - started, "resident": peak_mib() - before}
     with PeakMemory() as meter:
-        unroll(problem, phi, inner, 0)
+        unroll(InnerLoop(problem), phi, inner, 0)
     torch.save({**found, "live": meter.peak / 2**20, "grad": grad}, path)
 
 

@@ -1,7 +1,7 @@
 """metaopt: bi-level optimisation, where one optimisation steers another."""
 
 from metaopt.engine import Engine
-from metaopt.engine.inner import GradientProblem, GradientState
+from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.protocols import (
     Estimator,
     Feedback,

@@ -1,7 +1,7 @@
 """Run a gradient problem by betty-ml: its engine, its problem class, its hypergradients.
 
 betty-ml (Choe et al., ICLR 2023) is an independent implementation of some of the estimators here.
-What of it gives wrong numbers is passed around or refused; see `BettyEngine`.
+Its features that are known to give wrong results are worked around or rejected; see `BettyEngine`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ from typing import Any, Literal
 import torch
 
 from metaopt.engine import Engine, distributed
-from metaopt.engine.inner import (
-    GradientProblem,
-    GradientState,
-    require_gradients,
-    twice_differentiable,
-)
+from metaopt.engine.gradient_problem import GradientProblem, GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
 from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Tree
 from metaopt.engine.random import fold
 from metaopt.estimators.finite_difference import FiniteDifference
@@ -90,9 +86,14 @@ class BettyHypergradient(Stateless):
         if distributed.world_size() > 1:
             raise ValueError("betty runs in one process here; under torchrun use engine=metaopt.")
         _import_betty()
-        self._bound: GradientProblem | None = None
+        self._bound: InnerLoop | None = None
 
-    def bind(self, problem: GradientProblem, outer: Tree, inner: GradientState) -> None:
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "BettyHypergradient")
+        loop.refuse_state("BettyHypergradient")
+
+    def bind(self, loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
         """Build betty's engine for a problem; the first call does it where nobody has before.
 
         Args:
@@ -101,7 +102,6 @@ class BettyHypergradient(Stateless):
         Raises:
             ValueError: betty would crash on this problem.
         """
-        require_gradients(problem, "BettyHypergradient")
         chosen: dict[str, Any] = {} if self.alpha is None else {f"{self.type}_alpha": self.alpha}
         if self.type != "darts":
             chosen[f"{self.type}_iterations"] = self.iterations
@@ -109,15 +109,15 @@ class BettyHypergradient(Stateless):
             chosen["darts_alpha"] = torch.finfo(next(iter(inner.params.values())).dtype).eps ** 0.25
         betty = _import_betty()
         config = betty.Config(type=self.type, unroll_steps=self.inner_steps, **chosen)
-        self._pair = betty.Pair(problem, outer, inner, config, self.relative)
-        self._bound = problem
+        self._pair = betty.Pair(loop, outer, inner, config, self.relative)
+        self._bound = loop
 
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and betty's hypergradient there."""
-        if problem is not self._bound:
-            self.bind(problem, outer, inner)
+        if loop is not self._bound:
+            self.bind(loop, outer, inner)
         with twice_differentiable():
             inner, value, grad = self._pair.run(outer, inner, key)
         gradients, hvps = (2, 0) if self.type == "darts" else (1, self.iterations + 1)
@@ -192,13 +192,14 @@ class BettyEngine(Engine):
         seed: int = 0,
         limits: Mapping[str, float] | None = None,
     ) -> None:
-        require_gradients(problem, "BettyEngine")
         betty = translate(estimator)
         super().__init__(
             problem, betty, optimizer, outer_steps=outer_steps, seed=seed, limits=limits
         )
-        inner = problem.init_inner(optimizer.solution, None, fold(seed, "shapes"))
-        betty.bind(problem, optimizer.solution, inner)
+        # A loop of its own would be bound again at the first call.
+        loop: Any = self.loop
+        inner = loop.start(optimizer.solution, None, fold(seed, "shapes"))
+        betty.bind(loop, optimizer.solution, inner)
 
 
 def _import_betty() -> ModuleType:

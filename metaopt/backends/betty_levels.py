@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import Parameter, ParameterList
 
 from metaopt.engine import tree
-from metaopt.engine.inner import Batch, GradientProblem, GradientState, twice_differentiable
+from metaopt.engine.gradient_problem import Batch, GradientState
+from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import fold
+from metaopt.engine.random import Draw
 from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
 
 
@@ -45,13 +46,12 @@ class Lower(_Level):
 
     upper: Upper
     state: GradientState
+    loss: Tensor
     key: int
 
-    def __init__(
-        self, problem: GradientProblem, values: Tree, config: Config, relative: bool
-    ) -> None:
+    def __init__(self, loop: InnerLoop, values: Tree, config: Config, relative: bool) -> None:
         super().__init__("lower", values, config)
-        self.problem, self.steps, self.stepping = problem, 0, False
+        self.loop, self.steps, self.stepping = loop, 0, False
         self.epsilon = config.darts_alpha if relative else None
         self.saved: Tree = {}
         self.batch: Batch = None
@@ -62,34 +62,33 @@ class Lower(_Level):
         self.take(state.params)
         self.state, self.key, self.steps = state, key, 0
 
-    def get_batch(self) -> int:
-        """Return the key of the next inner step."""
+    def get_batch(self) -> Draw:
+        """Return which batch the next inner step takes."""
         self.steps, self.stepping = self.steps + 1, True
-        return fold(self.key, self.steps - 1)
+        return self.loop.draw(self.state, self.key, self.steps - 1)
 
-    def training_step(self, batch: int) -> Tensor:
+    def training_step(self, batch: Draw) -> Tensor:
         """Return g: of the step that `get_batch` announced, later for the hypergradient."""
         if self.stepping:
             self.stepping = False
-            loss = self._loss(self.state.buffers, batch)
-            self.state = self.state._replace(loss=loss.detach())
-            return loss
-        buffers = tree.clone(self.state.buffers)
+            self.loss = self._value(self.state._replace(params=self.values), batch)
+            return self.loss
+        at = self.state.at(self.values)
         if self.constants is None:
-            return self._loss(buffers, self._implicit_key)
+            return self._value(at, self._solve_draw)
         with ReplayDetached(self.constants):
-            return self._loss(buffers, self._implicit_key, self.batch)
+            return self._value(at, self._solve_draw, self.batch)
 
     def record(self) -> None:
         """Before a finite difference: keep theta, and what g treats as constant there."""
         self.saved = tree.clone(self.state.params)
         if self.epsilon is not None:
             self.config.darts_alpha = self.epsilon * float(tree.norm(self.saved))
-        inner = self.state.params | tree.clone(self.state.buffers)
-        self.batch = self.problem.draw(tree.detach(self.upper.values), inner, self._implicit_key)
-        buffers = tree.clone(self.state.buffers)
+        outer, copied = tree.detach(self.upper.values), self.state.at(self.state.params)
+        self.batch = self.loop.batch(outer, copied, self._solve_draw)
+        at = self.state.at(self.values)
         with RecordDetached() as recorder:
-            self._loss(buffers, self._implicit_key, self.batch)
+            self._value(at, self._solve_draw, self.batch)
         self.constants = recorder.constants
 
     def restore(self) -> None:
@@ -99,23 +98,16 @@ class Lower(_Level):
         self.saved, self.constants = {}, None
 
     @property
-    def _implicit_key(self) -> int:
-        return fold(self.key, "implicit")
+    def _solve_draw(self) -> Draw:
+        return self.loop.solve_draw(self.state, self.key, self.steps)
 
-    def _loss(self, buffers: Tree, key: int, batch: Batch = None) -> Tensor:
-        return self.problem.inner_value(self.upper.values, self.values, buffers, key, batch)
+    def _value(self, inner: GradientState, draw: Draw, batch: Batch = None) -> Tensor:
+        return self.loop.inner_value(self.upper.values, inner, draw, batch)
 
     def custom_optimizer_step(self) -> None:
-        """Step the problem's inner optimizer and carry the buffers."""
-        state = self.state
-        self.problem.inner_optimizer.update_(
-            state.params, self.gradients(), state.optimizer, state.step
-        )
-        with torch.no_grad():
-            buffers = self.problem.carry(
-                tree.detach(self.upper.values), state.params, state.buffers, state.step + 1
-            )
-        self.state = state._replace(buffers=buffers, step=state.step + 1)
+        """Step the problem's inner optimizer."""
+        outer = tree.detach(self.upper.values)
+        self.state = self.loop.step_along(outer, self.state, self.gradients(), self.loss)
 
 
 class Upper(_Level):
@@ -123,36 +115,35 @@ class Upper(_Level):
 
     lower: Lower
     value: Tensor
-    found: Tree
+    grad: Tree
 
-    def __init__(self, problem: GradientProblem, values: Tree, config: Config) -> None:
+    def __init__(self, loop: InnerLoop, values: Tree, config: Config) -> None:
         super().__init__("upper", values, config)
-        self.problem = problem
+        self.loop = loop
 
-    def get_batch(self) -> int:
-        """Return the key of the outer batch."""
-        return fold(self.lower.key, "outer")
+    def get_batch(self) -> Draw:
+        """Return which outer batch is taken."""
+        return self.loop.outer_draw(self.lower.state, self.lower.key)
 
-    def training_step(self, batch: int) -> Tensor:
+    def training_step(self, batch: Draw) -> Tensor:
         """Return F."""
         if self.lower.config.type == "darts":
             self.lower.record()
-        loss = self.problem.outer_value(
-            self.values, self.lower.values, self.lower.state.buffers, batch
-        )
+        at = self.lower.state._replace(params=self.lower.values)
+        loss = self.loop.outer_value(self.values, at, batch)
         self.value = loss.detach()
         return loss
 
     def custom_optimizer_step(self) -> None:
         """Keep the hypergradient."""
-        self.found = self.gradients()
+        self.grad = self.gradients()
 
 
 class Pair:
     """Both levels under betty's engine.
 
     Args:
-        problem: what the levels are.
+        loop: the inner level.
         outer, inner: a phi and an inner state; names, shapes and devices of those to come.
         config: betty's settings of the inner level.
         relative: whether the radius of `darts` is times |theta|.
@@ -162,14 +153,14 @@ class Pair:
     """
 
     def __init__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, config: Config,
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, config: Config,
         relative: bool,
     ) -> None:  # fmt: skip
         if config.type != "darts":
-            _require_curvature(problem, outer, inner)
+            _require_curvature(loop, outer, inner)
         # The outer graph serves two derivatives: the direct one and dF/dtheta.
-        self.upper = Upper(problem, outer, Config(retain_graph=True))
-        self.lower = Lower(problem, inner.params, config, relative)
+        self.upper = Upper(loop, outer, Config(retain_graph=True))
+        self.lower = Lower(loop, inner.params, config, relative)
         on_cpu = next(iter(outer.values())).device.type == "cpu"
         get_logger().setLevel(logging.WARNING)
         self.engine = Engine(
@@ -190,21 +181,21 @@ class Pair:
                 self.engine.train_step()
         finally:
             self.lower.restore()
-        return self.lower.state, self.upper.value, self.upper.found
+        return self.lower.state, self.upper.value, self.upper.grad
 
 
-def _require_curvature(problem: GradientProblem, outer: Tree, inner: GradientState) -> None:
+def _require_curvature(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
     theta = tree.leaves(inner.params)
     with twice_differentiable():
-        loss = problem.inner_value(tree.leaves(outer), theta, tree.clone(inner.buffers), 0)
-        found = torch.autograd.grad(
+        loss = loop.inner_value(tree.leaves(outer), inner.at(theta), Draw(0))
+        grads = torch.autograd.grad(
             loss, list(theta.values()), create_graph=True, allow_unused=True
         )
-        slopes = [s for s in found if s is not None and s.requires_grad]
+        slopes = [s for s in grads if s is not None and s.requires_grad]
         bends = torch.autograd.grad(
             slopes, list(theta.values()), [torch.ones_like(s) for s in slopes], allow_unused=True
         )  # fmt: skip
-    linked = [s is not None and s.requires_grad for s in found]
+    linked = [s is not None and s.requires_grad for s in grads]
     flat = [k for k, s, bend in zip(theta, linked, bends, strict=True) if not s or bend is None]
     if flat:
         raise ValueError(

@@ -16,7 +16,7 @@ from metaopt.cli import checks as schema
 from metaopt.cli import help as options
 from metaopt.cli.command import guard
 from metaopt.cli.composing import CONFIG, cause, composing
-from metaopt.engine.inner import GradientProblem
+from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.run import prepare_torch
 from metaopt.testing import check_report as hypergradients

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.budget import Ledger
+from metaopt.engine.inner_loop import InnerLoop, loop_of
 from metaopt.engine.protocols import (
+    BilevelProblem,
     Estimator,
     Feedback,
     NonFiniteError,
     OuterOptimizer,
-    Problem,
 )
 from metaopt.engine.random import fold, generator
 
@@ -47,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: BilevelProblem,
         estimator: Estimator,
         optimizer: OuterOptimizer,
         *,
@@ -57,12 +58,9 @@ class Engine:
     ) -> None:
         if outer_steps < 0:
             raise ValueError(f"outer_steps must be >= 0; got {outer_steps}.")
-        if not isinstance(problem, Problem):
-            raise TypeError(
-                f"{type(problem).__name__} is no problem; make it a subclass of "
-                f"metaopt.GradientProblem (two losses) or metaopt.Problem (a black box)."
-            )
         self.problem, self.estimator, self.optimizer = problem, estimator, optimizer
+        self.loop = loop_of(problem)
+        estimator.check(self.loop)
         self.outer_steps, self.seed = outer_steps, seed
         self.outer_step = 0
         self.inner: Any = None
@@ -80,8 +78,9 @@ class Engine:
 
     def _step(self, key: int) -> Feedback:
         outer = self.optimizer.ask(fold(key, "ask"))
-        inner = self.problem.init_inner(outer, None if self.done else self.inner, key)
-        inner, feedback = self.estimator(self.problem, outer, inner, key)
+        self.loop.outer_step = self.outer_step
+        inner = self.loop.start(outer, None if self.done else self.inner, key)
+        inner, feedback = self.estimator(self.loop, outer, inner, key)
         feedback = self._checked(all_reduce(feedback))
         inner = self.problem.observe(outer, inner, feedback)
         self.optimizer.tell(feedback)
@@ -96,7 +95,10 @@ class Engine:
 
     def _checked(self, feedback: Feedback) -> Feedback:
         value = torch.as_tensor(feedback.value).detach()
-        metrics = {"outer/loss": value, **feedback.metrics}
+        # The loss that is differentiated is a sum over replicates, the one that is logged a mean.
+        replicates = self.problem.replicates
+        mean = value / replicates if replicates > 1 else value
+        metrics = {"outer/loss": mean, **feedback.metrics}
         if feedback.grad is None:
             bad = torch.isnan(value) | torch.isneginf(value)
         else:
@@ -115,8 +117,8 @@ class Engine:
         Call it once, after the loop.
         """
         if self.inner is not None:
-            key = fold(self.seed, "finish")
-            self.inner = self.problem.finish(self.optimizer.solution, self.inner, key)
+            key, solution = fold(self.seed, "finish"), self.optimizer.solution
+            self.inner = self.loop.finish(solution, self.inner, key)
         self.ledger.charge(self.problem.overhead(dict(self.ledger.spent)))
 
     def metrics(self) -> dict[str, float]:
@@ -155,6 +157,7 @@ class Engine:
             "outer_step": self.outer_step,
             "seed": self.seed,
             "inner": self.inner,
+            "frozen": self._frozen_hash,
             "done": self.done,
             "optimizer": self.optimizer.state_dict(),
             "estimator": self.estimator.state_dict(),
@@ -162,12 +165,22 @@ class Engine:
             "stop": self._stop,
         }
 
+    @property
+    def _frozen_hash(self) -> str | None:
+        return self.loop.frozen_hash if isinstance(self.loop, InnerLoop) else None
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         if state["seed"] != self.seed:
             raise ValueError(
                 f"the checkpoint was written with seed={state['seed']}, this run has "
                 f"seed={self.seed}; resume with the seed of the checkpoint."
+            )
+        if state["frozen"] != self._frozen_hash:
+            raise ValueError(
+                f"the frozen weights of {type(self.problem).__name__} are not those that the "
+                f"checkpoint was written with (hash {state['frozen']}, now {self._frozen_hash}); "
+                f"resume with the same pretrained weights, or start a new run."
             )
         state = tree.clone(state)
         self.outer_step, self.inner = state["outer_step"], state["inner"]

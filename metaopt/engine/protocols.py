@@ -12,9 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
+
+from metaopt.engine.hooks import BLACK_BOX, COMMON, check_names
 
 Tree = dict[str, Tensor]
 """Named tensors, as `torch.nn.Module.state_dict` names them."""
@@ -60,6 +62,7 @@ class Feedback:
 Snapshots = Sequence[tuple[int, dict[str, Any]]]
 """What `Report.snapshot` returned along a run, with the outer steps after which it did."""
 
+P = TypeVar("P", bound="BilevelProblem")
 R = TypeVar("R", bound="Report")
 
 
@@ -120,40 +123,38 @@ class Records:
         """Close the records; called when the run ends, whatever ends it."""
 
 
-class Problem(ABC):
+class BilevelProblem(ABC):
     """Two levels: what the inner one trains, what the outer one steers, how good that was.
 
-    For an inner level that is a black box; one with two differentiable losses is a
-    `GradientProblem`. States are trees (dicts, lists, named tuples) of tensors and primitives, so
-    that a checkpoint holds them. `key` is an integer from `metaopt.engine.random.fold`: all
-    randomness is a function of it.
+    The part that a black box (`Problem`) and one with two differentiable losses
+    (`GradientProblem`) have in common. All names that the engine looks for are listed in
+    `metaopt.engine.hooks`. A public method whose name is a near miss of one (`outer_los`) is an
+    error; any other name is the problem's own.
 
     Attributes:
         report: what is drawn and delivered, or `None`.
         records: what is kept beside the run, or `None`.
+        replicates: number R of independent replicates that a vectorized problem trains at once.
+            Its losses are sums over them, so that each trains as it would alone; the log has the
+            means.
+
+    Raises:
+        ValueError: when one is made whose class has a misspelt hook.
     """
 
     report: Report | None = None
     records: Records | None = None
+    replicates: int = 1
+    hooks: ClassVar[frozenset[str]] = COMMON
+
+    def __new__(cls: type[P], *args: Any, **kwargs: Any) -> P:
+        """Check the names first: of a misspelt hook, Python would only say that it is missing."""
+        check_names(cls, cls.hooks)
+        return super().__new__(cls)
 
     @abstractmethod
     def init_outer(self, generator: Generator) -> Outer:
         """Return the first outer variable."""
-
-    @abstractmethod
-    def init_inner(self, outer: Outer, inner: Inner | None, key: int) -> Inner:
-        """Return where the next inner run starts: `inner` (warm), a fork of `outer`, or new.
-
-        `inner` is what the last run left, or `None` at the start and after `Feedback.done`.
-        """
-
-    @abstractmethod
-    def inner_step(self, outer: Outer, inner: Inner, key: int) -> Inner:
-        """Return the inner state one step on; the argument is left as it was."""
-
-    @abstractmethod
-    def evaluate(self, outer: Outer, inner: Inner, key: int) -> Feedback:
-        """Return the meta-objective of `inner` under `outer`, without a gradient."""
 
     # With a default.
 
@@ -173,13 +174,6 @@ class Problem(ABC):
         """
         return inner
 
-    def finish(self, outer: Outer, inner: Inner, key: int) -> Inner:
-        """Return the inner state to report and to keep, after a last phase such as fine-tuning.
-
-        Called once, after the last outer step.
-        """
-        return inner
-
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
         """Return what the run has cost beside `spent`, the outer steps' sum, by unit.
 
@@ -188,11 +182,56 @@ class Problem(ABC):
         return {}
 
 
+class Problem(BilevelProblem):
+    """Two levels whose inner one is a black box that steps and evaluates itself.
+
+    States are trees (dicts, lists, named tuples) of tensors and primitives, so that a checkpoint
+    holds them. `key` is an integer from `metaopt.engine.random.fold`: all randomness is a function
+    of it.
+    """
+
+    hooks = COMMON | BLACK_BOX
+
+    @abstractmethod
+    def init_inner(self, outer: Outer, inner: Inner | None, key: int) -> Inner:
+        """Return where the next inner run starts: `inner` (warm), a fork of `outer`, or new.
+
+        `inner` is what the last run left, or `None` at the start and after `Feedback.done`.
+        """
+
+    @abstractmethod
+    def inner_step(self, outer: Outer, inner: Inner, key: int) -> Inner:
+        """Return the inner state one step on; the argument is left as it was."""
+
+    @abstractmethod
+    def evaluate(self, outer: Outer, inner: Inner, key: int) -> Feedback:
+        """Return the meta-objective of `inner` under `outer`, without a gradient."""
+
+    # With a default.
+
+    def finish(self, outer: Outer, inner: Inner, key: int) -> Inner:
+        """Return the inner state to report and to keep, after a last phase such as fine-tuning.
+
+        Called once, after the last outer step.
+        """
+        return inner
+
+
 @runtime_checkable
 class Estimator(Protocol):
-    """Runs the inner level from `inner` and turns the run into `Feedback`."""
+    """Runs the inner level from `inner` and turns the run into `Feedback`.
 
-    def __call__(self, problem: Any, outer: Any, inner: Any, key: int) -> tuple[Any, Feedback]:
+    `loop` is a `metaopt.engine.inner_loop.InnerLoop`, or its like for a black box.
+    """
+
+    def check(self, loop: Any) -> None:
+        """Raise an error that says what to use instead where this estimator would be wrong.
+
+        Called when the engine is made, before anything is written.
+        """
+        ...
+
+    def __call__(self, loop: Any, outer: Any, inner: Any, key: int) -> tuple[Any, Feedback]:
         """Return the inner state after the run, and what it says about `outer`.
 
         `inner` is given away: an estimator may update its tensors in place.

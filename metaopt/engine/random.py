@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
+from typing import Literal
 
 import torch
+import torch.distributed as dist
 
 
 def fold(key: int, *ids: int | str) -> int:
     """Return a new key from a key and the names of what it is for.
 
     `fold(seed, outer_step, "batch")` is one of 2**63 keys, the same on every machine and in every
-    process; torch's generator on a processor uses the low 32 bits of one. Different names give
+    process; torch's generator on a CPU uses the low 32 bits of one. Different names give
     unrelated keys, and `fold(fold(k, a), b)` differs from `fold(k, a, b)`.
     """
     name = "\x1f".join(f"{type(i).__name__[0]}{i}" for i in (key, *ids))
@@ -44,3 +48,82 @@ def replay(key: int) -> Iterator[None]:
         cpu.set_state(saved)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which batch is drawn: everything that a batch may depend on, beside the problem itself.
+
+    Example:
+        def inner_batch(self, draw):
+            chosen = torch.randint(len(self.x), (32,), generator=draw.generator)
+            return self.x[chosen], self.y[chosen]
+
+    Args:
+        key: of this inner step, of this outer batch, of this solve.
+        outer_step: outer steps taken before.
+        inner_step: inner steps of this outer step's inner run taken before; `None` for an outer
+            batch.
+        total_inner_step: the same since theta_0, so that with a warm start it counts through.
+        use: what the batch is for: an inner step, the outer loss, the inner loss at the end of the
+            run in an implicit solve, or training after the outer loop.
+        run_key: the same for all batches of one outer step.
+        stream: what is drawn: batch, outer batch, or what `prepare_batch` adds to one.
+    """
+
+    key: int
+    outer_step: int = 0
+    inner_step: int | None = 0
+    total_inner_step: int = 0
+    use: Literal["inner", "outer", "solve", "retrain"] = "inner"
+    run_key: int = 0
+    stream: Literal["batch", "outer batch", "decide"] = "batch"
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """This batch's own generator: another one in each batch and on each rank."""
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return generator(fold(self.key, self.stream, rank))
+
+    @property
+    def task(self) -> torch.Generator:
+        """A generator of the same seed in every batch of one outer step, on every rank.
+
+        It says which sinusoid, which query, which support set: the task of few-shot learning. It
+        is made from scratch each time it is read, since a shared one would go on where the inner
+        batch has left it and give the outer batch another task.
+        """
+        return generator(fold(self.run_key, "task"))
+
+    def block(self, count: int) -> int:
+        """Return which of `count` fixed blocks of the data this batch is, each equally likely.
+
+        For every block once in an epoch use `epoch_batch(count, 1, draw.total_inner_step, seed)`.
+        """
+        return int(torch.randint(count, (), generator=generator(fold(self.key, "block"))))
+
+
+def epoch_batch(n: int, batch_size: int, step: int, seed: int) -> torch.Tensor:
+    """Return the examples of a step, (batch_size,): a new order in every epoch over all n.
+
+    What is left of an epoch after its last whole batch waits for the next epoch.
+
+    Example:
+        def inner_batch(self, draw):
+            chosen = epoch_batch(len(self.x), 32, draw.total_inner_step, seed=0)
+            return self.x[chosen], self.y[chosen]
+
+    Args:
+        n: number of examples, >= 1.
+        batch_size: in [1, n].
+        step: steps taken before.
+        seed: another one has other orders.
+
+    Raises:
+        ValueError: a batch size outside [1, n].
+    """
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"epoch_batch needs 1 <= batch_size <= n={n}; got {batch_size}.")
+    epoch, position = divmod(step, n // batch_size)
+    order = torch.randperm(n, generator=generator(fold(seed, "pass", epoch)))
+    return order[position * batch_size : (position + 1) * batch_size]

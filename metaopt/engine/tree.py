@@ -6,7 +6,7 @@ The functions from `dot` on are meant for use outside a differentiated graph: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +43,18 @@ def _rebuilt(kind: Any, parts: list[Any]) -> Any:
     return tuple(parts) if kind is tuple else kind(*parts)  # a named tuple takes its fields
 
 
+def tensors(state: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a nested state, in order."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from tensors(value)
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            yield from tensors(value)
+
+
 def clone(state: T) -> T:
     """Return a copy that shares no memory and no graph with `state`."""
     return map_tensors(lambda t: t.detach().clone(), state)
@@ -55,7 +67,12 @@ def detach(state: T) -> T:
 
 def leaves(tree: Tree) -> Tree:
     """Return the same values as new leaves of a graph; floating tensors require a gradient."""
-    return {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in tree.items()}
+    return {k: leaf(v) for k, v in tree.items()}
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """Return the same value as a new leaf of a graph; a floating tensor requires a gradient."""
+    return tensor.detach().requires_grad_(tensor.is_floating_point())
 
 
 def zeros_like(tree: Tree) -> Tree:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
 from metaopt.estimators.stateless import Stateless
 
 
@@ -32,17 +32,21 @@ class Direct(Stateless):
             raise ValueError(f"Direct needs inner_steps >= 0; got {inner_steps}.")
         self.inner_steps = inner_steps
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "Direct", through_decisions=False)
+        loop.refuse_start_from_outer("Direct")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the partial derivative there."""
-        require_gradients(problem, "Direct")
-        inner = run(problem, outer, inner, key, self.inner_steps)
+        inner = loop.run(outer, inner, key, self.inner_steps)
         phi = tree.leaves(outer)
-        value = problem.outer_value(phi, inner.params, inner.buffers, fold(key, "outer"))
+        value = loop.outer_value(phi, inner, loop.outer_draw(inner, key))
         grad = tree.zeros_like(outer)
         if value.requires_grad:
-            found = torch.autograd.grad(value, list(phi.values()), materialize_grads=True)
-            grad = tree.like(phi, found)
+            grads = torch.autograd.grad(value, list(phi.values()), materialize_grads=True)
+            grad = tree.like(phi, grads)
         cost = {"inner_steps": self.inner_steps, "gradients": self.inner_steps, "evaluations": 1}
         return inner, Feedback(value.detach(), grad, metrics={"inner/loss": inner.loss}, cost=cost)

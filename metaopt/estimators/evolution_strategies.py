@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.inner import GradientState, run
-from metaopt.engine.protocols import Feedback, Problem, Tree
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
+from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import fold, generator
 
 
@@ -60,9 +61,14 @@ class EvolutionStrategies:
         self.inner_steps, self.persistent = inner_steps, persistent
         self._particles: list[dict[str, Any]] = []
 
-    def __call__(self, problem: Problem, outer: Tree, inner: Any, key: int) -> tuple[Any, Feedback]:
+    def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
+        """Raise a `TypeError` unless the outer variable is named floating-point tensors."""
+        _check_outer(loop.problem.init_outer(generator(0)))
+
+    def __call__(
+        self, loop: BlackBoxLoop | InnerLoop, outer: Tree, inner: Any, key: int
+    ) -> tuple[Any, Feedback]:
         """Return the unperturbed inner state after K steps and the estimated gradient."""
-        _check_outer(outer)
         fresh = isinstance(inner, GradientState) and inner.step == 0
         particles = [] if fresh else self._particles
         grad, kept, costs = tree.zeros_like(outer), [], []
@@ -71,22 +77,24 @@ class EvolutionStrategies:
             draw = generator(fold(key, "perturbation", i, distributed.rank()))
             shift = tree.scale(tree.random_like(outer, draw), self.sigma)
             total = tree.add(particle["total"], shift)
-            plus, above = self._run(problem, tree.add(outer, shift), particle["plus"], key)
-            minus, below = self._run(problem, tree.add(outer, shift, -1.0), particle["minus"], key)
+            plus, above = self._run(loop, tree.add(outer, shift), particle["plus"], key)
+            minus, below = self._run(loop, tree.add(outer, shift, -1.0), particle["minus"], key)
             gap = torch.as_tensor(above.value).detach() - torch.as_tensor(below.value).detach()
             slope = gap / (2 * self.sigma**2 * self.pairs)
             grad = tree.add(grad, total, slope.to(next(iter(outer.values()))))
             costs += [above.cost, below.cost]
             if self.persistent:
                 kept.append({"plus": plus, "minus": minus, "total": total})
-        inner, feedback = self._run(problem, outer, inner, key)
+        inner, feedback = self._run(loop, outer, inner, key)
         self._particles = [] if feedback.done else kept
         cost = self._cost([*costs, feedback.cost])
         return inner, dataclasses.replace(feedback, grad=grad, cost=cost)
 
-    def _run(self, problem: Problem, outer: Tree, inner: Any, key: int) -> tuple[Any, Feedback]:
-        inner = run(problem, outer, inner, key, self.inner_steps)
-        return inner, problem.evaluate(outer, inner, fold(key, "outer"))
+    def _run(
+        self, loop: BlackBoxLoop | InnerLoop, outer: Tree, inner: Any, key: int
+    ) -> tuple[Any, Feedback]:
+        inner = loop.run(outer, inner, key, self.inner_steps)
+        return inner, loop.evaluate(outer, inner, key)
 
     def _cost(self, costs: list[Mapping[str, float]]) -> dict[str, float]:
         """Return what the runs cost beside what the problem charged for them."""

@@ -7,14 +7,15 @@ from collections.abc import Callable
 import torch
 
 from metaopt.engine import tree
-from metaopt.engine.inner import Batch, GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.gradient_problem import Batch, GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
+from metaopt.engine.random import Draw
 from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
 from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.stateless import Stateless
 
-Direction = Callable[[GradientState, Tree, int, Batch], Tree]
+Direction = Callable[[GradientState, Tree, Draw, Batch], Tree]
 
 
 class FiniteDifference(Stateless):
@@ -56,30 +57,34 @@ class FiniteDifference(Stateless):
         check_radius(epsilon, inner_steps, "FiniteDifference")
         self.epsilon, self.inner_steps = epsilon, inner_steps
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "FiniteDifference")
+        loop.refuse_state("FiniteDifference")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the hypergradient there."""
-        require_gradients(problem, "FiniteDifference")
-        return difference(problem, outer, inner, key, self.inner_steps, self.epsilon)
+        return difference(loop, outer, inner, key, self.inner_steps, self.epsilon)
 
 
 def difference(
-    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, inner_steps: int,
+    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, inner_steps: int,
     epsilon: float | None, direction: Direction | None = None,
 ) -> tuple[GradientState, Feedback]:  # fmt: skip
     """Return the inner state after K steps and dF/dphi - J^T w there.
 
     Args:
-        direction: returns w from (inner, v, key, batch), at the cost of one gradient; `None` for v.
+        direction: w from (inner, v, draw, batch), at the cost of one gradient; `None` for v.
     """
-    inner = run(problem, outer, inner, key, inner_steps)
-    value, w, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
-    key = fold(key, "implicit")
-    batch = problem.draw(outer, inner.params | tree.clone(inner.buffers), key)
+    inner = loop.run(outer, inner, key, inner_steps)
+    value, w, direct = outer_gradients(loop, outer, inner, key)
+    draw = loop.solve_draw(inner, key, inner_steps)
+    batch = loop.batch(outer, inner.at(inner.params), draw)
     if direction is not None:
-        w = direction(inner, w, key, batch)
-    cross = mixed_product(problem, outer, inner, w, key, batch, epsilon)
+        w = direction(inner, w, draw, batch)
+    cross = mixed_product(loop, outer, inner, w, draw, batch, epsilon)
     gradients = inner_steps + (1 if direction is None else 2)
     cost = {"inner_steps": inner_steps, "gradients": gradients, "evaluations": 3}
     metrics = {"inner/loss": inner.loss}
@@ -95,22 +100,22 @@ def check_radius(epsilon: float | None, inner_steps: int, name: str) -> None:
 
 
 def mixed_product(
-    problem: GradientProblem, outer: Tree, inner: GradientState, direction: Tree, key: int,
+    loop: InnerLoop, outer: Tree, inner: GradientState, direction: Tree, draw: Draw,
     batch: Batch, epsilon: float | None,
 ) -> Tree:  # fmt: skip
     """Return J^T direction = d/dphi <dg/dtheta, direction> by a central difference in theta.
 
-    `inner.params` are perturbed in place and come back bit for bit. `key` seeds the masks.
+    `inner.params` are perturbed in place and come back bit for bit. `draw` seeds the masks.
     """
-    constants = _constants(problem, outer, inner, key, batch)
+    constants = _constants(loop, outer, inner, draw, batch)
     params = list(inner.params.values())
-    radius = float(tree.radius(inner.params, direction, epsilon, problem.compute_dtype))
+    radius = float(tree.radius(inner.params, direction, epsilon, loop.problem.compute_dtype))
     saved = [p.clone() for p in params]
     ends = []
     try:
         for sign in (1.0, -1.0):
             torch._foreach_add_(params, list(direction.values()), alpha=sign * radius)
-            ends.append(_outer_gradient(problem, outer, inner, key, batch, constants))
+            ends.append(_outer_gradient(loop, outer, inner, draw, batch, constants))
             torch._foreach_copy_(params, saved)
     finally:
         torch._foreach_copy_(params, saved)
@@ -118,23 +123,23 @@ def mixed_product(
 
 
 def _constants(
-    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, batch: Batch
+    loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw, batch: Batch
 ) -> Constants:
-    phi, theta, buffers = tree.leaves(outer), tree.leaves(inner.params), tree.clone(inner.buffers)
+    phi, at = tree.leaves(outer), inner.at(tree.leaves(inner.params))
     with RecordDetached() as record:
-        problem.inner_value(phi, theta, buffers, key, batch)
+        loop.inner_value(phi, at, draw, batch)
     return record.constants
 
 
 def _outer_gradient(
-    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, batch: Batch,
+    loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw, batch: Batch,
     constants: Constants,
 ) -> Tree:  # fmt: skip
     """Return dg/dphi; zeros where g does not depend on phi."""
-    phi, buffers = tree.leaves(outer), tree.clone(inner.buffers)
+    phi, at = tree.leaves(outer), inner.at(inner.params)
     with ReplayDetached(constants):
-        loss = problem.inner_value(phi, inner.params, buffers, key, batch)
+        loss = loop.inner_value(phi, at, draw, batch)
     if not loss.requires_grad:
         return tree.zeros_like(phi)
-    found = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
-    return tree.like(phi, found)
+    grads = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
+    return tree.like(phi, grads)

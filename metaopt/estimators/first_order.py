@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
+from metaopt.engine.random import generator
 from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.stateless import Stateless
 
@@ -35,31 +36,36 @@ class FirstOrder(Stateless):
             raise ValueError(f"FirstOrder needs inner_steps >= 1; got {inner_steps}.")
         self.inner_steps = inner_steps
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "FirstOrder", through_decisions=False)
+        _check_fork(loop)
+        loop.refuse_state("FirstOrder")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the adapted state and its outer gradient."""
-        require_gradients(problem, "FirstOrder")
-        _check_fork(problem, outer, inner)
-        inner = run(problem, outer, inner, key, self.inner_steps)
-        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
+        inner = loop.run(outer, inner, key, self.inner_steps)
+        value, v, direct = outer_gradients(loop, outer, inner, key)
         grad = tree.add(direct, v)
         cost = {"inner_steps": self.inner_steps, "gradients": self.inner_steps + 1}
         return inner, Feedback(value, grad, metrics={"inner/loss": inner.loss}, cost=cost)
 
 
-def _check_fork(problem: GradientProblem, outer: Tree, inner: GradientState) -> None:
-    name = type(problem).__name__
-    if problem.warm_start:
+def _check_fork(loop: InnerLoop) -> None:
+    name = type(loop.problem).__name__
+    if loop.problem.warm_start:
         raise ValueError(
             f"FirstOrder needs theta to start at phi in every outer step; {name} has "
             f"warm_start=True. Set it to False, or use estimator=unroll or implicit."
         )
-    for key, value in inner.params.items():
+    outer = loop.problem.init_outer(generator(0))
+    for key, value in loop.initial(outer, 0)[0].items():
         if key not in outer or outer[key].shape != value.shape:
-            found = tuple(outer[key].shape) if key in outer else "nothing of that name"
+            match = tuple(outer[key].shape) if key in outer else "nothing of that name"
             raise TypeError(
                 f"FirstOrder needs theta to be a copy of phi, name by name; {name} has theta "
-                f"{key!r} of shape {tuple(value.shape)} and phi holds {found}. Let init_params "
+                f"{key!r} of shape {tuple(value.shape)} and phi holds {match}. Let init_params "
                 f"copy the outer variable, or use estimator=unroll."
             )

@@ -6,17 +6,10 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.inner import (
-    GradientProblem,
-    GradientState,
-    require_gradients,
-    state_leaves,
-    state_tensors,
-    twice_differentiable,
-)
+from metaopt.engine.gradient_problem import GradientState, state_leaves, state_tensors
+from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
-from metaopt.estimators.one_step import outer_gradients
+from metaopt.engine.random import Draw, generator
 from metaopt.estimators.stateless import Stateless
 
 MOST_OUTERS = 64
@@ -41,7 +34,7 @@ class Forward(Stateless):
     the graph of one step.
 
     Raises:
-        ValueError: on the call, when the outer variable has more than 64 numbers.
+        ValueError: from `check`, when the outer variable has more than 64 numbers.
 
     Reference: Franceschi et al., ICML 2017.
     """
@@ -51,18 +44,23 @@ class Forward(Stateless):
             raise ValueError(f"Forward needs inner_steps >= 1; got {inner_steps}.")
         self.inner_steps = inner_steps
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "Forward")
+        _basis(loop.problem.init_outer(generator(0)))
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the derivative through all of them."""
-        require_gradients(problem, "Forward")
         basis = _basis(outer)
-        tangents = _start_tangents(problem, outer, inner, key, basis)
+        tangents = _start_tangents(loop, outer, inner, key, basis)
         with twice_differentiable():
             for k in range(self.inner_steps):
-                inner, tangents = _push(problem, outer, inner, fold(key, k), basis, tangents)
-        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
-        through = torch.stack([tree.dot(v, tree.like(v, z[: len(v)])) for z in tangents])
+                draw = loop.draw(inner, key, k)
+                inner, tangents = _push(loop, outer, inner, draw, basis, tangents)
+        value, v, direct = _outer_gradients(loop, outer, inner, loop.outer_draw(inner, key))
+        through = torch.stack([_dot(v, z) for z in tangents])
         sizes = [p.numel() for p in outer.values()]
         rows = zip(through.split(sizes), outer.values(), strict=True)
         grad = tree.add(direct, tree.like(outer, [r.view_as(p).to(p) for r, p in rows]))
@@ -92,15 +90,16 @@ def _basis(outer: Tree) -> list[list[Tensor]]:
 
 
 def _start_tangents(
-    problem: GradientProblem, outer: Tree, inner: GradientState, key: int,
+    loop: InnerLoop, outer: Tree, inner: GradientState, key: int,
     basis: list[list[Tensor]],
 ) -> list[list[Tensor]]:  # fmt: skip
     """Return Z_0 for each unit of phi: zero for a warm start and for moments."""
     zeros = [[torch.zeros_like(t) for t in state_tensors(inner)] for _ in basis]
-    if inner.step or problem.warm_start:
+    if inner.step or loop.problem.warm_start:
         return zeros
     phi = tree.leaves(outer)
-    start = list(problem.start(phi, key).values())
+    params, state = loop.initial(phi, key)
+    start = [*params.values(), *(t for t in tree.tensors(state) if t.is_floating_point())]
     pushed = _push_forward(start, list(phi.values()), basis)
     return [made + zero[len(made) :] for made, zero in zip(pushed, zeros, strict=True)]
 
@@ -116,26 +115,46 @@ def _push_forward(
     pulled = torch.autograd.grad(
         linked, inputs, cotangents, create_graph=True, materialize_grads=True
     )
-    kept = [i for i, t in enumerate(pulled) if t.requires_grad]
+    varying = [i for i, t in enumerate(pulled) if t.requires_grad]
     pushed = []
     for tangent in tangents:
-        found = torch.autograd.grad(
-            [pulled[i] for i in kept], cotangents, [tangent[i] for i in kept],
+        products = torch.autograd.grad(
+            [pulled[i] for i in varying], cotangents, [tangent[i] for i in varying],
             retain_graph=True, materialize_grads=True,
         )  # fmt: skip
-        rest = iter(found)
+        rest = iter(products)
         pushed.append([next(rest) if t.requires_grad else torch.zeros_like(t) for t in outputs])
     return pushed
 
 
 def _push(
-    problem: GradientProblem, outer: Tree, inner: GradientState, key: int,
+    loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw,
     basis: list[list[Tensor]], tangents: list[list[Tensor]],
 ) -> tuple[GradientState, list[list[Tensor]]]:  # fmt: skip
     """Return the state one step on, off the graph, and its tangents."""
     phi, start = tree.leaves(outer), state_leaves(inner)
-    end = problem.unroll_step(phi, start, key)
+    end = loop.step(phi, start, draw)
     inputs = [*phi.values(), *state_tensors(start)]
     whole = [[*unit, *tangent] for unit, tangent in zip(basis, tangents, strict=True)]
     pushed = _push_forward(state_tensors(end), inputs, whole)
     return tree.detach(end), pushed
+
+
+def _outer_gradients(
+    loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw
+) -> tuple[Tensor, list[Tensor], Tree]:
+    """Return F, its derivative in theta and in the problem's state, and the direct dF/dphi."""
+    phi, end = tree.leaves(outer), state_leaves(inner)
+    loss = loop.outer_value(phi, end, draw)
+    moments = sum(len(moment) for moment in inner.optimizer.values())
+    inputs = state_tensors(end)[: len(state_tensors(end)) - moments]
+    if not loss.requires_grad:
+        return loss, [torch.zeros_like(t) for t in inputs], tree.zeros_like(phi)
+    grads = torch.autograd.grad(loss, [*inputs, *phi.values()], materialize_grads=True)
+    direct = tree.like(phi, grads[len(inputs) :])
+    return loss.detach(), list(grads[: len(inputs)]), direct
+
+
+def _dot(v: list[Tensor], tangent: list[Tensor]) -> Tensor:
+    """Return <v, tangent> over theta and the problem's state, which come before the moments."""
+    return torch.stack([torch.sum(a * b) for a, b in zip(v, tangent, strict=False)]).sum()

@@ -7,15 +7,10 @@ from typing import Any
 import torch
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.inner import (
-    GradientProblem,
-    GradientState,
-    require_gradients,
-    run,
-    twice_differentiable,
-)
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
+from metaopt.engine.random import Draw, fold
 from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.solvers import ConjugateGradient, Solver
 
@@ -48,16 +43,21 @@ class Implicit:
         self.inner_steps = inner_steps
         self._state: dict[str, Any] = {}
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "Implicit")
+        loop.refuse_state("Implicit")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the implicit hypergradient there."""
-        require_gradients(problem, "Implicit")
-        inner = run(problem, outer, inner, key, self.inner_steps)
-        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
+        inner = loop.run(outer, inner, key, self.inner_steps)
+        value, v, direct = outer_gradients(loop, outer, inner, key)
+        draw = loop.solve_draw(inner, key, self.inner_steps)
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
         with twice_differentiable():
-            slope = _slope(problem, phi, theta, inner, fold(key, "implicit"))
+            slope = _slope(loop, phi, inner.at(theta), draw)
             product = _Product(slope, theta)
             q, self._state, metrics = self.solve(product, v, self._state, fold(key, "solve"))
             cross = _vjp(slope, phi, q)
@@ -79,15 +79,13 @@ class Implicit:
         self._state = state["solver"]
 
 
-def _slope(
-    problem: GradientProblem, phi: Tree, theta: Tree, inner: GradientState, key: int
-) -> Tree:
+def _slope(loop: InnerLoop, phi: Tree, inner: GradientState, draw: Draw) -> Tree:
     """Return dg/dtheta on the graph of phi and theta."""
-    loss = problem.inner_value(phi, theta, tree.clone(inner.buffers), key)
-    found = torch.autograd.grad(
-        loss, list(theta.values()), create_graph=True, materialize_grads=True
+    loss = loop.inner_value(phi, inner, draw)
+    slopes = torch.autograd.grad(
+        loss, list(inner.params.values()), create_graph=True, materialize_grads=True
     )
-    return tree.like(theta, found)
+    return tree.like(inner.params, slopes)
 
 
 def _vjp(slope: Tree, inputs: Tree, vector: Tree, retain: bool = False) -> Tree:
@@ -95,11 +93,11 @@ def _vjp(slope: Tree, inputs: Tree, vector: Tree, retain: bool = False) -> Tree:
     linked = [k for k, s in slope.items() if s.requires_grad]
     if not linked:
         return tree.zeros_like(inputs)
-    found = torch.autograd.grad(
+    products = torch.autograd.grad(
         [slope[k] for k in linked], list(inputs.values()), [vector[k] for k in linked],
         retain_graph=retain, materialize_grads=True,
     )  # fmt: skip
-    return tree.like(inputs, found)
+    return tree.like(inputs, products)
 
 
 class _Product:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.inner import (
-    Batch,
-    GradientProblem,
-    GradientState,
-    require_fixed_start,
-    require_gradients,
-    run,
-)
+from metaopt.engine.gradient_problem import Batch, GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
+from metaopt.engine.random import Draw
 from metaopt.estimators.stateless import Stateless
 from metaopt.estimators.tangents import along, tangent
 
@@ -36,7 +32,7 @@ class OneStep(Stateless):
     Cost: K + 1 gradients and one forward-mode evaluation of g (about 2 forward passes).
 
     Raises:
-        ValueError: on the call, when theta_0 is made from phi (`warm_start=False`): this
+        ValueError: from `check`, when theta_0 is made from phi (`warm_start=False`): this
             derivative would miss it; use `Unroll`.
         NotImplementedError: from torch, when an operation of g has no forward-mode derivative;
             use `Unroll(1)` there.
@@ -50,22 +46,24 @@ class OneStep(Stateless):
             raise ValueError(f"OneStep needs inner_steps >= 1; got {inner_steps}.")
         self.inner_steps = inner_steps
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "OneStep")
+        loop.refuse_start_from_outer("OneStep")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the derivative through the last."""
-        require_gradients(problem, "OneStep")
-        require_fixed_start(problem, outer, inner, key, "OneStep")
-        last = self.inner_steps - 1
-        inner = run(problem, outer, inner, key, last)
-        step_key = fold(key, last)
-        batch = problem.draw(outer, inner.params | inner.buffers, step_key)
-        after, _, transpose = take_step(problem, outer, inner, step_key, batch)
-        value, v, direct = outer_gradients(problem, outer, after, fold(key, "outer"))
+        inner = loop.run(outer, inner, key, self.inner_steps - 1)
+        draw = loop.draw(inner, key, self.inner_steps - 1)
+        batch = loop.batch(outer, inner, draw)
+        after, _, transpose = take_step(loop, outer, inner, draw, batch)
+        value, v, direct = outer_gradients(loop, outer, after, key, before=inner.state)
 
         phi = tree.leaves(outer)
         with along(inner.params, transpose(v)) as theta:
-            loss = problem.inner_value(phi, theta, tree.clone(inner.buffers), step_key, batch)
+            loss = loop.inner_value(phi, inner.at(theta), draw, batch)
             slope = tangent(loss)
         grad = direct
         if slope is not None and slope.requires_grad:
@@ -76,40 +74,47 @@ class OneStep(Stateless):
 
 
 def take_step(
-    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, batch: Batch
+    loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw, batch: Batch
 ) -> tuple[GradientState, Tree, Callable[[Tree], Tree]]:
     """Return the state one step on, the gradient it used, and v -> w = -(du/dgrad)^T v.
 
     The old parameters stay as they are.
     """
-    params, buffers = tree.leaves(inner.params), tree.clone(inner.buffers)
-    loss = problem.inner_value(tree.detach(outer), params, buffers, key, batch)
-    found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
-    grads = tree.leaves(distributed.mean(tree.like(params, found)))
-    new, moments = problem.inner_optimizer.update(inner.params, grads, inner.optimizer, inner.step)
+    params = tree.leaves(inner.params)
+    copied = inner.at(params)
+    loss = loop.inner_value(tree.detach(outer), copied, draw, batch)
+    slopes = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+    grads = tree.leaves(distributed.mean(tree.like(params, slopes)))
+    new, moments = loop.optimizer.update(inner.params, grads, inner.optimizer, inner.step)
+    moved = copied._replace(params=tree.detach(new), optimizer=tree.detach(moments))
     with torch.no_grad():
-        buffers = problem.carry(outer, tree.detach(new), buffers, inner.step + 1)
-    after = GradientState(
-        tree.detach(new), buffers, tree.detach(moments), inner.step + 1, loss.detach()
-    )
+        after = loop.stepped(outer, moved, loss)
 
     def transpose(v: Tree) -> Tree:
-        found = torch.autograd.grad(
+        pulled = torch.autograd.grad(
             list(new.values()), list(grads.values()), [-v[k] for k in new], materialize_grads=True
         )
-        return tree.like(grads, found)
+        return tree.like(grads, pulled)
 
     return after, tree.detach(grads), transpose
 
 
 def outer_gradients(
-    problem: GradientProblem, outer: Tree, inner: GradientState, key: int
-) -> tuple[torch.Tensor, Tree, Tree]:
-    """Return F, v = dF/dtheta averaged over ranks, and the direct dF/dphi."""
+    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, before: Any = None
+) -> tuple[Tensor, Tree, Tree]:
+    """Return F, v = dF/dtheta averaged over ranks, and the direct dF/dphi.
+
+    Args:
+        before: the problem's state before the last step; where it is given, v goes through the
+            update of the state by that step as well.
+    """
     phi, theta = tree.leaves(outer), tree.leaves(inner.params)
-    loss = problem.outer_value(phi, theta, inner.buffers, key)
+    at = inner._replace(params=theta)
+    if before is not None:
+        at = at._replace(state=loop.updated_state(phi, at._replace(state=before), inner.step))
+    loss = loop.outer_value(phi, at, loop.outer_draw(inner, key))
     if not loss.requires_grad:
         return loss, tree.zeros_like(theta), tree.zeros_like(phi)
-    found = torch.autograd.grad(loss, [*theta.values(), *phi.values()], materialize_grads=True)
-    v, direct = tree.like(theta, found[: len(theta)]), tree.like(phi, found[len(theta) :])
+    grads = torch.autograd.grad(loss, [*theta.values(), *phi.values()], materialize_grads=True)
+    v, direct = tree.like(theta, grads[: len(theta)]), tree.like(phi, grads[len(theta) :])
     return loss.detach(), distributed.mean(v), direct

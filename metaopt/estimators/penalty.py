@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
 
 
 class Penalty:
@@ -60,20 +60,24 @@ class Penalty:
         self._copy: GradientState | None = None
         self._gamma = initial
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "Penalty")
+        loop.refuse_state("Penalty")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return z after K steps and the penalised gradient in phi."""
-        require_gradients(problem, "Penalty")
         y, gamma = self._copy, self._gamma
         if y is None or inner.step == 0:
             y = tree.clone(inner)
-        inner = run(problem, outer, inner, key, self.inner_steps)
+        inner = loop.run(outer, inner, key, self.inner_steps)
         for k in range(self.inner_steps):
-            y = _penalised_step(problem, outer, y, fold(key, k), gamma)
-        grad = _outer_slope(problem, outer, y, inner, key, gamma)
+            y = _penalised_step(loop, outer, y, key, k, gamma)
+        grad = _outer_slope(loop, outer, y, inner, key, self.inner_steps, gamma)
         self._copy, self._gamma = y, min(self.strength, gamma * self.growth)
-        feedback = problem.evaluate(outer, inner, fold(key, "outer"))
+        feedback = loop.evaluate(outer, inner, key)
         cost = {
             "inner_steps": 2 * self.inner_steps,
             "gradients": 3 * self.inner_steps + 3,
@@ -92,31 +96,31 @@ class Penalty:
 
 
 def _penalised_step(
-    problem: GradientProblem, outer: Tree, y: GradientState, key: int, gamma: float
+    loop: InnerLoop, outer: Tree, y: GradientState, key: int, k: int, gamma: float
 ) -> GradientState:
     """Return y after one step along the gradient of (F + gamma g) / (1 + gamma)."""
     outer, theta = tree.detach(outer), tree.leaves(y.params)
-    top = problem.outer_value(outer, theta, y.buffers, fold(key, "outer"))
-    loss = (top + gamma * problem.inner_value(outer, theta, y.buffers, key)) / (1 + gamma)
-    found = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
-    return problem.step_along(outer, y, tree.like(theta, found), loss)
+    at = y._replace(params=theta)
+    top = loop.outer_value(outer, at, loop.outer_draw(y, key, k))
+    loss = (top + gamma * loop.inner_value(outer, at, loop.draw(y, key, k))) / (1 + gamma)
+    grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
+    return loop.step_along(outer, y, tree.like(theta, grads), loss)
 
 
 def _outer_slope(
-    problem: GradientProblem, outer: Tree, y: GradientState, z: GradientState, key: int,
+    loop: InnerLoop, outer: Tree, y: GradientState, z: GradientState, key: int, steps: int,
     gamma: float,
 ) -> Tree:  # fmt: skip
     """Return the derivative in phi of F(phi, y) + gamma [g(phi, y) - g(phi, z)]."""
-    phi, slope_key = tree.leaves(outer), fold(key, "implicit")
-    batch = problem.draw(outer, z.params | tree.clone(z.buffers), slope_key)
+    phi, draw = tree.leaves(outer), loop.solve_draw(z, key, steps)
+    batch = loop.batch(phi, z.at(z.params), draw)
 
     def inner_loss(state: GradientState) -> Tensor:
-        buffers = tree.clone(state.buffers)
-        return problem.inner_value(phi, state.params, buffers, slope_key, batch)
+        return loop.inner_value(phi, state.at(state.params), draw, batch)
 
-    loss = problem.outer_value(phi, y.params, y.buffers, fold(key, "outer"))
+    loss = loop.outer_value(phi, y, loop.outer_draw(y, key))
     loss = loss + gamma * (inner_loss(y) - inner_loss(z))
     if not loss.requires_grad:
         return tree.zeros_like(phi)
-    found = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
-    return tree.like(phi, found)
+    grads = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
+    return tree.like(phi, grads)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from metaopt.engine.inner import Batch, GradientProblem, GradientState, require_gradients
+from metaopt.engine.gradient_problem import Batch, GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients
 from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import Draw
 from metaopt.estimators.finite_difference import check_radius, difference
 from metaopt.estimators.one_step import take_step
 from metaopt.estimators.stateless import Stateless
@@ -34,13 +36,17 @@ class Sama(Stateless):
         check_radius(epsilon, inner_steps, "Sama")
         self.epsilon, self.inner_steps = epsilon, inner_steps
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "Sama")
+        loop.refuse_state("Sama")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the hypergradient there."""
-        require_gradients(problem, "Sama")
 
-        def adapted(inner: GradientState, v: Tree, key: int, batch: Batch) -> Tree:
-            return take_step(problem, outer, inner, key, batch)[2](v)
+        def adapted(inner: GradientState, v: Tree, draw: Draw, batch: Batch) -> Tree:
+            return take_step(loop, outer, inner, draw, batch)[2](v)
 
-        return difference(problem, outer, inner, key, self.inner_steps, self.epsilon, adapted)
+        return difference(loop, outer, inner, key, self.inner_steps, self.epsilon, adapted)

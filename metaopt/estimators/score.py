@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from metaopt.engine.inner import run
-from metaopt.engine.protocols import Feedback, Problem
-from metaopt.engine.random import fold
+from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
+from metaopt.engine.protocols import Feedback
 from metaopt.estimators.stateless import Stateless
 
 
@@ -25,9 +24,14 @@ class Score(Stateless):
             raise ValueError(f"Score needs inner_steps >= 0; got {inner_steps}.")
         self.inner_steps = inner_steps
 
-    def __call__(self, problem: Problem, outer: Any, inner: Any, key: int) -> tuple[Any, Feedback]:
+    def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
+        """Accept every problem."""
+
+    def __call__(
+        self, loop: BlackBoxLoop | InnerLoop, outer: Any, inner: Any, key: int
+    ) -> tuple[Any, Feedback]:
         """Return the inner state after K steps and the problem's own feedback."""
-        inner = run(problem, outer, inner, key, self.inner_steps)
-        feedback = problem.evaluate(outer, inner, fold(key, "outer"))
+        inner = loop.run(outer, inner, key, self.inner_steps)
+        feedback = loop.evaluate(outer, inner, key)
         cost = {"inner_steps": self.inner_steps, "evaluations": 1, **feedback.cost}
         return inner, dataclasses.replace(feedback, cost=cost)

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.inner import (
-    Batch,
-    GradientProblem,
-    GradientState,
-    SampledProblem,
-    require_gradients,
-)
+from metaopt.engine.gradient_problem import Batch, GradientState, SampledProblem
+from metaopt.engine.inner_loop import InnerLoop, require_gradients
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold, replay
+from metaopt.engine.random import Draw, fold, replay
 from metaopt.estimators.one_step import outer_gradients, take_step
 from metaopt.estimators.tangents import along, tangent
 
@@ -75,25 +70,29 @@ class ScoreFunction:
         self.weight, self.sign = weight, -1.0 if reversed else 1.0
         self._average: Tensor | None = None
 
-    def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
-        """Return the state after one step on sampled decisions, and their reward's gradient."""
-        require_gradients(problem, "ScoreFunction")
-        if not isinstance(problem, SampledProblem):
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "ScoreFunction", through_decisions=False)
+        if not isinstance(loop.problem, SampledProblem):
             raise TypeError(
                 f"ScoreFunction needs a SampledProblem (log_prob, inner_losses, feedback_loss); "
-                f"{type(problem).__name__} samples no decisions. Use estimator=one_step or unroll."
+                f"{type(loop.problem).__name__} samples no decisions. Use estimator=one_step or "
+                f"unroll."
             )
-        step_key, outer_key = fold(key, 0), fold(key, "outer")
-        merged = inner.params | inner.buffers
-        batch = problem.draw(outer, merged, step_key)
-        after, slope, transpose = take_step(problem, outer, inner, step_key, batch)
-        value, v, direct = outer_gradients(problem, outer, after, outer_key)
+        loop.refuse_state("ScoreFunction")
+
+    def __call__(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[GradientState, Feedback]:
+        """Return the state after one step on sampled decisions, and their reward's gradient."""
+        draw = loop.draw(inner, key, 0)
+        batch = loop.batch(outer, inner, draw)
+        after, slope, transpose = take_step(loop, outer, inner, draw, batch)
+        value, v, direct = outer_gradients(loop, outer, after, key)
         if self.feedback == "loss_difference":
-            reward = _loss_difference(problem, outer, inner, after, outer_key)
+            reward = _loss_difference(loop, outer, inner, after, loop.outer_draw(after, key))
         elif self.feedback == "per_example":
-            reward = _per_example(problem, outer, inner, transpose(v), step_key, batch)
+            reward = _per_example(loop, outer, inner, transpose(v), draw, batch)
         elif self.feedback == "cosine":
             norms = (tree.norm(v) * tree.norm(slope)).clamp_min(1e-12)
             reward = tree.dot(v, slope) / norms
@@ -101,8 +100,9 @@ class ScoreFunction:
             reward = tree.dot(transpose(v), slope)
 
         phi = tree.leaves(outer)
-        with replay(fold(step_key, "noise")):
-            log_prob = problem.log_prob(phi, merged, batch)
+        problem: Any = loop.problem
+        with replay(fold(draw.key, "noise")):
+            log_prob = problem.log_prob(phi, loop.tensors(inner), batch)
         advantage = self._advantage(reward).to(log_prob)
         score = torch.autograd.grad(
             -(advantage * log_prob).sum(), list(phi.values()), materialize_grads=True
@@ -142,25 +142,26 @@ class ScoreFunction:
 
 @torch.no_grad()
 def _loss_difference(
-    problem: Any, outer: Tree, before: GradientState, after: GradientState, key: int
+    loop: InnerLoop, outer: Tree, before: GradientState, after: GradientState, draw: Draw
 ) -> Tensor:
-    """Return F(theta) - F(theta') on the outer batch of `key`, buffers as they were before."""
-    batch = problem.draw_outer(key)
+    """Return F(theta) - F(theta') on the outer batch of `draw`, buffers as they were before."""
+    problem: Any = loop.problem
+    batch = loop.outer_batch(draw)
 
     def loss(params: Tree) -> Tensor:
-        with replay(fold(key, "outer noise")):
-            return problem.feedback_loss(outer, params | tree.clone(before.buffers), batch)
+        with replay(fold(draw.key, "outer noise")):
+            return problem.feedback_loss(outer, loop.tensors(before.at(params)), batch)
 
     difference = loss(before.params) - loss(after.params)
     return distributed.mean({"difference": difference})["difference"]
 
 
 def _per_example(
-    problem: Any, outer: Tree, inner: GradientState, w: Tree, key: int, batch: Batch
+    loop: InnerLoop, outer: Tree, inner: GradientState, w: Tree, draw: Draw, batch: Batch
 ) -> Tensor:
-    """Return <w, dl_b/dtheta> / B for each row, (B,)."""
-    with along(inner.params, w) as theta, replay(fold(key, "noise")):
-        inputs = theta | tree.clone(inner.buffers)
-        losses = problem.inner_losses(tree.detach(outer), inputs, batch)
+    """Return <w, dl_b/dtheta> / B for each example, (B,)."""
+    problem: Any = loop.problem
+    with along(inner.params, w) as theta, replay(fold(draw.key, "noise")):
+        losses = problem.inner_losses(tree.detach(outer), loop.tensors(inner.at(theta)), batch)
         slopes = tangent(losses)
     return torch.zeros_like(losses) if slopes is None else slopes / len(slopes)

@@ -7,14 +7,9 @@ from typing import Any
 import torch
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.inner import (
-    GradientProblem,
-    GradientState,
-    require_gradients,
-    twice_differentiable,
-)
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
 from metaopt.estimators.one_step import outer_gradients
 
 
@@ -44,31 +39,35 @@ class Soba:
         self.step = step
         self._q: Tree | None = None
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "Soba")
+        loop.refuse_state("Soba")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after one step and the hypergradient before it."""
-        require_gradients(problem, "Soba")
-        value, v, direct = outer_gradients(problem, outer, inner, fold(key, "outer"))
+        value, v, direct = outer_gradients(loop, outer, inner, key)
         q = tree.zeros_like(v) if self._q is None else self._q
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
         with twice_differentiable():
-            loss = problem.inner_value(phi, theta, inner.buffers, fold(key, 0))
+            loss = loop.inner_value(phi, inner._replace(params=theta), loop.draw(inner, key, 0))
             slope = torch.autograd.grad(
                 loss, list(theta.values()), create_graph=True, materialize_grads=True
             )
             linked = [(s, q[k]) for k, s in zip(theta, slope, strict=True) if s.requires_grad]
-            found = torch.autograd.grad(
+            products = torch.autograd.grad(
                 [s for s, _ in linked], [*theta.values(), *phi.values()], [d for _, d in linked],
                 materialize_grads=True,
             )  # fmt: skip
-        curved = distributed.mean(tree.like(theta, found[: len(theta)]))
-        cross = tree.like(phi, found[len(theta) :])
+        curved = distributed.mean(tree.like(theta, products[: len(theta)]))
+        cross = tree.like(phi, products[len(theta) :])
         residual = tree.add(curved, v, -1.0)
-        rate = self.step or problem.inner_optimizer.learning_rate(inner.step)
+        rate = self.step or loop.optimizer.learning_rate(inner.step)
         self._q = tree.add(q, residual, -rate)
         grads = tree.like(theta, [s.detach() for s in slope])
-        inner = problem.step_along(outer, inner, grads, loss)
+        inner = loop.step_along(outer, inner, grads, loss)
         metrics = {"inner/loss": inner.loss, "solve/residual": tree.norm(residual)}
         cost = {"inner_steps": 1, "gradients": 2, "hvps": 1}
         return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.inner import (
-    GradientProblem,
-    GradientState,
-    require_gradients,
-    run,
-    state_leaves,
-    state_tensors,
-    twice_differentiable,
-)
+from metaopt.engine.gradient_problem import GradientState, state_leaves, state_tensors
+from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
 from metaopt.estimators.stateless import Stateless
 
 
@@ -74,21 +66,24 @@ class Unroll(Stateless):
         self.truncation = truncation or inner_steps
         self.segments, self.memory_budget = segments, memory_budget
 
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        require_gradients(loop, "Unroll")
+
     def __call__(
-        self, problem: GradientProblem, outer: Tree, inner: GradientState, key: int
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
     ) -> tuple[GradientState, Feedback]:
         """Return the inner state after K steps and the derivative through the last of them."""
-        require_gradients(problem, "Unroll")
         head = self.inner_steps - self.truncation
-        inner = run(problem, outer, inner, key, head)
+        inner = loop.run(outer, inner, key, head)
         phi = tree.leaves(outer)
         with twice_differentiable():
             steps = range(head, self.inner_steps)
-            count = self._count(problem, phi, inner, key)
-            forks = inner.step == 0 and head == 0 and not problem.warm_start
-            inner, value, grads, adjoint = _reverse(problem, phi, inner, key, _split(steps, count))
+            count = self._count(loop, phi, inner, key)
+            forks = inner.step == 0 and head == 0 and not loop.problem.warm_start
+            inner, value, grads, adjoint = _reverse(loop, phi, inner, key, _split(steps, count))
             if forks:
-                grads = _through_start(problem, phi, key, grads, adjoint)
+                grads = _through_start(loop, phi, key, grads, adjoint)
         cost = {
             "inner_steps": self.inner_steps,
             "gradients": self.inner_steps + 1 + (self.truncation if count > 1 else 0),
@@ -97,12 +92,12 @@ class Unroll(Stateless):
         metrics = {"inner/loss": inner.loss}
         return inner, Feedback(value, tree.like(phi, grads), metrics=metrics, cost=cost)
 
-    def _count(self, problem: GradientProblem, phi: Tree, inner: GradientState, key: int) -> int:
+    def _count(self, loop: InnerLoop, phi: Tree, inner: GradientState, key: int) -> int:
         if self.segments != "auto":
             return min(self.segments, self.truncation)
         if self.memory_budget is None:
             return math.isqrt(self.truncation)
-        step, state = _step_bytes(problem, phi, inner, key), _state_bytes(inner)
+        step, state = _step_bytes(loop, phi, inner, key), _state_bytes(inner)
         peaks = [
             s * state + math.ceil(self.truncation / s) * step for s in range(1, self.truncation + 1)
         ]
@@ -123,22 +118,22 @@ def _split(steps: range, count: int) -> list[range]:
 
 
 def _reverse(
-    problem: GradientProblem, phi: Tree, inner: GradientState, key: int, segments: list[range]
+    loop: InnerLoop, phi: Tree, inner: GradientState, key: int, segments: list[range]
 ) -> tuple[GradientState, Tensor, list[Tensor], list[Tensor]]:
     """Return the last state, F, dF/dphi over all segments, and the adjoint of the first state."""
     starts = [tree.detach(inner)]
     for segment in segments[:-1]:
         for k in segment:
-            inner = tree.detach(problem.unroll_step(phi, state_leaves(inner), fold(key, k)))
+            inner = tree.detach(loop.step(phi, state_leaves(inner), loop.draw(inner, key, k)))
         starts.append(inner)
 
-    start, end = _graph(problem, phi, starts.pop(), key, segments[-1])
-    loss = problem.outer_value(phi, end.params, end.buffers, fold(key, "outer"))
+    start, end = _graph(loop, phi, starts.pop(), key, segments[-1])
+    loss = loop.outer_value(phi, end, loop.outer_draw(end, key))
     last, value = tree.detach(end), loss.detach()
     grads, adjoint = _pull_back([loss], None, phi, start)
     del loss, start, end
     for segment in reversed(segments[:-1]):
-        start, end = _graph(problem, phi, starts.pop(), key, segment)
+        start, end = _graph(loop, phi, starts.pop(), key, segment)
         earlier, adjoint = _pull_back(state_tensors(end), adjoint, phi, start)
         del start, end
         grads = list(torch._foreach_add(grads, earlier))
@@ -146,27 +141,28 @@ def _reverse(
 
 
 def _through_start(
-    problem: GradientProblem, phi: Tree, key: int, grads: list[Tensor], adjoint: list[Tensor]
+    loop: InnerLoop, phi: Tree, key: int, grads: list[Tensor], adjoint: list[Tensor]
 ) -> list[Tensor]:
     """Return dF/dphi plus the adjoint of theta_0 pulled back to the phi it was made of."""
-    start = list(problem.start(phi, key).values())
+    params, state = loop.initial(phi, key)
+    start = [*params.values(), *(t for t in tree.tensors(state) if t.is_floating_point())]
     linked = [i for i, t in enumerate(start) if t.requires_grad]
     if not linked:
         return grads
-    found = torch.autograd.grad(
+    through = torch.autograd.grad(
         [start[i] for i in linked], list(phi.values()), [adjoint[i] for i in linked],
         materialize_grads=True,
     )  # fmt: skip
-    return list(torch._foreach_add(grads, found))
+    return list(torch._foreach_add(grads, through))
 
 
 def _graph(
-    problem: GradientProblem, phi: Tree, start: GradientState, key: int, segment: range
+    loop: InnerLoop, phi: Tree, start: GradientState, key: int, segment: range
 ) -> tuple[GradientState, GradientState]:
     """Return leaves at the start of a segment and the state at its end, on the graph."""
     start = end = state_leaves(start)
     for k in segment:
-        end = problem.unroll_step(phi, end, fold(key, k))
+        end = loop.step(phi, end, loop.draw(end, key, k))
     return start, end
 
 
@@ -175,13 +171,13 @@ def _pull_back(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the adjoint of `outputs` with respect to phi and to the segment's start."""
     inputs = [*phi.values(), *state_tensors(start)]
-    kept = [i for i, t in enumerate(outputs) if t.requires_grad]
-    found = torch.autograd.grad(
-        [outputs[i] for i in kept], inputs,
-        None if adjoint is None else [adjoint[i] for i in kept],
+    linked = [i for i, t in enumerate(outputs) if t.requires_grad]
+    grads = torch.autograd.grad(
+        [outputs[i] for i in linked], inputs,
+        None if adjoint is None else [adjoint[i] for i in linked],
         materialize_grads=True,
     )  # fmt: skip
-    return list(found[: len(phi)]), list(found[len(phi) :])
+    return list(grads[: len(phi)]), list(grads[len(phi) :])
 
 
 def _state_bytes(state: GradientState) -> int:
@@ -189,17 +185,17 @@ def _state_bytes(state: GradientState) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _step_bytes(problem: GradientProblem, phi: Tree, inner: GradientState, key: int) -> int:
+def _step_bytes(loop: InnerLoop, phi: Tree, inner: GradientState, key: int) -> int:
     """Return the bytes that the graph of one inner step keeps alive, each storage once."""
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def count(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        end = problem.unroll_step(phi, state_leaves(inner), fold(key, 0))
+        end = loop.step(phi, state_leaves(inner), loop.draw(inner, key, 0))
         for t in state_tensors(end):
             count(t)
-    return sum(seen.values())
+    return sum(sizes.values())

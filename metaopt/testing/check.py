@@ -7,15 +7,16 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem, GradientState, require_gradients, run
+from metaopt.engine.gradient_problem import GradientProblem, GradientState
+from metaopt.engine.inner_loop import InnerLoop, loop_of, require_gradients
 from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Tree
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.solvers import ConjugateGradient
 from metaopt.estimators.unroll import Unroll
@@ -120,7 +121,7 @@ def check_hypergradient(
         ValueError: `steps`, `reference_steps` or `warm_steps` out of range, or the problem does
             not run in float64 (pass `exact`).
     """
-    require_gradients(problem, "check_hypergradient")
+    require_gradients(loop_of(problem), "check_hypergradient", through_decisions=False)
     if not problem.warm_start and reference_steps is None:
         raise ValueError(
             f"{type(problem).__name__} starts each inner run afresh (warm_start=False): pass "
@@ -134,7 +135,9 @@ def check_hypergradient(
     problem = with_one_batch(problem, key)
     twin = with_one_batch(exact, key) if exact else in_float64(problem)
     try:
-        points = _trajectory(twin, steps, reference_steps, warm_steps, optimizer or _adam, key)
+        points = _trajectory(
+            InnerLoop(twin), steps, reference_steps, warm_steps, optimizer or _adam, key
+        )
     except RuntimeError as error:
         raise ValueError(
             f"{type(problem).__name__} does not run in float64 after casting its attributes: "
@@ -142,7 +145,7 @@ def check_hypergradient(
         ) from error
     rows = []
     for name, estimator in estimators.items():
-        rows += _compare(problem, name, estimator, points)
+        rows += _compare(InnerLoop(problem), name, estimator, points)
     return rows
 
 
@@ -151,53 +154,54 @@ def _adam() -> OuterOptimizer:
 
 
 def _trajectory(
-    problem: GradientProblem, steps: int, reference_steps: int | None, warm_steps: int,
+    loop: InnerLoop, steps: int, reference_steps: int | None, warm_steps: int,
     make: Callable[[], OuterOptimizer], key: int,
 ) -> list[_Point]:  # fmt: skip
     """Return the points of `warm_steps` outer steps; the first and the last have a reference."""
     optimizer, driver = make(), Implicit(ConjugateGradient(50, 0.0, 1e-10), inner_steps=0)
-    optimizer.init(problem.init_outer(generator(fold(key, "outer"))))
+    optimizer.init(loop.problem.init_outer(generator(fold(key, "outer"))))
     inner, first, longest = None, None, 0
     points = []
     for t in range(warm_steps + 1):
         outer = tree.clone(optimizer.ask(fold(key, t, "ask")))
-        inner = problem.init_inner(outer, inner, fold(key, t, "run"))
-        first = first or _slope_norm(problem, outer, inner, key)
+        loop.outer_step = t
+        inner = loop.start(outer, inner, fold(key, t, "run"))
+        first = first or _slope_norm(loop, outer, inner, key)
         judged = t in (0, warm_steps)
-        most = (steps if judged else steps // 10) if problem.warm_start else 0
-        inner, taken, fall = _settle(problem, outer, inner, most, fold(key, t), first)
+        most = (steps if judged else steps // 10) if loop.problem.warm_start else 0
+        inner, taken, fall = _settle(loop, outer, inner, most, fold(key, t), first)
         longest = max(longest, taken)
         count = reference_steps or max(1, longest)
-        kept = tree.clone(inner)
-        points.append(_point(problem, outer, kept, fold(key, t, "run"), count, fall, judged))
+        copied = tree.clone(inner)
+        points.append(_point(loop, outer, copied, fold(key, t, "run"), count, fall, judged))
         if t < warm_steps:
-            _, feedback = driver(problem, outer, tree.clone(inner), fold(key, t, "run"))
+            _, feedback = driver(loop, outer, tree.clone(inner), fold(key, t, "run"))
             optimizer.tell(feedback)
     return points
 
 
 def _settle(
-    problem: GradientProblem, outer: Tree, inner: GradientState, steps: int, key: int, first: float
+    loop: InnerLoop, outer: Tree, inner: GradientState, steps: int, key: int, first: float
 ) -> tuple[GradientState, int, float]:
     """Return the inner state, the steps taken, and the gradient's norm as a part of `first`."""
-    last, taken = _slope_norm(problem, outer, inner, key), 0
+    last, taken = _slope_norm(loop, outer, inner, key), 0
     while taken < steps and last > SETTLED * first:
         count = min(100, steps - taken)
-        inner = run(problem, outer, inner, fold(key, taken), count)
+        inner = loop.run(outer, inner, fold(key, taken), count)
         taken += count
-        last = _slope_norm(problem, outer, inner, key)
+        last = _slope_norm(loop, outer, inner, key)
     return inner, taken, last / first if first else 0.0
 
 
-def _slope_norm(problem: GradientProblem, outer: Tree, inner: GradientState, key: int) -> float:
-    theta = tree.leaves(inner.params)
-    loss = problem.inner_value(tree.detach(outer), theta, tree.clone(inner.buffers), key)
-    found = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
-    return float(tree.norm(tree.like(theta, found)))
+def _slope_norm(loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> float:
+    at = inner.at(tree.leaves(inner.params))
+    loss = loop.inner_value(tree.detach(outer), at, Draw(key, total_inner_step=inner.step))
+    grads = torch.autograd.grad(loss, list(at.params.values()), materialize_grads=True)
+    return float(tree.norm(tree.like(at.params, grads)))
 
 
 def _point(
-    problem: GradientProblem, outer: Tree, inner: GradientState, key: int, count: int,
+    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, count: int,
     fall: float, judged: bool,
 ) -> _Point:  # fmt: skip
     words = (
@@ -207,28 +211,28 @@ def _point(
     grad: Tree = {}
     if judged:
         unroll = Unroll(count, segments="auto")
-        grad = _grad(unroll(problem, outer, tree.clone(inner), key)[1])
+        grad = _grad(unroll(loop, outer, tree.clone(inner), key)[1])
         if tree.norm(grad) == 0:
             raise ValueError(
-                f"the exact hypergradient of {type(problem).__name__} is zero here: nothing can be "
-                f"compared with it. Check that inner_loss or outer_loss depends on the outer "
-                f"variable, or take more steps."
+                f"the exact hypergradient of {type(loop.problem).__name__} is zero here: nothing "
+                f"can be compared with it. Check that inner_loss or outer_loss depends on the "
+                f"outer variable, or take more steps."
             )
+    problem: Any = loop.problem
     closed = problem.hypergradient(outer) if isinstance(problem, ClosedForm) else None
     return _Point(outer, inner, key, grad, closed, words)
 
 
-def _compare(
-    problem: GradientProblem, name: str, estimator: Estimator, points: list[_Point]
-) -> list[Row]:
+def _compare(loop: InnerLoop, name: str, estimator: Estimator, points: list[_Point]) -> list[Row]:
     """Return a cold row and, where the estimator keeps a state and points go on, a warm one."""
     try:
-        row, used = _row(problem, name, copy.deepcopy(estimator), points[0], warm=False)
+        estimator.check(loop)
+        row, used = _row(loop, name, copy.deepcopy(estimator), points[0], warm=False)
         if len(points) == 1 or not _keeps_tensors(used):
             return [row]
         for point in points[1:-1]:
-            used(problem, *_as(problem, point))
-        return [row, _row(problem, name, used, points[-1], warm=True)[0]]
+            used(loop, *_as(loop, point))
+        return [row, _row(loop, name, used, points[-1], warm=True)[0]]
     except (ValueError, TypeError, NotImplementedError) as error:
         return [Row(name, False, points[0].reference, refused=str(error))]
 
@@ -245,12 +249,12 @@ def _keeps_tensors(estimator: Estimator) -> bool:
 
 
 def _row(
-    problem: GradientProblem, name: str, estimator: Estimator, point: _Point, warm: bool
+    loop: InnerLoop, name: str, estimator: Estimator, point: _Point, warm: bool
 ) -> tuple[Row, Estimator]:
     """Return the row of one call, and the estimator after it."""
     with PeakMemory() as meter:
-        copy.deepcopy(estimator)(problem, *_as(problem, point))
-    used, feedback, seconds = _timed(problem, estimator, point)
+        copy.deepcopy(estimator)(loop, *_as(loop, point))
+    used, feedback, seconds = _timed(loop, estimator, point)
     grad = {k: v.double() for k, v in _grad(feedback).items()}
     cosine = _cosine(grad, point.exact)
     row = Row(
@@ -267,14 +271,14 @@ def _row(
 
 
 def _timed(
-    problem: GradientProblem, estimator: Estimator, point: _Point
+    loop: InnerLoop, estimator: Estimator, point: _Point
 ) -> tuple[Estimator, Feedback, float]:
     """Return the estimator after a call, what it said, and the seconds it took."""
     least, spent = float("inf"), 0.0
     while True:
-        used, arguments = copy.deepcopy(estimator), _as(problem, point)
+        used, arguments = copy.deepcopy(estimator), _as(loop, point)
         started = time.perf_counter()
-        _, feedback = used(problem, *arguments)
+        _, feedback = used(loop, *arguments)
         float(feedback.value)  # waits for a GPU
         seconds = time.perf_counter() - started
         least, spent = min(least, seconds), spent + seconds
@@ -282,11 +286,11 @@ def _timed(
             return used, feedback, least
 
 
-def _as(problem: GradientProblem, point: _Point) -> tuple[Tree, GradientState, int]:
+def _as(loop: InnerLoop, point: _Point) -> tuple[Tree, GradientState, int]:
     """Return phi, a copy of the inner state, and the key, in the problem's own precision."""
-    like = problem.init_outer(generator(0))
+    like = loop.problem.init_outer(generator(0))
     outer = {k: v.to(like[k].dtype) for k, v in point.outer.items()}
-    model = problem.init_inner(outer, None, 0)
+    model = loop.start(outer, None, 0)
     state = tree.clone(point.inner)
     return outer, _to(state, model), point.key
 
@@ -298,8 +302,16 @@ def _to(state: GradientState, model: GradientState) -> GradientState:
     moments = {k: match(v, model.params) for k, v in state.optimizer.items()}
     return state._replace(
         params=match(state.params, model.params), buffers=match(state.buffers, model.buffers),
-        optimizer=moments, loss=state.loss.to(model.loss.dtype),
+        state=_cast_like(state.state, model.state), optimizer=moments,
+        loss=state.loss.to(model.loss.dtype),
     )  # fmt: skip
+
+
+def _cast_like(state: Any, model: Any) -> Any:
+    """Return a tree of tensors in the dtypes of another one of the same names."""
+    if isinstance(state, dict):
+        return {k: _cast_like(v, model[k]) for k, v in state.items()}
+    return state.to(model.dtype)
 
 
 def _grad(feedback: Feedback) -> Tree:

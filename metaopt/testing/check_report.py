@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metaopt.backends.betty import BettyHypergradient
 from metaopt.engine.budget import UNITS
-from metaopt.engine.inner import GradientProblem
+from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.protocols import Estimator, OuterOptimizer
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.solvers import ConjugateGradient, Neumann

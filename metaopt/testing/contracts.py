@@ -12,12 +12,19 @@ import pytest
 import torch
 
 from metaopt.engine import Engine, tree
-from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Problem
+from metaopt.engine.gradient_problem import GradientProblem
+from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop, loop_of
+from metaopt.engine.protocols import (
+    BilevelProblem,
+    Estimator,
+    Feedback,
+    OuterOptimizer,
+)
 from metaopt.engine.random import fold, generator
 from metaopt.optimizers import Grid, Random, Search
-from metaopt.testing.trees import form, identical, new_tensors, tensors
+from metaopt.testing.trees import form, identical, new_tensors
 
-Parts = tuple[Problem, Estimator, OuterOptimizer]
+Parts = tuple[BilevelProblem, Estimator, OuterOptimizer]
 
 
 class RunContract:
@@ -37,7 +44,7 @@ class RunContract:
     def test_roles(self, make: Callable[[], Parts]) -> None:
         """The three objects have the methods of their roles."""
         problem, estimator, optimizer = make()
-        assert isinstance(problem, Problem)
+        assert isinstance(problem, BilevelProblem)
         assert isinstance(estimator, Estimator)
         assert isinstance(optimizer, OuterOptimizer)
 
@@ -85,7 +92,7 @@ class RunContract:
         with new_tensors() as alive:
             engine = Engine(*make(), outer_steps=self.outer_steps)
             last = [feedback for _, feedback in engine][-1]
-            held = [*tensors(engine.state_dict()), *tensors(vars(last))]
+            held = [*tree.tensors(engine.state_dict()), *tree.tensors(vars(last))]
             assert not [t for t in held if t.requires_grad]
             assert not [t for t in alive() if t.grad_fn is not None]
 
@@ -96,7 +103,7 @@ class RunContract:
             extra = []
             for step, _ in engine:
                 if step % self.outer_steps == 0:
-                    extra.append(len(alive()) - len(list(tensors(engine.state_dict()))))
+                    extra.append(len(alive()) - len(list(tree.tensors(engine.state_dict()))))
             assert extra[-1] <= extra[0]
 
 
@@ -110,24 +117,53 @@ class ProblemContract(RunContract):
     falling_steps = 40
 
     def test_inner_step_leaves_its_input_alone(self, make: Callable[[], Parts]) -> None:
-        """`inner_step` returns a new state and is a function of its key."""
-        problem, outer, inner = _start(make())
-        before, kept = _frozen(inner), _frozen(outer)
-        first = _frozen(problem.inner_step(outer, inner, 5))
+        """An inner step leaves phi alone, and a black box's leaves the inner state alone, too."""
+        loop, outer, inner = _start(make())
+        before, before_outer = tree.clone(inner), tree.clone(outer)
+        first = tree.clone(_step(loop, outer, inner))
         assert identical(inner, before)
-        assert identical(outer, kept)
-        assert identical(problem.inner_step(outer, inner, 5), first)
+        assert identical(outer, before_outer)
+        assert identical(_step(loop, outer, inner), first)
         assert not identical(first, before)
 
     def test_evaluate_leaves_its_input_alone(self, make: Callable[[], Parts]) -> None:
         """`evaluate` changes nothing and is a function of its key."""
-        problem, outer, inner = _start(make())
-        inner = problem.inner_step(outer, inner, 5)
-        before, kept = _frozen(inner), _frozen(outer)
-        first = _copy(problem.evaluate(outer, inner, 6))
+        loop, outer, inner = _start(make())
+        inner = _step(loop, outer, inner)
+        before, before_outer = tree.clone(inner), tree.clone(outer)
+        first = _copy(loop.evaluate(outer, inner, 6))
         assert identical(inner, before)
-        assert identical(outer, kept)
-        assert identical(_copy(problem.evaluate(outer, inner, 6)), first)
+        assert identical(outer, before_outer)
+        assert identical(_copy(loop.evaluate(outer, inner, 6)), first)
+
+    def test_losses_are_pure(self, make: Callable[[], Parts]) -> None:
+        """The same (outer, inner, batch) under the same key gives the same losses.
+
+        Whatever was called before, with gradients and without; buffers are copied each time.
+        """
+        parts = make()
+        if not isinstance(parts[0], GradientProblem):
+            pytest.skip("states no losses")
+        loop, outer, inner = _start(parts)
+        assert isinstance(loop, InnerLoop)
+        draw, outer_draw = loop.draw(inner, 5, 0), loop.outer_draw(inner, 5)
+        batch = loop.batch(outer, inner.at(inner.params), draw)
+
+        def losses(phi: Any, theta: Any) -> list[torch.Tensor]:
+            values = [
+                loop.inner_value(phi, inner.at(theta), draw, batch),
+                loop.outer_value(phi, inner.at(theta), outer_draw),
+            ]
+            return [value.detach().clone() for value in values]
+
+        first = losses(tree.leaves(outer), tree.leaves(inner.params))
+        with torch.no_grad():
+            assert identical(losses(outer, inner.params), first)
+        later = loop.run(outer, tree.clone(inner), 6, 2)
+        loop.outer_step += 1
+        loop.evaluate(outer, later, 7)
+        parts[0].metrics(outer, later)
+        assert identical(losses(outer, tree.leaves(inner.params)), first)
 
     def test_init_is_a_function_of_its_key(self, make: Callable[[], Parts]) -> None:
         """Two problems made alike start alike."""
@@ -165,22 +201,22 @@ class EstimatorContract(RunContract):
 
     def test_outer_is_left_alone(self, make: Callable[[], Parts]) -> None:
         """An estimator may update `inner` in place, never `outer`."""
-        problem, estimator, _ = make()
-        _, outer, inner = _start((problem, estimator, _))
-        before = _frozen(outer)
-        estimator(problem, outer, inner, 3)
+        parts = make()
+        loop, outer, inner = _start(parts)
+        before = tree.clone(outer)
+        parts[1](loop, outer, inner, 3)
         assert identical(outer, before)
 
     def test_inner_level_advances(self, make: Callable[[], Parts]) -> None:
         """The state that comes back differs from the start and takes another run."""
-        problem, estimator, _ = make()
-        _, outer, inner = _start((problem, estimator, _))
-        before = _frozen(inner)
-        inner, _ = estimator(problem, outer, inner, 3)
-        after = _frozen(inner)
+        parts = make()
+        loop, outer, inner = _start(parts)
+        before = tree.clone(inner)
+        inner, _ = parts[1](loop, outer, inner, 3)
+        after = tree.clone(inner)
         assert not identical(before, after)
-        inner, _ = estimator(problem, outer, inner, 4)
-        assert not identical(_frozen(inner), after)
+        inner, _ = parts[1](loop, outer, inner, 4)
+        assert not identical(inner, after)
 
     def test_cost_is_charged(self, make: Callable[[], Parts]) -> None:
         """A step costs something, in known units."""
@@ -195,7 +231,7 @@ class OptimizerContract(RunContract):
     def test_ask_is_a_function_of_state_and_key(self, make: Callable[[], Parts]) -> None:
         """Asking again before telling gives the same, and so does an equal optimizer."""
         one, two = self.told(make), self.told(make)
-        first = _frozen(one.ask(7))
+        first = tree.clone(one.ask(7))
         assert identical(one.ask(7), first)
         assert identical(two.ask(7), first)
 
@@ -204,7 +240,7 @@ class OptimizerContract(RunContract):
         one = self.told(make)
         problem, _, two = make()
         two.init(problem.init_outer(generator(0)))
-        two.load_state_dict(_frozen(one.state_dict()))
+        two.load_state_dict(tree.clone(one.state_dict()))
         assert identical(two.solution, one.solution)
         assert identical(two.ask(7), one.ask(7))
 
@@ -223,20 +259,16 @@ class OptimizerContract(RunContract):
         return engine.optimizer
 
 
-def _frozen(state: Any) -> Any:
-    return tree.clone(state)
-
-
 def _copy(feedback: Feedback) -> dict[str, Any]:
-    return _frozen({k: v for k, v in vars(feedback).items() if k != "metrics"}) | {
-        "metrics": _frozen(dict(feedback.metrics))
+    return tree.clone({k: v for k, v in vars(feedback).items() if k != "metrics"}) | {
+        "metrics": tree.clone(dict(feedback.metrics))
     }
 
 
 def _run(parts: Parts, steps: int) -> list[Any]:
     engine = Engine(*parts, outer_steps=steps)
     feedback = [_copy(f) for _, f in engine]
-    return [feedback, _frozen(engine.state_dict())]
+    return [feedback, tree.clone(engine.state_dict())]
 
 
 @contextmanager
@@ -253,7 +285,12 @@ def _recorded(parts: Parts, folder: Path) -> Iterator[Parts]:
         records.close()
 
 
-def _start(parts: Parts) -> tuple[Problem, Any, Any]:
-    problem, _, _ = parts
-    outer = problem.init_outer(generator(fold(0, "outer")))
-    return problem, outer, problem.init_inner(outer, None, 1)
+def _start(parts: Parts) -> tuple[InnerLoop | BlackBoxLoop, Any, Any]:
+    loop = loop_of(parts[0])
+    outer = parts[0].init_outer(generator(fold(0, "outer")))
+    return loop, outer, loop.start(outer, None, 1)
+
+
+def _step(loop: InnerLoop | BlackBoxLoop, outer: Any, inner: Any) -> Any:
+    # A gradient problem's step gives its argument away; a black box's is left as it was.
+    return loop.run(outer, tree.clone(inner) if isinstance(loop, InnerLoop) else inner, 5, 1)

@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import Module
 
 from metaopt.engine import tree
-from metaopt.engine.inner import Batch, GradientProblem
-from metaopt.engine.random import fold, generator
+from metaopt.engine.gradient_problem import Batch, GradientProblem
+from metaopt.engine.random import Draw, fold
 
 
 def in_float64(problem: GradientProblem) -> GradientProblem:
@@ -29,7 +29,8 @@ def in_float64(problem: GradientProblem) -> GradientProblem:
         method = getattr(twin, name)
         vars(twin)[name] = lambda *arguments: _cast(method(*arguments))
 
-    for name in ("inner_batch", "outer_batch", "init_outer", "init_params", "init_buffers"):
+    drawn = ("inner_batch", "outer_batch")
+    for name in (*drawn, "init_outer", "init_params", "init_buffers", "init_state"):
         cast_result(name)
     return twin
 
@@ -38,12 +39,12 @@ def with_one_batch(problem: GradientProblem, key: int) -> GradientProblem:
     """Return a copy of the problem whose inner batch and whose outer batch never change."""
     twin = copy.copy(problem)
     batches: dict[str, Batch] = {
-        "inner_batch": problem.inner_batch(generator(fold(key, "inner batch"))),
-        "outer_batch": problem.outer_batch(generator(fold(key, "outer batch"))),
+        "inner_batch": problem.inner_batch(Draw(fold(key, "inner batch"))),
+        "outer_batch": problem.outer_batch(Draw(fold(key, "outer batch"), inner_step=None)),
     }
 
     def fix(name: str) -> None:
-        def drawn(generator: Generator) -> Batch:
+        def drawn(draw: Draw) -> Batch:
             return batches[name]
 
         vars(twin)[name] = drawn

@@ -23,18 +23,6 @@ def identical(a: Any, b: Any) -> bool:
     return bool(a == b or (a != a and b != b))
 
 
-def tensors(state: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a tree."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from tensors(value)
-    elif isinstance(state, (list, tuple)):
-        for value in state:
-            yield from tensors(value)
-
-
 def _equal(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | ((a != a) & (b != b))).all())
 

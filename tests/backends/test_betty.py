@@ -15,7 +15,8 @@ from torch.func import functional_call
 from metaopt import backends
 from metaopt.backends.betty import BettyEngine, BettyHypergradient, translate
 from metaopt.engine import Engine, tree
-from metaopt.engine.inner import GradientProblem, run, split_module
+from metaopt.engine.gradient_problem import GradientProblem, split_module
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, StepDecay
 from metaopt.engine.random import generator
 from metaopt.estimators import (
@@ -66,11 +67,11 @@ class Reweighting(GradientProblem):
     def init_buffers(self, outer, params):
         return split_module(self.model)[1]
 
-    def inner_batch(self, generator):
-        return torch.randint(ROWS, (20,), generator=generator)
+    def inner_batch(self, draw):
+        return torch.randint(ROWS, (20,), generator=draw.generator)
 
-    def outer_batch(self, generator):
-        return ROWS + torch.randint(ROWS, (20,), generator=generator)
+    def outer_batch(self, draw):
+        return ROWS + torch.randint(ROWS, (20,), generator=draw.generator)
 
     def losses(self, inner, rows):
         logits = functional_call(self.model, inner, self.x[rows])
@@ -153,11 +154,11 @@ def raw_error(dropout):
 def solved(problem, steps):
     """Return phi and the inner solution."""
     phi = problem.init_outer(generator(0))
-    return phi, run(problem, phi, problem.init_inner(phi, None, 0), 0, steps)
+    return phi, InnerLoop(problem).run(phi, InnerLoop(problem).start(phi, None, 0), 0, steps)
 
 
 def gradient(estimator, problem, phi, inner, key=3):
-    return estimator(problem, phi, tree.clone(inner), key)[1].grad
+    return estimator(InnerLoop(problem), phi, tree.clone(inner), key)[1].grad
 
 
 def error(found, wanted):
@@ -277,23 +278,23 @@ def test_buffers_move_with_the_inner_steps_only():
 def test_parameters_come_back_bit_for_bit():
     raw, above = raw_betty(Reweighting(SGD(lr=0.1)))
     stepped = Reweighting(SGD(lr=0.1))
-    state = stepped.init_inner(stepped.init_outer(generator(0)), None, 0)
+    state = InnerLoop(stepped).start(stepped.init_outer(generator(0)), None, 0)
     displaced = [p.detach() for p in raw.module.parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(displaced, above.before, strict=True))
 
     phi = stepped.init_outer(generator(0))
-    expected = run(stepped, phi, tree.clone(state), 3, 1)
-    found, _ = BettyHypergradient("darts")(stepped, phi, tree.clone(state), 3)
+    expected = InnerLoop(stepped).run(phi, tree.clone(state), 3, 1)
+    found, _ = BettyHypergradient("darts")(InnerLoop(stepped), phi, tree.clone(state), 3)
     assert all(torch.equal(found.params[k], v) for k, v in expected.params.items())
 
 
 def test_parameters_come_back_after_an_exception():
     problem = Failing(SGD(lr=0.0))
     phi = problem.init_outer(generator(0))
-    state = problem.init_inner(phi, None, 0)
+    state = InnerLoop(problem).start(phi, None, 0)
     before = tree.clone(state.params)
     with pytest.raises(KeyError, match="third"):
-        BettyHypergradient("darts")(problem, phi, state, 3)
+        BettyHypergradient("darts")(InnerLoop(problem), phi, state, 3)
     assert all(torch.equal(state.params[k], v) for k, v in before.items())
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from metaopt import Engine, Feedback, GradientProblem, Problem
+from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.random import fold, generator
 from metaopt.estimators import FirstOrder, Score, Unroll
@@ -25,9 +26,9 @@ class Sines(GradientProblem):
     def init_params(self, outer, generator):
         return {"amplitude": outer["amplitude"].detach().clone()}
 
-    def inner_batch(self, generator):
-        x = 6 * torch.rand(10, 1, generator=generator, dtype=torch.float64)
-        shift = 0.1 * torch.randn(3, generator=generator, dtype=torch.float64)
+    def inner_batch(self, draw):
+        x = 6 * torch.rand(10, 1, generator=draw.generator, dtype=torch.float64)
+        shift = 0.1 * torch.randn(3, generator=draw.generator, dtype=torch.float64)
         waves = torch.sin(x * torch.arange(1, 4))
         return waves, waves @ (torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + shift)
 
@@ -175,5 +176,5 @@ def test_schedule_starts_again_with_each_episode():
 
 def test_episodes_differ_by_their_key():
     problem = StepSizeControl()
-    first, second = (problem.init_inner(1, None, fold(0, k)) for k in range(2))
+    first, second = (loop_of(problem).start(1, None, fold(0, k)) for k in range(2))
     assert first["curvature"] != second["curvature"]

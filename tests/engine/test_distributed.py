@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from metaopt import Engine, GradientProblem
 from metaopt.engine import distributed
 from metaopt.engine.engine import all_reduce
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
 from metaopt.engine.random import fold, generator
 from metaopt.estimators import Score, ScoreFunction, Unroll
@@ -34,11 +35,11 @@ class Rows(GradientProblem):
     def init_params(self, outer, generator):
         return {"theta": torch.zeros(3, dtype=torch.float64)}
 
-    def inner_batch(self, generator):
-        return self.rows(generator.initial_seed(), "inner")
+    def inner_batch(self, draw):
+        return self.rows(draw.generator.initial_seed(), "inner")
 
-    def outer_batch(self, generator):
-        return self.rows(generator.initial_seed(), "outer")
+    def outer_batch(self, draw):
+        return self.rows(draw.generator.initial_seed(), "outer")
 
     def rows(self, seed, purpose):
         x = torch.randn(ROWS, 3, generator=generator(fold(seed, purpose)), dtype=torch.float64)
@@ -63,12 +64,11 @@ class Union(Rows):
     def outer_loss(self, outer, inner, batch):
         return sum(super(Union, self).outer_loss(outer, inner, b) for b in batch) / RANKS
 
-    def draw(self, outer, inner, key):
-        return [self.rows(fold(key, "batch", rank), "inner") for rank in range(RANKS)]
+    def inner_batch(self, draw):
+        return [self.rows(fold(draw.key, draw.stream, rank), "inner") for rank in range(RANKS)]
 
-    def outer_value(self, outer, params, buffers, key):
-        batch = [self.rows(fold(key, "outer batch", rank), "outer") for rank in range(RANKS)]
-        return self.outer_loss(outer, params | buffers, batch)
+    def outer_batch(self, draw):
+        return [self.rows(fold(draw.key, draw.stream, rank), "outer") for rank in range(RANKS)]
 
 
 class Labels(Rows):
@@ -78,14 +78,14 @@ class Labels(Rows):
         super().__init__(SGD(lr=0.5))
         self.ranks = ranks
 
-    def inner_batch(self, generator):
+    def inner_batch(self, draw):
         parts = [self.rows(rank, "inner")[0] for rank in self.ranks]
         return torch.cat(parts)
 
-    def outer_batch(self, generator):
+    def outer_batch(self, draw):
         return self.rows(7, "outer")
 
-    def decide(self, outer, inner, batch, generator):
+    def prepare_batch(self, outer, inner, batch, draw):
         return batch, (batch[:, 1] > 0).double()
 
     def log_prob(self, outer, inner, batch):
@@ -112,8 +112,8 @@ def scores(ranks):
     problem, found = Labels(ranks), {}
     for kind in FEEDBACK:
         outer = {"log_weight": torch.tensor([0.3, -0.1, 0.2], dtype=torch.float64)}
-        inner = problem.init_inner(outer, None, 0)
-        found[kind] = all_reduce(ScoreFunction(kind)(problem, outer, inner, 0)[1]).grad[
+        inner = InnerLoop(problem).start(outer, None, 0)
+        found[kind] = all_reduce(ScoreFunction(kind)(InnerLoop(problem), outer, inner, 0)[1]).grad[
             "log_weight"
         ]
     return found

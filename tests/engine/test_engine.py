@@ -49,7 +49,10 @@ class Slope:
     def __init__(self, grads):
         self.grads = iter(grads)
 
-    def __call__(self, problem, outer, inner, key):
+    def check(self, loop):
+        """Accept every problem."""
+
+    def __call__(self, loop, outer, inner, key):
         grad = {k: torch.full_like(v, next(self.grads)) for k, v in outer.items()}
         return inner, Feedback(torch.zeros(()), grad)
 
@@ -172,9 +175,9 @@ def test_seeds_differ():
     keys = []
 
     class Keys(Score):
-        def __call__(self, problem, outer, inner, key):
+        def __call__(self, loop, outer, inner, key):
             keys.append(key)
-            return super().__call__(problem, outer, inner, key)
+            return super().__call__(loop, outer, inner, key)
 
     for seed in (0, 1):
         optimizer = Schedule(Listed([0.0]))
@@ -254,9 +257,9 @@ class Watcher(Ridge):
     """Keeps the hypergradients that it is shown, and the phi they are of."""
 
     def observe(self, outer, inner, feedback):
-        seen = inner.buffers.get("seen", torch.zeros(0, dtype=torch.float64))
+        seen = inner.state.get("seen", torch.zeros(0, dtype=torch.float64))
         found = torch.stack([outer["log_penalty"].sum(), feedback.grad["log_penalty"].sum()])
-        return inner._replace(buffers={"seen": torch.cat([seen, found])})
+        return inner._replace(state={"seen": torch.cat([seen, found])})
 
 
 def test_a_problem_observes_each_hypergradient_before_the_optimizer_steps_along_it():
@@ -266,7 +269,7 @@ def test_a_problem_observes_each_hypergradient_before_the_optimizer_steps_along_
     for _, feedback in engine:
         expected += [outer.sum(), feedback.grad["log_penalty"].sum()]
         outer = descent.solution["log_penalty"].clone()
-    assert torch.equal(engine.inner.buffers["seen"], torch.stack(expected))
+    assert torch.equal(engine.inner.state["seen"], torch.stack(expected))
     assert engine.inner.step == 3
 
 

@@ -4,7 +4,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metaopt.engine.inner import GradientProblem, split_module
+from metaopt.engine.gradient_problem import GradientProblem, split_module
 from metaopt.engine.inner_optimizers import SGD
 
 
@@ -48,16 +48,20 @@ class Classification(GradientProblem):
         size = 1 if self.pattern == "direct" else self.rows
         return {"weights": torch.linspace(-1, 1, size, dtype=self.dtype)}
 
+    @property
+    def frozen(self):
+        return split_module(self.module)[2]
+
     def init_params(self, outer, generator):
         return split_module(self.module)[0]
 
     def init_buffers(self, outer, params):
         return split_module(self.module)[1]
 
-    def inner_batch(self, generator):
+    def inner_batch(self, draw):
         return (*self.data[0], torch.arange(self.rows))
 
-    def outer_batch(self, generator):
+    def outer_batch(self, draw):
         return self.data[1]
 
     def inner_loss(self, outer, inner, batch):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt.engine.inner import GradientProblem, split_module
+from metaopt.engine.gradient_problem import GradientProblem, split_module
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import ConjugateGradient, Implicit, Unroll
 
@@ -24,10 +25,10 @@ class Reweighting(GradientProblem):
     def init_params(self, outer, generator):
         return split_module(self.model)[0]
 
-    def inner_batch(self, generator):
+    def inner_batch(self, draw):
         return self.x
 
-    def outer_batch(self, generator):
+    def outer_batch(self, draw):
         return self.x.flip(1)
 
     def losses(self, inner, x):
@@ -48,18 +49,21 @@ class Reweighting(GradientProblem):
 def test_unroll_through_attention_equals_a_finite_difference(segments):
     problem = Reweighting()
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     estimator = Unroll(3, segments=segments)
-    grad = estimator(problem, outer, inner, 0)[1].grad["weight"]
+    grad = estimator(InnerLoop(problem), outer, inner, 0)[1].grad["weight"]
     step = 1e-5 * torch.linspace(1, 2, 6, dtype=torch.float64)
-    up, down = (estimator(problem, {"weight": sign * step}, inner, 0)[1].value for sign in (1, -1))
+    up, down = (
+        estimator(InnerLoop(problem), {"weight": sign * step}, inner, 0)[1].value
+        for sign in (1, -1)
+    )
     torch.testing.assert_close(grad @ step, (up - down) / 2, rtol=1e-6, atol=0)
 
 
 def test_conjugate_gradient_solves_with_attention_in_the_graph():
     problem = Reweighting()
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     estimator = Implicit(ConjugateGradient(iterations=3), inner_steps=2)
-    _, feedback = estimator(problem, outer, inner, 0)
+    _, feedback = estimator(InnerLoop(problem), outer, inner, 0)
     assert feedback.metrics["solve/residual"] < 1

@@ -9,15 +9,17 @@ from test_attention import Reweighting
 
 from metaopt import Engine
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem
+from metaopt.engine.gradient_problem import GradientProblem
+from metaopt.engine.inner_loop import InnerLoop, loop_of
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import Direct, Score, Unroll
 from metaopt.optimizers import Descent, MirrorDescent
+from metaopt.problems.examples import Knapsack
 
 
 def at(problem, estimator):
     outer = problem.init_outer(torch.Generator().manual_seed(0))
-    return estimator(problem, outer, problem.init_inner(outer, None, 0), 7)
+    return estimator(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 7)
 
 
 def test_equals_the_unrolled_derivative_where_phi_does_not_move_theta():
@@ -64,7 +66,7 @@ class WorstGroup(GradientProblem):
     def outer_loss(self, outer, inner, batch):
         return -self.inner_loss(outer, inner, batch)
 
-    def inner_batch(self, generator):
+    def inner_batch(self, draw):
         return None
 
     outer_batch = inner_batch
@@ -87,4 +89,4 @@ def test_bad_settings_are_named():
 
 def test_a_problem_without_gradients_is_refused():
     with pytest.raises(TypeError, match="Direct needs a GradientProblem"):
-        Direct(1)(object(), {}, None, 0)
+        Direct(1).check(loop_of(Knapsack()))

@@ -7,6 +7,7 @@ import torch
 from cases import Classification, cosine
 
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop, loop_of
 from metaopt.engine.protocols import Feedback, Problem
 from metaopt.estimators import EvolutionStrategies, Unroll
 from metaopt.problems.examples import Quadratic
@@ -47,15 +48,15 @@ class Decay(Threshold):
 def repeat(estimator, problem, steps):
     outer, inner = problem.init_outer(None), None
     for key in range(steps):
-        inner = problem.init_inner(outer, inner, key)
-        inner, feedback = estimator(problem, outer, inner, key)
+        inner = loop_of(problem).start(outer, inner, key)
+        inner, feedback = estimator(loop_of(problem), outer, inner, key)
         inner = None if feedback.done else inner
     return float(feedback.grad["phi"])
 
 
 def test_gradient_of_a_step_function_is_that_of_its_smoothing():
     estimator = EvolutionStrategies(pairs=2000, sigma=0.5)
-    _, feedback = estimator(Threshold(), {"phi": torch.tensor(0.3)}, {"count": 0}, 0)
+    _, feedback = estimator(loop_of(Threshold()), {"phi": torch.tensor(0.3)}, {"count": 0}, 0)
     density = math.exp(-((0.3 / 0.5) ** 2) / 2) / (0.5 * math.sqrt(2 * math.pi))
     assert float(feedback.grad["phi"]) == pytest.approx(density, rel=0.1)
     assert feedback.value == 1.0
@@ -68,8 +69,8 @@ def test_is_a_random_projection_of_the_gradient_for_a_quadratic():
     for start in (0.0, 2.0):
         outer = {"phi": torch.full((1,), start, dtype=torch.float64)}
         estimator = EvolutionStrategies(pairs=200, sigma=0.1, inner_steps=3)
-        _, found = estimator(problem, outer, problem.init_inner(outer, None, 0), 5)
-        _, exact = Unroll(3)(problem, outer, problem.init_inner(outer, None, 0), 5)
+        _, found = estimator(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
+        _, exact = Unroll(3)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
         ratios.append(float(found.grad["phi"] / exact.grad["phi"]))
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-9)
     assert ratios[0] == pytest.approx(1, abs=3 * math.sqrt(2 / 200))
@@ -79,8 +80,8 @@ def test_points_along_the_unrolled_gradient_of_a_network():
     problem = Classification(rows=8, dropout=0.1, batch_norm=True)
     outer = problem.init_outer(None)
     estimator = EvolutionStrategies(pairs=100, sigma=0.01, inner_steps=2)
-    inner, found = estimator(problem, outer, problem.init_inner(outer, None, 0), 5)
-    other, exact = Unroll(2)(problem, outer, problem.init_inner(outer, None, 0), 5)
+    inner, found = estimator(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
+    other, exact = Unroll(2)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
     assert cosine(found.grad, exact.grad) > 0.9
     assert all(torch.allclose(v, inner.params[k]) for k, v in other.params.items())
     assert inner.buffers["norm.num_batches_tracked"] == 2
@@ -108,8 +109,8 @@ def test_persistent_pairs_follow_a_gradient_problem_that_starts_afresh():
     outer, seen = problem.init_outer(None), []
     estimator = EvolutionStrategies(pairs=3, persistent=True)
     for _ in range(2):
-        inner = problem.init_inner(outer, None, 0)
-        seen.append(estimator(problem, outer, inner, 0)[1].grad["phi"])
+        inner = InnerLoop(problem).start(outer, None, 0)
+        seen.append(estimator(InnerLoop(problem), outer, inner, 0)[1].grad["phi"])
     assert torch.equal(*seen)
 
 
@@ -117,16 +118,20 @@ def test_resumes_to_the_bit():
     problem = Classification(rows=4)
     outer = problem.init_outer(None)
     one, two = (EvolutionStrategies(pairs=2, persistent=True) for _ in range(2))
-    inner, _ = one(problem, outer, problem.init_inner(outer, None, 0), 0)
+    inner, _ = one(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0)
     two.load_state_dict(tree.clone(one.state_dict()))
-    _, expected = one(problem, outer, tree.clone(inner), 1)
-    _, found = two(problem, outer, inner, 1)
+    _, expected = one(InnerLoop(problem), outer, tree.clone(inner), 1)
+    _, found = two(InnerLoop(problem), outer, inner, 1)
     assert torch.equal(found.grad["weights"], expected.grad["weights"])
 
 
 def test_an_outer_variable_without_tensors_is_refused():
+    class Text(Threshold):
+        def init_outer(self, generator):
+            return "a template"
+
     with pytest.raises(TypeError, match=r"str.*estimator=score"):
-        EvolutionStrategies()(Threshold(), "a template", {"count": 0}, 0)
+        EvolutionStrategies().check(loop_of(Text()))
 
 
 @pytest.mark.parametrize(("settings", "name"), [({"pairs": 0}, "pairs"), ({"sigma": 0.0}, "sigma")])

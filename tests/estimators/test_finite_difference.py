@@ -6,7 +6,7 @@ from cases import Classification, cosine, relative_error
 from test_attention import Reweighting
 
 from metaopt.engine import tree
-from metaopt.engine.inner import run
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.estimators import FiniteDifference, Identity, Implicit
 from metaopt.estimators.detached import RecordDetached, ReplayDetached
 from metaopt.problems.examples import Quadratic
@@ -16,9 +16,9 @@ from metaopt.testing.meter import PeakMemory
 def both(problem, estimator=None, steps=3):
     """Return the estimate and the exact -J^T v, at the same point and key."""
     outer = problem.init_outer(torch.Generator().manual_seed(0))
-    inner = run(problem, outer, problem.init_inner(outer, None, 0), 1, steps)
-    _, exact = Implicit(Identity(), inner_steps=1)(problem, outer, tree.clone(inner), 7)
-    _, found = (estimator or FiniteDifference())(problem, outer, inner, 7)
+    inner = InnerLoop(problem).run(outer, InnerLoop(problem).start(outer, None, 0), 1, steps)
+    _, exact = Implicit(Identity(), inner_steps=1)(InnerLoop(problem), outer, tree.clone(inner), 7)
+    _, found = (estimator or FiniteDifference())(InnerLoop(problem), outer, inner, 7)
     return found.grad, exact.grad
 
 
@@ -64,11 +64,11 @@ def test_works_with_fused_attention():
 def test_averages_v_over_ranks_before_the_product(monkeypatch):
     problem = Quadratic(rho=0.0)
     outer = {"phi": torch.ones(5, dtype=torch.float64)}
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     estimator = FiniteDifference(epsilon=0.1, inner_steps=0)
-    _, alone = estimator(problem, outer, inner, 0)
+    _, alone = estimator(InnerLoop(problem), outer, inner, 0)
     monkeypatch.setattr("metaopt.engine.distributed.mean", lambda values: tree.scale(values, 0.5))
-    _, halved = estimator(problem, outer, inner, 0)
+    _, halved = estimator(InnerLoop(problem), outer, inner, 0)
     torch.testing.assert_close(halved.grad["phi"], 0.5 * alone.grad["phi"])
 
 
@@ -110,8 +110,8 @@ def test_row_weights_need_no_reverse_pass_through_the_model(pattern, monkeypatch
     monkeypatch.setattr(Counted, "backwards", 0)
     problem = Watched(pattern=pattern)
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
-    FiniteDifference(inner_steps=0)(problem, outer, inner, 7)
+    inner = InnerLoop(problem).start(outer, None, 0)
+    FiniteDifference(inner_steps=0)(InnerLoop(problem), outer, inner, 7)
     assert Counted.backwards == 1, "only dF/dtheta goes through the model"
 
 
@@ -131,10 +131,10 @@ def test_without_replay_it_differentiates_through_the_detach(monkeypatch):
 def test_needs_v_and_one_copy_of_the_parameters():
     problem = Classification(hidden=400, features=64, dtype=torch.float32)
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     size = sum(p.nbytes for p in inner.params.values())
     with PeakMemory() as meter:
-        FiniteDifference(inner_steps=0)(problem, outer, inner, 7)
+        FiniteDifference(inner_steps=0)(InnerLoop(problem), outer, inner, 7)
     assert 2 * size < meter.peak < 2.5 * size, "the rest is activations"
 
 
@@ -142,9 +142,9 @@ def test_needs_v_and_one_copy_of_the_parameters():
 def test_parameters_and_buffers_come_back_bit_for_bit(batch_norm):
     problem = Classification(batch_norm=batch_norm, dropout=0.1)
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     before = tree.clone(inner)
-    after, _ = FiniteDifference(inner_steps=0)(problem, outer, inner, 7)
+    after, _ = FiniteDifference(inner_steps=0)(InnerLoop(problem), outer, inner, 7)
     for name, value in {**before.params, **before.buffers}.items():
         assert torch.equal(value, {**after.params, **after.buffers}[name])
 
@@ -153,7 +153,7 @@ def test_batch_norm_counts_each_inner_step_once():
     problem = Classification(batch_norm=True)
     outer = problem.init_outer(None)
     after, _ = FiniteDifference(inner_steps=3)(
-        problem, outer, problem.init_inner(outer, None, 0), 7
+        InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 7
     )
     assert after.buffers["norm.num_batches_tracked"] == 3
 
@@ -175,10 +175,10 @@ def test_parameters_come_back_after_an_exception(fails_at):
     problem = Failing()
     problem.fails_at = fails_at
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     before = tree.clone(inner.params)
     with pytest.raises(FloatingPointError):
-        FiniteDifference(inner_steps=0)(problem, outer, inner, 7)
+        FiniteDifference(inner_steps=0)(InnerLoop(problem), outer, inner, 7)
     assert all(torch.equal(before[k], inner.params[k]) for k in before)
 
 
@@ -198,7 +198,9 @@ def test_a_loss_with_hidden_state_is_refused():
     problem = Forgetful()
     outer = problem.init_outer(None)
     with pytest.raises(RuntimeError, match="same calls"):
-        FiniteDifference(inner_steps=0)(problem, outer, problem.init_inner(outer, None, 0), 7)
+        FiniteDifference(inner_steps=0)(
+            InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 7
+        )
 
 
 def test_zero_direction_gives_the_direct_term():

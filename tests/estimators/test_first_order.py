@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem
+from metaopt.engine.gradient_problem import GradientProblem
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import FirstOrder, Forward, OneStep, Unroll
 from metaopt.problems.examples import Quadratic
@@ -32,10 +33,10 @@ class Adaptation(GradientProblem):
     def init_params(self, outer, generator):
         return {k: v.clone() for k, v in outer.items()}
 
-    def inner_batch(self, generator):
+    def inner_batch(self, draw):
         return self.support
 
-    def outer_batch(self, generator):
+    def outer_batch(self, draw):
         return self.query
 
     def inner_loss(self, outer, inner, batch):
@@ -54,7 +55,9 @@ class Adaptation(GradientProblem):
 def test_differs_from_the_full_derivative_by_the_hessian_term():
     problem = Adaptation()
     outer = problem.init_outer(None)
-    _, feedback = FirstOrder(1)(problem, outer, problem.init_inner(outer, None, 0), 0)
+    _, feedback = FirstOrder(1)(
+        InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0
+    )
     phi = outer["weight"].clone().requires_grad_()
     value = problem.outer_loss(outer, {"weight": problem.adapted(phi, 1)}, problem.query)
     (maml,) = torch.autograd.grad(value, [phi])
@@ -68,8 +71,8 @@ def test_differs_from_the_full_derivative_by_the_hessian_term():
 def test_unroll_from_a_fork_is_maml(steps, segments):
     problem = Adaptation(pull=0.3)
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
-    _, feedback = Unroll(steps, segments=segments)(problem, outer, inner, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
+    _, feedback = Unroll(steps, segments=segments)(InnerLoop(problem), outer, inner, 0)
     phi = outer["weight"].clone().requires_grad_()
     theta = {"weight": problem.adapted(phi, steps)}
     value = problem.outer_loss({"weight": phi}, theta, problem.query)
@@ -81,24 +84,24 @@ def test_unroll_from_a_fork_is_maml(steps, segments):
 def test_forward_from_a_fork_is_maml(steps):
     problem = Adaptation(pull=0.3)
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
-    _, exact = Unroll(steps)(problem, outer, tree.clone(inner), 0)
-    _, found = Forward(steps)(problem, outer, tree.clone(inner), 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
+    _, exact = Unroll(steps)(InnerLoop(problem), outer, tree.clone(inner), 0)
+    _, found = Forward(steps)(InnerLoop(problem), outer, tree.clone(inner), 0)
     torch.testing.assert_close(found.grad, exact.grad, rtol=1e-12, atol=1e-14)
 
 
 def test_one_step_refuses_a_fork():
-    problem = Adaptation()
-    outer = problem.init_outer(None)
     with pytest.raises(ValueError, match="estimator=unroll, forward or first_order"):
-        OneStep()(problem, outer, problem.init_inner(outer, None, 0), 0)
+        OneStep().check(InnerLoop(Adaptation()))
 
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_equals_the_outer_gradient_at_the_adapted_weights(steps):
     problem = Adaptation(pull=0.3)
     outer = problem.init_outer(None)
-    inner, feedback = FirstOrder(steps)(problem, outer, problem.init_inner(outer, None, 0), 0)
+    inner, feedback = FirstOrder(steps)(
+        InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0
+    )
     theta, (x, y) = problem.adapted(outer["weight"], steps), problem.query
     expected = x.T @ (x @ theta - y) / len(x) + 0.3 * outer["weight"]
     torch.testing.assert_close(feedback.grad["weight"], expected, rtol=1e-12, atol=1e-12)
@@ -119,15 +122,15 @@ def test_outer_keys_beyond_the_copy_get_the_direct_term():
 
     problem = Extended()
     outer = problem.init_outer(None)
-    _, feedback = FirstOrder()(problem, outer, problem.init_inner(outer, None, 0), 0)
+    _, feedback = FirstOrder()(
+        InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0
+    )
     assert feedback.grad["shift"] == 3
 
 
 def test_a_warm_start_is_refused():
-    problem = Quadratic()
-    outer = problem.init_outer(None)
     with pytest.raises(ValueError, match="warm_start"):
-        FirstOrder()(problem, outer, problem.init_inner(outer, None, 0), 0)
+        FirstOrder().check(InnerLoop(Quadratic()))
 
 
 def test_names_that_do_not_match_are_refused():
@@ -135,10 +138,8 @@ def test_names_that_do_not_match_are_refused():
         def init_params(self, outer, generator):
             return {"other": outer["weight"].clone()}
 
-    problem = Renamed()
-    outer = problem.init_outer(None)
     with pytest.raises(TypeError, match=r"'other'.*nothing of that name"):
-        FirstOrder()(problem, outer, problem.init_inner(outer, None, 0), 0)
+        FirstOrder().check(InnerLoop(Renamed()))
 
 
 def test_bad_settings_are_named():

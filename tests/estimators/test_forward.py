@@ -5,6 +5,7 @@ import torch
 from cases import Classification, relative_error
 
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, Cosine
 from metaopt.estimators import Forward, Unroll
 from metaopt.problems.examples import Quadratic
@@ -19,8 +20,8 @@ OPTIMIZERS = [
 
 def both(problem, steps=4):
     outer = problem.init_outer(torch.Generator().manual_seed(0))
-    found = Forward(steps)(problem, outer, problem.init_inner(outer, None, 0), 3)
-    exact = Unroll(steps)(problem, outer, problem.init_inner(outer, None, 0), 3)
+    found = Forward(steps)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 3)
+    exact = Unroll(steps)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 3)
     return found, exact
 
 
@@ -53,8 +54,8 @@ def test_equals_unroll_on_networks(settings):
 def test_many_steps_reach_the_closed_form():
     problem = Quadratic()
     outer = {"phi": torch.linspace(-1, 1, 5, dtype=torch.float64)}
-    start = problem.init_inner(outer, None, 0)
-    _, feedback = Forward(400)(problem, outer, start, 0)
+    start = InnerLoop(problem).start(outer, None, 0)
+    _, feedback = Forward(400)(InnerLoop(problem), outer, start, 0)
     assert relative_error(feedback.grad, problem.hypergradient(outer)) < 1e-10
 
 
@@ -86,9 +87,8 @@ def joined(outer):
 
 def test_too_many_outer_numbers_are_refused():
     problem = Quadratic(features=80, outers=65)
-    outer = problem.init_outer(torch.Generator())
     with pytest.raises(ValueError, match=r"65.*estimator=unroll"):
-        Forward()(problem, outer, problem.init_inner(outer, None, 0), 0)
+        Forward().check(InnerLoop(problem))
 
 
 def test_bad_settings_are_named():
@@ -99,7 +99,9 @@ def test_bad_settings_are_named():
 def test_inner_steps_of_one_have_the_closed_form_of_a_single_step():
     problem = Quadratic(inner_optimizer=SGD(lr=0.5))
     outer = {"phi": torch.linspace(-1, 1, 5, dtype=torch.float64)}
-    inner, feedback = Forward(1)(problem, outer, problem.init_inner(outer, None, 0), 0)
+    inner, feedback = Forward(1)(
+        InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0
+    )
     v = inner.params["theta"] - problem.target
     exact = {"phi": 0.5 * problem.coupling.T @ v + problem.rho * outer["phi"]}
     assert tree.norm(tree.add(feedback.grad, exact, -1.0)) < 1e-12

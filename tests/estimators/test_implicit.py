@@ -5,6 +5,7 @@ import torch
 from cases import Classification
 
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import (
     ConjugateGradient,
@@ -26,7 +27,7 @@ def ridge() -> Ridge:
 
 def solved(problem, outer):
     """Return the inner state at the exact solution."""
-    state = problem.init_inner(outer, None, 0)
+    state = InnerLoop(problem).start(outer, None, 0)
     return state._replace(params={"weight": problem.solve(outer)})
 
 
@@ -47,7 +48,7 @@ def error(found, exact):
 )
 def test_converged_solvers_equal_the_closed_form(ridge, solver, bound):
     outer = ridge.init_outer(None)
-    _, feedback = Implicit(solver, inner_steps=0)(ridge, outer, solved(ridge, outer), 0)
+    _, feedback = Implicit(solver, inner_steps=0)(InnerLoop(ridge), outer, solved(ridge, outer), 0)
     assert error(feedback.grad, ridge.hypergradient(outer)) < bound
 
 
@@ -55,7 +56,7 @@ def test_default_conjugate_gradient_cold_and_warm(ridge):
     estimator, outer = Implicit(inner_steps=0), ridge.init_outer(None)
     errors = []
     for step in range(20):
-        _, feedback = estimator(ridge, outer, solved(ridge, outer), step)
+        _, feedback = estimator(InnerLoop(ridge), outer, solved(ridge, outer), step)
         errors.append(error(feedback.grad, ridge.hypergradient(outer)))
         outer = tree.add(outer, feedback.grad, -1.0)
     assert errors[0] < 0.1
@@ -96,9 +97,9 @@ def test_indefinite_curvature_is_said_and_never_worse_than_nothing(diagonal, v):
 def test_warm_solves_stay_bounded_where_a_network_is_not_convex(seed):
     problem = Classification(hidden=24, seed=seed)
     outer = problem.init_outer(torch.Generator().manual_seed(seed))
-    inner, estimator = problem.init_inner(outer, None, 0), Implicit(inner_steps=5)
+    inner, estimator = InnerLoop(problem).start(outer, None, 0), Implicit(inner_steps=5)
     for step in range(60):
-        inner, feedback = estimator(problem, outer, inner, step)
+        inner, feedback = estimator(InnerLoop(problem), outer, inner, step)
         assert feedback.metrics["solve/residual"] <= 1 + 1e-6
 
 
@@ -123,7 +124,9 @@ def test_a_constant_outer_loss_has_a_zero_hypergradient():
     problem = Constant()
     outer = problem.init_outer(None)
     for estimator in (Implicit(), OneStep(), FiniteDifference(), Unroll(2)):
-        _, feedback = estimator(problem, outer, problem.init_inner(outer, None, 0), 0)
+        _, feedback = estimator(
+            InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0
+        )
         assert not feedback.grad["log_penalty"].any()
 
 
@@ -145,10 +148,10 @@ def test_nystrom_solves_a_fast_decaying_spectrum_in_a_few_iterations():
 def test_state_survives_a_save_and_a_load(ridge):
     outer = ridge.init_outer(None)
     first, second = (Implicit(ConjugateGradient(preconditioner=Nystrom(5))) for _ in range(2))
-    inner, _ = first(ridge, outer, solved(ridge, outer), 0)
+    inner, _ = first(InnerLoop(ridge), outer, solved(ridge, outer), 0)
     second.load_state_dict(tree.clone(first.state_dict()))
-    _, a = first(ridge, outer, tree.clone(inner), 1)
-    _, b = second(ridge, outer, tree.clone(inner), 1)
+    _, a = first(InnerLoop(ridge), outer, tree.clone(inner), 1)
+    _, b = second(InnerLoop(ridge), outer, tree.clone(inner), 1)
     assert torch.equal(a.grad["log_penalty"], b.grad["log_penalty"])
 
 
@@ -171,4 +174,4 @@ def test_bad_arguments_are_named(build):
 def test_exact_refuses_large_systems(ridge):
     outer = ridge.init_outer(None)
     with pytest.raises(ValueError, match="at most limit=10"):
-        Implicit(Exact(limit=10), 0)(ridge, outer, solved(ridge, outer), 0)
+        Implicit(Exact(limit=10), 0)(InnerLoop(ridge), outer, solved(ridge, outer), 0)

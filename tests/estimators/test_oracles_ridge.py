@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metaopt.engine import tree
-from metaopt.engine.inner import run
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.random import generator
 from metaopt.estimators import (
@@ -29,14 +29,14 @@ def solved():
     """Return the problem, phi, and the inner solution in a state that SGD does not move."""
     problem = Ridge(inner_optimizer=SGD(lr=RATE))
     phi = problem.init_outer(generator(0))
-    inner = problem.init_inner(phi, None, 0)
+    inner = InnerLoop(problem).start(phi, None, 0)
     inner.params["weight"].copy_(problem.solve(phi))
     return problem, phi, inner
 
 
 def gradient(estimator, solved):
     problem, phi, inner = solved
-    return estimator(problem, phi, tree.clone(inner), 0)[1].grad["log_penalty"]
+    return estimator(InnerLoop(problem), phi, tree.clone(inner), 0)[1].grad["log_penalty"]
 
 
 def error(found, wanted):
@@ -59,7 +59,7 @@ def test_the_closed_form_is_the_derivative_of_the_solved_problem(solved):
 
 def test_descent_reaches_the_solution(solved):
     problem, phi, _ = solved
-    inner = run(problem, phi, problem.init_inner(phi, None, 0), 0, 650)
+    inner = InnerLoop(problem).run(phi, InnerLoop(problem).start(phi, None, 0), 0, 650)
     assert error(inner.params["weight"], problem.solve(phi)) < 1e-9
 
 

@@ -5,6 +5,7 @@ import torch
 from cases import Classification, cosine, relative_error
 
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.estimators import Identity, Implicit, Penalty
 from metaopt.problems.examples import Quadratic
 
@@ -12,9 +13,9 @@ from metaopt.problems.examples import Quadratic
 def settled(problem, outer, strength, calls=5):
     """Return the last feedback of calls long enough for both copies to converge."""
     estimator = Penalty(strength, initial=strength, inner_steps=60)
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     for key in range(calls):
-        inner, feedback = estimator(problem, outer, inner, key)
+        inner, feedback = estimator(InnerLoop(problem), outer, inner, key)
     return inner, feedback
 
 
@@ -51,9 +52,9 @@ def test_error_falls_as_one_over_the_strength():
 def test_descends_to_the_optimum():
     problem = Quadratic()
     estimator, outer = Penalty(1000.0, initial=10.0, inner_steps=5), problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     for key in range(200):
-        inner, feedback = estimator(problem, outer, inner, key)
+        inner, feedback = estimator(InnerLoop(problem), outer, inner, key)
         outer = tree.add(outer, feedback.grad, -0.02)
     assert relative_error(outer, problem.optimum()) < 5e-3
 
@@ -61,9 +62,9 @@ def test_descends_to_the_optimum():
 def test_strength_grows_from_its_initial_value_to_its_limit():
     problem = Quadratic()
     estimator, outer = Penalty(0.2, initial=0.1, growth=1.5), problem.init_outer(None)
-    inner, seen = problem.init_inner(outer, None, 0), []
+    inner, seen = InnerLoop(problem).start(outer, None, 0), []
     for key in range(3):
-        inner, feedback = estimator(problem, outer, inner, key)
+        inner, feedback = estimator(InnerLoop(problem), outer, inner, key)
         seen.append(feedback.metrics["outer/penalty"])
     assert seen == pytest.approx([0.1, 0.15, 0.2])
 
@@ -72,10 +73,10 @@ def test_resumes_to_the_bit():
     problem = Classification(batch_norm=True, dropout=0.1)
     outer = problem.init_outer(None)
     one, two = Penalty(), Penalty()
-    inner, _ = one(problem, outer, problem.init_inner(outer, None, 0), 0)
+    inner, _ = one(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0)
     two.load_state_dict(tree.clone(one.state_dict()))
-    _, expected = one(problem, outer, tree.clone(inner), 1)
-    _, found = two(problem, outer, inner, 1)
+    _, expected = one(InnerLoop(problem), outer, tree.clone(inner), 1)
+    _, found = two(InnerLoop(problem), outer, inner, 1)
     assert torch.equal(found.grad["weights"], expected.grad["weights"])
 
 
@@ -86,9 +87,14 @@ def test_resumes_to_the_bit():
 def test_points_the_right_way_on_networks(settings):
     problem = Classification(**settings)
     outer = problem.init_outer(None)
-    estimator, inner = Penalty(1.0, initial=1.0, inner_steps=20), problem.init_inner(outer, None, 0)
-    inner, feedback = estimator(problem, outer, inner, 0)
-    _, reference = Implicit(Identity(), inner_steps=0)(problem, outer, tree.clone(inner), 0)
+    estimator, inner = (
+        Penalty(1.0, initial=1.0, inner_steps=20),
+        InnerLoop(problem).start(outer, None, 0),
+    )
+    inner, feedback = estimator(InnerLoop(problem), outer, inner, 0)
+    _, reference = Implicit(Identity(), inner_steps=0)(
+        InnerLoop(problem), outer, tree.clone(inner), 0
+    )
     assert cosine(feedback.grad, reference.grad) > 0.3
     if "norm.num_batches_tracked" in inner.buffers:
         assert inner.buffers["norm.num_batches_tracked"] == 20
@@ -97,7 +103,7 @@ def test_points_the_right_way_on_networks(settings):
 def test_an_outer_variable_that_reaches_one_loss_only_gets_its_direct_term():
     problem = Classification(pattern="direct")
     outer = problem.init_outer(None)
-    _, feedback = Penalty()(problem, outer, problem.init_inner(outer, None, 0), 0)
+    _, feedback = Penalty()(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0)
     assert feedback.grad["weights"].shape == (1,)
     assert feedback.grad["weights"] > 0
 

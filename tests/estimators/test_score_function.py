@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem
+from metaopt.engine.gradient_problem import GradientProblem
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import ScoreFunction
 from metaopt.problems.examples import Ridge
@@ -32,17 +33,17 @@ class Labels(GradientProblem):
     def init_params(self, outer, generator):
         return {"w": torch.randn(CLASSES, 2, generator=generator, dtype=torch.float64)}
 
-    def inner_batch(self, generator):
+    def inner_batch(self, draw):
         return self.x
 
-    def outer_batch(self, generator):
+    def outer_batch(self, draw):
         return self.held, self.truth
 
-    def decide(self, outer, inner, batch, generator):
+    def prepare_batch(self, outer, inner, batch, draw):
         if self.labels is not None:
             return batch, self.labels
         p = (batch @ outer["w"].T).softmax(1)
-        return batch, torch.multinomial(p, 1, generator=generator).squeeze(1)
+        return batch, torch.multinomial(p, 1, generator=draw.generator).squeeze(1)
 
     def inner_losses(self, outer, inner, batch):
         return F.cross_entropy(batch[0] @ inner["w"].T, batch[1], reduction="none")
@@ -67,7 +68,7 @@ def enumerate_labels(problem, outer, inner, estimator):
     for labels in itertools.product(range(CLASSES), repeat=ROWS):
         problem.labels = torch.tensor(labels)
         p = problem.log_prob(phi, inner.params, (problem.x, problem.labels)).sum().exp()
-        after, feedback = estimator(problem, outer, tree.clone(inner), 0)
+        after, feedback = estimator(InnerLoop(problem), outer, tree.clone(inner), 0)
         expected += p.detach() * feedback.grad["w"]
         loss = problem.outer_loss(phi, after.params, (problem.held, problem.truth))
         total = total + p * loss
@@ -79,7 +80,7 @@ def enumerate_labels(problem, outer, inner, estimator):
 def case():
     problem = Labels()
     outer = problem.init_outer(torch.Generator().manual_seed(2))
-    return problem, outer, problem.init_inner(outer, None, 0)
+    return problem, outer, InnerLoop(problem).start(outer, None, 0)
 
 
 def test_loss_difference_is_unbiased(case):
@@ -101,7 +102,7 @@ def test_reversed_sign_points_the_other_way(case):
 def test_first_order_forms_agree_for_a_small_learning_rate(feedback):
     problem = Labels(lr=1e-4)
     outer = problem.init_outer(torch.Generator().manual_seed(2))
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     expected, exact = enumerate_labels(problem, outer, inner, ScoreFunction(feedback))
     direct = 2 * outer["w"]
     torch.testing.assert_close(
@@ -115,7 +116,8 @@ def test_per_example_has_less_variance_than_one_number_for_the_batch(case):
     def spread(feedback):
         estimator = ScoreFunction(feedback)
         draws = [
-            estimator(problem, outer, tree.clone(inner), key)[1].grad["w"] for key in range(200)
+            estimator(InnerLoop(problem), outer, tree.clone(inner), key)[1].grad["w"]
+            for key in range(200)
         ]
         return torch.stack(draws).var(0).sum()
 
@@ -126,8 +128,10 @@ def test_cosine_is_free_of_the_learning_rate():
     def reward(lr):
         problem = Labels(lr=lr)
         outer = problem.init_outer(torch.Generator().manual_seed(2))
-        inner = problem.init_inner(outer, None, 0)
-        return ScoreFunction("cosine")(problem, outer, inner, 0)[1].metrics["outer/feedback"]
+        inner = InnerLoop(problem).start(outer, None, 0)
+        return ScoreFunction("cosine")(InnerLoop(problem), outer, inner, 0)[1].metrics[
+            "outer/feedback"
+        ]
 
     small, large = reward(1e-5), reward(1e-4)
     torch.testing.assert_close(small, large, rtol=1e-2, atol=0)
@@ -137,10 +141,10 @@ def test_cosine_is_free_of_the_learning_rate():
 def test_baseline_is_kept_across_a_save(case):
     problem, outer, inner = case
     first, second = ScoreFunction(baseline=0.9), ScoreFunction(baseline=0.9)
-    first(problem, outer, tree.clone(inner), 0)
+    first(InnerLoop(problem), outer, tree.clone(inner), 0)
     second.load_state_dict(tree.clone(first.state_dict()))
-    a = first(problem, outer, tree.clone(inner), 1)[1].grad["w"]
-    b = second(problem, outer, tree.clone(inner), 1)[1].grad["w"]
+    a = first(InnerLoop(problem), outer, tree.clone(inner), 1)[1].grad["w"]
+    b = second(InnerLoop(problem), outer, tree.clone(inner), 1)[1].grad["w"]
     assert torch.equal(a, b)
 
 
@@ -149,7 +153,7 @@ def test_no_graph_is_kept_between_steps(case, feedback):
     problem, outer, inner = case
     estimator = ScoreFunction(feedback, baseline=0.9)
     for key in range(2):
-        inner, found = estimator(problem, outer, inner, key)
+        inner, found = estimator(InnerLoop(problem), outer, inner, key)
     tensors = [found.grad["w"], found.value, inner.loss, *inner.params.values()]
     tensors += [*found.metrics.values(), estimator.state_dict()["average"]]
     assert not any(t.requires_grad for t in tensors)
@@ -165,9 +169,9 @@ def test_per_example_rewards_add_up_with_a_constant_factor_in_the_loss():
 
     problem = Weighted()
     outer = problem.init_outer(torch.Generator().manual_seed(2))
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     mean, total = (
-        ScoreFunction(kind)(problem, outer, inner, 0)[1].metrics["outer/feedback"]
+        ScoreFunction(kind)(InnerLoop(problem), outer, inner, 0)[1].metrics["outer/feedback"]
         for kind in ("per_example", "dot_product")
     )
     torch.testing.assert_close(ROWS * mean, total)
@@ -175,15 +179,13 @@ def test_per_example_rewards_add_up_with_a_constant_factor_in_the_loss():
 
 def test_clip_bounds_the_advantage(case):
     problem, outer, inner = case
-    _, feedback = ScoreFunction("loss_difference", clip=1e-12)(problem, outer, inner, 0)
+    _, feedback = ScoreFunction("loss_difference", clip=1e-12)(InnerLoop(problem), outer, inner, 0)
     torch.testing.assert_close(feedback.grad["w"], 2 * outer["w"], rtol=1e-9, atol=1e-9)
 
 
 def test_a_problem_without_decisions_is_refused_with_advice():
-    ridge = Ridge()
-    outer = ridge.init_outer(None)
     with pytest.raises(TypeError, match="estimator=one_step"):
-        ScoreFunction()(ridge, outer, ridge.init_inner(outer, None, 0), 0)
+        ScoreFunction().check(InnerLoop(Ridge()))
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,17 @@ import torch
 from cases import Classification, relative_error
 
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
-from metaopt.engine.random import fold
 from metaopt.estimators import Soba
 from metaopt.problems.examples import Quadratic, Ridge
 
 
 def loop(problem, estimator, steps, lr):
     outer = problem.init_outer(torch.Generator())
-    inner = problem.init_inner(outer, None, 0)
+    inner = InnerLoop(problem).start(outer, None, 0)
     for key in range(steps):
-        inner, feedback = estimator(problem, outer, inner, key)
+        inner, feedback = estimator(InnerLoop(problem), outer, inner, key)
         outer = tree.add(outer, feedback.grad, -lr)
     return outer, inner, feedback
 
@@ -24,11 +24,11 @@ def test_is_exact_with_the_exact_adjoint_at_the_solution():
     problem = Quadratic()
     outer = {"phi": torch.linspace(-1, 1, 5, dtype=torch.float64)}
     theta = problem.solve(outer)
-    inner = problem.init_inner(outer, None, 0)._replace(params={"theta": theta})
+    inner = InnerLoop(problem).start(outer, None, 0)._replace(params={"theta": theta})
     estimator = Soba()
     q = torch.linalg.solve(problem.curvature, theta - problem.target)
     estimator.load_state_dict({"q": {"theta": q}})
-    _, feedback = estimator(problem, outer, inner, 0)
+    _, feedback = estimator(InnerLoop(problem), outer, inner, 0)
     assert relative_error(feedback.grad, problem.hypergradient(outer)) < 1e-12
     assert feedback.metrics["solve/residual"] < 1e-12
 
@@ -61,9 +61,9 @@ def test_follows_the_hypergradient_of_ridge():
 def test_takes_the_same_inner_step_as_the_problem(optimizer, settings):
     problem = Classification(inner_optimizer=optimizer, **settings)
     outer = problem.init_outer(None)
-    inner = problem.init_inner(outer, None, 0)
-    expected = problem.inner_step(outer, inner, fold(5, 0))
-    found, feedback = Soba(step=0.1)(problem, outer, inner, 5)
+    inner = InnerLoop(problem).start(outer, None, 0)
+    expected = InnerLoop(problem).run(outer, tree.clone(inner), 5, 1)
+    found, feedback = Soba(step=0.1)(InnerLoop(problem), outer, inner, 5)
     for name, value in (expected.params | expected.buffers).items():
         assert torch.equal(value, (found.params | found.buffers)[name])
     assert found.loss == expected.loss
@@ -73,9 +73,9 @@ def test_takes_the_same_inner_step_as_the_problem(optimizer, settings):
 def test_an_outer_variable_that_reaches_one_loss_only_gets_its_direct_term():
     problem = Classification(pattern="direct")
     outer = problem.init_outer(None)
-    estimator, inner = Soba(), problem.init_inner(outer, None, 0)
+    estimator, inner = Soba(), InnerLoop(problem).start(outer, None, 0)
     for key in range(2):
-        inner, feedback = estimator(problem, outer, inner, key)
+        inner, feedback = estimator(InnerLoop(problem), outer, inner, key)
         assert feedback.grad["weights"] == pytest.approx(float(feedback.value), rel=1e-12)
 
 
@@ -83,10 +83,10 @@ def test_resumes_to_the_bit():
     problem = Classification()
     outer = problem.init_outer(None)
     one, two = Soba(), Soba()
-    inner, _ = one(problem, outer, problem.init_inner(outer, None, 0), 0)
+    inner, _ = one(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0)
     two.load_state_dict(tree.clone(one.state_dict()))
-    _, expected = one(problem, outer, tree.clone(inner), 1)
-    _, found = two(problem, outer, inner, 1)
+    _, expected = one(InnerLoop(problem), outer, tree.clone(inner), 1)
+    _, found = two(InnerLoop(problem), outer, inner, 1)
     assert tree.norm(expected.grad) > 0
     assert torch.equal(found.grad["weights"], expected.grad["weights"])
 

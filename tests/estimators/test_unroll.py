@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from cases import Classification, relative_error
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem
+from metaopt.engine.gradient_problem import GradientProblem
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, Cosine
 from metaopt.estimators import OneStep, Unroll
 from metaopt.problems.examples import Ridge
@@ -35,10 +36,10 @@ class Classifier(GradientProblem):
             params["b"] -= 100.0
         return params
 
-    def inner_batch(self, generator):
-        return torch.randperm(12, generator=generator)[:8]
+    def inner_batch(self, draw):
+        return torch.randperm(12, generator=draw.generator)[:8]
 
-    def outer_batch(self, generator):
+    def outer_batch(self, draw):
         return torch.arange(12)
 
     def logits(self, inner, rows):
@@ -66,7 +67,7 @@ OPTIMIZERS = {
 
 def start(problem):
     outer = problem.init_outer(None)
-    return outer, problem.init_inner(outer, None, 0)
+    return outer, InnerLoop(problem).start(outer, None, 0)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -74,10 +75,10 @@ def start(problem):
 def test_unroll_equals_a_finite_difference_of_the_whole_run(name, dropout):
     problem = Classifier(OPTIMIZERS[name], dropout=dropout)
     outer, inner = start(problem)
-    grad = Unroll(6)(problem, outer, inner, 3)[1].grad["weight"]
+    grad = Unroll(6)(InnerLoop(problem), outer, inner, 3)[1].grad["weight"]
 
     def value(weight):
-        return Unroll(6)(problem, {"weight": weight}, inner, 3)[1].value
+        return Unroll(6)(InnerLoop(problem), {"weight": weight}, inner, 3)[1].value
 
     direction = torch.linspace(1, 2, 12, dtype=torch.float64)
     step = 1e-6 * direction
@@ -90,8 +91,8 @@ def test_unroll_equals_a_finite_difference_of_the_whole_run(name, dropout):
 def test_segments_agree_to_round_off(name, segments):
     problem = Classifier(OPTIMIZERS[name], dropout=0.1)
     outer, inner = start(problem)
-    end, whole = Unroll(13)(problem, outer, inner, 3)
-    other, parts = Unroll(13, segments=segments)(problem, outer, inner, 3)
+    end, whole = Unroll(13)(InnerLoop(problem), outer, inner, 3)
+    other, parts = Unroll(13, segments=segments)(InnerLoop(problem), outer, inner, 3)
     torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-11, atol=1e-14)
     assert torch.equal(parts.value, whole.value)
     for k in end.params:
@@ -103,8 +104,8 @@ def test_one_step_equals_unroll_through_any_optimizer(name):
     problem = Classifier(OPTIMIZERS[name], dropout=0.1)
     outer, inner = start(problem)
     for steps in (1, 3):
-        end, exact = Unroll(steps, truncation=1)(problem, outer, tree.clone(inner), 3)
-        other, found = OneStep(steps)(problem, outer, tree.clone(inner), 3)
+        end, exact = Unroll(steps, truncation=1)(InnerLoop(problem), outer, tree.clone(inner), 3)
+        other, found = OneStep(steps)(InnerLoop(problem), outer, tree.clone(inner), 3)
         torch.testing.assert_close(found.grad, exact.grad, rtol=1e-9, atol=1e-13)
         torch.testing.assert_close(found.value, exact.value)
         torch.testing.assert_close(other.params, end.params)
@@ -115,9 +116,9 @@ def test_one_step_equals_unroll_through_any_optimizer(name):
 def test_one_step_respects_the_constants_of_a_loss(pattern, batch_norm):
     problem = Classification(pattern=pattern, batch_norm=batch_norm, dropout=0.1)
     outer = problem.init_outer(torch.Generator().manual_seed(0))
-    inner = problem.init_inner(outer, None, 0)
-    _, exact = Unroll(1)(problem, outer, tree.clone(inner), 3)
-    _, found = OneStep()(problem, outer, tree.clone(inner), 3)
+    inner = InnerLoop(problem).start(outer, None, 0)
+    _, exact = Unroll(1)(InnerLoop(problem), outer, tree.clone(inner), 3)
+    _, found = OneStep()(InnerLoop(problem), outer, tree.clone(inner), 3)
     assert relative_error(found.grad, exact.grad) < 1e-10
 
 
@@ -125,16 +126,20 @@ def test_one_step_respects_the_constants_of_a_loss(pattern, batch_norm):
 def test_unroll_converges_to_the_closed_form():
     ridge = Ridge(inner_optimizer=SGD(lr=0.8))
     outer, inner = start(ridge)
-    grad = Unroll(1500, segments="auto")(ridge, outer, inner, 0)[1].grad
+    grad = Unroll(1500, segments="auto")(InnerLoop(ridge), outer, inner, 0)[1].grad
     torch.testing.assert_close(grad, ridge.hypergradient(outer), rtol=1e-10, atol=1e-13)
 
 
 def test_truncation_of_all_steps_is_the_full_unroll_and_of_one_is_not():
     ridge = Ridge(inner_optimizer=SGD(lr=0.5))
     outer, inner = start(ridge)
-    full = Unroll(10)(ridge, outer, tree.clone(inner), 0)[1].grad["log_penalty"]
-    same = Unroll(10, truncation=10)(ridge, outer, tree.clone(inner), 0)[1].grad["log_penalty"]
-    short = Unroll(10, truncation=1)(ridge, outer, tree.clone(inner), 0)[1].grad["log_penalty"]
+    full = Unroll(10)(InnerLoop(ridge), outer, tree.clone(inner), 0)[1].grad["log_penalty"]
+    same = Unroll(10, truncation=10)(InnerLoop(ridge), outer, tree.clone(inner), 0)[1].grad[
+        "log_penalty"
+    ]
+    short = Unroll(10, truncation=1)(InnerLoop(ridge), outer, tree.clone(inner), 0)[1].grad[
+        "log_penalty"
+    ]
     assert torch.equal(full, same)
     assert not torch.allclose(full, short, rtol=0.1)
 
@@ -143,7 +148,7 @@ def test_truncation_of_all_steps_is_the_full_unroll_and_of_one_is_not():
 def test_dead_units_give_no_nan_through_adam(name):
     problem = Classifier(OPTIMIZERS[name], dead=True)
     outer, inner = start(problem)
-    grad = Unroll(4)(problem, outer, inner, 0)[1].grad["weight"]
+    grad = Unroll(4)(InnerLoop(problem), outer, inner, 0)[1].grad["weight"]
     assert torch.isfinite(grad).all()
 
 
@@ -152,21 +157,21 @@ def test_memory_budget_picks_the_fewest_segments_that_fit():
     outer, inner = start(problem)
     phi = tree.leaves(outer)
     plenty = Unroll(16, segments="auto", memory_budget=1e9)
-    assert plenty._count(problem, phi, inner, 0) == 1
+    assert plenty._count(InnerLoop(problem), phi, inner, 0) == 1
     counts = [
-        Unroll(16, segments="auto", memory_budget=b)._count(problem, phi, inner, 0)
+        Unroll(16, segments="auto", memory_budget=b)._count(InnerLoop(problem), phi, inner, 0)
         for b in (16_000, 24_000, 40_000)
     ]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1] >= 1
     with pytest.raises(ValueError, match="needs at least"):
-        Unroll(16, segments="auto", memory_budget=10.0)(problem, outer, inner, 0)
+        Unroll(16, segments="auto", memory_budget=10.0)(InnerLoop(problem), outer, inner, 0)
 
 
 def test_no_graph_is_kept_alive():
     problem = Classifier(Adam(lr=0.1))
     outer, inner = start(problem)
-    inner, feedback = Unroll(3, segments=2)(problem, outer, inner, 0)
+    inner, feedback = Unroll(3, segments=2)(InnerLoop(problem), outer, inner, 0)
     tensors = [*inner.params.values(), *inner.optimizer["mean"].values(), feedback.grad["weight"]]
     assert not any(t.requires_grad for t in [*tensors, feedback.value, inner.loss])
 

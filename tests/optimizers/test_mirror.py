@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metaopt import Feedback
-from metaopt.engine.inner import GradientProblem
+from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import Direct, Unroll
 from metaopt.optimizers import MirrorDescent
@@ -133,7 +133,7 @@ class Groups(GradientProblem):
             return -self.inner_loss(outer, inner, batch)
         return (inner["theta"] - self.target) ** 2
 
-    def inner_batch(self, generator):
+    def inner_batch(self, draw):
         return None
 
     outer_batch = inner_batch

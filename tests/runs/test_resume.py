@@ -17,7 +17,7 @@ import torch
 from processes import Command
 
 from metaopt import Engine
-from metaopt.engine.inner import GradientState
+from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree
 from metaopt.estimators import ConjugateGradient, Implicit

@@ -12,9 +12,10 @@ from torch.func import functional_call
 
 from metaopt.cli import check
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem, split_module
+from metaopt.engine.gradient_problem import GradientProblem, split_module
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
-from metaopt.engine.random import generator
+from metaopt.engine.random import Draw, generator
 from metaopt.estimators import (
     Exact,
     FiniteDifference,
@@ -50,11 +51,11 @@ class Dropped(GradientProblem):
     def init_params(self, outer, generator):
         return split_module(self.model)[0]
 
-    def inner_batch(self, generator):
-        return torch.randperm(30, generator=generator)[:20]
+    def inner_batch(self, draw):
+        return torch.randperm(30, generator=draw.generator)[:20]
 
-    def outer_batch(self, generator):
-        return 30 + torch.randperm(30, generator=generator)[:20]
+    def outer_batch(self, draw):
+        return 30 + torch.randperm(30, generator=draw.generator)[:20]
 
     def losses(self, inner, rows):
         logits = functional_call(self.model, inner, self.x[rows])
@@ -70,8 +71,8 @@ class Dropped(GradientProblem):
 class Scaled(Implicit):
     """An estimator that is wrong by a factor."""
 
-    def __call__(self, problem, outer, inner, key):
-        inner, feedback = super().__call__(problem, outer, inner, key)
+    def __call__(self, loop, outer, inner, key):
+        inner, feedback = super().__call__(loop, outer, inner, key)
         vars(feedback)["grad"] = tree.scale(feedback.grad, -3.0)
         return inner, feedback
 
@@ -117,12 +118,15 @@ def test_float32_is_compared_with_float64():
 def test_a_finite_difference_keeps_its_cosine_under_dropout():
     problem = with_one_batch(Dropped(dropout=0.1), 0)
     phi = problem.init_outer(generator(0))
-    inner = problem.init_inner(phi, None, 0)
+    inner = InnerLoop(problem).start(phi, None, 0)
     exact = in_float64(problem)
     wanted = Implicit(Identity())(
-        exact, tree.map_tensors(torch.Tensor.double, phi), exact.init_inner(phi, None, 0), 5
+        InnerLoop(exact),
+        tree.map_tensors(torch.Tensor.double, phi),
+        InnerLoop(exact).start(phi, None, 0),
+        5,
     )[1].grad["weight"]
-    found = FiniteDifference()(problem, phi, inner, 5)[1].grad["weight"].double()
+    found = FiniteDifference()(InnerLoop(problem), phi, inner, 5)[1].grad["weight"].double()
     assert nn.functional.cosine_similarity(found, wanted, dim=0) > 0.95
 
 
@@ -137,10 +141,10 @@ def test_problem_and_estimators_are_left_as_they_were():
 
 def test_batches_are_fixed_and_cast():
     problem = in_float64(with_one_batch(Dropped(), 3))
-    a, b = (problem.inner_batch(generator(i)) for i in (1, 2))
+    a, b = (problem.inner_batch(Draw(i)) for i in (1, 2))
     assert torch.equal(a, b)
     assert problem.x.dtype == problem.model[0].weight.dtype == torch.float64
-    assert not torch.equal(*(Dropped().inner_batch(generator(i)) for i in (1, 2)))
+    assert not torch.equal(*(Dropped().inner_batch(Draw(i)) for i in (1, 2)))
 
 
 def test_what_gives_no_gradient_says_so():

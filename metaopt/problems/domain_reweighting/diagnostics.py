@@ -12,13 +12,13 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.random import replay
 
 
-def unseen(count: int, device: torch.device) -> Tree:
+def zero_moments(count: int, device: torch.device) -> Tree:
     """Return the moments of a hypergradient by domain before the first one."""
     zeros = torch.zeros(count, dtype=torch.float64, device=device)
     return {"count": zeros.new_zeros(()), "sum": zeros, "squares": zeros.clone()}
 
 
-def seen_(moments: Tree, slopes: Tensor) -> None:
+def update_moments_(moments: Tree, slopes: Tensor) -> None:
     """Add one hypergradient (K,) to the moments, in place."""
     slopes = slopes.to(moments["sum"])
     moments["count"] += 1

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from metaopt.engine.inner import GradientProblem, GradientState
+from metaopt.engine import tree
+from metaopt.engine.gradient_problem import GradientProblem, GradientState, InnerTensors
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, fold, generator
 from metaopt.problems.domain_reweighting.batches import Rows, Sampler, Sampling
 from metaopt.problems.domain_reweighting.diagnostics import (
     alignments,
     perplexity,
     random_weights,
-    seen_,
     signal,
-    unseen,
+    update_moments_,
+    zero_moments,
 )
 from metaopt.problems.domain_reweighting.options import (
     Initial,
@@ -29,11 +32,8 @@ from metaopt.problems.domain_reweighting.options import (
     check_options,
 )
 from metaopt.problems.domain_reweighting.phases import (
-    OWN,
+    filter_weights,
     fit,
-    kept,
-    model,
-    part,
     reference_losses,
     untrained,
 )
@@ -52,9 +52,9 @@ class DomainReweighting(GradientProblem):
     kept from step to step. g is linear in w, so that the hypergradient of a domain's weight is
     -<dF/dtheta, dl_k/dtheta>: what `FiniteDifference` measures by two forward passes.
 
-    Among the buffers, `observed.*` are moments of the hypergradient, `uniform.*` the parameters of
-    the model trained with uniform weights, `buffer.*` the task's own, `reference` the rows' losses
-    under the reference model.
+    The problem's own state holds `moments` of the hypergradient, `weights`, the sum of the table of
+    weights over outer steps, `reference`, the rows' losses under the reference model, and at the
+    end `uniform`, the model trained with uniform weights.
 
     Args:
         task: rows, domains and losses; see `ReweightingTask`.
@@ -134,89 +134,84 @@ class DomainReweighting(GradientProblem):
         if self.initial == "uniform":
             return torch.ones(len(self.domain), device=self.device)
         if self.initial == "filter":
-            return kept(self._reference_losses, self.keep)
+            return filter_weights(self._reference_losses, self.keep)
         quality = self.task.quality
-        found = torch.ones(len(self.task.domains)) if quality is None else quality
-        found = found.double() / found.double().mean()
+        weights = torch.ones(len(self.task.domains)) if quality is None else quality
+        weights = weights.double() / weights.double().mean()
         if self.initial == "random":
-            wanted = self.effective_domains or float(perplexity(found))
-            found = random_weights(len(found), wanted, draw)
-        return found.to(self.device, torch.float32)[self.domain]
+            effective = self.effective_domains or float(perplexity(weights))
+            weights = random_weights(len(weights), effective, draw)
+        return weights.to(self.device, torch.float32)[self.domain]
 
     @cached_property
     def _reference_losses(self) -> Tensor:
         """The losses (n,) of all rows under the model of the filter or of the excess."""
-        draw = self.sampler.meta if self.initial == "filter" else self.sampler.even
-        key = fold(self.seed, "reference")
+        sample = self.sampler.meta if self.initial == "filter" else self.sampler.even
         return reference_losses(
-            self, self.task, lambda g: draw(g, self.batch), self.reference_steps, key
-        )
+            InnerLoop(self), self.task, lambda k, g: sample(g, self.batch), self.reference_steps,
+            fold(self.seed, "reference"),
+        )  # fmt: skip
 
     def init_params(self, outer: Tree, generator: Generator) -> Tree:
-        """Return the task's parameters.
-
-        Raises:
-            ValueError: a name that is reserved for buffers.
-        """
-        params, _ = self.task.init(generator)
-        taken = [name for name in params if name.startswith(OWN)]
-        if taken:
-            raise ValueError(f"parameters may not be called {', '.join(taken)}: the name is taken.")
-        return params
+        """Return the task's parameters."""
+        return self.task.init(generator)[0]
 
     def init_buffers(self, outer: Tree, params: Tree) -> Tree:
-        """Return the task's buffers, empty moments, and what the reference says of the rows."""
-        _, own = self.task.init(generator(fold(self.seed, "buffers")))
-        buffers = {f"buffer.{k}": v for k, v in own.items()}
-        moments = unseen(len(self.task.domains), self.device)
-        buffers |= {f"observed.{k}": v for k, v in moments.items()}
-        if isinstance(self.weights, WeightTable):
-            buffers["observed.weights"] = torch.zeros_like(self.weights.table(outer))
-        if self.objective == "excess":
-            buffers["reference"] = self._reference_losses.clone()
-        return buffers
+        """Return the task's buffers."""
+        return self.task.init(generator(fold(self.seed, "buffers")))[1]
 
-    def inner_batch(self, generator: Generator) -> Rows:
+    def init_state(self, outer: Tree, params: Tree) -> dict[str, Any]:
+        """Return zero moments, and what the reference says of the rows."""
+        state: dict[str, Any] = {"moments": zero_moments(len(self.task.domains), self.device)}
+        if isinstance(self.weights, WeightTable):
+            state["weights"] = torch.zeros_like(self.weights.table(outer))
+        if self.objective == "excess":
+            state["reference"] = self._reference_losses.clone()
+        return state
+
+    def inner_batch(self, draw: Draw) -> Rows:
         """Return training rows; meta rows where those are trained on."""
+        return self._training_rows(draw.generator)
+
+    def _training_rows(self, generator: Generator) -> Rows:
         if self.train_on == "meta":
             return self.sampler.meta(generator, self.batch)
         return self.sampler.rows(generator, self.batch)
 
-    def outer_batch(self, generator: Generator) -> Rows:
+    def outer_batch(self, draw: Draw) -> Rows:
         """Return meta rows, or training rows for an objective without a meta-loss."""
         if self.objective == "meta":
-            return self.sampler.meta(generator, self.meta_batch)
-        return self.sampler.rows(generator, self.meta_batch)
+            return self.sampler.meta(draw.generator, self.meta_batch)
+        return self.sampler.rows(draw.generator, self.meta_batch)
 
-    def decide(self, outer: Tree, inner: Tree, batch: Rows, generator: Generator) -> Rows:
+    def prepare_batch(self, outer: Tree, inner: InnerTensors, batch: Rows, draw: Draw) -> Rows:
         """Return the batch; weights that read gradients are decided here, on new meta rows."""
         if self.weights.reads != "gradients" or batch.meta or batch.weights is not None:
             return batch
-        meta = self.sampler.meta(generator, self.meta_batch).rows
-        found = self._aligned(inner, batch.rows, meta, generator.initial_seed())
-        return batch._replace(weights=self._weigh(outer, batch.rows, found))
+        meta = self.sampler.meta(draw.generator, self.meta_batch).rows
+        rest = {k: v for k, v in inner.items() if k not in inner.params}
+        values = self._aligned(inner.params, rest, batch.rows, meta, draw.generator.initial_seed())
+        return batch._replace(weights=self._weigh(outer, batch.rows, values))
 
-    def inner_loss(self, outer: Tree, inner: Tree, batch: Rows) -> Tensor:
+    def inner_loss(self, outer: Tree, inner: InnerTensors, batch: Rows) -> Tensor:
         """Return the weighted loss of the rows, a scalar; a sum over the task's runs."""
-        tensors = model(inner)
         if batch.meta:
-            return self.task.meta_losses(tensors, batch.rows).mean(-1).sum()
-        losses = self.task.row_losses(tensors, batch.rows)
+            return self.task.meta_losses(inner, batch.rows).mean(-1).sum()
+        losses = self.task.row_losses(inner, batch.rows)
         weights = batch.weights
         if weights is None:
             weights = self._weigh(outer, batch.rows, losses)
         return (weights.to(losses.device) * losses).mean(-1).sum()
 
-    def outer_loss(self, outer: Tree, inner: Tree, batch: Rows) -> Tensor:
+    def outer_loss(self, outer: Tree, inner: InnerTensors, batch: Rows) -> Tensor:
         """Return the meta-objective, a scalar."""
-        tensors = model(inner)
         if self.objective == "meta":
-            loss = self.task.meta_losses(tensors, batch.rows).mean(-1).sum()
+            loss = self.task.meta_losses(inner, batch.rows).mean(-1).sum()
         else:
-            losses = self.task.row_losses(tensors, batch.rows)
+            losses = self.task.row_losses(inner, batch.rows)
             weights = self._weigh(outer, batch.rows, losses)
             if self.objective == "excess":
-                losses = (losses - inner["reference"][batch.rows]).clamp(min=0)
+                losses = (losses - inner.state["reference"][batch.rows]).clamp(min=0)
             # The outer level climbs: it looks for the weights that the model is worst on.
             loss = -(weights * losses).mean(-1).sum()
         if self.regulariser is not None and isinstance(self.weights, WeightTable):
@@ -227,39 +222,33 @@ class DomainReweighting(GradientProblem):
         rows = rows.to(self.device)
         return self.weights(outer, rows, self.domain[rows], values)
 
-    def _aligned(self, inner: Tree, rows: Tensor, meta: Tensor, key: int) -> Tensor:
+    def _aligned(self, params: Tree, rest: Tree, rows: Tensor, meta: Tensor, key: int) -> Tensor:
         """Return <dF/dtheta, dl/dtheta> of rows."""
-        params = {k: v.detach() for k, v in inner.items() if not k.startswith(OWN)}
-        rest = {k: v for k, v in inner.items() if k not in params}
         return alignments(
-            lambda theta: self.task.meta_losses(model(theta | rest), meta).mean(-1).sum(),
-            lambda theta: self.task.row_losses(model(theta | rest), rows),
-            params, key, self.compute_dtype,
+            lambda theta: self.task.meta_losses(theta | rest, meta).mean(-1).sum(),
+            lambda theta: self.task.row_losses(theta | rest, rows),
+            tree.detach(params), key, self.compute_dtype,
         )  # fmt: skip
 
-    def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
+    def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
         """Return the state to report: retrained, fine-tuned, with a uniform model beside it."""
         steps = inner.step
         self._beside = self._costs(steps)
         if self.retrain is not None:
-            anew = fold(key, "retrain")
-            state = untrained(self, self.task, anew)
-            state = fit(self, state, self.inner_batch, steps, anew, self._frozen(outer, inner))
-            inner = state._replace(buffers=inner.buffers | state.buffers)
+            retrain_key = fold(key, "retrain")
+            new = untrained(loop, self.task, retrain_key)._replace(state=inner.state)
+            phi = self._final_phi(outer, inner)
+            inner = fit(loop, new, lambda k, g: self._training_rows(g), steps, retrain_key, phi)
         if self.finetune:
-            afresh = self.inner_optimizer.init(inner.params)
             inner = fit(
-                self, inner._replace(optimizer=afresh, step=0),
-                lambda g: self.sampler.meta(g, self.batch), self.finetune, fold(key, "finetune"),
+                loop, inner._replace(optimizer=self.inner_optimizer.init(inner.params), step=0),
+                lambda k, g: self.sampler.meta(g, self.batch), self.finetune, fold(key, "finetune"),
             )  # fmt: skip
         if self.compare_uniform:
             key = fold(key, "uniform")
-            state = untrained(self, self.task, key)
-            state = fit(self, state, lambda g: self.sampler.even(g, self.batch), steps, key)
-            beside = model(state.params | state.buffers)
-            inner = inner._replace(
-                buffers=inner.buffers | {f"uniform.{k}": v for k, v in beside.items()}
-            )
+            new = untrained(loop, self.task, key)
+            new = fit(loop, new, lambda k, g: self.sampler.even(g, self.batch), steps, key)
+            inner = inner._replace(state=inner.state | {"uniform": new.params | new.buffers})
         return inner
 
     def _costs(self, steps: int) -> dict[str, float]:
@@ -276,12 +265,12 @@ class DomainReweighting(GradientProblem):
         """Return the cost of references, of what `finish` trains, and of weights by gradients."""
         return self._beside
 
-    def _frozen(self, outer: Tree, inner: GradientState) -> Tree:
+    def _final_phi(self, outer: Tree, inner: GradientState) -> Tree:
         """Return the phi to retrain with."""
-        count = inner.buffers["observed.count"]
+        count = inner.state["moments"]["count"]
         if self.retrain == "final" or not isinstance(self.weights, WeightTable) or not count:
             return outer
-        return self.weights.inverse(inner.buffers["observed.weights"] / count.float())
+        return self.weights.inverse(inner.state["weights"] / count.float())
 
     # What is seen of it.
 
@@ -298,16 +287,15 @@ class DomainReweighting(GradientProblem):
             return inner
         slopes = self.weights.slopes(feedback.grad, self.domain)
         if slopes is not None:
-            seen_(part(inner.buffers, "observed."), slopes)
+            update_moments_(inner.state["moments"], slopes)
         if isinstance(self.weights, WeightTable):
-            inner.buffers["observed.weights"] += self.weights.table(outer)
+            inner.state["weights"] += self.weights.table(outer)
         return inner
 
     def models(self, inner: GradientState) -> dict[str, Tree]:
         """Return the tensors of the model, and of the uniform one where it was trained."""
-        found = {"reweighted": model(inner.params | inner.buffers)}
-        uniform = part(inner.buffers, "uniform.")
-        return found | ({"uniform": uniform} if uniform else {})
+        models = {"reweighted": inner.params | inner.buffers}
+        return models | ({"uniform": inner.state["uniform"]} if "uniform" in inner.state else {})
 
     @torch.no_grad()
     def domain_weights(self, outer: Tree, inner: GradientState) -> tuple[Tensor, Tensor]:
@@ -320,10 +308,10 @@ class DomainReweighting(GradientProblem):
             rows = self.sampler.audited()
         tensors = inner.params | inner.buffers
         if self.weights.reads == "losses":
-            values = self.task.row_losses(model(tensors), rows, train=False)
+            values = self.task.row_losses(tensors, rows, train=False)
         elif self.weights.reads == "gradients":
             meta = torch.arange(min(self.task.meta_rows, 256))
-            values = self._aligned(tensors, rows, meta, self.seed)
+            values = self._aligned(inner.params, inner.buffers, rows, meta, self.seed)
         weights = self._weigh(outer, rows, values)
         weights = weights.flatten(0, -2).mean(0) if weights.ndim > 1 else weights
         domain = self.domain[rows.to(self.device)]
@@ -360,7 +348,7 @@ class DomainReweighting(GradientProblem):
         """
         weight, share = self.domain_weights(outer, inner)
         summary = {"weight": weight.cpu(), "effective_share": share.cpu()}
-        moments = part(inner.buffers, "observed.")
+        moments = inner.state["moments"]
         if moments["squares"].any():
             mean, z = signal(moments)
             summary |= {"hypergradient": mean.cpu(), "z": z.cpu()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from metaopt.engine.inner import GradientState
+from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.problems.domain_reweighting.figures import draw_weights
 from metaopt.problems.domain_reweighting.task import Comparing, ReweightingTask

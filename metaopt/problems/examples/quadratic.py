@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from metaopt.engine.inner import GradientProblem, GradientState
+from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, fold, generator
 
 
 class Quadratic(GradientProblem):
@@ -72,10 +72,10 @@ class Quadratic(GradientProblem):
         """Return zeros, (features,)."""
         return {"theta": torch.zeros_like(self.offset)}
 
-    def inner_batch(self, generator: Generator) -> None:
+    def inner_batch(self, draw: Draw) -> None:
         """Return nothing: both losses are deterministic."""
 
-    def outer_batch(self, generator: Generator) -> None:
+    def outer_batch(self, draw: Draw) -> None:
         """Return nothing: both losses are deterministic."""
 
     def inner_loss(self, outer: Tree, inner: Tree, batch: None) -> Tensor:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from metaopt.engine.inner import GradientProblem, GradientState
+from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, fold, generator
 
 Data = tuple[Tensor, Tensor]
 
@@ -79,11 +79,11 @@ class Ridge(GradientProblem):
         """Return zero weights, (features,)."""
         return {"weight": torch.zeros(self.features, dtype=self.dtype)}
 
-    def inner_batch(self, generator: Generator) -> Data:
+    def inner_batch(self, draw: Draw) -> Data:
         """Return all training rows."""
         return self.train
 
-    def outer_batch(self, generator: Generator) -> Data:
+    def outer_batch(self, draw: Draw) -> Data:
         """Return all validation rows."""
         return self.validation
 

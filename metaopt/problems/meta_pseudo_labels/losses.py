@@ -22,6 +22,7 @@ class Examples(NamedTuple):
         labels: pseudo labels: classes (B,), or distributions (B, C), or `None` where the loss asks
             the teacher itself.
         noise: key of the teacher's dropout masks when it decides.
+        step: steps taken before, for the ramp of the consistency loss.
     """
 
     labelled: Tensor
@@ -30,6 +31,7 @@ class Examples(NamedTuple):
     strong: Tensor
     labels: Tensor | None
     noise: int
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,16 @@ class Consistency:
                 f"got {self.temperature}, {self.threshold}."
             )
 
-    def __call__(self, weak: Tensor, strong: Tensor, step: Tensor) -> Tensor:
-        """Return the weighted loss of logits (B, C) after `step` steps (a scalar tensor)."""
+    def __call__(self, weak: Tensor, strong: Tensor, step: int) -> Tensor:
+        """Return the weighted loss of logits (B, C) after `step` steps."""
         target = torch.softmax(weak.detach() / self.temperature, -1)
         if self.threshold > 0:
             rows = cross_entropy(strong, target, reduction="none")
             loss = (rows * (target.amax(-1) >= self.threshold)).mean()
         else:
             loss = cross_entropy(strong, target)
-        return loss * self.weight * (step / self.ramp).clamp(max=1.0) if self.ramp else (
-            loss * self.weight
-        )  # fmt: skip
+        ramp = min(1.0, step / self.ramp) if self.ramp else 1.0
+        return loss * self.weight * ramp
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,15 @@ class DirectLoss:
         if self.supervised < 0:
             raise ValueError(f"supervised must be >= 0; got {self.supervised}.")
 
-    def __call__(self, network: Network, tensors: Tree, batch: Examples, step: Tensor) -> Tensor:
-        """Return the loss of `network` after `step` steps, with dropout and batch statistics."""
+    def __call__(self, network: Network, tensors: Tree, batch: Examples) -> Tensor:
+        """Return the loss of `network`, with dropout and batch statistics."""
         if self.consistency is None:
             logits = network.train(tensors, batch.labelled)
             return self.supervised * cross_entropy(logits, batch.classes)
         stacked = torch.cat([batch.labelled, batch.weak, batch.strong])
         sizes = [len(batch.labelled), len(batch.weak), len(batch.strong)]
         labelled, weak, strong = network.train(tensors, stacked).split(sizes)
-        loss = self.consistency(weak, strong, step)
+        loss = self.consistency(weak, strong, batch.step)
         if self.supervised:
             loss = loss + self.supervised * cross_entropy(labelled, batch.classes)
         return loss

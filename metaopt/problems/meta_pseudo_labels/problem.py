@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem, GradientState
+from metaopt.engine.gradient_problem import GradientProblem, GradientState, InnerTensors
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import fold, replay
+from metaopt.engine.random import Draw, fold, replay
 from metaopt.nn import Architecture, Network
 from metaopt.problems.meta_pseudo_labels.data import SemiSupervised
 from metaopt.problems.meta_pseudo_labels.evaluation import (
@@ -43,10 +44,10 @@ class MetaPseudoLabels(GradientProblem):
     phi (`outer`) is the teacher, theta (`inner`) the student, kept from step to step. Sampled
     labels need the estimator `ScoreFunction`; soft labels `OneStep` or `Unroll(1)`.
 
-    Names: theta's under the student module's own names; among the buffers, `teacher.<name>` are
-    the teacher's BatchNorm statistics and frozen parameters, `average.<name>` the moving average
-    of the student, `step` the number of steps taken. The feedback is measured without dropout and
-    on BatchNorm's running statistics: their noise is larger than its signal.
+    Names: the student's tensors under its module's own names, the teacher's BatchNorm statistics
+    (among the buffers) and frozen parameters as `teacher.<name>`; the moving average of the
+    student is `inner.state["average"]`. The feedback is measured without dropout and on
+    BatchNorm's running statistics: their noise is larger than its signal.
 
     Args:
         data: the examples; its test part is used by `metrics` only.
@@ -122,6 +123,8 @@ class MetaPseudoLabels(GradientProblem):
         self.compat, self.seed, self.device = compat, seed, torch.device(device)
         self.teacher_loss = DirectLoss(supervised, consistency)
         self.student_loss = DirectLoss(1.0, consistency if objective == "consistency" else None)
+        decided = labels != "soft" and objective == "pseudo_labels"
+        self.hard_decisions = decided and feedback > 0
         if data.shape == (2,) and data.classes == 2:
             self.report = BoundaryReport(self)
 
@@ -142,8 +145,7 @@ class MetaPseudoLabels(GradientProblem):
         network = self.teacher.unfrozen
 
         def own_loss(tensors: Tree, step: int, draw: Generator) -> Tensor:
-            steps = torch.tensor(float(step), device=self.device)
-            return self.teacher_loss(network, tensors, self.outer_batch(draw), steps)
+            return self.teacher_loss(network, tensors, self._labelled(draw, step))
 
         key = fold(self.seed, "teacher")
         return self.pretraining(self.teacher, self.data, own_loss, key)
@@ -153,30 +155,55 @@ class MetaPseudoLabels(GradientProblem):
         start = self.student.init(generator)
         return {k: start[k].to(self.device) for k in self.student.params}
 
-    def init_buffers(self, outer: Tree, params: Tree) -> Tree:
-        """Return both networks' statistics, the average at the student itself, and step 0."""
+    @cached_property
+    def frozen(self) -> Tree:  # type: ignore[override]
+        """The teacher's frozen parameters, which pretraining has trained, and the student's."""
+        frozen = {f"teacher.{k}": self._untrained[0][k] for k in self.teacher.frozen}
+        return frozen | {k: self._untrained[1][k] for k in self.student.frozen}
+
+    @cached_property
+    def _untrained(self) -> tuple[Tree, Tree]:
+        """Both networks' tensors, of which this reads those that no step trains."""
         zero = torch.Generator().manual_seed(0)
         teacher = self.teacher.init(zero) if self.pretraining is None else self.pretrained
         student = self.student.init(zero)
-        own = {k: student[k].to(self.device) for k in self.student.buffers}
-        buffers = own | {
-            f"teacher.{k}": teacher[k].to(self.device, copy=True) for k in self.teacher.buffers
-        }
-        if self.average is not None:
-            buffers |= {f"average.{k}": v.clone() for k, v in (params | own).items()}
-        return buffers | {"step": torch.zeros((), device=self.device)}
+        return _to(teacher, self.device), _to(student, self.device)
 
-    def inner_batch(self, generator: Generator) -> Examples:
+    def init_buffers(self, outer: Tree, params: Tree) -> Tree:
+        """Return both networks' BatchNorm statistics."""
+        teacher, student = self._untrained
+        buffers = {k: student[k] for k in self._statistics}
+        names = (k for k in self.teacher.buffers if k not in self.teacher.frozen)
+        return tree.clone(buffers | {f"teacher.{k}": teacher[k] for k in names})
+
+    def init_state(self, outer: Tree, params: Tree) -> dict[str, Any]:
+        """Return the average at the student itself, where there is one."""
+        if self.average is None:
+            return {}
+        statistics = {k: self._untrained[1][k] for k in self._statistics}
+        return {"average": {k: v.clone() for k, v in (params | statistics).items()}}
+
+    @cached_property
+    def _statistics(self) -> tuple[str, ...]:
+        """Names of the student's BatchNorm statistics."""
+        return tuple(k for k in self.student.buffers if k not in self.student.frozen)
+
+    def inner_batch(self, draw: Draw) -> Examples:
         """Return two views of random unlabelled inputs, and labelled ones where they are used."""
-        own, supervised = self.objective != "pseudo_labels", self.objective == "supervised"
-        return self._draw(generator, labelled=own, unlabelled=not supervised)
+        labelled, unlabelled = self.objective != "pseudo_labels", self.objective != "supervised"
+        return self._examples(draw.generator, draw.total_inner_step, labelled, unlabelled)
 
-    def outer_batch(self, generator: Generator) -> Examples:
+    def outer_batch(self, draw: Draw) -> Examples:
         """Return labelled inputs, and two views of unlabelled ones where UDA needs them."""
-        unlabelled = self.teacher_loss.consistency is not None
-        return self._draw(generator, labelled=True, unlabelled=unlabelled)
+        return self._labelled(draw.generator, draw.total_inner_step)
 
-    def decide(self, outer: Tree, inner: Tree, batch: Examples, generator: Generator) -> Examples:
+    def _labelled(self, generator: Generator, step: int) -> Examples:
+        unlabelled = self.teacher_loss.consistency is not None
+        return self._examples(generator, step, labelled=True, unlabelled=unlabelled)
+
+    def prepare_batch(
+        self, outer: Tree, inner: InnerTensors, batch: Examples, draw: Draw
+    ) -> Examples:
         """Return the batch with the teacher's hard labels of the weak views."""
         if self.labels == "soft" or self.objective != "pseudo_labels":
             return batch
@@ -186,32 +213,23 @@ class MetaPseudoLabels(GradientProblem):
             return batch._replace(labels=torch.softmax(logits, -1))
         if self.compat == "mpl_pytorch" or self.labels == "argmax":
             return batch._replace(labels=logits.argmax(-1))
-        uniform = torch.rand(len(logits), 1, generator=generator).to(logits)
+        uniform = torch.rand(len(logits), 1, generator=draw.generator).to(logits)
         below = torch.softmax(logits, -1).cumsum(-1)[:, :-1]
         return batch._replace(labels=(uniform > below).sum(-1))
 
     def inner_loss(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
         """Return the student's loss, a scalar."""
         if self.objective != "pseudo_labels":
-            return self.student_loss(self.student, inner, batch, inner["step"])
+            return self.student_loss(self.student, inner, batch)
         return self.inner_losses(outer, inner, batch).mean()
 
     def inner_losses(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
-        """Return the cross entropy of each pseudo-labelled row, (B,).
-
-        Raises:
-            ValueError: the estimator differentiates through decided labels.
-        """
+        """Return the cross entropy of each pseudo-labelled example, (B,)."""
         target = batch.labels
-        if target is not None and self.feedback and any(v.requires_grad for v in outer.values()):
-            raise ValueError(
-                f"labels={self.labels} are decisions without a derivative: this estimator would "
-                f"see no feedback. Use estimator=score_function, or set problem.labels=soft."
-            )
         if target is None:
             target = torch.softmax(self._label_logits(outer, inner, batch, "weak"), -1)
-        seen = batch.strong if self.view == "strong" else batch.weak
-        return cross_entropy(self.student.train(inner, seen), target, reduction="none")
+        inputs = batch.strong if self.view == "strong" else batch.weak
+        return cross_entropy(self.student.train(inner, inputs), target, reduction="none")
 
     def log_prob(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
         """Return log T(y_b | u_b; phi) of the decided labels, (B,).
@@ -237,31 +255,29 @@ class MetaPseudoLabels(GradientProblem):
 
     def outer_loss(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
         """Return the student's labelled loss plus the teacher's own."""
-        own = self.teacher_loss(
-            self.teacher, self.teacher_tensors(outer, inner), batch, inner["step"]
-        )
-        return own + self.feedback_loss(outer, inner, batch) if self.feedback else own
+        loss = self.teacher_loss(self.teacher, self.teacher_tensors(outer, inner), batch)
+        return loss + self.feedback_loss(outer, inner, batch) if self.feedback else loss
 
-    def carry(self, outer: Tree, params: Tree, buffers: Tree, step: int) -> Tree:
-        """Count the step and move the student's average, in place."""
-        buffers["step"] += 1
-        if self.average is not None:
-            decay = min(self.average, (1 + step) / (10 + step))
-            state = params | buffers
-            for name in (*self.student.params, *self.student.buffers):
-                value, average = state[name], buffers[f"average.{name}"]
-                if value.is_floating_point():
-                    average.lerp_(value, 1 - decay)
-                else:
-                    average.copy_(value)
-        return buffers
+    def update_state(self, outer: Tree, inner: InnerTensors, step: int) -> dict[str, Any]:
+        """Move the student's average, its BatchNorm statistics included."""
+        if self.average is None:
+            return inner.state
+        weight = 1 - min(self.average, (1 + step) / (10 + step))
+        average = inner.state["average"]
+        # A count of batches has no average: it is the latest.
+        return {
+            "average": {
+                k: v.lerp(inner[k], weight) if v.is_floating_point() else inner[k].clone()
+                for k, v in average.items()
+            }
+        }
 
     @torch.no_grad()
     def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float]:
         """Return accuracies in %, and how certain and how varied the teacher's labels are."""
-        tensors = inner.params | inner.buffers
-        data, student = self.data, self.evaluated(tensors)
-        found = {
+        tensors = inner.params | inner.buffers | self.frozen
+        data, student = self.data, self.evaluated(inner)
+        figures = {
             "test_accuracy": accuracy(self.student, student, data.test, data.test_labels),
             "labelled_accuracy": accuracy(self.student, student, data.labelled, data.labels),
         }
@@ -269,30 +285,31 @@ class MetaPseudoLabels(GradientProblem):
             teacher = self.teacher_tensors(outer, tensors)
             logits = outputs(self.teacher, teacher, data.test)
             probabilities = torch.softmax(logits / self.temperature, -1)
-            found |= {
+            figures |= {
                 "teacher_accuracy": percentage(logits, data.test_labels),
                 "label_entropy": label_entropy(probabilities),
                 "label_confidence": confidence(probabilities),
             }
-        return {k: float(v) for k, v in found.items()}
+        return {k: float(v) for k, v in figures.items()}
 
-    def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
+    def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
         """Return the state whose student, the average where there is one, was fine-tuned."""
         if self.fine_tuning is None:
             return inner
-        start = self.evaluated(inner.params | inner.buffers)
+        start = self.evaluated(inner)
         tuned = self.fine_tuning(self.student, start, self.data, key)
         params = {k: tuned[k] for k in self.student.params}
-        buffers = inner.buffers | {k: tuned[k] for k in self.student.buffers}
-        if self.average is not None:
-            buffers |= {f"average.{k}": v.clone() for k, v in tuned.items()}
-        return inner._replace(params=params, buffers=buffers)
-
-    def evaluated(self, inner: Tree) -> Tree:
-        """Return the student's tensors that are reported: the average where there is one."""
+        buffers = inner.buffers | {k: tuned[k] for k in self._statistics}
         if self.average is None:
-            return inner
-        return {k: inner[f"average.{k}"] for k in (*self.student.params, *self.student.buffers)}
+            return inner._replace(params=params, buffers=buffers)
+        average = tree.clone({k: tuned[k] for k in inner.state["average"]})
+        return inner._replace(params=params, buffers=buffers, state={"average": average})
+
+    def evaluated(self, inner: GradientState) -> Tree:
+        """Return the student's tensors that are reported: the average where there is one."""
+        if self.average is not None:
+            return inner.state["average"] | self.frozen
+        return inner.params | inner.buffers | self.frozen
 
     def teacher_tensors(self, outer: Tree, inner: Tree) -> Tree:
         """Return the teacher's parameters and buffers."""
@@ -304,7 +321,9 @@ class MetaPseudoLabels(GradientProblem):
         with replay(batch.noise):
             return self.teacher.train(self.teacher_tensors(outer, inner), x) / self.temperature
 
-    def _draw(self, generator: Generator, labelled: bool, unlabelled: bool) -> Examples:
+    def _examples(
+        self, generator: Generator, step: int, labelled: bool, unlabelled: bool
+    ) -> Examples:
         data = self.data
         noise = generator.initial_seed()
         x, y = data.labelled, data.labels
@@ -317,7 +336,11 @@ class MetaPseudoLabels(GradientProblem):
             u = data.unlabelled[
                 torch.randint(len(data.unlabelled), (self.batch,), generator=generator)
             ]
-        return Examples(x, y, data.weak(u, generator), data.strong(u, generator), None, noise)
+        return Examples(x, y, data.weak(u, generator), data.strong(u, generator), None, noise, step)
+
+
+def _to(tensors: Tree, device: torch.device) -> Tree:
+    return {k: v.to(device) for k, v in tensors.items()}
 
 
 def _check_choice(name: str, value: str | None, legal: Sequence[str | None]) -> None:

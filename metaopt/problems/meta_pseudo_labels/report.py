@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metaopt.engine.inner import GradientState
+from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.nn import Network
 from metaopt.problems.meta_pseudo_labels.data import SemiSupervised
@@ -30,8 +30,9 @@ class BoundaryReport(Report):
     @torch.no_grad()
     def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
         """Return the probabilities of class 1 on a grid."""
-        problem, tensors = self.problem, inner.params | inner.buffers
-        teacher, student = problem.teacher_tensors(outer, tensors), problem.evaluated(tensors)
+        problem = self.problem
+        tensors = inner.params | inner.buffers | problem.frozen
+        teacher, student = problem.teacher_tensors(outer, tensors), problem.evaluated(inner)
         return {
             "teacher": boundary(problem.teacher, teacher, problem.data),
             "student": boundary(problem.student, student, problem.data),

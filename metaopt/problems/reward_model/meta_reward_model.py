@@ -10,12 +10,13 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.inner import GradientProblem, GradientState
+from metaopt.engine.gradient_problem import GradientProblem, GradientState, InnerTensors
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
-from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import fold
+from metaopt.engine.protocols import Tree
+from metaopt.engine.random import Draw, epoch_batch, fold
 from metaopt.problems.reward_model.report import TaskReport
-from metaopt.problems.reward_model.steps import difference, direction, due
+from metaopt.problems.reward_model.steps import difference, direction
 from metaopt.problems.reward_model.task import PreferenceTask
 
 Variant = Literal["restore", "no_restore", "joint", "vanilla"]
@@ -23,18 +24,16 @@ Ascent = Literal["difference", "random"]
 Deploy = Literal["theta", "theta_prime"]
 
 
-STEP = "outer_step"
-"""Name among the buffers of the number of outer steps taken before."""
-
-
-class Drawn(NamedTuple):
+class PreferenceBatch(NamedTuple):
     """A batch.
 
     Args:
+        pairs: indices of labelled pairs, (B,); none for an inner step.
         prompts: indices of prompts with unlabelled responses, (m,), or `None`.
         toward: a random direction, or `None`.
     """
 
+    pairs: Tensor = torch.empty(0, dtype=torch.long)
     prompts: Tensor | None = None
     toward: Tree | None = None
 
@@ -132,63 +131,37 @@ class MetaRewardModel(GradientProblem):
 
     def init_buffers(self, outer: Tree, params: Tree) -> Tree:
         """Return what the task's models hold untrained."""
-        return tree.clone(self._start[1]) | {STEP: torch.zeros((), dtype=torch.long)}
+        return tree.clone(self._start[1])
 
-    def renew_buffers(self, buffers: Tree, last: Tree) -> Tree:
-        """Return the buffers with the number of outer steps so far."""
-        return buffers | {STEP: last[STEP] + 1}
-
-    def observe(self, outer: Tree, inner: GradientState, feedback: Feedback) -> GradientState:
-        """Count the outer step, where the run goes on; a new fork is counted as it is made."""
-        if not self.warm_start:
-            return inner
-        return inner._replace(buffers=inner.buffers | {STEP: inner.buffers[STEP] + 1})
-
-    def inner_batch(self, generator: Generator) -> Drawn:
+    def inner_batch(self, draw: Draw) -> PreferenceBatch:
         """Return prompts, or a random direction; nothing where there is no inner step."""
         if self.variant in ("joint", "vanilla"):
-            return Drawn()
+            return PreferenceBatch()
         if self.ascent == "random":
-            return Drawn(toward=direction(self._start[0], generator))
-        return Drawn(prompts=_some(self.task.prompts, self.prompts, generator))
+            return PreferenceBatch(toward=direction(self._start[0], draw.generator))
+        return PreferenceBatch(prompts=self._some_prompts(draw))
 
-    def outer_batch(self, generator: Generator) -> Drawn:
-        """Return prompts for joint; which pairs are due is a matter of the step, not of a draw."""
-        if self.variant != "joint":
-            return Drawn()
-        return Drawn(prompts=_some(self.task.prompts, self.prompts, generator))
+    def outer_batch(self, draw: Draw) -> PreferenceBatch:
+        """Return the pairs of this outer step, the same for all variants, and prompts for joint."""
+        pairs = epoch_batch(self.task.rows, self.batch, draw.outer_step, self.seed)
+        return PreferenceBatch(pairs, self._some_prompts(draw) if self.variant == "joint" else None)
 
-    def due(self, step: int) -> Tensor:
-        """Return the labelled pairs of an outer step, (B,); the same for all variants."""
-        return due(self.task.rows, self.batch, step, self.seed)
+    def _some_prompts(self, draw: Draw) -> Tensor:
+        return torch.randperm(self.task.prompts, generator=draw.generator)[: self.prompts]
 
-    def inner_loss(self, outer: Tree, inner: Tree, batch: Drawn) -> Tensor:
+    def inner_loss(self, outer: Tree, inner: InnerTensors, batch: PreferenceBatch) -> Tensor:
         """Return -sign J, summed over models."""
         if batch.toward is not None:
             return -self.sign * tree.dot(batch.toward, inner)
         if batch.prompts is None:
-            return 0.0 * next(v for k, v in inner.items() if k in outer).sum()
+            return 0.0 * next(iter(inner.params.values())).sum()
         rewards = self.task.responses(self._model(outer, inner), batch.prompts)
         return -self.sign * difference(rewards).mean(-1).sum()
 
-    def outer_loss(self, outer: Tree, inner: Tree, batch: Drawn) -> Tensor:
-        """Return L, summed over models.
-
-        Raises:
-            ValueError: the estimator would see no derivative.
-        """
-        if (
-            self.variant != "no_restore"
-            and _moves(outer)
-            and not _moves({k: inner[k] for k in outer})
-        ):
-            raise ValueError(
-                f"variant={self.variant} is a function of theta, which this estimator holds fixed: "
-                f"nothing would be trained. Use estimator=first_order or unroll."
-            )
+    def outer_loss(self, outer: Tree, inner: InnerTensors, batch: PreferenceBatch) -> Tensor:
+        """Return L, summed over models."""
         model = self._model(outer, inner)
-        pairs = self.due(int(inner[STEP]))
-        loss = self.task.row_losses(model, pairs).mean(-1).sum()
+        loss = self.task.row_losses(model, batch.pairs).mean(-1).sum()
         if batch.prompts is None:
             return loss
         spread = difference(self.task.responses(model, batch.prompts)).mean(-1).sum()
@@ -202,40 +175,34 @@ class MetaRewardModel(GradientProblem):
         """Return what the task's labels and further models cost."""
         return self.task.overhead(spent)
 
-    def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
+    def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
         """Return the state with what the task finds out once about the deployed models."""
-        found = self.task.conclude(self.deployed(outer, inner), key)
-        return inner._replace(buffers=inner.buffers | found)
+        verdict = self.task.conclude(self.deployed(outer, inner), key)
+        return inner._replace(state=inner.state | verdict)
 
     def deployed(self, outer: Tree, inner: GradientState) -> Tree:
         """Return parameters and buffers of the models that are kept."""
         if self.deploy == "theta_prime":
-            key = fold(self.seed, "deploy")
-            phi = self.advance(outer, self.init_inner(outer, None, key), key).params
+            loop, key = InnerLoop(self), fold(self.seed, "deploy")
+            fork = loop.start(outer, None, key)
+            phi = loop.step_(outer, fork, Draw(key, use="retrain")).params
         elif self.variant == "no_restore":
             phi = tree.add(outer, inner.params)
         else:
             phi = tree.detach(outer)
-        return phi | inner.buffers
+        return phi | inner.buffers | inner.state
+
+    @cached_property
+    def replicates(self) -> int:  # type: ignore[override]
+        """Number of models, each trained as it would be alone."""
+        return len(next(iter(self._start[0].values())))
 
     @cached_property
     def _start(self) -> tuple[Tree, Tree]:
         """Parameters of the right shapes, and the buffers, which no draw changes."""
         return self.task.init(torch.Generator().manual_seed(0))
 
-    def concluded(self, inner: GradientState) -> Tree:
-        """Return what `finish` has added about the deployed models; empty before."""
-        return {k: v for k, v in inner.buffers.items() if k not in {STEP, *self._start[1]}}
-
     def _model(self, outer: Tree, inner: Tree) -> Tree:
         if self.variant != "no_restore":
             return inner
         return inner | {k: v + inner[k] for k, v in outer.items()}
-
-
-def _some(count: int, size: int, generator: Generator) -> Tensor:
-    return torch.randperm(count, generator=generator)[:size]
-
-
-def _moves(tensors: Tree) -> bool:
-    return any(v.requires_grad for v in tensors.values())

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from metaopt.engine.inner import GradientState
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import fold
+from metaopt.engine.random import Draw, epoch_batch, fold
 from metaopt.problems.domain_reweighting import DomainReweighting
 from metaopt.problems.domain_reweighting.batches import Rows
-from metaopt.problems.domain_reweighting.phases import model, untrained
+from metaopt.problems.domain_reweighting.phases import fit, untrained
 from metaopt.problems.domain_reweighting.weights import Link, WeightTable
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
-from metaopt.problems.reward_model.steps import due
-
-STEPS = "observed.steps"
-"""Name among the buffers of the number of inner steps taken."""
 
 
 class PreferenceReweighting(DomainReweighting):
@@ -65,46 +61,38 @@ class PreferenceReweighting(DomainReweighting):
         )  # fmt: skip
         if steps < 1:
             raise ValueError(f"PreferenceReweighting needs steps >= 1; got {steps}.")
-        self.preferences, self.anew, self.steps = task, retrain, steps
+        self.preferences, self.retrain_models, self.steps = task, retrain, steps
+        self.replicates = task.data.runs * task.members
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return tables of weights 1, {"weights": (R M, n)}."""
         table = super().init_outer(generator)["weights"]
-        models = self.preferences.data.runs * self.preferences.members
-        return {"weights": table.expand(models, -1).clone()}
+        return {"weights": table.expand(self.replicates, -1).clone()}
 
-    def init_buffers(self, outer: Tree, params: Tree) -> Tree:
-        """Return the buffers with the number of inner steps taken."""
-        return super().init_buffers(outer, params) | {STEPS: torch.zeros((), dtype=torch.long)}
+    def inner_batch(self, draw: Draw) -> Rows:
+        """Return the pairs of this step of an epoch."""
+        return self._pairs(draw.total_inner_step)
 
-    def carry(self, outer: Tree, params: Tree, buffers: Tree, step: int) -> Tree:
-        """Count the step."""
-        return buffers | {STEPS: torch.tensor(step)}
-
-    def decide(self, outer: Tree, inner: Tree, batch: Rows, generator: Generator) -> Rows:
-        """Return the pairs that are due instead of drawn ones."""
-        rows = self._due(int(inner[STEPS]))
-        return super().decide(outer, inner, batch._replace(rows=rows), generator)
-
-    def _due(self, step: int) -> Tensor:
-        rows = self.preferences.rows
-        return due(rows, min(self.batch, rows), step, self.seed)
+    def _pairs(self, step: int) -> Rows:
+        pairs = self.preferences.rows
+        return Rows(epoch_batch(pairs, min(self.batch, pairs), step, self.seed))
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
-        """Return the gradients of labels, of members but the first, and of training anew."""
-        anew = self.steps if self.anew else 0
-        trained = {"gradients": spent.get("gradients", 0) + anew}
-        return {"gradients": anew + self.preferences.overhead(trained)["gradients"]}
+        """Return the gradients of labels, of members but the first, and of retraining."""
+        steps = self.steps if self.retrain_models else 0
+        trained = {"gradients": spent.get("gradients", 0) + steps}
+        return {"gradients": steps + self.preferences.overhead(trained)["gradients"]}
 
-    def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
+    def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
         """Return reward models trained with the final weights, judged by the task."""
-        if self.anew:
+        if self.retrain_models:
             key = fold(key, "retrain")
-            state = untrained(self, self.task, fold(self.seed, "outer"))
-            with torch.enable_grad():
-                for k in range(self.steps):
-                    rows = Rows(self._due(k))
-                    state = self.advance(outer, state._replace(buffers={}), fold(key, k), rows)
-            inner = state._replace(buffers=inner.buffers)
-        found = self.preferences.conclude(model(inner.params | inner.buffers), key)
-        return inner._replace(buffers=inner.buffers | {f"buffer.{k}": v for k, v in found.items()})
+            new = untrained(loop, self.task, fold(self.seed, "outer"))._replace(state=inner.state)
+            inner = fit(loop, new, lambda k, g: self._pairs(k), self.steps, key, outer)
+        verdict = self.preferences.conclude(inner.params | inner.buffers, key)
+        return inner._replace(state=inner.state | {"verdict": verdict})
+
+    def models(self, inner: GradientState) -> dict[str, Tree]:
+        """Return the tensors of the reward models, with what the task says of them at the end."""
+        models = super().models(inner)
+        return models | {"reweighted": models["reweighted"] | inner.state.get("verdict", {})}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metaopt.engine.inner import GradientState
+from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.problems.reward_model.data.preference_policy import at_kl
 
@@ -25,7 +25,7 @@ class TaskReport(Report):
 
     def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
         """Return what the task concluded about the deployed models so far."""
-        return self.problem.concluded(inner)
+        return dict(inner.state)
 
     def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
         """Write the task's figures; return their paths."""

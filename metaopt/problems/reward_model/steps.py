@@ -79,22 +79,6 @@ class Unit:
         return self.lr
 
 
-def due(rows: int, batch: int, step: int, key: int) -> Tensor:
-    """Return the rows of a step, (batch,): a new order in every pass over all of them.
-
-    What is left of a pass after its last whole batch waits for the next pass.
-
-    Args:
-        rows: number of rows.
-        batch: at most that.
-        step: steps taken before.
-        key: another one has other orders.
-    """
-    epoch, at = divmod(step, rows // batch)
-    order = torch.randperm(rows, generator=generator(fold(key, "pass", epoch)))
-    return order[at * batch : (at + 1) * batch]
-
-
 def direction(params: Tree, draw: Generator) -> Tree:
     """Return a random direction for each model, uniform on the unit sphere of its parameters.
 

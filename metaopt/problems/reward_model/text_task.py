@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.func import functional_call
 from transformers import AutoConfig, AutoTokenizer
 
-from metaopt.engine.inner import split_module
+from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.protocols import Tree
 from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import word_tokenizer
@@ -112,7 +112,7 @@ class TextPreferences:
                 f"learned; use max_length={room} or less, or a backbone with more."
             )
         torch.nn.Module.to(self.module, self.device)
-        params, self._buffers = split_module(self.module)
+        params, self._buffers, _ = split_module(self.module)
         self._params = {name: value[None] for name, value in params.items()}
         self._training, self._unlabelled = self._encoded(trained), self._encoded(mixed[:half])
         self._margins = _margins(trained, self.device)

@@ -10,8 +10,9 @@ import torch
 from reweighted_regression import Regression, problem
 
 from metaopt.engine import Engine, tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, AdamW
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators import FiniteDifference, Implicit, OneStep, Unroll
 from metaopt.estimators.direct import Direct
 from metaopt.estimators.solvers import ConjugateGradient
@@ -36,7 +37,7 @@ def adam(lr=0.1):
 def start(of, phi=None):
     outer = of.init_outer(generator(3))
     outer = {k: v.double() for k, v in outer.items()} if phi is None else phi
-    return outer, of.init_inner(outer, None, KEY)
+    return outer, InnerLoop(of).start(outer, None, KEY)
 
 
 def row_gradients(task, theta, rows):
@@ -55,8 +56,8 @@ def test_the_default_solver_is_minus_the_alignment_of_gradients(per):
     of = with_one_batch(problem(task, weights=WeightTable(per, "clamp")), KEY)
     outer, inner = start(of)
     theta = inner.params["theta"].clone()
-    _, feedback = FiniteDifference(inner_steps=0)(of, outer, inner, KEY)
-    rows, meta = of.inner_batch(generator(0)).rows, of.outer_batch(generator(0)).rows
+    _, feedback = FiniteDifference(inner_steps=0)(InnerLoop(of), outer, inner, KEY)
+    rows, meta = of.inner_batch(Draw(0)).rows, of.outer_batch(Draw(0)).rows
     aligned = row_gradients(task, theta, rows) @ meta_gradient(task, theta, meta)
     expected = torch.zeros_like(outer["weights"])
     index = task.domain[rows] if per == "domain" else rows
@@ -70,7 +71,7 @@ def test_at_the_inner_solution_the_hypergradient_is_that_of_weighted_least_squar
     task = Regression()
     of = with_one_batch(problem(task, lr=0.2, weights=WeightTable(link="clamp"), batch=200), KEY)
     outer = {"weights": torch.tensor([1.4, 0.3, 0.8], dtype=torch.float64)}
-    rows, meta = of.inner_batch(generator(0)).rows, of.outer_batch(generator(0)).rows
+    rows, meta = of.inner_batch(Draw(0)).rows, of.outer_batch(Draw(0)).rows
     x, y, domain = task.x[rows], task.y[rows], task.domain[rows]
 
     def outer_loss(w):
@@ -81,7 +82,7 @@ def test_at_the_inner_solution_the_hypergradient_is_that_of_weighted_least_squar
     expected = torch.func.grad(outer_loss)(outer["weights"])
     _, inner = start(of, outer)
     solver = Implicit(ConjugateGradient(20, 0.0, 1e-12), inner_steps=400)
-    _, feedback = solver(of, outer, inner, KEY)
+    _, feedback = solver(InnerLoop(of), outer, inner, KEY)
     torch.testing.assert_close(feedback.value, outer_loss(outer["weights"]))
     torch.testing.assert_close(feedback.grad["weights"], expected, rtol=1e-6, atol=1e-9)
 
@@ -91,11 +92,11 @@ def test_one_step_unrolled_is_the_alignment_times_the_rate(link):
     task = Regression(link=torch.tanh)
     of = with_one_batch(problem(task, lr=1e-3, weights=WeightTable(link=link)), KEY)
     outer, inner = start(of)
-    exact = Unroll(1)(of, outer, tree.clone(inner), KEY)[1].grad["weights"]
+    exact = Unroll(1)(InnerLoop(of), outer, tree.clone(inner), KEY)[1].grad["weights"]
     torch.testing.assert_close(
-        OneStep(1)(of, outer, tree.clone(inner), KEY)[1].grad["weights"], exact
+        OneStep(1)(InnerLoop(of), outer, tree.clone(inner), KEY)[1].grad["weights"], exact
     )
-    found = FiniteDifference(inner_steps=0)(of, outer, inner, KEY)[1].grad["weights"]
+    found = FiniteDifference(inner_steps=0)(InnerLoop(of), outer, inner, KEY)[1].grad["weights"]
     assert torch.cosine_similarity(found, exact, dim=0) > 0.9999
     torch.testing.assert_close(found * 1e-3, exact, rtol=0.02, atol=1e-7)
 
@@ -136,7 +137,7 @@ def test_learning_to_reweight_takes_the_rows_whose_gradients_agree_with_the_meta
     task = Regression(link=torch.tanh)
     of = problem(task, weights=LearningToReweight())
     outer, inner = start(of)
-    batch = of.draw(outer, inner.params | inner.buffers, KEY)
+    batch = InnerLoop(of).batch(outer, inner, Draw(KEY))
     draw = generator(fold(KEY, "decide", 0))
     meta = of.sampler.meta(draw, of.meta_batch).rows
     theta = inner.params["theta"]
@@ -158,11 +159,11 @@ def test_without_meta_rows_the_outer_level_climbs_the_weighted_losses(objective)
     of = problem(task, weights=weights, objective=objective, reference_steps=30)
     of = with_one_batch(of, KEY)
     outer, inner = start(of)
-    _, feedback = Direct(0)(of, outer, inner, KEY)
-    rows = of.outer_batch(generator(0)).rows
+    _, feedback = Direct(0)(InnerLoop(of), outer, inner, KEY)
+    rows = of.outer_batch(Draw(0)).rows
     losses = task.row_losses(inner.params, rows)
     if objective == "excess":
-        reference = inner.buffers["reference"][rows]
+        reference = inner.state["reference"][rows]
         assert 0 < (losses > reference).float().mean() < 1
         losses = (losses - reference).clamp(min=0)
     sums = torch.zeros(3, dtype=torch.float64).index_add_(0, task.domain[rows], losses)
@@ -173,7 +174,7 @@ def test_without_meta_rows_the_outer_level_climbs_the_weighted_losses(objective)
 def test_the_reference_is_a_model_trained_with_uniform_weights():
     task = Regression()
     of = problem(task, objective="excess", reference_steps=400, lr=0.02, batch=120)
-    found = start(of)[1].buffers["reference"]
+    found = start(of)[1].state["reference"]
     theta = torch.linalg.lstsq(task.x, task.y).solution
     losses = task.row_losses({"theta": theta}, torch.arange(120))
     assert found.shape == (120,)
@@ -184,14 +185,14 @@ def test_each_domain_is_drawn_equally_often_or_in_proportion_to_its_size():
     task = Regression(sizes=(10, 30, 60))
     of = problem(task, batch=9)
     for seed in range(5):
-        drawn = task.domain[of.inner_batch(generator(seed)).rows]
+        drawn = task.domain[of.inner_batch(Draw(seed)).rows]
         assert torch.bincount(drawn).tolist() == [3, 3, 3]
-    rows = torch.cat([problem(task, batch=1).inner_batch(generator(s)).rows for s in range(3000)])
+    rows = torch.cat([problem(task, batch=1).inner_batch(Draw(s)).rows for s in range(3000)])
     share = torch.bincount(task.domain[rows]) / 3000
     assert share.sub(1 / 3).abs().max() < 0.04
     assert len(rows.unique()) == 100
     of = problem(task, batch=5000, sampling="rows")
-    share = torch.bincount(task.domain[of.inner_batch(generator(0)).rows]) / 5000
+    share = torch.bincount(task.domain[of.inner_batch(Draw(0)).rows]) / 5000
     assert share.sub(torch.tensor([0.1, 0.3, 0.6])).abs().max() < 0.03
 
 
@@ -280,14 +281,20 @@ def test_several_models_side_by_side_share_the_weights_or_have_their_own():
     of, both = (with_one_batch(problem(t), KEY) for t in (one, many))
     outer, state = start(both)
     own = {"weights": torch.stack([outer["weights"], outer["weights"] + 0.3])}
-    grads = FiniteDifference(inner_steps=0)(both, own, tree.clone(state), KEY)[1].grad["weights"]
-    shared = FiniteDifference(inner_steps=0)(both, outer, tree.clone(state), KEY)[1].grad["weights"]
+    grads = FiniteDifference(inner_steps=0)(InnerLoop(both), own, tree.clone(state), KEY)[1].grad[
+        "weights"
+    ]
+    shared = FiniteDifference(inner_steps=0)(InnerLoop(both), outer, tree.clone(state), KEY)[
+        1
+    ].grad["weights"]
     singles = []
     for run in range(2):
         _, inner = start(of)
         inner = inner._replace(params={"theta": state.params["theta"][run].clone()})
         for phi in ({"weights": own["weights"][run]}, outer):
-            singles.append(FiniteDifference(inner_steps=0)(of, phi, tree.clone(inner), KEY)[1])
+            singles.append(
+                FiniteDifference(inner_steps=0)(InnerLoop(of), phi, tree.clone(inner), KEY)[1]
+            )
     found = [s.grad["weights"] for s in singles]
     torch.testing.assert_close(grads, torch.stack([found[0], found[2]]), rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(shared, found[1] + found[3], rtol=1e-5, atol=1e-8)
@@ -311,7 +318,7 @@ def test_observed_moments_are_those_of_the_hypergradients():
     torch.testing.assert_close(
         snapshot["z"], torch.tensor(expected), check_dtype=False, rtol=1e-4, atol=1e-4
     )
-    assert engine.inner.buffers["observed.count"] == 6
+    assert engine.inner.state["moments"]["count"] == 6
 
 
 def test_retraining_trains_a_new_model_with_the_weights_frozen():
@@ -320,11 +327,13 @@ def test_retraining_trains_a_new_model_with_the_weights_frozen():
     kept = tree.clone(before.params)
     engine.finish()
     anew = fold(fold(0, "finish"), "retrain")
-    state = fit(of, untrained(of, of.task, anew), of.inner_batch, 30, anew, phi)
+    loop = InnerLoop(of)
+    new = untrained(loop, of.task, anew)
+    state = fit(loop, new, lambda k, g: of.sampler.rows(g, of.batch), 30, anew, phi)
     assert identical(engine.inner.params, state.params)
     assert not identical(engine.inner.params, kept)
     assert engine.inner.step == 30
-    assert engine.inner.buffers["observed.count"] == 10
+    assert engine.inner.state["moments"]["count"] == 10
 
 
 def test_retraining_with_the_average_takes_the_mean_of_the_weights_so_far():
@@ -334,7 +343,7 @@ def test_retraining_with_the_average_takes_the_mean_of_the_weights_so_far():
     for _ in engine:
         tables.append(of.weights.table(engine.optimizer.solution))
     mean = torch.stack(tables[:-1]).mean(0)
-    frozen = of.weights.table(of._frozen(engine.optimizer.solution, engine.inner))
+    frozen = of.weights.table(of._final_phi(engine.optimizer.solution, engine.inner))
     torch.testing.assert_close(frozen, mean)
     assert not torch.allclose(frozen, tables[-1])
 
@@ -386,7 +395,7 @@ def test_a_regulariser_is_a_direct_term_of_the_meta_objective():
         with_one_batch(problem(regulariser=r), KEY) for r in (None, Regulariser("entropy", 0.5))
     )
     outer = {"weights": torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)}
-    values = [of.outer_value(outer, start(of)[1].params, {}, KEY) for of in (plain, held)]
+    values = [InnerLoop(of).outer_value(outer, start(of)[1], Draw(KEY)) for of in (plain, held)]
     p = plain.weights.table(outer) / 3
     expected = 0.5 * (torch.log(torch.tensor(3.0)) + (p * p.log()).sum())
     torch.testing.assert_close(values[1] - values[0], expected)
@@ -443,10 +452,6 @@ def empty(**attributes):
         (lambda: problem(empty(domains=("a", "b", "c", "d"))), "empty: d, largest index: 2"),
         (lambda: problem(empty(domains=("a", "b"))), "index below 2"),
         (lambda: problem(empty(quality=torch.zeros(3))), "quality must be 3 numbers >= 0"),
-        (
-            lambda: start(problem(empty(init=lambda g: ({"uniform.w": torch.zeros(1)}, {})))),
-            "parameters may not be called uniform.w",
-        ),
     ],
 )  # fmt: skip
 def test_a_bad_option_is_refused_by_name(make, message):

@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import Exact, Implicit, Unroll
 from metaopt.problems.examples import Quadratic
 
 
 def solved(problem, outer):
-    state = problem.init_inner(outer, None, 0)
+    state = InnerLoop(problem).start(outer, None, 0)
     return state._replace(params={"theta": problem.solve(outer)})
 
 
@@ -33,9 +34,11 @@ def test_hypergradient_equals_the_exact_solve_and_a_long_unroll():
     problem = Quadratic()
     outer = outer_of(problem)
     exact = problem.hypergradient(outer)["phi"]
-    _, dense = Implicit(Exact(), inner_steps=0)(problem, outer, solved(problem, outer), 0)
-    start = problem.init_inner(outer, None, 0)
-    _, unrolled = Unroll(400)(problem, outer, start, 0)
+    _, dense = Implicit(Exact(), inner_steps=0)(
+        InnerLoop(problem), outer, solved(problem, outer), 0
+    )
+    start = InnerLoop(problem).start(outer, None, 0)
+    _, unrolled = Unroll(400)(InnerLoop(problem), outer, start, 0)
     torch.testing.assert_close(dense.grad["phi"], exact, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(unrolled.grad["phi"], exact, rtol=1e-10, atol=1e-12)
 

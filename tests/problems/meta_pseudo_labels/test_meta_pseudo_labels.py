@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from metaopt.engine import Engine, tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators import FiniteDifference, Implicit, OneStep, ScoreFunction, Unroll
 from metaopt.nn import MLP
 from metaopt.optimizers import Descent
@@ -46,7 +47,7 @@ def problem(data=None, network=SMALL, **settings):
 
 def started(made, seed=3):
     outer = made.init_outer(generator(fold(seed, "outer")))
-    return outer, made.init_inner(outer, None, fold(seed, "inner"))
+    return outer, InnerLoop(made).start(outer, None, fold(seed, "inner"))
 
 
 def cosine_and_ratio(a, b):
@@ -58,15 +59,16 @@ class TestAgainstEnumeration:
 
     def expectation(self, made, outer, inner, key):
         """Return d/dphi of E_y[F(theta'(y))] and what `estimate` gives on average over y."""
-        batch = made.inner_batch(generator(fold(fold(key, 0), "batch", 0)))
+        batch = made.inner_batch(Draw(fold(key, 0)))
         phi = tree.leaves(outer)
         total = torch.zeros((), dtype=torch.float64)
         for code in range(2 ** len(batch.weak)):
             y = torch.tensor([code >> i & 1 for i in range(len(batch.weak))])
             decided = batch._replace(labels=y)
             log_prob = made.log_prob(phi, inner.params | inner.buffers, decided).sum()
-            after = made.advance(outer, tree.clone(inner), fold(key, 0), decided)
-            value = made.outer_value(outer, after.params, after.buffers, fold(key, "outer"))
+            loop = InnerLoop(made)
+            after = loop.step_(outer, tree.clone(inner), loop.draw(inner, key, 0), decided)
+            value = loop.outer_value(outer, after, loop.outer_draw(after, key))
             total = total + log_prob.exp() * value
         return tree.like(phi, torch.autograd.grad(total, list(phi.values())))
 
@@ -76,14 +78,14 @@ class TestAgainstEnumeration:
         outer, inner = started(made)
         exact = self.expectation(made, outer, inner, 11)
         estimator = ScoreFunction("loss_difference", reversed=reversed_sign)
-        batch = made.inner_batch(generator(fold(fold(11, 0), "batch", 0)))
+        batch = made.inner_batch(Draw(fold(11, 0)))
         mean = tree.zeros_like(outer)
         for code in range(2 ** len(batch.weak)):
             y = torch.tensor([code >> i & 1 for i in range(len(batch.weak))])
             decided = batch._replace(labels=y)
             p = made.log_prob(outer, inner.params | inner.buffers, decided).sum().exp()
-            monkeypatch.setattr(made, "decide", lambda *_, d=decided: d)
-            _, feedback = estimator(made, outer, tree.clone(inner), 11)
+            monkeypatch.setattr(made, "prepare_batch", lambda *_, d=decided: d)
+            _, feedback = estimator(InnerLoop(made), outer, tree.clone(inner), 11)
             mean = tree.add(mean, feedback.grad, p)
         cosine, ratio = cosine_and_ratio(mean, exact)
         assert cosine == pytest.approx(-1 if reversed_sign else 1, abs=1e-10)
@@ -92,7 +94,7 @@ class TestAgainstEnumeration:
     def test_labels_are_sampled_from_the_teacher(self):
         made = problem(batch=20000, temperature=0.7)
         outer, inner = started(made)
-        batch = made.draw(outer, inner.params | inner.buffers, 5)
+        batch = InnerLoop(made).batch(outer, inner, Draw(5))
         expected = made.log_prob(
             outer, inner.params | inner.buffers, batch._replace(labels=torch.ones(20000).long())
         ).exp()
@@ -105,8 +107,8 @@ def test_soft_labels_one_step_equals_the_unroll(consistency):
         labels="soft", consistency=consistency, inner_optimizer=SGD(lr=0.5, momentum=0.9)
     )
     outer, inner = started(made)
-    after, feedback = OneStep()(made, outer, tree.clone(inner), 7)
-    unrolled, expected = Unroll(1)(made, outer, tree.clone(inner), 7)
+    after, feedback = OneStep()(InnerLoop(made), outer, tree.clone(inner), 7)
+    unrolled, expected = Unroll(1)(InnerLoop(made), outer, tree.clone(inner), 7)
     assert tree.norm(tree.add(feedback.grad, expected.grad, -1.0)) < 1e-12 * tree.norm(
         expected.grad
     )
@@ -123,8 +125,8 @@ def test_teacher_and_student_start_differently():
 def test_outer_loss_is_feedback_plus_direct_terms():
     made = problem(feedback=2.0, supervised=0.5, consistency=Consistency(weight=3.0, ramp=4))
     outer, inner = started(made)
-    tensors = inner.params | inner.buffers | {"step": torch.tensor(1.0, dtype=torch.float64)}
-    batch = made.outer_batch(generator(1))
+    tensors = inner.params | inner.buffers
+    batch = made.outer_batch(Draw(1, total_inner_step=1))
     student = made.student.evaluate(tensors, batch.labelled)
     labelled = made.teacher.evaluate(outer, batch.labelled)
     q = torch.softmax(made.teacher.evaluate(outer, batch.weak) / 0.5, -1)
@@ -140,9 +142,7 @@ def test_outer_loss_is_feedback_plus_direct_terms():
 def test_consistency_leaves_out_uncertain_rows_and_has_no_gradient_through_the_target():
     weak = torch.tensor([[3.0, 0.0], [0.1, 0.0]], requires_grad=True)
     strong = torch.tensor([[1.0, 0.0], [5.0, 0.0]], requires_grad=True)
-    loss = Consistency(weight=2.0, temperature=1.0, threshold=0.9, ramp=0)(
-        weak, strong, torch.tensor(0.0)
-    )
+    loss = Consistency(weight=2.0, temperature=1.0, threshold=0.9, ramp=0)(weak, strong, 0)
     q = torch.softmax(weak[0], -1)
     assert loss.item() == pytest.approx(2 * -(q * log_softmax(strong[0], -1)).sum().item() / 2)
     (grad,) = torch.autograd.grad(loss, weak, allow_unused=True)
@@ -153,15 +153,15 @@ def test_objectives_of_the_baselines():
     supervised = problem(objective="supervised", labels="soft")
     outer, inner = started(supervised)
     tensors = inner.params | inner.buffers
-    batch = supervised.draw(outer, tensors, 3)
+    batch = InnerLoop(supervised).batch(outer, inner, Draw(3))
     loss = supervised.inner_loss(outer, tensors, batch)
     logits = supervised.student.evaluate(tensors, supervised.data.labelled)
     assert loss == pytest.approx(cross_entropy(logits, supervised.data.labels).item())
 
     uda = problem(objective="consistency", labels="soft", consistency=Consistency(ramp=0))
     direct = DirectLoss(1.0, Consistency(ramp=0))
-    batch = uda.draw(outer, tensors, 3)
-    expected = direct(uda.student, tensors, batch, tensors["step"])
+    batch = InnerLoop(uda).batch(outer, inner, Draw(3))
+    expected = direct(uda.student, tensors, batch)
     assert uda.inner_loss(outer, tensors, batch) == pytest.approx(expected.item())
 
 
@@ -169,9 +169,8 @@ def test_objectives_of_the_baselines():
 @pytest.mark.parametrize("estimator", [Unroll(1), OneStep(), Implicit(), FiniteDifference()])
 def test_decided_labels_are_refused_by_estimators_that_would_see_no_feedback(labels, estimator):
     made = problem(labels=labels)
-    outer, inner = started(made)
-    with pytest.raises(ValueError, match=r"Use estimator=score_function, or set problem\.labels"):
-        estimator(made, outer, inner, 0)
+    with pytest.raises(ValueError, match=r"Use estimator=score_function, or let .*problem\.labels"):
+        estimator.check(InnerLoop(made))
 
 
 def test_average_follows_the_student():
@@ -179,23 +178,22 @@ def test_average_follows_the_student():
     outer, inner = started(made)
     expected = tree.clone(inner.params)
     for step in range(5):
-        inner = made.advance(outer, inner, fold(4, step))
+        inner = InnerLoop(made).step_(outer, inner, Draw(fold(4, step)))
         decay = min(0.9, (2 + step) / (11 + step))
         expected = {k: decay * v + (1 - decay) * inner.params[k] for k, v in expected.items()}
-    average = made.evaluated(inner.params | inner.buffers)
+    average = made.evaluated(inner)
     assert all(torch.allclose(average[k], expected[k], rtol=1e-12) for k in expected)
-    assert inner.buffers["step"] == 5
 
 
 def test_fine_tuning_lowers_the_labelled_loss_and_moves_the_average():
     made = problem(average=0.9, fine_tuning=FineTuning(SGD(lr=0.5), steps=50))
     outer, inner = started(made)
     x, y = made.data.labelled, made.data.labels
-    before = cross_entropy(made.student.evaluate(made.evaluated(inner.buffers), x), y)
-    tuned = made.finish(outer, inner, 9)
-    after = cross_entropy(made.student.evaluate(made.evaluated(tuned.buffers), x), y)
+    before = cross_entropy(made.student.evaluate(made.evaluated(inner), x), y)
+    tuned = made.finish(outer, inner, InnerLoop(made), 9)
+    after = cross_entropy(made.student.evaluate(made.evaluated(tuned), x), y)
     assert after < 0.5 * before
-    assert all(torch.equal(tuned.params[k], tuned.buffers[f"average.{k}"]) for k in tuned.params)
+    assert all(torch.equal(tuned.params[k], tuned.state["average"][k]) for k in tuned.params)
 
 
 class TestBatchNorm:
@@ -220,19 +218,19 @@ class TestBatchNorm:
         outer, inner = started(made)
         kept = tree.clone(inner)
         for step in range(3):
-            inner, _ = estimator(made, outer, inner, fold(2, step))
+            inner, _ = estimator(InnerLoop(made), outer, inner, fold(2, step))
         for name in ("1.num_batches_tracked", "teacher.1.num_batches_tracked"):
             assert inner.buffers[name] == 3
         assert not torch.equal(inner.buffers["1.running_mean"], kept.buffers["1.running_mean"])
-        moved = inner.buffers["average.1.running_mean"]
+        moved = inner.state["average"]["1.running_mean"]
         assert not torch.equal(moved, kept.buffers["1.running_mean"])
-        assert inner.buffers["average.1.num_batches_tracked"] == 3
+        assert inner.state["average"]["1.num_batches_tracked"] == 3
 
     def test_feedback_uses_running_statistics(self):
         made = self.made()
         outer, inner = started(made)
         tensors = inner.params | inner.buffers
-        whole = made.outer_batch(generator(1))
+        whole = made.outer_batch(Draw(1))
         rows = [
             made.feedback_loss(outer, tensors, whole._replace(labelled=x[None], classes=y[None]))
             for x, y in zip(whole.labelled, whole.classes, strict=True)
@@ -274,10 +272,10 @@ class TestPhases:
         )
         outer, inner = started(made)
         assert all(name.startswith("head.") for name in outer)
-        tensors = {k.removeprefix("teacher."): v for k, v in inner.buffers.items()}
-        logits = made.teacher.evaluate(outer | tensors, made.data.labelled)
+        teacher = made.teacher_tensors(outer, made.frozen)
+        logits = made.teacher.evaluate(teacher, made.data.labelled)
         assert (logits.argmax(-1) == made.data.labels).all()
-        _, feedback = OneStep()(made, outer, inner, 3)
+        _, feedback = OneStep()(InnerLoop(made), outer, inner, 3)
         assert tree.norm(feedback.grad) > 0
 
     def test_reduced_teacher_needs_pretraining(self):
@@ -289,14 +287,16 @@ class TestReplication:
     def test_released_code_has_no_feedback_gradient(self):
         made = problem(compat="official", supervised=0.0)
         outer, inner = started(made)
-        _, feedback = ScoreFunction("loss_difference", reversed=True)(made, outer, inner, 3)
+        _, feedback = ScoreFunction("loss_difference", reversed=True)(
+            InnerLoop(made), outer, inner, 3
+        )
         assert tree.norm(feedback.grad) < 1e-15
 
     def test_mpl_pytorch_credits_the_strong_view(self):
         made = problem(compat="mpl_pytorch")
         outer, inner = started(made)
         tensors = inner.params | inner.buffers
-        batch = made.draw(outer, tensors, 3)
+        batch = InnerLoop(made).batch(outer, inner, Draw(3))
         weak = made.teacher.evaluate(outer, batch.weak)
         strong = made.teacher.evaluate(outer, batch.strong)
         assert torch.equal(batch.labels, weak.argmax(-1))
@@ -329,7 +329,7 @@ def test_soft_labels_have_no_score():
     made = problem(labels="soft")
     outer, inner = started(made)
     with pytest.raises(ValueError, match="labels=sample"):
-        ScoreFunction()(made, outer, inner, 1)
+        ScoreFunction()(InnerLoop(made), outer, inner, 1)
 
 
 def feedback_only(estimator, seed, **settings):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.random import generator
 from metaopt.nn import MLP
@@ -17,7 +18,7 @@ from metaopt.problems.meta_pseudo_labels.report import grid
 def started(data):
     made = MetaPseudoLabels(data, MLP, functools.partial(MLP, widths=(4,)), SGD(lr=0.1))
     outer = made.init_outer(generator(0))
-    return made, outer, made.init_inner(outer, None, 1)
+    return made, outer, InnerLoop(made).start(outer, None, 1)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import torch
 from tiny_process_rewards import CHAINS, SOURCE
 from torch.func import functional_call
 
-from metaopt.engine.inner import GradientProblem
+from metaopt.engine.gradient_problem import GradientProblem
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.random import generator, replay
 from metaopt.estimators import FiniteDifference, Unroll
@@ -127,7 +128,7 @@ class Weighted(GradientProblem):
     def init_params(self, outer, generator):
         return self.scorer.init(generator)[0]
 
-    def inner_batch(self, generator):
+    def inner_batch(self, draw):
         return None
 
     outer_batch = inner_batch
@@ -147,7 +148,9 @@ def test_hypergradients_are_the_same(estimator, lora):
     for scorer in scorers(lora=lora):
         problem = Weighted(scorer)
         outer = problem.init_outer(generator(0))
-        inner, feedback = estimator(problem, outer, problem.init_inner(outer, None, 2), 7)
+        inner, feedback = estimator(
+            InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 2), 7
+        )
         found.append((feedback.grad["w"], *inner.params.values()))
     assert float(found[0][0].abs().max()) > 0
     for plain, checkpointed in zip(*found, strict=True):

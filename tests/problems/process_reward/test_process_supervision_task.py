@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from metaopt.engine import Engine, tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, AdamW
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators import FiniteDifference
 from metaopt.optimizers import Descent
 from metaopt.problems.domain_reweighting import DomainReweighting
@@ -265,22 +266,24 @@ def compared(precision, key):
     """
     of = transformer(AdamW(lr=3e-3), precision)
     outer = of.init_outer(generator(0))
-    inner = of.init_inner(outer, None, key)
+    inner = InnerLoop(of).start(outer, None, key)
     for k in range(60):
-        inner = of.advance(outer, inner, fold(key, k))
+        inner = InnerLoop(of).step_(outer, inner, Draw(fold(key, k)))
     before = tree.clone(inner.params)
-    _, feedback = FiniteDifference(inner_steps=0)(of, outer, inner, key)
+    _, feedback = FiniteDifference(inner_steps=0)(InnerLoop(of), outer, inner, key)
     assert identical(inner.params, before)
-    masks = [of.inner_value(outer, before, {}, k) for k in (key, key, 5)]
+    masks = [InnerLoop(of).inner_value(outer, inner, Draw(k)) for k in (key, key, 5)]
     assert masks[0] == masks[1] != masks[2]
 
     lr, phi, theta = 1e-3, tree.leaves(outer), tree.leaves(before)
-    loss = of.inner_value(phi, theta, {}, fold(key, "implicit"))
+    loop = InnerLoop(of)
+    at = inner._replace(params=theta)
+    loss = loop.inner_value(phi, at, loop.solve_draw(inner, key, 0))
     grads = torch.autograd.grad(
         loss, list(theta.values()), create_graph=True, materialize_grads=True
     )
     after = {k: v - lr * g for (k, v), g in zip(theta.items(), grads, strict=True)}
-    value = of.outer_value(phi, after, {}, fold(key, "outer"))
+    value = loop.outer_value(phi, inner._replace(params=after), loop.outer_draw(inner, key))
     exact = torch.autograd.grad(value, phi["weights"])[0] / lr
     grad = feedback.grad["weights"]
     cosine = torch.cosine_similarity(grad, exact, dim=0)

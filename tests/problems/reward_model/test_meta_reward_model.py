@@ -10,14 +10,14 @@ import torch
 
 from metaopt import Engine
 from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators import Direct, FirstOrder, Unroll
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.optimizers import Descent
 from metaopt.problems.reward_model import MetaRewardModel
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
-from metaopt.problems.reward_model.meta_reward_model import STEP
 from metaopt.problems.reward_model.steps import Unit, difference, direction
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
@@ -128,7 +128,7 @@ def test_no_step_is_vanilla_to_the_bit(task):
     none = deployed(run(task, inner=SGD(lr=0.0)))
     assert all(torch.equal(vanilla[k], none[k]) for k in vanilla)
     joint = deployed(run(task, variant="joint", weight=0.0))
-    assert all(torch.allclose(vanilla[k], joint[k], atol=1e-7) for k in vanilla if k != STEP)
+    assert all(torch.allclose(vanilla[k], joint[k], atol=1e-7) for k in vanilla)
 
 
 def test_the_papers_step_is_vanilla_to_four_digits(task):
@@ -142,10 +142,14 @@ def test_the_papers_step_is_vanilla_to_four_digits(task):
     assert all(first[k] == pytest.approx(second[k], abs=1e-4) for k in first)
 
 
+def pairs(problem, step):
+    return problem.outer_batch(Draw(0, outer_step=step)).pairs
+
+
 def loss_after(problem, phi, key, eta):
     """Return L(phi + eta dJ(phi)), written out with plain autograd."""
     phi = {k: v.detach().requires_grad_() for k, v in phi.items()}
-    drawn = problem.inner_batch(generator(fold(fold(key, 0), "batch", 0)))
+    drawn = problem.inner_batch(Draw(fold(key, 0)))
     rewards = problem.task.responses(phi, drawn.prompts)
     gaps = (rewards[..., :, None] - rewards[..., None, :]).abs()
     k = rewards.shape[-1]
@@ -155,7 +159,7 @@ def loss_after(problem, phi, key, eta):
         spread, list(phi.values()), create_graph=True, materialize_grads=True
     )
     moved = {n: p + eta * g for (n, p), g in zip(phi.items(), grads, strict=True)}
-    value = problem.task.row_losses(moved, problem.due(0)).mean(-1).sum()
+    value = problem.task.row_losses(moved, pairs(problem, 0)).mean(-1).sum()
     return value, phi, moved
 
 
@@ -167,7 +171,7 @@ def test_gradients_are_those_of_the_algorithm(first_order):
     problem = MetaRewardModel(task, SGD(lr=eta), batch=32, prompts=8)
     phi = problem.init_outer(generator(0))
     estimator = FirstOrder(1) if first_order else Unroll(1)
-    _, feedback = estimator(problem, phi, problem.init_inner(phi, None, 7), 7)
+    _, feedback = estimator(InnerLoop(problem), phi, InnerLoop(problem).start(phi, None, 7), 7)
     value, leaves, moved = loss_after(problem, phi, 7, eta)
     assert float(feedback.value) == pytest.approx(value.item(), rel=1e-6)
     inputs = moved if first_order else leaves
@@ -201,11 +205,12 @@ def test_first_and_second_order_agree_with_finite_differences():
     problem = MetaRewardModel(Parabola(), SGD(lr=eta))
     phi = problem.init_outer(generator(0))
     along = tree.random_like(phi, generator(1))
-    inner, first = FirstOrder(1)(problem, phi, problem.init_inner(phi, None, 7), 7)
-    _, second = Unroll(1)(problem, phi, problem.init_inner(phi, None, 7), 7)
+    inner, first = FirstOrder(1)(InnerLoop(problem), phi, InnerLoop(problem).start(phi, None, 7), 7)
+    _, second = Unroll(1)(InnerLoop(problem), phi, InnerLoop(problem).start(phi, None, 7), 7)
 
     def outer(theta):
-        return float(problem.outer_value(phi, theta, inner.buffers, fold(7, "outer")))
+        loop = InnerLoop(problem)
+        return float(loop.outer_value(phi, inner._replace(params=theta), loop.outer_draw(inner, 7)))
 
     ends = [outer(tree.add(inner.params, along, s * size)) for s in (1, -1)]
     slope = (ends[0] - ends[1]) / (2 * size)
@@ -264,10 +269,10 @@ def test_keeping_the_step_alternates_ascent_and_descent(task):
     for step, _ in engine:
         key = fold(fold(1, step - 1), 0)
         leaves = tree.leaves(w)
-        prompts = problem.inner_batch(generator(fold(key, "batch", 0))).prompts
+        prompts = problem.inner_batch(Draw(key)).prompts
         w = stepped(leaves, -difference(task.responses(leaves, prompts)).mean(-1).sum(), eta)
         leaves = tree.leaves(w)
-        w = stepped(leaves, task.row_losses(leaves, problem.due(step - 1)).mean(-1).sum(), lr)
+        w = stepped(leaves, task.row_losses(leaves, pairs(problem, step - 1)).mean(-1).sum(), lr)
     for k, v in w.items():
         assert torch.allclose(deployed(engine)[k], v, atol=1e-5)
 
@@ -279,9 +284,7 @@ def stepped(leaves, loss, lr):
 
 def test_theta_prime_is_one_step_further(task):
     engine = run(task, inner=Unit(lr=0.25), deploy="theta_prime")
-    moved = tree.add(
-        {k: v for k, v in deployed(engine).items() if k != STEP}, engine.optimizer.solution, -1.0
-    )
+    moved = tree.add(deployed(engine), engine.optimizer.solution, -1.0)
     length = sum(v.flatten(1).square().sum(1) for v in moved.values()).sqrt()
     assert length.tolist() == pytest.approx([0.25, 0.25], rel=1e-4)
 
@@ -300,25 +303,28 @@ def test_a_run_does_not_depend_on_those_beside_it():
 
 def test_every_pair_is_seen_once_in_a_pass(task):
     problem = MetaRewardModel(task, Unit(lr=0.1), batch=30)
-    passes = [torch.cat([problem.due(4 * e + i) for i in range(4)]) for e in range(2)]
+    passes = [torch.cat([pairs(problem, 4 * e + i) for i in range(4)]) for e in range(2)]
     assert all(len(seen.unique()) == 120 for seen in passes)
     assert not torch.equal(*passes)
-    assert [int(run(task, steps=s).inner.buffers[STEP]) for s in (1, 3)] == [0, 2]
 
 
 @pytest.mark.parametrize("inner_steps", [0, 1, 2])
 def test_each_outer_step_has_its_own_pairs_however_many_inner_steps(task, monkeypatch, inner_steps):
-    seen = []
-    due = MetaRewardModel.due
+    batches = []
+    outer_batch = MetaRewardModel.outer_batch
     monkeypatch.setattr(
-        MetaRewardModel, "due", lambda self, step: seen.append(step) or due(self, step)
+        MetaRewardModel,
+        "outer_batch",
+        lambda self, draw: batches.append(outer_batch(self, draw)) or batches[-1],
     )
-    run(task, steps=4, variant="no_restore", estimator=Direct(inner_steps))
-    assert seen == [0, 1, 2, 3]
+    problem = run(task, steps=4, variant="no_restore", estimator=Direct(inner_steps)).problem
+    drawn = list(batches)
+    expected = [pairs(problem, step) for step in range(4)]
+    assert all(torch.equal(b.pairs, e) for b, e in zip(drawn, expected, strict=True))
 
 
 def test_an_estimator_that_would_train_nothing_is_refused(task):
-    with pytest.raises(ValueError, match="nothing would be trained"):
+    with pytest.raises(ValueError, match="its derivative would be missing"):
         run(task, estimator=Direct(1))
     with pytest.raises(ValueError, match="warm_start=True"):
         run(task, variant="no_restore", estimator=FirstOrder(1))

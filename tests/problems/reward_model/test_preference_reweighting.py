@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from metaopt import Engine
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, AdamW
 from metaopt.estimators import Direct, FiniteDifference, FirstOrder, Unroll
 from metaopt.nn.stacked_features import FeatureReward
@@ -15,7 +16,7 @@ from metaopt.optimizers import Descent
 from metaopt.problems.reward_model import MetaRewardModel
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
 from metaopt.problems.reward_model.model.preference_strength import auroc
-from metaopt.problems.reward_model.pair_weights import STEPS, PreferenceReweighting
+from metaopt.problems.reward_model.pair_weights import PreferenceReweighting
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 WIDTHS = partial(FeatureReward, widths=(16,))
@@ -43,7 +44,7 @@ def test_every_run_has_a_weight_for_every_pair(task):
     engine = run(task, 3, FiniteDifference(1))
     weights = engine.problem.weights.table(engine.optimizer.solution)
     assert weights.shape == (2, 256)
-    assert int(engine.inner.buffers[STEPS]) == 3
+    assert engine.inner.step == 3
     changed = weights != 1
     assert changed.sum(-1).tolist() == [96, 96]
 
@@ -53,13 +54,14 @@ def test_a_hypergradient_is_the_alignment_with_the_trusted_pairs(task):
     lr, batch = 0.05, 32
     problem = PreferenceReweighting(task, SGD(lr=lr), batch=batch, seed=1)
     phi = problem.init_outer(torch.Generator().manual_seed(0))
-    start = problem.init_inner(phi, None, 5)
+    start = InnerLoop(problem).start(phi, None, 5)
     theta = {k: v.clone().requires_grad_() for k, v in start.params.items()}
-    rows = problem._due(0)
+    rows = problem._pairs(0).rows
     losses = task.row_losses(theta, rows)
-    end, feedback = Unroll(1)(problem, phi, start, 5)
+    end, feedback = Unroll(1)(InnerLoop(problem), phi, start, 5)
     meta = {k: v.clone().requires_grad_() for k, v in end.params.items()}
-    drawn = problem.draw_outer(_key(5))
+    loop = InnerLoop(problem)
+    drawn = loop.outer_batch(loop.outer_draw(start, 5))
     value = task.meta_losses(meta, drawn.rows).mean(-1).sum()
     v = torch.autograd.grad(value, list(meta.values()), materialize_grads=True)
     for run, row in ((0, 3), (1, 7)):
@@ -74,12 +76,6 @@ def test_a_hypergradient_is_the_alignment_with_the_trusted_pairs(task):
     others = torch.ones(256, dtype=torch.bool)
     others[rows] = False
     assert not feedback.grad["weights"][:, others].any()
-
-
-def _key(key):
-    from metaopt.engine.random import fold
-
-    return fold(key, "outer")
 
 
 def test_wrong_labels_get_smaller_weights(task):

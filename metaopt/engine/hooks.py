@@ -1,0 +1,56 @@
+"""The names that the engine looks for on a problem, and what looks like a misspelling of one."""
+
+from __future__ import annotations
+
+from functools import cache
+
+COMMON = frozenset({
+    "init_outer", "metrics", "finish", "overhead", "observe", "report", "records", "replicates",
+    "hooks",
+})  # fmt: skip
+"""What the engine looks for on every problem."""
+
+BLACK_BOX = frozenset({"init_inner", "inner_step", "evaluate"})
+"""What else it looks for on a problem that steps and evaluates itself."""
+
+GRADIENT = frozenset({
+    "inner_optimizer", "warm_start", "compute_dtype", "frozen", "hard_decisions",
+    "init_params", "init_buffers", "init_state", "update_state", "inner_batch", "outer_batch",
+    "prepare_batch", "inner_loss", "outer_loss", "log_prob", "inner_losses", "feedback_loss",
+})  # fmt: skip
+"""What else it looks for on a `GradientProblem`, of a `SampledProblem`'s names the last three."""
+
+SHORT = 8
+"""A shorter name is a near miss at one edit, a longer one at two: `reports` and `resort` are words
+of their own."""
+
+
+@cache
+def check_names(kind: type, hooks: frozenset[str]) -> None:
+    """Raise a `ValueError` if a problem's class has a public name that is a near miss of a hook's.
+
+    A hook that is misspelt would never be called, and nothing would say so.
+    """
+    for name in dir(kind):
+        if name.startswith("_") or name in hooks:
+            continue
+        for hook in sorted(hooks):
+            most = 1 if len(hook) < SHORT else 2
+            if abs(len(name) - len(hook)) <= most and edit_distance(name, hook) <= most:
+                raise ValueError(
+                    f"{kind.__name__}.{name} is never called by metaopt: did you mean {hook}? A "
+                    f"name that is the problem's own must look less like {hook}."
+                )
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Return how many letters have to be inserted, dropped, replaced or swapped with the next."""
+    before, last = [0] * (len(b) + 1), list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (x != y)))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                row[-1] = min(row[-1], before[j - 2] + 1)
+        before, last = last, row
+    return last[-1]

@@ -1,0 +1,348 @@
+"""What estimators talk to: batches, losses and inner steps of a problem.
+
+`InnerLoop` runs a `GradientProblem`, `BlackBoxLoop` a problem that steps itself; the engine makes
+one of them, once. A problem inherits from neither, so that its methods may have any name.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaopt.engine import distributed, tree
+from metaopt.engine.gradient_problem import (
+    Batch,
+    GradientProblem,
+    GradientState,
+    InnerTensors,
+)
+from metaopt.engine.inner_optimizers import InnerOptimizer
+from metaopt.engine.protocols import BilevelProblem, Feedback, Problem, Tree
+from metaopt.engine.random import Draw, fold, generator, replay
+
+
+class BlackBoxLoop:
+    """The inner level of a problem that steps and evaluates itself.
+
+    Args:
+        problem: with `init_inner`, `inner_step` and `evaluate`.
+
+    Attributes:
+        outer_step: outer steps taken so far; the engine sets it.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.outer_step = 0
+
+    def start(self, outer: Any, last: Any, key: int) -> Any:
+        """Return where an inner run starts, from what the last one left or `None`."""
+        return self.problem.init_inner(outer, last, key)
+
+    def run(self, outer: Any, inner: Any, key: int, steps: int) -> Any:
+        """Return the inner state after `steps` steps; `inner` is given away."""
+        for k in range(steps):
+            inner = self.problem.inner_step(outer, inner, fold(key, k))
+        return inner
+
+    def evaluate(self, outer: Any, inner: Any, key: int) -> Feedback:
+        """Return the meta-objective of `inner`, without a gradient."""
+        return self.problem.evaluate(outer, inner, fold(key, "outer"))
+
+    def finish(self, outer: Any, inner: Any, key: int) -> Any:
+        """Return the inner state after the problem's last phase."""
+        return self.problem.finish(outer, inner, key)
+
+
+class InnerLoop:
+    """The inner level of a gradient problem, stepped in place (`step_`) or on a graph (`step`).
+
+    `key` is that of one outer step's inner run: its batches and dropout masks follow from it, from
+    the outer step and from the number of the inner step.
+
+    Example:
+        loop = InnerLoop(problem)
+        inner = loop.start(outer, None, key)
+        inner = loop.run(outer, inner, key, steps=100)
+        loss = loop.outer_value(outer, inner, loop.outer_draw(inner, key))
+
+    Args:
+        problem: what is trained on what.
+
+    Attributes:
+        outer_step: outer steps taken so far; the engine sets it.
+        frozen: the weights that nobody trains.
+    """
+
+    def __init__(self, problem: GradientProblem) -> None:
+        self.problem = problem
+        self.outer_step = 0
+        # Where update_state is the base's, no step changes the state: nothing hangs on theta.
+        self._updates_state = type(problem).update_state is not GradientProblem.update_state
+
+    @property
+    def optimizer(self) -> InnerOptimizer:
+        """How theta is stepped."""
+        return self.problem.inner_optimizer
+
+    @cached_property
+    def frozen(self) -> Tree:
+        """The weights that nobody trains."""
+        return dict(self.problem.frozen)
+
+    @cached_property
+    def frozen_hash(self) -> str | None:
+        """A hash of names and values of the frozen weights; `None` where there are none."""
+        if not self.frozen:
+            return None
+        digest = blake2b(digest_size=16)
+        for name, value in sorted(self.frozen.items()):
+            flat = value.detach().cpu().contiguous().view(-1)
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    # Where a run starts.
+
+    def start(self, outer: Tree, last: GradientState | None, key: int) -> GradientState:
+        """Return the last state (warm start), or a new one."""
+        if last is not None and self.problem.warm_start:
+            return last
+        with torch.no_grad():
+            params, state = self.initial(outer, key)
+            buffers = self.problem.init_buffers(outer, params)
+        first = next(iter(params.values()))
+        return GradientState(
+            params, buffers, state, self.optimizer.init(params), 0,
+            torch.full((), torch.nan, dtype=first.dtype, device=first.device),
+        )  # fmt: skip
+
+    def initial(self, outer: Tree, key: int) -> tuple[Tree, dict[str, Any]]:
+        """Return theta_0 and the problem's state there, on the graph of `outer` if made from it."""
+        params = self.problem.init_params(outer, generator(fold(key, "params")))
+        return params, self.problem.init_state(outer, params)
+
+    @cached_property
+    def starts_from_outer(self) -> bool:
+        """Whether each run starts from a theta_0 made of phi, so that it carries a derivative."""
+        if self.problem.warm_start:
+            return False
+        params, _ = self.initial(tree.leaves(self.problem.init_outer(generator(0))), 0)
+        return any(t.requires_grad for t in params.values())
+
+    # Batches.
+
+    def draw(self, inner: GradientState, key: int, k: int) -> Draw:
+        """Return which batch inner step k of a run takes."""
+        return Draw(fold(key, k), self.outer_step, k, inner.step, "inner", key)
+
+    def solve_draw(self, inner: GradientState, key: int, steps: int) -> Draw:
+        """Return which batch the inner loss is taken on after the `steps` steps of a run."""
+        return Draw(fold(key, "implicit"), self.outer_step, steps, inner.step, "solve", key)
+
+    def outer_draw(self, inner: GradientState, key: int, k: int | None = None) -> Draw:
+        """Return which batch the outer loss is taken on after a run, or at its inner step k."""
+        at = fold(key if k is None else fold(key, k), "outer")
+        return Draw(at, self.outer_step, None, inner.step, "outer", key, "outer batch")
+
+    def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
+        """Return an inner batch, prepared; the module may change `inner.buffers` in place."""
+        # A copy of the draw has a generator that nobody has drawn from.
+        batch = self.problem.inner_batch(replace(draw))
+        with torch.no_grad():
+            return self.problem.prepare_batch(
+                outer, self.tensors(inner), batch, replace(draw, stream="decide")
+            )
+
+    def outer_batch(self, draw: Draw) -> Batch:
+        """Return an outer batch."""
+        return self.problem.outer_batch(replace(draw))
+
+    # Losses.
+
+    def tensors(self, inner: GradientState) -> InnerTensors:
+        """Return the parameters, buffers and frozen weights as a loss gets them."""
+        tensors = InnerTensors(inner.params)
+        tensors.update(inner.buffers)
+        tensors.update(self.frozen)
+        tensors.params, tensors.state = inner.params, inner.state
+        return tensors
+
+    def inner_value(
+        self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
+    ) -> Tensor:
+        """Return g(phi, theta) on the batch and the dropout masks of `draw`.
+
+        The module may change `inner.buffers` in place: pass `inner.at(params)` for an evaluation
+        that leaves them alone. `batch` replaces the one that `draw` stands for.
+        """
+        if batch is None:
+            batch = self.batch(outer, inner, draw)
+        with replay(fold(draw.key, "noise")):
+            return self.problem.inner_loss(outer, self.tensors(inner), batch)
+
+    def outer_value(self, outer: Tree, inner: GradientState, draw: Draw) -> Tensor:
+        """Return F(phi, theta) on the outer batch and masks of `draw`; buffers are left alone."""
+        with replay(fold(draw.key, "outer noise")):
+            copied = self.tensors(inner.at(inner.params))
+            return self.problem.outer_loss(outer, copied, self.outer_batch(draw))
+
+    @torch.no_grad()
+    def evaluate(self, outer: Tree, inner: GradientState, key: int) -> Feedback:
+        """Return F on the outer batch of `key`."""
+        return Feedback(self.outer_value(outer, inner, self.outer_draw(inner, key)))
+
+    def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
+        """Return the inner level after the problem's last phase."""
+        return self.problem.finish(outer, inner, self, key)
+
+    # Steps.
+
+    def run(self, outer: Tree, inner: GradientState, key: int, steps: int) -> GradientState:
+        """Return the state after `steps` steps without a graph; `inner` is given away."""
+        for k in range(steps):
+            inner = self.step_(outer, inner, self.draw(inner, key, k))
+        return inner
+
+    def step_(
+        self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
+    ) -> GradientState:
+        """Take one inner step in place: the argument's tensors become the result's."""
+        params = tree.leaves(inner.params)
+        outer = tree.detach(outer)
+        loss = self.inner_value(outer, inner._replace(params=params), draw, batch)
+        grads = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+        return self.step_along(outer, inner, tree.like(params, grads), loss)
+
+    @torch.no_grad()
+    def step_along(
+        self, outer: Tree, inner: GradientState, grads: Tree, loss: Tensor
+    ) -> GradientState:
+        """Take one inner step in place along a gradient; it is averaged over ranks here.
+
+        `loss` is reported with the state.
+        """
+        mean = distributed.mean(grads)
+        self.optimizer.update_(inner.params, mean, inner.optimizer, inner.step)
+        return self.stepped(outer, inner, loss)
+
+    def step(self, outer: Tree, inner: GradientState, draw: Draw) -> GradientState:
+        """Take one inner step on the graph of `outer` and `inner`; new tensors."""
+        # theta_k enters g twice where the state was computed from it. The gradient of the step is
+        # the partial one, so g is evaluated at an alias that the state does not hang on.
+        params = inner.params
+        if self._updates_state:
+            params = {k: p.view_as(p) for k, p in params.items()}
+        copied = inner.at(params)
+        loss = self.inner_value(outer, copied, draw)
+        grads = torch.autograd.grad(
+            loss, list(params.values()), create_graph=True, materialize_grads=True
+        )
+        mean = distributed.mean_on_graph(tree.like(params, grads))
+        new, moments = self.optimizer.update(inner.params, mean, inner.optimizer, inner.step)
+        return self.stepped(outer, copied._replace(params=new, optimizer=moments), loss)
+
+    def stepped(self, outer: Tree, inner: GradientState, loss: Tensor) -> GradientState:
+        """Return the state whose parameters were stepped, with the problem's own state updated."""
+        state = self.updated_state(outer, inner, inner.step + 1)
+        loss, replicates = loss.detach(), self.problem.replicates
+        mean = loss / replicates if replicates > 1 else loss
+        return inner._replace(state=state, step=inner.step + 1, loss=mean)
+
+    def updated_state(self, outer: Tree, inner: GradientState, step: int) -> dict[str, Any]:
+        """Return the problem's own state after `step` steps, from `inner.state` one step before."""
+        if not self._updates_state:
+            return inner.state
+        return self.problem.update_state(outer, self.tensors(inner), step)
+
+    # What an estimator refuses, before anything is written.
+
+    def refuse_start_from_outer(self, estimator: str) -> None:
+        """Raise a `ValueError` if each run starts from a theta_0 made of phi."""
+        if self.starts_from_outer:
+            raise ValueError(
+                f"{estimator} holds theta_0 fixed, and {type(self.problem).__name__} makes it from "
+                f"the outer variable (warm_start=False): its derivative would be missing. Use "
+                f"estimator=unroll, forward or first_order."
+            )
+
+    def refuse_state(self, estimator: str) -> None:
+        """Raise a `ValueError` if a loss reads a state that inner steps change.
+
+        Found by one evaluation of both losses with a derivative in the state.
+        """
+        if not self._updates_state:
+            return
+        outer = self.problem.init_outer(generator(0))
+        inner = self.start(outer, None, 0)
+        own = tree.map_tensors(tree.leaf, inner.state)
+        leaves = [t for t in tree.tensors(own) if t.requires_grad]
+        at = inner.at(inner.params)._replace(state=own)
+        losses = {
+            "inner_loss": lambda: self.inner_value(outer, at, self.draw(inner, 0, 0)),
+            "outer_loss": lambda: self.outer_value(outer, at, self.outer_draw(inner, 0)),
+        }
+        for name, value in losses.items():
+            loss = value()
+            if not (leaves and loss.requires_grad):
+                continue
+            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+            if any(slope is not None for slope in slopes):
+                raise ValueError(
+                    f"{estimator} cannot carry the derivative of a state, and {name} of "
+                    f"{type(self.problem).__name__} reads one that update_state computes. Use "
+                    f"estimator=unroll, forward or one_step, or detach the state in {name}."
+                )
+
+
+def loop_of(problem: BilevelProblem) -> InnerLoop | BlackBoxLoop:
+    """Return the loop that runs a problem's inner level.
+
+    Raises:
+        TypeError: an object of another kind.
+    """
+    if isinstance(problem, GradientProblem):
+        return InnerLoop(problem)
+    if isinstance(problem, Problem):
+        return BlackBoxLoop(problem)
+    raise TypeError(
+        f"{type(problem).__name__} is no problem; make it a subclass of metaopt.GradientProblem "
+        f"(two losses) or metaopt.Problem (a black box)."
+    )
+
+
+def require_gradients(loop: Any, estimator: str, through_decisions: bool = True) -> None:
+    """Raise an error that says what to use instead unless g can be differentiated in phi.
+
+    Args:
+        through_decisions: whether the estimator differentiates what g owes to decisions of phi.
+
+    Raises:
+        TypeError: the problem states no losses.
+        ValueError: the problem's decisions have no derivative.
+    """
+    problem = loop.problem
+    if not isinstance(loop, InnerLoop):
+        raise TypeError(
+            f"{estimator} needs a GradientProblem (inner_loss, outer_loss, inner_batch, "
+            f"outer_batch); {type(problem).__name__} is none. Use estimator=score, or "
+            f"estimator=evolution_strategies for a tensor-valued outer variable."
+        )
+    if through_decisions and problem.hard_decisions:
+        raise ValueError(
+            f"the inner loss of {type(problem).__name__} is on decisions without a derivative: "
+            f"{estimator} would see no feedback. Use estimator=score_function, or let the problem "
+            f"make no hard decisions (problem.labels=soft)."
+        )
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Return a block in which attention has a second derivative: torch's plain kernel."""
+    return sdpa_kernel(SDPBackend.MATH)
