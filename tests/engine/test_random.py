@@ -3,10 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
-from metaopt.engine.random import fold, generator, replay
+from metaopt.engine.random import Draw, epoch_batch, fold, generator, replay
 
 
 def test_fold_is_fixed():
@@ -64,3 +65,45 @@ def test_replay_restores_after_an_exception():
     except KeyError:
         found = torch.rand(3)
     assert torch.equal(found, expected)
+
+
+def test_a_draw_has_one_generator_and_makes_that_of_its_task_afresh():
+    inner, outer = Draw(1, run_key=7), Draw(2, inner_step=None, run_key=7, stream="outer batch")
+    first, second = (
+        torch.rand(3, generator=inner.generator),
+        torch.rand(3, generator=inner.generator),
+    )
+    assert not torch.equal(first, second)
+    assert torch.equal(first, torch.rand(3, generator=Draw(1).generator))
+    assert not torch.equal(first, torch.rand(3, generator=outer.generator))
+    tasks = [torch.rand(3, generator=draw.task) for draw in (inner, inner, outer)]
+    assert torch.equal(tasks[0], tasks[1])
+    assert torch.equal(tasks[0], tasks[2])
+    assert not torch.equal(tasks[0], torch.rand(3, generator=Draw(1, run_key=8).task))
+
+
+def test_blocks_are_drawn_equally_often():
+    draws = [Draw(key) for key in range(600)]
+    counts = torch.bincount(torch.tensor([draw.block(3) for draw in draws]))
+    assert len(counts) == 3
+    assert counts.min() > 150
+    assert draws[0].block(3) == draws[0].block(3)
+
+
+@pytest.mark.parametrize(("n", "batch_size", "whole"), [(12, 4, 3), (14, 4, 3), (5, 5, 1)])
+def test_an_epoch_holds_every_example_at_most_once_and_the_next_one_another_order(
+    n, batch_size, whole
+):
+    epochs = [
+        torch.cat([epoch_batch(n, batch_size, whole * e + i, seed=3) for i in range(whole)])
+        for e in range(2)
+    ]
+    assert all(len(epoch.unique()) == whole * batch_size for epoch in epochs)
+    assert not torch.equal(*epochs)
+    assert not torch.equal(epoch_batch(n, batch_size, 0, 3), epoch_batch(n, batch_size, 0, 4))
+
+
+@pytest.mark.parametrize("batch_size", [0, 6])
+def test_a_batch_is_no_larger_than_an_epoch(batch_size):
+    with pytest.raises(ValueError, match=f"1 <= batch_size <= n=5; got {batch_size}"):
+        epoch_batch(5, batch_size, 0, seed=0)
