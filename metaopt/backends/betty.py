@@ -15,13 +15,13 @@ import torch
 
 from metaopt.engine import Engine, distributed
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Tree
 from metaopt.engine.random import fold
 from metaopt.estimators.finite_difference import FiniteDifference
 from metaopt.estimators.implicit import Implicit
+from metaopt.estimators.inner_run import InnerRun
 from metaopt.estimators.solvers import ConjugateGradient, Identity, Neumann
-from metaopt.estimators.stateless import Stateless
 
 INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
@@ -35,7 +35,7 @@ OPTIONS = (
 """What works with `engine=betty`, as one types it on the command line."""
 
 
-class BettyHypergradient(Stateless):
+class BettyHypergradient(InnerRun):
     """One run of betty's engine: K inner steps, then its hypergradient, as an estimator.
 
     `darts` is dF/dphi - [d/dphi g(theta + e v) - d/dphi g(theta - e v)] / 2e, e = alpha / |v|;
@@ -87,11 +87,6 @@ class BettyHypergradient(Stateless):
             raise ValueError("betty runs in one process here; under torchrun use engine=metaopt.")
         _import_betty()
         self._bound: InnerLoop | None = None
-
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "BettyHypergradient")
-        loop.refuse_state("BettyHypergradient")
 
     def bind(self, loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
         """Build betty's engine for a problem; the first call does it where nobody has before.

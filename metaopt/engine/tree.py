@@ -75,6 +75,15 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.is_floating_point())
 
 
+def gradient(value: Tensor, *trees: Tree) -> list[Tree]:
+    """Return the derivatives of a scalar in trees of leaves; zeros where nothing connects them."""
+    if not value.requires_grad:
+        return [zeros_like(tree) for tree in trees]
+    inputs = [t for tree in trees for t in tree.values()]
+    grads = iter(torch.autograd.grad(value, inputs, materialize_grads=True))
+    return [{k: next(grads) for k in tree} for tree in trees]
+
+
 def zeros_like(tree: Tree) -> Tree:
     """Return zeros of the same shapes."""
     return {k: torch.zeros_like(v) for k, v in tree.items()}

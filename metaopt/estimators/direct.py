@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.estimators.stateless import Stateless
+from metaopt.estimators.inner_run import InnerRun
 
 
-class Direct(Stateless):
+class Direct(InnerRun):
     """The partial derivative dF/dphi at the theta that K inner steps reach; theta is held fixed.
 
     Exact where phi does not move the inner minimum, or where the method is defined so: the ascent
@@ -27,15 +25,10 @@ class Direct(Stateless):
     Reference: Sagawa et al., group DRO, ICLR 2020.
     """
 
-    def __init__(self, inner_steps: int = 1) -> None:
-        if inner_steps < 0:
-            raise ValueError(f"Direct needs inner_steps >= 0; got {inner_steps}.")
-        self.inner_steps = inner_steps
-
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "Direct", through_decisions=False)
-        loop.refuse_start_from_outer("Direct")
+    least_steps = 0
+    carries_state = True  # theta and the state are held fixed
+    differentiates_inner = False
+    fixed_start = True
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
@@ -44,9 +37,6 @@ class Direct(Stateless):
         inner = loop.run(outer, inner, key, self.inner_steps)
         phi = tree.leaves(outer)
         value = loop.outer_value(phi, inner, loop.outer_draw(inner, key))
-        grad = tree.zeros_like(outer)
-        if value.requires_grad:
-            grads = torch.autograd.grad(value, list(phi.values()), materialize_grads=True)
-            grad = tree.like(phi, grads)
+        (grad,) = tree.gradient(value, phi)
         cost = {"inner_steps": self.inner_steps, "gradients": self.inner_steps, "evaluations": 1}
         return inner, Feedback(value.detach(), grad, metrics={"inner/loss": inner.loss}, cost=cost)

@@ -14,9 +14,10 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import fold, generator
+from metaopt.estimators.inner_run import InnerRun
 
 
-class EvolutionStrategies:
+class EvolutionStrategies(InnerRun):
     """(1 / pairs) sum_i eps_i [F(phi + eps_i) - F(phi - eps_i)] / (2 sigma^2), eps ~ N(0, sigma^2).
 
     F is what `problem.evaluate` says after K inner steps from the given state, under the same key
@@ -43,6 +44,9 @@ class EvolutionStrategies:
     gradient); Vicol et al., Persistent Evolution Strategies, ICML 2021.
     """
 
+    least_steps = 0
+    memory = ("particles",)
+
     def __init__(
         self,
         pairs: int = 8,
@@ -50,15 +54,13 @@ class EvolutionStrategies:
         inner_steps: int = 1,
         persistent: bool = False,
     ) -> None:
-        if pairs < 1 or inner_steps < 0:
-            raise ValueError(
-                f"EvolutionStrategies needs pairs >= 1 and inner_steps >= 0; got pairs={pairs}, "
-                f"inner_steps={inner_steps}."
-            )
+        super().__init__(inner_steps)
+        if pairs < 1:
+            raise ValueError(f"EvolutionStrategies needs pairs >= 1; got {pairs}.")
         if sigma <= 0:
             raise ValueError(f"EvolutionStrategies needs sigma > 0; got {sigma}.")
         self.pairs, self.sigma = pairs, sigma
-        self.inner_steps, self.persistent = inner_steps, persistent
+        self.persistent = persistent
         self._particles: list[dict[str, Any]] = []
 
     def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
@@ -103,14 +105,6 @@ class EvolutionStrategies:
             for unit, amount in cost.items():
                 total[unit] = total.get(unit, 0) + amount
         return total
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the particles: two inner states and a sum of perturbations for each pair."""
-        return {"particles": self._particles}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._particles = state["particles"]
 
 
 def _particle(outer: Tree, inner: Any) -> dict[str, Any]:

@@ -8,17 +8,17 @@ import torch
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import Draw
 from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
+from metaopt.estimators.inner_run import InnerRun
 from metaopt.estimators.one_step import outer_gradients
-from metaopt.estimators.stateless import Stateless
 
 Direction = Callable[[GradientState, Tree, Draw, Batch], Tree]
 
 
-class FiniteDifference(Stateless):
+class FiniteDifference(InnerRun):
     """dF/dphi - [d/dphi g(phi, theta + e v) - d/dphi g(phi, theta - e v)] / 2e.
 
     v = dF/dtheta; the bracket tends to J^T v with J = d2g/dtheta dphi, so this is
@@ -53,14 +53,11 @@ class FiniteDifference(Stateless):
     Reference: Liu et al., DARTS, ICLR 2019.
     """
 
-    def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
-        check_radius(epsilon, inner_steps, "FiniteDifference")
-        self.epsilon, self.inner_steps = epsilon, inner_steps
+    least_steps = 0
 
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "FiniteDifference")
-        loop.refuse_state("FiniteDifference")
+    def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
+        super().__init__(inner_steps)
+        self.epsilon = checked_radius(epsilon, "FiniteDifference")
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
@@ -91,12 +88,11 @@ def difference(
     return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
 
 
-def check_radius(epsilon: float | None, inner_steps: int, name: str) -> None:
-    """Raise a `ValueError` unless epsilon > 0 (or `None`) and inner_steps >= 0."""
+def checked_radius(epsilon: float | None, name: str) -> float | None:
+    """Return epsilon; raise a `ValueError` unless it is above 0 or `None`."""
     if epsilon is not None and epsilon <= 0:
         raise ValueError(f"{name} needs epsilon > 0 or null; got {epsilon}.")
-    if inner_steps < 0:
-        raise ValueError(f"{name} needs inner_steps >= 0; got {inner_steps}.")
+    return epsilon
 
 
 def mixed_product(
@@ -139,7 +135,4 @@ def _outer_gradient(
     phi, at = tree.leaves(outer), inner.at(inner.params)
     with ReplayDetached(constants):
         loss = loop.inner_value(phi, at, draw, batch)
-    if not loss.requires_grad:
-        return tree.zeros_like(phi)
-    grads = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
-    return tree.like(phi, grads)
+    return tree.gradient(loss, phi)[0]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator
+from metaopt.estimators.inner_run import InnerRun
 from metaopt.estimators.one_step import outer_gradients
-from metaopt.estimators.stateless import Stateless
 
 
-class FirstOrder(Stateless):
+class FirstOrder(InnerRun):
     """dF/dtheta' read as dF/dphi, plus the direct term, when theta starts as a copy of phi.
 
     theta' is where K inner steps from theta = phi end. The derivative of theta' with respect to
@@ -31,16 +31,12 @@ class FirstOrder(Stateless):
     arXiv 1803.02999, 2018.
     """
 
-    def __init__(self, inner_steps: int = 1) -> None:
-        if inner_steps < 1:
-            raise ValueError(f"FirstOrder needs inner_steps >= 1; got {inner_steps}.")
-        self.inner_steps = inner_steps
+    differentiates_inner = False
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "FirstOrder", through_decisions=False)
+        super().check(loop)
         _check_fork(loop)
-        loop.refuse_state("FirstOrder")
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState, state_leaves, state_tensors
-from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import Draw, generator
-from metaopt.estimators.stateless import Stateless
+from metaopt.estimators.inner_run import InnerRun
 
 MOST_OUTERS = 64
 
 
-class Forward(Stateless):
+class Forward(InnerRun):
     """dF/dphi + Z_K^T dF/dtheta with Z_{k+1} = (du/dtheta) Z_k + du/dphi.
 
     Z holds the derivative of parameters and moments with respect to each outer number; u is the
@@ -39,14 +39,11 @@ class Forward(Stateless):
     Reference: Franceschi et al., ICML 2017.
     """
 
-    def __init__(self, inner_steps: int = 1) -> None:
-        if inner_steps < 1:
-            raise ValueError(f"Forward needs inner_steps >= 1; got {inner_steps}.")
-        self.inner_steps = inner_steps
+    carries_state = True
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "Forward")
+        super().check(loop)
         _basis(loop.problem.init_outer(generator(0)))
 
     def __call__(
@@ -148,11 +145,8 @@ def _outer_gradients(
     loss = loop.outer_value(phi, end, draw)
     moments = sum(len(moment) for moment in inner.optimizer.values())
     inputs = state_tensors(end)[: len(state_tensors(end)) - moments]
-    if not loss.requires_grad:
-        return loss, [torch.zeros_like(t) for t in inputs], tree.zeros_like(phi)
-    grads = torch.autograd.grad(loss, [*inputs, *phi.values()], materialize_grads=True)
-    direct = tree.like(phi, grads[len(inputs) :])
-    return loss.detach(), list(grads[: len(inputs)]), direct
+    v, direct = tree.gradient(loss, {str(i): t for i, t in enumerate(inputs)}, phi)
+    return loss.detach(), list(v.values()), direct
 
 
 def _dot(v: list[Tensor], tangent: list[Tensor]) -> Tensor:

@@ -8,14 +8,15 @@ import torch
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import Draw, fold
+from metaopt.estimators.inner_run import InnerRun
 from metaopt.estimators.one_step import outer_gradients
 from metaopt.estimators.solvers import ConjugateGradient, Solver
 
 
-class Implicit:
+class Implicit(InnerRun):
     """dF/dphi - J^T q with H q = v, at the theta that K inner steps reach.
 
     H = d2g/dtheta2, J = d2g/dtheta dphi, v = dF/dtheta. Exact at an inner solution with an exact
@@ -36,17 +37,13 @@ class Implicit:
     References: Pedregosa, ICML 2016; Lorraine et al., AISTATS 2020; Grazzi et al., ICML 2020.
     """
 
-    def __init__(self, solve: Solver | None = None, inner_steps: int = 1) -> None:
-        if inner_steps < 0:
-            raise ValueError(f"Implicit needs inner_steps >= 0; got {inner_steps}.")
-        self.solve = solve or ConjugateGradient()
-        self.inner_steps = inner_steps
-        self._state: dict[str, Any] = {}
+    least_steps = 0
+    memory = ("solver",)
 
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "Implicit")
-        loop.refuse_state("Implicit")
+    def __init__(self, solve: Solver | None = None, inner_steps: int = 1) -> None:
+        super().__init__(inner_steps)
+        self.solve = solve or ConjugateGradient()
+        self._solver: dict[str, Any] = {}
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
@@ -59,7 +56,7 @@ class Implicit:
         with twice_differentiable():
             slope = _slope(loop, phi, inner.at(theta), draw)
             product = _Product(slope, theta)
-            q, self._state, metrics = self.solve(product, v, self._state, fold(key, "solve"))
+            q, self._solver, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
             cross = _vjp(slope, phi, q)
         grad = tree.add(direct, cross, -1.0)
         cost = {
@@ -69,14 +66,6 @@ class Implicit:
         }
         metrics = {"inner/loss": inner.loss, **metrics}
         return inner, Feedback(value, grad, metrics=metrics, cost=cost)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the solver carries over: the last solution, curvature, sketch."""
-        return {"solver": self._state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._state = state["solver"]
 
 
 def _slope(loop: InnerLoop, phi: Tree, inner: GradientState, draw: Draw) -> Tree:

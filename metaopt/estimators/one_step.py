@@ -10,14 +10,14 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import Batch, GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import Draw
-from metaopt.estimators.stateless import Stateless
+from metaopt.estimators.inner_run import InnerRun
 from metaopt.estimators.tangents import along, tangent
 
 
-class OneStep(Stateless):
+class OneStep(InnerRun):
     """dF/dphi - d/dphi <dg/dtheta(phi, theta), w> with w = -(du/dgrad)^T dF/dtheta'.
 
     theta' = u(theta, dg/dtheta) is one step of the actual inner optimizer, so w = lr * dF/dtheta'
@@ -41,15 +41,8 @@ class OneStep(Stateless):
     Liu et al., DARTS, ICLR 2019.
     """
 
-    def __init__(self, inner_steps: int = 1) -> None:
-        if inner_steps < 1:
-            raise ValueError(f"OneStep needs inner_steps >= 1; got {inner_steps}.")
-        self.inner_steps = inner_steps
-
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "OneStep")
-        loop.refuse_start_from_outer("OneStep")
+    carries_state = True
+    fixed_start = True
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
@@ -67,8 +60,7 @@ class OneStep(Stateless):
             slope = tangent(loss)
         grad = direct
         if slope is not None and slope.requires_grad:
-            cross = torch.autograd.grad(slope, list(phi.values()), materialize_grads=True)
-            grad = tree.add(direct, tree.like(phi, cross), -1.0)
+            grad = tree.add(direct, tree.gradient(slope, phi)[0], -1.0)
         cost = {"inner_steps": self.inner_steps, "gradients": self.inner_steps + 1, "hvps": 1}
         return after, Feedback(value, grad, metrics={"inner/loss": after.loss}, cost=cost)
 
@@ -113,8 +105,5 @@ def outer_gradients(
     if before is not None:
         at = at._replace(state=loop.updated_state(phi, at._replace(state=before), inner.step))
     loss = loop.outer_value(phi, at, loop.outer_draw(inner, key))
-    if not loss.requires_grad:
-        return loss, tree.zeros_like(theta), tree.zeros_like(phi)
-    grads = torch.autograd.grad(loss, [*theta.values(), *phi.values()], materialize_grads=True)
-    v, direct = tree.like(theta, grads[: len(theta)]), tree.like(phi, grads[len(theta) :])
+    v, direct = tree.gradient(loss, theta, phi)
     return loss.detach(), distributed.mean(v), direct

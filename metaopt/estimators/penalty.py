@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
+from metaopt.estimators.inner_run import InnerRun
 
 
-class Penalty:
+class Penalty(InnerRun):
     """dF/dphi(phi, y) + gamma [dg/dphi(phi, y) - dg/dphi(phi, z)].
 
     z minimises g and is the problem's inner state; y minimises F + gamma g and is kept here, with
@@ -39,6 +38,8 @@ class Penalty:
     NeurIPS 2022; Pan et al., ScaleBiO, arXiv 2406.19976, 2024.
     """
 
+    memory = ("copy", "gamma")
+
     def __init__(
         self,
         strength: float = 10.0,
@@ -53,17 +54,10 @@ class Penalty:
             )
         if growth < 1:
             raise ValueError(f"Penalty needs growth >= 1; got {growth}.")
-        if inner_steps < 1:
-            raise ValueError(f"Penalty needs inner_steps >= 1; got {inner_steps}.")
+        super().__init__(inner_steps)
         self.strength, self.initial, self.growth = strength, initial, growth
-        self.inner_steps = inner_steps
         self._copy: GradientState | None = None
         self._gamma = initial
-
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "Penalty")
-        loop.refuse_state("Penalty")
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
@@ -85,14 +79,6 @@ class Penalty:
         }
         metrics: dict[str, Tensor | float] = {"inner/loss": inner.loss, "outer/penalty": gamma}
         return inner, Feedback(feedback.value, grad, metrics=metrics, cost=cost)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the penalised copy and the next gamma."""
-        return {"copy": self._copy, "gamma": self._gamma}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._copy, self._gamma = state["copy"], state["gamma"]
 
 
 def _penalised_step(
@@ -120,7 +106,4 @@ def _outer_slope(
 
     loss = loop.outer_value(phi, y, loop.outer_draw(y, key))
     loss = loss + gamma * (inner_loss(y) - inner_loss(z))
-    if not loss.requires_grad:
-        return tree.zeros_like(phi)
-    grads = torch.autograd.grad(loss, list(phi.values()), materialize_grads=True)
-    return tree.like(phi, grads)
+    return tree.gradient(loss, phi)[0]

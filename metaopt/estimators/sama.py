@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from metaopt.engine.gradient_problem import Batch, GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import Draw
-from metaopt.estimators.finite_difference import check_radius, difference
+from metaopt.estimators.finite_difference import checked_radius, difference
+from metaopt.estimators.inner_run import InnerRun
 from metaopt.estimators.one_step import take_step
-from metaopt.estimators.stateless import Stateless
 
 
-class Sama(Stateless):
+class Sama(InnerRun):
     """dF/dphi - J^T w with w = -(du/dgrad)^T v, by a central difference along w.
 
     v = dF/dtheta and J = d2g/dtheta dphi at the theta that K inner steps reach; u(theta, grad) is
@@ -32,14 +32,11 @@ class Sama(Stateless):
     Reference: Choe et al., Making Scalable Meta Learning Practical, NeurIPS 2023.
     """
 
-    def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
-        check_radius(epsilon, inner_steps, "Sama")
-        self.epsilon, self.inner_steps = epsilon, inner_steps
+    least_steps = 0
 
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "Sama")
-        loop.refuse_state("Sama")
+    def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
+        super().__init__(inner_steps)
+        self.epsilon = checked_radius(epsilon, "Sama")
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int

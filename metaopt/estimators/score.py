@@ -7,10 +7,10 @@ from typing import Any
 
 from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
 from metaopt.engine.protocols import Feedback
-from metaopt.estimators.stateless import Stateless
+from metaopt.estimators.inner_run import InnerRun
 
 
-class Score(Stateless):
+class Score(InnerRun):
     """No gradient: take K inner steps, evaluate, report what the problem reports.
 
     Args:
@@ -19,10 +19,7 @@ class Score(Stateless):
     Cost: K inner steps and one evaluation, beside what the problem charges itself.
     """
 
-    def __init__(self, inner_steps: int = 1) -> None:
-        if inner_steps < 0:
-            raise ValueError(f"Score needs inner_steps >= 0; got {inner_steps}.")
-        self.inner_steps = inner_steps
+    least_steps = 0
 
     def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
         """Accept every problem."""

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import Batch, GradientState, SampledProblem
-from metaopt.engine.inner_loop import InnerLoop, require_gradients
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import Draw, fold, replay
+from metaopt.estimators.inner_run import InnerRun
 from metaopt.estimators.one_step import outer_gradients, take_step
 from metaopt.estimators.tangents import along, tangent
 
 Kind = Literal["loss_difference", "dot_product", "cosine", "per_example"]
 
 
-class ScoreFunction:
+class ScoreFunction(InnerRun):
     """dF/dphi + weight * sum_b (h_b - baseline) d/dphi [-log p_phi(y_b)], y ~ p_phi.
 
     The inner step is taken on the sampled y, from theta to theta'. h > 0 when it lowered F, which
@@ -46,6 +47,9 @@ class ScoreFunction:
     References: Williams, Machine Learning 1992; Pham et al., Meta Pseudo Labels, CVPR 2021.
     """
 
+    differentiates_inner = False
+    memory = ("average",)
+
     def __init__(
         self,
         feedback: Kind = "per_example",
@@ -66,20 +70,20 @@ class ScoreFunction:
             raise ValueError(
                 f"ScoreFunction needs weight >= 0; got {weight}. Use reversed=true for the sign."
             )
+        super().__init__()
         self.feedback, self.baseline, self.clip = feedback, baseline, clip
         self.weight, self.sign = weight, -1.0 if reversed else 1.0
         self._average: Tensor | None = None
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "ScoreFunction", through_decisions=False)
+        super().check(loop)
         if not isinstance(loop.problem, SampledProblem):
             raise TypeError(
                 f"ScoreFunction needs a SampledProblem (log_prob, inner_losses, feedback_loss); "
                 f"{type(loop.problem).__name__} samples no decisions. Use estimator=one_step or "
                 f"unroll."
             )
-        loop.refuse_state("ScoreFunction")
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
@@ -130,14 +134,6 @@ class ScoreFunction:
         if self.clip is not None:
             advantage = advantage.clamp(-self.clip, self.clip)
         return self.sign * advantage
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the moving average."""
-        return {"average": self._average}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._average = state["average"]
 
 
 @torch.no_grad()

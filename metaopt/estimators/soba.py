@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
+from metaopt.estimators.inner_run import InnerRun
 from metaopt.estimators.one_step import outer_gradients
 
 
-class Soba:
+class Soba(InnerRun):
     """One step each on theta, on the adjoint q and, by the outer optimizer, on phi.
 
     theta <- u(theta, dg/dtheta);  q <- q - step (H q - v);  hypergradient dF/dphi - J^T q,
@@ -33,16 +32,14 @@ class Soba:
     Reference: Dagréou et al., A framework for bilevel optimization, NeurIPS 2022.
     """
 
+    memory = ("q",)
+
     def __init__(self, step: float | None = None) -> None:
         if step is not None and step <= 0:
             raise ValueError(f"Soba needs step > 0 or null; got {step}.")
+        super().__init__()
         self.step = step
         self._q: Tree | None = None
-
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "Soba")
-        loop.refuse_state("Soba")
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
@@ -71,11 +68,3 @@ class Soba:
         metrics = {"inner/loss": inner.loss, "solve/residual": tree.norm(residual)}
         cost = {"inner_steps": 1, "gradients": 2, "hvps": 1}
         return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return q, or `None` before the first step."""
-        return {"q": self._q}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._q = state["q"]

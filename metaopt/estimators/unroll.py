@@ -11,12 +11,12 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState, state_leaves, state_tensors
-from metaopt.engine.inner_loop import InnerLoop, require_gradients, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.estimators.stateless import Stateless
+from metaopt.estimators.inner_run import InnerRun
 
 
-class Unroll(Stateless):
+class Unroll(InnerRun):
     """Exact derivative of F(phi, u_K(... u_1(theta_0))) through the actual inner optimizer.
 
     dF/dphi + sum_k (dF/dtheta_K) (du_K/dtheta ... du_{k+1}/dtheta) du_k/dphi,
@@ -42,6 +42,8 @@ class Unroll(Stateless):
     al., MAML, ICML 2017; Chen et al., arXiv 1604.06174, 2016 (segments).
     """
 
+    carries_state = True
+
     def __init__(
         self,
         inner_steps: int = 1,
@@ -49,8 +51,7 @@ class Unroll(Stateless):
         segments: int | Literal["auto"] = 1,
         memory_budget: float | None = None,
     ) -> None:
-        if inner_steps < 1:
-            raise ValueError(f"Unroll needs inner_steps >= 1; got {inner_steps}.")
+        super().__init__(inner_steps)
         if truncation is not None and not 1 <= truncation <= inner_steps:
             raise ValueError(
                 f"Unroll needs 1 <= truncation <= inner_steps={inner_steps}; got {truncation}."
@@ -62,13 +63,8 @@ class Unroll(Stateless):
             raise ValueError('Unroll reads memory_budget only with segments="auto".')
         if memory_budget is not None and not memory_budget > 0:
             raise ValueError(f"Unroll needs memory_budget > 0 or null; got {memory_budget}.")
-        self.inner_steps = inner_steps
         self.truncation = truncation or inner_steps
         self.segments, self.memory_budget = segments, memory_budget
-
-    def check(self, loop: InnerLoop) -> None:
-        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        require_gradients(loop, "Unroll")
 
     def __call__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int

@@ -196,8 +196,7 @@ def _settle(
 def _slope_norm(loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> float:
     at = inner.at(tree.leaves(inner.params))
     loss = loop.inner_value(tree.detach(outer), at, Draw(key, total_inner_step=inner.step))
-    grads = torch.autograd.grad(loss, list(at.params.values()), materialize_grads=True)
-    return float(tree.norm(tree.like(at.params, grads)))
+    return float(tree.norm(tree.gradient(loss, at.params)[0]))
 
 
 def _point(
