@@ -153,7 +153,7 @@ class Engine:
 
         It shares memory with the run: save or copy it before the next step.
         """
-        return {
+        state = {
             "outer_step": self.outer_step,
             "seed": self.seed,
             "inner": self.inner,
@@ -164,6 +164,7 @@ class Engine:
             "spent": dict(self.ledger.spent),
             "stop": self._stop,
         }
+        return tree.pack(state)
 
     @property
     def _frozen_hash(self) -> str | None:
@@ -182,7 +183,7 @@ class Engine:
                 f"checkpoint was written with (hash {state['frozen']}, now {self._frozen_hash}); "
                 f"resume with the same pretrained weights, or start a new run."
             )
-        state = tree.clone(state)
+        state = tree.clone(tree.unpack(state))
         self.outer_step, self.inner = state["outer_step"], state["inner"]
         self.done = state["done"]
         self.optimizer.load_state_dict(state["optimizer"])

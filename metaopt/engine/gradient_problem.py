@@ -38,6 +38,7 @@ class InnerTensors(dict[str, Tensor]):
     state: dict[str, Any]
 
 
+@tree.tagged("gradient_state")
 class GradientState(NamedTuple):
     """The inner level between two steps.
 
@@ -61,9 +62,6 @@ class GradientState(NamedTuple):
     def at(self, params: Tree) -> GradientState:
         """Return the state at other parameters, with copies of the buffers for one evaluation."""
         return self._replace(params=params, buffers=tree.clone(self.buffers))
-
-
-torch.serialization.add_safe_globals([GradientState])
 
 
 def state_leaves(state: GradientState) -> GradientState:

@@ -43,6 +43,65 @@ def _rebuilt(kind: Any, parts: list[Any]) -> Any:
     return tuple(parts) if kind is tuple else kind(*parts)  # a named tuple takes its fields
 
 
+_KINDS: dict[str, type] = {}
+_TAGS: dict[type, str] = {}
+_TAG = "__tag__"
+
+
+def tagged(tag: str) -> Callable[[type[T]], type[T]]:
+    """Register a named tuple under a short name that checkpoints know it by.
+
+    The name stays when the class moves, and reading a checkpoint imports nothing that it names.
+    """
+
+    def register(kind: type[T]) -> type[T]:
+        if _KINDS.get(tag, kind).__qualname__ != kind.__qualname__:
+            raise ValueError(f"the tag {tag!r} is taken by {_KINDS[tag].__qualname__}.")
+        _KINDS[tag], _TAGS[kind] = kind, tag
+        return kind
+
+    return register
+
+
+def pack(state: Any) -> Any:
+    """Return a state with named tuples as dicts under their tags; memory is shared.
+
+    Raises:
+        TypeError: a named tuple without a tag.
+    """
+    if isinstance(state, dict):
+        return {k: pack(v) for k, v in state.items()}
+    if hasattr(state, "_fields"):
+        if type(state) not in _TAGS:
+            raise TypeError(
+                f"a checkpoint cannot hold {type(state).__name__} without a name for it; put "
+                f'@metaopt.engine.tree.tagged("a name") above the class.'
+            )
+        return {_TAG: _TAGS[type(state)], **{k: pack(v) for k, v in state._asdict().items()}}
+    return type(state)(map(pack, state)) if isinstance(state, (list, tuple)) else state
+
+
+def unpack(state: Any) -> Any:
+    """Return what `pack` was given.
+
+    Raises:
+        ValueError: a tag that no class has.
+    """
+    if isinstance(state, dict):
+        fields = {k: unpack(v) for k, v in state.items() if k != _TAG}
+        if _TAG not in state:
+            return fields
+        if state[_TAG] not in _KINDS:
+            raise ValueError(
+                f"the checkpoint holds a state called {state[_TAG]!r}, and no class is registered "
+                f"under this name; import the problem that it was written by first."
+            )
+        return _KINDS[state[_TAG]](**fields)
+    if isinstance(state, (list, tuple)) and not hasattr(state, "_fields"):
+        return type(state)(map(unpack, state))
+    return state
+
+
 def tensors(state: Any) -> Iterator[Tensor]:
     """Yield the tensors of a nested state, in order."""
     if isinstance(state, Tensor):

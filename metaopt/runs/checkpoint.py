@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from metaopt.engine import tree
+
 STEP = re.compile(r"step_(\d{8,})\.pt")
 
 
@@ -67,7 +69,7 @@ def write_tensors(path: Path, state: Any) -> None:
     """
     with replacing(path) as file:
         try:
-            torch.save(state, file)
+            torch.save(tree.pack(state), file)
         except RuntimeError as error:
             # torch's zip writer hides the operating system's error in the context of its own.
             cause = error.__context__
@@ -85,9 +87,10 @@ def read_tensors(path: Path) -> Any:
             broken = archive.testzip()
         if broken is not None:
             raise CheckpointError(f"{path} is damaged: {broken} has a wrong checksum.")
-        return torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+    return tree.unpack(state)
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

@@ -1,11 +1,12 @@
 """Algebra on dicts of tensors."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from metaopt.engine import tree
+from metaopt.testing.trees import identical
 
 
 class Pair(NamedTuple):
@@ -87,3 +88,39 @@ def test_random_like_is_a_function_of_the_generator(a):
     assert all(torch.equal(one[k], two[k]) for k in a)
     assert [v.shape for v in one.values()] == [v.shape for v in a.values()]
     assert not torch.equal(one["x"], a["x"])
+
+
+@tree.tagged("pair of a test")
+class Couple(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Nameless(NamedTuple):
+    left: Any
+
+
+def test_a_packed_state_names_no_class_and_comes_back_as_it_was(tmp_path):
+    state = {
+        "a": [Couple(torch.ones(2), (1, None))],
+        "b": Couple(Couple(1, 2), {"c": torch.zeros(1)}),
+    }
+    packed = tree.pack(state)
+    assert packed["b"]["left"] == {"__tag__": "pair of a test", "left": 1, "right": 2}
+    assert packed["a"][0]["left"] is state["a"][0].left
+    torch.save(packed, tmp_path / "state.pt")
+    assert b"Couple" not in (tmp_path / "state.pt").read_bytes()
+    assert identical(tree.unpack(torch.load(tmp_path / "state.pt", weights_only=True)), state)
+    assert tree.unpack(state)["a"][0] is state["a"][0]
+
+
+def test_a_named_tuple_without_a_tag_and_an_unknown_tag_are_named():
+    with pytest.raises(TypeError, match=r"Nameless without a name.*tagged"):
+        tree.pack({"a": Nameless(1)})
+    with pytest.raises(ValueError, match="a state called 'gone'"):
+        tree.unpack({"__tag__": "gone"})
+
+
+def test_a_tag_has_one_class():
+    with pytest.raises(ValueError, match="'pair of a test' is taken by Couple"):
+        tree.tagged("pair of a test")(Nameless)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback, Problem
 from metaopt.engine.random import fold, generator
 
@@ -23,6 +24,7 @@ MOVES = {
 }
 
 
+@tree.tagged("packing")
 class Packing(NamedTuple):
     """What the inner level holds, for n knapsacks of m items.
 
@@ -33,9 +35,6 @@ class Packing(NamedTuple):
 
     taken: Tensor
     best: Tensor
-
-
-torch.serialization.add_safe_globals([Packing])
 
 
 class Instances(NamedTuple):

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine import tree
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork, QViews
 from metaopt.problems.rollout_length.dyna.transitions import Batch, pack, pick, uniform_index
 from metaopt.problems.rollout_length.dyna.world_model import ModelViews, WorldModel
 
 
+@tree.tagged("planned")
 class Planned(NamedTuple):
     """What a phase of planning did, by run.
 
@@ -28,9 +30,6 @@ class Planned(NamedTuple):
     rollouts: Tensor
     longest: Tensor
     updates: Tensor
-
-
-torch.serialization.add_safe_globals([Planned])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaopt.engine import tree
 from metaopt.problems.rollout_length.dyna.q_network import QState
 from metaopt.problems.rollout_length.dyna.world_model import ModelState
 from metaopt.problems.rollout_length.environments import Episodes
 from metaopt.problems.rollout_length.planning import Planned
 
 
+@tree.tagged("rollout_records")
 class Records(NamedTuple):
     """Results of the tests, for n tests and T decisions; NaN where there is none yet.
 
@@ -36,6 +38,7 @@ class Records(NamedTuple):
         return Records(nothing(decisions), nothing(decisions + 1), nothing())
 
 
+@tree.tagged("rollout_runs")
 class Runs(NamedTuple):
     """R runs at the same moment of the same episode.
 
@@ -105,6 +108,3 @@ class Runs(NamedTuple):
             "inner/model_end": end,
             "inner/synthetic_steps": self.planned.steps.double().mean(),
         }
-
-
-torch.serialization.add_safe_globals([Records, Runs])

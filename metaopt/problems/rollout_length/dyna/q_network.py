@@ -8,20 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine import tree
 from metaopt.problems.rollout_length.dyna.stacked_adam import AdamViews, Moments, StackedAdam
 from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, StackedMLP
 from metaopt.problems.rollout_length.dyna.transitions import Batch
 
 
+@tree.tagged("q_network")
 class QState(NamedTuple):
     """What R learners hold: parameters (R, n), those of the target networks, Adam's moments."""
 
     params: Tensor
     target: Tensor
     moments: Moments
-
-
-torch.serialization.add_safe_globals([QState])
 
 
 class QViews(NamedTuple):

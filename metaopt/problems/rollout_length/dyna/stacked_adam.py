@@ -9,19 +9,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaopt.engine import tree
+
 BETAS, EPS = (0.9, 0.999), 1e-8
 """Torch's defaults."""
 
 
+@tree.tagged("adam_moments")
 class Moments(NamedTuple):
     """Adam's state for R networks: running means (R, n) of g and of g^2, steps taken (R, 1)."""
 
     mean: Tensor
     square: Tensor
     steps: Tensor
-
-
-torch.serialization.add_safe_globals([Moments])
 
 
 class AdamViews(NamedTuple):

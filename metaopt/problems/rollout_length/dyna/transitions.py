@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine import tree
 
+
+@tree.tagged("transitions")
 class Batch(NamedTuple):
     """Transitions of R runs, B each.
 
@@ -23,9 +26,6 @@ class Batch(NamedTuple):
     reward: Tensor
     next_observation: Tensor
     terminal: Tensor
-
-
-torch.serialization.add_safe_globals([Batch])
 
 
 def width(observation_size: int) -> int:

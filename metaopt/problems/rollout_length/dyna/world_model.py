@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from metaopt.engine import tree
 from metaopt.problems.rollout_length.dyna.stacked_adam import Moments, StackedAdam
 from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, StackedMLP
 from metaopt.problems.rollout_length.dyna.transitions import Batch, pick, uniform_index
@@ -18,6 +19,7 @@ PREFETCH = 32
 """Batches of a fit that are drawn at once."""
 
 
+@tree.tagged("world_model")
 class ModelState(NamedTuple):
     """What R models hold.
 
@@ -38,9 +40,6 @@ class ModelState(NamedTuple):
     low: Tensor
     high: Tensor
     loss: Tensor
-
-
-torch.serialization.add_safe_globals([ModelState])
 
 
 class ModelViews(NamedTuple):

@@ -13,9 +13,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine import tree
+
 Self = TypeVar("Self", bound="Physics")
 
 
+@tree.tagged("episodes")
 class Episodes(NamedTuple):
     """Episodes under way, in an arrangement of any shape (*shape), such as (runs, environments).
 
@@ -32,9 +35,6 @@ class Episodes(NamedTuple):
     first: Tensor
     age: Tensor
     total: Tensor
-
-
-torch.serialization.add_safe_globals([Episodes])
 
 
 class Transition(NamedTuple):
