@@ -233,6 +233,50 @@ class SGD(_Scheduled):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormalizedSGD:
+    """A step of length `lr` for each of R vectorized models: theta_i <- theta_i - lr g_i / |g_i|.
+
+    The first axis of every tensor counts models, and |g_i| is taken over all tensors of model i. A
+    model whose gradient is 0 stays where it is.
+
+    Example:
+        step = NormalizedSGD(lr=0.05)
+        params, state = step.update(params, grads, step.init(params), 0)
+
+    Args:
+        lr: length rho of the step, >= 0.
+    """
+
+    lr: float
+
+    def __post_init__(self) -> None:
+        if not self.lr >= 0:
+            raise ValueError(f"NormalizedSGD needs lr >= 0; got {self.lr}.")
+
+    def init(self, params: Tree) -> State:
+        """Return no state."""
+        return {}
+
+    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
+        """Return parameters after one step; new tensors, differentiable."""
+        squares = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0)
+        length = safe_sqrt(squares)
+        rate = self.lr / torch.where(length > 0, length, 1.0)
+        rates = {k: rate.view(-1, *[1] * (p.ndim - 1)) for k, p in params.items()}
+        return {k: p - grads[k] * rates[k] for k, p in params.items()}, state
+
+    @torch.no_grad()
+    def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
+        """Do the same step in place."""
+        for name, value in self.update(params, grads, state, step)[0].items():
+            params[name].copy_(value)
+
+    def learning_rate(self, step: int) -> float:
+        """Return lr."""
+        return self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adam(_Scheduled):
     """Adam (Kingma and Ba, ICLR 2015) with bias correction.
 

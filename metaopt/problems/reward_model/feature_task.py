@@ -21,7 +21,7 @@ from metaopt.problems.reward_model.model.preference_training import ordered, wit
 from metaopt.problems.reward_model.model.reward_ensemble import combine
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
 from metaopt.problems.reward_model.report import table
-from metaopt.problems.reward_model.steps import difference
+from metaopt.problems.reward_model.steps import reward_spread
 
 Aggregate = Literal["mean", "worst", "lower"]
 
@@ -188,7 +188,7 @@ class FeaturePreferences:
             found[f"{name}_spread"] = (first - second).abs().mean(-1)
         shape = self.data.responses.shape
         spread = reward(self.data.responses.flatten(1, 2)).view(shape[:-1])
-        found["difference"] = difference(spread).mean(-1)
+        found["reward_spread"] = reward_spread(spread).mean(-1)
         if self.judge is not None and judged:
             found |= self.judge.metrics(judged)
         return found

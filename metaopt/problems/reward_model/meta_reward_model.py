@@ -16,11 +16,11 @@ from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, epoch_batch, fold
 from metaopt.problems.reward_model.report import TaskReport
-from metaopt.problems.reward_model.steps import difference, direction
+from metaopt.problems.reward_model.steps import direction, reward_spread
 from metaopt.problems.reward_model.task import PreferenceTask
 
 Variant = Literal["restore", "no_restore", "joint", "vanilla"]
-Ascent = Literal["difference", "random"]
+Ascent = Literal["reward_spread", "random"]
 Deploy = Literal["theta", "theta_prime"]
 
 
@@ -41,11 +41,11 @@ class PreferenceBatch(NamedTuple):
 class MetaRewardModel(GradientProblem):
     """Reward models phi, and the models theta that one step on unlabelled responses makes of them.
 
-    g(theta) = -sign sum_i J_i(theta_i),   J the `difference` of rewards of k responses to a prompt;
+    g(theta) = -sign sum_i J_i(theta_i),   J the `reward_spread` of k responses to a prompt;
     F(theta) = sum_i L_i(theta_i),         L Bradley and Terry's loss on labelled pairs;
 
-    summed over G models side by side (seeds, members of ensembles), so that each is trained as if
-    it were alone. Variants, each with phi <- phi - Adam(gradient) as the outer step:
+    summed over G vectorized models (seeds, members of ensembles), so that each is trained as if it
+    were alone. Variants, each with phi <- phi - Adam(gradient) as the outer step:
 
     - restore: theta = phi + eta dJ, gradient dL/dtheta at theta (estimator first_order: MetaRM as
       printed) or with the derivative of the step, (I + eta H_J) dL/dtheta (estimator unroll). The
@@ -60,12 +60,12 @@ class MetaRewardModel(GradientProblem):
 
     Args:
         task: pairs, responses and reward models.
-        inner_optimizer: the step: SGD (eta times the gradient), `Unit` (of one length), or Adam,
-            whose first step is eta times the signs.
+        inner_optimizer: the step: SGD (eta times the gradient), `NormalizedSGD` (of one length), or
+            Adam, whose first step is eta times the signs.
         variant: restore, no_restore, joint, vanilla.
         sign: 1 to ascend J as printed, -1 to descend it.
-        ascent: difference; or random, a direction drawn anew in each step instead of dJ, of length
-            1: a control, with `Unit`.
+        ascent: reward_spread; or random, a new direction in each step instead of dJ, of length 1: a
+            control, with `NormalizedSGD`.
         weight: of J in the variant joint, >= 0.
         deploy: which parameters are evaluated and kept: theta (phi, the paper's), or theta_prime,
             those one inner step further.
@@ -86,7 +86,7 @@ class MetaRewardModel(GradientProblem):
         inner_optimizer: InnerOptimizer,
         variant: Variant = "restore",
         sign: int = 1,
-        ascent: Ascent = "difference",
+        ascent: Ascent = "reward_spread",
         weight: float = 0.1,
         deploy: Deploy = "theta",
         batch: int = 64,
@@ -156,7 +156,7 @@ class MetaRewardModel(GradientProblem):
         if batch.prompts is None:
             return 0.0 * next(iter(inner.params.values())).sum()
         rewards = self.task.responses(self._model(outer, inner), batch.prompts)
-        return -self.sign * difference(rewards).mean(-1).sum()
+        return -self.sign * reward_spread(rewards).mean(-1).sum()
 
     def outer_loss(self, outer: Tree, inner: InnerTensors, batch: PreferenceBatch) -> Tensor:
         """Return L, summed over models."""
@@ -164,7 +164,7 @@ class MetaRewardModel(GradientProblem):
         loss = self.task.row_losses(model, batch.pairs).mean(-1).sum()
         if batch.prompts is None:
             return loss
-        spread = difference(self.task.responses(model, batch.prompts)).mean(-1).sum()
+        spread = reward_spread(self.task.responses(model, batch.prompts)).mean(-1).sum()
         return loss - self.weight * spread
 
     def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, Tensor]:

@@ -23,7 +23,7 @@ from metaopt.problems.reward_model.model.preference_training import ordered
 from metaopt.problems.reward_model.model.reward_model import RewardModel, bradley_terry
 from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
 from metaopt.problems.reward_model.report import table
-from metaopt.problems.reward_model.steps import difference
+from metaopt.problems.reward_model.steps import reward_spread
 
 
 class Encoded(NamedTuple):
@@ -149,7 +149,7 @@ class TextPreferences:
             found[f"{name}_accuracy"] = ordered(first - second)
             found[f"{name}_loss"] = bradley_terry(first, second).mean()
             found[f"{name}_spread"] = (first - second).abs().mean()
-        found["difference"] = difference(self._all(tensors, self._unlabelled)).mean()
+        found["reward_spread"] = reward_spread(self._all(tensors, self._unlabelled)).mean()
         return {name: value[None] for name, value in found.items()}
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from metaopt import Engine
+from metaopt.engine.inner_optimizers import NormalizedSGD
 from metaopt.engine.random import generator, replay
 from metaopt.estimators import Direct, FirstOrder
 from metaopt.nn.stacked_features import FeatureReward
@@ -20,7 +21,6 @@ from metaopt.problems.reward_model.feature_task import FeaturePreferences
 from metaopt.problems.reward_model.model.contrastive import Contrastive
 from metaopt.problems.reward_model.model.preference_training import Recipe
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
-from metaopt.problems.reward_model.steps import Unit
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 WIDTHS = partial(FeatureReward, widths=(8,))
@@ -139,7 +139,7 @@ def test_responses_come_from_the_policy_that_is_named():
 
 def test_a_run_is_judged_and_tells(world, tmp_path):
     task = FeaturePreferences(world, WIDTHS)
-    problem = MetaRewardModel(task, Unit(lr=0.05))
+    problem = MetaRewardModel(task, NormalizedSGD(lr=0.05))
     engine = Engine(
         problem, FirstOrder(1), Descent(partial(torch.optim.Adam, lr=0.01)), outer_steps=2
     )
@@ -214,7 +214,7 @@ def test_a_contrastive_loss_is_added_where_labelled_pairs_are_trained(world, kin
 def test_every_variant_learns_with_a_contrastive_loss(world, kind, variant):
     how = partial(Contrastive, kind=kind, prototypes=4)
     task = FeaturePreferences(world, WIDTHS, members=2, auxiliary=how)
-    problem = MetaRewardModel(task, Unit(lr=0.05), variant)
+    problem = MetaRewardModel(task, NormalizedSGD(lr=0.05), variant)
     estimator = Direct(1) if variant == "no_restore" else FirstOrder(1)
     algorithm = partial(torch.optim.Adam, lr=0.01)
     engine = Engine(problem, estimator, Descent(algorithm), outer_steps=2)

@@ -11,14 +11,14 @@ import torch
 from metaopt import Engine
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.inner_optimizers import SGD, Adam
+from metaopt.engine.inner_optimizers import SGD, Adam, NormalizedSGD
 from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators import Direct, FirstOrder, Unroll
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.optimizers import Descent
 from metaopt.problems.reward_model import MetaRewardModel
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
-from metaopt.problems.reward_model.steps import Unit, difference, direction
+from metaopt.problems.reward_model.steps import direction, reward_spread
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 WIDTHS = partial(FeatureReward, widths=(8,))
@@ -40,7 +40,9 @@ def task(world):
 
 
 def run(task, steps=5, inner=None, estimator=None, lr=1e-2, **settings):
-    problem = MetaRewardModel(task, inner or Unit(lr=0.05), batch=32, prompts=8, **settings)
+    problem = MetaRewardModel(
+        task, inner or NormalizedSGD(lr=0.05), batch=32, prompts=8, **settings
+    )
     estimator = estimator or ESTIMATORS.get(problem.variant, FirstOrder)(1)
     adam = Descent(partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95)))
     engine = Engine(problem, estimator, adam, outer_steps=steps, seed=1)
@@ -57,13 +59,13 @@ def deployed(engine):
 
 @pytest.mark.parametrize("k", [2, 5])
 def test_equal_rewards_have_the_least_difference(k):
-    assert float(difference(torch.full((k,), 3.0))) == pytest.approx((k - 1) / (2 * k))
+    assert float(reward_spread(torch.full((k,), 3.0))) == pytest.approx((k - 1) / (2 * k))
     far = 100.0 * torch.arange(k)
-    assert float(difference(far)) == pytest.approx((k - 1) / k)
+    assert float(reward_spread(far)) == pytest.approx((k - 1) / k)
 
 
 def test_five_equal_rewards_have_the_papers_value():
-    assert float(difference(torch.zeros(5))) == pytest.approx(0.4)
+    assert float(reward_spread(torch.zeros(5))) == pytest.approx(0.4)
 
 
 def test_difference_is_the_sum_over_pairs():
@@ -72,19 +74,19 @@ def test_difference_is_the_sum_over_pairs():
         2 / 16 * sum(1 / (1 + math.exp(-abs(r[i] - r[j]))) for i in range(4) for j in range(i))
         for r in rewards.tolist()
     ]
-    assert difference(rewards).tolist() == pytest.approx(expected)
+    assert reward_spread(rewards).tolist() == pytest.approx(expected)
 
 
 def test_ties_have_no_gradient_and_near_ties_the_largest():
     rewards = torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.0, 3.0]], requires_grad=True)
-    (grad,) = torch.autograd.grad(difference(rewards).sum(), rewards)
+    (grad,) = torch.autograd.grad(reward_spread(rewards).sum(), rewards)
     assert grad[0].tolist() == [0.0, 0.0]
     assert grad[1, 1] > grad[2, 1] > 0
 
 
 def test_one_response_has_no_difference():
     with pytest.raises(ValueError, match="two or more rewards a prompt; got 1"):
-        difference(torch.zeros(3, 1))
+        reward_spread(torch.zeros(3, 1))
 
 
 # Steps.
@@ -94,7 +96,7 @@ def test_a_unit_step_has_its_length_for_every_model():
     params = {"a": torch.zeros(3, 2, 4), "b": torch.zeros(3, 1, 5)}
     grads = tree.random_like(params, generator(0))
     grads = {k: g * torch.tensor([1.0, 1e3, 0.0]).view(3, 1, 1) for k, g in grads.items()}
-    step = Unit(lr=0.2)
+    step = NormalizedSGD(lr=0.2)
     new, _ = step.update(params, grads, {}, 0)
     length = sum(v.flatten(1).square().sum(1) for v in new.values()).sqrt()
     assert length.tolist() == pytest.approx([0.2, 0.2, 0.0])
@@ -113,8 +115,8 @@ def test_a_random_direction_is_each_models_own():
 
 
 def test_a_random_step_is_as_long_as_one_along_the_difference(task):
-    for ascent in ("difference", "random"):
-        engine = run(task, steps=1, inner=Unit(lr=0.3), lr=0.0, ascent=ascent)
+    for ascent in ("reward_spread", "random"):
+        engine = run(task, steps=1, inner=NormalizedSGD(lr=0.3), lr=0.0, ascent=ascent)
         moved = tree.add(engine.inner.params, engine.optimizer.solution, -1.0)
         length = sum(v.flatten(1).square().sum(1) for v in moved.values()).sqrt()
         assert length.tolist() == pytest.approx([0.3, 0.3], rel=1e-5)
@@ -197,7 +199,7 @@ class Parabola:
         return (self.x[prompts] @ tensors["w"][0])[None]
 
     def spread(self, w):
-        return difference(self.responses({"w": w}, torch.arange(4))).mean()
+        return reward_spread(self.responses({"w": w}, torch.arange(4))).mean()
 
 
 def test_first_and_second_order_agree_with_finite_differences():
@@ -270,7 +272,7 @@ def test_keeping_the_step_alternates_ascent_and_descent(task):
         key = fold(fold(1, step - 1), 0)
         leaves = tree.leaves(w)
         prompts = problem.inner_batch(Draw(key)).prompts
-        w = stepped(leaves, -difference(task.responses(leaves, prompts)).mean(-1).sum(), eta)
+        w = stepped(leaves, -reward_spread(task.responses(leaves, prompts)).mean(-1).sum(), eta)
         leaves = tree.leaves(w)
         w = stepped(leaves, task.row_losses(leaves, pairs(problem, step - 1)).mean(-1).sum(), lr)
     for k, v in w.items():
@@ -283,7 +285,7 @@ def stepped(leaves, loss, lr):
 
 
 def test_theta_prime_is_one_step_further(task):
-    engine = run(task, inner=Unit(lr=0.25), deploy="theta_prime")
+    engine = run(task, inner=NormalizedSGD(lr=0.25), deploy="theta_prime")
     moved = tree.add(deployed(engine), engine.optimizer.solution, -1.0)
     length = sum(v.flatten(1).square().sum(1) for v in moved.values()).sqrt()
     assert length.tolist() == pytest.approx([0.25, 0.25], rel=1e-4)
@@ -302,7 +304,7 @@ def test_a_run_does_not_depend_on_those_beside_it():
 
 
 def test_every_pair_is_seen_once_in_a_pass(task):
-    problem = MetaRewardModel(task, Unit(lr=0.1), batch=30)
+    problem = MetaRewardModel(task, NormalizedSGD(lr=0.1), batch=30)
     passes = [torch.cat([pairs(problem, 4 * e + i) for i in range(4)]) for e in range(2)]
     assert all(len(seen.unique()) == 120 for seen in passes)
     assert not torch.equal(*passes)
@@ -335,7 +337,7 @@ def test_an_estimator_that_would_train_nothing_is_refused(task):
     [
         ({"variant": "undo"}, "variant must be one of restore, no_restore, joint, vanilla"),
         ({"sign": 0}, "sign must be one of 1, -1; got 0"),
-        ({"ascent": "up"}, "ascent must be one of difference, random"),
+        ({"ascent": "up"}, "ascent must be one of reward_spread, random"),
         ({"deploy": "both"}, "deploy must be one of theta, theta_prime"),
         ({"batch": 0}, "batch >= 1"),
         ({"weight": -1.0}, "weight >= 0"),
@@ -344,4 +346,4 @@ def test_an_estimator_that_would_train_nothing_is_refused(task):
 )
 def test_mistakes_are_named(task, settings, words):
     with pytest.raises(ValueError, match=words):
-        MetaRewardModel(task, Unit(lr=0.1), **settings)
+        MetaRewardModel(task, NormalizedSGD(lr=0.1), **settings)
