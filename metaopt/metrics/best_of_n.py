@@ -1,4 +1,4 @@
-"""Best of n: which answer is picked from n candidates, over every choice of the n, and how sure.
+"""Best of n: the expected accuracy of the answer picked from n of C candidates, with intervals.
 
 Each function returns one row per question and one column per n. A cell is the expectation over
 all subsets of n of the C candidates, in closed form, so it is an unbiased estimate of what n fresh
@@ -13,12 +13,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import comb
 
-from metaopt.metrics import resampling
-from metaopt.metrics.resampling import Array, Ends
+from metaopt.metrics.binary import Array
+from metaopt.metrics.bootstrap import Ends, clustered_intervals
 
-MOST = 1_000
+MAX_CANDIDATES = 1_000
 """Most candidates of a question in a majority vote; more subsets overflow a float64."""
 
 
@@ -98,18 +97,18 @@ def majority_vote(
     count = right.shape[1]
     if [len(row) for row in answers] != [count] * len(right):
         raise ValueError(f"answers must be {count} for each of {len(right)} questions, as correct.")
-    if count > MOST:
-        raise ValueError(f"a majority vote takes at most {MOST} candidates; got {count}.")
+    if count > MAX_CANDIDATES:
+        raise ValueError(f"a majority vote takes at most {MAX_CANDIDATES} candidates; got {count}.")
     chosen = _sizes(sizes, count)
-    found = np.zeros((len(right), count))
+    won = np.zeros((len(right), count))
     for i, row in enumerate(answers):
         _, group = np.unique(np.asarray(row, dtype=str), return_inverse=True)
         votes = np.bincount(group)
         shares = np.bincount(group, right[i]) / votes
         for j in np.flatnonzero(shares):
             others = tuple(sorted(np.delete(votes, j).tolist()))
-            found[i] += shares[j] * _wins(int(votes[j]), others)
-    return found[:, chosen - 1]
+            won[i] += shares[j] * _wins(int(votes[j]), others)
+    return won[:, chosen - 1]
 
 
 def interval(
@@ -137,10 +136,10 @@ def interval(
     labels = np.arange(len(table)) if questions is None else np.asarray(questions)
 
     def means(weights: Array) -> dict[str, Array]:
-        found = weights @ table / weights.sum(1, keepdims=True)
-        return {str(n): found[:, n] for n in range(table.shape[1])}
+        columns = weights @ table / weights.sum(1, keepdims=True)
+        return {str(n): columns[:, n] for n in range(table.shape[1])}
 
-    return list(resampling.clustered_intervals(means, labels, level, resamples, seed).values())
+    return list(clustered_intervals(means, labels, level, resamples, seed).values())
 
 
 def _table(correct: ArrayLike) -> Array:
@@ -183,6 +182,8 @@ def _wins(votes: int, others: tuple[int, ...]) -> Array:
     whose exponent counts votes) or as many (the same, times x). With r ties it wins with
     probability 1 / (r + 1), the integral of x^r over [0, 1], which Gauss's rule gives exactly.
     """
+    from scipy.special import comb
+
     count = votes + sum(others)
     nodes, mass = np.polynomial.legendre.leggauss(len(others) // 2 + 1)
     x, mass = (nodes + 1) / 2, mass / 2

@@ -1,10 +1,10 @@
 """A judge made of a scoring template, a threshold and a probability map, and what it is worth.
 
-A judge gives each row a score; a checker gave it an outcome, 0 or 1. A row whose answer could not
-be parsed, or whose request failed, has no score (`None` or NaN): it lowers the coverage, is left
-out of every other number, and never becomes a score. Rows of one query resemble each other, so
-intervals resample whole queries. The scores may come from anything that scores: a language model
-under a template, a reward model, the steps of a process reward model.
+A judge gives each example a score; a checker gave it an outcome, 0 or 1. An example whose answer
+could not be parsed, or whose request failed, has no score (`None` or NaN): it lowers the coverage,
+is left out of every other figure, and never becomes a score. Examples of one query resemble each
+other, so intervals resample whole queries. The scores may come from anything that scores: a
+language model under a template, a reward model, the steps of a process reward model.
 """
 
 from __future__ import annotations
@@ -12,75 +12,44 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metaopt.metrics import resampling
-from metaopt.metrics.binary import (
-    Array,
-    Confusion,
-    Reliability,
-    Scores,
-    auroc,
-    both,
-    brier,
-    brier_skill,
-    confusion,
-    expected_calibration_error,
-    kappa,
-    known,
-    ones,
-    only,
-    paired,
-    reliability,
-    rogan_gladen,
-)
-from metaopt.metrics.resampling import clustered_intervals, ratio
+from metaopt.metrics import binary
+from metaopt.metrics.binary import Array, Scores, as_scores, ones, only, paired, ratio, scored
+from metaopt.metrics.bootstrap import Ends, clustered_intervals
 
-__all__ = [
-    "BOUNDED", "COMPARED", "CalibratedJudge", "Confusion", "Reliability", "auroc",
-    "best_threshold", "brier", "brier_skill", "clustered_intervals", "compare", "confusion",
-    "expected_calibration_error", "isotonic_knots", "kappa", "measure", "reliability",
-    "rogan_gladen",
-]  # fmt: skip
-
-Criterion = Literal["youden", "kappa"]
 Numbers = dict[str, float | None]
 
 BOUNDED = (
     "base_rate", "auroc", "brier", "brier_skill", "kappa", "sensitivity", "specificity",
     "apparent_rate", "corrected_rate", "checked_rate",
 )  # fmt: skip
-"""Numbers of `measure` with an interval; the ends are `<name>_low` and `<name>_high`."""
+"""Figures of `measure` with an interval; the ends are `<name>_low` and `<name>_high`."""
 
 COMPARED = ("auroc", "brier", "brier_skill", "kappa", "sensitivity", "specificity")
-"""Numbers of `compare`."""
+"""Figures of `compare`."""
 
 
-def best_threshold(scores: Scores, outcomes: ArrayLike, criterion: Criterion = "youden") -> float:
-    """Return the threshold t at which the decision `score >= t` is best on these rows.
+def best_threshold(scores: Scores, outcomes: ArrayLike) -> float:
+    """Return the threshold t at which `score >= t` has the largest Youden index on these examples.
 
-    Halfway between two neighbouring scores, the lowest of equally good ones; the lowest score,
-    which decides for success everywhere, where nothing beats that.
+    The index is sensitivity + specificity - 1, whatever the base rate is, and what `rogan_gladen`
+    divides by. t is halfway between two neighbouring scores, the lowest of equally good ones; the
+    lowest score, which decides for success everywhere, where nothing beats that.
 
     Args:
-        scores, outcomes: the fitting rows, of both outcomes.
-        criterion: "youden" maximises sensitivity + specificity - 1, whatever the base rate is, and
-            that is what `rogan_gladen` divides by; "kappa" maximises Cohen's kappa.
+        scores, outcomes: the fitting examples, of both outcomes.
 
     Raises:
-        ValueError: an unknown criterion, or rows of one outcome only.
+        ValueError: examples of one outcome only.
     """
-    s, y = both(scores, outcomes)
-    if criterion not in get_args(Criterion):
-        raise ValueError(_unknown(criterion))
+    s, y = _both(scores, outcomes)
     levels, level = np.unique(s, return_inverse=True)
     tp, fp = (np.bincount(level, weights=v)[::-1].cumsum()[::-1] for v in (y, 1 - y))
-    tn, fn = fp[0] - fp, tp[0] - tp
-    quality = tp / tp[0] - fp / fp[0] if criterion == "youden" else resampling.kappa(tn, fp, fn, tp)
-    at = int(np.argmax(quality))
+    at = int(np.argmax(tp / tp[0] - fp / fp[0]))
     between = (levels[max(at - 1, 0)] + levels[at]) / 2
     return float(between if between > levels[max(at - 1, 0)] else levels[at])
 
@@ -96,7 +65,7 @@ def isotonic_knots(scores: Scores, outcomes: ArrayLike) -> tuple[tuple[float, fl
     """
     from sklearn.isotonic import IsotonicRegression
 
-    s, y = both(scores, outcomes)
+    s, y = _both(scores, outcomes)
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(s, y)
     x, p = fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist()
     return tuple(zip(x, p, strict=True))
@@ -111,18 +80,23 @@ class CalibratedJudge:
         threshold: scores at or above it are decided for success.
         knots: (score, probability) pairs, ascending in both, interpolated and clipped at the ends.
         score_range: the lowest and the highest legal score, or `None` where scores are unbounded.
-        criterion: what the threshold maximised on the fitting rows.
 
     Raises:
-        ValueError: knots that do not ascend or leave [0, 1], a threshold that is not finite, an
-            empty range, or an unknown criterion.
+        ValueError: knots that do not ascend or leave [0, 1], a threshold that is not finite, or an
+            empty range.
+
+    Example:
+        >>> judge = CalibratedJudge.fit("a template", [1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1])
+        >>> judge.probability([1.0, 3.0, None]).tolist()
+        [0.0, 0.5, nan]
+        >>> judge.decide([1.0, 3.0]).tolist()
+        [0.0, 1.0]
     """
 
     template: str
     threshold: float
     knots: tuple[tuple[float, float], ...]
     score_range: tuple[float, float] | None = None
-    criterion: Criterion = "youden"
 
     def __post_init__(self) -> None:
         x, p = np.array(self.knots, dtype=float).reshape(-1, 2).T
@@ -132,8 +106,6 @@ class CalibratedJudge:
                 "knots must be (score, probability) pairs with ascending scores and probabilities "
                 f"that rise within [0, 1]; got {self.knots}."
             )
-        if self.criterion not in get_args(Criterion):
-            raise ValueError(_unknown(self.criterion))
         if not math.isfinite(self.threshold):
             raise ValueError(f"threshold must be a finite score; got {self.threshold}.")
         if self.score_range is not None and not self.score_range[0] < self.score_range[1]:
@@ -146,28 +118,25 @@ class CalibratedJudge:
         scores: Scores,
         outcomes: ArrayLike,
         score_range: tuple[float, float] | None = None,
-        criterion: Criterion = "youden",
     ) -> CalibratedJudge:
-        """Return the judge calibrated on these rows; rows without a score are left out.
+        """Return the judge calibrated on these examples; those without a score are left out.
 
         Raises:
-            ValueError: rows of one outcome only, a score outside `score_range`, an unknown
-                criterion.
+            ValueError: examples of one outcome only, or a score outside `score_range`.
         """
-        _in_range(known(scores), score_range)
+        _in_range(scores, score_range)
         knots = isotonic_knots(scores, outcomes)
-        threshold = best_threshold(scores, outcomes, criterion)
-        return cls(template, threshold, knots, score_range, criterion)
+        return cls(template, best_threshold(scores, outcomes), knots, score_range)
 
     def probability(self, scores: Scores) -> Array:
-        """Return P(success) of each row; NaN where there is no score."""
-        s = _in_range(known(scores), self.score_range)
+        """Return P(success) of each example; NaN where there is no score."""
+        s = _in_range(scores, self.score_range)
         x, p = zip(*self.knots, strict=True)
         return np.where(np.isnan(s), np.nan, np.interp(s, x, p))
 
     def decide(self, scores: Scores) -> Array:
-        """Return 1 for success and 0 for failure of each row; NaN where there is no score."""
-        s = _in_range(known(scores), self.score_range)
+        """Return 1 for success and 0 for failure of each example; NaN where there is no score."""
+        s = _in_range(scores, self.score_range)
         return np.where(np.isnan(s), np.nan, s >= self.threshold)
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,7 +146,6 @@ class CalibratedJudge:
             "threshold": self.threshold,
             "knots": [list(knot) for knot in self.knots],
             "score_range": None if self.score_range is None else list(self.score_range),
-            "criterion": self.criterion,
         }
 
     @classmethod
@@ -187,14 +155,13 @@ class CalibratedJudge:
         Raises:
             ValueError: a key is missing or unknown, or a value is not legal.
         """
-        expected = {"template", "threshold", "knots", "score_range", "criterion"}
+        expected = {"template", "threshold", "knots", "score_range"}
         if set(values) != expected:
             raise ValueError(f"a judge has the keys {sorted(expected)}; got {sorted(values)}.")
         knots = tuple((float(x), float(p)) for x, p in values["knots"])
         bounds = values["score_range"]
         ends = None if bounds is None else (float(bounds[0]), float(bounds[1]))
-        threshold = float(values["threshold"])
-        return cls(str(values["template"]), threshold, knots, ends, values["criterion"])
+        return cls(str(values["template"]), float(values["threshold"]), knots, ends)
 
 
 def measure(
@@ -206,19 +173,20 @@ def measure(
     level: float = 0.95,
     resamples: int = 2_000,
 ) -> Numbers:
-    """Return the numbers of a judge on rows it was not fitted on, with the intervals of `BOUNDED`.
+    """Return the figures of a judge on held-out examples, with the intervals of `BOUNDED`.
 
-    `n` and `queries` count all rows, `base_rate` is their share of successes and `coverage` their
-    share of scores; all else is of the `scored` rows, of which `scored_base_rate` succeed. Half of
-    the queries, drawn at random, play rows that nobody has checked: `apparent_rate` is their share
-    decided for success, `corrected_rate` its `rogan_gladen` with sensitivity and specificity of the
-    other half, `checked_rate` their true share. (Rows corrected by their own sensitivity and
-    specificity give back their base rate, whatever the judge is worth.) A resample re-estimates
-    every number under the judge as it was fitted. `None` stands where a number is not defined.
+    `n` and `queries` count all examples, `base_rate` is their share of successes and `coverage`
+    their share of scores; all else is of the `scored` ones, of which `scored_base_rate` succeed.
+    Half of the queries, drawn at random, play examples that nobody has checked: `apparent_rate` is
+    their share decided for success, `corrected_rate` its `rogan_gladen` with sensitivity and
+    specificity of the other half, `checked_rate` their true share. (Examples corrected by their own
+    sensitivity and specificity give back their base rate, whatever the judge is worth.) A resample
+    re-estimates every figure under the judge as it was fitted. `None` stands where a figure is not
+    defined.
 
     Args:
-        scores, outcomes: one a row; a score is `None` or NaN where there is none.
-        queries: one label a row; intervals resample queries.
+        scores, outcomes: one an example; a score is `None` or NaN where there is none.
+        queries: one label an example; intervals resample queries.
         seed: of the halves and of the resampling.
         level: coverage of the intervals, in (0, 1).
         resamples: number of bootstrap resamples.
@@ -227,16 +195,20 @@ def measure(
     has = np.isfinite(s)
     code = _codes(queries, len(s))
     half = np.random.default_rng(seed).permutation(int(code.max(initial=-1)) + 1)[code] % 2
-    rows = _Rows(s, judge.probability(s), judge.decide(s), y, half)
-    found: dict[str, float | None] = {"n": len(s), "queries": len(np.unique(code))}
-    found |= {"scored": int(has.sum()), "coverage": float(has.mean()) if len(s) else None}
-    found["scored_base_rate"] = float(y[has].mean()) if has.any() else None
-    found |= {name: only(value) for name, value in _statistics(rows, ones(y)).items()}
-    found["ece"] = expected_calibration_error(rows.probability, y)
-    counts = confusion(rows.decided, y)
-    found |= {name: float(count) for name, count in counts._asdict().items()}
-    drawn = clustered_intervals(lambda w: _statistics(rows, w), code, level, resamples, seed)
-    return found | _named(drawn)
+    data = _Judged(s, judge.probability(s), judge.decide(s), y, half)
+    cells = binary.counts(ones(y[has]), data.decision[has], y[has])
+    numbers: Numbers = {
+        "n": len(s),
+        "queries": len(np.unique(code)),
+        "scored": int(has.sum()),
+        "coverage": float(has.mean()) if len(s) else None,
+        "scored_base_rate": float(y[has].mean()) if has.any() else None,
+        **{name: only(value) for name, value in _statistics(data, ones(y)).items()},
+        "ece": binary.expected_calibration_error(data.probability, y),
+        **{name: float(c[0]) for name, c in zip(("tn", "fp", "fn", "tp"), cells, strict=True)},
+    }
+    ends = clustered_intervals(lambda w: _statistics(data, w), code, level, resamples, seed)
+    return numbers | _named(ends)
 
 
 def compare(
@@ -250,7 +222,7 @@ def compare(
     level: float = 0.95,
     resamples: int = 2_000,
 ) -> Numbers:
-    """Return second - first of each of `COMPARED`, on the `n` rows that both have scored.
+    """Return second - first of each of `COMPARED`, on the `n` examples that both have scored.
 
     Paired: a resample of queries is the same for both judges.
     """
@@ -259,30 +231,30 @@ def compare(
     has = np.isfinite(a) & np.isfinite(b)
     a, b, y, code = a[has], b[has], y[has], code[has]
     sides = [
-        _Rows(s, judge.probability(s), judge.decide(s), y, np.zeros(len(y), int))
+        _Judged(s, judge.probability(s), judge.decide(s), y, np.zeros(len(y), int))
         for judge, s in ((first, a), (second, b))
     ]
 
     def differences(weights: Array) -> dict[str, Array]:
-        before, after = (_statistics(rows, weights) for rows in sides)
+        before, after = (_statistics(side, weights) for side in sides)
         return {name: after[name] - before[name] for name in COMPARED}
 
-    found: dict[str, float | None] = {"n": len(y)}
-    found |= {name: only(value) for name, value in differences(ones(y)).items()}
-    return found | _named(clustered_intervals(differences, code, level, resamples, seed))
+    numbers: Numbers = {"n": len(y)}
+    numbers |= {name: only(value) for name, value in differences(ones(y)).items()}
+    return numbers | _named(clustered_intervals(differences, code, level, resamples, seed))
 
 
-class _Rows(NamedTuple):
-    """All rows with an outcome; scores, probabilities and decisions are NaN where there is none."""
+class _Judged(NamedTuple):
+    """All examples with an outcome; NaN where there is no score."""
 
     score: Array
     probability: Array
-    decided: Array
+    decision: Array
     outcome: Array
-    half: Any  # 1 in the half of the queries that plays unchecked rows
+    half: Any  # 1 in the half of the queries that plays unchecked examples
 
 
-def _named(intervals: Mapping[str, resampling.Ends]) -> Numbers:
+def _named(intervals: Mapping[str, Ends]) -> Numbers:
     """Return the ends as `<name>_low` and `<name>_high`."""
     return {
         f"{name}_{side}": end
@@ -291,55 +263,62 @@ def _named(intervals: Mapping[str, resampling.Ends]) -> Numbers:
     }
 
 
-def _statistics(rows: _Rows, weights: Array) -> dict[str, Array]:
-    """Return the numbers of `BOUNDED` for each row of weights, (resamples, rows)."""
-    has = np.isfinite(rows.score)
-    s, p, d, y, half = (column[has] for column in rows)
+def _statistics(data: _Judged, weights: Array) -> dict[str, Array]:
+    """Return the figures of `BOUNDED` for each row of weights, (resamples, examples)."""
+    has = np.isfinite(data.score)
+    s, p, d, y, half = (column[has] for column in data)
     w = weights[:, has]
-    tn, fp, fn, tp = resampling.counts(w, d, y)
+    cells = binary.counts(w, d, y)
     unchecked = w * half
     apparent = ratio(unchecked @ d, unchecked.sum(1))
-    errors = _errors(*resampling.counts(w - unchecked, d, y))
-    sensitivity, specificity = _errors(tn, fp, fn, tp)
+    errors = _sensitivity_specificity(*binary.counts(w - unchecked, d, y))
+    sensitivity, specificity = _sensitivity_specificity(*cells)
     return {
-        "base_rate": ratio(weights @ rows.outcome, weights.sum(1)),
-        "auroc": resampling.auroc(w, s, y),
-        "brier": resampling.brier(w, p, y),
-        "brier_skill": resampling.brier_skill(w, p, y),
-        "kappa": resampling.kappa(tn, fp, fn, tp),
+        "base_rate": ratio(weights @ data.outcome, weights.sum(1)),
+        "auroc": binary.weighted_auroc(w, s, y),
+        "brier": binary.weighted_brier(w, p, y),
+        "brier_skill": binary.weighted_brier_skill(w, p, y),
+        "kappa": binary.weighted_kappa(*cells),
         "sensitivity": sensitivity,
         "specificity": specificity,
         "apparent_rate": apparent,
-        "corrected_rate": resampling.rogan_gladen(apparent, *errors),
+        "corrected_rate": binary.rogan_gladen(apparent, *errors),
         "checked_rate": ratio(unchecked @ y, unchecked.sum(1)),
     }
 
 
-def _errors(tn: Array, fp: Array, fn: Array, tp: Array) -> tuple[Array, Array]:
-    """Return sensitivity and specificity."""
+def _sensitivity_specificity(tn: Array, fp: Array, fn: Array, tp: Array) -> tuple[Array, Array]:
     return ratio(tp, tp + fn), ratio(tn, tn + fp)
 
 
-def _codes(queries: ArrayLike, rows: int) -> Any:
-    labels = np.asarray(queries)
-    if labels.shape != (rows,):
+def _both(scores: Scores, outcomes: ArrayLike) -> tuple[Array, Array]:
+    """Return scores and outcomes of the examples that have a score, of both outcomes."""
+    s, y = scored(scores, outcomes)
+    if not 0 < y.sum() < len(y):
         raise ValueError(
-            f"queries must be a list with one label a row, {rows} here; got the shape "
+            f"a judge is calibrated on scored examples of both outcomes; got {int(y.sum())} "
+            f"successes and {int(len(y) - y.sum())} failures. Add labelled examples."
+        )
+    return s, y
+
+
+def _codes(queries: ArrayLike, count: int) -> Any:
+    labels = np.asarray(queries)
+    if labels.shape != (count,):
+        raise ValueError(
+            f"queries must be a list with one label an example, {count} here; got the shape "
             f"{labels.shape}."
         )
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _unknown(criterion: object) -> str:
-    return f"criterion must be one of {', '.join(get_args(Criterion))}; got {criterion!r}."
-
-
-def _in_range(scores: Array, score_range: tuple[float, float] | None) -> Array:
-    lowest, highest = (-math.inf, math.inf) if score_range is None else score_range
-    outside = scores[(scores < lowest) | (scores > highest)]
+def _in_range(scores: Scores, score_range: tuple[float, float] | None) -> Array:
+    s = as_scores(scores)
+    lowest, highest = score_range or (-math.inf, math.inf)
+    outside = s[(s < lowest) | (s > highest)]
     if len(outside):
         raise ValueError(
             f"scores must be within score_range={score_range}; got {outside[0]}. A score that is "
             "not legal is a parse failure: pass None for it."
         )
-    return scores
+    return s

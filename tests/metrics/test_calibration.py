@@ -1,10 +1,9 @@
-"""Numbers of a judge: against scikit-learn and scipy, in closed form, and in simulations."""
+"""A calibrated judge and its figures: against scikit-learn, and in simulations."""
 
 import json
 
 import numpy as np
 import pytest
-from scipy import stats
 from sklearn import metrics
 from sklearn.isotonic import IsotonicRegression
 
@@ -33,98 +32,14 @@ def judge(rows):
     return CalibratedJudge.fit("Score the answer.", rows[0], rows[1], RANGE)
 
 
-def test_auroc_with_ties_is_scikit_learns(rows):
-    scores, outcomes, _ = rows
-    assert calibration.auroc(scores, outcomes) == pytest.approx(
-        metrics.roc_auc_score(outcomes, scores)
-    )
-    coarse = np.round(scores / 4)
-    assert calibration.auroc(coarse, outcomes) == pytest.approx(
-        metrics.roc_auc_score(outcomes, coarse)
-    )
-
-
-def test_auroc_of_one_class_is_none_and_of_equal_scores_a_half():
-    assert calibration.auroc([1.0, 2.0], [1, 1]) is None
-    assert calibration.auroc([], []) is None
-    assert calibration.auroc([3.0, 3.0, 3.0], [1, 0, 0]) == 0.5
-
-
-def test_rows_without_a_score_are_left_out():
-    assert calibration.auroc([1.0, None, 2.0, np.nan], [0, 1, 1, 0]) == 1.0
-    assert calibration.brier([0.5, None], [1, 0]) == 0.25
-
-
-def test_brier_and_skill_are_scikit_learns(rows):
-    outcomes = rows[1]
-    p = np.random.default_rng(1).random(ROWS)
-    expected = metrics.brier_score_loss(outcomes, p)
-    reference = metrics.brier_score_loss(outcomes, np.full(ROWS, outcomes.mean()))
-    assert calibration.brier(p, outcomes) == pytest.approx(expected)
-    assert calibration.brier_skill(p, outcomes) == pytest.approx(1 - expected / reference)
-    assert calibration.brier_skill(p, np.ones(ROWS)) is None
-
-
-def test_kappa_and_confusion_are_scikit_learns(rows, judge):
-    scores, outcomes, _ = rows
-    decided = judge.decide(scores)
-    assert calibration.confusion(decided, outcomes) == tuple(
-        metrics.confusion_matrix(outcomes, decided).ravel()
-    )
-    assert calibration.kappa(decided, outcomes) == pytest.approx(
-        metrics.cohen_kappa_score(outcomes, decided)
-    )
-    assert calibration.kappa([1, 1], [1, 1]) is None
-
-
-def test_calibration_error_in_closed_form():
-    outcomes = np.tile([0, 0, 0, 1], 25)
-    assert calibration.expected_calibration_error(np.full(100, 0.25), outcomes) == pytest.approx(0)
-    assert calibration.expected_calibration_error(np.full(100, 0.6), outcomes) == pytest.approx(
-        0.35
-    )
-    halves = np.repeat([0.1, 0.9], 50)
-    none = np.zeros(100)
-    assert calibration.expected_calibration_error(halves, none) == pytest.approx(0.5)
-
-
-def test_bins_have_equal_mass_and_keep_ties_together():
-    draw = np.random.default_rng(2)
-    p = draw.random(1000)
-    distinct = calibration.reliability(p, p > 0.5)
-    np.testing.assert_array_equal(distinct.rows, 100)
-    np.testing.assert_allclose(distinct.probability, np.sort(p).reshape(10, 100).mean(1))
-    tied = calibration.reliability([0.1] * 10 + [0.2] * 70 + [0.9] * 20, [0] * 80 + [1] * 20)
-    np.testing.assert_array_equal(tied.rows, [10, 70, 20])
-    np.testing.assert_array_equal(tied.observed, [0, 0, 1])
-
-
-def test_with_many_bins_each_probability_has_its_own(rows, judge):
-    p, outcomes = judge.probability(rows[0]), rows[1]
-    ours = calibration.reliability(p, outcomes, bins=10_000)
-    for level, rate in zip(ours.probability, ours.observed, strict=True):
-        assert rate == pytest.approx(outcomes[np.isclose(p, level)].mean())
-    assert ours.rows.sum() == ROWS
-
-
-def test_wilsons_interval_is_scipys():
-    found = calibration.reliability([0.3] * 40, [1] * 13 + [0] * 27)
-    expected = stats.binomtest(13, 40).proportion_ci(method="wilson")
-    assert (found.low[0], found.high[0]) == pytest.approx((expected.low, expected.high))
-
-
-@pytest.mark.parametrize("criterion", ["youden", "kappa"])
 @pytest.mark.parametrize("base", [0.05, 0.5])
-def test_threshold_is_the_best_of_all(criterion, base):
+def test_threshold_is_the_best_of_all(base):
     scores, outcomes, _ = draw_rows(3, base=base)
 
     def quality(threshold):
-        decided = scores >= threshold
-        if criterion == "kappa":
-            return metrics.cohen_kappa_score(outcomes, decided)
-        return metrics.balanced_accuracy_score(outcomes, decided)
+        return metrics.balanced_accuracy_score(outcomes, scores >= threshold)
 
-    found = calibration.best_threshold(scores, outcomes, criterion)
+    found = calibration.best_threshold(scores, outcomes)
     assert quality(found) == pytest.approx(max(quality(t) for t in np.arange(1, 10.5, 0.5)))
     assert not np.isclose(scores, found).any()
 
@@ -164,7 +79,7 @@ def test_knots_interpolate_as_scikit_learn_predicts(rows, judge):
 def test_judge_survives_json(judge):
     again = CalibratedJudge.from_dict(json.loads(json.dumps(judge.to_dict())))
     assert again == judge
-    unbounded = CalibratedJudge.fit("steps", [-1.0, 0.5, 2.0], [0, 1, 1], criterion="kappa")
+    unbounded = CalibratedJudge.fit("steps", [-1.0, 0.5, 2.0], [0, 1, 1])
     assert CalibratedJudge.from_dict(json.loads(json.dumps(unbounded.to_dict()))) == unbounded
 
 
@@ -172,16 +87,6 @@ def test_no_score_is_no_probability_and_no_decision(judge):
     for found in (judge.probability([None, 5.0]), judge.decide([None, 5.0])):
         assert np.isnan(found[0])
         assert np.isfinite(found[1])
-
-
-def test_rogan_gladen_inverts_the_apparent_rate():
-    for prevalence in (0.0, 0.04, 0.5, 1.0):
-        apparent = 0.8 * prevalence + (1 - 0.7) * (1 - prevalence)
-        assert calibration.rogan_gladen(apparent, 0.8, 0.7) == pytest.approx(prevalence)
-    assert calibration.rogan_gladen(0.1, 0.8, 0.7) == 0.0
-    assert calibration.rogan_gladen(0.9, 0.8, 0.7) == 1.0
-    assert calibration.rogan_gladen(0.4, 0.6, 0.4) is None
-    assert calibration.rogan_gladen(0.4, 0.3, 0.4) is None
 
 
 def test_measured_numbers_are_those_of_the_single_functions(judge):
@@ -253,34 +158,6 @@ def test_copies_within_a_query_do_not_narrow_the_interval(judge, rows):
     assert width(copies[0], copies[1], np.arange(4 * ROWS)) == pytest.approx(honest / 2, rel=0.1)
 
 
-def test_clustered_interval_of_a_mean_is_the_t_interval_of_cluster_means():
-    values = np.random.default_rng(8).normal(size=200)
-    found = calibration.clustered_intervals(
-        lambda w: {"mean": w @ np.repeat(values, 3) / w.sum(1)}, np.repeat(np.arange(200), 3)
-    )
-    half = stats.sem(values) * stats.norm.ppf(0.975)
-    assert found["mean"] == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-
-
-def test_blocks_of_resamples_change_nothing(monkeypatch):
-    queries = np.repeat(np.arange(50), 2)
-    whole = np.concatenate(list(calibration.resampling.cluster_weights(queries, 30)))
-    monkeypatch.setattr(calibration.resampling, "BLOCK", 700)
-    parts = list(calibration.resampling.cluster_weights(queries, 30))
-    assert len(parts) == 5
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    np.testing.assert_array_equal(whole.sum(1), 100)
-    np.testing.assert_array_equal(whole[:, ::2], whole[:, 1::2])
-
-
-def test_undefined_resamples_count_against_both_ends():
-    rare = calibration.clustered_intervals(
-        lambda w: {"rate": np.where(w[:, 0] > 0, w[:, 0], np.nan)}, np.arange(40)
-    )
-    assert rare["rate"] == (None, None)  # a row is missing from 36 % of the resamples
-    assert calibration.clustered_intervals(lambda w: {"n": w.sum(1)}, [1, 1]) == {"n": (None, None)}
-
-
 def test_compare_is_paired(judge):
     scores, outcomes, queries = draw_rows(9)
     blurred = np.clip(scores + np.random.default_rng(10).normal(size=ROWS), *RANGE)
@@ -307,13 +184,6 @@ def test_compare_takes_the_rows_that_both_have_scored(judge):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: calibration.auroc([1.0], [0.5]), "outcomes must be 0 or 1; got 0.5"),
-        (lambda: calibration.auroc([1.0, 2.0], [1]), "one number a row"),
-        (lambda: calibration.auroc([np.inf], [1]), "infinite"),
-        (lambda: calibration.brier([1.2], [1]), r"in \[0, 1\]; got 1.2"),
-        (lambda: calibration.reliability([0.2], [1], bins=0), "bins must be >= 1"),
-        (lambda: calibration.rogan_gladen(1.5, 0.8, 0.8), "apparent is a share"),
-        (lambda: calibration.best_threshold([1, 2], [0, 1], "f1"), "youden, kappa; got 'f1'"),
         (lambda: CalibratedJudge.fit("t", [1.0, 2.0], [0, 0]), "0 successes and 2 failures"),
         (lambda: CalibratedJudge.fit("t", [1.0, 12.0], [0, 1], RANGE), "parse failure"),
         (lambda: CalibratedJudge("t", 1.0, ((2.0, 0.5), (1.0, 0.6))), "knots must be"),
@@ -321,8 +191,6 @@ def test_compare_takes_the_rows_that_both_have_scored(judge):
         (lambda: CalibratedJudge("t", np.nan, ((1.0, 0.5),)), "threshold must be"),
         (lambda: CalibratedJudge("t", 1.0, ((1.0, 0.5),), (3.0, 1.0)), "score_range must be"),
         (lambda: CalibratedJudge.from_dict({"template": "t"}), "a judge has the keys"),
-        (lambda: list(calibration.resampling.cluster_weights([1], 0)), "resamples must be"),
-        (lambda: calibration.clustered_intervals(lambda w: {}, [1, 2], level=95), "level must be"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
-from scipy.stats import binomtest
 from transformers import AutoTokenizer
 
+from metaopt.metrics import wilson
 from metaopt.problems.reward_model.data.pairs import Pair, conversation, plain, preferences
 from metaopt.problems.reward_model.data.pairs.dialogue import TURN
 from metaopt.problems.reward_model.model.export import as_reward_model, read
@@ -339,9 +339,8 @@ def _check_file(path: Path | None) -> None:
 
 def _part(name: str, margins: Sequence[float], level: float) -> Part:
     right, ties = sum(margin > 0 for margin in margins), sum(margin == 0 for margin in margins)
-    ends = binomtest(right, len(margins)).proportion_ci(level, "wilson")
     share = right / len(margins)
-    low, high = min(float(ends.low), share), max(float(ends.high), share)
+    low, high = map(float, wilson(share, len(margins), level))
     return Part(name, share, low, high, len(margins), ties)
 
 

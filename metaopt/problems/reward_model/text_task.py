@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from scipy.special import ndtri
 from torch import Generator, Tensor
 from torch.func import functional_call
 from transformers import AutoConfig, AutoTokenizer
 
 from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.protocols import Tree
+from metaopt.metrics import wilson
 from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import word_tokenizer
 from metaopt.problems.reward_model.data.pairs import Pair, Preferences, noise, plain, split
@@ -184,6 +184,7 @@ class TextPreferences:
     def _card(self, found: Mapping[str, float], rewards: Tensor) -> ModelCard:
         """Return the card of figures by name, and of the rewards (n, 2) of the held-out pairs."""
         count, share = len(rewards), found["held_out_accuracy"]
+        low, high = map(float, wilson(share, count))
         ties = int((rewards[:, 0] == rewards[:, 1]).sum())
         others = "".join(
             f"| {name} | {found[f'{name}_accuracy']:.4f} | {len(pairs.ids)} |\n"
@@ -193,7 +194,7 @@ class TextPreferences:
         return ModelCard(
             data=f"{self.source}: {self.rows} training pairs, {100 * self.noise_share:g} % of them "
             f"with exchanged labels, and {count} held-out pairs.",
-            figures={"accuracy": Proportion(share, *_wilson(share, count), count)},
+            figures={"accuracy": Proportion(share, low, high, count)},
             base=self.base,
             notes=f"Texts longer than {self.max_length} tokens were cut at their beginning, in "
             f"training and tests: {self.cut} texts. Equal rewards count half in every accuracy "
@@ -220,14 +221,6 @@ class TextPreferences:
         ids, mask, cut = encode(self.tokenizer, texts, self.max_length)
         self.cut += len(cut)
         return Encoded(*(part.view(len(pairs), 2, -1) for part in (ids, mask)))
-
-
-def _wilson(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of a share of `count`, which need not be a whole number of them."""
-    z = float(ndtri(0.5 + level / 2))
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5 / (1 + z**2 / count)
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def _margins(pairs: Sequence[Pair], device: torch.device) -> Tensor | None:

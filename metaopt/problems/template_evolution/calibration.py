@@ -18,7 +18,7 @@ from metaopt.data.solutions import Solution, Solutions
 from metaopt.engine.protocols import Feedback
 from metaopt.llm import LM, Client, Parameters, SimulatedLM
 from metaopt.problems.template_evolution.candidates import judge
-from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, auroc
+from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
 from metaopt.problems.template_evolution.prompts import Example
 from metaopt.problems.template_evolution.report.calibration import (
     CalibrationReport,
@@ -63,7 +63,7 @@ class JudgeCalibration(TemplateProblem):
             one, such as `criteria_judge`.
         client: makes the client from the roles, as `functools.partial(Client, ...)`.
         writer: the model that rewrites templates, or `None` for a simulated `RubricWriter`.
-        objective: a key of `OBJECTIVES`; "mae" is the paper's.
+        objective: one of `OBJECTIVES`; "mae" is the paper's.
         template: the first template: "rubric" (plausible weights), "logistic" (weights of a
             logistic regression on the labelled rows), or its text, which must ask for a last line
             `Score: <number>`.
@@ -174,7 +174,8 @@ class JudgeCalibration(TemplateProblem):
             "inner/success": best_of(scores, self.rows),
         }
         if len(p):
-            numbers |= {"judge/alignment": alignment(p, y), "judge/auroc": 1 - auroc(p, y)}
+            numbers["judge/alignment"] = alignment(p, y)
+            numbers["judge/auroc"] = 1 - outer_loss("auroc", p, y)
         cost = self.client.end(inner["round"])
         loss = self._loss(scores)
         return Feedback(loss, None, None, scores, False, numbers, cost, self._stop())
@@ -231,7 +232,7 @@ class JudgeCalibration(TemplateProblem):
         p, y = arrays(scores, self.rows)
         if len(p) < self.coverage * len(scores):
             return float("inf")
-        return OBJECTIVES[self.objective](p, y)
+        return outer_loss(self.objective, p, y)
 
 
 def arrays(scores: Scores, rows: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:

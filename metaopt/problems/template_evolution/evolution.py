@@ -28,7 +28,7 @@ from metaopt.problems.template_evolution.candidates import (
     judged,
     texts,
 )
-from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, auroc
+from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
 from metaopt.problems.template_evolution.prompts import Example, prompting, read_prompts
 from metaopt.problems.template_evolution.report.evolution import (
     EvolutionReport,
@@ -70,7 +70,7 @@ class TemplateEvolution(TemplateProblem):
         roles: language models that take the place of the task's own, by role: target, judge,
             optimizer, template, checker.
         checker: "task" (its own rule) or "lm" (the role checker).
-        objective: a key of `OBJECTIVES`; "mae" is the paper's.
+        objective: one of `OBJECTIVES`; "mae" is the paper's.
         ranking: order of candidates. "label_first": successes before failures, then by score;
             "dense": by score (the paper); "outcome": by the checker alone, as if it were the judge;
             "random": by nothing.
@@ -123,7 +123,7 @@ class TemplateEvolution(TemplateProblem):
         transcripts: bool = False,
     ) -> None:
         for name, value, legal in (
-            ("objective", objective, tuple(OBJECTIVES)),
+            ("objective", objective, OBJECTIVES),
             ("ranking", ranking, RANKINGS),
             ("checker", checker, ("task", "lm")),
         ):
@@ -224,10 +224,10 @@ class TemplateEvolution(TemplateProblem):
         value, numbers = float("inf"), {"judge/coverage": len(judged(log)) / max(len(log), 1)}
         if rows:
             p, y = arrays(rows)
-            value = OBJECTIVES[self.objective](p, y)
+            value = outer_loss(self.objective, p, y)
             numbers |= {"judge/alignment": alignment(p, y), "judge/base_rate": float(y.mean())}
             if 0 < y.mean() < 1:
-                numbers["judge/auroc"] = 1 - auroc(p, y)
+                numbers["judge/auroc"] = 1 - outer_loss("auroc", p, y)
         hits = [pick is not None and pick["outcome"] is True for pick in self.picks(inner)]
         numbers["inner/success"] = float(np.mean(hits))
         cost = self.client.end(inner["round"])
@@ -250,7 +250,7 @@ class TemplateEvolution(TemplateProblem):
         rows = judged(self.examine(outer))
         if rows:
             p, y = arrays(rows)
-            found |= {"auroc": 1 - auroc(p, y), "alignment": alignment(p, y)}
+            found |= {"auroc": 1 - outer_loss("auroc", p, y), "alignment": alignment(p, y)}
         return found
 
     def examine(self, template: str) -> list[Candidate]:
@@ -287,7 +287,7 @@ class TemplateEvolution(TemplateProblem):
         if self.client.stopped:
             return next((t.value for t in trials if t.outer == candidate), float("inf"))
         enough = rows and 2 * len(rows) >= len(candidates)
-        return OBJECTIVES[self.objective](*arrays(rows)) if enough else float("inf")
+        return outer_loss(self.objective, *arrays(rows)) if enough else float("inf")
 
     def _new_prompts(self, log: Sequence[Candidate], key: int) -> list[tuple[int, str]]:
         """Return (query, prompt) pairs by the optimizer, shown the best of each query."""

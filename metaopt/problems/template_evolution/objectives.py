@@ -9,63 +9,37 @@ alike, and the area under the ROC curve looks at the order alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
-Objective = Callable[[np.ndarray, np.ndarray], float]
-"""From probabilities in [0, 1] and outcomes in {0, 1}, at least one of each row, to a loss."""
+from metaopt.metrics import auroc
+
+OBJECTIVES = ("mae", "balanced", "brier", "balanced_brier", "auroc")
 
 
-def alignment(probability: ArrayLike, outcomes: ArrayLike) -> float:
+def outer_loss(objective: str, probability: np.ndarray, outcomes: np.ndarray) -> float:
+    """Return the loss of probabilities in [0, 1] against outcomes in {0, 1}, at least one of each.
+
+    Args:
+        objective: "mae", the mean of |p - y| (the paper's); "brier", the mean of (p - y)^2, a
+            proper score (Brier, Monthly Weather Review, 1950); "balanced" and "balanced_brier", the
+            same as a mean over the classes present of the mean within the class; "auroc", 1 -
+            P(p of a success > p of a failure) with ties counting half, 0.5 for one class.
+    """
+    if objective == "auroc":
+        area = auroc(probability, outcomes)
+        return 0.5 if area is None else 1 - area
+    error = np.abs(probability - outcomes)
+    if objective.endswith("brier"):
+        error = error**2
+    if not objective.startswith("balanced"):
+        return float(error.mean())
+    classes = [error[outcomes == y] for y in (0, 1)]
+    return float(np.mean([errors.mean() for errors in classes if len(errors)]))
+
+
+def alignment(probability: np.ndarray, outcomes: np.ndarray) -> float:
     """Return 100 (1 - mean |p - y|), the paper's alignment, in [0, 100]; higher is better.
 
     References: Koo et al., Align to Misalign, ICLR 2026.
     """
-    return 100 * (1 - mae(np.asarray(probability), np.asarray(outcomes)))
-
-
-def mae(probability: np.ndarray, outcomes: np.ndarray) -> float:
-    """Return the mean of |p - y|: the paper's objective, as a loss in [0, 1]."""
-    return float(np.abs(probability - outcomes).mean())
-
-
-def balanced(probability: np.ndarray, outcomes: np.ndarray) -> float:
-    """Return the mean over the classes present of the mean of |p - y| within the class."""
-    return _by_class(np.abs(probability - outcomes), outcomes)
-
-
-def brier(probability: np.ndarray, outcomes: np.ndarray) -> float:
-    """Return the mean of (p - y)^2, a proper score (Brier, Monthly Weather Review, 1950)."""
-    return float(((probability - outcomes) ** 2).mean())
-
-
-def balanced_brier(probability: np.ndarray, outcomes: np.ndarray) -> float:
-    """Return the mean over the classes present of the mean of (p - y)^2 within the class."""
-    return _by_class((probability - outcomes) ** 2, outcomes)
-
-
-def auroc(probability: np.ndarray, outcomes: np.ndarray) -> float:
-    """Return 1 - P(p of a success > p of a failure), ties counting half; 0.5 for one class."""
-    successes = int(outcomes.sum())
-    failures = len(outcomes) - successes
-    if successes == 0 or failures == 0:
-        return 0.5
-    ranks = rankdata(probability)[outcomes == 1].sum()
-    return float(1 - (ranks - successes * (successes + 1) / 2) / (successes * failures))
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "mae": mae,
-    "balanced": balanced,
-    "brier": brier,
-    "balanced_brier": balanced_brier,
-    "auroc": auroc,
-}
-"""The outer objectives by name."""
-
-
-def _by_class(losses: np.ndarray, outcomes: np.ndarray) -> float:
-    return float(np.mean([losses[outcomes == y].mean() for y in (0, 1) if (outcomes == y).any()]))
+    return 100 * (1 - outer_loss("mae", probability, outcomes))

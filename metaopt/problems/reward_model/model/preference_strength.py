@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metaopt import metrics
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.model.preference_training import (
     Recipe,
@@ -261,13 +262,11 @@ def auroc(mean: Tensor, wrong: Tensor) -> Tensor:
     Raises:
         ValueError: a run without wrong labels, or without right ones.
     """
-    from sklearn.metrics import roc_auc_score
-
-    some = wrong.float().mean(-1)
-    if not bool(((some > 0) & (some < 1)).all()):
+    runs = zip(-mean.cpu().numpy(), wrong.cpu().numpy(), strict=True)
+    values = [metrics.auroc(weakness, bad) for weakness, bad in runs]
+    if None in values:
         raise ValueError("an AUROC needs wrong and right labels in each run.")
-    pairs = zip(wrong.cpu().numpy(), -mean.cpu().numpy(), strict=True)
-    return mean.new_tensor([roc_auc_score(bad, score) for bad, score in pairs])
+    return mean.new_tensor(values)
 
 
 def noise_estimate(mean: Tensor, clean_accuracy: float | None = None) -> Tensor:

@@ -10,8 +10,9 @@ import numpy as np
 
 from metaopt.data.solutions import Solution
 from metaopt.engine.protocols import Report, Snapshots
-from metaopt.metrics.calibration import CalibratedJudge, auroc, brier, kappa
-from metaopt.problems.template_evolution import objectives, rubric
+from metaopt.metrics import CalibratedJudge, auroc, best_of_n, brier, kappa
+from metaopt.problems.template_evolution import rubric
+from metaopt.problems.template_evolution.objectives import alignment, outer_loss
 from metaopt.problems.template_evolution.report.judge import HeldOut, write_report
 from metaopt.problems.template_evolution.rubric import HIGH, LOW, unit
 
@@ -75,8 +76,8 @@ def held_out_metrics(problem: JudgeCalibration, template: str) -> dict[str, floa
         p, y = np.array([unit(s) for s, _ in known]), np.array([y for _, y in known])
         found |= {
             "auroc": auroc(p, y),
-            "brier": objectives.brier(p, y),
-            "alignment": objectives.alignment(p, y),
+            "brier": outer_loss("brier", p, y),
+            "alignment": alignment(p, y),
         }
     judge = fitted(problem, template)
     if judge is not None:
@@ -105,11 +106,11 @@ def best_of(scores: Sequence[float | None], rows: Sequence[Solution]) -> float:
     for score, row in zip(scores, rows, strict=True):
         known = -np.inf if score is None else score
         by_query.setdefault(row.query, []).append((known, row.outcome))
-    rates = []
-    for responses in by_query.values():
-        top = max(score for score, _ in responses)
-        rates.append(np.mean([outcome for score, outcome in responses if score == top]))
-    return float(np.mean(rates))
+    picked = [
+        best_of_n([[s for s, _ in responses]], [[y for _, y in responses]], [len(responses)])
+        for responses in by_query.values()
+    ]
+    return float(np.mean(picked))
 
 
 def _summary(problem: JudgeCalibration, first: str, best: str) -> list[str]:

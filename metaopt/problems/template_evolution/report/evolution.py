@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from metaopt.engine.protocols import Report, Snapshots
 from metaopt.llm import Client
-from metaopt.metrics.calibration import CalibratedJudge
+from metaopt.metrics import CalibratedJudge
 from metaopt.problems.template_evolution import rubric
 from metaopt.problems.template_evolution.candidates import Candidate, arrays, judged
-from metaopt.problems.template_evolution.objectives import OBJECTIVES
+from metaopt.problems.template_evolution.objectives import outer_loss
 from metaopt.problems.template_evolution.report.judge import HeldOut, write_report
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class EvolutionReport(Report):
     def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
         """Return the template tried, its loss, and the best one so far."""
         rows = judged(self.problem.open_to_search(inner["log"]))
-        loss = OBJECTIVES[self.problem.objective](*arrays(rows)) if rows else float("inf")
+        loss = outer_loss(self.problem.objective, *arrays(rows)) if rows else float("inf")
         return {"tried": inner["template"], "loss": loss, "best": outer}
 
     def deliver(self, outer: str, inner: dict[str, Any], snapshots: Snapshots, folder: Path) -> str:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metaopt.metrics.calibration import Array, CalibratedJudge, auroc, reliability
+from metaopt.metrics import CalibratedJudge, auroc
+from metaopt.metrics.binary import Array, reliability
 
 
 class Side(NamedTuple):
@@ -57,7 +58,7 @@ def _reliability(axes: Any, side: Side, found: Any, top: float) -> None:
         found.probability, found.observed, np.maximum(reach, 0), color=PALETTE[0], linewidth=1.2,
         elinewidth=1, capsize=2,
     )  # fmt: skip
-    share = found.rows / max(found.rows.sum(), 1)
+    share = found.size / max(found.size.sum(), 1)
     axes.scatter(
         found.probability, found.observed, s=14 + 200 * share, color=PALETTE[0], linewidths=0,
         zorder=3, label="bin, area by its rows",

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metaopt.metrics.calibration import CalibratedJudge, Numbers, Scores, compare, known, measure
+from metaopt.metrics.binary import Scores, as_scores
+from metaopt.metrics.calibration import CalibratedJudge, Numbers, compare, measure
 from metaopt.problems.template_evolution.report.figures import (
     Side,
     draw_evolution,
@@ -86,7 +87,7 @@ def write_report(
     """
     _check_json(provenance)
     y, queries = np.asarray(held_out.outcomes, dtype=float), held_out.queries
-    scores = known(held_out.first_scores), known(held_out.best_scores)
+    scores = as_scores(held_out.first_scores), as_scores(held_out.best_scores)
     before = measure(first, scores[0], y, queries, seed)
     after = measure(best, scores[1], y, queries, seed)
     difference = compare(first, scores[0], best, scores[1], y, queries, seed)
@@ -188,10 +189,10 @@ def _summary(
         "Lower is better for the Brier score and the calibration error, higher for the rest. Brier "
         "skill is against always saying the base rate of these rows. Sensitivity, specificity and "
         f"kappa are those of deciding for success at or above the threshold, which maximised "
-        f"{_CRITERIA[best.criterion]} on the fitting rows. The calibration error has ten bins of "
-        "equal mass. Coverage is the share of rows with a score: an answer that cannot be parsed "
-        "and a failed request have none, and all other numbers leave such rows out. Differences "
-        f"are of the {difference['n']:,} rows that both templates scored."
+        "sensitivity + specificity - 1 (Youden) on the fitting rows. The calibration error has ten "
+        "bins of equal mass. Coverage is the share of rows with a score: an answer that cannot be "
+        "parsed and a failed request have none, and all other numbers leave such rows out. "
+        f"Differences are of the {difference['n']:,} rows that both templates scored."
     )
 
 
@@ -280,8 +281,6 @@ def _bounds(numbers: Numbers, name: str, form: str = ".3f") -> str:
 def _list(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
-
-_CRITERIA = {"youden": "sensitivity + specificity - 1 (Youden)", "kappa": "Cohen's kappa"}
 
 _RELIABILITY = (
     "Above: observed success rate against calibrated probability, in bins of equal mass with "
