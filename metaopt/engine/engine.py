@@ -37,7 +37,7 @@ class Engine:
     Attributes:
         outer_step: outer steps taken so far.
         inner: the state the last inner run left, or `None` before the first.
-        done: whether that run has ended, so that the next one starts afresh.
+        done: whether that run has ended, so that the next one starts from scratch.
         ledger: what has been spent.
 
     Raises:
@@ -138,8 +138,8 @@ class Engine:
         """
         if self.inner is None:
             return {}
-        found = self.problem.metrics(self.optimizer.solution, self.inner)
-        values = {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in found.items()}
+        metrics = self.problem.metrics(self.optimizer.solution, self.inner)
+        values = {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in metrics.items()}
         for name, value in values.items():
             if value.ndim > 1 or not value.numel():
                 raise ValueError(
@@ -164,7 +164,7 @@ class Engine:
             "spent": dict(self.ledger.spent),
             "stop": self._stop,
         }
-        return tree.pack(state)
+        return dict(tree.pack(state))
 
     @property
     def _frozen_hash(self) -> str | None:

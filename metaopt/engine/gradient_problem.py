@@ -67,15 +67,14 @@ class GradientState(NamedTuple):
 def state_leaves(state: GradientState) -> GradientState:
     """Return the state with all that a derivative flows through as new leaves of a graph."""
     moments = {k: tree.leaves(v) for k, v in state.optimizer.items()}
-    own = tree.map_tensors(tree.leaf, state.state)
-    return state._replace(params=tree.leaves(state.params), state=own, optimizer=moments)
+    problem_state = tree.map_tensors(tree.leaf, state.state)
+    return state._replace(params=tree.leaves(state.params), state=problem_state, optimizer=moments)
 
 
 def state_tensors(state: GradientState) -> list[Tensor]:
     """Return what a derivative flows through: parameters, the problem's own state, moments."""
-    own = (t for t in tree.tensors(state.state) if t.is_floating_point())
-    moments = (t for moment in state.optimizer.values() for t in moment.values())
-    return [*state.params.values(), *own, *moments]
+    floating = (t for t in tree.tensors(state.state) if t.is_floating_point())
+    return [*state.params.values(), *floating, *tree.tensors(state.optimizer)]
 
 
 def split_module(module: torch.nn.Module) -> tuple[Tree, Tree, Tree]:

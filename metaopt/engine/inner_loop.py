@@ -282,9 +282,9 @@ class InnerLoop:
             return
         outer = self.problem.init_outer(generator(0))
         inner = self.start(outer, None, 0)
-        own = tree.map_tensors(tree.leaf, inner.state)
-        leaves = [t for t in tree.tensors(own) if t.requires_grad]
-        at = inner.at(inner.params)._replace(state=own)
+        state = tree.map_tensors(tree.leaf, inner.state)
+        leaves = [t for t in tree.tensors(state) if t.requires_grad]
+        at = inner.at(inner.params)._replace(state=state)
         losses = {
             "inner_loss": lambda: self.inner_value(outer, at, self.draw(inner, 0, 0)),
             "outer_loss": lambda: self.outer_value(outer, at, self.outer_draw(inner, 0)),

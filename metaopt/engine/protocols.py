@@ -42,7 +42,7 @@ class Feedback:
             `None` where the level has no gradient. It points uphill: optimizers subtract it.
         observation: what an acting outer optimizer sees next (a state of its decision process).
         artifacts: transcripts, exemplars, disagreements: read by a rewriter, ignored by a gradient.
-        done: the inner run has ended; the next `init_inner` starts afresh.
+        done: the inner run has ended; the next `init_inner` starts from scratch.
         metrics: further scalars to log, named `group/name`.
         cost: what this step spent, by unit (see `metaopt.engine.budget.UNITS`).
         stop: why no further outer step is possible, or `None`: a budget of the problem's own is

@@ -73,7 +73,7 @@ class EvolutionStrategies(InnerRun):
         """Return the unperturbed inner state after K steps and the estimated gradient."""
         fresh = isinstance(inner, GradientState) and inner.step == 0
         particles = [] if fresh else self._particles
-        grad, kept, costs = tree.zeros_like(outer), [], []
+        grad, particles_after, costs = tree.zeros_like(outer), [], []
         for i in range(self.pairs):
             particle = particles[i] if particles else _particle(outer, inner)
             draw = generator(fold(key, "perturbation", i, distributed.rank()))
@@ -86,9 +86,9 @@ class EvolutionStrategies(InnerRun):
             grad = tree.add(grad, total, slope.to(next(iter(outer.values()))))
             costs += [above.cost, below.cost]
             if self.persistent:
-                kept.append({"plus": plus, "minus": minus, "total": total})
+                particles_after.append({"plus": plus, "minus": minus, "total": total})
         inner, feedback = self._run(loop, outer, inner, key)
-        self._particles = [] if feedback.done else kept
+        self._particles = [] if feedback.done else particles_after
         cost = self._cost([*costs, feedback.cost])
         return inner, dataclasses.replace(feedback, grad=grad, cost=cost)
 

@@ -69,8 +69,8 @@ class Nystrom:
         shift = torch.finfo(image[next(iter(like))].dtype).eps * tree.norm(image) * size**0.5
         image = tree.add(image, omega, shift)
         values, vectors = torch.linalg.eigh(_symmetric(_gram(omega, image)))
-        kept = values > shift
-        root = vectors[:, kept] * values[kept].rsqrt()
+        positive = values > shift
+        root = vectors[:, positive] * values[positive].rsqrt()
         basis, values = _orthonormal(_mix(root.T, image))
         return basis, (values - shift).clamp_min(0)
 

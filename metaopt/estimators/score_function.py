@@ -24,12 +24,12 @@ class ScoreFunction(InnerRun):
 
     The inner step is taken on the sampled y, from theta to theta'. h > 0 when it lowered F, which
     makes the same decisions more likely. With w = -(du/dgrad)^T dF/dtheta' (lr * dF/dtheta' for
-    SGD) and l_b the inner loss of row b:
+    SGD) and l_b the inner loss of example b:
 
     - `loss_difference`: h = F(theta) - F(theta'), one number for the batch; unbiased.
     - `dot_product`: h = <w, dg/dtheta>, its first order; the form of the paper.
     - `cosine`: that product over the two norms, of dF/dtheta' and dg/dtheta: free of scale.
-    - `per_example`: h_b = <w, dl_b/dtheta> / B, each row its own credit, from one forward-mode
+    - `per_example`: h_b = <w, dl_b/dtheta> / B, each example its own credit, from one forward-mode
       evaluation; the lowest variance.
 
     Scale: all but `cosine` carry the inner learning rate.

@@ -94,7 +94,7 @@ class Neumann:
 
 
 def largest_eigenvalue(product: Product, start: Tree, iterations: int) -> tuple[Tensor, Tree]:
-    """Return |largest eigenvalue| of H by power iteration, and the direction it was found in."""
+    """Return |largest eigenvalue| of H by power iteration, and its direction."""
     direction = tree.scale(start, 1.0 / _positive(tree.norm(start)))
     size = tree.norm(direction)
     for _ in range(iterations):
@@ -162,9 +162,9 @@ class ConjugateGradient:
         )
         q, residual = _bounded(q, residual, v)
         curvature = torch.where(largest > 0, largest, curvature)
-        kept = {"curvature": curvature, "solution": q, **sketch}
+        state = {"curvature": curvature, "solution": q, **sketch}
         error = tree.norm(residual) / _positive(tree.norm(v))
-        return q, kept, {"solve/residual": error, "solve/negative_curvature": negative}
+        return q, state, {"solve/residual": error, "solve/negative_curvature": negative}
 
     def _precondition(
         self, product: Product, v: Tree, damping: Tensor, state: State, key: int

@@ -42,7 +42,7 @@ class Row:
 
     Args:
         estimator: name given to it.
-        warm: whether it had seen the outer steps before this one.
+        warm: whether it was called in the outer steps before this one.
         reference: what r is, in words.
         cosine: <g, r> / |g| |r|; 0 when g is 0.
         error: |g - r| / |r|.
@@ -94,10 +94,10 @@ def check_hypergradient(
 
     The reference r is dF/dphi through R inner steps from the start, by reverse mode in float64.
     The start is where the inner level gets in at most `steps` steps under the first phi, or where
-    its gradient has fallen to 1e-10 of the first; where each run starts afresh, that start itself.
-    At an inner solution r tends to the implicit
-    hypergradient as R grows. Every loss is evaluated on one inner and one outer batch, so that
-    differences are the estimators' and not the sampling's; dropout masks stay as drawn.
+    its gradient has fallen to 1e-10 of the first; where each run starts from scratch, that start
+    itself. At an inner solution r tends to the implicit hypergradient as R grows. Every loss is
+    evaluated on one inner and one outer batch, so that differences are the estimators' and not the
+    sampling's; dropout masks stay as drawn.
 
     Estimators run in the problem's own precision, each from the start, with its own inner steps.
     A one-step quantity carries the inner learning rate: compare it by `cosine` and `scaled_error`.
@@ -109,7 +109,7 @@ def check_hypergradient(
         estimators: by the name to report; they are copied, and left as they were.
         steps: most inner steps to the start, >= 0.
         reference_steps: R >= 1, or `None` for as many as were taken to the start; needed where
-            each inner run starts afresh.
+            each inner run starts from scratch.
         warm_steps: outer steps taken before a second row for each estimator that keeps a state;
             0 for cold rows only. phi then follows an accurate solve, the same for all.
         optimizer: makes the outer optimizer of those steps, or `None` for Adam at 0.01.
@@ -124,7 +124,7 @@ def check_hypergradient(
     require_gradients(loop_of(problem), "check_hypergradient", through_decisions=False)
     if not problem.warm_start and reference_steps is None:
         raise ValueError(
-            f"{type(problem).__name__} starts each inner run afresh (warm_start=False): pass "
+            f"{type(problem).__name__} starts each inner run from scratch (warm_start=False): pass "
             f"reference_steps=<the inner steps of a run>."
         )
     if steps < 0 or warm_steps < 0 or (reference_steps is not None and reference_steps < 1):
@@ -169,11 +169,11 @@ def _trajectory(
         first = first or _slope_norm(loop, outer, inner, key)
         judged = t in (0, warm_steps)
         most = (steps if judged else steps // 10) if loop.problem.warm_start else 0
-        inner, taken, fall = _settle(loop, outer, inner, most, fold(key, t), first)
-        longest = max(longest, taken)
-        count = reference_steps or max(1, longest)
+        inner, count, fall = _settle(loop, outer, inner, most, fold(key, t), first)
+        longest = max(longest, count)
+        depth = reference_steps or max(1, longest)
         copied = tree.clone(inner)
-        points.append(_point(loop, outer, copied, fold(key, t, "run"), count, fall, judged))
+        points.append(_point(loop, outer, copied, fold(key, t, "run"), depth, fall, judged))
         if t < warm_steps:
             _, feedback = driver(loop, outer, tree.clone(inner), fold(key, t, "run"))
             optimizer.tell(feedback)
@@ -184,13 +184,13 @@ def _settle(
     loop: InnerLoop, outer: Tree, inner: GradientState, steps: int, key: int, first: float
 ) -> tuple[GradientState, int, float]:
     """Return the inner state, the steps taken, and the gradient's norm as a part of `first`."""
-    last, taken = _slope_norm(loop, outer, inner, key), 0
-    while taken < steps and last > SETTLED * first:
-        count = min(100, steps - taken)
-        inner = loop.run(outer, inner, fold(key, taken), count)
-        taken += count
+    last, done = _slope_norm(loop, outer, inner, key), 0
+    while done < steps and last > SETTLED * first:
+        count = min(100, steps - done)
+        inner = loop.run(outer, inner, fold(key, done), count)
+        done += count
         last = _slope_norm(loop, outer, inner, key)
-    return inner, taken, last / first if first else 0.0
+    return inner, done, last / first if first else 0.0
 
 
 def _slope_norm(loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> float:
@@ -237,14 +237,7 @@ def _compare(loop: InnerLoop, name: str, estimator: Estimator, points: list[_Poi
 
 
 def _keeps_tensors(estimator: Estimator) -> bool:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    tree.map_tensors(note, estimator.state_dict())
-    return bool(found)
+    return next(tree.tensors(estimator.state_dict()), None) is not None
 
 
 def _row(
@@ -295,22 +288,14 @@ def _as(loop: InnerLoop, point: _Point) -> tuple[Tree, GradientState, int]:
 
 
 def _to(state: GradientState, model: GradientState) -> GradientState:
-    def match(values: Tree, like: Tree) -> Tree:
-        return {k: v.to(like[k].dtype) if k in like else v for k, v in values.items()}
-
-    moments = {k: match(v, model.params) for k, v in state.optimizer.items()}
-    return state._replace(
-        params=match(state.params, model.params), buffers=match(state.buffers, model.buffers),
-        state=_cast_like(state.state, model.state), optimizer=moments,
-        loss=state.loss.to(model.loss.dtype),
-    )  # fmt: skip
+    return GradientState(*(_cast_like(a, b) for a, b in zip(state, model, strict=True)))
 
 
 def _cast_like(state: Any, model: Any) -> Any:
     """Return a tree of tensors in the dtypes of another one of the same names."""
     if isinstance(state, dict):
         return {k: _cast_like(v, model[k]) for k, v in state.items()}
-    return state.to(model.dtype)
+    return state.to(model.dtype) if isinstance(state, Tensor) else state
 
 
 def _grad(feedback: Feedback) -> Tree:
@@ -319,10 +304,10 @@ def _grad(feedback: Feedback) -> Tree:
     return feedback.grad
 
 
-def _error(found: Tree, wanted: Tree) -> float:
-    return float(tree.norm(tree.add(wanted, found, -1.0)) / tree.norm(wanted))
+def _error(grad: Tree, exact: Tree) -> float:
+    return float(tree.norm(tree.add(exact, grad, -1.0)) / tree.norm(exact))
 
 
-def _cosine(found: Tree, wanted: Tree) -> float:
-    sizes = tree.norm(found) * tree.norm(wanted)
-    return float(tree.dot(found, wanted) / sizes) if sizes > 0 else 0.0
+def _cosine(grad: Tree, exact: Tree) -> float:
+    sizes = tree.norm(grad) * tree.norm(exact)
+    return float(tree.dot(grad, exact) / sizes) if sizes > 0 else 0.0

@@ -124,5 +124,5 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def _amount(amount: float, unit: str) -> str:
-    shown = f"{amount:,.0f}"
-    return f"{shown} {UNITS[unit].removesuffix('s') if shown == '1' else UNITS[unit]}"
+    text = f"{amount:,.0f}"
+    return f"{text} {UNITS[unit].removesuffix('s') if text == '1' else UNITS[unit]}"

@@ -38,7 +38,7 @@ class RunContract:
 
     @pytest.fixture
     def make(self) -> Callable[[], Parts]:
-        """Override: return a function that makes the three roles anew, equal at every call."""
+        """Override: return a function that makes the three roles, equal at every call."""
         raise NotImplementedError(f"{type(self).__name__} must override the fixture `make`.")
 
     def test_roles(self, make: Callable[[], Parts]) -> None:
@@ -230,14 +230,14 @@ class OptimizerContract(RunContract):
 
     def test_ask_is_a_function_of_state_and_key(self, make: Callable[[], Parts]) -> None:
         """Asking again before telling gives the same, and so does an equal optimizer."""
-        one, two = self.told(make), self.told(make)
+        one, two = self.trained(make), self.trained(make)
         first = tree.clone(one.ask(7))
         assert identical(one.ask(7), first)
         assert identical(two.ask(7), first)
 
     def test_state_is_all_there_is(self, make: Callable[[], Parts]) -> None:
         """A new optimizer with the state of another proposes the same."""
-        one = self.told(make)
+        one = self.trained(make)
         problem, _, two = make()
         two.init(problem.init_outer(generator(0)))
         two.load_state_dict(tree.clone(one.state_dict()))
@@ -249,10 +249,10 @@ class OptimizerContract(RunContract):
         problem, _, fresh = make()
         outer = problem.init_outer(generator(0))
         fresh.init(outer)
-        for solution in (fresh.solution, self.told(make).solution):
+        for solution in (fresh.solution, self.trained(make).solution):
             assert form(solution) == form(outer)
 
-    def told(self, make: Callable[[], Parts]) -> OuterOptimizer:
+    def trained(self, make: Callable[[], Parts]) -> OuterOptimizer:
         """Return an optimizer after a short run."""
         engine = Engine(*make(), outer_steps=self.outer_steps)
         assert len(list(engine)) == self.outer_steps

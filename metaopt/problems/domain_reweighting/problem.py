@@ -272,7 +272,7 @@ class DomainReweighting(GradientProblem):
             return outer
         return self.weights.inverse(inner.state["weights"] / count.float())
 
-    # What is seen of it.
+    # Observation and metrics.
 
     @torch.no_grad()
     def observe(self, outer: Tree, inner: GradientState, feedback: Feedback) -> GradientState:
@@ -327,18 +327,18 @@ class DomainReweighting(GradientProblem):
         `hypergradient/<domain>`, `z/<domain>`; `effective_share`, the effective sample size as a
         share of the rows.
         """
-        found: dict[str, float | Tensor] = {}
+        metrics: dict[str, float | Tensor] = {}
         for name, tensors in self.models(inner).items():
             prefix = "" if name == "reweighted" else f"{name}/"
-            found |= {f"{prefix}{k}": v for k, v in self.task.metrics(tensors).items()}
+            metrics |= {f"{prefix}{k}": v for k, v in self.task.metrics(tensors).items()}
         summary = self.weight_summary(outer, inner)
         for name in ("weight", "hypergradient", "z"):
             if name in summary:
-                found |= {
+                metrics |= {
                     f"{name}/{domain}": float(value)
                     for domain, value in zip(self.task.domains, summary[name], strict=True)
                 }
-        return found | {"effective_share": float(summary["effective_share"])}
+        return metrics | {"effective_share": float(summary["effective_share"])}
 
     @torch.no_grad()
     def weight_summary(self, outer: Tree, inner: GradientState) -> dict[str, Tensor]:

@@ -29,11 +29,11 @@ class Packing(NamedTuple):
     """What the inner level holds, for n knapsacks of m items.
 
     Args:
-        taken: items in now, (n, m) booleans.
+        packed: items in now, (n, m) booleans.
         best: highest value reached so far, (n,).
     """
 
-    taken: Tensor
+    packed: Tensor
     best: Tensor
 
 
@@ -102,11 +102,11 @@ class Knapsack(Problem):
     def evaluate(self, outer: str, inner: Packing, key: int) -> Feedback:
         """Return the mean gap to the optimum, and the single ones as artifacts."""
         gaps = 1 - inner.best / self.train.optimum
-        fill = (inner.taken * self.train.weights).sum(1) / self.train.capacity
+        fill = (inner.packed * self.train.weights).sum(1) / self.train.capacity
         rows = zip(range(len(gaps)), gaps.tolist(), fill.tolist(), strict=True)
-        found = [{"knapsack": i, "gap": g, "fill": f} for i, g, f in rows]
-        found.sort(key=lambda row: -row["gap"])
-        return Feedback(gaps.mean(), artifacts=found, metrics={"inner/gap_max": gaps.max()})
+        artifacts = [{"knapsack": i, "gap": g, "fill": f} for i, g, f in rows]
+        artifacts.sort(key=lambda entry: -entry["gap"])
+        return Feedback(gaps.mean(), artifacts=artifacts, metrics={"inner/gap_max": gaps.max()})
 
     def metrics(self, outer: str, inner: Packing) -> Mapping[str, float]:
         """Return the mean gap that four inner steps of the text leave on held-out knapsacks."""
@@ -143,15 +143,15 @@ def optimum(weights: Tensor, values: Tensor, capacity: Tensor) -> Tensor:
     table[c] = highest value of weight <= c, item by item:
     table[c] <- max(table[c], table[c - w] + v).
     """
-    found = []
+    optima = []
     for w, v, limit in zip(weights.tolist(), values.tolist(), capacity.tolist(), strict=True):
         table = torch.zeros(limit + 1, dtype=torch.long)
         for weight, value in zip(w, v, strict=True):
             if weight <= limit:
                 with_item = table[: limit + 1 - weight] + value
                 table[weight:] = torch.maximum(table[weight:], with_item)
-        found.append(table[-1])
-    return torch.stack(found)
+        optima.append(table[-1])
+    return torch.stack(optima)
 
 
 def empty(instances: Instances) -> Packing:
@@ -162,32 +162,32 @@ def empty(instances: Instances) -> Packing:
 
 
 def follow(text: str, on: Instances, packing: Packing, moves: int, draw: Generator) -> Packing:
-    """Return the packing after `moves` moves, taken from the text in turn."""
+    """Return the packing after `moves` moves, those of the text in turn."""
     words = parse(text)
-    taken, best = packing.taken.clone(), packing.best
+    packed, best = packing.packed.clone(), packing.best
     for i in range(moves):
-        taken = _move(words[i % len(words)], on, taken, draw)
-        best = torch.maximum(best, (taken * on.values).sum(1))
-    return Packing(taken, best)
+        packed = _move(words[i % len(words)], on, packed, draw)
+        best = torch.maximum(best, (packed * on.values).sum(1))
+    return Packing(packed, best)
 
 
-def _move(word: str, on: Instances, taken: Tensor, draw: Generator) -> Tensor:
+def _move(word: str, on: Instances, packed: Tensor, draw: Generator) -> Tensor:
     """Return the packings after one move each; a move without a legal item changes nothing."""
-    room = (on.capacity - (taken * on.weights).sum(1))[:, None]
-    random = torch.rand(taken.shape, generator=draw)
+    room = (on.capacity - (packed * on.weights).sum(1))[:, None]
+    random = torch.rand(packed.shape, generator=draw)
     density = on.values / on.weights
-    addable = ~taken & (on.weights <= room)
+    addable = ~packed & (on.weights <= room)
     if word == "add":
-        return taken ^ _highest(random, addable)
+        return packed ^ _highest(random, addable)
     if word == "drop":
-        return taken ^ _highest(random, taken)
+        return packed ^ _highest(random, packed)
     if word == "worst":
-        return taken ^ _highest(-density, taken)
-    out = _highest(random, taken)
+        return packed ^ _highest(-density, packed)
+    out = _highest(random, packed)
     lighter = on.weights <= room + (out * on.weights).sum(1, keepdim=True)
     dearer = on.values > (out * on.values).sum(1, keepdim=True)
-    into = _highest(random, ~taken & lighter & dearer & out.any(1, keepdim=True))
-    return torch.where(into.any(1, keepdim=True), taken ^ out ^ into, taken)
+    into = _highest(random, ~packed & lighter & dearer & out.any(1, keepdim=True))
+    return torch.where(into.any(1, keepdim=True), packed ^ out ^ into, packed)
 
 
 def _highest(score: Tensor, legal: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ class PreferenceReweighting(DomainReweighting):
 
     g(phi, theta) = sum_r mean_b w_rb(phi) l_rb(theta_r), on pairs in passes as `MetaRewardModel`
     has them; F(phi, theta) = sum_r mean_b of Bradley and Terry's loss on the trusted pairs. At the
-    end the reward models are trained anew with the weights as they are then, and judged. They start
-    where `MetaRewardModel` starts under the same seed and see the same batches: with weights 1 they
-    become its vanilla models.
+    end the reward models are retrained from scratch with the weights as they are then, and judged.
+    They start where `MetaRewardModel` starts under the same seed and see the same batches: with
+    weights 1 they become its vanilla models.
 
     Args:
         task: the pairs; its labels are what the weights are of.
@@ -34,8 +34,8 @@ class PreferenceReweighting(DomainReweighting):
         bound: largest weight of sigmoid and clamp, > 1.
         batch: pairs in a batch.
         meta_batch: trusted pairs in a batch, with replacement.
-        retrain: whether reward models are trained anew at the end; else those that the weights
-            were learned on are kept.
+        retrain: whether reward models are retrained from scratch at the end; else those that the
+            weights were learned on are kept.
         steps: how long that takes, >= 1.
         seed: of the order of the pairs.
 

@@ -32,7 +32,7 @@ def test_packings_are_legal_and_the_best_never_falls(text):
     packing = follow("add", on, empty(on), 10, generator(1))
     for step in range(6):
         after = follow(text, on, packing, 5, generator(step))
-        assert ((after.taken * on.weights).sum(1) <= on.capacity).all()
+        assert ((after.packed * on.weights).sum(1) <= on.capacity).all()
         assert (after.best >= packing.best).all()
         assert (after.best <= on.optimum).all()
         packing = after
@@ -41,21 +41,21 @@ def test_packings_are_legal_and_the_best_never_falls(text):
 def test_moves_do_what_they_say():
     on = draw_instances((50, 20), 30, generator(0))
     full = follow("add", on, empty(on), 40, generator(1))
-    assert (follow("drop", on, full, 1, generator(2)).taken.sum(1) == full.taken.sum(1) - 1).all()
-    swapped = follow("swap", on, full, 1, generator(2)).taken
-    assert (swapped.sum(1) == full.taken.sum(1)).all()
-    assert ((swapped * on.values).sum(1) >= (full.taken * on.values).sum(1)).all()
-    assert (swapped != full.taken).any()
-    gone = full.taken & ~follow("worst", on, full, 1, generator(2)).taken
+    assert (follow("drop", on, full, 1, generator(2)).packed.sum(1) == full.packed.sum(1) - 1).all()
+    swapped = follow("swap", on, full, 1, generator(2)).packed
+    assert (swapped.sum(1) == full.packed.sum(1)).all()
+    assert ((swapped * on.values).sum(1) >= (full.packed * on.values).sum(1)).all()
+    assert (swapped != full.packed).any()
+    gone = full.packed & ~follow("worst", on, full, 1, generator(2)).packed
     density = on.values / on.weights
-    lowest = torch.where(full.taken, density, torch.inf).min(1).values
+    lowest = torch.where(full.packed, density, torch.inf).min(1).values
     assert torch.equal((gone * density).sum(1), lowest)
 
 
 def test_a_full_sack_stays_when_nothing_fits():
     on = draw_instances((10, 15), 20, generator(0))
     full = follow("add", on, empty(on), 40, generator(1))
-    assert torch.equal(follow("add", on, full, 5, generator(2)).taken, full.taken)
+    assert torch.equal(follow("add", on, full, 5, generator(2)).packed, full.packed)
 
 
 def test_artifacts_are_worst_first():
