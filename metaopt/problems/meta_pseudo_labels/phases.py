@@ -70,6 +70,11 @@ class Pretraining:
         tensors = {k: v.to(data.labels.device) for k, v in tensors.items()}
         loss = own_loss
         if self.examples == "noisy":
+            if bool((data.hidden_labels < 0).any()):
+                raise ValueError(
+                    "Pretraining with examples=noisy needs the classes of all unlabelled examples; "
+                    "this data set has some without. Use examples=labelled."
+                )
             classes = corrupt(data.hidden_labels, data.classes, self.wrong, fold(key, "wrong"))
             loss = _labelled_loss(network.unfrozen, data.unlabelled, classes, data, self.batch)
         names = network.frozen or network.params

@@ -28,6 +28,7 @@ class RandAugment:
         count: operations on each image, >= 0.
         cutout: side of the grey square, in pixels, >= 0.
         shift: largest shift of the crop, in pixels.
+        flip: whether half of the images are mirrored first.
 
     References: Cubuk et al., RandAugment, NeurIPS 2020; DeVries and Taylor, arXiv 1708.04552
     (cutout); Sohn et al., FixMatch, NeurIPS 2020 (random strengths).
@@ -38,6 +39,7 @@ class RandAugment:
     count: int = 2
     cutout: int = 16
     shift: int = 4
+    flip: bool = True
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.cutout < 0 or self.shift < 0:
@@ -50,7 +52,7 @@ class RandAugment:
         """Return one view of each normalised image of x, (B, 3, H, W)."""
         mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(-1, 1, 1)
-        y = (Shift(self.shift, flip=True)(x, generator) * std + mean).clamp(0, 1)
+        y = (Shift(self.shift, flip=self.flip)(x, generator) * std + mean).clamp(0, 1)
         for _ in range(self.count):
             chosen = torch.randint(len(OPERATIONS), (len(x),), generator=generator)
             strength = 2 * torch.rand(len(x), 1, 1, 1, generator=generator).to(x) - 1
@@ -64,9 +66,9 @@ def _apply(x: Tensor, chosen: Tensor, strength: Tensor) -> Tensor:
     """Return the images after each one's chosen operation."""
     changed = x.clone()
     for index, operation in enumerate(OPERATIONS):
-        rows = torch.nonzero(chosen == index).flatten().to(x.device)
-        if len(rows):
-            changed[rows] = operation(x[rows], strength[rows]).clamp(0, 1)
+        those = torch.nonzero(chosen == index).flatten().to(x.device)
+        if len(those):
+            changed[those] = operation(x[those], strength[those]).clamp(0, 1)
     return changed
 
 

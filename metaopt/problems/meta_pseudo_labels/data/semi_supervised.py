@@ -26,7 +26,7 @@ class SemiSupervised:
     Args:
         labelled, labels: inputs (n, *shape) and classes (n,): all that training may know.
         unlabelled: inputs without labels; loaders include the labelled inputs among them.
-        hidden_labels: the classes of `unlabelled`, for measuring only.
+        hidden_labels: the classes of `unlabelled`, for measuring only; -1 where one is not known.
         test, test_labels: examples that training never sees.
         classes: number of classes.
         weak, strong: augmentations; the strong one is what a consistency loss asks for.
