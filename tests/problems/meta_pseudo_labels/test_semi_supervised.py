@@ -178,12 +178,12 @@ def test_cifar10_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("METAOPT_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="METAOPT_DATA"):
         cifar10()
-    with pytest.raises(FileNotFoundError, match="neither a folder"):
+    with pytest.raises(FileNotFoundError, match="images needs a folder"):
         cifar10(str(tmp_path / "missing"))
-    with pytest.raises(FileNotFoundError, match=r"no train\*\.parquet"):
+    with pytest.raises(ValueError, match="no images in"):
         cifar10(str(tmp_path))
     write_cifar(tmp_path, label="class")
-    with pytest.raises(ValueError, match="label"):
+    with pytest.raises(ValueError, match=r"needs images in train\*\.parquet.*label"):
         cifar10(str(tmp_path))
 
 

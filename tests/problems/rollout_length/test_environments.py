@@ -12,6 +12,7 @@ from metaopt.problems.rollout_length.environments import (
     CartPole,
     GymnasiumVector,
     MountainCar,
+    from_gymnasium,
 )
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs the extra rl")
@@ -298,3 +299,32 @@ def test_simulators_without_a_limit_take_any():
         return gymnasium.make_vec("MountainCar-v0", count, max_episode_steps=-1)
 
     assert GymnasiumVector(make, 5, -5.0).time_limit == 5
+
+
+def test_environments_of_gymnasium_by_id():
+    """With limit, lowest return and magnitudes measured where they are not given."""
+    environment = from_gymnasium("CartPole-v1")
+    assert (environment.time_limit, environment.observation_size, environment.actions) == (
+        500,
+        4,
+        2,
+    )
+    assert 8 <= environment.worst < 30
+    assert all(0 < size < 2 for size in environment.scale)
+    assert environment.scale == from_gymnasium("CartPole-v1").scale
+    given = from_gymnasium("MountainCar-v0", 50, -50.0, (1.0, 2.0))
+    assert (given.time_limit, given.worst, given.scale) == (50, -50.0, (1.0, 2.0))
+    assert from_gymnasium("MountainCar-v0", 20).worst == -20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("CartPol-v1",), r"environment.id=CartPol-v1: .* Ids like it are CartPole-v1"),
+        (("nowhere:Own-v0",), "cannot make problem.environment.id=nowhere:Own-v0"),
+        (("Pendulum-v1",), "discrete actions"),
+    ],
+)
+def test_wrong_ids_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        from_gymnasium(*arguments)

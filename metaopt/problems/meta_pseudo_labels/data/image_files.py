@@ -1,13 +1,18 @@
-"""Readers of images with classes: a folder per class, parquet files, a .npz file."""
+"""Readers of images with classes: a folder per class, parquet files, a .npz file, the hub."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from metaopt.data.records import Record, records
 
 PARTS = ("train", "test", "unlabelled")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -22,35 +27,26 @@ class Labelled(NamedTuple):
     label: str | int | None
 
 
-def read_images(source: Path, limit: int | None = None) -> dict[str, list[Labelled]]:
+Lazy = tuple[str, Callable[[], Labelled]]
+"""The part that an image belongs to, and what reads it."""
+
+
+def read_images(source: str | Path, limit: int | None = None) -> dict[str, list[Labelled]]:
     """Return the images of each part: train, test, unlabelled.
 
     Args:
-        source: a folder with a folder per class, or with parquet files; or a .parquet or .npz
-            file. See `images` for the layouts.
+        source: a folder with a folder per class, or with parquet files; a .parquet or .npz file;
+            or a data set id of the hub. See `images` for the layouts.
         limit: read that many images of each part, or `None` for all.
 
     Raises:
+        FileNotFoundError: there is no such source.
         ValueError: there are no images, or a file lacks a column or cannot be read.
     """
-    if source.suffix == ".npz":
-        reader, files = _npz, [source]
-    elif source.suffix == ".parquet":
-        reader, files = _parquet, [source]
-    elif source.is_dir():
-        files = sorted(source.rglob("*.parquet"))
-        reader = _parquet if files else _folders
-        files = files or [source]
-    else:
-        raise ValueError(
-            f"images needs a folder, a .parquet or a .npz file as problem.data.source; got {source}"
-            f"{'' if source.exists() else ', which does not exist'}."
-        )
     parts: dict[str, list[Labelled]] = {part: [] for part in PARTS}
-    for file in files:
-        for part, image in reader(file):
-            if limit is None or len(parts[part]) < limit:
-                parts[part].append(image() if callable(image) else image)
+    for part, read in _images(Path(source).expanduser(), str(source)):
+        if limit is None or len(parts[part]) < limit:
+            parts[part].append(read())
     if not any(parts.values()):
         raise ValueError(
             f"there are no images in {source}. It needs a folder per class with files "
@@ -59,65 +55,105 @@ def read_images(source: Path, limit: int | None = None) -> dict[str, list[Labell
     return parts
 
 
-def decode(data: bytes | Path) -> np.ndarray:
-    """Return an encoded image as (height, width, 3) bytes.
+def tensors(images: Sequence[Labelled], names: Sequence[Any], size: int) -> tuple[Tensor, Tensor]:
+    """Return images (n, 3, size, size) in [0, 1], and classes (n), -1 where one is not known.
 
-    Raises:
-        ValueError: it is none that PIL reads.
+    Args:
+        images: of any size; those of another than `size` are resampled, aspect and all.
+        names: of the classes, in order.
+        size: height and width of the result.
     """
+    if not images:
+        return torch.zeros(0, 3, size, size), torch.zeros(0, dtype=torch.long)
+    index = {name: i for i, name in enumerate(names)}
+    classes = [-1 if image.label is None else index[image.label] for image in images]
+    pixels = np.stack([_resized(image.pixels, size) for image in images])
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return x.contiguous(), torch.tensor(classes)
+
+
+def _images(path: Path, name: str) -> Iterator[Lazy]:
+    if path.suffix == ".npz" and path.is_file():
+        return _npz(path)
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        return _folders(path)
+    if path.is_dir() or path.suffix == ".parquet":
+        return _rows(records(path))
+    if path.exists() or name.count("/") != 1 or name[0] in "./~":
+        raise FileNotFoundError(
+            f"images needs a folder, a .parquet or .npz file, or a data set of the hub (owner/name)"
+            f" as problem.data.source; got {name}{'' if path.exists() else ', which is none'}."
+        )
+    return _rows(row for split in ("train", "test") for row in records(name, split=split))
+
+
+def _decoded(data: Any, place: object) -> np.ndarray:
+    """Return an encoded image as (height, width, 3) bytes."""
     from PIL import Image, UnidentifiedImageError
 
+    data = data["bytes"] if isinstance(data, dict) else data
+    if isinstance(data, Image.Image):  # the hub's reader has decoded it
+        return np.asarray(data.convert("RGB"))
+    if not isinstance(data, (bytes, Path)):
+        raise ValueError(
+            f"{place}: an image must be an encoded file, as bytes or as {{bytes, path}}; got "
+            f"{type(data).__name__}."
+        )
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        what = f"{len(data)} bytes" if isinstance(data, bytes) else data
-        raise ValueError(f"{what} cannot be read as an image: {error}.") from error
+        raise ValueError(f"{place}: cannot be read as an image: {error}.") from error
 
 
-def _folders(source: Path) -> Iterator[tuple[str, Any]]:
+def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    from PIL import Image
+
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _folders(source: Path) -> Iterator[Lazy]:
     """Yield part and a reader of each file; the class is the name of the folder it lies in."""
     train = source / "train" if (source / "train").is_dir() else source
     unlabelled = [source / name for name in ("unlabelled", "unlabeled")]
     skipped = {source / "train", source / "test", *unlabelled}
     classes = [f for f in sorted(train.iterdir()) if f.is_dir() and f not in skipped]
     tested = sorted((source / "test").iterdir()) if (source / "test").is_dir() else []
+    places: list[tuple[str, Path, str | None]]
     places = [("train", f, f.name) for f in classes]
     places += [("test", f, f.name) for f in tested if f.is_dir()]
     places += [("unlabelled", f, None) for f in unlabelled if f.is_dir()]
     for part, folder, label in places:
         for file in sorted(folder.rglob("*")):
             if file.suffix.lower() in SUFFIXES:
-                yield part, lambda file=file, label=label: Labelled(decode(file), label)
+                yield part, partial(_labelled, file, label, file)
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield part and a reader of each row; a file's part is how its name starts."""
-    import pyarrow.parquet as pq
-
-    names = pq.read_schema(file).names
-    image = next((name for name in IMAGE if name in names), None)
-    label = next((name for name in LABEL if name in names), None)
-    part = next((p for p in PARTS if file.name.startswith(p[:7])), "train")
-    if image is None or (label is None and part != "unlabelled"):
-        raise ValueError(
-            f"{file} has the columns {sorted(names)}; it needs `image` (or `img`) and `label`."
-        )
-    for rows in pq.ParquetFile(file).iter_batches(256, [c for c in (image, label) if c]):
-        for row in rows.to_pylist():
-            cell, value = row[image], row[label] if label else None
-            data = cell["bytes"] if isinstance(cell, dict) else cell
-            if not isinstance(data, bytes):
-                raise ValueError(
-                    f"column {image!r} of {file} must hold encoded images, as bytes or as "
-                    f"{{bytes, path}}; it holds {type(data).__name__}."
-                )
-            to = part if value is not None else "unlabelled"
-            yield to, lambda data=data, value=value: Labelled(decode(data), value)
+def _rows(rows: Iterable[Record]) -> Iterator[Lazy]:
+    """Yield part and a reader of each record; its part is how the name of its file starts."""
+    for row in rows:
+        image = next((row.value[name] for name in IMAGE if name in row.value), None)
+        label = next((row.value[name] for name in LABEL if name in row.value), None)
+        if image is None:
+            raise ValueError(
+                f"{row.place} has the columns {sorted(row.value)}; it needs `image` (or `img`), "
+                "and `label` where its class is known."
+            )
+        split = "test" if "(test)" in row.file else row.part
+        part = next((part for part in PARTS if split.startswith(part[:7])), "train")
+        part = "unlabelled" if label is None else part
+        yield part, partial(_labelled, image, label, row.place)
 
 
-def _npz(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield part and image; a label of -1 says that the class is not known."""
+def _labelled(data: Any, label: str | int | None, place: object) -> Labelled:
+    return Labelled(_decoded(data, place), label)
+
+
+def _npz(file: Path) -> Iterator[Lazy]:
+    """Yield part and a reader of each image; a label of -1 says that the class is not known."""
     with np.load(file) as arrays:
         held = {name: arrays[name] for name in arrays.files}
     if "images" not in held or "labels" not in held:
@@ -136,7 +172,10 @@ def _npz(file: Path) -> Iterator[tuple[str, Any]]:
                 )
             for image, label in zip(_bytes(pixels, file), labels.tolist(), strict=True):
                 known = label != -1
-                yield part if known else "unlabelled", Labelled(image, label if known else None)
+                yield (
+                    part if known else "unlabelled",
+                    partial(Labelled, image, label if known else None),
+                )
 
 
 def _bytes(pixels: np.ndarray, file: Path) -> np.ndarray:
@@ -155,16 +194,3 @@ def _bytes(pixels: np.ndarray, file: Path) -> np.ndarray:
             )
         pixels = np.rint(pixels * 255).astype(np.uint8)
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
-
-
-def resized(images: Sequence[Labelled], size: int) -> np.ndarray:
-    """Return images (n, size, size, 3); those of another size are resampled, aspect and all."""
-    from PIL import Image
-
-    def fit(pixels: np.ndarray) -> np.ndarray:
-        if pixels.shape[:2] == (size, size):
-            return pixels
-        image = Image.fromarray(np.ascontiguousarray(pixels))
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-    return np.stack([fit(image.pixels) for image in images])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from metaopt.problems.meta_pseudo_labels.data.augment import Shift
-from metaopt.problems.meta_pseudo_labels.data.image_files import Labelled, read_images, resized
+from metaopt.problems.meta_pseudo_labels.data.image_files import read_images, tensors
 from metaopt.problems.meta_pseudo_labels.data.rand_augment import RandAugment
 from metaopt.problems.meta_pseudo_labels.data.semi_supervised import SemiSupervised, choose_labelled
 
@@ -28,18 +28,20 @@ def images(
 ) -> SemiSupervised:
     """Return labelled and unlabelled images, normalised by channel, RandAugment as strong view.
 
-    | source | labelled | unlabelled | test |
-    |---|---|---|---|
-    | folder | `<class>/*.png`, or `train/<class>/*.png` | `unlabelled/*.png` | `test/<class>/*.png` |
-    | parquet | `image`, `label` in `train*.parquet` | label null, or `unlabelled*.parquet` | \
-`test*.parquet` |
-    | .npz | `images`, `labels` | label -1, or `unlabelled_images` | `test_images`, `test_labels` |
+    | source  | labelled                          | unlabelled             | test             |
+    |---------|-----------------------------------|------------------------|------------------|
+    | folder  | <class>/*.png or train/<class>/*  | unlabelled/*           | test/<class>/*   |
+    | parquet | image, label in train*.parquet    | label null, or         | test*.parquet    |
+    |         |                                   | unlabelled*.parquet    |                  |
+    | .npz    | images, labels                    | label -1, or           | test_images,     |
+    |         |                                   | unlabelled_images      | test_labels      |
 
     Only what is labelled is needed. Images may be grey or in colour, and of any size; a column
     `image` holds encoded files, as bytes or as the hub's {bytes, path}.
 
     Args:
-        source: the folder or the file.
+        source: the folder or the file; or a data set id of the hub (owner/name), with columns as in
+            parquet files and a split test.
         size: height and width that all images get, in pixels, >= 8.
         labels_per_class: use that many labels of each class and take the other images for
             unlabelled ones; `None` for all labels.
@@ -52,6 +54,7 @@ def images(
         seed: seed of the choice of labels and of what is held out.
 
     Raises:
+        FileNotFoundError: there is no such source.
         ValueError: the source or an argument is not as above, or a class has too few images.
     """
     if size < 8 or not 0 < test_share < 1:
@@ -59,7 +62,7 @@ def images(
             f"images needs size >= 8 and 0 < test_share < 1; got size={size}, "
             f"test_share={test_share}."
         )
-    parts, draw = read_images(Path(source), limit), torch.Generator().manual_seed(seed)
+    parts, draw = read_images(source, limit), torch.Generator().manual_seed(seed)
     names = sorted({image.label for image in parts["train"]}, key=lambda v: (str(type(v)), v))
     unknown = {image.label for image in parts["test"]} - set(names)
     if len(names) < 2 or unknown:
@@ -68,14 +71,14 @@ def images(
             f"its test part; found the classes {names} and, in the test part alone, "
             f"{sorted(map(str, unknown))}."
         )
-    x, y = _tensors(parts["train"], names, size)
+    x, y = tensors(parts["train"], names, size)
     if parts["test"]:
-        test, test_labels = _tensors(parts["test"], names, size)
+        test, test_labels = tensors(parts["test"], names, size)
     else:
         chosen = _held_out(y, test_share, names, draw)
         test, test_labels, x, y = x[chosen], y[chosen], x[~chosen], y[~chosen]
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp(min=1e-3)
-    further, hidden = _tensors(parts["unlabelled"], names, size)
+    further, hidden = tensors(parts["unlabelled"], names, size)
     x, further, test = ((t - mean.view(3, 1, 1)) / std.view(3, 1, 1) for t in (x, further, test))
     labelled = torch.arange(len(y))
     if labels_per_class is not None:
@@ -90,21 +93,7 @@ def images(
     )  # fmt: skip
 
 
-def _tensors(
-    part: Sequence[Labelled], names: Sequence[str | int | None], size: int
-) -> tuple[Tensor, Tensor]:
-    """Return images (n, 3, size, size) in [0, 1], and classes (n), -1 where one is not known."""
-    if not part:
-        return torch.zeros(0, 3, size, size), torch.zeros(0, dtype=torch.long)
-    index = {name: i for i, name in enumerate(names)}
-    classes = [-1 if image.label is None else index[image.label] for image in part]
-    pixels = torch.from_numpy(resized(part, size)).permute(0, 3, 1, 2)
-    return pixels.contiguous().float() / 255, torch.tensor(classes)
-
-
-def _held_out(
-    classes: Tensor, share: float, names: Sequence[str | int | None], draw: Generator
-) -> Tensor:
+def _held_out(classes: Tensor, share: float, names: Sequence[Any], draw: Generator) -> Tensor:
     """Return which labelled images are for the test, (n) booleans: the share of each class."""
     chosen = torch.zeros(len(classes), dtype=torch.bool)
     for c, name in enumerate(names):

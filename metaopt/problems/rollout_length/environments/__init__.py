@@ -1,4 +1,4 @@
-"""Control tasks for many agents at once: physics as functions of tensors, and gymnasium's own."""
+"""Control tasks, batched: physics as functions of tensors, and any environment of gymnasium."""
 
 from metaopt.problems.rollout_length.environments.acrobot import Acrobot
 from metaopt.problems.rollout_length.environments.cart_pole import CartPole
@@ -8,10 +8,13 @@ from metaopt.problems.rollout_length.environments.episodes import (
     Physics,
     Transition,
 )
-from metaopt.problems.rollout_length.environments.gymnasium_vector import GymnasiumVector
+from metaopt.problems.rollout_length.environments.gymnasium_vector import (
+    GymnasiumVector,
+    from_gymnasium,
+)
 from metaopt.problems.rollout_length.environments.mountain_car import MountainCar
 
 __all__ = [
     "Acrobot", "CartPole", "Environment", "Episodes", "GymnasiumVector", "MountainCar", "Physics",
-    "Transition",
+    "Transition", "from_gymnasium",
 ]  # fmt: skip

@@ -1,9 +1,10 @@
-"""Any vector environment of gymnasium in the place of physics on tensors."""
+"""Any environment of gymnasium in the place of physics on tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, final
 
 import torch
@@ -48,7 +49,7 @@ class GymnasiumVector:
         if time_limit < 1:
             raise ValueError(f"GymnasiumVector needs time_limit >= 1; got {time_limit}.")
         self.make, self.time_limit, self.worst = make, time_limit, float(worst)
-        self._made: dict[int, Any] = {}
+        self._vectors: dict[int, Any] = {}
         vector = self._vector(1)
         space, actions = vector.single_observation_space, vector.single_action_space
         if len(space.shape) != 1 or getattr(actions, "n", None) is None:
@@ -56,11 +57,11 @@ class GymnasiumVector:
                 f"GymnasiumVector needs flat observations and discrete actions; got {space} and "
                 f"{actions}."
             )
-        own = _most_steps(vector)
-        if own is not None and own > time_limit:
+        most = _most_steps(vector)
+        if most is not None and most > time_limit:
             raise ValueError(
-                f"GymnasiumVector needs time_limit >= {own}, which is the environment's own "
-                f"max_episode_steps; got {time_limit}. Give time_limit={own}, or make the "
+                f"GymnasiumVector needs time_limit >= {most}, which is the environment's own "
+                f"max_episode_steps; got {time_limit}. Give time_limit={most}, or make the "
                 f"environment with max_episode_steps={time_limit}."
             )
         self.observation_size, self.actions = int(space.shape[0]), int(actions.n)
@@ -73,8 +74,8 @@ class GymnasiumVector:
     def begin(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Episodes:
         """Return new episodes on the device of `draw`; those begun before in the shape are gone."""
         seed = int(torch.randint(2**31, (), generator=draw, device=draw.device))
-        found, _ = self._vector(math.prod(shape)).reset(seed=seed)
-        observation = torch.as_tensor(found, dtype=dtype, device=draw.device).view(*shape, -1)
+        start, _ = self._vector(math.prod(shape)).reset(seed=seed)
+        observation = torch.as_tensor(start, dtype=dtype, device=draw.device).view(*shape, -1)
         total = torch.zeros(*shape, dtype=dtype, device=draw.device)
         resetting = torch.zeros(*shape, 1, dtype=dtype, device=draw.device)
         return Episodes(resetting, observation, observation, torch.zeros_like(total).long(), total)
@@ -84,13 +85,13 @@ class GymnasiumVector:
     ) -> tuple[Episodes, Transition]:
         """Take one step; `Episodes.state` says whose next step will be a reset."""
         vector = self._vector(action.numel())
-        found, reward, *ends, info = vector.step(action.flatten().cpu().numpy())
+        now, reward, *ends, info = vector.step(action.flatten().cpu().numpy())
         like, shape = episodes.observation, action.shape
 
         def tensor(x: Any) -> Tensor:
             return torch.as_tensor(x, device=like.device).view(*shape, *x.shape[1:])
 
-        observation = tensor(found).to(like.dtype)
+        observation = tensor(now).to(like.dtype)
         terminated, truncated = (tensor(e) for e in ends)
         valid = episodes.state[..., 0] == 0
         reward = torch.where(valid, tensor(reward).to(like.dtype), 0.0)
@@ -102,7 +103,7 @@ class GymnasiumVector:
                 final = torch.as_tensor(info["final_obs"][i], dtype=like.dtype)
                 last.view(-1, self.observation_size)[i] = final.to(like.device)
         age, total = episodes.age + valid, episodes.total + reward
-        taken = Transition(
+        moved = Transition(
             episodes.observation, last, reward, terminated & valid, truncated & valid, valid,
             total, age, episodes.first,
         )  # fmt: skip
@@ -115,12 +116,87 @@ class GymnasiumVector:
             age.masked_fill(over, 0),
             total.masked_fill(over, 0.0),
         )
-        return after, taken
+        return after, moved
 
     def _vector(self, count: int) -> Any:
-        if count not in self._made:
-            self._made[count] = self.make(count)
-        return self._made[count]
+        if count not in self._vectors:
+            self._vectors[count] = self.make(count)
+        return self._vectors[count]
+
+
+def from_gymnasium(
+    id: str,
+    time_limit: int | None = None,
+    worst: float | None = None,
+    scale: Sequence[float] | None = None,
+    episodes: int = 16,
+    arguments: Mapping[str, Any] | None = None,
+) -> GymnasiumVector:
+    """Return an environment by its id in gymnasium's registry. Needs the extra `rl`.
+
+    Example:
+        >>> environment = from_gymnasium("CartPole-v1", time_limit=200)
+        >>> environment.observation_size, environment.actions
+        (4, 2)
+
+    Args:
+        id: such as "LunarLander-v3", or "module:Name-v0" of a module that registers its own.
+        time_limit: most steps of an episode; `None` for the environment's own.
+        worst: lowest return of an episode; `None` for the lowest of some of random actions.
+        scale: typical magnitude of each observation, > 0; `None` for its root mean square in
+            these episodes.
+        episodes: number of these, >= 1.
+        arguments: further ones of `gymnasium.make_vec`.
+
+    Raises:
+        ValueError: gymnasium is missing or has no such environment, or the environment has no time
+            limit, observations that are not flat, or actions that are not discrete.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ValueError("gymnasium is missing; run `pip install metaopt[rl]`.") from error
+    limit = {} if time_limit is None else {"max_episode_steps": time_limit}
+
+    def make(count: int) -> Any:
+        return gymnasium.make_vec(id, count, **limit, **(arguments or {}))
+
+    try:
+        own = _most_steps(make(1))
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        legal = ", ".join(get_close_matches(id, gymnasium.registry, 3, 0.0))
+        raise ValueError(
+            f"gymnasium cannot make problem.environment.id={id}: {error} Ids like it are {legal}; "
+            f"`module:Name-v0` imports a module that registers its own, from the working folder "
+            "with --config-dir or PYTHONPATH=."
+        ) from error
+    if own is None:
+        raise ValueError(
+            f"{id} has no time limit of its own; set problem.environment.time_limit, the most "
+            "steps of an episode."
+        )
+    environment = GymnasiumVector(make, own, 0.0 if worst is None else worst, scale)
+    if worst is None or scale is None:
+        lowest, magnitude = _measured(environment, episodes)
+        environment.worst = lowest if worst is None else environment.worst
+        environment.scale = magnitude if scale is None else environment.scale
+    return environment
+
+
+def _measured(environment: GymnasiumVector, episodes: int) -> tuple[float, tuple[float, ...]]:
+    """Return lowest return and root mean square of each observation under random actions."""
+    draw = torch.Generator().manual_seed(0)
+    current = environment.begin((episodes,), draw, torch.float64)
+    lowest, squares = math.inf, []
+    for _ in range(environment.time_limit):
+        action = torch.randint(environment.actions, (episodes,), generator=draw)
+        current, moved = environment.step(current, action, draw)
+        squares.append(moved.observation.square().mean(0))
+        over = (moved.terminated | moved.truncated) & moved.valid
+        lowest = min([lowest, *moved.total[over].tolist()])
+    size = torch.stack(squares).mean(0).sqrt()
+    lowest = float(current.total.min()) if lowest == math.inf else lowest
+    return lowest, tuple(torch.where(size > 1e-6, size, 1.0).tolist())
 
 
 def _most_steps(vector: Any) -> int | None:
@@ -130,8 +206,8 @@ def _most_steps(vector: Any) -> int | None:
         spec = within.get_attr("spec")[0]
     else:
         spec = within if hasattr(within, "max_episode_steps") else vector.spec
-    found = getattr(spec, "max_episode_steps", None)
-    return None if found is None or found < 0 else int(found)
+    most = getattr(spec, "max_episode_steps", None)
+    return None if most is None or most < 0 else int(most)
 
 
 def _resets_in_the_same_step(vector: Any) -> bool:
