@@ -37,7 +37,8 @@ REFUSED = {
 
 SERVED = {
     ("llm", "openai_compatible"), ("llm", "transformers"),
-    ("data", "template_evolution/prompt_file"),
+    ("data", "template_evolution/prompt_file"), ("data", "meta_pseudo_labels/images"),
+    ("data", "rollout_length/gymnasium"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
     ("data", "reward_model/preference_texts"), ("model", "reward_model/text_encoder"),
 }  # fmt: skip

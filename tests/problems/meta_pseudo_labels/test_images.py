@@ -141,3 +141,11 @@ def test_a_teacher_of_wrong_labels_needs_the_hidden_classes(tmp_path):
     network = Network(lambda: MLP(data.shape, data.classes))
     with pytest.raises(ValueError, match="examples=noisy needs the classes of all unlabelled"):
         pretraining(network, data, None, 0)
+
+
+def test_the_command_takes_images_at_the_first_try(metaopt, tmp_path):
+    chosen = "data@problem.data=meta_pseudo_labels/images"
+    done = metaopt("problem=meta_pseudo_labels", chosen, f"problem.data.source={folder(tmp_path)}",
+                   "outer_steps=2", "figures=false")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "eval/test_accuracy" in done.out
