@@ -11,7 +11,7 @@ import pytest
 from hydra._internal.config_repository import ConfigRepository
 
 from metaopt import cli
-from metaopt.cli import help as options
+from metaopt.cli import folders
 
 
 class Done(NamedTuple):
@@ -30,7 +30,7 @@ def pytest_collection_finish() -> None:
 def shipped_files_are_parsed_once() -> Iterator[None]:
     """Keep what hydra reads from the shipped folder alone; a third of composing is parsing."""
     read, kept = ConfigRepository.load_config, {}
-    alone = [f"file://{options.folder()}"]
+    alone = [f"file://{folders.shipped()}"]
 
     def load(self: ConfigRepository, config_path: str) -> Any:
         files = [s.path for s in self.get_sources() if s.scheme() == "file"]

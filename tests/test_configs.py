@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import functools
 import io
-import itertools
 import json
 import math
 import re
@@ -17,17 +16,17 @@ import numpy as np
 import pytest
 import yaml
 from hydra import compose
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from small import REWEIGHTING, process_files, shrunk, verdicts
 
-from metaopt.cli import help as options
+from metaopt.cli import folders
 from metaopt.cli.checks import check
 from metaopt.cli.composing import composing
+from metaopt.cli.sweep import cells
 from metaopt.runs import checkpoint
 
-ROOT = options.folder()
-GROUPS = options.groups(ROOT)
+ROOT = folders.shipped()
+GROUPS = folders.groups()
 SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
 REFUSED = {
     ("estimator", "first_order"): "needs theta to start at phi",
@@ -200,18 +199,6 @@ def cifar(folder: Path) -> list[str]:
     return [f"problem.data.source={folder}", "problem.data.labels_per_class=1"]
 
 
-def cells(config: Any) -> list[list[str]]:
-    """Return the overrides of every cell of an experiment, as hydra's own sweeper expands them."""
-    params = [f"{k}={v}" for k, v in config.hydra.sweeper.params.items()]
-    parsed = OverridesParser.create().parse_overrides(params)
-    axes = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override() else [o.input_line]
-        for o in parsed
-    ]  # fmt: skip
-    return [list(combination) for combination in itertools.product(*axes)]
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_expands(name: str) -> None:
     config = composed(f"experiment={name}")
@@ -261,7 +248,7 @@ def test_optuna_sweeps_name_keys_that_exist_and_a_metric_that_is_logged(
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     config = composed(f"sweep={option}")
-    known = {name for name, _, _ in options.keys(ROOT)}
+    known = {*yaml.safe_load((ROOT / "train.yaml").read_text())}
     assert {key.split(".")[0].lstrip("+") for key in config.hydra.sweeper.params} <= known
     assert config.hydra.sweeper.direction in ("minimize", "maximize")
     done = metaopt(f"sweep={option}", "hydra.sweeper.n_trials=2", *TINY)

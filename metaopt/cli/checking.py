@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,18 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from metaopt.cli import checks as schema
-from metaopt.cli import help as options
-from metaopt.cli.command import guard
+from metaopt.cli import folders
 from metaopt.cli.composing import CONFIG, cause, composing
 from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.run import prepare_torch
 from metaopt.testing import check_report as hypergradients
 
-USAGE = """metaopt-check problem=<name> [key=value ...]
+USAGE = """metaopt-check [--config-dir CONF] problem=<name> [key=value ...]
 
 Print how far each estimator is from the exact hypergradient of a differentiable problem, with the
-seconds and the memory of a call. Keys are those of metaopt, and
+seconds and the memory of a call. --config-dir finds a problem of your own, as for metaopt. Keys
+are those of metaopt, and
 
   estimator=a,b    the estimators to check; all of configs/estimator by default
   steps=N          most inner steps to the start, and through the reference
@@ -32,13 +31,9 @@ seconds and the memory of a call. Keys are those of metaopt, and
   json=FILE        write the rows to a file as well"""
 
 
-def check() -> None:
-    """Run the command line of `metaopt-check`."""
-    guard(lambda: _check(sys.argv[1:]))
-
-
-def _check(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Compare estimators with the exact hypergradient of the problem that the overrides name."""
+    arguments = folders.use(arguments)
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
@@ -47,7 +42,7 @@ def _check(arguments: list[str]) -> int:
     own.setdefault("warm_steps", "20")
     chosen = [v for k, _, v in split if k == "estimator"]
     overrides = [a for a in arguments if a.partition("=")[0] not in (*own, "estimator")]
-    names = chosen[-1].split(",") if chosen else [*options.groups(options.folder())["estimator"]]
+    names = chosen[-1].split(",") if chosen else [*folders.groups()["estimator"]]
     with composing():
         configs = {n: _composed([*overrides, f"estimator={n}"]) for n in names}
     config = next(iter(configs.values()))
@@ -85,4 +80,4 @@ def _composed(overrides: list[str]) -> dict[str, Any]:
     parts._set_parent(config)
     resolved: Any = OmegaConf.to_container(parts, resolve=True, throw_on_missing=True)
     schema.check(resolved)
-    return resolved
+    return dict(resolved)

@@ -5,15 +5,17 @@ The annotations of a constructor are its schema: there is no second description 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pydoc
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from metaopt.cli import folders
+from metaopt.cli.mistakes import nearest
 from metaopt.runs.errors import ConfigError
 
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -33,12 +35,6 @@ def check_call(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None
     for name, hint in _hints(target).items():
         if name in arguments and not fits(arguments[name], hint):
             raise _wrong_type(name, arguments[name], hint)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean ...?" for the closest of `known`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _walk(node: Any, path: str, root: Mapping[str, Any]) -> None:
@@ -90,12 +86,30 @@ def _locate(name: str, path: str) -> Callable[..., Any]:
     except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{path}._target_: {name} cannot be imported: {error.value}") from error
     if not callable(target):
-        raise ConfigError(f"{path}._target_: there is nothing to call at {name!r}.")
+        raise ConfigError(f"{path}._target_: there is nothing to call at {name!r}: {_reason(name)}")
     return target
 
 
+def _reason(name: str) -> str:
+    """Return which part of a dotted name is missing, and where it was looked for."""
+    names = name.split(".")
+    for count in range(len(names) - 1, 0, -1):
+        module = sys.modules.get(".".join(names[:count]))
+        if module is not None:
+            public = [n for n in vars(module) if not n.startswith("_")]
+            return (
+                f"{module.__name__} ({getattr(module, '__file__', 'built in')}) has no "
+                f"{names[count]!r}.{nearest(names[count], public)}"
+            )
+    return (
+        f"there is no module {names[0]!r} among the installed packages or in "
+        f"{', '.join(folders.searched()) or 'any folder of PYTHONPATH'}. --config-dir=CONF adds "
+        "the working folder and the parent of CONF."
+    )
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # annotations of other libraries

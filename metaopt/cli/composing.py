@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metaopt.cli import help as options
-from metaopt.cli.checks import nearest
-from metaopt.runs import provenance
+from metaopt.cli import folders, mistakes
 from metaopt.runs.errors import ConfigError
 
 CONFIG = "train"
@@ -37,8 +38,8 @@ def parts(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     made = {"problem": instantiate(config["problem"], _convert_="all")}
     for name in names:
         if name != "problem":
-            own, rest = _methods(config[name], made["problem"])
-            made[name] = instantiate(rest, _convert_="all", **own)
+            methods, rest = _methods(config[name], made["problem"])
+            made[name] = instantiate(rest, _convert_="all", **methods)
     return made
 
 
@@ -46,32 +47,38 @@ def _methods(config: Any, problem: Any) -> tuple[dict[str, Any], Any]:
     """Split the arguments `{_method_: name}` from the rest of a node."""
     if not isinstance(config, Mapping):
         return {}, config
-    wanted = {
-        k: v["_method_"] for k, v in config.items() if isinstance(v, dict) and "_method_" in v
-    }
-    for argument, name in wanted.items():
+    names = {k: v["_method_"] for k, v in config.items() if isinstance(v, dict) and "_method_" in v}
+    for argument, name in names.items():
         if not callable(getattr(problem, name, None)):
             raise ConfigError(
                 f"{argument} is the method {name!r} of the problem, and "
                 f"{type(problem).__name__} has none; choose another optimizer or problem."
             )
-    found = {k: getattr(problem, name) for k, name in wanted.items()}
-    return found, {k: v for k, v in config.items() if k not in wanted}
+    methods = {k: getattr(problem, name) for k, name in names.items()}
+    return methods, {k: v for k, v in config.items() if k not in names}
 
 
 @contextmanager
-def composing() -> Iterator[None]:
-    """Make the shipped configuration the one that `hydra.compose` reads."""
-    folder = str(options.folder())
-    with initialize_config_dir(config_dir=folder, job_name="metaopt", version_base="1.3"):
-        yield
+def composing() -> Iterator[Hydra]:
+    """Make the shipped folder, and the user's own, what `hydra.compose` reads."""
+    shipped = str(folders.shipped())
+    with initialize_config_dir(config_dir=shipped, job_name="metaopt", version_base="1.3"):
+        if folders.own():  # hydra reads the list of folders once, when it is made
+            path = create_config_search_path(shipped)
+            for folder in folders.own():
+                path.prepend("command-line", f"file://{folder}", SearchPathQuery("schema", None))
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2(task_name="metaopt", config_search_path=path)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        yield hydra
 
 
 def cause(error: BaseException) -> BaseException:
     """Return the error inside hydra's, or a `ConfigError` for one of hydra's own."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, COMPOSITION):
         return ConfigError(explanation(error))
     return error
 
@@ -79,31 +86,18 @@ def cause(error: BaseException) -> BaseException:
 def explanation(error: BaseException) -> str:
     """Return a message about a config that could not be composed."""
     text = str(error)
-    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return mistakes.unknown_key(unknown[1], mistakes.given())
+    if again := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"The key {again[1]!r} is there already; give it without the +."
+    if again := re.search(r"Multiple values for (\S+)\. ", text):
+        return f"{again[1]} is chosen already; give it without the +."
     missing = re.search(r"Could not find '([^']+)'", text)
-    if unknown:
-        return f"There is no key {unknown[1]!r}.{_suggest(unknown[1])} `metaopt --help` lists them."
     if missing and isinstance(error, MissingConfigException):
         group, _, option = missing[1].partition("/")
-        known = options.groups(options.folder()).get(group, {})
-        listed = ", ".join(known) or "none"
-        return f"There is no {group}={option}.{nearest(option, known)} Options: {listed}."
+        return mistakes.unknown_option(group, option, folders.groups().get(group, {}))
     lines = [line.strip() for line in text.splitlines() if not line.startswith("See http")]
     return "\n  ".join(line for line in lines if line)
-
-
-def _suggest(key: str) -> str:
-    """Return " Did you mean ...?" for the nearest key of the config that was to be changed."""
-    overrides = [a for a in sys.argv[1:] if "=" in a and not a.startswith((f"{key}=", "-"))]
-    known = [*options.groups(options.folder())]
-    try:
-        with composing():
-            config: Any = OmegaConf.to_container(compose(CONFIG, overrides))
-    except (HydraException, OmegaConfBaseException):
-        known += [name for name, _, _ in options.keys(options.folder())]
-    else:
-        known += list(dict(provenance.flatten(config)))
-    return nearest(key, known)
 
 
 def cell(name: str) -> str:
@@ -119,3 +113,4 @@ def cell(name: str) -> str:
 
 
 OmegaConf.register_new_resolver("cell", cell, replace=True)
+OmegaConf.register_new_resolver("percent", lambda share: f"{100 * share:g} %", replace=True)

@@ -1,4 +1,4 @@
-"""What `metaopt --help` prints: groups, options and keys, read from the YAML files themselves."""
+"""What `metaopt --help` prints: one screen, and the rest by group or by option."""
 
 from __future__ import annotations
 
@@ -6,92 +6,120 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import metaopt
+from metaopt.cli import folders
+from metaopt.cli.verbs import VERBS
 
-USAGE = {
-    "metaopt problem=<problem> [group=option] [key=value] ...": "one run, in runs/<name>/<time>",
-    "metaopt -m problem=<problem> key=a,b,c ...": "a sweep, in results/<name>/<overrides>",
-    "metaopt experiment=<paper>/<table>": "a table of a paper; again: the rest of it",
-    "metaopt resume=<run folder>": "continue from the last checkpoint",
-    "metaopt --config-dir=<folder> ...": "options of your own, beside the shipped",
-    "metaopt --cfg job problem=<problem> ...": "print the config, run nothing",
-    "metaopt-report <folder>": "tables and figures of finished runs",
-    "metaopt-check problem=<problem>": "each estimator against an exact one",
+PURPOSE = (
+    "metaopt: bi-level optimisation. An inner optimisation trains something; an outer one steers "
+    "it by weights, labels, penalties, rollout lengths or texts, with hypergradients or search."
+)
+
+TRY = {
+    "metaopt problem=ridge": "one run, in runs/ridge/<time>",
+    "metaopt -m problem=ridge estimator=unroll,implicit seed=0,1": "a sweep, in results/ridge",
+    "metaopt experiment=ridge/estimators": "all cells of a table (rerun to resume)",
+    "metaopt-report results/ridge": "tables and figures of finished runs",
 }
 
-KEY = re.compile(r"^(\w+): (.*?)\s+# (.*)$")
+FIRST = ("problem", "estimator", "optimizer", "method", "experiment")
+"""The groups that come first in the help."""
 
-INDENT = 34
-"""Column of the texts beside options and keys; a longer name has a line of its own."""
-
-
-def folder() -> Path:
-    """Return the folder of the shipped YAML files, in an installation or in a source tree."""
-    package = Path(metaopt.__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def groups(root: Path) -> dict[str, dict[str, str]]:
-    """Return {group: {option: its line of help}} for every YAML file below `root`."""
-    found: dict[str, dict[str, str]] = {}
-    for path in sorted(root.rglob("*.yaml")):
-        group, _, option = path.relative_to(root).with_suffix("").as_posix().partition("/")
-        if option and group != "local":
-            found.setdefault(group, {})[option] = help_of(path)
-    return found
+MORE = {
+    "metaopt --help problem": "the options of a group, a line each",
+    "metaopt --help problem=ridge": "the keys of an option, with comments",
+    "metaopt --help train": "the keys of every run: outer_steps, seed, device, ...",
+    "metaopt --cfg job problem=ridge": "the composed config; run nothing",
+    "metaopt resume=<run folder>": "continue from the last checkpoint",
+    "metaopt --config-dir conf problem=mine": "options of your own, and the Python beside them",
+    "metaopt --hydra-help, --info": "Hydra's own flags",
+}
 
 
-def help_of(path: Path) -> str:
-    """Return the first comment of a YAML file that is not a directive such as `@package`."""
-    lines = (line.lstrip("# ").strip() for line in _head(path))
-    return next((line for line in lines if line and not line.startswith("@")), "")
+def show(arguments: Sequence[str]) -> int:
+    """Print the help that the arguments ask for: the overview, groups, or options.
 
-
-def keys(root: Path) -> list[tuple[str, str, str]]:
-    """Return (key, default, help) of every top-level key of `train.yaml`."""
-    matches = (KEY.match(line) for line in (root / "train.yaml").read_text().splitlines())
-    return [(m[1], m[2], m[3]) for m in matches if m]
-
-
-def show(*roots: Path) -> None:
-    """Print usage, groups with their options, and keys; names are never cut or broken.
-
-    Args:
-        roots: the shipped folder, whose keys are listed, and then folders of one's own.
+    Raises:
+        ValueError: there is no such group or option; names the nearest.
     """
-    merged: dict[str, dict[str, str]] = {}
-    for root in roots:
-        for group, found in groups(root).items():
-            merged.setdefault(group, {}).update(found)
-    _section(USAGE)
-    for group, found in merged.items():
-        print(f"\nGroup {group}")
-        _section({f"  {group}={option}": text for option, text in found.items()})
-    print("\nKeys, with their defaults")
-    _section({f"  {key}={default}": text for key, default, text in keys(roots[0])})
+    topics = [a for a in folders.use(arguments) if not a.startswith("-")]
+    groups = folders.groups()
+    if not topics:
+        print(overview(groups))
+        return 0
+    for at, topic in enumerate(topics):
+        group, equals, option = topic.partition("=")
+        if at:
+            print()
+        if topic == "train":
+            print((folders.shipped() / "train.yaml").read_text(encoding="utf-8"), end="")
+        elif not equals:
+            _group(group, groups)
+        elif group.partition("@")[0] in groups:
+            _option(group.partition("@")[0], option, groups)
+    return 0
 
 
-def _section(entries: Mapping[str, str]) -> None:
-    """Print names and texts in two columns: wrapped on a terminal, one line each in a pipe."""
-    column = max(map(len, entries)) + 2
-    width = None
-    if sys.stdout.isatty():
-        column = min(column, INDENT)
-        width = max(shutil.get_terminal_size().columns, 2 * INDENT) - column
+def overview(groups: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the one screen of `metaopt --help`."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 110) if sys.stdout.isatty() else 110
+    lines = [*textwrap.wrap(PURPOSE, width), "", "Try"]
+    lines += _columns(TRY, width)
+    lines += ["", "Choose with group=option"]
+    order = sorted(groups, key=lambda g: FIRST.index(g) if g in FIRST else len(FIRST))
+    lines += [f"  {group:<11}{_one_line(families(groups[group]), width - 13)}" for group in order]
+    lines += ["", "Other commands, as `metaopt VERB` or `metaopt-VERB`"]
+    lines += _columns({f"{name} {verb.usage}": verb.text for name, verb in VERBS.items()}, width)
+    lines += ["", "More"]
+    lines += _columns(MORE, width)
+    return "\n".join(lines)
+
+
+def families(options: Mapping[str, str]) -> list[str]:
+    """Return the names of a group's options; those of a family as `family/*`."""
+    names = [option for option in options if "/" not in option]
+    return [*names, *dict.fromkeys(o.partition("/")[0] + "/*" for o in options if "/" in o)]
+
+
+def _columns(entries: Mapping[str, str], width: int) -> list[str]:
+    """Return names and texts in two columns; a text that does not fit goes to the next line."""
+    column = 2 + max(len(name) for name in entries if len(name) < 44) + 2
+    lines = []
     for name, text in entries.items():
-        lines = textwrap.wrap(text, width) if width else [text]
-        beside = len(name) <= column - 2
-        print(f"{name:<{column}}{lines[0] if lines else ''}".rstrip() if beside else name)
-        for line in lines[beside:]:
-            print(" " * column + line)
+        if len(name) + 4 <= column and column + len(text) <= width:
+            lines.append(f"  {name}".ljust(column) + text)
+        else:
+            lines += [f"  {name}", *textwrap.wrap(text, width, initial_indent=" " * column)]
+    return lines
 
 
-def _head(path: Path) -> Iterator[str]:
-    for line in path.read_text().splitlines():
-        if not line.startswith("#"):
-            return
-        yield line
+def _one_line(names: Sequence[str], width: int) -> str:
+    """Return as many names as fit, and how many more there are."""
+    line = " ".join(names)
+    for count in range(len(names) - 1, -1, -1):
+        if len(line) <= width:
+            break
+        line = " ".join([*names[:count], f"... ({len(names) - count} more)"])
+    return line
+
+
+def _group(group: str, groups: Mapping[str, Mapping[str, str]]) -> None:
+    if group not in groups:
+        raise ValueError(f"There is no group {group!r}. There are {', '.join(groups)}, and train.")
+    print(f"Group {group}: choose with {group}=OPTION; keys with `metaopt --help {group}=OPTION`")
+    options = groups[group]
+    column = max(map(len, options)) + 4
+    for name, text in options.items():
+        print(f"  {name:<{column}}{text}".rstrip())
+
+
+def _option(group: str, option: str, groups: Mapping[str, Mapping[str, str]]) -> None:
+    path = folders.file_of(group, option)
+    if path is None:
+        from metaopt.cli.mistakes import unknown_option
+
+        raise ValueError(unknown_option(group, option, groups.get(group, {})))
+    print(f"# {group}={option}, from {path}")
+    text = path.read_text(encoding="utf-8")
+    print(re.sub(r"^# @package .*\n", "", text), end="")

@@ -13,10 +13,11 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metaopt.cli.checks import check, check_call, nearest
+from metaopt.cli.checks import check, check_call
 from metaopt.cli.composing import cause, parts
+from metaopt.cli.mistakes import nearest
 from metaopt.engine.budget import UNITS
 from metaopt.runs import checkpoint, provenance
 from metaopt.runs.errors import ConfigError, report
@@ -62,6 +63,8 @@ def job(config: DictConfig, told: set[str] | None = None) -> Outcome:
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     sweeping = state.mode == RunMode.MULTIRUN
     try:
+        with open_dict(config):
+            config.pop("methods", None)  # of the whole table
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         direction = str(OmegaConf.select(state, "sweeper.direction"))
         return _run(folder, resolved, list(state.overrides.task), sweeping, direction)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from metaopt.cli import help as options
 from metaopt.cli import jobs
 from metaopt.cli.checks import describe, fits
 from metaopt.cli.composing import cell
@@ -163,61 +162,21 @@ def test_long_and_odd_names_of_cells_become_folders() -> None:
     assert len(cell("a=1," * 100)) < 120
 
 
-def test_a_folder_of_ones_own_adds_options(metaopt: Metaopt) -> None:
-    own = Path("own/problem/mine.yaml")
-    own.parent.mkdir(parents=True)
-    shipped = (options.folder() / "problem" / "ridge.yaml").read_text()
-    own.write_text(shipped.replace("name: ridge", "name: mine"))
-    done = metaopt("--config-dir=own", "problem=mine", *TINY[1:])
-    assert done.code == 0, done.err
-    assert only("runs/mine/*/result.json")
-
-
-def test_help_lists_groups_options_and_keys(metaopt: Metaopt) -> None:
-    done = metaopt("--help")
-    words = " ".join(done.out.split())
-    assert done.code == 0
-    for expected in ("problem=ridge", "estimator=unroll", "outer_steps", "closed form", "resume="):
-        assert expected in words
-
-
-def test_help_keeps_names_whole_on_a_narrow_terminal(
-    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = [f"{g}={o}" for g, found in options.groups(options.folder()).items() for o in found]
-    piped = metaopt("--help").out.split()
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(options.sys.stdout, "isatty", lambda: True)
-    narrow = metaopt("--help").out
-    assert set(names) <= set(piped)
-    assert set(names) <= set(narrow.split())
-    assert max(map(len, narrow.splitlines())) <= 80
-
-
-@pytest.mark.parametrize(
-    "arguments", [["problem=ridge", "--help"], ["--config-dir=own", "-h"], ["-h", "-cd", "own"]]
-)
-def test_help_is_ours_wherever_it_is_asked_for(metaopt: Metaopt, arguments: list[str]) -> None:
-    own = Path("own/problem/mine.yaml")
-    own.parent.mkdir(parents=True)
-    own.write_text("# a problem of my own\n")
-    done = metaopt(*arguments)
-    assert done.code == 0
-    assert "estimator=unroll" in done.out
-    assert ("a problem of my own" in done.out) == ("problem=ridge" not in arguments)
-
-
-def test_a_config_dir_that_is_no_folder_is_named(metaopt: Metaopt) -> None:
-    for arguments in (["problem=ridge"], ["--help"], ["--cfg", "job", "problem=ridge"]):
-        done = metaopt("--config-dir=nope", *arguments)
-        assert (done.code, done.err) == (1, "metaopt: --config-dir=nope is no folder.\n")
-
-
 MISTAKES = {
     "misspelt key": (["outer_step=3"], ["no key 'outer_step'", "Did you mean outer_steps?"]),
     "misspelt nested key": (["estimator.iner_steps=3"], ["Did you mean estimator.inner_steps?"]),
     "misspelt group": (["estimater=unroll"], ["Did you mean estimator?"]),
-    "unknown option": (["estimator=unrol"], ["no estimator=unrol", "unroll", "implicit", "score"]),
+    "unknown option": (["estimator=unrol"], ["no estimator=unrol", "unroll", "--help estimator"]),
+    "option of a family": (["method=uniform"], ["no method=uniform", "domain_reweighting/uniform"]),
+    "key that lives elsewhere": (["lr=0.1"], ["no key 'lr'", "problem.inner_optimizer.lr"]),
+    "nested key elsewhere": (["optimizer.features=3"], ["It is problem.features"]),
+    "group that is chosen by node": (["data=cifar10"], ["problem=ridge takes no", "group data"]),
+    "group in the wrong place": (
+        ["problem=domain_reweighting", "data@problem.data=meta_pseudo_labels/digits"],
+        ["no place 'data@problem.data'", "data@problem.task.data=OPTION"],
+    ),
+    "group that is there already": (["+estimator=score"], ["estimator is", "without the +"]),
+    "key that is there already": (["+seed=1"], ["'seed' is there already", "without the +"]),
     "unknown experiment": (["experiment=ridge/x"], ["no experiment=ridge/x", "ridge/estimators"]),
     "text for a number": (["outer_steps=abc"], ["outer_steps must be an integer; got 'abc'"]),
     "fraction": (["inner_steps=1.5"], ["inner_steps must be an integer; got 1.5"]),
@@ -226,7 +185,14 @@ MISTAKES = {
     "runner's type": (["log_every=often"], ["log_every must be an integer; got 'often'"]),
     "node": (["problem.inner_optimizer=3"], ["problem.inner_optimizer must be", "got 3"]),
     "added argument": (["+problem.feature=2"], ["no argument 'feature'", "Did you mean features?"]),
-    "bad target": (["problem._target_=foo.Bar"], ["nothing to call at 'foo.Bar'"]),
+    "module of a target": (
+        ["problem._target_=foo.Bar"],
+        ["nothing to call at 'foo.Bar'", "no module 'foo'", "--config-dir"],
+    ),
+    "name of a target": (
+        ["problem._target_=metaopt.problems.examples.Rigde"],
+        ["has no 'Rigde'", "Did you mean Ridge"],
+    ),
     "illegal value": (["inner_steps=0"], ["Unroll needs inner_steps >= 1; got 0"]),
     "illegal interval": (["eval_every=0"], ["eval_every must be >= 1; got 0"]),
     "unknown unit": (["limits={steps: 3}"], ["the unit 'steps'", "gradients"]),

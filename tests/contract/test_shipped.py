@@ -6,7 +6,7 @@ import pytest
 from small import REWEIGHTING, shrunk, verdicts
 
 from metaopt import Engine
-from metaopt.cli.help import groups
+from metaopt.cli.folders import groups
 from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContract
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 
 def names(group):
-    return sorted(groups(CONFIGS)[group])
+    return sorted(groups()[group])
 
 
 class TestProblem(ProblemContract):

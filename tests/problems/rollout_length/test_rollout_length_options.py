@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from small_runs import make
 
 from metaopt.cli.composing import composing
-from metaopt.cli.help import folder
+from metaopt.cli.folders import shipped
 from metaopt.problems.rollout_length.planning import Planner
 
 
@@ -117,7 +117,7 @@ class TestShipped:
     def optimizer(file, cap):
         """The optimizer of a file, with what it takes from others."""
         around = {"problem": {"planner": {"cap": cap}}, "meta": {"exploration": [[0, 1.0]]}}
-        found = OmegaConf.load(folder() / f"{file}.yaml")
+        found = OmegaConf.load(shipped() / f"{file}.yaml")
         node = found if "optimizer" not in found else found.optimizer
         return instantiate(OmegaConf.create({**around, "optimizer": node}).optimizer)
 

@@ -19,7 +19,7 @@ def cell(folder, row, seed, lengths, score=5.0, **changes):
     path = folder / f"{row}-{seed}"
     (path / "snapshots").mkdir(parents=True)
     problem = {**PROBLEM, **changes}
-    (path / "config.yaml").write_text(json.dumps({"row": row, "seed": seed, "problem": problem}))
+    (path / "config.yaml").write_text(json.dumps({"label": row, "seed": seed, "problem": problem}))
     (path / "result.json").write_text(json.dumps({"metrics": {}}))
     runs = problem["runs"]
     default = torch.tensor(lengths).expand(runs, 3)

@@ -1,0 +1,5 @@
+"""`python -m metaopt` is the command `metaopt`."""
+
+from metaopt.cli import main
+
+main()

@@ -1,0 +1,100 @@
+"""Where YAML files and the Python beside them are looked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+VARIABLE = "METAOPT_CONFIG_DIR"
+
+_own: list[Path] = []
+
+
+def shipped() -> Path:
+    """Return the folder of the shipped YAML files, in an installation or in a source tree."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def own() -> list[Path]:
+    """Return the config folder of one's own, if there is one."""
+    return list(_own)
+
+
+def use(arguments: Sequence[str]) -> list[str]:
+    """Take `--config-dir` out of the arguments and make its folder, and the Python beside, found.
+
+    The working folder and the parent of the config folder come first on the import path, of this
+    process and, by PYTHONPATH, of those that launchers start. Without the flag, the environment
+    variable METAOPT_CONFIG_DIR names the folder.
+
+    Returns:
+        The other arguments.
+
+    Raises:
+        ValueError: the folder is missing.
+    """
+    rest, names = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            names.append(value if equals else next(waiting, ""))
+        else:
+            rest.append(argument)
+    _own.clear()
+    for name in names or filter(None, [os.environ.get(VARIABLE)]):
+        if not name or not Path(name).is_dir():
+            flag = "--config-dir" if names else VARIABLE
+            raise ValueError(f"{flag}={name} is no folder.")
+        _own.append(Path(name).resolve())
+    _make_importable([str(path) for f in _own for path in (Path.cwd(), f.parent)])
+    return rest
+
+
+def _make_importable(paths: Sequence[str]) -> None:
+    for path in reversed(paths):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    inherited = os.environ.get("PYTHONPATH")
+    if paths:
+        known = inherited.split(os.pathsep) if inherited else []
+        added = [path for path in dict.fromkeys(paths) if path not in known]
+        os.environ["PYTHONPATH"] = os.pathsep.join([*added, *known])
+
+
+def searched() -> list[str]:
+    """Return the folders on the import path that are not Python's own."""
+    prefixes = tuple({sys.prefix, sys.base_prefix})
+    paths = (str(Path(path or ".").resolve()) for path in sys.path)
+    return [p for p in dict.fromkeys(paths) if not p.startswith(prefixes) and Path(p).is_dir()]
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """Return {group: {option: its line of help}} of the shipped folder and of one's own."""
+    merged: dict[str, dict[str, str]] = {}
+    for root in (shipped(), *_own):
+        for path in sorted(root.rglob("*.yaml")):
+            group, _, option = path.relative_to(root).with_suffix("").as_posix().partition("/")
+            if option and group not in ("local", "hydra"):
+                merged.setdefault(group, {})[option] = help_of(path)
+    return merged
+
+
+def file_of(group: str, option: str) -> Path | None:
+    """Return the YAML file of an option, one's own before the shipped."""
+    paths = (root / group / f"{option}.yaml" for root in (*reversed(_own), shipped()))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def help_of(path: Path) -> str:
+    """Return the first comment of a YAML file that is not a directive such as `@package`."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if (text := line.lstrip("# ").strip()) and not text.startswith("@"):
+            return text
+    return ""

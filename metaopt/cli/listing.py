@@ -1,0 +1,90 @@
+"""The commands `metaopt ls FOLDER` and `metaopt show RUN`: what is in the folders of runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def ls(arguments: Sequence[str]) -> int:
+    """Print a line for each run below a folder: its state, its method, its metrics."""
+    if len(arguments) > 1 or {"-h", "--help"} & {*arguments}:
+        print("metaopt ls [FOLDER]\n\nThe runs below a folder (runs by default), and their state.")
+        return int("--help" not in arguments and "-h" not in arguments)
+    folder = Path(arguments[0] if arguments else "runs")
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}. Give the folder of runs or of a sweep.")
+    paths = sorted(path.parent for path in folder.rglob("config.yaml"))
+    if not paths:
+        raise ValueError(f"There is no run below {folder}: no folder in it has a config.yaml.")
+    for path in paths:
+        config = _config(path)
+        label = config.get("label") or config.get("name") or ""
+        metrics = _result(path).get("metrics") or {}
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k, v))
+        print(
+            f"{path}  {state(path, config)}  {label}, seed {config.get('seed')}  {shown}".rstrip()
+        )
+    return 0
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Print what one run is, how far it is, what came out, and what can be done with it."""
+    if len(arguments) != 1 or {"-h", "--help"} & {*arguments}:
+        print(
+            "metaopt show RUN\n\nOne run: its config in short, its state, its metrics, its files."
+        )
+        return int("--help" not in arguments and "-h" not in arguments)
+    folder = Path(arguments[0])
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is no run's folder: {folder / 'config.yaml'} is missing.")
+    config, result = _config(folder), _result(folder)
+    lines = {"folder": str(folder), "state": state(folder, config)}
+    lines |= {k: str(config[k]) for k in ("name", "label", "seed") if config.get(k) is not None}
+    lines |= {
+        p: config[p]["_target_"] for p in ("problem", "estimator", "optimizer") if p in config
+    }
+    if overrides := result.get("overrides"):
+        lines["overrides"] = " ".join(overrides)
+    metrics = result.get("metrics") or {}
+    lines |= {name: f"{value:.6g}" for name, value in metrics.items() if value is not None}
+    lines |= {f"budget/{unit}": f"{n:,}" for unit, n in (result.get("budget") or {}).items()}
+    lines["files"] = ", ".join(sorted(path.name for path in folder.iterdir()))
+    finished = bool(result)
+    lines["next"] = f"metaopt-report {folder}" if finished else f"metaopt resume={folder}"
+    width = max(map(len, lines)) + 2
+    for name, text in lines.items():
+        print(f"{name:<{width}}{text}")
+    return 0
+
+
+def state(folder: Path, config: dict[str, Any]) -> str:
+    """Return `finished`, `failed: <why>`, or how many outer steps there are."""
+    if (folder / "result.json").is_file():
+        stopped = _result(folder).get("stopped")
+        return f"finished (stopped by {stopped})" if stopped else "finished"
+    if (folder / "error.log").is_file():
+        lines = (folder / "error.log").read_text(encoding="utf-8").strip().splitlines()
+        return f"failed: {lines[-1]}" if lines else "failed"
+    log = folder / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    steps = [json.loads(line)["outer_step"] for line in lines if line.endswith("}")]
+    return f"unfinished, outer step {steps[-1] if steps else 0} of {config.get('outer_steps')}"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return dict(config or {})
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    path = folder / "result.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _shown(name: str, value: Any) -> bool:
+    return name.startswith("eval/") and value is not None

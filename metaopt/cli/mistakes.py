@@ -1,0 +1,100 @@
+"""What to answer to a key, a group or an option that cannot be: where it lives, or the nearest."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from metaopt.cli import folders
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean ...?" for the closest of `known` but the word itself, or nothing."""
+    others = [name for name in known if name != word]
+    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
+    """Return what to say to `group=option`, with the nearest three options."""
+    options = list(known)
+    last = option.rpartition("/")[2]
+    same = [name for name in options if name.rpartition("/")[2] == last]
+    by_end = {name.rpartition("/")[2]: name for name in options}
+    close = difflib.get_close_matches(option, options, n=3, cutoff=0.3)
+    close += [by_end[end] for end in difflib.get_close_matches(last, by_end, n=3, cutoff=0.5)]
+    three = list(dict.fromkeys([*same, *close]))[:3] or options[:3]
+    start = f"There is no {group}={option}."
+    if not options:
+        return f"{start} There is no group {group}; `metaopt --help` lists them."
+    return f"{start} The nearest: {', '.join(three)}. `metaopt --help {group}` lists all."
+
+
+def unknown_key(key: str, overrides: Iterable[str]) -> str:
+    """Return what to say to a key that the composed config does not have.
+
+    Args:
+        key: what was given, such as `lr`, `estimater`, or `data@problem.data`.
+        overrides: the other overrides, which say what was composed.
+    """
+    groups = folders.groups()
+    group = key.partition("@")[0]
+    config, choices = _composed([o for o in overrides if _key(o) != key])
+    if group in groups:
+        return _misplaced_group(key, group, choices)
+    elsewhere = [name for name in config if name.endswith(f".{key}")]
+    start = f"There is no key {key!r}."
+    if elsewhere:
+        more = f" and {len(elsewhere) - 3} more" if len(elsewhere) > 3 else ""
+        return f"{start} It is {' or '.join(elsewhere[:3])}{more}."
+    last = key.rpartition(".")[2]
+    same = [name for name in config if name.rpartition(".")[2] == last and name != key]
+    if same and "." in key:
+        return f"{start} It is {' or '.join(same[:3])}."
+    return f"{start}{nearest(key, [*groups, *config])} `metaopt --help train` lists those of a run."
+
+
+def _misplaced_group(key: str, group: str, choices: Mapping[str, Any]) -> str:
+    """Return where a group is chosen in the composed config."""
+    places = [name for name in choices if name.partition("@")[0] == group]
+    problem = choices.get("problem")
+    if places:
+        here = " or ".join(f"{name}=OPTION" for name in places)
+        return f"There is no place {key!r} in problem={problem}. Choose a {group} with {here}."
+    if problem is None:
+        return f"{key}= needs a problem; choose one with problem=NAME."
+    return f"problem={problem} takes no option of the group {group}."
+
+
+def _composed(overrides: list[str]) -> tuple[list[str], Mapping[str, Any]]:
+    """Return the keys of the config that the overrides compose to, and its choices of options."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    from metaopt.cli.composing import COMPOSITION, CONFIG, composing
+    from metaopt.runs import provenance
+
+    for chosen in (overrides, [o for o in overrides if _key(o) in ("problem", "experiment")]):
+        try:
+            with composing():
+                config: Any = compose(CONFIG, chosen, return_hydra_config=True)
+        except COMPOSITION:
+            continue
+        choices = dict(config.hydra.runtime.choices)
+        plain: Any = OmegaConf.to_container(config)
+        plain.pop("hydra")
+        return list(dict(provenance.flatten(plain))), choices
+    names = (folders.shipped() / "train.yaml").read_text(encoding="utf-8")
+    return re.findall(r"^(\w+): ", names, flags=re.M), {}
+
+
+def given() -> list[str]:
+    """Return the overrides of the command line."""
+    return [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")

@@ -1,0 +1,111 @@
+"""The cells of a sweep: one product of axes, or the union of several.
+
+The key `methods` of an experiment lists what its table compares. An entry is the name of a method,
+or overrides of which each may have several values:
+
+    methods:
+      - rollout_length/mbpo
+      - method: rollout_length/constant
+        optimizer.function.value: [0, 1, 4, 8, 16, 32]
+
+Each entry makes the product of its values with the axes of `hydra.sweeper.params`; the command line
+goes over both, and its `method=` takes the place of the list.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf
+
+from metaopt.runs.errors import ConfigError
+
+PLAIN = re.compile(r"[\w./+-]+")
+"""Texts that hydra's grammar of overrides reads without quotes."""
+
+
+class MethodSweeper(BasicSweeper):  # type: ignore[misc, unused-ignore]
+    """Hydra's own sweeper, over the union of the products of `methods` with its axes."""
+
+    def __init__(self, params: Mapping[str, str], methods: Sequence[Any]) -> None:
+        super().__init__(max_batch_size=None, params=dict(params))
+        self.methods = methods
+
+    def split_arguments(  # type: ignore[override]
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """Return the cells, all in one batch, so that a launcher can run them at once."""
+        axes = {o.get_key_element(): values(o) for o in overrides}
+        chosen = {o.get_key_element() for o in overrides[len(self.params) :]}
+        entries = [{}] if "method" in chosen else [_entry(e) for e in self.methods]
+        cells: list[list[str]] = []
+        for entry in entries:
+            rest = {k: v for k, v in entry.items() if k not in chosen}
+            axes_left = {k: v for k, v in axes.items() if k not in rest}
+            cells += map(list, itertools.product(*{**rest, **axes_left}.values()))
+        return [[*map(list, dict.fromkeys(map(tuple, cells)))]]
+
+
+def values(override: Override) -> list[str]:
+    """Return each value of an override as an override of its own."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _entry(entry: Any) -> dict[str, list[str]]:
+    """Return {key: its overrides} of one entry of `methods`.
+
+    Raises:
+        ConfigError: it is neither a name nor a mapping.
+    """
+    if isinstance(entry, str):
+        entry = {"method": entry}
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"An entry of methods is a name or a mapping of overrides; got {entry}.")
+    lists = {k: v if isinstance(v, list) else [v] for k, v in entry.items()}
+    return {k: [f"{k}={_quoted(value)}" for value in v] for k, v in lists.items()}
+
+
+def _quoted(value: Any) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value if PLAIN.fullmatch(value) else "'" + value.replace("'", r"\'") + "'"
+
+
+def multirun(hydra: Hydra, name: str, overrides: list[str], task: Callable[..., Any]) -> Any:
+    """Run a sweep with what the config says: hydra's sweeper, a plugin's, or the list `methods`."""
+    config = hydra.compose_config(
+        name, overrides, with_log_configuration=True, run_mode=RunMode.MULTIRUN
+    )
+    if not config.get("methods"):
+        return hydra.multirun(name, task, overrides)
+    sweeper = _sweeper(config)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+    sweeper.setup(hydra_context=context, task_function=task, config=config)
+    return sweeper.sweep(list(config.hydra.overrides.task))
+
+
+def _sweeper(config: Any) -> MethodSweeper:
+    methods: Any = config.get("methods") or [{}]
+    if OmegaConf.is_config(methods):  # labels keep what they refer to for the cells to resolve
+        methods = OmegaConf.to_container(methods, resolve=False)
+    return MethodSweeper(config.hydra.sweeper.params or {}, methods)
+
+
+def cells(config: Any) -> list[list[str]]:
+    """Return the overrides of every cell of an experiment's config with its node `hydra`."""
+    sweeper = _sweeper(config)
+    axes = [f"{k}={v}" for k, v in sweeper.params.items()]
+    return sweeper.split_arguments(OverridesParser.create().parse_overrides(axes), None)[0]
