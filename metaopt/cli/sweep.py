@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -34,26 +33,24 @@ PLAIN = re.compile(r"[\w./+-]+")
 """Texts that hydra's grammar of overrides reads without quotes."""
 
 
-class MethodSweeper(BasicSweeper):  # type: ignore[misc, unused-ignore]
-    """Hydra's own sweeper, over the union of the products of `methods` with its axes."""
+def union(
+    axes: Sequence[Override], given: Sequence[Override], methods: Sequence[Any]
+) -> list[list[str]]:
+    """Return the overrides of every cell.
 
-    def __init__(self, params: Mapping[str, str], methods: Sequence[Any]) -> None:
-        super().__init__(max_batch_size=None, params=dict(params))
-        self.methods = methods
-
-    def split_arguments(  # type: ignore[override]
-        self, overrides: list[Override], max_batch_size: int | None
-    ) -> list[list[list[str]]]:
-        """Return the cells, all in one batch, so that a launcher can run them at once."""
-        axes = {o.get_key_element(): values(o) for o in overrides}
-        chosen = {o.get_key_element() for o in overrides[len(self.params) :]}
-        entries = [{}] if "method" in chosen else [_entry(e) for e in self.methods]
-        cells: list[list[str]] = []
-        for entry in entries:
-            rest = {k: v for k, v in entry.items() if k not in chosen}
-            axes_left = {k: v for k, v in axes.items() if k not in rest}
-            cells += map(list, itertools.product(*{**rest, **axes_left}.values()))
-        return [[*map(list, dict.fromkeys(map(tuple, cells)))]]
+    Args:
+        axes: those of `hydra.sweeper.params`.
+        given: those of the command line.
+        methods: the entries of the list; one that is empty for a plain product.
+    """
+    fixed = {o.get_key_element() for o in given}
+    product = {o.get_key_element(): values(o) for o in (*axes, *given)}
+    cells: list[tuple[str, ...]] = []
+    for entry in [{}] if "method" in fixed else map(_entry, methods):
+        first = {k: v for k, v in entry.items() if k not in fixed}
+        rest = {k: v for k, v in product.items() if k not in first}
+        cells += itertools.product(*{**first, **rest}.values())
+    return [list(cell) for cell in dict.fromkeys(cells)]
 
 
 def values(override: Override) -> list[str]:
@@ -91,21 +88,31 @@ def multirun(hydra: Hydra, name: str, overrides: list[str], task: Callable[..., 
     )
     if not config.get("methods"):
         return hydra.multirun(name, task, overrides)
-    sweeper = _sweeper(config)
+    # Not at the top: hydra's search for plugins loads that file again, with another class in it.
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    params = dict(config.hydra.sweeper.params or {})
+    listed = _methods(config)
+
+    def split(parsed: Sequence[Override], _: int | None) -> list[list[list[str]]]:
+        """Return all cells in one batch, so that a launcher can run them at once."""
+        return [union(parsed[: len(params)], parsed[len(params) :], listed)]
+
+    sweeper = BasicSweeper(max_batch_size=None, params=params)
+    sweeper.split_arguments = split  # type: ignore[method-assign, assignment, unused-ignore]
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     sweeper.setup(hydra_context=context, task_function=task, config=config)
     return sweeper.sweep(list(config.hydra.overrides.task))
 
 
-def _sweeper(config: Any) -> MethodSweeper:
+def _methods(config: Any) -> list[Any]:
     methods: Any = config.get("methods") or [{}]
     if OmegaConf.is_config(methods):  # labels keep what they refer to for the cells to resolve
         methods = OmegaConf.to_container(methods, resolve=False)
-    return MethodSweeper(config.hydra.sweeper.params or {}, methods)
+    return list(methods)
 
 
 def cells(config: Any) -> list[list[str]]:
     """Return the overrides of every cell of an experiment's config with its node `hydra`."""
-    sweeper = _sweeper(config)
-    axes = [f"{k}={v}" for k, v in sweeper.params.items()]
-    return sweeper.split_arguments(OverridesParser.create().parse_overrides(axes), None)[0]
+    axes = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
+    return union(OverridesParser.create().parse_overrides(axes), [], _methods(config))

@@ -1,0 +1,62 @@
+"""The cells of a sweep: a product, or the union of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from metaopt.cli.sweep import union
+from metaopt.runs.errors import ConfigError
+
+
+def expanded(axes: list[str], given: list[str], methods: list[Any]) -> list[str]:
+    parse = OverridesParser.create().parse_overrides
+    return [" ".join(cell) for cell in union(parse(axes), parse(given), methods)]
+
+
+def test_entries_multiply_with_the_axes_and_add_up() -> None:
+    methods = ["f/a", {"method": "f/k", "k": [0, 1]}]
+    assert expanded(["seed=0,1"], [], methods) == [
+        "method=f/a seed=0", "method=f/a seed=1", "method=f/k k=0 seed=0", "method=f/k k=0 seed=1",
+        "method=f/k k=1 seed=0", "method=f/k k=1 seed=1",
+    ]  # fmt: skip
+
+
+def test_the_command_line_goes_over_entries_and_axes() -> None:
+    methods = ["f/a", {"method": "f/k", "k": [0, 1]}]
+    assert expanded(["seed=0,1"], ["seed=7", "k=5"], methods) == [
+        "method=f/a seed=7 k=5", "method=f/k seed=7 k=5"
+    ]  # fmt: skip
+    assert expanded(["seed=0,1"], ["method=f/b"], methods) == [
+        "seed=0 method=f/b", "seed=1 method=f/b"
+    ]  # fmt: skip
+
+
+def test_texts_are_quoted_where_the_grammar_needs_it() -> None:
+    (cell,) = expanded([], [], [{"label": "it's a, b", "x": True, "y": None, "z": 1.5e-3}])
+    assert cell == r"label='it\'s a, b' x=true y=null z=0.0015"
+
+
+def test_an_entry_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(ConfigError, match="name or a mapping of overrides; got 3"):
+        expanded([], [], [3])
+
+
+def test_a_table_runs_its_methods_each_once(metaopt: Callable[..., Any]) -> None:
+    methods = (
+        "methods=[{estimator: [unroll, implicit]}, {outer_lr: 0.2, label: 'K = ${inner_steps}'}]"
+    )
+    tiny = ("-m", "problem=ridge", "debug=tiny", "figures=false", "seed=0")
+    done = metaopt(*tiny, methods)
+    assert "3 cells: 3 computed" in done.out, done.err
+    (fast,) = Path("results").glob("ridge/*outer_lr=0.2*")
+    assert fast.name == "debug=tiny,outer_lr=0.2,problem=ridge,seed=0"
+    config = yaml.safe_load((fast / "config.yaml").read_text())
+    assert config["label"] == "K = 5"
+    assert "methods" not in config
+    assert "3 of 3 cells were already complete" in metaopt(*tiny, methods).out
