@@ -78,14 +78,14 @@ class InnerLoop:
 
     Attributes:
         outer_step: outer steps taken so far; the engine sets it.
-        frozen: the weights that nobody trains.
+        updates_state: whether inner steps change the problem's own state.
     """
 
     def __init__(self, problem: GradientProblem) -> None:
         self.problem = problem
         self.outer_step = 0
         # Where update_state is the base's, no step changes the state: nothing hangs on theta.
-        self._updates_state = type(problem).update_state is not GradientProblem.update_state
+        self.updates_state = type(problem).update_state is not GradientProblem.update_state
 
     @property
     def optimizer(self) -> InnerOptimizer:
@@ -128,14 +128,6 @@ class InnerLoop:
         """Return theta_0 and the problem's state there, on the graph of `outer` if made from it."""
         params = self.problem.init_params(outer, generator(fold(key, "params")))
         return params, self.problem.init_state(outer, params)
-
-    @cached_property
-    def starts_from_outer(self) -> bool:
-        """Whether each run starts from a theta_0 made of phi, so that it carries a derivative."""
-        if self.problem.warm_start:
-            return False
-        params, _ = self.initial(tree.leaves(self.problem.init_outer(generator(0))), 0)
-        return any(t.requires_grad for t in params.values())
 
     # Batches.
 
@@ -238,7 +230,7 @@ class InnerLoop:
         # theta_k enters g twice where the state was computed from it. The gradient of the step is
         # the partial one, so g is evaluated at an alias that the state does not hang on.
         params = inner.params
-        if self._updates_state:
+        if self.updates_state:
             params = {k: p.view_as(p) for k, p in params.items()}
         copied = inner.at(params)
         loss = self.inner_value(outer, copied, draw)
@@ -258,48 +250,9 @@ class InnerLoop:
 
     def updated_state(self, outer: Tree, inner: GradientState, step: int) -> dict[str, Any]:
         """Return the problem's own state after `step` steps, from `inner.state` one step before."""
-        if not self._updates_state:
+        if not self.updates_state:
             return inner.state
         return self.problem.update_state(outer, self.tensors(inner), step)
-
-    # What an estimator refuses, before anything is written.
-
-    def refuse_start_from_outer(self, estimator: str) -> None:
-        """Raise a `ValueError` if each run starts from a theta_0 made of phi."""
-        if self.starts_from_outer:
-            raise ValueError(
-                f"{estimator} holds theta_0 fixed, and {type(self.problem).__name__} makes it from "
-                f"the outer variable (warm_start=False): its derivative would be missing. Use "
-                f"estimator=unroll, forward or first_order."
-            )
-
-    def refuse_state(self, estimator: str) -> None:
-        """Raise a `ValueError` if a loss reads a state that inner steps change.
-
-        Found by one evaluation of both losses with a derivative in the state.
-        """
-        if not self._updates_state:
-            return
-        outer = self.problem.init_outer(generator(0))
-        inner = self.start(outer, None, 0)
-        state = tree.map_tensors(tree.leaf, inner.state)
-        leaves = [t for t in tree.tensors(state) if t.requires_grad]
-        at = inner.at(inner.params)._replace(state=state)
-        losses = {
-            "inner_loss": lambda: self.inner_value(outer, at, self.draw(inner, 0, 0)),
-            "outer_loss": lambda: self.outer_value(outer, at, self.outer_draw(inner, 0)),
-        }
-        for name, value in losses.items():
-            loss = value()
-            if not (leaves and loss.requires_grad):
-                continue
-            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-            if any(slope is not None for slope in slopes):
-                raise ValueError(
-                    f"{estimator} cannot carry the derivative of a state, and {name} of "
-                    f"{type(self.problem).__name__} reads one that update_state computes. Use "
-                    f"estimator=unroll, forward or one_step, or detach the state in {name}."
-                )
 
 
 def loop_of(problem: BilevelProblem) -> InnerLoop | BlackBoxLoop:
@@ -316,31 +269,6 @@ def loop_of(problem: BilevelProblem) -> InnerLoop | BlackBoxLoop:
         f"{type(problem).__name__} is no problem; make it a subclass of metaopt.GradientProblem "
         f"(two losses) or metaopt.Problem (a black box)."
     )
-
-
-def require_gradients(loop: Any, estimator: str, through_decisions: bool = True) -> None:
-    """Raise an error that says what to use instead unless g can be differentiated in phi.
-
-    Args:
-        through_decisions: whether the estimator differentiates what g owes to decisions of phi.
-
-    Raises:
-        TypeError: the problem states no losses.
-        ValueError: the problem's decisions have no derivative.
-    """
-    problem = loop.problem
-    if not isinstance(loop, InnerLoop):
-        raise TypeError(
-            f"{estimator} needs a GradientProblem (inner_loss, outer_loss, inner_batch, "
-            f"outer_batch); {type(problem).__name__} is none. Use estimator=score, or "
-            f"estimator=evolution_strategies for a tensor-valued outer variable."
-        )
-    if through_decisions and problem.hard_decisions:
-        raise ValueError(
-            f"the inner loss of {type(problem).__name__} is on decisions without a derivative: "
-            f"{estimator} would see no feedback. Use estimator=score_function, or let the problem "
-            f"make no hard decisions (problem.labels=soft)."
-        )
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from metaopt.engine.inner_loop import InnerLoop, require_gradients
+from metaopt.engine.guards import refuse_start_from_outer, refuse_state, require_gradients
+from metaopt.engine.inner_loop import InnerLoop
 
 
 class InnerRun:
@@ -40,9 +41,9 @@ class InnerRun:
         name = type(self).__name__
         require_gradients(loop, name, self.differentiates_inner)
         if self.fixed_start:
-            loop.refuse_start_from_outer(name)
+            refuse_start_from_outer(loop, name)
         if not self.carries_state:
-            loop.refuse_state(name)
+            refuse_state(loop, name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next call needs of this one."""
