@@ -99,7 +99,7 @@ class TestShipped:
         assert instantiate(config.optimizer, _convert_="all").lr == 1e-4
 
     def test_methods_that_observe_measure_errors(self):
-        for method, count in (("k4", 0), ("error_feedback", 4), ("meta_absolute", 4)):
+        for method, count in (("constant", 0), ("error_feedback", 4), ("meta_absolute", 4)):
             assert self.made("cartpole", method)[1].acting.error_episodes == count
         assert self.made("acrobot", "meta_paper")[1].acting.error_episodes == 50
 
