@@ -9,7 +9,7 @@ from metaopt.problems.process_reward.data.formats import Chain, write
 
 WORLD = [
     "inner_steps=2", "problem.task.queries=2", "problem.candidates=4", "problem.inherited=2",
-    "problem.new=2", "problem.evidence=8",
+    "problem.prompts_per_step=2", "problem.screening_pool=8",
 ]  # fmt: skip
 REWEIGHTING = [
     "problem.batch=16", "problem.meta_batch=40", "problem.reference_steps=4", "inner_steps=2",

@@ -1,6 +1,6 @@
 """Judge calibration: a scoring template evolves until its scores agree with recorded outcomes.
 
-The responses are given, each with its outcome: GSM8K model solutions, or a file of one's own. The
+The responses are given, each with its outcome: generated, from a file of one's own, or GSM8K's. The
 inner level picks, for every question, the response that the template scores highest; the outer
 level looks for the template under which scores agree with outcomes. It is the outer loop of
 template evolution (Koo et al., Align to Misalign, ICLR 2026) on data that nobody has to generate,
@@ -18,26 +18,24 @@ from metaopt.data.solutions import Solution, Solutions
 from metaopt.engine.protocols import Feedback
 from metaopt.llm import LM, Client, Parameters, SimulatedLM
 from metaopt.problems.template_evolution.candidates import judge
-from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
-from metaopt.problems.template_evolution.prompts import Example
-from metaopt.problems.template_evolution.report.calibration import (
-    CalibrationReport,
-    best_of,
-    held_out_metrics,
-)
-from metaopt.problems.template_evolution.rubric import parse, unit
-from metaopt.problems.template_evolution.search import Parent, TemplateProblem
-from metaopt.problems.template_evolution.simulated_judge import (
+from metaopt.problems.template_evolution.criteria_judge import (
     FIRST,
+    Criteria,
     RubricWriter,
-    Standardised,
     Texts,
     criteria_judge,
     logistic_rubric,
 )
-
-Scores = list[float | None]
-"""The judge's score of each row; `None` where it gave none."""
+from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
+from metaopt.problems.template_evolution.prompts import Example
+from metaopt.problems.template_evolution.report import (
+    CalibrationReport,
+    Scores,
+    best_of,
+    held_out_metrics,
+)
+from metaopt.problems.template_evolution.rubric import parse, unit
+from metaopt.problems.template_evolution.template_problem import Parent, TemplateProblem
 
 Judge = LM | Callable[[Texts], LM]
 
@@ -46,16 +44,16 @@ class JudgeCalibration(TemplateProblem):
     """Inner: the best-scored response of each question. Outer: the template, by its agreement.
 
         inner, per question:  pick the response r with the highest Judge(q, r; template)
-        outer:                F(template) = objective(scores, outcomes) over the labelled rows
+        outer:                F(template) = objective(scores, outcomes) over the labelled examples
 
     One part of the questions trains: the first of them, in random order, are labelled, and the
-    template is searched for, and later calibrated, on their rows alone. Nothing but `metrics` and
-    the report looks at the other questions. `propose` and `screen` are for
+    template is searched for, and later calibrated, on their examples alone. Nothing but `metrics`
+    and the report looks at the other questions. `propose` and `screen` are for
     `metaopt.optimizers.Search`.
 
-    A request that fails makes no score. A template that leaves too many rows without one has the
-    loss +inf, so that it is not chosen on the rest. The run ends while the budget of calls still
-    lasts for the report.
+    A request that fails makes no score. A template that leaves too many examples without one has
+    the loss +inf, so that it is not chosen on the rest. The run ends while the budget of calls
+    still lasts for the report.
 
     Args:
         data: queries and responses with outcomes.
@@ -65,27 +63,27 @@ class JudgeCalibration(TemplateProblem):
         writer: the model that rewrites templates, or `None` for a simulated `RubricWriter`.
         objective: one of `OBJECTIVES`; "mae" is the paper's.
         template: the first template: "rubric" (plausible weights), "logistic" (weights of a
-            logistic regression on the labelled rows), or its text, which must ask for a last line
-            `Score: <number>`.
+            logistic regression on the labelled examples), or its text, which must ask for a last
+            line `Score: <number>`.
         training: share of the questions that train.
-        labelled: rows whose outcomes the search knows, >= 2; whole questions, so it may be a few
-            more.
+        labelled: examples whose outcomes the search knows, >= 2, as far as the training part has
+            them; whole questions, so it may be a few more.
         held_out: most questions that the report is measured on, >= 1, or `None` for all others.
-        shown: templates shown to the writer, >= 1.
+        templates_in_context: templates shown to the writer, >= 1.
         examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind writer.
-        coverage: least share of labelled rows with a score that makes a template legal.
+        coverage: least share of labelled examples with a score that makes a template legal.
         temperature: of the writer; the judge answers at 0.
         max_tokens: longest answer.
         seed: of the split.
 
     Raises:
-        ValueError: an argument outside its range, labelled or held-out rows of one outcome only, a
-            template that the writer cannot read, a paid role without a budget, or a budget too
-            small for one outer step and the report.
+        ValueError: an argument outside its range, labelled or held-out examples of one outcome
+            only, a template that the writer cannot read, a paid role without a budget, or a budget
+            too small for one outer step and the report.
 
-    Cost: a call of the judge for each labelled row and outer step, one of the writer a proposal,
-    and one of the judge for each held-out row and template that is reported. A judge that is a
-    function of the request reports for nothing.
+    Cost: a call of the judge for each labelled example and outer step, one of the writer for each
+    proposal, and one of the judge for each held-out example and template that is reported. A judge
+    that is a function of the request reports for nothing.
     """
 
     def __init__(
@@ -99,7 +97,7 @@ class JudgeCalibration(TemplateProblem):
         training: float = 0.5,
         labelled: int = 400,
         held_out: int | None = None,
-        shown: int = 5,
+        templates_in_context: int = 5,
         examples: int = 0,
         coverage: float = 0.9,
         temperature: float = 1.0,
@@ -111,7 +109,8 @@ class JudgeCalibration(TemplateProblem):
                 f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}."
             )
         for name, count, least in (
-            ("labelled", labelled, 2), ("shown", shown, 1), ("examples", examples, 0),
+            ("labelled", labelled, 2), ("examples", examples, 0),
+            ("templates_in_context", templates_in_context, 1),
             ("held_out", 1 if held_out is None else held_out, 1),
         ):  # fmt: skip
             if count < least:
@@ -121,29 +120,32 @@ class JudgeCalibration(TemplateProblem):
         self.data, self.objective, self.seed, self.coverage = data, objective, seed, coverage
         train, test = data.split(training, seed)
         sample = _texts(data, _of(data, train))
-        self.rows = _labelled(data, train, labelled)
+        self.labelled = _first_questions(data, train, labelled)
         self.test = _of(data, test[:held_out])
-        _both_outcomes(self.rows, "labelled", "labelled")
+        _both_outcomes(self.labelled, "labelled", "labelled")
         _both_outcomes(self.test, "held-out", "held_out")
-        standardised = Standardised(sample)
+        criteria = Criteria.of(sample)
         lms: dict[str, LM] = {
             "judge": judge if isinstance(judge, LM) else judge(sample),
-            "template": writer or SimulatedLM(RubricWriter(standardised), "rubric-writer"),
+            "template": writer or SimulatedLM(RubricWriter(criteria), "rubric-writer"),
         }
-        texts, outcomes = _texts(data, self.rows), [int(r.outcome) for r in self.rows]
+        texts, outcomes = _texts(data, self.labelled), [int(r.outcome) for r in self.labelled]
         self.template = template
         if template == "rubric":
             self.template = FIRST.render()
         elif template == "logistic":
-            self.template = logistic_rubric(standardised, texts, outcomes).render()
+            self.template = logistic_rubric(criteria, texts, outcomes).render()
         _check_template(self.template, simulated=isinstance(lms["template"], SimulatedLM))
         self.answers = Parameters(0.0, max_tokens)
         creative = Parameters(temperature, max_tokens)
-        super().__init__(client(lms), creative, shown, examples, quoting=True)
+        super().__init__(client(lms), creative, templates_in_context, examples, quoting=True)
         self.report = CalibrationReport(self)
         self._examined: dict[str, Scores] = {}
         free = lms["judge"].deterministic
-        self._next = {"judge": len(self.rows) + (0 if free else 2 * len(self.test)), "template": 1}
+        self._next = {
+            "judge": len(self.labelled) + (0 if free else 2 * len(self.test)),
+            "template": 1,
+        }
         self.client.require(self._next)
 
     def init_outer(self, generator: Any) -> str:
@@ -158,20 +160,20 @@ class JudgeCalibration(TemplateProblem):
         return {"round": number, "template": outer, "scores": None, "tried": tried}
 
     def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
-        """Return the state with every labelled row scored."""
+        """Return the state with every labelled example scored."""
         if inner["scores"] is not None:
             return inner
-        scores = self.score(outer, self.rows)
+        scores = self.score(outer, self.labelled)
         tried = [*inner["tried"], {"template": outer, "loss": self._loss(scores)}]
         return {**inner, "scores": scores, "tried": tried}
 
     def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
-        """Return the template's loss on the labelled rows; their scores are the artifacts."""
-        scores: Scores = inner["scores"] or [None] * len(self.rows)
-        p, y = arrays(scores, self.rows)
+        """Return the template's loss on the labelled examples; their scores are the artifacts."""
+        scores: Scores = inner["scores"] or [None] * len(self.labelled)
+        p, y = arrays(scores, self.labelled)
         numbers = {
-            "judge/coverage": len(p) / len(self.rows),
-            "inner/success": best_of(scores, self.rows),
+            "judge/coverage": len(p) / len(self.labelled),
+            "inner/success": best_of(scores, self.labelled),
         }
         if len(p):
             numbers["judge/alignment"] = alignment(p, y)
@@ -184,25 +186,25 @@ class JudgeCalibration(TemplateProblem):
         """Return what the template is worth on the held-out questions."""
         return held_out_metrics(self, outer)
 
-    def seen(self, parents: Sequence[Parent]) -> list[Example]:
-        """Return the labelled rows with the scores of the first parent's run."""
-        scores: Scores = parents[0].artifacts or [None] * len(self.rows)
-        texts = _texts(self.data, self.rows)
+    def judged_examples(self, parents: Sequence[Parent]) -> list[Example]:
+        """Return the labelled examples with the scores of the first parent's run."""
+        scores: Scores = parents[0].artifacts or [None] * len(self.labelled)
+        texts = _texts(self.data, self.labelled)
         return [
             Example(f"Objective: {query}\n\nResponse:\n{response}", score, row.outcome)
-            for (query, response), score, row in zip(texts, scores, self.rows, strict=True)
+            for (query, response), score, row in zip(texts, scores, self.labelled, strict=True)
         ]
 
     def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
         """Return +inf for a template that has been tried, which spares its calls; else 0."""
         return float("inf") if any(candidate == t.outer for t in trials) else 0.0
 
-    def score(self, template: str, rows: Sequence[Solution]) -> Scores:
-        """Return the judge's scores of rows under a template."""
-        return self._asked(self.client, template, rows)
+    def score(self, template: str, examples: Sequence[Solution]) -> Scores:
+        """Return the judge's scores of examples under a template."""
+        return self._asked(self.client, template, examples)
 
     def examine(self, template: str) -> Scores:
-        """Return the scores of the held-out rows, charged only where the judge costs something."""
+        """Return scores of the held-out examples, charged only where the judge costs something."""
         if template not in self._examined:
             lm = self.client.lms["judge"]
             if lm.deterministic:
@@ -213,8 +215,8 @@ class JudgeCalibration(TemplateProblem):
                 return self.score(template, self.test)
         return self._examined[template]
 
-    def _asked(self, client: Client, template: str, rows: Sequence[Solution]) -> Scores:
-        texts = [(row.query, row.response) for row in rows]
+    def _asked(self, client: Client, template: str, examples: Sequence[Solution]) -> Scores:
+        texts = [(x.query, x.response) for x in examples]
         return judge(client, template, self.data.queries, texts, self.answers)
 
     def _stop(self) -> str | None:
@@ -229,50 +231,47 @@ class JudgeCalibration(TemplateProblem):
         return None
 
     def _loss(self, scores: Scores) -> float:
-        p, y = arrays(scores, self.rows)
+        p, y = arrays(scores, self.labelled)
         if len(p) < self.coverage * len(scores):
             return float("inf")
         return outer_loss(self.objective, p, y)
 
 
-def arrays(scores: Scores, rows: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores as probabilities in [0, 1], and outcomes in {0, 1}, of the scored rows."""
-    known = [(unit(s), int(r.outcome)) for s, r in zip(scores, rows, strict=True) if s is not None]
+def arrays(scores: Scores, examples: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores as probabilities in [0, 1], and outcomes in {0, 1}, of the scored examples."""
+    known = [
+        (unit(s), int(r.outcome)) for s, r in zip(scores, examples, strict=True) if s is not None
+    ]
     return np.array([p for p, _ in known]), np.array([y for _, y in known], dtype=int)
 
 
 def _of(data: Solutions, queries: Sequence[int]) -> list[Solution]:
-    """Return the rows of some queries, in the order of the queries."""
+    """Return the examples of some queries, in the order of the queries."""
     by_query: dict[int, list[Solution]] = {}
     for row in data.rows:
         by_query.setdefault(row.query, []).append(row)
     return [row for query in queries for row in by_query[query]]
 
 
-def _labelled(data: Solutions, queries: Sequence[int], least: int) -> list[Solution]:
-    """Return the rows of the first queries, of as few as hold that many rows."""
-    rows: list[Solution] = []
-    for row in _of(data, queries):
-        if len(rows) >= least and row.query != rows[-1].query:
-            return rows
-        rows.append(row)
-    if len(rows) < least:
+def _first_questions(data: Solutions, queries: Sequence[int], count: int) -> list[Solution]:
+    """Return the examples of the first queries, of as few as hold `count`, else of all."""
+    examples: list[Solution] = []
+    for example in _of(data, queries):
+        if len(examples) >= count and example.query != examples[-1].query:
+            break
+        examples.append(example)
+    return examples
+
+
+def _texts(data: Solutions, examples: Sequence[Solution]) -> list[tuple[str, str]]:
+    return [(data.queries[x.query], x.response) for x in examples]
+
+
+def _both_outcomes(examples: Sequence[Solution], what: str, name: str) -> None:
+    if len({x.outcome for x in examples}) < 2:
         raise ValueError(
-            f"labelled={least} rows are more than the training part has, {len(rows)}; ask for "
-            f"fewer, or raise training."
-        )
-    return rows
-
-
-def _texts(data: Solutions, rows: Sequence[Solution]) -> list[tuple[str, str]]:
-    return [(data.queries[row.query], row.response) for row in rows]
-
-
-def _both_outcomes(rows: Sequence[Solution], what: str, name: str) -> None:
-    if len({row.outcome for row in rows}) < 2:
-        raise ValueError(
-            f"the {len(rows)} {what} rows have one outcome only, which says nothing about a judge; "
-            f"raise {name}, or give data with successes and failures."
+            f"the {len(examples)} {what} examples have one outcome only, which says nothing of a "
+            f"judge; raise {name}, or give data with successes and failures."
         )
 
 

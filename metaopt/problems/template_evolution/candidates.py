@@ -188,7 +188,7 @@ def best(log: Iterable[Candidate], query: int, count: int, ranking: Ranking) -> 
     return sorted((c for c in log if c["query"] == query), key=rank)[:count]
 
 
-def evidence(logs: Iterable[Iterable[Candidate]], most: int) -> list[Candidate]:
+def recorded(logs: Iterable[Iterable[Candidate]], most: int) -> list[Candidate]:
     """Return up to `most` different candidates of each outcome: those of the lowest references.
 
     References are hashes, so this is a random sample, and one that changes little as logs grow.

@@ -23,19 +23,16 @@ from metaopt.problems.template_evolution.candidates import (
     Ranking,
     arrays,
     best,
-    evidence,
     judge,
     judged,
+    recorded,
     texts,
 )
 from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
 from metaopt.problems.template_evolution.prompts import Example, prompting, read_prompts
-from metaopt.problems.template_evolution.report.evolution import (
-    EvolutionReport,
-    write_transcripts,
-)
-from metaopt.problems.template_evolution.search import Parent, TemplateProblem
-from metaopt.problems.template_evolution.task import KnownTruth, Task
+from metaopt.problems.template_evolution.report import EvolutionReport, write_transcripts
+from metaopt.problems.template_evolution.tasks import KnownTruth, Task
+from metaopt.problems.template_evolution.template_problem import Parent, TemplateProblem
 
 ROLES = ("target", "judge", "optimizer", "template", "checker")
 
@@ -49,10 +46,10 @@ class TemplateEvolution(TemplateProblem):
         outer:             F(template) = objective(scores, outcomes) over all candidates of the run
 
     An inner run starts from the best of the last one and fresh prompts, `candidates` in all; an
-    inner step asks the optimizer for `new` prompts, shown the `survivors` best. `propose` and
-    `screen` are for `metaopt.optimizers.Search`: the first asks the template model for a template,
-    the second predicts a template's loss by judging recorded candidates again (the replay buffer:
-    whatever earlier trials have tried).
+    inner step asks the optimizer for `prompts_per_step` new ones, with the `parents_in_context`
+    best in its context. `propose` and `screen` are for `metaopt.optimizers.Search`: the first asks
+    the template model for a template, the second predicts a template's loss by judging recorded
+    candidates again (the replay buffer: whatever earlier trials have tried).
 
     Candidates are kept by reference, their texts in the client's own file. A request that fails
     makes no score and no outcome. A spent budget or a policy's refusal ends the run after the step
@@ -60,7 +57,7 @@ class TemplateEvolution(TemplateProblem):
     an error, and it can be resumed.
 
     Where the truth is unknown, every second query is kept from the template: its candidates are
-    searched for and judged, but they are in no loss, no evidence and no example, so that the
+    searched for and judged, but they are in no loss, no screening pool and no example, so that the
     calibrated judge can be measured on them. Where only one outcome has been seen, a balanced loss
     is that outcome's: it rewards strictness until there is a success.
 
@@ -76,11 +73,11 @@ class TemplateEvolution(TemplateProblem):
             "random": by nothing.
         candidates: number C of candidates an inner run starts with, >= 2.
         inherited: how many of them are the best of the last run, 0 <= inherited <= candidates.
-        new: number M of prompts asked for in an inner step, >= 1.
-        survivors: number K of prompts shown to the optimizer, >= 1.
-        shown: number K' of templates shown to the template model, >= 1.
+        prompts_per_step: number M of prompts asked for in an inner step, >= 1.
+        parents_in_context: number K of prompts shown to the optimizer, >= 1.
+        templates_in_context: number K' of templates shown to the template model, >= 1.
         examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind rewriter.
-        evidence: recorded candidates of each outcome that `screen` judges again, >= 1.
+        screening_pool: recorded candidates of each outcome that `screen` judges again, >= 1.
         verify: see `metaopt.problems.template_evolution.candidates.Panel`; further answers are
             drawn at `temperature`.
         instruction: what the optimizer is told first; required where it is not simulated.
@@ -96,8 +93,8 @@ class TemplateEvolution(TemplateProblem):
 
     Cost: C - inherited + L M calls of the target (`verify` times that for successes), C + L M of
     the judge and L of the optimizer per query and outer step; one of the template model a proposal;
-    and 2 `evidence` of the judge for each proposal screened and, where the archive is ranked by the
-    screen, for each template in it. What was asked before is free: most of the latter.
+    and 2 `screening_pool` of the judge for each proposal screened and, where the archive is ranked
+    by the screen, for each template in it. What was asked before is free: most of the latter.
     """
 
     def __init__(
@@ -110,11 +107,11 @@ class TemplateEvolution(TemplateProblem):
         ranking: Ranking = "label_first",
         candidates: int = 10,
         inherited: int = 5,
-        new: int = 5,
-        survivors: int = 5,
-        shown: int = 5,
+        prompts_per_step: int = 5,
+        parents_in_context: int = 5,
+        templates_in_context: int = 5,
         examples: int = 4,
-        evidence: int = 64,
+        screening_pool: int = 64,
         verify: int = 1,
         instruction: str | None = None,
         temperature: float = 1.0,
@@ -130,9 +127,12 @@ class TemplateEvolution(TemplateProblem):
             if value not in legal:
                 raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
         for name, count, least in (
-            ("candidates", candidates, 2), ("inherited", inherited, 0), ("new", new, 1),
-            ("survivors", survivors, 1), ("shown", shown, 1), ("examples", examples, 0),
-            ("evidence", evidence, 1), ("verify", verify, 1), ("inner_steps", inner_steps, 0),
+            ("candidates", candidates, 2), ("inherited", inherited, 0), ("examples", examples, 0),
+            ("prompts_per_step", prompts_per_step, 1),
+            ("parents_in_context", parents_in_context, 1),
+            ("templates_in_context", templates_in_context, 1),
+            ("screening_pool", screening_pool, 1), ("verify", verify, 1),
+            ("inner_steps", inner_steps, 0),
         ):  # fmt: skip
             if count < least:
                 raise ValueError(f"TemplateEvolution needs {name} >= {least}; got {count}.")
@@ -157,8 +157,9 @@ class TemplateEvolution(TemplateProblem):
             )
         simulated = isinstance(task, KnownTruth) and not {"target", "judge"} & set(roles or ())
         super().__init__(
-            client(lms), Parameters(temperature, max_tokens), shown, examples, quoting=False,
-            examiner=Client(task.roles()) if simulated else None, authorisation=authorisation,
+            client(lms), Parameters(temperature, max_tokens), templates_in_context, examples,
+            quoting=False, examiner=Client(task.roles()) if simulated else None,
+            authorisation=authorisation,
         )  # fmt: skip
         self.task = task
         self.report = EvolutionReport(self)
@@ -168,11 +169,12 @@ class TemplateEvolution(TemplateProblem):
             ranking == "outcome",
         )  # fmt: skip
         self.objective, self.ranking = objective, ranking
-        self.candidates, self.inherited, self.new = candidates, inherited, new
-        self.survivors, self.evidence, self.transcripts = survivors, evidence, transcripts
+        self.candidates, self.inherited = candidates, inherited
+        self.prompts_per_step, self.parents_in_context = prompts_per_step, parents_in_context
+        self.screening_pool, self.transcripts = screening_pool, transcripts
         self.instruction = instruction or INSTRUCTION
         each = len(task.queries)
-        first = candidates + inner_steps * new
+        first = candidates + inner_steps * prompts_per_step
         self.client.require(
             {
                 "target": each * first,
@@ -202,7 +204,7 @@ class TemplateEvolution(TemplateProblem):
         return {"round": number, "template": outer, "log": log}
 
     def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
-        """Return the state after `new` more prompts a query; unchanged once the client stopped."""
+        """Return the state after more prompts of each query; unchanged once the client stopped."""
         if self.client.stopped:
             return inner
         known = {(c["query"], c["prompt"]) for c in inner["log"]}
@@ -271,9 +273,9 @@ class TemplateEvolution(TemplateProblem):
         found = (self._best(inner["log"], q, 1) for q in range(len(self.task.queries)))
         return [best[0] if best else None for best in found]
 
-    def seen(self, parents: Sequence[Parent]) -> list[Example]:
+    def judged_examples(self, parents: Sequence[Parent]) -> list[Example]:
         """Return recorded candidates as the first parent's template judges them."""
-        rows = judged(self.panel.judge(parents[0].outer, self._evidence(parents)))
+        rows = judged(self.panel.judge(parents[0].outer, self._screening_pool(parents)))
         return [Example(self.client.text(c["response"]), c["score"], c["outcome"]) for c in rows]
 
     def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
@@ -282,7 +284,7 @@ class TemplateEvolution(TemplateProblem):
         It is +inf where the judge gives less than half of them a score. Once the client has stopped
         it is the loss of the template's own run, since rows are missing.
         """
-        candidates = self._evidence(trials)
+        candidates = self._screening_pool(trials)
         rows = judged(self.panel.judge(candidate, candidates))
         if self.client.stopped:
             return next((t.value for t in trials if t.outer == candidate), float("inf"))
@@ -294,23 +296,25 @@ class TemplateEvolution(TemplateProblem):
         queries = range(len(self.task.queries))
         requests = []
         for query in queries:
-            shown = self._best(log, query, self.survivors)
+            shown = self._best(log, query, self.parents_in_context)
             pairs = [(self.client.text(c["prompt"]), c["score"]) for c in shown]
-            messages = prompting(self.task.queries[query], pairs, self.new, self.instruction)
+            messages = prompting(
+                self.task.queries[query], pairs, self.prompts_per_step, self.instruction
+            )
             rollout = fold(key, "optimizer", query) % 2**31
             requests.append(Request("optimizer", messages, self.creative, rollout))
         return [
             (query, prompt)
             for query, text in zip(queries, texts(self.client, requests), strict=True)
-            for prompt in read_prompts(text or "", self.new)
+            for prompt in read_prompts(text or "", self.prompts_per_step)
         ]
 
     def _best(self, log: Sequence[Candidate], query: int, count: int) -> list[Candidate]:
         return best(log, query, count, self.ranking)
 
-    def _evidence(self, trials: Sequence[Parent]) -> list[Candidate]:
+    def _screening_pool(self, trials: Sequence[Parent]) -> list[Candidate]:
         logs = (self.open_to_search(t.artifacts or ()) for t in trials)
-        return evidence(logs, self.evidence)
+        return recorded(logs, self.screening_pool)
 
     def open_to_search(self, log: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates that the template may be fitted to."""

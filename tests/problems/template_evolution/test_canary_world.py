@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from metaopt.llm import Client, Parameters, Request, parse_score, user
+from metaopt.problems.template_evolution.canary_world import SIGNAL, TRAITS, CanaryWorld
+from metaopt.problems.template_evolution.canary_writers import TOKENS
 from metaopt.problems.template_evolution.prompts import (
     Example,
     judging,
@@ -13,8 +15,6 @@ from metaopt.problems.template_evolution.prompts import (
     rewriting,
 )
 from metaopt.problems.template_evolution.rubric import Rubric, parse
-from metaopt.problems.template_evolution.world.world import SIGNAL, TRAITS, CanaryWorld
-from metaopt.problems.template_evolution.world.writers import TOKENS
 
 EXACT = Parameters()
 

@@ -20,11 +20,11 @@ from metaopt.llm import Client, Request, SimulatedLM
 from metaopt.llm.chat import Message, Reply
 from metaopt.optimizers.search import Trial
 from metaopt.problems.template_evolution import JudgeCalibration
-from metaopt.problems.template_evolution.data.solution_criteria import CRITERIA, measure
+from metaopt.problems.template_evolution.criteria_judge import FIRST, criteria_judge
 from metaopt.problems.template_evolution.prompts import judging, shown_examples
-from metaopt.problems.template_evolution.report.calibration import best_of
+from metaopt.problems.template_evolution.report import best_of
 from metaopt.problems.template_evolution.rubric import FOOTER, Rubric, parse
-from metaopt.problems.template_evolution.simulated_judge import FIRST, criteria_judge
+from metaopt.problems.template_evolution.solution_criteria import CRITERIA, measure
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_training_and_held_out_questions_are_apart_and_labels_are_whole_question
     data: Solutions,
 ) -> None:
     problem = make(data, labelled=31)
-    assert len(problem.rows) == 33
-    trained, held_out = ({r.query for r in rows} for rows in (problem.rows, problem.test))
+    assert len(problem.labelled) == 33
+    trained, held_out = ({r.query for r in rows} for rows in (problem.labelled, problem.test))
     assert len(trained) == 11
     assert len(held_out) == 30
     assert not trained & held_out
@@ -78,7 +78,8 @@ def test_the_logistic_template_scores_with_the_probability_of_a_logistic_regress
     values = {r: measure(data.queries[r.query], r.response) for r in data.rows}
     scaler = StandardScaler().fit([values[r] for r in data.rows if r.query in train])
     fitted = LogisticRegression().fit(
-        scaler.transform([values[r] for r in problem.rows]), [r.outcome for r in problem.rows]
+        scaler.transform([values[r] for r in problem.labelled]),
+        [r.outcome for r in problem.labelled],
     )
     expected = fitted.predict_proba(scaler.transform([values[r] for r in problem.test]))[:, 1]
     scores = problem.examine(problem.template)
@@ -123,10 +124,10 @@ def test_any_model_may_judge_and_a_failure_is_no_score(data: Solutions) -> None:
     problem = make(data, judge=lm, labelled=90, template="rubric")
     engine = run(problem, 1)
     scores = engine.inner["scores"]
-    failed = [data.queries[r.query].startswith("1") for r in problem.rows]
+    failed = [data.queries[r.query].startswith("1") for r in problem.labelled]
     assert [s is None for s in scores] == failed
     assert 0 < sum(failed) < len(scores) / 2
-    known = [(s, r.outcome) for s, r in zip(scores, problem.rows, strict=True) if s is not None]
+    known = [(s, r.outcome) for s, r in zip(scores, problem.labelled, strict=True) if s is not None]
     expected = 1 - roc_auc_score([y for _, y in known], [s for s, _ in known])
     assert 1 - float(problem.evaluate(problem.template, engine.inner, 0).metrics["judge/auroc"]) \
         == pytest.approx(expected)  # fmt: skip
@@ -150,15 +151,15 @@ def test_the_writer_is_shown_what_the_best_template_misjudges_most(data: Solutio
         return f"<template>\n{FIRST._replace(strictness=0.5).render()}\n</template>"
 
     problem = make(data, writer=SimulatedLM(write), examples=2)
-    scores = problem.score(problem.template, problem.rows)
+    scores = problem.score(problem.template, problem.labelled)
     trial = Trial(problem.template, 0.3, 1, scores)
     assert parse(problem.propose([trial], 0)).strictness == 0.5
     shown = shown_examples(heard[0])
     assert [e.outcome for e in shown] == [True, True, False, False]
-    worst = min(s for s, r in zip(scores, problem.rows, strict=True) if r.outcome and s)
+    worst = min(s for s, r in zip(scores, problem.labelled, strict=True) if r.outcome and s)
     assert shown[0].score == worst
     by_text = {f"Objective: {data.queries[r.query]}\n\nResponse:\n{r.response}": r
-               for r in problem.rows}  # fmt: skip
+               for r in problem.labelled}  # fmt: skip
     assert [by_text[e.response].outcome for e in shown] == [e.outcome for e in shown]
     blind = make(data, writer=SimulatedLM(write))
     blind.propose([trial], 0)
@@ -169,7 +170,7 @@ def test_the_simulated_writer_moves_weights_towards_misjudged_successes(data: So
     moved = []
     for examples in (0, 20):
         problem = make(data, examples=examples)
-        trial = Trial(problem.template, 0.3, 1, problem.score(problem.template, problem.rows))
+        trial = Trial(problem.template, 0.3, 1, problem.score(problem.template, problem.labelled))
         drawn = [parse(problem.propose([trial], key)) for key in range(60)]
         moved.append(
             np.mean([r.weights["arithmetic"] for r in drawn]) - FIRST.weights["arithmetic"]
@@ -203,8 +204,7 @@ def test_a_template_of_ones_own_needs_a_footer_and_a_writer_that_reads_it(data: 
     [
         ({"objective": "nll"}, "objective must be one of mae"),
         ({"labelled": 1}, "labelled >= 2"),
-        ({"labelled": 1000}, "more than the training part has, 90"),
-        ({"shown": 0}, "shown >= 1"),
+        ({"templates_in_context": 0}, "templates_in_context >= 1"),
         ({"examples": -1}, "examples >= 0"),
         ({"held_out": 0}, "held_out >= 1"),
         ({"coverage": 0.0}, "0 < coverage <= 1"),
@@ -218,9 +218,9 @@ def test_arguments_out_of_range_are_named(
         make(data, **arguments)
 
 
-def test_rows_of_one_outcome_are_refused() -> None:
+def test_examples_of_one_outcome_are_refused() -> None:
     rows = tuple(Solution(i, str(i), True) for i in range(8))
-    with pytest.raises(ValueError, match="4 labelled rows have one outcome only"):
+    with pytest.raises(ValueError, match="4 labelled examples have one outcome only"):
         JudgeCalibration(Solutions(tuple("abcdefgh"), rows), labelled=4)
 
 

@@ -40,19 +40,19 @@ def test_a_resumed_run_pays_for_no_call_twice(data: Solutions, tmp_path: Path) -
 
     once, first, second = Paid(by_length), Paid(by_length), Paid(by_length)
     whole = run(make(data, judge=once), 4)
-    whole.problem.score(Rubric({"steps": 1.0}).render(), whole.problem.rows[:5])
+    whole.problem.score(Rubric({"steps": 1.0}).render(), whole.problem.labelled[:5])
     engine = begin(first)
     for step, _ in engine:
         if step == 2:
             break
     state = engine.state_dict()
-    engine.problem.score(Rubric({"steps": 1.0}).render(), engine.problem.rows[:5])
+    engine.problem.score(Rubric({"steps": 1.0}).render(), engine.problem.labelled[:5])
     engine.problem.records.close()
     resumed = begin(second)
     resumed.load_state_dict(state)
     for _ in resumed:
         pass
-    resumed.problem.score(Rubric({"steps": 1.0}).render(), resumed.problem.rows[:5])
+    resumed.problem.score(Rubric({"steps": 1.0}).render(), resumed.problem.labelled[:5])
     resumed.problem.records.close()
     assert not set(first.asked) & set(second.asked)
     assert sorted(first.asked + second.asked) == sorted(once.asked)
@@ -73,7 +73,7 @@ def test_a_search_stops_while_the_budget_lasts_for_the_report(data: Solutions) -
     lm = Paid(by_length)
     problem = make(data, judge=lm, client=partial(Client, budget={"judge": {"lm_calls": 340}}))
     engine = run(problem, 10)
-    each = len({(r.query, r.response) for r in problem.rows})
+    each = len({(r.query, r.response) for r in problem.labelled})
     assert engine.outer_step == 2  # 340 - 2 * 60 is less than another 60 and 180 for the report
     assert "another template and the report" in str(engine.stopped)
     assert len(lm.asked) == engine.ledger.spent["lm_calls"] - 1 == 2 * each
@@ -93,7 +93,7 @@ def test_a_spent_budget_keeps_what_was_paid_for(data: Solutions) -> None:
     assert np.isfinite(losses[:-1]).all()
     assert losses[-1] == float("inf")
     scored = [s for s in engine.inner["scores"] if s is not None]
-    assert 0 < len(scored) < len(problem.rows)
+    assert 0 < len(scored) < len(problem.labelled)
     assert engine.optimizer.solution in [t["template"] for t in engine.inner["tried"][:-1]]
 
 
@@ -112,7 +112,7 @@ def test_a_run_delivers_a_calibrated_judge_and_shows_no_response(
     assert record["held_out"]["auroc"] == pytest.approx(metrics["auroc"])
     assert record["held_out"]["kappa"] == pytest.approx(metrics["kappa"])
     assert record["held_out"]["brier"] == pytest.approx(metrics["calibrated_brier"])
-    rows = {(r.query, r.response) for r in problem.rows}  # equal ones are asked about once
+    rows = {(r.query, r.response) for r in problem.labelled}  # equal ones are asked about once
     calls = f"calls: {6 * len(rows) + 5} (judge {6 * len(rows)}, template 5)"
     for part in (calls, "first template:", f"-> {metrics['auroc']:.3f}", "judge.json"):
         assert part in said
@@ -159,7 +159,8 @@ def test_missing_data_says_where_to_put_it(
     metaopt: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("METAOPT_DATA", str(tmp_path / "nowhere"))
-    done = metaopt("problem=template_evolution/judge_calibration")
+    problem, data = "problem=template_evolution/judge_calibration", "data@problem.data"
+    done = metaopt(problem, f"{data}=template_evolution/gsm8k")
     assert done.code == 1
     assert "set METAOPT_DATA" in done.err
     assert "Traceback" not in done.err

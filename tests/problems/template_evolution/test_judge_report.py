@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from metaopt.metrics.calibration import CalibratedJudge, compare, measure
-from metaopt.problems.template_evolution.report.judge import HeldOut, verdict, write_report
+from metaopt.problems.template_evolution.judge_report import HeldOut, verdict, write_report
 from metaopt.report.page import Table, Verbatim, markdown
 
 RANGE = (1.0, 10.0)

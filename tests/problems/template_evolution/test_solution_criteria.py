@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metaopt.problems.template_evolution.data.solution_criteria import (
+from metaopt.problems.template_evolution.solution_criteria import (
     CRITERIA,
     LONGEST,
     arithmetic,

@@ -23,10 +23,10 @@ from metaopt.llm.openai_compatible import OpenAICompatibleLM
 from metaopt.optimizers import Search
 from metaopt.optimizers.search import Trial
 from metaopt.problems.template_evolution import TemplateEvolution
-from metaopt.problems.template_evolution.candidates import Panel, arrays, best, evidence, judged
-from metaopt.problems.template_evolution.prompt_file import PromptFile
+from metaopt.problems.template_evolution.canary_world import CanaryWorld
+from metaopt.problems.template_evolution.candidates import Panel, arrays, best, judged, recorded
 from metaopt.problems.template_evolution.prompts import quotes
-from metaopt.problems.template_evolution.world.world import CanaryWorld
+from metaopt.problems.template_evolution.tasks import PromptFile
 
 
 def problem(seed=0, queries=2, world=None, **settings):
@@ -67,7 +67,7 @@ def test_concurrency_changes_nothing():
 
 
 def test_a_run_keeps_the_counts_of_the_paper():
-    of = problem(candidates=10, inherited=5, new=5, world={"parse_failures": 0.0})
+    of = problem(candidates=10, inherited=5, prompts_per_step=5, world={"parse_failures": 0.0})
     engine, told = run(of, evolve=False, outer_steps=2)
     each = engine.inner["log"]
     assert len(each) <= 2 * (10 + 5 * 5)
@@ -113,9 +113,9 @@ def test_unscored_and_ambiguous_candidates_are_left_out():
 
 
 def test_evidence_is_the_same_while_it_lasts():
-    few = evidence([LOG], 2)
+    few = recorded([LOG], 2)
     assert [c["prompt"] for c in few] == ["b", "c", "a"]
-    assert evidence([LOG, LOG[:2]], 2) == few
+    assert recorded([LOG, LOG[:2]], 2) == few
 
 
 class Failing:

@@ -14,13 +14,14 @@ import pytest
 from llm.servers import Asked, Scripted, Served, completion, error
 from processes import Command
 
-from metaopt.problems.template_evolution.world.world import CanaryWorld
+from metaopt.problems.template_evolution.canary_world import CanaryWorld
 
 pytestmark = pytest.mark.slow
 
 TINY = (
     "problem=template_evolution", "outer_steps=3", "inner_steps=2", "problem.task.queries=2",
-    "problem.candidates=6", "problem.inherited=3", "problem.new=3", "problem.evidence=6",
+    "problem.candidates=6", "problem.inherited=3", "problem.prompts_per_step=3",
+    "problem.screening_pool=6",
     "figures=false",
 )  # fmt: skip
 PERMISSION = (
@@ -152,7 +153,7 @@ def test_texts_are_in_the_folder_only_when_asked_for(
         "outer_steps=4",
         "inner_steps=5",
         "problem.candidates=10",
-        "problem.new=5",
+        "problem.prompts_per_step=5",
         "figures=true",
     ]
     texts = f"problem.transcripts={transcripts}".lower()

@@ -72,7 +72,7 @@ class TemplateProblem(Problem):
     Args:
         client: the language models; what is paid for is in its records.
         creative: how the role template answers.
-        shown: number of templates shown to it, >= 1.
+        templates_in_context: number of templates shown to it, >= 1.
         examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind rewriter.
         quoting: whether a template may quote a response that was shown: people read templates.
         examiner: a second client, which charges nothing, or `None`.
@@ -85,24 +85,27 @@ class TemplateProblem(Problem):
         self,
         client: Client,
         creative: Parameters,
-        shown: int,
+        templates_in_context: int,
         examples: int,
         quoting: bool,
         examiner: Client | None = None,
         authorisation: Mapping[str, str] | None = None,
     ) -> None:
         self.client, self.creative, self.examiner = client, creative, examiner
-        self.shown, self.examples, self.quoting = shown, examples, quoting
+        self.templates_in_context = templates_in_context
+        self.examples, self.quoting = examples, quoting
         self.records = Answers(client, examiner, authorisation)
 
     @abstractmethod
-    def seen(self, parents: Sequence[Parent]) -> list[Example]:
+    def judged_examples(self, parents: Sequence[Parent]) -> list[Example]:
         """Return responses of known outcome with the scores of the first parent's template."""
 
     def propose(self, parents: Sequence[Parent], key: int) -> str:
         """Return a new template by the role template; the best one again where it writes none."""
-        shown = [(p.outer, 100 * (1 - min(p.value, 1.0))) for p in parents[: self.shown]]
-        examples = misjudged(self.seen(parents), self.examples) if self.examples else []
+        shown = [
+            (p.outer, 100 * (1 - min(p.value, 1.0))) for p in parents[: self.templates_in_context]
+        ]
+        examples = misjudged(self.judged_examples(parents), self.examples) if self.examples else []
         secrets = [] if self.quoting else [e.response for e in examples]
         for attempt in range(3):
             rollout = fold(key, "template", attempt) % 2**31

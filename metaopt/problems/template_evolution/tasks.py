@@ -1,12 +1,12 @@
-"""Template evolution on queries of one's own: objectives, first prompts and a checker in a file."""
+"""Tasks of template evolution: what one states, one whose truth is known, one from a file."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,43 @@ TEMPLATE = (
     f"{FOOTER}"
 )
 """A first template for a judge that can read."""
+
+
+class Task(Protocol):
+    """What is evolved on.
+
+    Attributes:
+        queries: the objectives, one text a query.
+        template: the first scoring template.
+    """
+
+    queries: Sequence[str]
+    template: str
+
+    def prompts(self, query: int, count: int, key: int) -> list[str]:
+        """Return up to `count` first candidates for a query."""
+        ...
+
+    def check(self, query: int, response: str, key: int) -> bool | None:
+        """Return whether the response meets the query's objective; `None` when ambiguous."""
+        ...
+
+    def roles(self) -> Mapping[str, LM]:
+        """Return the language models that come with the task, by role."""
+        ...
+
+
+@runtime_checkable
+class KnownTruth(Protocol):
+    """A simulated task, whose truth can be looked up."""
+
+    def success(self, query: int, prompt: str) -> float:
+        """Return the true probability that the prompt meets the query's objective."""
+        ...
+
+    def examination(self, query: int) -> Sequence[tuple[str, bool]]:
+        """Return (response, outcome) pairs that the search has not seen."""
+        ...
 
 
 class PromptFile:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from metaopt.problems.template_evolution.prompt_file import PromptFile
+from metaopt.problems.template_evolution.tasks import PromptFile
 
 
 def write(folder, *rows):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit
 
 from metaopt.llm import SimulatedLM
 from metaopt.llm.chat import Message
-from metaopt.problems.template_evolution.data.solution_criteria import CRITERIA, measure
 from metaopt.problems.template_evolution.prompts import Example, shown_examples, shown_templates
 from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score
+from metaopt.problems.template_evolution.solution_criteria import CRITERIA, measure
 
 FIRST = Rubric(
     {
@@ -36,57 +37,74 @@ Texts = Sequence[tuple[str, str]]
 """(query, response) pairs."""
 
 
-class Standardised:
+class Criteria(NamedTuple):
     """The criteria of a response in standard deviations from their means over a sample.
 
     Args:
-        sample: responses that give means and standard deviations; a criterion that does not vary
-            among them is always 0.
-
-    Raises:
-        ValueError: an empty sample.
+        mean: of each of `CRITERIA` over the sample.
+        scale: 1 / standard deviation; 0 for a criterion that does not vary in the sample.
     """
 
-    def __init__(self, sample: Texts) -> None:
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, sample: Texts) -> Criteria:
+        """Return the criteria standardised by these responses.
+
+        Raises:
+            ValueError: an empty sample.
+        """
         if not sample:
             raise ValueError("the criteria need a sample of responses to be standardised by.")
         values = np.array([measure(*texts) for texts in sample])
-        self.mean, deviation = values.mean(0), values.std(0)
-        self.scale = np.where(deviation > 1e-9, 1 / np.maximum(deviation, 1e-9), 0.0)
+        deviation = values.std(0)
+        scale = np.where(deviation > 1e-9, 1 / np.maximum(deviation, 1e-9), 0.0)
+        return cls(values.mean(0), scale)
 
     def __call__(self, query: str, response: str) -> np.ndarray:
         """Return the values, in the order of `CRITERIA`."""
         return (np.array(measure(query, response)) - self.mean) * self.scale
 
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return mean and scale as JSON values."""
+        return {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
 
-def criteria_judge(sample: Texts) -> SimulatedLM:
-    """Return a judge that reads a rubric of `CRITERIA` and adds up what a program can measure.
+
+class CriteriaJudge(SimulatedLM):
+    """A judge that reads a rubric of `CRITERIA` and adds up what a program can measure.
 
         score = 1 + 9 sigmoid(sum of weight_c z_c - strictness), rounded to 0.5
 
-    z_c is the criterion in standard deviations from its mean over the sample. A criterion that it
-    does not know counts nothing; a template that is no rubric gets no score.
+    z_c is the standardised criterion. A criterion that it does not know counts nothing; a template
+    that is no rubric gets no score.
 
     Args:
-        sample: see `Standardised`.
+        criteria: the standardised criteria.
 
     Cost: a few microseconds a response after the first time.
     """
-    standardised = Standardised(sample)
 
-    def answer(role: str, messages: Sequence[Message], key: int) -> str:
-        template, _, asked = messages[-1]["content"].partition("\n\nObjective: ")
-        query, _, response = asked.partition("\n\nResponse:\n")
+    def __init__(self, criteria: Criteria) -> None:
+        self.criteria = criteria
+        digest = hashlib.sha256(criteria.mean.tobytes() + criteria.scale.tobytes()).hexdigest()
+        super().__init__(self._judge, f"criteria-judge-{digest[:12]}")
+
+    def _judge(self, role: str, messages: Sequence[Message], key: int) -> str:
+        template, _, question = messages[-1]["content"].partition("\n\nObjective: ")
+        query, _, response = question.partition("\n\nResponse:\n")
         rubric = _rubric(template)
         if rubric is None:
             return "There are no criteria here that I know."
         weights, strictness = rubric
-        logit = float(weights @ standardised(query, response)) - strictness
+        logit = float(weights @ self.criteria(query, response)) - strictness
         score = round_score(LOW + (HIGH - LOW) * float(expit(logit)))
         return f"The criteria add up to {logit:+.2f}.\nScore: {score:.1f}"
 
-    digest = hashlib.sha256(standardised.mean.tobytes() + standardised.scale.tobytes())
-    return SimulatedLM(answer, f"criteria-judge-{digest.hexdigest()[:12]}")
+
+def criteria_judge(sample: Texts) -> CriteriaJudge:
+    """Return the judge whose criteria are standardised by (query, response) pairs."""
+    return CriteriaJudge(Criteria.of(sample))
 
 
 class RubricWriter:
@@ -97,20 +115,20 @@ class RubricWriter:
     the difference between the mean criteria of the misjudged successes and failures.
 
     Args:
-        standardised: criteria of the examples.
+        criteria: of the examples.
         step, strictness, rate: see above; >= 0.
         changed: weights that a step changes, >= 1.
     """
 
     def __init__(
         self,
-        standardised: Standardised,
+        criteria: Criteria,
         step: float = 0.5,
         strictness: float = 0.3,
         rate: float = 0.1,
         changed: int = 3,
     ) -> None:
-        self.standardised, self.step, self.strictness = standardised, step, strictness
+        self.criteria, self.step, self.strictness = criteria, step, strictness
         self.rate, self.changed = rate, changed
 
     def __call__(self, role: str, messages: Sequence[Message], key: int) -> str:
@@ -136,10 +154,10 @@ class RubricWriter:
 
     def _criteria(self, example: str) -> np.ndarray:
         query, _, response = example.removeprefix("Objective: ").partition("\n\nResponse:\n")
-        return self.standardised(query, response)
+        return self.criteria(query, response)
 
 
-def logistic_rubric(standardised: Standardised, texts: Texts, outcomes: Sequence[int]) -> Rubric:
+def logistic_rubric(criteria: Criteria, texts: Texts, outcomes: Sequence[int]) -> Rubric:
     """Return the rubric whose weights are those of a logistic regression on the criteria.
 
     Under `criteria_judge` with the same sample it scores with the regression's probability, up to
@@ -148,7 +166,7 @@ def logistic_rubric(standardised: Standardised, texts: Texts, outcomes: Sequence
     """
     from sklearn.linear_model import LogisticRegression
 
-    values = np.array([standardised(*pair) for pair in texts])
+    values = np.array([criteria(*pair) for pair in texts])
     fitted = LogisticRegression(max_iter=1_000).fit(values, np.asarray(outcomes))
     weights = dict(zip(CRITERIA, fitted.coef_[0].tolist(), strict=True))
     return Rubric(weights, -float(fitted.intercept_[0]), FIRST.preamble)

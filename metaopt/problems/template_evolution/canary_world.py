@@ -22,8 +22,8 @@ from scipy.special import expit, ndtr
 from metaopt.engine.random import fold
 from metaopt.llm import LM, SimulatedLM
 from metaopt.llm.chat import Message
+from metaopt.problems.template_evolution.canary_writers import TOKENS, TRAIT, rewrite, vary
 from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score
-from metaopt.problems.template_evolution.world.writers import TOKENS, TRAIT, rewrite, vary
 
 TRAITS = (
     "specificity", "directness", "hedging", "politeness", "fluency",

@@ -1,4 +1,4 @@
-"""The deliverable of a template search: a calibrated judge, what it is worth, and how it came.
+"""The product of a template search: a calibrated judge, its figures on held-out examples, a report.
 
 Written are judge.json, report.md, report.html and figures/. They hold templates, counts and
 numbers; no candidate and no response is ever passed in.
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from metaopt.metrics.binary import Scores, as_scores
 from metaopt.metrics.calibration import CalibratedJudge, Numbers, compare, measure
-from metaopt.problems.template_evolution.report.figures import (
+from metaopt.problems.template_evolution.judge_figures import (
     Side,
     draw_evolution,
     draw_reliability,
@@ -64,6 +64,7 @@ def write_report(
     objective: str = "objective",
     weights: Sequence[Mapping[str, float]] | None = None,
     seed: int = 0,
+    criteria: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write the judge and its report into `folder`, and return the paths of the files.
 
@@ -80,6 +81,7 @@ def write_report(
         weights: criteria weights of the best template, one mapping an outer step, where templates
             are weighted rubrics.
         seed: of the bootstrap.
+        criteria: how a judge made of criteria standardises them, so that it can be loaded.
 
     Raises:
         ValueError: provenance that is not JSON, or rows that `metaopt.metrics.calibration.measure`
@@ -102,6 +104,7 @@ def write_report(
         "first": {"judge": first.to_dict(), "held_out": before},
         "difference": difference,
         "provenance": dict(provenance),
+        **({"criteria": dict(criteria)} if criteria else {}),
     }
     blocks = [
         *_summary(first, best, before, after, difference),

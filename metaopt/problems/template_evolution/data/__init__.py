@@ -1,1 +1,0 @@
-"""Criteria read off solutions."""
