@@ -33,22 +33,6 @@ REWARDS = [
 ]  # fmt: skip
 
 
-def sums(folder: Path, count: int = 40) -> Path:
-    """Write a file of right and wrong sums, two responses a query; return its path."""
-    rows = [
-        {
-            "query": f"add {a} and {a + 1}",
-            "response": f"{a}+{a + 1}=<<{a}+{a + 1}={said}>>{said}\nA: {said}",
-            "outcome": said == 2 * a + 1,
-        }
-        for a in range(2, count + 2)
-        for said in (2 * a + 1, 2 * a + 1 + a % 2)
-    ]
-    path = folder / "sums.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def process_files(folder: Path, count: int = 20) -> list[str]:
     """Write two domains of step labels and a file of solutions; return the overrides for them."""
     labelled = {
@@ -139,7 +123,7 @@ def shrunk(problem: str, folder: Path) -> list[str]:
     if problem == "template_evolution":
         return WORLD
     if problem == "template_evolution/judge_calibration":
-        return [f"problem.data.source={sums(folder)}", "problem.labelled=20"]
+        return ["problem.data.questions=20", "problem.labelled=20"]
     if problem.startswith("rollout_length"):
         return ROLLOUT
     if problem == "domain_reweighting":

@@ -37,6 +37,7 @@ REFUSED = {
 SERVED = {
     ("llm", "openai_compatible"), ("llm", "transformers"),
     ("data", "template_evolution/prompt_file"), ("data", "meta_pseudo_labels/images"),
+    ("data", "template_evolution/gsm8k"), ("data", "template_evolution/solutions"),
     ("data", "rollout_length/gymnasium"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
     ("data", "reward_model/preference_texts"), ("model", "reward_model/text_encoder"),
@@ -57,8 +58,12 @@ DATA = {
     "reward_model": ("reward_model", "problem.task.data"),
     "rollout_length": ("rollout_length", "problem.environment"),
     "template_evolution": ("template_evolution", "problem.task"),
+    "template_evolution/arithmetic_solutions": (
+        "template_evolution/judge_calibration",
+        "problem.data",
+    ),
 }
-"""For each family of data sets, a problem that takes them and where."""
+"""For each family of data sets, or for one, a problem that takes it and where."""
 UNTRAINED = ["optimizer.updates=0"]
 """For learned policies: their few steps here are a test, without training before."""
 CONTEXT = {
@@ -95,7 +100,7 @@ def chosen(group: str, option: str) -> list[str]:
     if group == "llm":
         return ["problem=template_evolution/judge_calibration", f"llm={option}"]
     if group == "data":
-        problem, node = DATA[option.partition("/")[0]]
+        problem, node = DATA.get(option) or DATA[option.partition("/")[0]]
         return [f"problem={problem}", f"data@{node}={option}"]
     if group == "weights":
         return ["problem=domain_reweighting", f"weights@problem.weights={option}"]

@@ -17,7 +17,7 @@ from metaopt.engine import Engine
 from metaopt.estimators import Score
 from metaopt.llm import Client
 from metaopt.optimizers import Search
-from metaopt.problems.template_evolution import JudgeCalibration
+from metaopt.problems.template_evolution import JudgeCalibration, load_judge
 from metaopt.problems.template_evolution.rubric import Rubric
 
 
@@ -133,7 +133,8 @@ def test_a_killed_run_continues_to_the_same_result(
     metaopt: Any, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = (
-        "problem=template_evolution/judge_calibration", f"problem.data.source={path}",
+        "problem=template_evolution/judge_calibration",
+        "data@problem.data=template_evolution/solutions", f"problem.data.source={path}",
         "problem.labelled=60", "outer_steps=6", "checkpoint_every=1", "figures=false",
     )  # fmt: skip
     assert metaopt(*common, "hydra.run.dir=whole").code == 0
@@ -153,6 +154,18 @@ def test_a_killed_run_continues_to_the_same_result(
     assert whole["metrics"] == halved["metrics"]
     assert whole["budget"] == halved["budget"]
     assert_no_response_in(Path("halved"))
+
+
+def test_a_small_file_of_ones_own_runs_as_it_is(metaopt: Any, path: Path) -> None:
+    data = ("data@problem.data=template_evolution/solutions", f"problem.data.source={path}")
+    done = metaopt("problem=template_evolution/judge_calibration", *data, "debug=tiny")
+    assert done.code == 0, done.err
+    (judge,) = Path("runs").rglob("judge.json")
+    record = json.loads(judge.read_text())
+    assert record["provenance"]["searched and fitted on"] == "90 responses to 30 queries"
+    (score,) = load_judge(judge).score([("0: add 2 and 3", "2+3=<<2+3=5>>5\nA: 5")])
+    assert score is not None
+    assert 1 <= score <= 10
 
 
 def test_missing_data_says_where_to_put_it(
