@@ -12,20 +12,20 @@ class Proportion(NamedTuple):
     Args:
         value: the share, in [0, 1].
         low, high: ends of the interval.
-        count: number of test examples, >= 1.
+        examples: number of test examples, >= 1.
         level: of the interval, in (0, 1).
     """
 
     value: float
     low: float
     high: float
-    count: int
+    examples: int
     level: float = 0.95
 
     def __str__(self) -> str:
         return (
             f"{self.value:.4f} ({100 * self.level:g} % interval {self.low:.4f} to {self.high:.4f}, "
-            f"n = {self.count})"
+            f"n = {self.examples})"
         )
 
 
@@ -60,9 +60,9 @@ class ModelCard(NamedTuple):
         for name, x in self.figures.items():
             if not isinstance(x, Proportion):
                 continue
-            if not 0 <= x.low <= x.value <= x.high <= 1 or x.count < 1 or not 0 < x.level < 1:
+            if not 0 <= x.low <= x.value <= x.high <= 1 or x.examples < 1 or not 0 < x.level < 1:
                 raise ValueError(
-                    f"a card needs 0 <= low <= value <= high <= 1, count >= 1 and a level in "
+                    f"a card needs 0 <= low <= value <= high <= 1, examples >= 1 and a level in "
                     f"(0, 1); {name} has {tuple(x)}."
                 )
 

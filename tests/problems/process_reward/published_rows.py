@@ -210,9 +210,11 @@ OWN = [
         "outcome": 0,
         "policy": "m",
         "temperature": 0.7,
-        "extra": {"stepwise": {"k": [1]}},
     }
 ]
+
+
+SOLUTIONS = [{"query": QUESTION, "response": "12.\nSo 13.", "outcome": False}]
 
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -226,6 +228,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "math_shepherd": MATH_SHEPHERD,
     "process_bench": PROCESS_BENCH,
     "bigbench_mistake": MISTAKE,
+    "solution": SOLUTIONS,
 }
 
 

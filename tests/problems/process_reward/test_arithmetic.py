@@ -19,7 +19,8 @@ from metaopt.problems.process_reward.data.arithmetic_policy import (
     ArithmeticPolicy,
 )
 from metaopt.problems.process_reward.data.dataset import ProcessData
-from metaopt.problems.process_reward.data.formats import Chain, leaked
+from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.meta_set import leaked
 
 SMALL = {"chains": 40, "meta_size": 20, "questions": 6, "candidates": 5, "held_out": 30}
 
@@ -152,7 +153,7 @@ def test_held_out_labels_end_with_the_first_error(world: ProcessData) -> None:
     for chain in chains:
         right = [a == b for a, b in zip(written(chain), truth(chain.prompt), strict=True)]
         wrong = right.index(False) if False in right else None
-        assert chain.first_error == wrong
+        assert (chain.labels.index(0.0) if 0.0 in chain.labels else None) == wrong
         before = chain.labels if wrong is None else chain.labels[:wrong]
         assert set(before) <= {1.0}
         assert wrong is None or set(chain.labels[wrong + 1 :]) <= {None}

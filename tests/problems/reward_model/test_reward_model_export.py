@@ -213,7 +213,7 @@ def test_the_card_states_data_accuracy_and_interval(tmp_path):
         {"high": 0.7},
         {"high": 1.5},
         {"low": -0.1},
-        {"count": 0},
+        {"examples": 0},
         {"level": 1.0},
         {"value": float("nan")},
     ],

@@ -19,7 +19,8 @@ from metaopt.problems.process_reward.data.arithmetic_policy import (
     Ints,
     solve,
 )
-from metaopt.problems.process_reward.data.formats import Chain, meta_set
+from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.meta_set import meta_set
 
 STEPS = 3
 """Most steps of a question; those of the easy domain have one, all others two or three."""

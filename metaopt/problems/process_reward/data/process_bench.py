@@ -10,13 +10,9 @@ import numpy as np
 from metaopt.data.folder import find_data
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.final_answers import final_answer
-from metaopt.problems.process_reward.data.formats import (
-    Chain,
-    gsm8k_solutions,
-    meta_set,
-    question_key,
-    read,
-)
+from metaopt.problems.process_reward.data.formats import Chain, read
+from metaopt.problems.process_reward.data.gsm8k import gsm8k_solutions
+from metaopt.problems.process_reward.data.meta_set import meta_set, question_key
 
 SOURCES = ("bigbench_mistake", "processbench")
 ORIGINS = {

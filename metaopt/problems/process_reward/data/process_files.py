@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from metaopt.problems.process_reward.data.dataset import ProcessData
-from metaopt.problems.process_reward.data.formats import Chain, leaked, meta_set, question_key, read
+from metaopt.problems.process_reward.data.formats import Chain, read
+from metaopt.problems.process_reward.data.meta_set import leaked, meta_set, question_key
 
 Leaks = Literal["refuse", "drop", "keep"]
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from metaopt.problems.process_reward.data.final_answers import agree, final_answer
-from metaopt.problems.process_reward.data.formats import Chain, rows_of
-from metaopt.problems.process_reward.data.formats.chain import from_chain
+from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.formats.chain import from_chain, to_chain
 
 SETTINGS = "labelling.settings"
 """File of a folder of shards that says what was asked for."""
@@ -130,7 +130,7 @@ def label_steps(
     if stepless:
         raise ValueError(f"{len(stepless)} chains have no steps; the first is {stepless[0]}.")
     folder = Path(folder)
-    content = [rows_of(chains, "chain"), list(references)]
+    content = [[to_chain(chain) for chain in chains], list(references)]
     _claim(
         folder,
         {
@@ -270,8 +270,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _write(path: Path, chains: Sequence[Chain]) -> None:
-    rows = rows_of(chains, "chain")
-    _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rows = [json.dumps(to_chain(chain), ensure_ascii=False) for chain in chains]
+    _replace(path, "".join(f"{row}\n" for row in rows))
 
 
 def _replace(path: Path, text: str) -> None:

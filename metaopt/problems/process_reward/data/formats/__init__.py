@@ -1,27 +1,12 @@
-"""Chains of steps with labels: one schema, the published formats, and the meta-set."""
+"""Chains of steps with labels: one schema, and the formats that are published.
+
+Reading order: `chain` (the schema), `reading` (files, folders and the hub; the table of formats),
+then one module for each family of formats: `first_error` (ProcessBench, BIG-Bench-Mistake),
+`stepwise` (TRL), `math_shepherd`, `prm800k`, `dreamprm` and `dreamprm15`, `solution` (responses
+with an outcome). `columns` checks the columns of a row.
+"""
 
 from metaopt.problems.process_reward.data.formats.chain import Chain, harden, truncate
-from metaopt.problems.process_reward.data.formats.formats import (
-    FORMATS,
-    Chains,
-    read,
-    rows_of,
-    write,
-)
-from metaopt.problems.process_reward.data.formats.gsm8k import gsm8k_solutions
-from metaopt.problems.process_reward.data.formats.meta_set import leaked, meta_set, question_key
+from metaopt.problems.process_reward.data.formats.reading import FORMATS, Chains, read, write
 
-__all__ = [
-    "FORMATS",
-    "Chain",
-    "Chains",
-    "gsm8k_solutions",
-    "harden",
-    "leaked",
-    "meta_set",
-    "question_key",
-    "read",
-    "rows_of",
-    "truncate",
-    "write",
-]
+__all__ = ["FORMATS", "Chain", "Chains", "harden", "read", "truncate", "write"]

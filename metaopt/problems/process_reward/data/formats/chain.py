@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metaopt.problems.process_reward.data.formats.columns import (
     count,
     flag,
     listed,
-    mapping,
     optional,
     share,
     text,
@@ -36,10 +35,14 @@ class Chain:
         images: paths of the question's images.
         policy: who wrote the chain; "" where that is not known.
         temperature: at which it was sampled; `None` where that is not known.
-        extra: by format, what a source holds beyond this schema; its converter writes it back.
 
     Raises:
         ValueError: lengths that differ, a label outside [0, 1], or counts that contradict.
+
+    Example:
+        >>> chain = Chain("1 + 2 + 3?", ("1 + 2 = 3.", "3 + 3 = 7."), (1.0, 0.0), outcome=False)
+        >>> chain.mask
+        (True, True)
     """
 
     prompt: str
@@ -53,16 +56,15 @@ class Chain:
     images: tuple[str, ...] = ()
     policy: str = ""
     temperature: float | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.steps)
         if not self.labels:
             object.__setattr__(self, "labels", (None,) * count)
         for name in ("labels", "successes", "rollouts"):
-            found = len(getattr(self, name))
-            if found != count and (found or name == "labels"):
-                raise ValueError(f"{name} must be one per step; got {found} for {count} steps")
+            length = len(getattr(self, name))
+            if length != count and (length or name == "labels"):
+                raise ValueError(f"{name} must be one per step; got {length} for {count} steps")
         if len(self.successes) != len(self.rollouts):
             raise ValueError("successes and rollouts must be given together")
         for label in self.labels:
@@ -79,11 +81,6 @@ class Chain:
         """Which steps have a label."""
         return tuple(label is not None for label in self.labels)
 
-    @property
-    def first_error(self) -> int | None:
-        """Index of the first step that is labelled wrong (0), or `None`."""
-        return self.labels.index(0.0) if 0.0 in self.labels else None
-
 
 def harden(chain: Chain, threshold: float = 0.0) -> Chain:
     """Return the chain with labels 1 where they exceed the threshold and 0 elsewhere.
@@ -98,8 +95,7 @@ def harden(chain: Chain, threshold: float = 0.0) -> Chain:
 def truncate(chain: Chain) -> Chain:
     """Return the chain up to its first step without a label, that step excluded.
 
-    The outcome and what the source holds beyond the schema belong to the whole chain: a chain that
-    becomes shorter loses both.
+    The outcome belongs to the whole chain: a chain that becomes shorter loses it.
     """
     if all(chain.mask):
         return chain
@@ -111,38 +107,7 @@ def truncate(chain: Chain) -> Chain:
         successes=chain.successes[:end],
         rollouts=chain.rollouts[:end],
         outcome=None,
-        extra={},
     )
-
-
-def first_wrong(chain: Chain) -> int | None:
-    """Return the index of the first wrong step, or `None` if every step is right.
-
-    Raises:
-        ValueError: the labels do not say which it is.
-    """
-    end = chain.first_error
-    before = chain.labels if end is None else chain.labels[:end]
-    if any(label != 1 for label in before):
-        raise ValueError(
-            "the first wrong step needs labels that are 1 before it (every label where no step is "
-            f"wrong); got {list(before)}. `harden` rounds soft labels"
-        )
-    return end
-
-
-def signs(chain: Chain) -> list[bool]:
-    """Return every label as right or wrong.
-
-    Raises:
-        ValueError: a label is unknown or soft.
-    """
-    if any(label not in (0, 1) for label in chain.labels):
-        raise ValueError(
-            f"every label must be 0 or 1; got {list(chain.labels)}. `truncate` ends a chain at its "
-            "first unknown label, `harden` rounds soft labels"
-        )
-    return [label == 1 for label in chain.labels]
 
 
 def from_chain(row: Mapping[str, Any]) -> Chain:
@@ -167,26 +132,21 @@ def from_chain(row: Mapping[str, Any]) -> Chain:
         texts(row, "images", ()),
         optional(row, "policy"),
         temperature,
-        mapping(row, "extra", {}),
     )
 
 
-def to_chain(chains: Sequence[Chain]) -> list[dict[str, Any]]:
-    """Return one row per chain, with every field of the schema."""
-    return [
-        {
-            "qid": chain.qid,
-            "domain": chain.domain,
-            "prompt": chain.prompt,
-            "images": list(chain.images),
-            "steps": list(chain.steps),
-            "step_success": list(chain.successes),
-            "step_rollouts": list(chain.rollouts),
-            "step_label": list(chain.labels),
-            "outcome": None if chain.outcome is None else int(chain.outcome),
-            "policy": chain.policy,
-            "temperature": chain.temperature,
-            "extra": dict(chain.extra),
-        }
-        for chain in chains
-    ]
+def to_chain(chain: Chain) -> dict[str, Any]:
+    """Return the row of a chain, with every field of the schema."""
+    return {
+        "qid": chain.qid,
+        "domain": chain.domain,
+        "prompt": chain.prompt,
+        "images": list(chain.images),
+        "steps": list(chain.steps),
+        "step_success": list(chain.successes),
+        "step_rollouts": list(chain.rollouts),
+        "step_label": list(chain.labels),
+        "outcome": None if chain.outcome is None else int(chain.outcome),
+        "policy": chain.policy,
+        "temperature": chain.temperature,
+    }

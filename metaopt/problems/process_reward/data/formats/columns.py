@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaopt.data.row_texts import checked_text, shown, text
@@ -80,11 +80,6 @@ def index(row: Mapping[str, Any], column: str, length: int, none: Any) -> int | 
             f"got {shown(row, column)}"
         )
     return value
-
-
-def others(row: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Return the columns that are not known."""
-    return {column: value for column, value in row.items() if column not in known}
 
 
 def identifier(row: Mapping[str, Any], column: str = "id") -> str:

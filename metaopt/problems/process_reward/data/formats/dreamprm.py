@@ -1,29 +1,33 @@
-"""DreamPRM's training rows: one for each prefix of a chain."""
+"""DreamPRM: training rows, one for each prefix of a chain, and meta rows with outcomes.
+
+Cao et al., NeurIPS 2025.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from metaopt.problems.process_reward.data.formats.chain import Chain
 from metaopt.problems.process_reward.data.formats.columns import (
     count,
+    flag,
     identifier,
     optional,
-    others,
     share,
     text,
 )
-from metaopt.problems.process_reward.data.formats.numbered import bare
-from metaopt.problems.process_reward.data.formats.refusals import each
 
-COLUMNS = ("id", "sid", "input", "add", "image_path", "dataset", "score", "times", "accuracy")
 TOLERANCE = 1e-3
 """Largest difference of `accuracy` and score / times, which the release rounds."""
 
+ANSWER = re.compile(r"^[ \t]*(?:[#>*_-]+[ \t]*)*final answer", re.MULTILINE | re.IGNORECASE)
+
 
 class Prefix(NamedTuple):
-    """One row: the first steps of a chain.
+    """One training row: the first steps of a chain.
 
     Args:
         question: what the rows of one question share: domain, name, text and image.
@@ -32,22 +36,18 @@ class Prefix(NamedTuple):
         label: share of rollouts that ended right.
         score: how many.
         times: of how many.
-        id: the row's `id` as it stands.
-        columns: what else the row holds.
     """
 
-    question: tuple[str, str, str, str]
+    question: tuple[str, ...]
     number: int | None
     add: str
     label: float
     score: int | None
     times: int | None
-    id: Any
-    columns: dict[str, Any]
 
 
-def prefix(row: Mapping[str, Any]) -> Prefix:
-    """Return the prefix of a row of DreamPRM's train.json (Cao et al., NeurIPS 2025).
+def from_prefix(row: Mapping[str, Any]) -> Prefix:
+    """Return the prefix of a row of DreamPRM's train.json.
 
     Raises:
         ValueError: says which column is malformed; `accuracy` must be score / times to within
@@ -75,119 +75,91 @@ def prefix(row: Mapping[str, Any]) -> Prefix:
         text(row, "input"),
         optional(row, "image_path"),
     )
-    number = count(row.get("sid"), "sid")
-    return Prefix(question, number, add, label, score, times, row.get("id"), others(row, COLUMNS))
+    return Prefix(question, count(row.get("sid"), "sid"), add, label, score, times)
 
 
-def from_dreamprm(prefixes: Iterable[Prefix]) -> list[Chain]:
+def join_prefixes(prefixes: Iterable[Prefix]) -> list[Chain]:
     """Return the chains of prefixes, in the order of their first rows.
 
     Prefixes of one question belong to one chain while each begins with the one before; a step is
     what a prefix adds to it. Where rows of a chain are missing, a step is the text of several.
     """
-    found: dict[tuple[str, ...], list[Prefix]] = {}
-    for one in prefixes:
-        found.setdefault(one.question, []).append(one)
+    by_question: dict[tuple[str, ...], list[Prefix]] = {}
+    for prefix in prefixes:
+        by_question.setdefault(prefix.question, []).append(prefix)
     chains: list[Chain] = []
-    for rows in found.values():
-        rows.sort(key=lambda one: len(one.add) if one.number is None else one.number)
-        open_: list[list[Prefix]] = []
-        for one in rows:
-            for chain in open_:
+    for rows in by_question.values():
+        rows.sort(key=lambda prefix: len(prefix.add) if prefix.number is None else prefix.number)
+        growing: list[list[Prefix]] = []
+        for prefix in rows:
+            for chain in growing:
                 last = chain[-1]
-                later = one.number is None or last.number is None or one.number > last.number
-                if later and one.add.startswith(last.add) and len(one.add) > len(last.add):
-                    chain.append(one)
+                later = prefix.number is None or last.number is None or prefix.number > last.number
+                if later and prefix.add.startswith(last.add) and len(prefix.add) > len(last.add):
+                    chain.append(prefix)
                     break
             else:
-                open_.append([one])
-        chains += map(_chain, open_)
+                growing.append([prefix])
+        chains += map(_chain, growing)
     return chains
 
 
 def _chain(rows: Sequence[Prefix]) -> Chain:
-    before = ["", *(one.add for one in rows)]
-    split = [bare(one.add[len(b) :]) for one, b in zip(rows, before, strict=False)]
-    counted = any(one.times is not None for one in rows)
+    starts = [0, *(len(prefix.add) for prefix in rows)]
+    counted = any(prefix.times is not None for prefix in rows)
     domain, name, question, image = rows[0].question
-    kept = {
-        "id": rows[0].id,
-        "spaces": [space for _, space in split],
-        "sids": [one.number for one in rows],
-        "columns": [one.columns for one in rows],
-    }
     return Chain(
         question,
-        tuple(step for step, _ in split),
-        tuple(one.label for one in rows),
-        tuple(one.score for one in rows) if counted else (),
-        tuple(one.times for one in rows) if counted else (),
+        tuple(p.add[start:].strip() for p, start in zip(rows, starts, strict=False)),
+        tuple(prefix.label for prefix in rows),
+        tuple(prefix.score for prefix in rows) if counted else (),
+        tuple(prefix.times for prefix in rows) if counted else (),
         qid=name,
         domain=domain,
         images=(image,) if image else (),
-        extra={"dreamprm": kept},
     )
 
 
-def to_dreamprm(chains: Sequence[Chain]) -> list[dict[str, Any]]:
-    """Return one row per step with a label, the rows of a chain together.
+def from_dreamprm_meta(row: Mapping[str, Any]) -> Chain:
+    """Return the chain of a row of DreamPRM's meta.json: an outcome, and no label of any step.
 
-    Counts that say something else than the label (`harden` rounds it) are left out.
+    `input` holds the question and the response, or the question alone where `response` is a column
+    of its own. A step begins at a line "Step 1", "Step 2", ...; the line "Final answer" and what
+    follows are no step. A row whose response is missing has no steps: in the released file 372 of
+    500 are so, every one of the wrong chains among them, and `meta_set` refuses them.
 
     Raises:
-        ValueError: chains without a label, with an empty first step, or with several images.
+        ValueError: says which column is malformed.
     """
-
-    def rows(chain: Chain) -> list[dict[str, Any]]:
-        if not any(chain.mask):
-            raise ValueError("has no step with a label")
-        if not chain.steps[0].strip():
-            raise ValueError("its first step is empty")
-        kept = chain.extra.get("dreamprm", {})
-        count = len(chain.steps)
-        if len(kept.get("spaces", ())) != count:
-            kept = {}
-        spaces = kept.get("spaces", [["", ""]] + [["\n\n", ""]] * (count - 1))
-        sids = kept.get("sids", range(1, count + 1))
-        columns = kept.get("columns", [{}] * count)
-        add = ""
-        found = []
-        for i, (step, (lead, trail)) in enumerate(zip(chain.steps, spaces, strict=True)):
-            add += lead + step + trail
-            own = {
-                "id": own_id(chain, kept),
-                "sid": sids[i],
-                "input": chain.prompt,
-                "add": add,
-                "image_path": own_image(chain),
-                "dataset": chain.domain,
-                "accuracy": chain.labels[i],
-            }
-            label = chain.labels[i]
-            if chain.rollouts and _counted(label, chain.successes[i], chain.rollouts[i]):
-                own |= {"score": chain.successes[i], "times": chain.rollouts[i]}
-            if label is not None:
-                found.append({**own, **columns[i]})
-        return found
-
-    return [row for found in each(chains, rows) for row in found]
+    outcome = flag(row, "true_false")
+    given = text(row, "input")
+    apart = row.get("response") is not None
+    whole = text(row, "response") if apart else given
+    starts = _headings(whole)
+    end = len(whole)
+    if starts:
+        answer = ANSWER.search(whole, starts[-1])
+        end = answer.start() if answer else end
+    bounds = [*starts, end]
+    image = optional(row, "image_path")
+    return Chain(
+        given if apart else whole[: bounds[0]].strip(),
+        tuple(whole[a:b].strip() for a, b in pairwise(bounds)),
+        outcome=outcome,
+        qid=identifier(row),
+        images=(image,) if image else (),
+    )
 
 
-def _counted(label: float | None, score: int | None, times: int | None) -> bool:
-    """Return whether the label is the share of right rollouts, as `prefix` reads it."""
-    if label is None or score is None or not times:
-        return False
-    return abs(label - score / times) <= TOLERANCE
-
-
-def own_id(chain: Chain, kept: Mapping[str, Any]) -> Any:
-    """Return the name of the question, as a number where it was read as one."""
-    given = kept.get("id")
-    return given if given is not None and str(given) == chain.qid else chain.qid
-
-
-def own_image(chain: Chain) -> str:
-    """Return the path of the one image, or ""."""
-    if len(chain.images) > 1:
-        raise ValueError(f"a row has one image; got {len(chain.images)}")
-    return chain.images[0] if chain.images else ""
+def _headings(text: str) -> list[int]:
+    """Return where steps 1, 2, 3, ... begin: at the start of a line, marked up or not."""
+    starts: list[int] = []
+    while True:
+        heading = re.compile(
+            rf"^[ \t]*(?:[#>*_-]+[ \t]*)*step[\s:]*{len(starts) + 1}\b",
+            re.MULTILINE | re.IGNORECASE,
+        )
+        match = heading.search(text, starts[-1] + 1 if starts else 0)
+        if match is None:
+            return starts
+        starts.append(match.start())

@@ -6,23 +6,18 @@ Steps before it are right, it is wrong, and those after it are unknown.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from metaopt.problems.process_reward.data.formats.chain import Chain, first_wrong
+from metaopt.problems.process_reward.data.formats.chain import Chain
 from metaopt.problems.process_reward.data.formats.columns import (
     flag,
     identifier,
     index,
     optional,
-    others,
     text,
     texts,
 )
-from metaopt.problems.process_reward.data.formats.refusals import each
-
-PROCESS_BENCH = ("id", "generator", "problem", "steps", "final_answer_correct", "label")
-MISTAKE = ("input", "steps", "mistake_index")
 
 
 def labels_until(wrong: int | None, length: int) -> tuple[float | None, ...]:
@@ -52,30 +47,7 @@ def from_process_bench(row: Mapping[str, Any]) -> Chain:
         qid=name,
         domain=source[1] if source else "",
         policy=optional(row, "generator"),
-        extra={"process_bench": others(row, PROCESS_BENCH)},
     )
-
-
-def to_process_bench(chains: Sequence[Chain]) -> list[dict[str, Any]]:
-    """Return rows of ProcessBench; labels after the first wrong step have no place there.
-
-    Raises:
-        ValueError: chains whose labels do not say which step is the first wrong one.
-    """
-
-    def row(chain: Chain) -> dict[str, Any]:
-        wrong = first_wrong(chain)
-        return {
-            "id": chain.qid,
-            "generator": chain.policy,
-            "problem": chain.prompt,
-            "steps": list(chain.steps),
-            "final_answer_correct": chain.outcome,
-            "label": -1 if wrong is None else wrong,
-            **chain.extra.get("process_bench", {}),
-        }
-
-    return each(chains, row)
 
 
 def from_bigbench_mistake(row: Mapping[str, Any]) -> Chain:
@@ -95,25 +67,4 @@ def from_bigbench_mistake(row: Mapping[str, Any]) -> Chain:
         steps,
         labels_until(index(row, "mistake_index", len(steps), none=None), len(steps)),
         outcome=answer.strip(" .\n") == target.strip(" .\n") if target else None,
-        extra={"bigbench_mistake": others(row, MISTAKE)},
     )
-
-
-def to_bigbench_mistake(chains: Sequence[Chain]) -> list[dict[str, Any]]:
-    """Return rows of BIG-Bench-Mistake; `answer` and `target` are null in chains from elsewhere.
-
-    Raises:
-        ValueError: chains whose labels do not say which step is the first wrong one.
-    """
-
-    def row(chain: Chain) -> dict[str, Any]:
-        return {
-            "input": chain.prompt,
-            "steps": list(chain.steps),
-            "mistake_index": first_wrong(chain),
-            "answer": None,
-            "target": None,
-            **chain.extra.get("bigbench_mistake", {}),
-        }
-
-    return each(chains, row)

@@ -6,13 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaopt.problems.process_reward.data.formats.chain import Chain, signs
-from metaopt.problems.process_reward.data.formats.columns import optional, others, text
-from metaopt.problems.process_reward.data.formats.numbered import bare, same, with_headings
-from metaopt.problems.process_reward.data.formats.refusals import each
+from metaopt.problems.process_reward.data.formats.chain import Chain
+from metaopt.problems.process_reward.data.formats.columns import optional, text
 
 TAG = "ки"
-COLUMNS = ("input", "label", "task")
 
 
 def from_math_shepherd(row: Mapping[str, Any]) -> Chain:
@@ -38,26 +35,13 @@ def from_math_shepherd(row: Mapping[str, Any]) -> Chain:
     if _joined(pieces, marks) != signed:
         raise ValueError("'label' must be the text of 'input' with + or - for its tags")
     first, cut = _first_step(pieces)
-    head = TAG.join([*pieces[:first], pieces[first][:cut]])
-    signed_head = _joined([*pieces[:first], pieces[first][:cut]], marks[:first])
-    split = [bare(x) for x in [pieces[first][cut:], *pieces[first + 1 : -1]]]
-    kept = {
-        "head": [head, signed_head],
-        "spaces": [space for _, space in split],
-        "tail": pieces[-1],
-        "columns": others(row, COLUMNS),
-    }
+    question = [*pieces[:first], pieces[first][:cut]]
     return Chain(
-        _question(head),
-        tuple(step for step, _ in split),
+        " ".join(part.strip() for part in question).strip(),
+        tuple(step.strip() for step in [pieces[first][cut:], *pieces[first + 1 : -1]]),
         tuple(float(mark == "+") for mark in marks[first:]),
         domain=optional(row, "task"),
-        extra={"math_shepherd": kept},
     )
-
-
-def _question(head: str) -> str:
-    return " ".join(part.strip() for part in head.split(TAG)).strip()
 
 
 def _joined(pieces: Sequence[str], marks: Sequence[str]) -> str:
@@ -71,46 +55,11 @@ def _first_step(pieces: Sequence[str]) -> tuple[int, int]:
         ValueError: nothing says where the question ends.
     """
     for number, piece in enumerate(pieces[:-1]):
-        found = re.search(r"step 1:", piece, re.IGNORECASE)
-        if found:
-            return number, found.start()
+        heading = re.search(r"step 1:", piece, re.IGNORECASE)
+        if heading:
+            return number, heading.start()
     if len(pieces) > 1 and "?" in pieces[0]:
         return 0, pieces[0].rindex("?") + 1
     raise ValueError(
         f"'input' must have a step with the tag {TAG} after it, and 'Step 1:' or '?' before it"
     )
-
-
-def to_math_shepherd(chains: Sequence[Chain]) -> list[dict[str, Any]]:
-    """Return rows of Math-Shepherd; steps of chains from elsewhere get "Step 1: ", ... in front.
-
-    Raises:
-        ValueError: chains without steps, with a soft or unknown label, or with the tag or
-            "Step 1:" in a text that would be read back otherwise.
-    """
-    return each(chains, _row)
-
-
-def _row(chain: Chain) -> dict[str, Any]:
-    marks = ["+" if right else "-" for right in signs(chain)]
-    if not chain.steps:
-        raise ValueError("has no steps")
-    if any(TAG in x for x in (chain.prompt, *chain.steps)):
-        raise ValueError(f"its texts hold a mark of the format: {TAG}")
-    kept = chain.extra.get("math_shepherd", {})
-    spaces, steps = kept.get("spaces", []), list(chain.steps)
-    head, signed_head = kept.get("head", ["", ""])
-    if len(spaces) != len(steps):
-        spaces, steps = [["", " "]] + [["\n", " "]] * (len(steps) - 1), with_headings(steps)
-    if _question(head) != chain.prompt:
-        head = signed_head = f"{chain.prompt}\n"
-    texts = [before + step + after for step, (before, after) in zip(steps, spaces, strict=True)]
-    tail = kept.get("tail", "")
-    row = {
-        "input": head + "".join(x + TAG for x in texts) + tail,
-        "label": signed_head + "".join(x + m for x, m in zip(texts, marks, strict=True)) + tail,
-        "task": chain.domain,
-        **kept.get("columns", {}),
-    }
-    same(from_math_shepherd(row), chain.prompt, steps)
-    return row

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaopt.problems.process_reward.data.formats.chain import Chain
-from metaopt.problems.process_reward.data.formats.columns import listed, others, share, text, texts
-from metaopt.problems.process_reward.data.formats.refusals import each
-
-COLUMNS = ("prompt", "completions", "labels")
+from metaopt.problems.process_reward.data.formats.columns import listed, share, text, texts
 
 
 def from_stepwise(row: Mapping[str, Any]) -> Chain:
@@ -24,12 +21,7 @@ def from_stepwise(row: Mapping[str, Any]) -> Chain:
         raise ValueError(
             f"'labels' must be one per completion; got {len(labels)} for {len(steps)} completions"
         )
-    return Chain(
-        text(row, "prompt"),
-        steps,
-        tuple(share(x, "labels") for x in labels),
-        extra={"stepwise": others(row, COLUMNS)},
-    )
+    return Chain(text(row, "prompt"), steps, tuple(share(x, "labels") for x in labels))
 
 
 def to_stepwise(chains: Sequence[Chain]) -> list[dict[str, Any]]:
@@ -39,15 +31,19 @@ def to_stepwise(chains: Sequence[Chain]) -> list[dict[str, Any]]:
         ValueError: chains with an unknown label, for which the type has no place; `truncate` ends
             a chain before it.
     """
+    partial = [i for i, chain in enumerate(chains) if not all(chain.mask)]
+    if partial:
+        raise ValueError(
+            f"{len(partial)} of {len(chains)} chains have a step without a label, which stepwise "
+            f"rows cannot hold; the first is chain {partial[0]} {chains[partial[0]].qid!r}. "
+            "`truncate` ends a chain before that step."
+        )
     hard = all(label in (0, 1) for chain in chains for label in chain.labels)
-
-    def row(chain: Chain) -> dict[str, Any]:
-        if not all(chain.mask):
-            raise ValueError(
-                f"step {chain.mask.index(False)} has no label. `truncate` ends a chain there"
-            )
-        labels = [label == 1 if hard else label for label in chain.labels]
-        own = {"prompt": chain.prompt, "completions": list(chain.steps), "labels": labels}
-        return {**own, **chain.extra.get("stepwise", {})}
-
-    return each(chains, row)
+    return [
+        {
+            "prompt": chain.prompt,
+            "completions": list(chain.steps),
+            "labels": [label == 1 if hard else label for label in chain.labels],
+        }
+        for chain in chains
+    ]

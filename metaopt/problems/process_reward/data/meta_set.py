@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from metaopt.problems.process_reward.data.formats.chain import Chain
+from metaopt.problems.process_reward.data.formats import Chain
 
 ALIKE = str.maketrans("‘’‚‛“”„‟‐‑‒–—―−", "''''\"\"\"\"-------")
 HEADING = re.compile(r"(?:#+ *)?question: *")

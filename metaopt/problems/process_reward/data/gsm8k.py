@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metaopt.data.solutions import solutions
-from metaopt.problems.process_reward.data.formats.chain import Chain
+from metaopt.problems.process_reward.data.formats import Chain
 
 
 def gsm8k_solutions(source: str | None = None) -> list[Chain]:

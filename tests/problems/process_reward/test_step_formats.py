@@ -1,4 +1,4 @@
-"""Every format: what a published row says, and rows that come back as they were."""
+"""Every format: what a published row says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from metaopt.problems.process_reward.data.formats import (
     Chain,
     harden,
     read,
-    rows_of,
     truncate,
     write,
 )
@@ -42,41 +41,20 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_rows_come_back_as_they_were(name: str, tmp_path: Path) -> None:
-    chains = read(put(tmp_path / "a.json", ROWS[name])).chains
-    assert rows_of(chains, name) == ROWS[name]
-    assert read(tmp_path / "a.json", format=name).chains == chains
-
-
 def test_chains_come_back_from_the_own_format(name: str, tmp_path: Path) -> None:
     chains = read(put(tmp_path / "a.json", ROWS[name])).chains
+    assert read(tmp_path / "a.json", format=name).chains == chains
     write(tmp_path / "b.jsonl.gz", chains)
     assert read(tmp_path / "b.jsonl.gz").chains == chains
-    assert rows_of(read(tmp_path / "b.jsonl.gz").chains, name) == ROWS[name]
 
 
-def test_chains_from_elsewhere_come_back(name: str, tmp_path: Path) -> None:
-    """Steps, question, labels or outcome survive every format; the first error where it ends."""
-    steps = ("Step 1: add.", "Step 2: carry?", "Step 3: stop.")
-    labels = (1.0, 0.0, None) if name in ("process_bench", "bigbench_mistake") else (1.0, 0.0, 1.0)
-    chain = Chain("1 + 1?", steps, labels, outcome=False, qid="4", domain="GSM8K")
-    write(tmp_path / "a.json", [chain], name)
-    (found,) = read(tmp_path / "a.json").chains
-    assert (found.prompt, found.steps) == (chain.prompt, steps)
-    if name.endswith("_meta"):
-        assert found.labels == (None, None, None)
-        assert found.outcome is False
-    else:
-        assert found.labels == labels
-
-
-def test_an_edited_label_is_written(tmp_path: Path) -> None:
-    """What a format keeps of its rows does not override what the chain says."""
-    for name in ("stepwise", "prm800k", "math_shepherd", "process_bench", "dreamprm15"):
-        chain = read(put(tmp_path / "a.json", ROWS[name][:1])).chains[0]
-        edited = harden(chain, threshold=1.0)
-        write(tmp_path / "b.json", [edited], name)
-        assert read(tmp_path / "b.json").chains[0].labels[0] == 0.0, name
+def test_a_format_says_what_its_rows_hold(name: str, tmp_path: Path) -> None:
+    """Labels and outcomes of published rows are those that the table of formats promises."""
+    chains = read(put(tmp_path / "a.json", ROWS[name])).chains
+    form = FORMATS[name]
+    assert set(form.columns) <= ROWS[name][0].keys()
+    assert any(any(chain.mask) for chain in chains) == form.labels
+    assert any(chain.outcome is not None for chain in chains) == bool(form.outcome)
 
 
 def one(rows: list[dict[str, Any]], number: int, tmp_path: Path) -> Chain:
@@ -92,20 +70,6 @@ def test_dreamprm_keeps_counts_and_merges_missing_steps(tmp_path: Path) -> None:
     assert (whole.qid, whole.domain, whole.images) == ("7", "chartqa", ("dataset/1.png",))
     assert partial.steps[0] == "Step 1: Restate.\n\nStep 2: Look."
     assert len(partial.steps) == 2
-
-
-def test_hardened_labels_come_back_from_dreamprm_without_counts_that_deny_them(
-    tmp_path: Path,
-) -> None:
-    whole = harden(read(put(tmp_path / "a.json", dreamprm())).chains[0])
-    write(tmp_path / "b.json", [whole], "dreamprm")
-    (found,) = read(tmp_path / "b.json").chains
-    assert (found.steps, found.labels) == (whole.steps, (1.0, 1.0, 0.0, 1.0, 1.0))
-    assert found.successes == (None, 4, 0, None, None)
-    assert found.rollouts == (None, 4, 4, None, None)
-    untried = Chain("q", ("a",), (0.5,), (0,), (0,), domain="d")
-    write(tmp_path / "c.json", [untried], "dreamprm")
-    assert read(tmp_path / "c.json").chains[0].labels == (0.5,)
 
 
 def test_dreamprm_rows_of_another_response_are_another_chain(tmp_path: Path) -> None:
@@ -147,7 +111,7 @@ def test_prm800k_follows_the_labeler(tmp_path: Path) -> None:
     chain = one(PRM800K, 0, tmp_path)
     assert chain.steps == ("a", "b", "c", "d", "e")
     assert chain.labels == (1.0, 1.0, 0.0, None, None)
-    assert (chain.mask, chain.first_error, chain.outcome) == ((True,) * 3 + (False,) * 2, 2, None)
+    assert (chain.mask, chain.outcome) == ((True,) * 3 + (False,) * 2, None)
     chain = one(PRM800K, 1, tmp_path)
     assert (chain.steps, chain.labels) == (("z", "mine", "w"), (1.0, 1.0, None))
     assert chain.outcome is True
@@ -176,10 +140,23 @@ def test_after_the_first_wrong_step_nothing_is_known(tmp_path: Path) -> None:
     assert {chain.domain for chain in found} == {"some_task"}
 
 
-def test_labels_of_trl_are_of_one_type() -> None:
+def test_labels_of_trl_are_of_one_type(tmp_path: Path) -> None:
     hard, soft = Chain("p", ("a",), (1.0,)), Chain("p", ("a",), (0.25,))
-    assert rows_of([hard], "stepwise")[0]["labels"][0] is True
-    assert [type(row["labels"][0]) for row in rows_of([hard, soft], "stepwise")] == [float, float]
+    for chains, kind in (([hard], bool), ([hard, soft], float)):
+        write(tmp_path / "a.json", chains, "stepwise")
+        rows = json.loads((tmp_path / "a.json").read_text())
+        assert {type(row["labels"][0]) for row in rows} == {kind}
+        assert [c.labels for c in read(tmp_path / "a.json").chains] == [c.labels for c in chains]
+
+
+def test_a_response_is_a_chain_of_its_lines(tmp_path: Path) -> None:
+    rows = [
+        {"query": "q", "response": "a\n\nb", "outcome": True, "system": "me"},
+        {"question": "r", "response": "c", "outcome": 0},
+    ]
+    first, second = read(put(tmp_path / "a.json", rows)).chains
+    assert (first.prompt, first.steps, first.outcome, first.policy) == ("q", ("a", "b"), True, "me")
+    assert (second.prompt, second.steps, second.outcome) == ("r", ("c",), False)
 
 
 def test_hard_labels_follow_the_rollouts() -> None:
@@ -216,7 +193,6 @@ def test_published_files_come_back_whole(folder: str, name: str, counts: list[in
             else [json.loads(line) for line in text.splitlines()]
         )
         chains = read(file).chains
-        assert rows_of(chains, name) == rows
         assert {chain.domain for chain in chains} == {file.stem}
         for chain, row in zip(chains, rows, strict=True):
             at, count = row[index], len(row["steps"])
@@ -229,17 +205,10 @@ def test_published_files_come_back_whole(folder: str, name: str, counts: list[in
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["stepwise", "dreamprm15", "prm800k", "dreamprm", "chain"])
-def test_published_chains_survive_another_format(name: str, tmp_path: Path) -> None:
-    known = name in ("stepwise", "dreamprm15", "dreamprm")
-    chains = [
-        truncate(chain) if known else chain
-        for chain in read(data("processbench") / "math.json").chains
+def test_published_chains_survive_trls_format(tmp_path: Path) -> None:
+    chains = [truncate(chain) for chain in read(data("processbench") / "math.json").chains]
+    write(tmp_path / "a.json", chains, "stepwise")
+    again = read(tmp_path / "a.json").chains
+    assert [(c.prompt, c.steps, c.labels) for c in again] == [
+        (c.prompt, c.steps, c.labels) for c in chains
     ]
-    distinct = list({(chain.prompt, chain.steps): chain for chain in chains}.values())
-    write(tmp_path / "a.json", distinct, name)
-    found = read(tmp_path / "a.json").chains
-    strip = [(c.prompt, [s.strip() for s in c.steps], c.labels) for c in distinct]
-    assert sorted(strip, key=str) == sorted(
-        [(c.prompt, [s.strip() for s in c.steps], c.labels) for c in found], key=str
-    )

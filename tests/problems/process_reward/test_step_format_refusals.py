@@ -14,50 +14,33 @@ from published_rows import (
     put,
 )
 
-from metaopt.problems.process_reward.data.formats import Chain, read, rows_of
+from metaopt.problems.process_reward.data.formats import Chain, read, write
+
+
+def test_unknown_labels_have_no_place_in_trls_rows(tmp_path: Path) -> None:
+    good, bad = Chain("p", ("a",), (1.0,)), Chain("p?", ("a", "b"), (1.0, None), qid="it")
+    says = "2 of 3 chains have a step without a label.*chain 0 'it'.*`truncate`"
+    with pytest.raises(ValueError, match=says):
+        write(tmp_path / "a.json", [bad, good, bad], "stepwise")
+    with pytest.raises(ValueError, match="format must be chain or stepwise; got 'prm800k'"):
+        write(tmp_path / "a.json", [good], "prm800k")
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "says"),
+    ("row", "says"),
     [
-        ("stepwise", (1.0, None), "step 1 has no label"),
-        ("process_bench", (0.5, 0.0), "`harden` rounds"),
-        ("bigbench_mistake", (None, 1.0), "labels that are 1 before it"),
-        ("math_shepherd", (1.0, None), "`truncate` ends"),
-        ("dreamprm15", (0.5, 1.0), "must be 0 or 1"),
-        ("dreamprm15_meta", (1.0, 1.0), "outcome is unknown"),
-        ("dreamprm_meta", (1.0, 1.0), "outcome is unknown"),
-        ("dreamprm", (None, None), "no step with a label"),
-        ("prm800k", (1.0, 0.5), "-1, 0, 1 or null"),
+        ({"problem": "p", "steps": []}, "process_bench (problem, steps, label), which lacks label"),
+        ({"response": "r", "correct": 1}, "solution (response, outcome), which lacks outcome"),
+        ({"prompt": "p", "completions": []}, "completions, labels), which lacks labels"),
     ],
 )
-def test_what_a_format_cannot_say_is_refused_with_the_count(
-    name: str, labels: tuple[float | None, ...], says: str
+def test_columns_of_no_format_are_named_with_the_nearest(
+    row: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
-    good = Chain("p", ("a", "b"), (1.0, 0.0), outcome=True, domain="d")
-    bad = Chain("p?", ("a", "b"), labels, qid="it")
-    assert len(rows_of([good], name)) in (1, 2)
-    with pytest.raises(ValueError, match=r"2 of 3 chains cannot be written") as error:
-        rows_of([bad, good, bad], name)
-    assert "chain 0 'it': " in str(error.value)
-    assert "chain 2 'it': " in str(error.value)
-    assert says in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "prompt", "step"),
-    [
-        ("math_shepherd", "Step 1: what?", "a"),
-        ("math_shepherd", "Why?", "the tag ки"),
-        ("math_shepherd", "The tag ки?", "a"),
-        ("dreamprm_meta", "Do\nStep 1: what?", "a"),
-        ("dreamprm_meta", "Why?", "a\nStep 2: b"),
-        ("dreamprm_meta", "Why?", "a\nFinal answer: b"),
-    ],
-)
-def test_texts_that_hold_a_formats_marks_are_refused(name: str, prompt: str, step: str) -> None:
-    with pytest.raises(ValueError, match="its texts hold a mark of the format"):
-        rows_of([Chain(prompt, (step,), (1.0,), outcome=True)], name)
+    with pytest.raises(ValueError, match="its columns are those of no format") as error:
+        read(put(tmp_path / "a.json", [row]))
+    assert f"{', '.join(row)}. Nearest: " in str(error.value)
+    assert says in str(error.value).split("; ")[0] or says in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +80,6 @@ def broken(name: str, change: dict[str, Any]) -> dict[str, Any]:
         ("chain", {"step_rollouts": [1.5, 1, 1]}, "'step_rollouts' must be a whole number"),
         ("chain", {"outcome": 2}, "'outcome' must be true, false, 1 or 0, or null; got 2"),
         ("chain", {"temperature": "hot"}, "'temperature' must be a number"),
-        ("chain", {"extra": []}, "'extra' must be an object"),
         ("chain", {"prompt": "\ud800"}, "half of a surrogate pair"),
         ("dreamprm", {"add": " "}, "no such step"),
         ("dreamprm", {"accuracy": 0.9}, "'accuracy' is 0.9, but score / times is 7 / 11"),

@@ -1,0 +1,203 @@
+"""The formats by name, and files, folders and data sets of the hub that are read in any of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metaopt.problems.process_reward.data.formats.chain import Chain, from_chain, to_chain
+from metaopt.problems.process_reward.data.formats.dreamprm import (
+    Prefix,
+    from_dreamprm_meta,
+    from_prefix,
+    join_prefixes,
+)
+from metaopt.problems.process_reward.data.formats.dreamprm15 import (
+    from_dreamprm15,
+    from_dreamprm15_meta,
+)
+from metaopt.problems.process_reward.data.formats.first_error import (
+    from_bigbench_mistake,
+    from_process_bench,
+)
+from metaopt.problems.process_reward.data.formats.math_shepherd import from_math_shepherd
+from metaopt.problems.process_reward.data.formats.prm800k import from_prm800k
+from metaopt.problems.process_reward.data.formats.solution import from_solution
+from metaopt.problems.process_reward.data.formats.sources import parts
+from metaopt.problems.process_reward.data.formats.stepwise import from_stepwise, to_stepwise
+
+SHOWN = 100
+"""Most malformed rows that an error lists."""
+
+
+class Format(NamedTuple):
+    """How a format is recognized and read.
+
+    Args:
+        columns: a row with these is of this format, unless an earlier one of `FORMATS` fits.
+        parse: returns a row's chain, or its prefix of one.
+        labels: whether its steps have labels.
+        outcome: the column that says whether the final answer is right; "" for none.
+    """
+
+    columns: tuple[str, ...]
+    parse: Callable[[Mapping[str, Any]], Chain | Prefix]
+    labels: bool = True
+    outcome: str = ""
+
+
+FORMATS = {
+    "chain": Format(("prompt", "steps", "step_label"), from_chain, outcome="outcome"),
+    "dreamprm": Format(("input", "add"), from_prefix),
+    "dreamprm15_meta": Format(
+        ("conversations", "true_false"), from_dreamprm15_meta, False, "true_false"
+    ),
+    "dreamprm15": Format(("conversations",), from_dreamprm15),
+    "dreamprm_meta": Format(("input", "true_false"), from_dreamprm_meta, False, "true_false"),
+    "stepwise": Format(("prompt", "completions", "labels"), from_stepwise),
+    "prm800k": Format(("question", "label"), from_prm800k, outcome="label.finish_reason"),
+    "process_bench": Format(
+        ("problem", "steps", "label"), from_process_bench, outcome="final_answer_correct"
+    ),
+    "bigbench_mistake": Format(
+        ("input", "steps", "mistake_index"), from_bigbench_mistake, outcome="answer and target"
+    ),
+    "math_shepherd": Format(("input", "label", "task"), from_math_shepherd),
+    "solution": Format(("response", "outcome"), from_solution, False, "outcome"),
+}
+"""The formats; "chain" is this project's own, and "stepwise" is TRL's."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Chains that were read, and what was not.
+
+    Args:
+        chains: in the order of their rows.
+        malformed: the rows that are no chain, each with file and line and what is wrong.
+        source: where they come from.
+    """
+
+    chains: tuple[Chain, ...]
+    malformed: tuple[str, ...] = ()
+    source: str = ""
+
+
+def read(
+    source: str | Path,
+    format: str | None = None,
+    domain: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    strict: bool = True,
+) -> Chains:
+    """Return the chains of a file, a folder or a data set of the hub.
+
+    Args:
+        source: see `metaopt.problems.process_reward.data.formats.sources.parts`.
+        format: name in `FORMATS`; `None` tells it by each row's columns.
+        domain: of every chain; `None` is what the row says, or else the name of its file.
+        subset: of the hub's data set; `None` is its default one.
+        split: of the hub's data set.
+        strict: refuse a source with a malformed row; else warn with the count and go on.
+
+    Raises:
+        FileNotFoundError: the source is missing.
+        ValueError: an unknown format; malformed rows, listed with file and line (the first 100 of
+            them, and the count); or no chain at all.
+    """
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format={format!r} is none of {', '.join(FORMATS)}.")
+    chains: list[Chain] = []
+    prefixes: list[Prefix] = []
+    wrong: list[str] = []
+    total = 0
+    for stem, rows in parts(source, subset, split):
+        for where, row in rows:
+            total += 1
+            try:
+                parsed = _parse(row, format)
+            except ValueError as reason:
+                wrong.append(f"{where}: {reason}")
+                continue
+            if isinstance(parsed, Prefix):
+                place, *rest = parsed.question
+                prefixes.append(parsed._replace(question=(place or stem, *rest)))
+            else:
+                chains.append(parsed if parsed.domain else replace(parsed, domain=stem))
+    if wrong:
+        more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        listed = "\n  ".join(["", *wrong[:SHOWN]]) + more
+        counted = f"malformed rows of {source}, {len(wrong)} of {total}"
+        if strict:
+            raise ValueError(f"{counted}:{listed}\nstrict=False leaves them out.")
+        warnings.warn(f"{counted}, left out:{listed}", stacklevel=2)
+    chains += join_prefixes(prefixes)
+    if not chains:
+        raise ValueError(f"{source} holds no chain.")
+    if domain is not None:
+        chains = [replace(chain, domain=domain) for chain in chains]
+    return Chains(tuple(chains), tuple(wrong), str(source))
+
+
+def _parse(row: Any, format: str | None) -> Chain | Prefix:
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, Mapping):
+        raise ValueError("is no object; a row is {column: value}")
+    if format is None:
+        fits = (name for name, form in FORMATS.items() if set(form.columns) <= row.keys())
+        format = next(fits, None)
+    if format is None:
+        columns = ", ".join(map(str, row)) or "none"
+        raise ValueError(
+            f"its columns are those of no format: {columns:.200}. Nearest: {_nearest(row.keys())}"
+        )
+    return FORMATS[format].parse(row)
+
+
+def _nearest(columns: Collection[str]) -> str:
+    """Return the three formats that need the fewest columns beyond these, with the columns."""
+
+    def lacking(name: str) -> list[str]:
+        return [column for column in FORMATS[name].columns if column not in columns]
+
+    def distance(name: str) -> tuple[int, int]:
+        return len(lacking(name)), -len(FORMATS[name].columns)
+
+    return "; ".join(
+        f"{name} ({', '.join(FORMATS[name].columns)}), which lacks {', '.join(lacking(name))}"
+        for name in sorted(FORMATS, key=distance)[:3]
+    )
+
+
+def write(path: str | Path, chains: Sequence[Chain], format: str = "chain") -> None:
+    """Write chains to a file: one array for .json, one row a line for .jsonl; either with .gz.
+
+    Args:
+        path: of the file.
+        chains: to write.
+        format: chain, which holds everything, or stepwise, which TRL reads.
+
+    Raises:
+        ValueError: another kind of file, another format, or chains that it cannot express.
+    """
+    path = Path(path)
+    name = path.name.removesuffix(".gz")
+    if not name.endswith((".json", ".jsonl")):
+        raise ValueError(f"path={path} must end in .json, .jsonl, .json.gz or .jsonl.gz.")
+    if format not in ("chain", "stepwise"):
+        raise ValueError(f"format must be chain or stepwise; got {format!r}.")
+    rows = to_stepwise(chains) if format == "stepwise" else [to_chain(chain) for chain in chains]
+    if name.endswith(".json"):
+        text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+    else:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    data = text.encode()
+    # No time stamp: the same chains give the same file.
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
