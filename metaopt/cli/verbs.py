@@ -32,6 +32,9 @@ VERBS = {
     "new": Verb(
         "metaopt.cli.new_problem:main", "NAME", "a problem of your own: Python, YAML and test"
     ),
+    "label": Verb(
+        "metaopt.cli.label:main", "SOLUTIONS FOLDER", "step labels for solutions, by rollouts"
+    ),
     "fetch": Verb("metaopt.data.fetch:main", "NAME", "a public data set, by its hash"),
     "ls": Verb("metaopt.cli.listing:ls", "[FOLDER]", "the runs of a folder and their state", False),
     "show": Verb("metaopt.cli.listing:show", "RUN", "one run: what it is and what came out", False),

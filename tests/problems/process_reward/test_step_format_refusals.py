@@ -30,7 +30,7 @@ def test_unknown_labels_have_no_place_in_trls_rows(tmp_path: Path) -> None:
     ("row", "says"),
     [
         ({"problem": "p", "steps": []}, "process_bench (problem, steps, label), which lacks label"),
-        ({"response": "r", "correct": 1}, "solution (response, outcome), which lacks outcome"),
+        ({"answer": "r", "correct": 1}, "solution (response), which lacks response"),
         ({"prompt": "p", "completions": []}, "completions, labels), which lacks labels"),
     ],
 )
@@ -40,7 +40,7 @@ def test_columns_of_no_format_are_named_with_the_nearest(
     with pytest.raises(ValueError, match="its columns are those of no format") as error:
         read(put(tmp_path / "a.json", [row]))
     assert f"{', '.join(row)}. Nearest: " in str(error.value)
-    assert says in str(error.value).split("; ")[0] or says in str(error.value)
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ def final_answer(text: str) -> str:
     It is what the last `\boxed{...}` holds; else what follows the last `####`, `Final answer:`,
     or `A:` or `Answer:` at the start of a line; else the last number; else "".
     """
-    boxed = _boxed(text)
-    if boxed:
-        return canonical(boxed)
+    if content := boxed(text):
+        return canonical(content)
     marked = MARKED.findall(text)
     if marked:
         return canonical(marked[-1])
@@ -64,7 +63,7 @@ def agree(answer: str, reference: str) -> bool | None:
     return None
 
 
-def _boxed(text: str) -> str:
+def boxed(text: str) -> str:
     r"""Return what the last `\boxed{...}` holds, or "" where there is none or it is not closed."""
     start = text.rfind(r"\boxed{")
     if start < 0:

@@ -17,7 +17,7 @@ from metaopt.problems.process_reward.data.arithmetic_policy import (
 
 class ArithmeticCompletion:
     """Completes solutions of the arithmetic world; see
-    `metaopt.problems.process_reward.labelling.labelling.Policy`.
+    `metaopt.problems.process_reward.labelling.rollouts.Policy`.
 
     Args:
         policy: writes the results.

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from metaopt.problems.process_reward.labelling.labelling import digest
+from metaopt.problems.process_reward.labelling.rollouts import digest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class GenerateCompletion:
     """Completes solutions with `generate`; see
-    `metaopt.problems.process_reward.labelling.labelling.Policy`.
+    `metaopt.problems.process_reward.labelling.rollouts.Policy`.
 
     The model goes on with the solution's first steps: with a chat template they are the start of
     the assistant's turn, without one question and steps are joined by empty lines. A completion

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 from metaopt.llm.chat import Parameters, Reply, Request, user
 from metaopt.llm.client import Client
 from metaopt.llm.errors import LMError, Transient, Truncated
+from metaopt.problems.process_reward.labelling.rollouts import digest
 
 CONTINUE = """Here is a question and the beginning of a solution. Continue the solution from where \
 it stops, one step a line. Do not repeat or correct the steps that are there. End with a line \
@@ -70,7 +70,7 @@ class ClientCompletion:
         self._parameters = Parameters(temperature, max_tokens)
         self.name = (
             f"{client.lms[role].model} t={temperature} max_tokens={max_tokens} "
-            f"template={_digest(template)}"
+            f"template={digest(template)}"
         )
 
     def complete(
@@ -115,7 +115,7 @@ class ClientJudge:
     def __init__(self, client: Client, role: str = "judge", template: str = COMPARE) -> None:
         _check(client, role, template, ("{prompt}", "{answer}", "{reference}"))
         self._client, self._role, self._template = client, role, template
-        self.name = f"{client.lms[role].model} template={_digest(template)}"
+        self.name = f"{client.lms[role].model} template={digest(template)}"
 
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
@@ -161,7 +161,3 @@ def _check(client: Client, role: str, template: str, fields: Sequence[str]) -> N
     lacking = [field for field in fields if field not in template]
     if lacking:
         raise ValueError(f"the template lacks {', '.join(lacking)}.")
-
-
-def _digest(template: str) -> str:
-    return hashlib.sha256(template.encode()).hexdigest()[:8]

@@ -68,7 +68,7 @@ FORMATS = {
         ("input", "steps", "mistake_index"), from_bigbench_mistake, outcome="answer and target"
     ),
     "math_shepherd": Format(("input", "label", "task"), from_math_shepherd),
-    "solution": Format(("response", "outcome"), from_solution, False, "outcome"),
+    "solution": Format(("response",), from_solution, False, "outcome"),
 }
 """The formats; "chain" is this project's own, and "stepwise" is TRL's."""
 

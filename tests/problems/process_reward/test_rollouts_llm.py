@@ -13,8 +13,8 @@ from metaopt.llm import BudgetSpent, Client, Message, SimulatedLM
 from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.labelling.arithmetic import ArithmeticCompletion
-from metaopt.problems.process_reward.labelling.labelling import label_steps
 from metaopt.problems.process_reward.labelling.llm import ClientCompletion, ClientJudge
+from metaopt.problems.process_reward.labelling.rollouts import label_steps
 
 POLICY = ArithmeticPolicy(seed=0)
 CHAIN = Chain("1 +2 *3 -4", ("1+2 = 3", "3*3 = 4"))

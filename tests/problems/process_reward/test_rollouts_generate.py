@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.labelling.generate import GenerateCompletion
-from metaopt.problems.process_reward.labelling.labelling import label_steps
+from metaopt.problems.process_reward.labelling.rollouts import label_steps
 
 WORDS = ["<end>", "<unknown>", "0", "1", "2", "3", "4", "+", "=", "A:", "so"]
 

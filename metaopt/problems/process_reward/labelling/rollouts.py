@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +86,7 @@ def label_steps(
     maximum: int = 8,
     batch: int = 64,
     seed: int = 0,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[Chain]:
     """Return the chains with counts of right rollouts and labels, and write them to a folder.
 
@@ -109,6 +110,7 @@ def label_steps(
         maximum: rollouts of a step whose rollouts are neither all right nor all wrong.
         batch: chains of a shard.
         seed: another seed is other rollouts.
+        progress: called with the number of chains that are done, after each shard.
 
     Raises:
         ValueError: an argument out of its range; chains without steps; or a folder that holds
@@ -148,7 +150,7 @@ def label_steps(
         path = folder / f"{shard:05d}.jsonl"
         if not path.exists():
             part = slice(start, start + batch)
-            counts = Counts(chains[part], minimum, maximum)
+            counts = RolloutCounts(chains[part], minimum, maximum)
             for turn in range(maximum):
                 draw = np.random.default_rng([seed, shard, turn])
                 if not counts.extend(references[part], policy, judge, draw):
@@ -156,22 +158,23 @@ def label_steps(
             _write(path, counts.chains())
         lines = path.read_text(encoding="utf-8").split("\n")
         labelled += [from_chain(json.loads(line)) for line in lines if line]
+        progress(len(labelled))
     return labelled
 
 
-class Counts:
+class RolloutCounts:
     """Right and all rollouts of every step of some chains.
 
     Args:
-        given: the chains; counts that they have are where these start.
+        chains: counts that they have are where these start.
         minimum: rollouts of each step.
         maximum: rollouts of an undecided step.
     """
 
-    def __init__(self, given: Sequence[Chain], minimum: int, maximum: int) -> None:
-        self._given, self._minimum, self._maximum = given, minimum, maximum
-        self._right = [[x or 0 for x in c.successes] or [0] * len(c.steps) for c in given]
-        self._tried = [[x or 0 for x in c.rollouts] or [0] * len(c.steps) for c in given]
+    def __init__(self, chains: Sequence[Chain], minimum: int, maximum: int) -> None:
+        self._chains, self._minimum, self._maximum = chains, minimum, maximum
+        self._right = [[x or 0 for x in c.successes] or [0] * len(c.steps) for c in chains]
+        self._tried = [[x or 0 for x in c.rollouts] or [0] * len(c.steps) for c in chains]
 
     def extend(
         self,
@@ -181,27 +184,28 @@ class Counts:
         draw: np.random.Generator,
     ) -> int:
         """Add a rollout to every undecided step; return how many those were."""
-        open_ = [
+        places = [
             (i, s)
-            for i, chain in enumerate(self._given)
+            for i, chain in enumerate(self._chains)
             for s in range(len(chain.steps))
             if self._undecided(self._right[i][s], self._tried[i][s])
         ]
-        if not open_:
+        if not places:
             return 0
-        prompts = [self._given[i].prompt for i, _ in open_]
-        prefixes = [self._given[i].steps[: s + 1] for i, s in open_]
+        prompts = [self._chains[i].prompt for i, _ in places]
+        prefixes = [self._chains[i].steps[: s + 1] for i, s in places]
         rests = policy.complete(prompts, prefixes, draw)
-        whole = [
+        responses = [
             None if rest is None else "\n".join([*prefix, rest] if rest else prefix)
             for prefix, rest in zip(prefixes, rests, strict=True)
         ]
-        wanted = [references[i] for i, _ in open_]
-        for (i, s), right in zip(open_, judged(prompts, whole, wanted, judge), strict=True):
+        answers = [references[i] for i, _ in places]
+        outcomes = judged(prompts, responses, answers, judge)
+        for (i, s), right in zip(places, outcomes, strict=True):
             if right is not None:
                 self._right[i][s] += right
                 self._tried[i][s] += 1
-        return len(open_)
+        return len(places)
 
     def _undecided(self, right: int, tried: int) -> bool:
         return tried < self._minimum or (0 < right < tried and tried < self._maximum)
@@ -215,7 +219,7 @@ class Counts:
                 successes=tuple(right),
                 rollouts=tuple(tried),
             )
-            for chain, right, tried in zip(self._given, self._right, self._tried, strict=True)
+            for chain, right, tried in zip(self._chains, self._right, self._tried, strict=True)
         ]
 
 
@@ -231,21 +235,23 @@ def judged(
     response (`None`) is neither.
     """
     answers = [None if text is None else final_answer(text) for text in responses]
-    found = [
+    verdicts = [
         None if answer is None else agree(answer, reference)
         for answer, reference in zip(answers, references, strict=True)
     ]
-    left = [i for i, x in enumerate(found) if x is None and answers[i] is not None]
-    if judge is None:
-        for i in left:
-            found[i] = False
-        return found
-    if left:
-        given = [answers[i] or "" for i in left]
-        said = judge([prompts[i] for i in left], given, [references[i] for i in left])
-        for i, right in zip(left, said, strict=True):
-            found[i] = right
-    return found
+    undecided = [i for i, x in enumerate(verdicts) if x is None and answers[i] is not None]
+    if not undecided:
+        return verdicts
+    decided: Sequence[bool | None] = [False] * len(undecided)
+    if judge is not None:
+        decided = judge(
+            [prompts[i] for i in undecided],
+            [answers[i] or "" for i in undecided],
+            [references[i] for i in undecided],
+        )
+    for i, right in zip(undecided, decided, strict=True):
+        verdicts[i] = right
+    return verdicts
 
 
 def digest(text: str) -> str:
@@ -255,16 +261,17 @@ def digest(text: str) -> str:
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a new folder, or check those of one that is continued."""
-    path = folder / SETTINGS
-    if path.exists():
+    path, shards = folder / SETTINGS, any(folder.glob("*.jsonl"))
+    if shards and not path.exists():
+        raise ValueError(f"{folder} holds .jsonl files that are no shards. Name another folder.")
+    if shards:
         earlier = json.loads(path.read_text())
         other = [key for key in settings if earlier.get(key) != settings[key]]
         if other:
-            said = ", ".join(f"{k}={earlier.get(k)!r} (now {settings[k]!r})" for k in other)
-            raise ValueError(f"{folder} holds rollouts of other settings: {said}. Name another.")
-        return
-    if any(folder.glob("*.jsonl")):
-        raise ValueError(f"{folder} holds .jsonl files that are no shards. Name another folder.")
+            listed = ", ".join(f"{k}={earlier.get(k)!r} (now {settings[k]!r})" for k in other)
+            raise ValueError(
+                f"{folder} holds rollouts of other settings: {listed}. Name another folder."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     _replace(path, json.dumps(settings, indent=1) + "\n")
 

@@ -16,9 +16,9 @@ from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPol
 from metaopt.problems.process_reward.data.arithmetic_world import ArithmeticWorld
 from metaopt.problems.process_reward.data.formats import Chain, read
 from metaopt.problems.process_reward.labelling.arithmetic import ArithmeticCompletion
-from metaopt.problems.process_reward.labelling.labelling import (
+from metaopt.problems.process_reward.labelling.rollouts import (
     SETTINGS,
-    Counts,
+    RolloutCounts,
     judged,
     label_steps,
 )
@@ -217,7 +217,7 @@ def test_the_arithmetic_policy_completes_texts() -> None:
 
 
 def test_counts_stay_within_a_chain() -> None:
-    counts = Counts([CHAIN, Chain("q", ("s",))], 1, 1)
+    counts = RolloutCounts([CHAIN, Chain("q", ("s",))], 1, 1)
     assert counts.extend(["1", "2"], Coin(1.0), None, np.random.default_rng(0)) == 3
     assert [c.successes for c in counts.chains()] == [(1, 1), (0,)]
     assert json.dumps([c.labels for c in counts.chains()]) == "[[1.0, 1.0], [0.0]]"

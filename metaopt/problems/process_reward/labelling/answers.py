@@ -1,0 +1,68 @@
+"""The right answers of questions, from files of one's own or of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metaopt.problems.process_reward.data.final_answers import boxed
+from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.formats.columns import identifier
+from metaopt.problems.process_reward.data.formats.sources import parts
+from metaopt.problems.process_reward.data.meta_set import question_key
+
+QUESTIONS = ("question", "prompt", "query", "problem", "input")
+ANSWERS = ("answer", "reference", "target", "ground_truth_answer")
+
+
+def reference_answers(chains: Sequence[Chain], source: str | Path) -> list[str]:
+    r"""Return the right answer of each chain's question.
+
+    A row of the source has a question (question, prompt, query, problem or input) and an answer
+    (answer, reference, target or ground_truth_answer): a final answer, or a worked solution whose
+    final answer stands after `####`, as in GSM8K, or in `\boxed{...}`, as in MATH. Questions are
+    compared by `question_key`.
+
+    Args:
+        chains: their questions are looked up.
+        source: a file, a folder or a data set of the hub; other rows are passed over.
+
+    Raises:
+        FileNotFoundError: the source is missing.
+        ValueError: questions without an answer, with their count, or with two different ones.
+    """
+    answers: dict[str, str] = {}
+    columns: list[str] = []
+    for _, rows in parts(source, None, "train"):
+        for where, row in rows:
+            if not isinstance(row, Mapping):
+                continue
+            columns = columns or list(map(str, row))
+            question, answer = _first(row, QUESTIONS), _first(row, ANSWERS)
+            if not question or not answer:
+                continue
+            key, answer = question_key(question), _final(answer)
+            if answers.setdefault(key, answer) != answer:
+                raise ValueError(
+                    f"{where}: the question {question!r:.60} has the answer {answer!r:.40} here "
+                    f"and {answers[key]!r:.40} before."
+                )
+    keys = [question_key(chain.prompt) for chain in chains]
+    missing = [i for i, key in enumerate(keys) if key not in answers]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(chains)} chains ask a question that {source} does not answer; "
+            f"the first is {chains[missing[0]].prompt!r:.80}. A row needs one of "
+            f"{', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}; the first row's columns are "
+            f"{', '.join(columns) or 'none'}."
+        )
+    return [answers[key] for key in keys]
+
+
+def _first(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    return next((identifier(row, column) for column in columns if column in row), "")
+
+
+def _final(answer: str) -> str:
+    return boxed(answer) or answer.rpartition("####")[2].strip()

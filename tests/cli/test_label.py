@@ -1,0 +1,153 @@
+"""`metaopt-label`: labels of an exact solver, of a model, what is resumed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metaopt.cli.label import main
+from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy
+from metaopt.problems.process_reward.data.formats import Chain, read, write
+from metaopt.problems.process_reward.data.process_files import process_files
+from metaopt.problems.process_reward.labelling import arithmetic
+
+ROWS = [
+    {"question": "1 +2 *3", "response": "1+2 = 3\n3*3 = 4", "answer": "4"},
+    {"question": "1 +2 *3", "response": "1+2 = 3\n3*3 = 0", "answer": "4"},
+    {"question": "2 -4", "response": "2-4 = 3", "answer": "so it is #### 3"},
+]
+
+
+def put(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solver without mistakes, whose labels are those of an exact check."""
+    solver = ArithmeticPolicy(misconceptions=0, slip=0)
+
+    def exact(policy: ArithmeticPolicy) -> Any:
+        return Exact(solver)
+
+    class Exact(arithmetic.ArithmeticCompletion):
+        pass
+
+    monkeypatch.setattr(arithmetic, "ArithmeticCompletion", exact)
+
+
+def test_labels_are_written_and_read_back(
+    sure: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, folder = put(tmp_path / "mine.jsonl", ROWS), tmp_path / "labels"
+    main((source, str(folder), "--policy", "arithmetic", "--batch", "2"))
+    labels = [chain.labels for chain in read(folder).chains]
+    assert labels == [(1.0, 1.0), (1.0, 0.0), (1.0,)]
+    printed = capsys.readouterr()
+    assert "3 solutions, 5 of 5 steps labelled with 20 rollouts; mean label 0.800." in printed.out
+    assert printed.err.splitlines() == ["2 of 3 solutions", "3 of 3 solutions"]
+    meta = put(
+        tmp_path / "meta.jsonl",
+        [{"question": f"{i} +1", "response": f"{i}+1 = 0", "outcome": i == 4} for i in range(5)],
+    )
+    data = process_files(str(folder), meta)
+    assert [(c.domain, c.labels) for c in data.train] == [("mine", x) for x in labels]
+    assert sorted(bool(c.outcome) for c in data.meta) == [False, True]
+
+
+def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [ROWS[i % 3] for i in range(9)]
+    source = put(tmp_path / "mine.jsonl", rows)
+    command = (source, str(tmp_path / "a"), "--policy", "arithmetic", "--batch", "3")
+    main(command)
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    (tmp_path / "a" / "00001.jsonl").unlink()
+    main(command)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == whole
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ArithmeticPolicy, "walk", interrupted)
+    assert main((source, str(tmp_path / "b"), *command[2:])) == 130
+
+
+def test_chains_of_any_format_have_their_answers_in_another_file(
+    sure: None, tmp_path: Path
+) -> None:
+    write(tmp_path / "chains.json.gz", [Chain("1 +2 *3", ("1+2 = 3", "3*3 = 4"), domain="d")])
+    answers = put(tmp_path / "answers.jsonl", [{"problem": " 1 +2  *3", "answer": r"\boxed{4}"}])
+    stepwise = tmp_path / "trl.jsonl"
+    main((
+        str(tmp_path / "chains.json.gz"), str(tmp_path / "labels"), "--answers", answers,
+        "--policy", "arithmetic", "--stepwise", str(stepwise), "--hard",
+    ))  # fmt: skip
+    (row,) = map(json.loads, stepwise.read_text().splitlines())
+    assert row["labels"] == [True, True]
+
+
+def test_a_model_of_transformers_labels_steps(tmp_path: Path) -> None:
+    """Random words: what ends by itself within three tokens is judged, the rest is not counted."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from metaopt.nn.word_tokenizer import word_tokenizer
+
+    words = word_tokenizer(text for row in ROWS for text in row.values())
+    words.eos_token = "[STEP]"
+    config = Qwen2Config(
+        vocab_size=len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, eos_token_id=words.eos_token_id,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config)
+    model.save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    source = put(tmp_path / "mine.jsonl", ROWS)
+    main((
+        source, str(tmp_path / "labels"), "--policy", "transformers",
+        "--model", str(tmp_path / "model"), "--max-tokens", "3", "--maximum", "4",
+    ))  # fmt: skip
+    chains = read(tmp_path / "labels").chains
+    counts = np.array([x or 0 for chain in chains for x in chain.rollouts])
+    assert counts.max() <= 4
+    assert [len(chain.labels) for chain in chains] == [2, 2, 1]
+
+
+def test_mistakes_are_answered_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, folder = put(tmp_path / "mine.jsonl", ROWS), str(tmp_path / "labels")
+    command = (source, folder, "--policy", "arithmetic")
+    bare = put(tmp_path / "bare.jsonl", [{"question": "1 +1", "response": "1+1 = 2", "key": "2"}])
+    says = refused(capsys, bare, *command[1:])
+    assert "1 of 1 chains ask a question that" in says
+    assert "the first row's columns are question, response, key" in says
+    other = put(tmp_path / "two.jsonl", [ROWS[0], {**ROWS[0], "answer": "5"}])
+    assert "has the answer '5' here and '4' before" in refused(capsys, other, *command[1:])
+    assert "neither a file, nor a folder" in refused(capsys, "none.jsonl", *command[1:])
+    assert "needs 1 <= minimum <= maximum" in refused(capsys, *command, "--minimum", "9")
+    assert "--policy server needs --model" in refused(capsys, source, folder, "--policy", "server")
+    assert "--judge needs --policy server" in refused(
+        capsys, source, folder, "--policy", "transformers", "--model", "m", "--judge", "j"
+    )
+    words = put(tmp_path / "words.jsonl", [{**ROWS[0], "question": "one and one"}])
+    assert "no question of the arithmetic world: 'one and one'" in refused(
+        capsys, words, *command[1:]
+    )
+    main(command)
+    assert "seed=0 (now 1)" in refused(capsys, *command, "--seed", "1")
+    with pytest.raises(SystemExit, match="2"):
+        main((source, folder))
+    assert "the following arguments are required: --policy" in capsys.readouterr().err
