@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaopt.data.records import records
 from metaopt.problems.process_reward.data.final_answers import boxed
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.data.formats.columns import identifier
-from metaopt.problems.process_reward.data.formats.sources import parts
 from metaopt.problems.process_reward.data.meta_set import question_key
 
 QUESTIONS = ("question", "prompt", "query", "problem", "input")
@@ -34,20 +34,19 @@ def reference_answers(chains: Sequence[Chain], source: str | Path) -> list[str]:
     """
     answers: dict[str, str] = {}
     columns: list[str] = []
-    for _, rows in parts(source, None, "train"):
-        for where, row in rows:
-            if not isinstance(row, Mapping):
-                continue
-            columns = columns or list(map(str, row))
-            question, answer = _first(row, QUESTIONS), _first(row, ANSWERS)
-            if not question or not answer:
-                continue
-            key, answer = question_key(question), _final(answer)
-            if answers.setdefault(key, answer) != answer:
-                raise ValueError(
-                    f"{where}: the question {question!r:.60} has the answer {answer!r:.40} here "
-                    f"and {answers[key]!r:.40} before."
-                )
+    for record in records(source):
+        if not isinstance(record.value, Mapping):
+            continue
+        columns = columns or list(map(str, record.value))
+        question, answer = _first(record.value, QUESTIONS), _first(record.value, ANSWERS)
+        if not question or not answer:
+            continue
+        key, answer = question_key(question), _final(answer)
+        if answers.setdefault(key, answer) != answer:
+            raise ValueError(
+                f"{record.place}: the question {question!r:.60} has the answer {answer!r:.40} here "
+                f"and {answers[key]!r:.40} before."
+            )
     keys = [question_key(chain.prompt) for chain in chains]
     missing = [i for i, key in enumerate(keys) if key not in answers]
     if missing:

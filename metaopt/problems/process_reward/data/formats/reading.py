@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metaopt.data.records import records
 from metaopt.problems.process_reward.data.formats.chain import Chain, from_chain, to_chain
 from metaopt.problems.process_reward.data.formats.dreamprm import (
     Prefix,
@@ -28,7 +29,6 @@ from metaopt.problems.process_reward.data.formats.first_error import (
 from metaopt.problems.process_reward.data.formats.math_shepherd import from_math_shepherd
 from metaopt.problems.process_reward.data.formats.prm800k import from_prm800k
 from metaopt.problems.process_reward.data.formats.solution import from_solution
-from metaopt.problems.process_reward.data.formats.sources import parts
 from metaopt.problems.process_reward.data.formats.stepwise import from_stepwise, to_stepwise
 
 SHOWN = 100
@@ -99,7 +99,7 @@ def read(
     """Return the chains of a file, a folder or a data set of the hub.
 
     Args:
-        source: see `metaopt.problems.process_reward.data.formats.sources.parts`.
+        source: see `metaopt.data.records.records`.
         format: name in `FORMATS`; `None` tells it by each row's columns.
         domain: of every chain; `None` is what the row says, or else the name of its file.
         subset: of the hub's data set; `None` is its default one.
@@ -117,19 +117,18 @@ def read(
     prefixes: list[Prefix] = []
     wrong: list[str] = []
     total = 0
-    for stem, rows in parts(source, subset, split):
-        for where, row in rows:
-            total += 1
-            try:
-                parsed = _parse(row, format)
-            except ValueError as reason:
-                wrong.append(f"{where}: {reason}")
-                continue
-            if isinstance(parsed, Prefix):
-                place, *rest = parsed.question
-                prefixes.append(parsed._replace(question=(place or stem, *rest)))
-            else:
-                chains.append(parsed if parsed.domain else replace(parsed, domain=stem))
+    for record in records(source, subset=subset, split=split):
+        total += 1
+        try:
+            parsed = _parse(record.value, format)
+        except ValueError as reason:
+            wrong.append(f"{record.place}: {reason}")
+            continue
+        if isinstance(parsed, Prefix):
+            place, *rest = parsed.question
+            prefixes.append(parsed._replace(question=(place or record.part, *rest)))
+        else:
+            chains.append(parsed if parsed.domain else replace(parsed, domain=record.part))
     if wrong:
         more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         listed = "\n  ".join(["", *wrong[:SHOWN]]) + more
