@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 def new_folder(folder: str | Path) -> Path:
@@ -40,3 +46,34 @@ def check_scores(folder: Path, expected: Tensor, scores: Tensor, tolerance: floa
             f"not hold this model. The folder is left for inspection, without a card."
         )
     return difference.max().item()
+
+
+def reads_tokenizer(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    texts: Sequence[str],
+) -> bool:
+    """Return whether `AutoTokenizer` reads the tokenizer of a folder as what was written there.
+
+    For some configurations, such as Qwen2's, transformers takes the model's own tokenizer class
+    whatever the folder says, and splits words of another tokenizer into letters.
+    """
+    from transformers import AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(folder, config=config)
+    return bool(again(list(texts))["input_ids"] == tokenizer(list(texts))["input_ids"])
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Inside the block transformers shows no bars for files that are written and read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.problems.domain_reweighting.figures import draw_weights
-from metaopt.problems.domain_reweighting.task import Comparing, ReweightingTask
+from metaopt.problems.domain_reweighting.task import Delivering, ReweightingTask
 
 if TYPE_CHECKING:
     from metaopt.problems.domain_reweighting.problem import DomainReweighting
@@ -21,7 +21,7 @@ LEVEL = 0.05
 
 
 class WeightReport(Report):
-    """The weights and hypergradients by domain along a run, and what the task compares."""
+    """The weights and hypergradients by domain along a run, and what the task delivers."""
 
     def __init__(self, problem: DomainReweighting) -> None:
         self.problem = problem
@@ -35,11 +35,13 @@ class WeightReport(Report):
         return [draw_weights(self.problem.task.domains, snapshots, folder / "weights.png")]
 
     def deliver(self, outer: Tree, inner: GradientState, snapshots: Snapshots, folder: Path) -> str:
-        """Write weights.csv, and what the task compares; return tables of both."""
+        """Write weights.csv, and what the task delivers; return what there is to read."""
         problem, task = self.problem, self.problem.task
-        parts = [weights_table(task, problem.weight_summary(outer, inner), folder)]
-        if isinstance(task, Comparing):
-            parts.append(task.compare(problem.models(inner), folder))
+        summary = problem.weight_summary(outer, inner)
+        parts = [weights_table(task, summary, folder)]
+        if isinstance(task, Delivering):
+            weights = dict(zip(task.domains, summary["weight"].tolist(), strict=True))
+            parts.append(task.deliver(problem.models(inner), weights, folder))
         return "\n\n".join(filter(None, [*parts, f"figures: {folder / 'figures'}"]))
 
 

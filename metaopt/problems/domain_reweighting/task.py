@@ -79,11 +79,19 @@ class Autocast(Protocol):
 
 
 @runtime_checkable
-class Comparing(Protocol):
-    """A task that compares models beyond its metrics."""
+class Delivering(Protocol):
+    """A task that hands over more than its metrics: tables, figures, the trained model."""
 
-    def compare(self, models: Mapping[str, Tree], folder: Path) -> str:
-        """Write tables and figures of models, by name, into `folder`; return a text to print."""
+    def deliver(
+        self, models: Mapping[str, Tree], weights: Mapping[str, float], folder: Path
+    ) -> str:
+        """Write what a run has learned into `folder`; return a text to print.
+
+        Args:
+            models: tensors by name: "reweighted", and "uniform" where one was trained.
+            weights: of each domain, as the reweighted model was trained with at the end.
+            folder: of the run.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,6 +19,7 @@ from metaopt.metrics import (
     majority_vote,
     pass_at_n,
 )
+from metaopt.nn.model_card import ModelCard
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.aggregation import (
@@ -27,8 +29,14 @@ from metaopt.problems.process_reward.model.aggregation import (
     outcome_loss,
     step_loss,
 )
-from metaopt.problems.process_reward.model.scorer import ScorerFactory, Steps, scores
+from metaopt.problems.process_reward.model.steps import ScorerFactory, Steps, scores
 from metaopt.problems.process_reward.report import compare
+
+MODEL = "process_reward_model"
+"""Folder of a run with the trained model."""
+
+PROBES = 8
+"""Training chains whose scores are compared after the model is read back."""
 
 
 class ProcessSupervision:
@@ -45,6 +53,8 @@ class ProcessSupervision:
         aggregation: how the meta-loss sums up a chain: mean, sum, last, min or product.
         ranking: how candidates are ranked, likewise.
         evaluation_batch: chains scored at a time, >= 1.
+        save_model: write the trained model at the run's end; see
+            `metaopt.problems.process_reward.model.export`.
         device: where chains and parameters live.
 
     Attributes:
@@ -71,6 +81,7 @@ class ProcessSupervision:
         aggregation: str = "mean",
         ranking: str = "mean",
         evaluation_batch: int = 256,
+        save_model: bool = True,
         device: str = "cpu",
     ) -> None:
         for name, value, legal in (
@@ -86,7 +97,7 @@ class ProcessSupervision:
         self.data, self.device = data, torch.device(device)
         self.row_loss, self.meta_loss = row_loss, meta_loss
         self.aggregation, self.ranking = aggregation, ranking
-        self.evaluation_batch = evaluation_batch
+        self.evaluation_batch, self.save_model = evaluation_batch, save_model
         self.scorer = scorer(data.train)
         self.compute_dtype: torch.dtype | None = getattr(self.scorer, "compute_dtype", None)
         self.domains = data.domains
@@ -238,12 +249,48 @@ class ProcessSupervision:
                 found |= {f"{name}/{d}": x for d, x in values.items()}
         return found
 
-    def compare(self, models: Mapping[str, Tree], folder: Path) -> str:
-        """Write best_of_n.csv and a figure; return a table of best-of-n by model."""
-        if not self.sizes:
-            return ""
-        found = {name: self.candidate_scores(tensors) for name, tensors in models.items()}
-        return compare(found, self.correct, self.data.answers, self.sizes, folder)
+    def deliver(
+        self, models: Mapping[str, Tree], weights: Mapping[str, float], folder: Path
+    ) -> str:
+        """Write best_of_n.csv with a figure, and the reweighted model as a folder of its own.
+
+        Returns a table of best-of-n by model, and where the model is.
+        """
+        parts = []
+        if self.sizes:
+            scores = {name: self.candidate_scores(tensors) for name, tensors in models.items()}
+            parts.append(compare(scores, self.correct, self.data.answers, self.sizes, folder))
+        if self.save_model:
+            parts.append(self._export(models["reweighted"], weights, folder / MODEL))
+        return "\n\n".join(parts)
+
+    def _export(self, tensors: Tree, weights: Mapping[str, float], folder: Path) -> str:
+        """Write the model with its card; return where it is."""
+        from metaopt.problems.process_reward.model.export import EXPORTED, export
+
+        if not isinstance(self.scorer, EXPORTED):
+            return f"{type(self.scorer).__name__} has no export: the model is in the checkpoint."
+        if folder.exists():  # of a run that was stopped while it wrote
+            shutil.rmtree(folder)
+        figures = {k: float(v) for k, v in self.metrics(tensors).items() if "/" not in k}
+        if not figures:
+            some = torch.arange(min(len(self.domain), self.evaluation_batch))
+            loss = self.row_losses(tensors, some, train=False).mean()
+            figures = {"training loss; there is no test data": loss.item()}
+        lines = (f"| {name} | {value:.3f} |" for name, value in weights.items())
+        source = getattr(self.scorer, "source", None)
+        card = ModelCard(
+            f"{len(self.data.train)} chains with step labels of {len(self.domains)} domains, "
+            f"weighted by a meta-set of {self.meta_rows} chains with outcomes; "
+            f"{len(self.data.candidates)} test questions.",
+            figures,
+            base=source if isinstance(source, str) else "",
+            notes="\n".join(["| domain | weight in training |", "|---|---|", *lines]),
+        )
+        difference = export(self.scorer, tensors, folder, card, self.data.train[:PROBES])
+        return (
+            f"process reward model: {folder}, read back: scores differ by at most {difference:.1g}"
+        )
 
 
 def _check_labels(known: Tensor) -> None:

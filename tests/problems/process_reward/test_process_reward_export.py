@@ -69,7 +69,7 @@ def make(kind):
 @pytest.mark.parametrize("name", ["prm_tiny", "prm_features", "prm_transformers", "prm_qwen2_vl"])
 def test_configurations_make_scorers(name):
     with initialize_config_module("metaopt.configs", version_base=None):
-        config = compose(f"model/{name}").model
+        config = compose(f"model/process_reward/{name}").model.process_reward
     if name in ("prm_transformers", "prm_qwen2_vl"):
         config.source = SOURCE if name == "prm_transformers" else SEEN
         config.separator = None
@@ -140,6 +140,17 @@ def test_transformers_loads_the_folder_and_scores_the_same(source, options, arch
     assert isinstance(
         AutoTokenizer.from_pretrained(tmp_path / "out"), type(scorer.tokens.tokenizer)
     )
+
+
+def test_a_tokenizer_that_transformers_would_take_for_another_keeps_its_tokens(tmp_path):
+    """Qwen2's class splits the word `3+2` into letters, so its name is not in the folder."""
+    chains = [Answer("3 +2 *4", ("3+2 = 0", "0*4 is 0")), Answer("1 -2", ("1-2 = 4",))]
+    scorer = TransformerScorer(chains, SOURCE)
+    params = trained(scorer)
+    export(scorer, params, tmp_path / "out", CARD, chains)
+    log_odds, name = by_transformers(tmp_path / "out", chains[0])
+    assert name == "ProcessRewardModel"
+    close(log_odds, scores(scorer, params, scorer.encode(chains))[0], 1e-4)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from metaopt.nn.export import check_scores, new_folder
+from metaopt.nn.export import check_scores, new_folder, no_progress_bars, reads_tokenizer
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
 from metaopt.problems.process_reward.model.process_reward_model import (
@@ -47,6 +47,7 @@ TOLERANCE = {"float32": 1e-4, "master": 5e-2, "official": 5e-2}
 """By precision: merged adapters and a head folded into one map are rounded once more."""
 
 Scorer = TransformerScorer | FeatureScorer
+EXPORTED = (TransformerScorer, FeatureScorer)
 
 
 def export(
@@ -77,14 +78,16 @@ def export(
     card.check()
     check_steps(probes)
     folder = new_folder(folder)
-    if isinstance(scorer, FeatureScorer):
-        settings = _write_features(scorer, tensors, folder)
-    else:
-        settings = _write_transformer(scorer, tensors, folder)
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    read, weights = load(folder)
-    device = next(iter(tensors.values())).device
-    weights = {k: v.to(device) for k, v in weights.items()}
+    with no_progress_bars():
+        if isinstance(scorer, FeatureScorer):
+            settings = _write_features(scorer, tensors, folder)
+        else:
+            texts = [text for chain in probes for text in (chain.prompt, *chain.steps)]
+            settings = _write_transformer(scorer, tensors, folder, texts)
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        read, weights = load(folder)
+        device = next(iter(tensors.values())).device
+        weights = {k: v.to(device) for k, v in weights.items()}
     tolerance = TOLERANCE[settings.get("precision", "float32")]
     expected, again = _scores(scorer, tensors, probes), _scores(read, weights, probes)
     difference = check_scores(folder, expected, again, tolerance)
@@ -146,7 +149,7 @@ def _write_features(
 
 
 def _write_transformer(
-    scorer: TransformerScorer, tensors: Mapping[str, Tensor], folder: Path
+    scorer: TransformerScorer, tensors: Mapping[str, Tensor], folder: Path, texts: Sequence[str]
 ) -> dict[str, Any]:
     reader = scorer.merged({k: v.detach().cpu() for k, v in tensors.items()})
     backbone: Any = reader.backbone
@@ -154,9 +157,11 @@ def _write_transformer(
     with torch.no_grad():
         head.weight.copy_(torch.cat([torch.zeros_like(reader.head.weight), reader.head.weight]))
         head.bias.copy_(torch.cat([torch.zeros_like(reader.head.bias), reader.head.bias]))
-    model = _native(backbone, head) or _custom(backbone, head)
-    model.save_pretrained(folder)
     scorer.save_text(folder)
+    model: Any = _native(backbone, head)
+    if model is None or not reads_tokenizer(folder, scorer.tokens.tokenizer, model.config, texts):
+        model = _custom(backbone, head)
+    model.save_pretrained(folder)
     return {"kind": "transformer", **scorer.settings, "head": "hidden", "lora": None}
 
 

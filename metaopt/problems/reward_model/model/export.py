@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from metaopt.nn.export import check_scores, new_folder
+from metaopt.nn.export import check_scores, new_folder, no_progress_bars, reads_tokenizer
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.reward_model.model.reward_model import RewardModel, RewardModelConfig
 from metaopt.problems.reward_model.model.reward_model_tokens import encode
@@ -65,8 +65,8 @@ def export(
     LlamaForSequenceClassification). That class takes for padding whatever has the pad token's id,
     so where the tokenizer pads with a token that texts contain, the copy that is written gets a pad
     token of its own; the pooling last_not_pad means the same as that class and needs none. Every
-    other head is written as a `RewardModel` with its source file: it loads with
-    trust_remote_code=True, or after
+    other head, and a model whose tokenizer transformers would take for another, is written as a
+    `RewardModel` with its source file: it loads with trust_remote_code=True, or after
     `import metaopt.problems.reward_model.model.export`.
 
     The tokenizer that is written cuts texts at their beginning, as `encode` does, to `max_length`
@@ -99,10 +99,13 @@ def export(
     backbone: Any = model.backbone
     if model.config.pooling != "last_not_pad":
         backbone = _with_own_padding(backbone, words)
-    saved = _native(model, backbone, words) or _custom(model, backbone, words)
-    saved.save_pretrained(folder)
-    words.save_pretrained(folder)
-    difference = _difference(model, tokenizer, folder, words, probes, max_length)
+    with no_progress_bars():
+        words.save_pretrained(folder)
+        saved = _native(model, backbone, words)
+        if saved is None or not reads_tokenizer(folder, words, saved.config, probes):
+            saved = _custom(model, backbone, words)
+        saved.save_pretrained(folder)
+        difference = _difference(model, tokenizer, folder, words, probes, max_length)
     architecture = type(saved).__name__
     page = _page(card, architecture, isinstance(saved, RewardModel), max_length)
     (folder / "README.md").write_text(page, encoding="utf-8")
