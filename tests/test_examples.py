@@ -1,0 +1,53 @@
+"""The programs and the notebook in examples/ run and do what they say."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def main(name):
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+
+
+def test_every_example_has_a_test():
+    programs = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert programs == {"black_box", "few_shot_sinusoids", "hyperparameters", "noisy_labels"}
+    assert [path.stem for path in EXAMPLES.glob("*.ipynb")] == ["first_steps"]
+
+
+def test_learned_penalties_beat_fixed_ones(capsys):
+    train = main("hyperparameters")
+    fixed, learned = train(outer_steps=150, lr=0.0), train(outer_steps=150)
+    assert learned[0] < fixed[0] - 0.05
+    assert learned[1] > fixed[1]
+
+
+@pytest.mark.parametrize("name", ["unroll", "implicit", "one_step", "finite_difference"])
+def test_each_estimator_finds_mislabelled_examples(name):
+    assert main("noisy_labels")(name, outer_steps=40) > 0.75
+
+
+def test_search_finds_a_better_network():
+    first, best, value = main("black_box")(outer_steps=12)
+    assert value < first - 0.05
+    assert best["layers"] > 0
+
+
+def test_the_notebook_runs(monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads((EXAMPLES / "first_steps.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [], "clear the outputs before a commit"
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    assert names["losses"][-1] < 0.5 * names["losses"][0]
+    errors = {row.estimator: row.error for row in names["rows"]}
+    assert "cosine" in capsys.readouterr().out
+    assert errors["implicit"] < errors["one_step"]
