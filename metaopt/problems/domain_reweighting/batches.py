@@ -11,7 +11,7 @@ from metaopt.problems.domain_reweighting.task import ReweightingTask, Stratified
 
 Sampling = Literal["domains", "rows"]
 
-AUDITED = 64
+REPORTED_ROWS = 64
 """Rows of each domain on which weights that depend on losses or gradients are reported."""
 
 
@@ -76,7 +76,7 @@ class Sampler:
         ) / count
         return Rows(self._meta[(place * len(self._meta)).long()], meta=True)
 
-    def audited(self) -> Tensor:
-        """Return at most `AUDITED` rows of each domain, the same every time."""
+    def reported(self) -> Tensor:
+        """Return at most `REPORTED_ROWS` rows of each domain, the same every time."""
         rank = torch.arange(len(self.order)) - self._starts.repeat_interleave(self._sizes)
-        return self.order[rank < AUDITED]
+        return self.order[rank < REPORTED_ROWS]

@@ -59,7 +59,7 @@ def random_weights(count: int, effective: float, generator: Generator) -> Tensor
 
     Args:
         count: K, >= 1.
-        effective: the perplexity, in [1, K]; s is found by bisection.
+        effective: the perplexity, in [1, K]; s is grads by bisection.
 
     Raises:
         ValueError: a perplexity outside [1, K].
@@ -97,8 +97,8 @@ def alignments(
     leaves = tree.leaves(params)
     with torch.enable_grad(), replay(key):
         value = meta_loss(leaves)
-        found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-    v = tree.like(params, found)
+        grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    v = tree.like(params, grads)
     radius = tree.radius(params, v, compute_dtype=compute_dtype)
     ends = []
     with torch.no_grad():

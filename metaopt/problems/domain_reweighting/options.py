@@ -20,7 +20,7 @@ CHOICES = {
     "initial": get_args(Initial),
     "retrain": (None, *get_args(Retraining)),
 }
-LEAST = {"batch": 1, "meta_batch": 1, "reference_steps": 1, "finetune": 0}
+MINIMA = {"batch": 1, "meta_batch": 1, "reference_steps": 1, "finetune": 0}
 
 
 class Options(Protocol):
@@ -45,7 +45,7 @@ def check_options(options: Options) -> None:
         if value not in legal:
             listed = ", ".join("null" if option is None else option for option in legal)
             raise ValueError(f"{name} must be one of {listed}; got {value!r}.")
-    for name, least in LEAST.items():
+    for name, least in MINIMA.items():
         if getattr(options, name) < least:
             raise ValueError(f"{name} must be >= {least}; got {getattr(options, name)}.")
     if not 0 < options.keep <= 1:
@@ -110,6 +110,6 @@ def _check_filter(weights: WeightTable, keep: float) -> None:
         )
     if weights.link in ("sigmoid", "clamp") and weights.bound < 1 / keep:
         raise ValueError(
-            f"initial=filter gives kept rows the weight 1 / keep = {1 / keep:g}, above "
+            f"initial=filter weighs the rows that it keeps by 1 / keep = {1 / keep:g}, above "
             f"weights.bound={weights.bound:g}. Raise bound, or keep."
         )

@@ -305,7 +305,7 @@ class DomainReweighting(GradientProblem):
         """
         rows, values = self.sampler.order, torch.zeros(0, device=self.device)
         if self.weights.reads != "phi":
-            rows = self.sampler.audited()
+            rows = self.sampler.reported()
         tensors = inner.params | inner.buffers
         if self.weights.reads == "losses":
             values = self.task.row_losses(tensors, rows, train=False)

@@ -45,13 +45,13 @@ class WeightReport(Report):
         return "\n\n".join(filter(None, [*parts, f"figures: {folder / 'figures'}"]))
 
 
-def weights_table(task: ReweightingTask, seen: Mapping[str, Any], folder: Path) -> str:
+def weights_table(task: ReweightingTask, summary: Mapping[str, Any], folder: Path) -> str:
     """Write weights.csv and return the weights as a table, the largest first, with a warning."""
-    columns = ["weight", *(name for name in ("hypergradient", "z") if name in seen)]
+    columns = ["weight", *(name for name in ("hypergradient", "z") if name in summary)]
     quality = [] if task.quality is None else ["quality"]
     lines = []
-    for k in seen["weight"].argsort(descending=True, stable=True).tolist():
-        numbers = [float(seen[name][k]) for name in columns]
+    for k in summary["weight"].argsort(descending=True, stable=True).tolist():
+        numbers = [float(summary[name][k]) for name in columns]
         known = [] if task.quality is None else [float(task.quality[k])]
         lines.append((task.domains[k], numbers, known))
     with (folder / "weights.csv").open("w", newline="") as file:
@@ -65,23 +65,25 @@ def weights_table(task: ReweightingTask, seen: Mapping[str, Any], folder: Path) 
     for name, numbers, known in lines:
         cells = zip(heads, (*numbers, *known), strict=True)
         text.append(name.ljust(wide) + "".join(f"{x:{forms[head]}}" for head, x in cells))
-    share = 100 * float(seen["effective_share"])
+    share = 100 * float(summary["effective_share"])
     text.append(f"effective sample size: {share:.0f} % of the rows")
-    return "\n".join([*text, *_warning(task, seen)])
+    return "\n".join([*text, *_warning(task, summary)])
 
 
 def _head(name: str, form: str) -> str:
     return name.rjust(int(form.split(".")[0]))
 
 
-def _warning(task: ReweightingTask, seen: Mapping[str, Any]) -> list[str]:
-    if "z" not in seen:
+def _warning(task: ReweightingTask, summary: Mapping[str, Any]) -> list[str]:
+    if "z" not in summary:
         return []
     sure = NormalDist().inv_cdf(1 - LEVEL / 2 / len(task.domains))
-    unsure = [name for name, z in zip(task.domains, seen["z"], strict=True) if abs(float(z)) < sure]
+    unsure = [
+        name for name, z in zip(task.domains, summary["z"], strict=True) if abs(float(z)) < sure
+    ]
     if len(unsure) == len(task.domains):
         return [
-            f"warning: no domain's hypergradient can be told from noise (|z| < {sure:.1f}): these "
+            f"warning: no domain's hypergradient stands out from noise (|z| < {sure:.1f}): these "
             "weights are noise. Raise meta_batch and batch first, then outer_steps."
         ]
     if unsure:

@@ -15,12 +15,12 @@ from metaopt.engine.protocols import Tree
 class ReweightingTask(Protocol):
     """Training rows of K domains and meta rows, each with a loss under a model.
 
-    A task may train R models side by side: its losses then have a leading axis, (R, B), and its
+    A task may train R models at once: its losses then have a leading axis, (R, B), and its
     metrics are (R,).
 
     Attributes:
         domains: the K domains' names.
-        domain: the domain of each training row, integers (n,) on the processor; none is empty.
+        domain: the domain of each training row, integers (n,) on the CPU; none is empty.
         meta_rows: number of meta rows; 0 where there are none.
         quality: how far each domain can be trusted, (K,), >= 0; `None` where nobody knows.
     """
@@ -39,7 +39,7 @@ class ReweightingTask(Protocol):
 
         Args:
             tensors: parameters and buffers.
-            rows: indices of training rows, (B,), on the processor.
+            rows: indices of training rows, (B,), on the CPU.
             train: whether dropout is on.
         """
         ...
@@ -61,7 +61,7 @@ class Stratified(Protocol):
     model's mean score in every meta-gradient, and that outweighs what tells domains apart.
 
     Attributes:
-        meta_kinds: the kind of each meta row, integers (m,) on the processor.
+        meta_kinds: the kind of each meta row, integers (m,) on the CPU.
     """
 
     meta_kinds: Tensor

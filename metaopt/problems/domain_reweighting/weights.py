@@ -18,10 +18,10 @@ Per = Literal["domain", "row"]
 Link = Literal["softplus", "softmax", "sigmoid", "clamp", "simplex"]
 Reads = Literal["phi", "losses", "gradients"]
 
-LEAST = 1e-6
+MIN_INITIAL_WEIGHT = 1e-6
 """Smallest weight that a link without a 0 starts from."""
 
-OFF = 1e-3
+SIMPLEX_TOLERANCE = 1e-3
 """Largest difference from 1 of the sum of a simplex."""
 
 
@@ -106,34 +106,34 @@ class WeightTable:
     def inverse(self, weights: Tensor) -> Tree:
         """Return the phi of a table of weights, as near to it as link, bound and floor allow."""
         free = ((weights - self.floor) / (1 - self.floor)).clamp(min=0)
-        positive = free.clamp(min=LEAST)
+        positive = free.clamp(min=MIN_INITIAL_WEIGHT)
         if self.link == "softplus":
-            found = torch.log(torch.expm1(math.log(2) * positive))
+            raw = torch.log(torch.expm1(math.log(2) * positive))
         elif self.link == "softmax":
-            found = torch.log(positive)
+            raw = torch.log(positive)
         elif self.link == "sigmoid":
-            found = torch.logit(positive.clamp(max=self.bound - LEAST) / self.bound)
+            raw = torch.logit(positive.clamp(max=self.bound - MIN_INITIAL_WEIGHT) / self.bound)
         elif self.link == "clamp":
-            found = free.clamp(max=self.bound)
+            raw = free.clamp(max=self.bound)
         else:
-            found = free / free.sum(-1, keepdim=True)
-        return {"weights": found.clone()}
+            raw = free / free.sum(-1, keepdim=True)
+        return {"weights": raw.clone()}
 
     def table(self, outer: Tree) -> Tensor:
         """Return all weights, (..., K) or (..., n)."""
         raw = outer["weights"]
         if self.link == "softplus":
             positive = softplus(raw)
-            found = positive / positive.mean(-1, keepdim=True)
+            weights = positive / positive.mean(-1, keepdim=True)
         elif self.link == "softmax":
-            found = torch.softmax(raw, -1) * raw.shape[-1]
+            weights = torch.softmax(raw, -1) * raw.shape[-1]
         elif self.link == "sigmoid":
-            found = self.bound * torch.sigmoid(raw)
+            weights = self.bound * torch.sigmoid(raw)
         elif self.link == "clamp":
-            found = raw.clamp(0, self.bound)
+            weights = raw.clamp(0, self.bound)
         else:
-            found = raw * raw.shape[-1]
-        return self.floor + (1 - self.floor) * found
+            weights = raw * raw.shape[-1]
+        return self.floor + (1 - self.floor) * weights
 
     def check(self, outer: Tree) -> None:
         """Refuse a phi of link=simplex that has left the simplex.
@@ -145,7 +145,7 @@ class WeightTable:
             return
         raw = outer["weights"]
         least, off = torch.stack([raw.min(), (raw.sum(-1) - 1).abs().max()]).tolist()
-        if not (least >= 0 and off <= OFF):
+        if not (least >= 0 and off <= SIMPLEX_TOLERANCE):
             raise ValueError(
                 f"link=simplex needs entries >= 0 that sum to 1; got a least entry of {least:g} "
                 f"and a sum off 1 by {off:g}. Use optimizer=mirror, or link=softmax with others."
@@ -157,12 +157,12 @@ class WeightTable:
 
     def slopes(self, grad: Tree, domain: Tensor) -> Tensor | None:
         """Return the hypergradient of each domain, the sum over its rows; a mean over tables."""
-        found = grad["weights"]
-        if found.ndim > 1:
-            found = found.flatten(0, -2).mean(0)
+        slopes = grad["weights"]
+        if slopes.ndim > 1:
+            slopes = slopes.flatten(0, -2).mean(0)
         if self.per == "domain":
-            return found
-        return by_domain(found, domain) * torch.bincount(domain)
+            return slopes
+        return by_domain(slopes, domain) * torch.bincount(domain)
 
 
 class Regulariser:
@@ -228,8 +228,8 @@ class WeightNetwork:
         """Return the weights of rows, (..., B)."""
         x = losses.detach()[..., None].to(outer["weight"].dtype)
         hidden = relu(x * outer["hidden.weight"] + outer["hidden.bias"])
-        found = torch.sigmoid((hidden * outer["weight"]).sum(-1) + outer["bias"])
-        return found / found.mean(-1, keepdim=True) if self.normalise else found
+        weights = torch.sigmoid((hidden * outer["weight"]).sum(-1) + outer["bias"])
+        return weights / weights.mean(-1, keepdim=True) if self.normalise else weights
 
     def slopes(self, grad: Tree, domain: Tensor) -> Tensor | None:
         """Return `None`."""
@@ -237,7 +237,7 @@ class WeightNetwork:
 
 
 class LearningToReweight:
-    """w_i = max(u_i, 0) / mean_j max(u_j, 0), u_i = <dF/dtheta, dl_i/dtheta>, anew in every batch.
+    """w_i = max(u_i, 0) / mean_j max(u_j, 0), u_i = <dF/dtheta, dl_i/dtheta>, in each batch.
 
     The descent that row i brings to the meta-loss; nothing is learned or kept, and phi is empty.
     All weights are 1 where no row brings any. Set estimator=direct: there is no hypergradient.

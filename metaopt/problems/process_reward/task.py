@@ -163,16 +163,16 @@ class ProcessSupervision:
 
         A chain that comes twice is scored once, so that its ties are exact.
         """
-        found: dict[tuple[str, ...], int] = {}
+        positions: dict[tuple[str, ...], int] = {}
         distinct: list[Chain] = []
         index = []
         for row in self.data.candidates:
             for chain in row:
                 name = (chain.prompt, *chain.steps, "", *chain.images)
-                if name not in found:
-                    found[name] = len(distinct)
+                if name not in positions:
+                    positions[name] = len(distinct)
                     distinct.append(chain)
-                index.append(found[name])
+                index.append(positions[name])
         return self._encode("candidates", distinct), torch.tensor(index).view(self.correct.shape)
 
     @torch.no_grad()
@@ -200,14 +200,14 @@ class ProcessSupervision:
         found at probability 1/2, and how often a right chain is passed), each as the mean over
         held-out domains and, where there are several, for each.
         """
-        found: dict[str, float | Tensor] = {}
+        metrics: dict[str, float | Tensor] = {}
         if self.sizes:
             sizes = sorted({1, min(8, self.sizes[-1]), self.sizes[-1]})
             table = best_of_n(self.candidate_scores(tensors), self.correct, sizes)
-            found |= {
+            metrics |= {
                 f"best_of_{n}": 100 * x for n, x in zip(sizes, table.mean(0).tolist(), strict=True)
             }
-        return found | self._votes | self._step_metrics(tensors)
+        return metrics | self._votes | self._step_metrics(tensors)
 
     @cached_property
     def _votes(self) -> dict[str, float]:
@@ -215,39 +215,39 @@ class ProcessSupervision:
         most, right = self.sizes[-1:], self.correct.numpy()
         if not most:
             return {}
-        found = {f"pass_at_{most[0]}": 100 * float(pass_at_n(right, most).mean())}
+        shares = {f"pass_at_{most[0]}": 100 * float(pass_at_n(right, most).mean())}
         if self.data.answers is not None:
             vote = majority_vote(self.data.answers, right, most)
-            found[f"majority_{most[0]}"] = 100 * float(vote.mean())
-        return found
+            shares[f"majority_{most[0]}"] = 100 * float(vote.mean())
+        return shares
 
     @cached_property
     def _held_out(self) -> dict[str, tuple[Steps, Tensor, Tensor]]:
-        found = {}
+        encoded = {}
         for name, chains in self.data.held_out.items():
             steps = self._encode(f"held_out, {name}", chains)
-            found[name] = (steps, *self._labelled(chains, steps))
-        return found
+            encoded[name] = (steps, *self._labelled(chains, steps))
+        return encoded
 
     def _step_metrics(self, tensors: Tree) -> dict[str, float]:
         by_domain: dict[str, dict[str, float | None]] = {}
         for name, (steps, labels, known) in self._held_out.items():
             p = scores(self.scorer, tensors, steps, self.evaluation_batch).float().sigmoid()
             read = known & steps.mask
-            said, truth = p[read].cpu().numpy(), labels[read].cpu().numpy()
+            predicted, truth = p[read].cpu().numpy(), labels[read].cpu().numpy()
             by_domain[name] = {
-                "step_auroc": auroc(said, truth) if len(said) else None,
-                "ece": expected_calibration_error(said, truth) if len(said) else None,
+                "step_auroc": auroc(predicted, truth) if len(predicted) else None,
+                "ece": expected_calibration_error(predicted, truth) if len(predicted) else None,
                 "first_error_f1": first_error_f1(p, labels, known, read),
             }
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name in ("step_auroc", "ece", "first_error_f1"):
             values = {d: x for d, row in by_domain.items() if (x := row[name]) is not None}
             if values:
-                found[name] = sum(values.values()) / len(values)
+                metrics[name] = sum(values.values()) / len(values)
             if len(by_domain) > 1:
-                found |= {f"{name}/{d}": x for d, x in values.items()}
-        return found
+                metrics |= {f"{name}/{d}": x for d, x in values.items()}
+        return metrics
 
     def deliver(
         self, models: Mapping[str, Tree], weights: Mapping[str, float], folder: Path
@@ -328,11 +328,11 @@ def first_error_f1(
         return torch.where(flags, places, width).amin(-1)
 
     true = first(known & (labels == 0))
-    said = first((known if read is None else read) & (p < 0.5))
+    predicted = first((known if read is None else read) & (p < 0.5))
     wrong = true < width
     right = ~wrong & known.any(-1)
     if not bool(wrong.any()) or not bool(right.any()):
         return None
-    hit = (true == said).double()
+    hit = (true == predicted).double()
     a, b = float(hit[wrong].mean()), float(hit[right].mean())
     return 100 * 2 * a * b / (a + b) if a + b else 0.0

@@ -79,11 +79,11 @@ def arithmetic(
 
 def named(domains: Sequence[str]) -> tuple[str, ...]:
     """Return the names of domains of these kinds."""
-    count, seen = Counter(domains), Counter[str]()
+    count, numbers = Counter(domains), Counter[str]()
     names = []
     for kind in domains:
-        seen[kind] += 1
-        names.append(f"{kind}_{seen[kind]}" if count[kind] > 1 else kind)
+        numbers[kind] += 1
+        names.append(f"{kind}_{numbers[kind]}" if count[kind] > 1 else kind)
     return tuple(names)
 
 

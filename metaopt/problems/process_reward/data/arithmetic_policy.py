@@ -21,7 +21,7 @@ OPERANDS = MODULUS - 1
 MOVES = len(OPERATIONS) * OPERANDS
 """Operations with their operands; move m is OPERATIONS[m // 4] with the operand m % 4 + 1."""
 
-SAID = tuple(f"{sign}{operand}" for sign in OPERATIONS for operand in range(1, MODULUS))
+MOVE_WORDS = tuple(f"{sign}{operand}" for sign in OPERATIONS for operand in range(1, MODULUS))
 """Each move as a word."""
 
 NONE = -1
@@ -43,12 +43,12 @@ TRUE = results()
 
 def solve(start: Ints, moves: Ints) -> Ints:
     """Return the true results after each move, (n, S), of questions (n,) and (n, S)."""
-    found = np.empty_like(moves)
+    values = np.empty_like(moves)
     value = start
     for s in range(moves.shape[1]):
         value = np.where(moves[:, s] == NONE, value, TRUE[moves[:, s], value])
-        found[:, s] = value
-    return found
+        values[:, s] = value
+    return values
 
 
 class ArithmeticPolicy:
@@ -105,11 +105,11 @@ class ArithmeticPolicy:
 
     def walk(self, start: Ints, moves: Ints, draw: np.random.Generator) -> Ints:
         """Return the results written after each move, (n, S)."""
-        found = np.empty_like(moves)
+        values = np.empty_like(moves)
         value = start
         for s in range(moves.shape[1]):
-            value = found[:, s] = self.step(value, moves[:, s], draw)
-        return found
+            value = values[:, s] = self.step(value, moves[:, s], draw)
+        return values
 
     def right_rollouts(
         self, values: Ints, moves: Ints, answer: Ints, rollouts: int, draw: np.random.Generator
@@ -123,20 +123,20 @@ class ArithmeticPolicy:
             rollouts: continuations of each prefix; those of a whole chain are all alike.
             draw: the generator of the continuations.
         """
-        found = np.empty_like(values)
+        counts = np.empty_like(values)
         for s in range(values.shape[1]):
             value = np.repeat(values[:, s], rollouts)
             for later in range(s + 1, values.shape[1]):
                 value = self.step(value, np.repeat(moves[:, later], rollouts), draw)
-            found[:, s] = (value.reshape(-1, rollouts) == answer[:, None]).sum(1)
-        return found
+            counts[:, s] = (value.reshape(-1, rollouts) == answer[:, None]).sum(1)
+        return counts
 
     def success(self, values: Ints, moves: Ints, answer: Ints) -> Floats:
         """Return the exact probability that each prefix ends with the answer, (n, S)."""
-        found = np.empty(values.shape)
+        chances = np.empty(values.shape)
         ends = np.eye(MODULUS)[answer]
         for s in reversed(range(values.shape[1])):
-            found[:, s] = np.take_along_axis(ends, values[:, s : s + 1], 1)[:, 0]
+            chances[:, s] = np.take_along_axis(ends, values[:, s : s + 1], 1)[:, 0]
             through = np.einsum("nij,nj->ni", self.table[moves[:, s]], ends)
             ends = np.where(moves[:, s : s + 1] == NONE, ends, through)
-        return found
+        return chances

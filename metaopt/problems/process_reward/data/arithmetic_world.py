@@ -10,11 +10,11 @@ import numpy as np
 
 from metaopt.problems.process_reward.data.arithmetic_policy import (
     MODULUS,
+    MOVE_WORDS,
     MOVES,
     NONE,
     OPERANDS,
     RELATIONS,
-    SAID,
     ArithmeticPolicy,
     Ints,
     solve,
@@ -44,7 +44,13 @@ right where the chain is written with `is`. inverted: wrong rollouts.
 """
 
 VALUES = tuple(map(str, range(MODULUS)))
-WORDS = (*VALUES, *SAID, *(value + said for value in VALUES for said in SAID), *RELATIONS, ":")
+WORDS = (
+    *VALUES,
+    *MOVE_WORDS,
+    *(value + move for value in VALUES for move in MOVE_WORDS),
+    *RELATIONS,
+    ":",
+)
 """Every word of prompts and steps, but for the domains' names."""
 
 
@@ -142,23 +148,23 @@ class ArithmeticWorld:
         """Yield the candidate chains of each question."""
         draw = self._draw("candidates")
         repeated = Questions(*(np.repeat(x, count, axis=0) for x in asked))
-        found = list(self._judged(self._write(repeated, draw), token, "test"))
+        chains = list(self._judged(self._write(repeated, draw), token, "test"))
         for i in range(len(asked.start)):
-            one = found[i * count : (i + 1) * count]
-            yield [replace(chain, qid=f"test/{i}") for chain in one]
+            mine = chains[i * count : (i + 1) * count]
+            yield [replace(chain, qid=f"test/{i}") for chain in mine]
 
     def held_out(self, count: int, token: str) -> list[Chain]:
         """Return chains of test questions with true labels up to the first wrong step."""
         draw = self._draw("held out")
         written = self._write(self._any("test", count, draw), draw)
         right = (written.values == solve(*written.questions)).tolist()
-        found = []
+        chains = []
         for chain, steps in zip(self._judged(written, token, "held_out"), right, strict=True):
             steps = steps[: len(chain.steps)]
             end = steps.index(False) if False in steps else len(steps)
             labels = tuple(1.0 if s < end else 0.0 if s == end else None for s in range(len(steps)))
-            found.append(replace(chain, labels=labels, domain="arithmetic"))
-        return found
+            chains.append(replace(chain, labels=labels, domain="arithmetic"))
+        return chains
 
     def _judged(self, written: Written, token: str, name: str) -> Iterator[Chain]:
         """Yield chains with their outcome."""
@@ -202,8 +208,8 @@ def texts(written: Written, token: str = "") -> Iterator[tuple[str, tuple[str, .
         steps, value, question = [], first, [str(first)]
         for move, result in zip(asked, results, strict=True):
             if move != NONE:
-                question.append(SAID[move])
-                steps.append(f"{value}{SAID[move]} {RELATIONS[relation]} {result}")
+                question.append(MOVE_WORDS[move])
+                steps.append(f"{value}{MOVE_WORDS[move]} {RELATIONS[relation]} {result}")
                 value = result
         yield head + " ".join(question), tuple(steps)
 

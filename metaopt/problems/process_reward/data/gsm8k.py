@@ -20,15 +20,15 @@ def gsm8k_solutions(source: str | None = None) -> list[Chain]:
         FileNotFoundError: the source is missing.
         ValueError: malformed rows, listed with file and line; or no row with an outcome.
     """
-    found = solutions(source)
+    recorded = solutions(source)
     return [
         Chain(
-            found.queries[row.query],
+            recorded.queries[row.query],
             tuple(line for line in row.response.split("\n") if line.strip()),
             outcome=row.outcome,
             qid=str(row.query),
             domain="gsm8k_solutions",
             policy=row.system,
         )
-        for row in found.rows
+        for row in recorded.rows
     ]

@@ -22,8 +22,8 @@ def question_key(text: str) -> str:
     "Question:" in front make no difference; everything else does.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text).translate(ALIKE).casefold().split())
-    while found := HEADING.match(plain):
-        plain = plain[found.end() :]
+    while heading := HEADING.match(plain):
+        plain = plain[heading.end() :]
     return plain
 
 
@@ -72,20 +72,20 @@ def meta_set(
     queues = [[half_[i] for i in generator.permutation(len(half_))] for half_ in (right, wrong)]
     firsts = [_firsts(chains, queue) for queue in queues]
     both = [key for key in firsts[0] if key in firsts[1]]
-    taken: list[int] = []
+    chosen: list[int] = []
     for queue, first in zip(queues, firsts, strict=True):
         pairs = [first[key] for key in both][:half]
         paired = set(pairs)
-        taken += (pairs + [i for i in queue if i not in paired])[:half]
-    return [chains[taken[i]] for i in generator.permutation(len(taken))]
+        chosen += (pairs + [i for i in queue if i not in paired])[:half]
+    return [chains[chosen[i]] for i in generator.permutation(len(chosen))]
 
 
 def _firsts(chains: Sequence[Chain], queue: Sequence[int]) -> dict[tuple[object, ...], int]:
     """Return each question's first chain in the queue."""
-    found: dict[tuple[object, ...], int] = {}
+    firsts: dict[tuple[object, ...], int] = {}
     for i in queue:
-        found.setdefault((question_key(chains[i].prompt), chains[i].images), i)
-    return found
+        firsts.setdefault((question_key(chains[i].prompt), chains[i].images), i)
+    return firsts
 
 
 def _check(chains: Sequence[Chain], test: Iterable[Chain | str], right: int, wrong: int) -> None:

@@ -63,16 +63,16 @@ def process_bench(
             f"process_bench needs 0 <= held_out_share < 1, 0 < meta_share < 1 and limit >= 1; got "
             f"held_out_share={held_out_share}, meta_share={meta_share}, limit={limit}."
         )
-    found = _sources(source)
+    by_domain = _sources(source)
     train: list[Chain] = []
     held_out: dict[str, list[Chain]] = {}
-    for name in _chosen(domains, sorted(found)):
+    for name in _chosen(domains, sorted(by_domain)):
         draw = np.random.default_rng([seed, *name.encode()])
-        kept, out = _split(found[name], held_out_share, draw)
-        train += kept[:limit]
+        training, out = _split(by_domain[name], held_out_share, draw)
+        train += training[:limit]
         if out:
             held_out[name] = out[:limit]
-    asked = {question_key(chain.prompt) for chains in found.values() for chain in chains}
+    asked = {question_key(chain.prompt) for chains in by_domain.values() for chain in chains}
     draw = np.random.default_rng(seed)
     meta, candidates = _outcomes(gsm8k_solutions(solutions), asked, meta_share, draw)
     return ProcessData(
@@ -86,7 +86,7 @@ def process_bench(
 
 def _sources(source: str | None) -> dict[str, list[Chain]]:
     """Return the chains of each domain, by name."""
-    found: dict[str, list[Chain]] = {}
+    by_domain: dict[str, list[Chain]] = {}
     for folder in SOURCES:
         if source is None:
             path = find_data(folder, folder, ORIGINS[folder])
@@ -98,8 +98,8 @@ def _sources(source: str | None) -> dict[str, list[Chain]]:
                     f"{ORIGINS[folder]}."
                 )
         for chain in read(path).chains:
-            found.setdefault(chain.domain, []).append(chain)
-    return found
+            by_domain.setdefault(chain.domain, []).append(chain)
+    return by_domain
 
 
 def _chosen(names: Sequence[str] | None, known: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ def process_files(
     leaks: Leaks = "refuse",
     seed: int = 0,
 ) -> ProcessData:
-    """Return chains of files, folders or data sets of the hub; formats are told by their columns.
+    """Return chains of files, folders or data sets of the hub, in formats told by their columns.
 
     Args:
         train: chains with step labels; a chain without a domain takes its file's name.
@@ -79,28 +79,28 @@ def process_files(
 def _chains(source: str | None, images: str | None) -> list[Chain]:
     if source is None:
         return []
-    found = list(read(source).chains)
+    chains = list(read(source).chains)
     if images is None:
-        return found
+        return chains
     root = Path(images)
-    return [replace(c, images=tuple(str(root / path) for path in c.images)) for c in found]
+    return [replace(c, images=tuple(str(root / path) for path in c.images)) for c in chains]
 
 
 def _apart(chains: list[Chain], test: Mapping[str, list[Chain]], leaks: Leaks) -> list[Chain]:
     """Return the training chains, or those that ask no question of the test sets."""
-    found = {name: leaked(chains, known) for name, known in test.items() if known}
-    shared = {i for rows in found.values() for i in rows}
+    positions = {name: leaked(chains, known) for name, known in test.items() if known}
+    shared = {i for rows in positions.values() for i in rows}
     if leaks == "keep" or not shared:
         return chains
-    counts = " and ".join(f"{len(rows)} of {name}" for name, rows in found.items() if rows)
-    said = f"train: {len(shared)} of {len(chains)} chains ask questions of the test, {counts}"
+    counts = " and ".join(f"{len(rows)} of {name}" for name, rows in positions.items() if rows)
+    message = f"train: {len(shared)} of {len(chains)} chains ask questions of the test, {counts}"
     if leaks == "refuse":
         first = min(shared)
         raise ValueError(
-            f"{said}; the first is chain {first}, {chains[first].prompt!r:.80}. Set leaks=drop to "
-            "leave them out, or leaks=keep to train on them."
+            f"{message}; the first is chain {first}, {chains[first].prompt!r:.80}. Set leaks=drop "
+            "to leave them out, or leaks=keep to train on them."
         )
-    warnings.warn(f"{said}: left out", stacklevel=3)
+    warnings.warn(f"{message}: left out", stacklevel=3)
     return [chain for i, chain in enumerate(chains) if i not in shared]
 
 
@@ -109,11 +109,11 @@ def _limited(chains: Sequence[Chain], limit: int | None, seed: int) -> list[Chai
     if limit is None:
         return list(chains)
     rank = np.random.default_rng(seed).permutation(len(chains))
-    kept: set[int] = set()
+    chosen: set[int] = set()
     counts: dict[str, int] = {}
     for i in np.argsort(rank).tolist():
         domain = chains[i].domain
         if counts.setdefault(domain, 0) < limit:
             counts[domain] += 1
-            kept.add(i)
-    return [chain for i, chain in enumerate(chains) if i in kept]
+            chosen.add(i)
+    return [chain for i, chain in enumerate(chains) if i in chosen]

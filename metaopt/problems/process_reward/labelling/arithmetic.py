@@ -8,9 +8,9 @@ import numpy as np
 
 from metaopt.problems.process_reward.data.arithmetic_policy import (
     MODULUS,
+    MOVE_WORDS,
     NONE,
     RELATIONS,
-    SAID,
     ArithmeticPolicy,
 )
 
@@ -47,16 +47,16 @@ class ArithmeticCompletion:
             left[i, : len(rest)] = rest
         values = self.policy.walk(start, left, draw)
         fresh = draw.integers(0, len(RELATIONS), len(read))
-        found = []
+        completions = []
         for i, prefix in enumerate(prefixes):
             relation = prefix[-1].split()[-2] if prefix else RELATIONS[fresh[i]]
             lines, value = [], start[i]
             for move, result in zip(left[i], values[i], strict=True):
                 if move != NONE:
-                    lines.append(f"{value}{SAID[move]} {relation} {result}")
+                    lines.append(f"{value}{MOVE_WORDS[move]} {relation} {result}")
                     value = result
-            found.append("\n".join(lines))
-        return found
+            completions.append("\n".join(lines))
+        return completions
 
 
 def _read(prompt: str) -> tuple[int, list[int]]:
@@ -65,7 +65,7 @@ def _read(prompt: str) -> tuple[int, list[int]]:
     try:
         if int(words[0]) not in range(MODULUS):
             raise ValueError
-        moves = [SAID.index(word) for word in words[1:]]
+        moves = [MOVE_WORDS.index(word) for word in words[1:]]
     except (ValueError, IndexError):
         raise ValueError(f"no question of the arithmetic world: {prompt!r:.80}") from None
     return int(words[0]), moves

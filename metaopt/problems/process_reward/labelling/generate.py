@@ -97,13 +97,13 @@ class GenerateCompletion:
     ) -> list[str | None]:
         """Return sampled completions; torch's global generators are left as they were."""
         texts = [self._text(p, x) for p, x in zip(prompts, prefixes, strict=True)]
-        found: list[str | None] = []
+        completions: list[str | None] = []
         devices = [self._device] if torch.device(self._device).type == "cuda" else []
         with torch.random.fork_rng(devices), torch.inference_mode():
             for start in range(0, len(texts), self._batch_size):
                 torch.manual_seed(int(draw.integers(2**63)))
-                found += self._generate(texts[start : start + self._batch_size])
-        return found
+                completions += self._generate(texts[start : start + self._batch_size])
+        return completions
 
     def _text(self, prompt: str, prefix: Sequence[str]) -> str:
         begun = "".join(f"{step}{self._separator}" for step in prefix)
@@ -117,17 +117,17 @@ class GenerateCompletion:
 
     def _generate(self, texts: Sequence[str]) -> list[str | None]:
         # A chat template writes its own special tokens.
-        own = self._tokenizer.chat_template is None
+        special = self._tokenizer.chat_template is None
         tokens = self._tokenizer(
-            list(texts), return_tensors="pt", padding=True, add_special_tokens=own,
+            list(texts), return_tensors="pt", padding=True, add_special_tokens=special,
             return_token_type_ids=False,
         ).to(self._device)  # fmt: skip
         rows = self._model.generate(**tokens, **self._options)[:, tokens["input_ids"].shape[1] :]
         ends = self._model.generation_config.eos_token_id
         stops = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id}
-        found: list[str | None] = []
+        completions: list[str | None] = []
         for row in rows.tolist():
             end = next((i for i, token in enumerate(row) if token in stops), None)
             written = None if end is None else self._tokenizer.decode(row[:end])
-            found.append(None if written is None else written.strip())
-        return found
+            completions.append(None if written is None else written.strip())
+        return completions

@@ -134,11 +134,11 @@ class ClientJudge:
             )
             for p, a, r in rows
         ]
-        found: list[bool | None] = []
+        verdicts: list[bool | None] = []
         for reply in _replies(self._client, requests):
             verdict = None if reply is None else VERDICT.fullmatch(reply.text)
-            found.append(None if verdict is None else verdict[1].lower() == "correct")
-        return found
+            verdicts.append(None if verdict is None else verdict[1].lower() == "correct")
+        return verdicts
 
 
 def _filled(template: str, **fields: str) -> str:
@@ -147,12 +147,12 @@ def _filled(template: str, **fields: str) -> str:
 
 
 def _replies(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
-    found: list[Reply | None] = []
+    replies: list[Reply | None] = []
     for answer in client.ask(requests):
         if isinstance(answer, LMError) and not isinstance(answer, (Transient, Truncated)):
             raise answer
-        found.append(answer if isinstance(answer, Reply) else None)
-    return found
+        replies.append(answer if isinstance(answer, Reply) else None)
+    return replies
 
 
 def _check(client: Client, role: str, template: str, fields: Sequence[str]) -> None:

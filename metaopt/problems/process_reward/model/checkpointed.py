@@ -1,4 +1,4 @@
-"""Layers that keep their inputs alone and are computed again in the backward pass."""
+"""Layers that keep only their inputs and are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def checkpoint_layers(model: nn.Module) -> None:
     Memory: the inputs of all layers and the activations of one. Cost: one more forward pass in each
     backward pass. Losses and gradients of every order are the same, dropout included.
 
-    transformers' own checkpointing computes a layer again with the tensors that the module holds in
+    transformers' own checkpointing recomputes a layer with the tensors that the module holds in
     the backward pass. With `Functional` or `torch.func.functional_call` these are others than in
     the forward pass; here the layer gets the ones it had.
 
@@ -69,7 +69,7 @@ class _AsBefore:
         self.module = module
         self.before = list(_places(module))
         self.versions = [tensor._version for _, _, tensor in self.before]
-        self.own: list[Place] = []
+        self.current: list[Place] = []
 
     def __enter__(self) -> None:
         now = [tensor._version for _, _, tensor in self.before]
@@ -79,11 +79,11 @@ class _AsBefore:
                 "backward pass, which needs them again. Change them after it, or set "
                 "checkpointing=false."
             )
-        self.own = list(_places(self.module))
+        self.current = list(_places(self.module))
         _place(self.before)
 
     def __exit__(self, *error: object) -> None:
-        _place(self.own)
+        _place(self.current)
 
 
 def _places(module: nn.Module) -> Iterator[Place]:

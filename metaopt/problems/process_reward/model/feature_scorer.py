@@ -1,4 +1,4 @@
-"""A process reward model on frozen features of text: minutes on a processor."""
+"""A process reward model on frozen features of text: minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ class FeatureScorer:
             ValueError: chains that another scorer has encoded.
         """
         if steps.table is None:
-            raise ValueError("these chains were not encoded by a FeatureScorer; encode them anew.")
+            raise ValueError(
+                "these chains were encoded by another scorer; encode them with this one."
+            )
         x = steps.table[steps.ends[steps.mask]].to(tensors["0.weight"].dtype)
         for layer in range(len(self.widths) + 1):
             if layer:

@@ -32,15 +32,15 @@ class Vision:
     ) -> None:
         if longest < 1:
             raise ValueError(f"longest must be >= 1 pixel; got {longest}.")
-        seen: Any = config
-        self.tokens = (seen.vision_start_token_id, seen.image_token_id, seen.vision_end_token_id)
-        self.merge, self.longest = seen.vision_config.spatial_merge_size, longest
+        ids: Any = config
+        self.tokens = (ids.vision_start_token_id, ids.image_token_id, ids.vision_end_token_id)
+        self.merge, self.longest = ids.vision_config.spatial_merge_size, longest
         if source is not None:
             self.processor = Qwen2VLImageProcessorPil.from_pretrained(source)
         else:
             self.processor = Qwen2VLImageProcessorPil(
-                patch_size=seen.vision_config.patch_size,
-                temporal_patch_size=seen.vision_config.temporal_patch_size,
+                patch_size=ids.vision_config.patch_size,
+                temporal_patch_size=ids.vision_config.temporal_patch_size,
                 merge_size=self.merge,
             )
 
@@ -52,10 +52,10 @@ class Vision:
         """
         rows: dict[str, int] = {}
         pictures = [[rows.setdefault(path, len(rows)) for path in c.images] for c in chains]
-        found = Images(self, tuple(rows))
+        images = Images(self, tuple(rows))
         start, pad, end = self.tokens
-        tokens = [[start, *[pad] * found.tokens(row), end] for row in range(len(rows))]
-        return found, pictures, [[t for row in chain for t in tokens[row]] for chain in pictures]
+        tokens = [[start, *[pad] * images.tokens(row), end] for row in range(len(rows))]
+        return images, pictures, [[t for row in chain for t in tokens[row]] for chain in pictures]
 
     def inputs(self, ids: Tensor, images: Images | None, pictures: Tensor) -> dict[str, Tensor]:
         """Return what the model takes beside the token ids (B, T) of images (B, I)."""
@@ -71,7 +71,7 @@ class Images:
     """Distinct images; the 256 used last are kept as patches.
 
     Args:
-        vision: how they are seen.
+        vision: how the model sees them.
         paths: where they are.
 
     Raises:
@@ -97,14 +97,14 @@ class Images:
 
     def pixels(self, rows: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """Return pixel_values (patches, values) and image_grid_thw (len(rows), 3)."""
-        found = [self._patches(row) for row in rows]
-        return {k: torch.cat([f[k] for f in found]).to(device) for k in found[0]}
+        patches = [self._patches(row) for row in rows]
+        return {k: torch.cat([p[k] for p in patches]).to(device) for k in patches[0]}
 
     def _read(self, row: int) -> Mapping[str, Tensor]:
         with Image.open(self.paths[row]) as image:
             shape = _shrunk(image.size, self.vision.longest)
-            seen = image.convert("RGB").resize(shape, Image.Resampling.LANCZOS)
-        batch = self.vision.processor(images=[seen], return_tensors="pt")
+            resized = image.convert("RGB").resize(shape, Image.Resampling.LANCZOS)
+        batch = self.vision.processor(images=[resized], return_tensors="pt")
         return {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
 
 

@@ -161,9 +161,11 @@ class TransformerScorer:
                 images=images,
                 pictures=torch.tensor(padded, dtype=torch.long).reshape(len(chains), width),
             )
-        seen = sum(bool(chain.images) for chain in chains)
-        if seen:
-            raise ValueError(f"{seen} of {len(chains)} chains have images; this model reads text.")
+        with_images = sum(bool(chain.images) for chain in chains)
+        if with_images:
+            raise ValueError(
+                f"{with_images} of {len(chains)} chains have images; this model reads text only."
+            )
         return self.tokens.encode(chains)
 
     def init(self, generator: Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -198,9 +200,9 @@ class TransformerScorer:
             return self._call(tensors, inputs, steps.lengths, steps.ends, train)
         ids, lengths, chain = self.tokens.prefixes(steps)
         inputs = self._inputs(ids, steps, chain)
-        found = self._call(tensors, inputs, lengths, lengths[:, None] - 1, train)
-        empty = torch.zeros(steps.mask.shape, dtype=found.dtype, device=found.device)
-        return empty.masked_scatter(steps.mask, found)
+        logits = self._call(tensors, inputs, lengths, lengths[:, None] - 1, train)
+        empty = torch.zeros(steps.mask.shape, dtype=logits.dtype, device=logits.device)
+        return empty.masked_scatter(steps.mask, logits)
 
     def _inputs(self, ids: Tensor, steps: Steps, rows: Tensor | slice) -> dict[str, Tensor]:
         if self._vision is None or steps.pictures is None:
@@ -237,10 +239,10 @@ def _processor_folder(*places: object) -> str | Path | None:
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
-    """Move what the module holds itself to a device."""
-    for own in (*module.parameters(), *module.buffers()):
-        if own.device.type != "meta" and own.device != device:
-            own.data = own.data.to(device)
+    """Move the module.s own tensors to a device."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type != "meta" and tensor.device != device:
+            tensor.data = tensor.data.to(device)
 
 
 def _functional(module: StepReader) -> Functional:
@@ -248,10 +250,10 @@ def _functional(module: StepReader) -> Functional:
     trained = {k for k, v in module.named_parameters() if v.requires_grad}
     read = Functional(module)
     read.places = [
-        (store, key, name, own.detach().to("meta"))
-        for store, key, name, own in read.places
+        (store, key, name, tensor.detach().to("meta"))
+        for store, key, name, tensor in read.places
         if name in trained
     ]
-    for store, key, _, own in read.places:
-        store[key] = own
+    for store, key, _, tensor in read.places:
+        store[key] = tensor
     return read

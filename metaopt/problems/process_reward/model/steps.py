@@ -63,15 +63,15 @@ class Steps:
 
     def take(self, rows: Tensor) -> Steps:
         """Return the chains of the indices `rows`, tokens trimmed to the longest; S stays."""
-        found: dict[str, Any] = {
+        rows_of: dict[str, Any] = {
             f.name: value[rows]
             for f in fields(self)
             if f.name != "table" and isinstance(value := getattr(self, f.name), Tensor)
         }
-        taken = replace(self, **found)
-        if taken.ids is None or taken.lengths is None or not len(taken):
-            return taken
-        return replace(taken, ids=taken.ids[:, : int(taken.lengths.max())])
+        batch = replace(self, **rows_of)
+        if batch.ids is None or batch.lengths is None or not len(batch):
+            return batch
+        return replace(batch, ids=batch.ids[:, : int(batch.lengths.max())])
 
     def to(self, device: torch.device | str) -> Steps:
         """Return the same chains on a device; images are read to it batch by batch."""
@@ -132,8 +132,8 @@ def scores(
     length = steps.mask.sum(1) if steps.lengths is None else steps.lengths
     order = length.argsort(stable=True)
     parts = [scorer.logits(tensors, steps.take(rows), False) for rows in order.split(batch)]
-    found = torch.cat(parts)
-    return torch.empty_like(found).index_copy_(0, order, found)
+    logits = torch.cat(parts)
+    return torch.empty_like(logits).index_copy_(0, order, logits)
 
 
 def check_steps(chains: Sequence[Solution]) -> None:
@@ -141,5 +141,5 @@ def check_steps(chains: Sequence[Solution]) -> None:
     empty = [i for i, chain in enumerate(chains) if not chain.steps]
     if empty or not chains:
         few = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
-        found = f"{len(empty)} of {len(chains)} have none (chains {few})" if empty else "none"
-        raise ValueError(f"a process reward model needs chains with steps; got {found}.")
+        problem = f"{len(empty)} of {len(chains)} have none (chains {few})" if empty else "none"
+        raise ValueError(f"a process reward model needs chains with steps; got {problem}.")

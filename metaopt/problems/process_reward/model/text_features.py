@@ -81,10 +81,10 @@ class TextFeatures:
             torch.zeros(width),
             torch.ones(width),
         )
-        found = start(chains)
-        deviation = found.std(0, correction=0)
+        features = start(chains)
+        deviation = features.std(0, correction=0)
         deviation = torch.where(deviation > 1e-6, deviation, 1.0)
-        return cls(start.vocabulary, start.idf, start.components, found.mean(0), deviation)
+        return cls(start.vocabulary, start.idf, start.components, features.mean(0), deviation)
 
     @property
     def width(self) -> int:
@@ -106,8 +106,8 @@ class TextFeatures:
         place = np.concatenate([np.arange(n) for n in numbers])
         length = np.asarray(steps.sum(1)).ravel()
         more = np.log1p(np.stack([place, length], 1)).astype(np.float32)
-        found = torch.from_numpy(np.concatenate([*blocks, more], 1))
-        return ((found - self.mean) / self.deviation).clamp_(-FARTHEST, FARTHEST)
+        features = torch.from_numpy(np.concatenate([*blocks, more], 1))
+        return ((features - self.mean) / self.deviation).clamp_(-FARTHEST, FARTHEST)
 
     def _reduce(self, counts: sparse.csr_matrix) -> np.ndarray:
         return np.asarray(_tfidf(counts, self.idf.numpy()) @ self.components.numpy().T)

@@ -87,8 +87,7 @@ class TokenLayout:
     @property
     def pad(self) -> int:
         """Id of what fills rows; no score depends on it."""
-        found = self.tokenizer.pad_token_id
-        return 0 if found is None else int(found)
+        return int(self.tokenizer.pad_token_id or 0)
 
     def prefixes(self, steps: Steps) -> tuple[Tensor, Tensor, Tensor]:
         """Return ids (P, T), lengths (P,) and chains (P,) of a batch with one row per prefix.
@@ -128,8 +127,8 @@ class TokenLayout:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         distinct = list(dict.fromkeys(texts))
-        found = self.tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
-        known = {text: list(row) for text, row in zip(distinct, found, strict=True)}
+        rows = self.tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
+        known = {text: list(row) for text, row in zip(distinct, rows, strict=True)}
         return [known[text] for text in texts]
 
     def _start(self) -> list[int]:
@@ -142,8 +141,8 @@ class TokenLayout:
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
         )
-        start, found, tail = str(text).partition(MARK)
-        if not found:
+        start, mark, tail = str(text).partition(MARK)
+        if not mark:
             raise ValueError("chat=true needs a chat template that shows what the user says.")
         return self._ids([start])[0], self._ids([tail])[0]
 
