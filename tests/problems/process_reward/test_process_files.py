@@ -94,10 +94,21 @@ def test_training_chains_that_ask_a_test_question_are_counted(world, sources, tm
 
 def test_unequal_candidates_are_refused(world, sources, tmp_path):
     write(tmp_path / "fewer.jsonl", [c for row in world.candidates for c in row][1:])
-    with pytest.raises(ValueError, match="equally many"):
+    says = r"equally many for every question.*got 2 for 1 questions \('.*'\); 3 for 3 questions"
+    with pytest.raises(ValueError, match=says):
         process_files(sources["train"], sources["meta"], str(tmp_path / "fewer.jsonl"))
 
 
 def test_a_bad_limit_is_named(sources):
     with pytest.raises(ValueError, match="limit"):
         process_files(sources["train"], sources["meta"], limit=0)
+
+
+def test_chains_without_what_their_part_needs_are_named_with_the_formats_that_have_it(sources):
+    with pytest.raises(ValueError, match=r"train: 20 of 20 chains .* no label of a step.*stepwise"):
+        process_files(train=sources["meta"], meta=sources["meta"])
+    says = r"160 of 160 chains .*train.jsonl have no outcome; the first is chain 0. .*true_false"
+    with pytest.raises(ValueError, match=f"meta: {says}"):
+        process_files(train=sources["train"], meta=sources["train"])
+    with pytest.raises(ValueError, match=f"candidates: {says}"):
+        process_files(sources["train"], sources["meta"], candidates=sources["train"])

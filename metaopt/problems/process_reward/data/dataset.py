@@ -47,7 +47,7 @@ class ProcessData:
         if len(counts) > 1 or 0 in counts:
             raise ValueError(
                 f"candidates must be equally many for every question, and one at least; got "
-                f"{sorted(counts)}."
+                f"{_counted(self.candidates)}."
             )
         for name, chains in self.held_out.items():
             _true(name, chains)
@@ -61,6 +61,17 @@ class ProcessData:
     def domains(self) -> tuple[str, ...]:
         """The training domains, sorted."""
         return tuple(sorted({chain.domain for chain in self.train}))
+
+
+def _counted(candidates: Sequence[Sequence[Chain]]) -> str:
+    """Return how many questions have how many candidates, with the first question of each count."""
+    by_count: dict[int, list[Sequence[Chain]]] = {}
+    for chains in candidates:
+        by_count.setdefault(len(chains), []).append(chains)
+    return "; ".join(
+        f"{count} for {len(rows)} questions" + (f" ({rows[0][0].prompt!r:.40})" if count else "")
+        for count, rows in sorted(by_count.items())
+    )
 
 
 def _known(name: str, chains: Sequence[Chain]) -> None:

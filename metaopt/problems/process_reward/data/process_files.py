@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from metaopt.problems.process_reward.data.dataset import ProcessData
-from metaopt.problems.process_reward.data.formats import Chain, read
+from metaopt.problems.process_reward.data.formats import FORMATS, Chain, read
 from metaopt.problems.process_reward.data.meta_set import leaked, meta_set, question_key
 
 Leaks = Literal["refuse", "drop", "keep"]
@@ -47,16 +47,24 @@ def process_files(
 
     Raises:
         FileNotFoundError: a source is missing.
-        ValueError: malformed rows, listed with file and line; a meta-set with one class, chains
-            without steps or leaked questions; leaked training chains, with their count; candidates
+        ValueError: malformed rows, listed with file and line; chains without a label or an outcome,
+            with the formats that have one; a meta-set with one class, chains without steps or
+            leaked questions; leaked training chains, with their count; candidates
             that are not equally many.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be >= 1 or null; got {limit}.")
     if leaks not in get_args(Leaks):
         raise ValueError(f"leaks must be one of {', '.join(get_args(Leaks))}; got {leaks!r}.")
+    training, outcomes = _chains(train, images), _chains(meta, images)
+    tested = _chains(candidates, images)
+    labelled = [f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items() if f.labels]
+    judged = [f"{name} ({f.outcome})" for name, f in FORMATS.items() if f.outcome]
+    _refuse("train", [not any(c.mask) for c in training], "label of a step", train, labelled)
+    _refuse("meta", [c.outcome is None for c in outcomes], "outcome", meta, judged)
+    _refuse("candidates", [c.outcome is None for c in tested], "outcome", candidates, judged)
     asked: dict[tuple[str, tuple[str, ...]], list[Chain]] = {}
-    for chain in _chains(candidates, images):
+    for chain in tested:
         asked.setdefault((question_key(chain.prompt), chain.images), []).append(chain)
     tests = list(asked.values())
     by_domain: dict[str, list[Chain]] = {}
@@ -67,10 +75,8 @@ def process_files(
         "held_out": [chain for chains in by_domain.values() for chain in chains],
     }
     return ProcessData(
-        train=_limited(_apart(_chains(train, images), test, leaks), limit, seed),
-        meta=meta_set(
-            _chains(meta, images), [*test["candidates"], *test["held_out"]], meta_size, seed
-        ),
+        train=_limited(_apart(training, test, leaks), limit, seed),
+        meta=meta_set(outcomes, [*test["candidates"], *test["held_out"]], meta_size, seed),
         candidates=tests,
         held_out=by_domain,
     )
@@ -84,6 +90,17 @@ def _chains(source: str | None, images: str | None) -> list[Chain]:
         return chains
     root = Path(images)
     return [replace(c, images=tuple(str(root / path) for path in c.images)) for c in chains]
+
+
+def _refuse(
+    part: str, lacking: Sequence[bool], what: str, source: str | None, formats: Sequence[str]
+) -> None:
+    """Raise a `ValueError` where chains lack what their part of the data needs."""
+    if any(lacking):
+        raise ValueError(
+            f"{part}: {sum(lacking)} of {len(lacking)} chains of {source} have no {what}; the "
+            f"first is chain {lacking.index(True)}. Formats with one: {', '.join(formats)}."
+        )
 
 
 def _apart(chains: list[Chain], test: Mapping[str, list[Chain]], leaks: Leaks) -> list[Chain]:
