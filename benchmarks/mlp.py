@@ -60,9 +60,9 @@ class RowWeights(GradientProblem):
 
 
 def least_seconds(calls: Mapping[str, Callable[[], object]], repeats: int = 9) -> dict[str, float]:
-    """Return the least processor time of each call, the calls taking turns.
+    """Return the least CPU time of each call, the calls taking turns.
 
-    With one thread, processor time leaves out what other programs on the machine take.
+    With one thread, CPU time leaves out what other programs on the machine take.
     """
     least = dict.fromkeys(calls, float("inf"))
     for turn in range(repeats + 1):

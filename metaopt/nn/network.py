@@ -19,7 +19,7 @@ class Network:
     """The tensors of a module by name, and its outputs as functions of them.
 
     `torch.func.functional_call` looks the names up at every call, which for a small network costs
-    more than its forward pass; here the places of the tensors are found once.
+    more than its forward pass; here the tensors are located once.
 
     Frozen parameters (`requires_grad=False`) count as buffers. Tied parameters have one name, the
     first.
@@ -75,10 +75,10 @@ class Functional:
         for path, part in module.named_modules(remove_duplicate=True):
             stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
             for store in stores:
-                for key, own in store.items():
-                    if own is not None:
-                        name = first.setdefault(own, f"{path}.{key}" if path else key)
-                        self.places.append((store, key, name, own))
+                for key, tensor in store.items():
+                    if tensor is not None:
+                        name = first.setdefault(tensor, f"{path}.{key}" if path else key)
+                        self.places.append((store, key, name, tensor))
 
     def __call__(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return module(x) with `tensors` by name; the module's own are put back."""
@@ -87,5 +87,5 @@ class Functional:
                 store[key] = tensors[name]
             return self.module(x)
         finally:
-            for store, key, _, own in self.places:
-                store[key] = own
+            for store, key, _, tensor in self.places:
+                store[key] = tensor

@@ -1,4 +1,4 @@
-"""Rewards of frozen features: R small networks side by side."""
+"""Rewards of frozen features: R small networks, batched."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FeatureReward:
     def init(self, generators: Sequence[Generator]) -> dict[str, Tensor]:
         """Return parameters {"0.weight": (R, inputs, outputs), "0.bias": (R, 1, outputs), ...}.
 
-        Model i is drawn from generator i alone, so it does not depend on those beside it. Weights
+        Model i is drawn from generator i alone, so it does not depend on the others. Weights
         and biases are uniform in +-1 / sqrt(inputs), as in `torch.nn.Linear`.
         """
         drawn: dict[str, list[Tensor]] = {}
@@ -92,8 +92,8 @@ class FeatureReward:
         for layer in range(len(self.sizes) - 2):
             hidden = ACTIVATIONS[self.activation](self._linear(params, layer, hidden))
             if drop is not None and self.dropout:
-                kept = torch.rand(hidden.shape, generator=drop, device=drop.device) >= self.dropout
-                hidden = hidden * kept / (1 - self.dropout)
+                mask = torch.rand(hidden.shape, generator=drop, device=drop.device) >= self.dropout
+                hidden = hidden * mask / (1 - self.dropout)
         return hidden.reshape(runs, *middle, hidden.shape[-1])
 
     def rewards(

@@ -6,7 +6,7 @@ from metaopt.optimizers.mirror import MirrorDescent
 from metaopt.optimizers.mutation import Mutation
 from metaopt.optimizers.random import Random
 from metaopt.optimizers.schedule import Constant, Linear, Listed, Recorded, Schedule
-from metaopt.optimizers.search import Proposer, Screen, Search, Trial, unseen
+from metaopt.optimizers.search import Proposer, Screen, Search, Trial, reject_known
 from metaopt.optimizers.spaces import Choice, Normal, Uniform
 
 __all__ = [
@@ -27,5 +27,5 @@ __all__ = [
     "Search",
     "Trial",
     "Uniform",
-    "unseen",
+    "reject_known",
 ]

@@ -66,7 +66,7 @@ class Descent:
         self.groups, self.frozen = groups, frozen
         self._outer: Tree = {}
         self._trained: Tree = {}
-        self._told = 0
+        self._steps = 0
 
     def init(self, outer: Any) -> None:
         """Copy phi and build the optimizer on it.
@@ -127,8 +127,8 @@ class Descent:
         for name, param in self._trained.items():
             share = grad[name] / self.accumulate
             param.grad = share if param.grad is None else param.grad.add_(share)
-        self._told += 1
-        if self._told % self.accumulate:
+        self._steps += 1
+        if self._steps % self.accumulate:
             return
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.clip_norm)
@@ -147,7 +147,7 @@ class Descent:
         return {
             "outer": self._outer,
             "grad": {k: v.grad for k, v in self._trained.items() if v.grad is not None},
-            "told": self._told,
+            "steps": self._steps,
             "algorithm": self._optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),
         }
@@ -158,7 +158,7 @@ class Descent:
         for name, param in self._outer.items():
             param.copy_(state["outer"][name])
             param.grad = state["grad"][name].clone() if name in state["grad"] else None
-        self._told = state["told"]
+        self._steps = state["steps"]
         self._optimizer.load_state_dict(state["algorithm"])
         if self._schedule is not None:
             self._schedule.load_state_dict(state["scheduler"])

@@ -51,11 +51,11 @@ class Grid(OpenLoop):
         """Return the point at `index`, 0 <= index < size."""
         if not isinstance(self.axes, Mapping):
             return self.axes[index]
-        found = {}
+        point = {}
         for name, values in reversed(list(self.axes.items())):
             index, i = divmod(index, len(values))
-            found[name] = values[i]
-        return dict(reversed(list(found.items())))
+            point[name] = values[i]
+        return dict(reversed(list(point.items())))
 
 
 def _added(initial: Any, value: Any, point: Any) -> Any:

@@ -47,7 +47,7 @@ class MirrorDescent:
         self._outer: Tree = {}
         self._sum: Tree = {}
         self._square: Tree = {}
-        self._told = 0
+        self._steps = 0
 
     def init(self, outer: Any) -> None:
         """Copy phi.
@@ -75,12 +75,12 @@ class MirrorDescent:
             TypeError: the feedback has no gradient.
         """
         grad = hypergradient(feedback, "MirrorDescent")
-        self._told += 1
+        self._steps += 1
         for name, p in self._outer.items():
             step = self.lr * grad[name]
             if self.normalise:
                 self._square[name] += grad[name].square().mean()
-                size = (self._square[name] / self._told).sqrt()
+                size = (self._square[name] / self._steps).sqrt()
                 step = step / torch.where(size > 0, size, torch.ones_like(size))
             new = torch.softmax(p.log() - step, -1)
             p.copy_(torch.lerp(new, torch.full_like(new, 1 / p.shape[-1]), self.smoothing))
@@ -89,9 +89,9 @@ class MirrorDescent:
     @property
     def solution(self) -> Tree:
         """The last p, or with `average` the mean of all p after a step."""
-        if not self.average or self._told == 0:
+        if not self.average or self._steps == 0:
             return self._outer
-        return tree.scale(self._sum, 1 / self._told)
+        return tree.scale(self._sum, 1 / self._steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return p, its sum, the squares of the hypergradients and the number of steps."""
@@ -99,14 +99,14 @@ class MirrorDescent:
             "outer": self._outer,
             "sum": self._sum,
             "square": self._square,
-            "told": self._told,
+            "steps": self._steps,
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._outer, self._sum = tree.clone(state["outer"]), tree.clone(state["sum"])
-        self._square, self._told = tree.clone(state["square"]), state["told"]
+        self._square, self._steps = tree.clone(state["square"]), state["steps"]
 
 
 def _require_simplex(name: str, value: Tensor) -> None:

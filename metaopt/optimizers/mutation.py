@@ -70,15 +70,15 @@ class Mutation:
         chosen = [n for n in choices if float(torch.rand((), generator=draw)) < self.rate]
         if choices and not chosen:
             chosen = [list(choices)[_index(len(choices), draw)]]
-        found = {}
+        changed = {}
         for name, value in outer.items():
             if name in chosen:
-                found[name] = _other(value, choices[name], draw)
+                changed[name] = _other(value, choices[name], draw)
             elif name in choices or (isinstance(value, str) and not self.vocabulary):
-                found[name] = value
+                changed[name] = value
             else:
-                found[name] = self._one(value, draw)
-        return found
+                changed[name] = self._one(value, draw)
+        return changed
 
     def _one(self, value: Any, draw: Generator) -> Any:
         if isinstance(value, Tensor):
@@ -107,9 +107,9 @@ class Mutation:
             return phrases[:i] + phrases[i + 1 :]
         if kind == "exchange":
             j = _index(len(phrases), draw)
-            found = list(phrases)
-            found[i], found[j] = found[j], found[i]
-            return found
+            swapped = list(phrases)
+            swapped[i], swapped[j] = swapped[j], swapped[i]
+            return swapped
         phrase = self.vocabulary[_index(len(self.vocabulary), draw)]
         return [*phrases[:i], phrase, *phrases[i + (kind == "replace") :]]
 

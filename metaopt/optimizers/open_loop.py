@@ -21,7 +21,7 @@ class OpenLoop(ABC):
     _outer: Any = None
     _best: Any = None
     _value: float = math.inf
-    _told: int = 0
+    _step: int = 0
     _again: bool = False
 
     @abstractmethod
@@ -36,7 +36,7 @@ class OpenLoop(ABC):
     @final
     def ask(self, key: int) -> Any:
         """Return the proposal of this step."""
-        proposal = self._propose(self._initial, self._told, key)
+        proposal = self._propose(self._initial, self._step, key)
         self._again = proposal is None
         self._outer = self._best if proposal is None else proposal
         return self._outer
@@ -53,7 +53,7 @@ class OpenLoop(ABC):
         value = float(feedback.value)
         if value < self._value and not self._again:
             self._best, self._value = tree.clone(self._outer), value
-        self._outer, self._told = None, self._told + 1
+        self._outer, self._step = None, self._step + 1
 
     @property
     @final
@@ -64,9 +64,9 @@ class OpenLoop(ABC):
     @final
     def state_dict(self) -> dict[str, Any]:
         """Return the best proposal, its value and the number of steps."""
-        return {"best": self._best, "value": self._value, "told": self._told}
+        return {"best": self._best, "value": self._value, "step": self._step}
 
     @final
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._best, self._value, self._told = state["best"], state["value"], state["told"]
+        self._best, self._value, self._step = state["best"], state["value"], state["step"]

@@ -149,8 +149,8 @@ def _column(path: Path, column: str) -> Sequence[Any]:
         with path.open(newline="", encoding="utf-8") as file:
             return [row[column] for row in csv.DictReader(file)]
     if path.suffix == ".json":
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, list) else found[column]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, list) else content[column]
     raise ValueError(f"the suffix is {path.suffix!r}")
 
 
@@ -208,10 +208,10 @@ class Schedule:
         Raises:
             TypeError: `relative`, and the observation does not say how long an episode is.
         """
-        seen = feedback.observation
-        if isinstance(seen, Mapping) and {"step", "steps", "done"} <= seen.keys():
-            self._steps = int(seen["steps"])
-            self._step = 0 if seen["done"] else int(seen["step"])
+        observed = feedback.observation
+        if isinstance(observed, Mapping) and {"step", "steps", "done"} <= observed.keys():
+            self._steps = int(observed["steps"])
+            self._step = 0 if observed["done"] else int(observed["step"])
         elif self.relative:
             raise TypeError(
                 "Schedule with relative=true needs a problem that observes `step`, `steps` and "

@@ -167,19 +167,19 @@ class Search:
     def _propose(self, key: int) -> Any:
         if self.proposer is None or self._latest is None:
             return self._initial
-        kept = self._archive[:1] if self.accept == "if_better" else self._archive
-        parents = [self._latest] if self.accept == "always" else kept
+        best = self._archive[:1] if self.accept == "if_better" else self._archive
+        parents = [self._latest] if self.accept == "always" else best
         if self.screen is None:
             return self.proposer(parents, fold(key, 0, 0))
         for attempt in range(self.redraws + 1):
             keys = [fold(key, attempt, i) for i in range(self.proposals)]
             drawn = [self.proposer(parents, k) for k in keys]
             scores = [self.screen(candidate, self.trials) for candidate in drawn]
-            best = min(range(len(drawn)), key=scores.__getitem__)
-            passed = scores[best] < math.inf
+            first = min(range(len(drawn)), key=scores.__getitem__)
+            passed = scores[first] < math.inf
             self._rejected += len(drawn) - passed
             if passed:
-                return drawn[best]
+                return drawn[first]
         return parents[0].outer
 
     def _file(self, trial: Trial) -> None:
@@ -202,7 +202,7 @@ def merge(earlier: Trial, later: Trial) -> Trial:
     return Trial(earlier.outer, total / count, count, later.artifacts)
 
 
-def unseen(candidate: Any, trials: Sequence[Trial]) -> float:
+def reject_known(candidate: Any, trials: Sequence[Trial]) -> float:
     """Screen that rejects what the archive holds already and has no opinion on the rest."""
     return math.inf if any(same(candidate, t.outer) for t in trials) else 0.0
 

@@ -132,8 +132,8 @@ def substitute(outer: Any, value: Any) -> Any:
     tensor they replace.
     """
     if isinstance(outer, Tensor):
-        found = torch.as_tensor(value, dtype=outer.dtype, device=outer.device)
-        return found.expand(outer.shape).clone()
+        tensor = torch.as_tensor(value, dtype=outer.dtype, device=outer.device)
+        return tensor.expand(outer.shape).clone()
     if not isinstance(outer, dict):
         return value
     if not isinstance(value, Mapping):

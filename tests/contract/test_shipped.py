@@ -12,7 +12,9 @@ from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContrac
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRADIENT_FREE = {"grid", "random", "schedule", "search"}
 
-RULES = tuple(f"rollout_length/{o}" for o in ("error_feedback", "random_walk", "side_by_side"))
+RULES = tuple(
+    f"rollout_length/{o}" for o in ("error_feedback", "linear", "random_walk", "vectorized")
+)
 """Slow on the problem that they are for; `TestProblem` and `test_dqn.py` run their like."""
 
 CONTEXT = {

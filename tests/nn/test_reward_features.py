@@ -1,4 +1,4 @@
-"""Heads on frozen features, side by side."""
+"""Heads on frozen features, batched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
 
 
-def test_heads_side_by_side_are_single_networks():
+def test_batched_heads_are_single_networks():
     heads = FeatureReward(6, (5, 4))
     params = heads.init([generator(i) for i in range(3)])
     shared, own = (torch.randn(*shape, 6, generator=generator(9)) for shape in ((8,), (3, 2, 7)))
@@ -40,7 +40,7 @@ def test_heads_side_by_side_are_single_networks():
     )
 
 
-def test_heads_side_by_side_are_independent():
+def test_batched_heads_are_independent():
     heads = FeatureReward(6, (5,))
     params = heads.init([generator(i) for i in range(3)])
     alone = heads.init([generator(1)])

@@ -7,7 +7,7 @@ import torch
 
 from metaopt import Feedback
 from metaopt.engine.random import fold
-from metaopt.optimizers import Mutation, Search, Trial, unseen
+from metaopt.optimizers import Mutation, Search, Trial, reject_known
 from metaopt.optimizers.search import merge, same
 
 
@@ -109,10 +109,10 @@ def test_after_the_last_redraw_the_parent_is_run_again():
     assert search.trials == [Trial(0, 4.0, 3)]
 
 
-def test_unseen_rejects_what_is_in_the_archive():
+def test_reject_known_rejects_what_is_in_the_archive():
     trials = [Trial({"a": torch.ones(2)}, 1.0)]
-    assert unseen({"a": torch.ones(2)}, trials) == math.inf
-    assert unseen({"a": torch.zeros(2)}, trials) == 0.0
+    assert reject_known({"a": torch.ones(2)}, trials) == math.inf
+    assert reject_known({"a": torch.zeros(2)}, trials) == 0.0
 
 
 def test_screen_reads_artifacts():
@@ -175,7 +175,7 @@ def test_resume_is_bitwise_between_repeats(tmp_path):
     def make():
         outer = {"w": torch.zeros(3, dtype=torch.float64), "text": "a b", "kind": "x"}
         proposer = Mutation(vocabulary=["a", "b"], choices={"kind": ["x", "y", "z"]})
-        return begun(proposer, unseen, initial=outer, accept="archive", repeats=2)
+        return begun(proposer, reject_known, initial=outer, accept="archive", repeats=2)
 
     def values(asked):
         return float((asked["w"] - 1).square().sum()) + len(asked["text"])
@@ -242,7 +242,7 @@ def test_same(a, b, expected):
         ({"rank": "luck"}, "value or screen"),
         ({"archive_size": 0}, "archive_size"),
         ({"repeats": 0}, "repeats"),
-        ({"proposals": 0, "screen": unseen}, "proposals"),
+        ({"proposals": 0, "screen": reject_known}, "proposals"),
         ({"redraws": -1}, "redraws"),
         ({"proposals": 2}, "needs a screen"),
         ({"rank": "screen"}, "needs a screen"),

@@ -12,12 +12,12 @@ from metaopt.nn import Network
 
 
 def outputs(network: Network, tensors: Tree, x: Tensor, part: int = 1024) -> Tensor:
-    """Return the logits of x without dropout, `part` rows at a time."""
-    return torch.cat([network.evaluate(tensors, rows) for rows in x.split(part)])
+    """Return the logits of x without dropout, `part` examples at a time."""
+    return torch.cat([network.evaluate(tensors, examples) for examples in x.split(part)])
 
 
 def percentage(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return the share of rows whose largest logit is that of their class, in %."""
+    """Return the share of examples whose largest logit is that of their class, in %."""
     return 100 * (logits.argmax(-1) == classes).double().mean()
 
 

@@ -46,13 +46,13 @@ class Exploration:
         return 1.0 + share * (self.last - 1.0)
 
 
-class Rows:
-    """Equal parts of the runs, in order: names for tables, and how each part plans.
+class Groups:
+    """Equal groups of the runs, in order: their names in tables, and how each group plans.
 
     Args:
         runs: number R of runs.
-        names: one for each part; `None` to number them.
-        planning: "synthetic" or "real", for all or for each part.
+        names: one for each group; `None` to number them.
+        planning: "synthetic" or "real", for all or for each group.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class Rows:
             )
         if names is not None and (isinstance(names, str) or len(names) != len(kinds)):
             raise ValueError(
-                f"RolloutLength needs as many rows as entries of planning; got rows={names!r} and "
-                f"planning={planning!r}."
+                f"RolloutLength needs as many groups as entries of planning; got groups={names!r} "
+                f"and planning={planning!r}."
             )
         if runs % len(kinds):
             raise ValueError(
-                f"RolloutLength needs runs that divide into {len(kinds)} equal parts; got "
+                f"RolloutLength needs runs that divide into {len(kinds)} equal groups; got "
                 f"runs={runs}."
             )
-        parts = [f"part {i + 1}" for i in range(len(kinds))] if len(kinds) > 1 else [""]
-        self.names = parts if names is None else list(names)
+        numbered = [f"group {i + 1}" for i in range(len(kinds))] if len(kinds) > 1 else [""]
+        self.names = numbered if names is None else list(names)
         self.kinds, self.each = kinds, runs // len(kinds)
 
     def real(self) -> Tensor:
@@ -82,7 +82,7 @@ class Rows:
         return torch.tensor([kind == "real" for kind in self.kinds]).repeat_interleave(self.each)
 
     def of(self, tensor: Tensor) -> list[tuple[str, Tensor]]:
-        """Return name and runs of each part of a tensor (R, ...)."""
+        """Return the name and the runs of each group of a tensor (R, ...)."""
         return list(zip(self.names, tensor.split(self.each), strict=True))
 
 

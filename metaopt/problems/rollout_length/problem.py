@@ -25,8 +25,8 @@ from metaopt.problems.rollout_length.environments import Environment
 from metaopt.problems.rollout_length.evaluation import final_metrics, greedy_return, model_errors
 from metaopt.problems.rollout_length.options import (
     Exploration,
+    Groups,
     Lengths,
-    Rows,
     check_options,
     check_outer_steps,
     lengths_of_runs,
@@ -78,7 +78,7 @@ class RolloutLength(Problem):
         planner: how rollouts are made, their largest length among it.
         planning: "synthetic"; "real" makes as many updates as planning would on real data instead
             and reads no length, the control for the number of updates; a list has one of them for
-            each equal part of the runs.
+            each equal group of the runs.
         exploration: probability of a random action in the environment.
         first_length: length that the first decision starts from, in 0..cap.
         score: what J is: "training", the returns while learning, or "greedy", the mean of
@@ -93,7 +93,7 @@ class RolloutLength(Problem):
         evaluation_episodes: episodes of the final score, >= 1.
         clip: bound on the size of the features, > 0, or `None`.
         scaled: divide observations by the environment's `scale`.
-        rows: names of equal parts of the runs, for tables and figures; `None` for one part.
+        groups: names of equal groups of the runs, for tables and figures; `None` for one group.
         device: where the runs live.
         outer_steps: outer steps of the whole run, for a check that they fit; `None` for none.
 
@@ -125,7 +125,7 @@ class RolloutLength(Problem):
         evaluation_episodes: int = 100,
         clip: float | None = 2.0,
         scaled: bool = True,
-        rows: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
         device: str = "cpu",
         absolute_errors: bool = False,
         outer_steps: int | None = None,
@@ -143,8 +143,8 @@ class RolloutLength(Problem):
                 f"RolloutLength needs first_length in 0..{self.planner.cap}, the planner's cap; "
                 f"got {first_length}."
             )
-        self.parts = Rows(runs, rows, planning)
-        self.real = self.parts.real()
+        self.groups = Groups(runs, groups, planning)
+        self.real = self.groups.real()
         self.names, self.training = list(tests), environment
         self.tested = variants(environment, tests)
         self.acting = Acting(
@@ -165,7 +165,7 @@ class RolloutLength(Problem):
         self.model = model(environment.observation_size, environment.actions)
         scale = environment.scale if scaled else [1.0] * environment.observation_size
         self.unit = torch.tensor(scale, device=self.device)
-        self.report = ScheduleReport(self.names, self.parts, phase, self.outer_steps)
+        self.report = ScheduleReport(self.names, self.groups, phase, self.outer_steps)
 
     @property
     def outer_steps(self) -> int:
@@ -226,9 +226,9 @@ class RolloutLength(Problem):
         """Return mean and standard error over runs of final score and area, test by test.
 
         `return` is the final score, `auc` the mean over phases of the return in training; absent
-        where the test is not over yet. Over several rows the names begin with `all_rows_`.
+        where the test is not over yet. Over several groups the names begin with `all_groups_`.
         """
-        prefix = "all_rows_" if len(self.parts.names) > 1 else ""
+        prefix = "all_groups_" if len(self.groups.names) > 1 else ""
         return final_metrics(inner.records.scores, self.names, prefix)
 
     def _begin(self, episode: int, records: Records, key: int) -> Runs:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine.protocols import Report, Snapshots
-from metaopt.problems.rollout_length.options import Lengths, Rows
+from metaopt.problems.rollout_length.options import Groups, Lengths
 from metaopt.problems.rollout_length.state import Runs
 
 Tests = Mapping[str, Mapping[str, Tensor]]
@@ -23,13 +23,13 @@ class ScheduleReport(Report):
 
     Args:
         names: of the tests.
-        rows: the equal parts of the runs.
+        groups: the equal groups of the runs, one a method.
         phase: real steps P between two decisions.
         outer_steps: outer steps of the whole run.
     """
 
-    def __init__(self, names: Sequence[str], rows: Rows, phase: int, outer_steps: int) -> None:
-        self.names, self.rows, self.phase, self.outer_steps = names, rows, phase, outer_steps
+    def __init__(self, names: Sequence[str], groups: Groups, phase: int, outer_steps: int) -> None:
+        self.names, self.groups, self.phase, self.outer_steps = names, groups, phase, outer_steps
 
     def snapshot(self, outer: Lengths, inner: Runs) -> dict[str, Any]:
         """Return the results of the tests so far."""
@@ -37,7 +37,7 @@ class ScheduleReport(Report):
 
     def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
         """Write learning curves, schedules and tables."""
-        options = tests, _, _ = self._over(snapshots), self.rows, self.phase
+        options = tests, _, _ = self._over(snapshots), self.groups, self.phase
         if not tests:
             return []
         return [*write_tables(*options, folder), draw_schedules(*options, folder / "schedules.png")]
@@ -47,7 +47,7 @@ class ScheduleReport(Report):
         tests = self._over(snapshots)
         if not tests:
             return f"No test is over; that takes outer_steps={self.outer_steps}."
-        return f"{listing(tests, self.rows)}\nfigure: {folder / 'figures' / 'schedules.png'}"
+        return f"{listing(tests, self.groups)}\nfigure: {folder / 'figures' / 'schedules.png'}"
 
     def _over(self, snapshots: Snapshots) -> dict[str, dict[str, Tensor]]:
         """Return the last snapshot, by test, of the tests that are over."""
@@ -60,23 +60,23 @@ class ScheduleReport(Report):
         }
 
 
-def write_tables(tests: Tests, rows: Rows, phase: int, folder: Path) -> list[Path]:
-    """Write `schedules.md`, one line per row, and `schedules.csv`, one per row and decision.
+def write_tables(tests: Tests, groups: Groups, phase: int, folder: Path) -> list[Path]:
+    """Write `schedules.md`, one line per group, and `schedules.csv`, one per group and decision.
 
-    Where there is one row, `schedule.csv` holds its mean lengths on the first test, ready for
+    Where there is one group, `schedule.csv` holds its mean lengths on the first test, ready for
     `metaopt.optimizers.Recorded`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "schedules.md", folder / "schedules.csv"]
-    paths[0].write_text(summary(tests, rows, phase))
+    paths[0].write_text(summary(tests, groups, phase))
     with paths[1].open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(
-            ["test", "row", "decision", "real_steps", "length", "length_sd", "score", "score_se"]
+            ["test", "method", "decision", "real_steps", "length", "length_sd", "score", "score_se"]
         )
-        for test, found in tests.items():
-            table.writerows([test, *line] for line in _decisions(found, rows, phase))
-    if len(rows.names) == 1:
+        for test, results in tests.items():
+            table.writerows([test, *line] for line in _decisions(results, groups, phase))
+    if len(groups.names) == 1:
         lengths = next(iter(tests.values()))["lengths"]
         paths.append(write_mean(lengths, folder / "schedule.csv"))
     return paths
@@ -89,10 +89,10 @@ def write_mean(lengths: Tensor, path: Path) -> Path:
     return path
 
 
-def _decisions(found: Mapping[str, Tensor], rows: Rows, phase: int) -> list[list[str]]:
+def _decisions(results: Mapping[str, Tensor], groups: Groups, phase: int) -> list[list[str]]:
     lines = []
-    scores = dict(zip(range(len(rows.names)), rows.of(found["scores"]), strict=True))
-    for i, (name, lengths) in enumerate(rows.of(found["lengths"])):
+    scores = dict(zip(range(len(groups.names)), groups.of(results["scores"]), strict=True))
+    for i, (name, lengths) in enumerate(groups.of(results["lengths"])):
         mean, spread = lengths.mean(0), _spread(lengths)
         score, error = scores[i][1].mean(0), _error(scores[i][1])
         for d in range(lengths.shape[1]):
@@ -103,8 +103,8 @@ def _decisions(found: Mapping[str, Tensor], rows: Rows, phase: int) -> list[list
     return lines
 
 
-def summary(tests: Tests, rows: Rows, phase: int) -> str:
-    """Return a table: final returns and areas of each row, with what they cost."""
+def summary(tests: Tests, groups: Groups, phase: int) -> str:
+    """Return a table: final returns and areas of each group, with what they cost."""
     first = next(iter(tests.values()))
     decisions = first["lengths"].shape[1]
     heads = ["schedule", "first K", "mean K", "last K"]
@@ -112,25 +112,25 @@ def summary(tests: Tests, rows: Rows, phase: int) -> str:
         heads += [f"return ({test})", f"area ({test})"]
     heads += ["runs", "updates", "environment steps"]
     lines = [heads, ["---"] * len(heads)]
-    for i, name in enumerate(rows.names):
-        lengths = rows.of(first["lengths"])[i][1].mean(0)
+    for i, name in enumerate(groups.names):
+        lengths = groups.of(first["lengths"])[i][1].mean(0)
         cells = [name or "all runs"]
         cells += [f"{float(k):.3g}" for k in (lengths[0], lengths.mean(), lengths[-1])]
-        for found in tests.values():
-            scores = rows.of(found["scores"])[i][1]
+        for results in tests.values():
+            scores = groups.of(results["scores"])[i][1]
             cells += [_mean(scores[:, -1]), _mean(scores[:, :-1].mean(1))]
-        updates = float(rows.of(first["updates"])[i][1].mean())
-        cells += [str(rows.each), f"{updates:.0f}", str(decisions * phase)]
+        updates = float(groups.of(first["updates"])[i][1].mean())
+        cells += [str(groups.each), f"{updates:.0f}", str(decisions * phase)]
         lines.append(cells)
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return (
         f"{text}\n\nReturns are those of the greedy policy at the end, areas the mean over phases "
-        "of the return while learning; mean ± standard error over the row's runs. K: rollout "
+        "of the return while learning; mean ± standard error over the runs of a line. K: rollout "
         f"length, mean over runs ({next(iter(tests))}).\n"
     )
 
 
-def listing(tests: Tests, rows: Rows) -> str:
+def listing(tests: Tests, groups: Groups) -> str:
     """Return a table for the console: rollout lengths, returns at the end and while learning.
 
     Lengths are means over runs in the first test, of at most seven decisions, evenly spaced.
@@ -140,9 +140,9 @@ def listing(tests: Tests, rows: Rows) -> str:
     shown = sorted({round(i * (decisions - 1) / 6) for i in range(7)})
     counted = ",".join(str(d + 1) for d in shown)
     lines = [["schedule", f"mean K in phase {counted}", *(f"return, {t}" for t in tests), "area"]]
-    for i, name in enumerate(rows.names):
-        lengths = rows.of(first["lengths"])[i][1].mean(0)
-        scores = [rows.of(found["scores"])[i][1] for found in tests.values()]
+    for i, name in enumerate(groups.names):
+        lengths = groups.of(first["lengths"])[i][1].mean(0)
+        scores = [groups.of(results["scores"])[i][1] for results in tests.values()]
         cells = [name or "all runs", " ".join(f"{float(lengths[d]):.0f}" for d in shown)]
         cells += [_mean(score[:, -1]) for score in scores]
         lines.append([*cells, _mean(scores[0][:, :-1].mean(1))])
@@ -152,12 +152,12 @@ def listing(tests: Tests, rows: Rows) -> str:
         for line in lines
     )
     return (
-        f"{text}\nmean ± standard error over {rows.each} runs a schedule; area: mean return while "
-        "learning"
+        f"{text}\nmean ± standard error over {groups.each} runs a schedule; area: mean return "
+        "while learning"
     )
 
 
-def draw_schedules(tests: Tests, rows: Rows, phase: int, path: Path) -> Path:
+def draw_schedules(tests: Tests, groups: Groups, phase: int, path: Path) -> Path:
     """Write a figure: for each test the returns along learning and the lengths.
 
     Bands are standard errors of the returns and standard deviations of the lengths, over runs.
@@ -167,11 +167,11 @@ def draw_schedules(tests: Tests, rows: Rows, phase: int, path: Path) -> Path:
     with house_style():
         figure = new_figure(9.0, 3.2 * len(tests) + 0.4)
         panels = figure.subplots(len(tests), 2, squeeze=False)
-        for (test, found), (left, right) in zip(tests.items(), panels, strict=True):
-            steps = phase * torch.arange(1, found["lengths"].shape[1] + 1)
-            curves, lengths = rows.of(found["scores"]), rows.of(found["lengths"])
-            for i in range(len(rows.names)):
-                style, name = line(i), rows.names[i] or "all runs"
+        for (test, results), (left, right) in zip(tests.items(), panels, strict=True):
+            steps = phase * torch.arange(1, results["lengths"].shape[1] + 1)
+            curves, lengths = groups.of(results["scores"]), groups.of(results["lengths"])
+            for i in range(len(groups.names)):
+                style, name = line(i), groups.names[i] or "all runs"
                 for axes, values, band, least in (
                     (left, curves[i][1][:, :-1], _error, -torch.inf),
                     (right, lengths[i][1], _spread, 0.0),
@@ -179,7 +179,7 @@ def draw_schedules(tests: Tests, rows: Rows, phase: int, path: Path) -> Path:
                     mean, width = values.mean(0), band(values)
                     low = (mean - width).clamp(min=least)
                     axes.plot(steps, mean, label=name, **style)
-                    if len(rows.names) <= 4:
+                    if len(groups.names) <= 4:
                         axes.fill_between(
                             steps, low, mean + width, color=style["color"], alpha=0.15, linewidth=0
                         )  # fmt: skip

@@ -72,7 +72,7 @@ class TestEpisode:
         assert float(falls.mean()) == pytest.approx(float(lengths.mean()), rel=0.05)
 
     def test_first_decision_starts_from_the_first_length(self):
-        problem = make(first_length=3, rows=["a", "b"], planning=["synthetic", "real"])
+        problem = make(first_length=3, groups=["a", "b"], planning=["synthetic", "real"])
         assert problem.init_outer(generator(0)).tolist() == [3] * 4
         _, feedback = run(problem, steps=1)
         assert feedback[0].observation["length"].tolist() == [3, 3, 0, 0]
@@ -196,7 +196,7 @@ def test_planning_makes_learning_faster():
     """CartPole in 2,400 real steps: with a model, or with twice the updates, returns double."""
     problem = RolloutLength(
         CartPole(time_limit=200), partial(QNetwork, widths=(48, 32)),
-        partial(WorldModel, widths=(48, 32)), runs=72, rows=["none", "real", "model"],
+        partial(WorldModel, widths=(48, 32)), runs=72, groups=["none", "real", "model"],
         planning=["synthetic", "real", "synthetic"], error_episodes=0,
     )  # fmt: skip
     lengths = torch.tensor([0, 0, 1]).repeat_interleave(24)

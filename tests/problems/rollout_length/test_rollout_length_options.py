@@ -6,11 +6,9 @@ import pytest
 import torch
 from hydra import compose
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from small_runs import make
 
 from metaopt.cli.composing import composing
-from metaopt.cli.folders import shipped
 from metaopt.problems.rollout_length.planning import Planner
 
 
@@ -27,8 +25,8 @@ from metaopt.problems.rollout_length.planning import Planner
         ({"training_episodes": -1}, "training_episodes >= 0"),
         ({"first_length": 9}, "first_length in 0..8"),
         ({"planning": "imagined"}, "planning=synthetic, real"),
-        ({"planning": ["real", "real", "real"]}, "3 equal parts"),
-        ({"rows": ["a"], "planning": ["real", "real"]}, "as many rows"),
+        ({"planning": ["real", "real", "real"]}, "3 equal groups"),
+        ({"groups": ["a"], "planning": ["real", "real"]}, "as many groups"),
         ({"tests": ["heavy"]}, "no variant 'heavy'; its variants are none"),
         ({"tests": []}, "at least one; got \\[\\]"),
         ({"tests": ["default", "default"]}, "different tests"),
@@ -113,35 +111,32 @@ class TestShipped:
         ladder = instantiate(config.optimizer, _convert_="all").actions
         assert ladder.cap == problem.planner.cap == 12
 
-    @staticmethod
-    def optimizer(file, cap):
-        """The optimizer of a file, with what it takes from others."""
-        around = {"problem": {"planner": {"cap": cap}}, "meta": {"exploration": [[0, 1.0]]}}
-        found = OmegaConf.load(shipped() / f"{file}.yaml")
-        node = found if "optimizer" not in found else found.optimizer
-        return instantiate(OmegaConf.create({**around, "optimizer": node}).optimizer)
+    def optimizer(self, method, cap):
+        """The optimizer of a method whose problem has this cap."""
+        config, _ = self.made("cartpole", method, f"problem.planner.cap={cap}")
+        return instantiate(config.optimizer, _convert_="all")
 
     @pytest.mark.parametrize(
         ("method", "largest"),
-        [("k8_early", 8), ("mbpo", 15), ("paper_schedule", 32), ("meta_absolute", 32)],
+        [("constant_early", 8), ("mbpo", 15), ("paper_schedule", 32), ("meta_absolute", 32)],
     )
     def test_lengths_above_the_planners_cap_are_refused_before_the_first_step(
         self, method, largest
     ):
-        file, outer = f"method/rollout_length/{method}", torch.zeros(2, dtype=torch.long)
-        self.optimizer(file, largest).init(outer)
+        outer = torch.zeros(2, dtype=torch.long)
+        self.optimizer(method, largest).init(outer)
         with pytest.raises(Exception, match=f"at most cap={largest - 1}, .*; got {largest}"):
-            self.optimizer(file, largest - 1).init(outer)
+            self.optimizer(method, largest - 1).init(outer)
 
     def test_rules_that_plan_further_than_the_cap_are_refused(self):
         with pytest.raises(Exception, match=r"ErrorFeedback needs lengths .* cap=15, .*; got 16"):
-            self.optimizer("optimizer/rollout_length/error_feedback", 15)
-        assert self.optimizer("optimizer/schedule", 3).cap == 3
+            self.optimizer("error_feedback", 15)
+        assert self.optimizer("constant", 3).cap == 3
         for method in ("dec", "inc", "inc_dec"):
-            optimizer = self.optimizer(f"method/rollout_length/{method}", 3)
+            optimizer = self.optimizer(method, 3)
             optimizer.init(torch.zeros(2, dtype=torch.long))
 
-    def test_schedules_side_by_side_say_which_one_exceeds_the_cap(self):
+    def test_batched_schedules_say_which_one_exceeds_the_cap(self):
         with composing():
             config = compose("train", ["problem=rollout_length", "problem.planner.cap=16"])
         problem = instantiate(config.problem, _convert_="all")

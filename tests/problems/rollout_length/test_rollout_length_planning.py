@@ -103,7 +103,7 @@ class TestPlanning:
         assert bool((after.agent.params != before.agent.params).any(1).all())
 
     def test_rows_may_plan_differently(self):
-        problem = make(rows=["a", "b"], planning=["synthetic", "real"])
+        problem = make(groups=["a", "b"], planning=["synthetic", "real"])
         inner = played(problem, 4, 2)
         assert inner.planned.steps.tolist() == [64, 64, 0, 0]
         assert inner.planned.updates.tolist() == [16] * 4

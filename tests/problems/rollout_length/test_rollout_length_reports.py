@@ -7,14 +7,14 @@ from small_runs import LIGHT, make
 from metaopt.engine import Engine, tree
 from metaopt.estimators import Score
 from metaopt.optimizers import Constant, Recorded, Schedule
-from metaopt.problems.rollout_length.options import Rows
+from metaopt.problems.rollout_length.options import Groups
 from metaopt.problems.rollout_length.report import listing, summary, write_tables
 
 
 @pytest.fixture(scope="module")
 def finished():
     """A run of two rows and two tests, and its snapshots."""
-    problem = make(LIGHT, rows=["a", "b"], tests=["default", "light"], error_episodes=0)
+    problem = make(LIGHT, groups=["a", "b"], tests=["default", "light"], error_episodes=0)
     engine = Engine(problem, Score(1), Schedule(Constant(2)), outer_steps=problem.outer_steps)
     snapshots = [
         (step, tree.clone(problem.report.snapshot(None, engine.inner))) for step, _ in engine
@@ -30,12 +30,12 @@ class TestReports:
         return {"default": {"scores": scores, "lengths": lengths, "updates": updates}}
 
     def test_table(self):
-        text = summary(self.found(), Rows(4, ["a", "b"], "synthetic"), 50)
+        text = summary(self.found(), Groups(4, ["a", "b"], "synthetic"), 50)
         assert "| a | 0 | 3 | 6 | 12.0 ± 2.0 | 2.5 ± 0.5 | 2 | 5 | 100 |" in text
         assert "| b | 2 | 2 | 2 | 30.0 ± 0.0 | 2.0 ± 0.0 | 2 | 9 | 100 |" in text
 
     def test_written_schedule_can_be_replayed(self, tmp_path):
-        paths = write_tables(self.found(), Rows(4, None, "synthetic"), 50, tmp_path)
+        paths = write_tables(self.found(), Groups(4, None, "synthetic"), 50, tmp_path)
         assert [p.name for p in paths] == ["schedules.md", "schedules.csv", "schedule.csv"]
         replay = Recorded(paths[2])
         assert [replay(x) for x in (0.0, 1.0)] == [1, 4]
@@ -54,7 +54,7 @@ class TestReports:
         """Ten decisions are abbreviated to seven; columns are as wide as their widest cell."""
         found = self.found()
         found["default"]["lengths"] = torch.arange(10.0).expand(4, 10)
-        lines = listing(found, Rows(4, ["a", "long name"], "synthetic")).splitlines()
+        lines = listing(found, Groups(4, ["a", "long name"], "synthetic")).splitlines()
         assert lines[0] == ("schedule   mean K in phase 1,3,4,5,7,9,10  return, default  area")
         assert lines[1] == ("a          0 2 3 4 6 8 9                   12.0 ± 2.0       2.5 ± 0.5")
         assert lines[2].split() == [
@@ -84,9 +84,9 @@ class TestReports:
         problem, inner, _ = finished
         found = problem.metrics(2, inner)
         assert set(found) == {
-            f"all_rows_{kind}{suffix}{se}"
+            f"all_groups_{kind}{suffix}{se}"
             for kind in ("return", "auc") for suffix in ("", "_light") for se in ("", "_se")
         }  # fmt: skip
-        assert found["all_rows_return"] == pytest.approx(
+        assert found["all_groups_return"] == pytest.approx(
             float(inner.records.scores[0, :, -1].mean())
         )

@@ -11,15 +11,17 @@ from metaopt.optimizers import Recorded
 from metaopt.problems.rollout_length.schedules import main, pooled
 from metaopt.runs import checkpoint
 
-PROBLEM = {"runs": 2, "steps": 60, "phase": 20, "tests": ["default", "heavy"], "rows": None}
+PROBLEM = {"runs": 2, "steps": 60, "phase": 20, "tests": ["default", "heavy"], "groups": None}
 
 
-def cell(folder, row, seed, lengths, score=5.0, **changes):
+def cell(folder, method, seed, lengths, score=5.0, **changes):
     """A finished run: at each of three decisions its two runs have these lengths."""
-    path = folder / f"{row}-{seed}"
+    path = folder / f"{method}-{seed}"
     (path / "snapshots").mkdir(parents=True)
     problem = {**PROBLEM, **changes}
-    (path / "config.yaml").write_text(json.dumps({"label": row, "seed": seed, "problem": problem}))
+    (path / "config.yaml").write_text(
+        json.dumps({"label": method, "seed": seed, "problem": problem})
+    )
     (path / "result.json").write_text(json.dumps({"metrics": {}}))
     runs = problem["runs"]
     default = torch.tensor(lengths).expand(runs, 3)
@@ -42,9 +44,9 @@ def cells(tmp_path):
     return tmp_path
 
 
-def test_runs_of_a_row_are_those_of_all_seeds(cells):
-    tests, rows, phase = pooled(cells, ["learned", "K = 3"])
-    assert (rows.names, rows.each, phase) == (["learned", "K = 3"], 4, 20)
+def test_runs_of_a_method_are_those_of_all_seeds(cells):
+    tests, groups, phase = pooled(cells, ["learned", "K = 3"])
+    assert (groups.names, groups.each, phase) == (["learned", "K = 3"], 4, 20)
     assert list(tests) == ["default", "heavy"]
     assert tests["default"]["lengths"][:4].tolist() == [[0, 4, 8]] * 2 + [[2, 4, 2]] * 2
     assert tests["heavy"]["lengths"][4:].tolist() == [[4, 4, 4]] * 4
@@ -63,23 +65,23 @@ def test_command_writes_tables_a_figure_and_a_schedule_to_replay(cells, capsys, 
     assert len(lines) == 2 * 2 * 3
     (line,) = [
         x for x in lines
-        if (x["test"], x["row"], x["decision"]) == ("heavy", "learned", "0")
+        if (x["test"], x["method"], x["decision"]) == ("heavy", "learned", "0")
     ]  # fmt: skip
     assert (line["real_steps"], line["length"], line["score"]) == ("20", "2", "8")
-    ((tests, rows, phase, path),) = drawn
-    assert (list(tests), rows.each, phase) == (["default", "heavy"], 4, 20)
+    ((tests, groups, phase, path),) = drawn
+    assert (list(tests), groups.each, phase) == (["default", "heavy"], 4, 20)
     assert path == out / "schedules.png"
 
 
 @pytest.mark.parametrize(
     ("changes", "arguments", "said"),
     [
-        (None, ["--rows", "unlearned"], r"rows among \[.*\]; got \['unlearned'\]"),
-        (None, ["--rows", "learned", "--mean", "K = 3"], r"--mean among .*; got 'K = 3'"),
+        (None, ["--methods", "unlearned"], r"methods among \[.*\]; got \['unlearned'\]"),
+        (None, ["--methods", "learned", "--mean", "K = 3"], r"--mean among .*; got 'K = 3'"),
         ({"runs": 3}, [], "as many inner runs each, .*'odd': 3"),
-        ({"phase": 30}, ["--rows", "odd", "K = 3"], "of the same tests, steps and phase"),
-        ({"rows": ["a", "b"]}, [], "one row each; .*odd-0 is another"),
-        ({"score": torch.nan}, ["--rows", "odd"], "whose tests are over; those of .*odd-0"),
+        ({"phase": 30}, ["--methods", "odd", "K = 3"], "of the same tests, steps and phase"),
+        ({"groups": ["a", "b"]}, [], "one method each; .*odd-0 is another"),
+        ({"score": torch.nan}, ["--methods", "odd"], "whose tests are over; those of .*odd-0"),
     ],
 )
 def test_mistakes_are_said(cells, capsys, changes, arguments, said):

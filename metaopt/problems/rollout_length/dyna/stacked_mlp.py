@@ -29,8 +29,8 @@ class Layer(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-    gain: Tensor | None
-    offset: Tensor | None
+    gain: Tensor | None = None
+    offset: Tensor | None = None
 
 
 class Pass(NamedTuple):
@@ -82,13 +82,13 @@ class StackedMLP:
     def layers(self, flat: Tensor) -> list[Layer]:
         """Return views into parameters, or into a gradient, (R, n)."""
         start, layers = 0, []
-        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(self.sizes)):
-            hidden = i < len(self.sizes) - 2
+        for n, (fan_in, fan_out) in enumerate(itertools.pairwise(self.sizes)):
+            hidden = n < len(self.sizes) - 2
             shapes = [(fan_in, fan_out), *[(1, fan_out)] * (3 if self.normalise and hidden else 1)]
-            views: list[Tensor | None] = [None] * 4
-            for j, (rows, columns) in enumerate(shapes):
-                views[j] = flat[:, start : start + rows * columns].view(-1, rows, columns)
-                start += rows * columns
+            views = []
+            for i, o in shapes:
+                views.append(flat[:, start : start + i * o].view(-1, i, o))
+                start += i * o
             layers.append(Layer(*views))
         return layers
 

@@ -72,7 +72,7 @@ class Environment(Protocol):
         time_limit: most steps of an episode.
         worst: lowest return of an episode.
         resumable: whether `Episodes` hold all there is, so that a copy continues alike; where
-            not, episodes begin anew with each phase.
+            not, new episodes begin with each phase.
     """
 
     observation_size: int
@@ -212,7 +212,7 @@ class Physics(ABC):
         observation = self.observe(state)
         nowhere = torch.zeros_like(late)
         ends = (terminated | late, nowhere) if self.timeout_is_terminal else (terminated, late)
-        taken = Transition(
+        moved = Transition(
             episodes.observation, observation, reward, *ends, ~nowhere, total, age, episodes.first
         )
         over = terminated | late
@@ -226,7 +226,7 @@ class Physics(ABC):
             age.masked_fill(over, 0),
             total.masked_fill(over, 0.0),
         )
-        return after, taken
+        return after, moved
 
 
 def uniform(

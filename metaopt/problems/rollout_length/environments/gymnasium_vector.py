@@ -156,10 +156,12 @@ def from_gymnasium(
         import gymnasium
     except ImportError as error:
         raise ValueError("gymnasium is missing; run `pip install metaopt[rl]`.") from error
-    limit = {} if time_limit is None else {"max_episode_steps": time_limit}
+    options: dict[str, Any] = dict(arguments or {})
+    if time_limit is not None:
+        options["max_episode_steps"] = time_limit
 
     def make(count: int) -> Any:
-        return gymnasium.make_vec(id, count, **limit, **(arguments or {}))
+        return gymnasium.make_vec(id, count, **options)
 
     try:
         own = _most_steps(make(1))

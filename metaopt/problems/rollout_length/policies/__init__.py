@@ -1,10 +1,10 @@
-"""Outer optimizers that set rollout lengths as they observe."""
+"""Outer optimizers that set rollout lengths by what they observe."""
 
 from metaopt.problems.rollout_length.policies.actions import Absolute, Actions, Ladder
 from metaopt.problems.rollout_length.policies.dqn import DQN
 from metaopt.problems.rollout_length.policies.observation import Observation
 from metaopt.problems.rollout_length.policies.rule import ErrorFeedback, RandomWalk, Rule
-from metaopt.problems.rollout_length.policies.side_by_side import SideBySide
+from metaopt.problems.rollout_length.policies.vectorized import Vectorized
 
 __all__ = [
     "DQN",
@@ -15,5 +15,5 @@ __all__ = [
     "Observation",
     "RandomWalk",
     "Rule",
-    "SideBySide",
+    "Vectorized",
 ]

@@ -7,7 +7,7 @@ from metaopt import Feedback
 from metaopt.engine.protocols import OuterOptimizer
 from metaopt.engine.random import fold
 from metaopt.optimizers import Constant, Linear, Schedule
-from metaopt.problems.rollout_length.policies import Ladder, RandomWalk, Rule, SideBySide
+from metaopt.problems.rollout_length.policies import Ladder, RandomWalk, Rule, Vectorized
 
 FIRST = torch.zeros(6, dtype=torch.long)
 
@@ -32,7 +32,7 @@ def feedback(step, lengths, steps=4):
 
 
 def test_each_part_does_what_it_does_alone():
-    together, alone = SideBySide(parts()), parts()
+    together, alone = Vectorized(parts()), parts()
     assert isinstance(together, OuterOptimizer)
     assert together.solution is None
     together.init(FIRST)
@@ -61,7 +61,7 @@ def test_parts_see_their_own_rows():
             self.shown = feedback.observation
 
     watching = {name: Watching(RandomWalk(Ladder())) for name in ("a", "b", "c")}
-    together = SideBySide(watching)
+    together = Vectorized(watching)
     together.init(FIRST)
     given = feedback(1, torch.arange(6))
     together.tell(given)
@@ -73,7 +73,7 @@ def test_parts_see_their_own_rows():
 
 
 def test_state_survives():
-    one, two = SideBySide(parts()), SideBySide(parts())
+    one, two = Vectorized(parts()), Vectorized(parts())
     for optimizer in (one, two):
         optimizer.init(FIRST)
     for step in range(3):
@@ -88,8 +88,8 @@ def test_state_survives():
 
 def test_bad_shares_are_refused():
     with pytest.raises(ValueError, match="at least one optimizer"):
-        SideBySide({})
+        Vectorized({})
     with pytest.raises(ValueError, match="3 optimizers can share equally; got 4"):
-        SideBySide(parts()).init(FIRST[:4])
+        Vectorized(parts()).init(FIRST[:4])
     with pytest.raises(TypeError, match="one whole number per run"):
-        SideBySide(parts()).init(torch.zeros(6))
+        Vectorized(parts()).init(torch.zeros(6))

@@ -1,4 +1,4 @@
-"""Several acting optimizers on equal parts of the same inner runs."""
+"""Several policies on equal groups of the same batch of inner runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from metaopt.problems.rollout_length.policies.observation import lengths_of
 
 
 @final
-class SideBySide:
-    """Give each optimizer an equal share of the runs, in order, and show it that share alone.
+class Vectorized:
+    """Give each optimizer an equal group of the runs, in order, and show it that group alone.
 
     A comparison of schedules is then one batch of inner runs. Of an observation, the entries of a
-    mapping that hold one row per run are divided; the rest is shown to all. The meta-objective,
+    mapping that hold one value per run are divided; the rest is shown to all. The meta-objective,
     `Feedback.value`, is that of all runs.
 
     Args:
@@ -28,7 +28,7 @@ class SideBySide:
 
     def __init__(self, optimizers: Mapping[str, OuterOptimizer]) -> None:
         if not optimizers:
-            raise ValueError("SideBySide needs at least one optimizer; got none.")
+            raise ValueError("Vectorized needs at least one optimizer; got none.")
         self.optimizers = dict(optimizers)
         self._runs = 0
 
@@ -37,44 +37,45 @@ class SideBySide:
 
         Raises:
             TypeError: it is not one whole number per run.
-            ValueError: the runs do not divide into equal parts, or an optimizer refuses its part.
+            ValueError: the runs do not divide into equal groups, or an optimizer refuses its one.
         """
-        first = lengths_of(outer, "SideBySide")
+        first = lengths_of(outer, "Vectorized")
         if len(first) % len(self.optimizers):
             raise ValueError(
-                f"SideBySide needs a number of runs that {len(self.optimizers)} optimizers can "
+                f"Vectorized needs a number of runs that {len(self.optimizers)} optimizers can "
                 f"share equally; got {len(first)}."
             )
         self._runs = len(first)
-        parts = first.chunk(len(self.optimizers))
-        for (name, optimizer), part in zip(self.optimizers.items(), parts, strict=True):
+        groups = first.chunk(len(self.optimizers))
+        for (name, optimizer), group in zip(self.optimizers.items(), groups, strict=True):
             try:
-                optimizer.init(part.clone())
+                optimizer.init(group.clone())
             except ValueError as error:
                 raise ValueError(f"The optimizer {name!r}: {error}") from error
 
     def ask(self, key: int) -> Tensor:
-        """Return what each optimizer asks for, one part after the other."""
+        """Return what each optimizer asks for, one group after the other."""
         return torch.cat([o.ask(fold(key, name)) for name, o in self.optimizers.items()])
 
     def tell(self, feedback: Feedback) -> None:
-        """Tell each optimizer about its part."""
-        each, seen = self._runs // len(self.optimizers), feedback.observation
+        """Tell each optimizer about its group."""
+        each, observation = self._runs // len(self.optimizers), feedback.observation
         for i, optimizer in enumerate(self.optimizers.values()):
-            share = slice(i * each, (i + 1) * each)
-            optimizer.tell(dataclasses.replace(feedback, observation=self._part(seen, share)))
+            group = slice(i * each, (i + 1) * each)
+            part = self._part(observation, group)
+            optimizer.tell(dataclasses.replace(feedback, observation=part))
 
-    def _part(self, seen: Any, share: slice) -> Any:
-        if not isinstance(seen, Mapping):
-            return seen
+    def _part(self, observation: Any, group: slice) -> Any:
+        if not isinstance(observation, Mapping):
+            return observation
         return {
-            k: v[share] if isinstance(v, Tensor) and v.shape[:1] == (self._runs,) else v
-            for k, v in seen.items()
+            k: v[group] if isinstance(v, Tensor) and v.shape[:1] == (self._runs,) else v
+            for k, v in observation.items()
         }
 
     @property
     def solution(self) -> Tensor | None:
-        """The parts' solutions, one after the other; `None` before `init`."""
+        """The solutions of the groups, one after the other; `None` before `init`."""
         if not self._runs:
             return None
         return torch.cat([o.solution for o in self.optimizers.values()])
