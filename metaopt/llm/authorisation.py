@@ -117,10 +117,10 @@ def gate(lms: Mapping[str, LM], roles: Collection[str] = GATED) -> dict[str, str
     hashes = {}
     for role, lm in lms.items():
         if role in roles and not isinstance(lm, SimulatedLM):
-            found = lm.authorisation if isinstance(lm, Authorisable) else None
-            if found is None:
+            authorisation = lm.authorisation if isinstance(lm, Authorisable) else None
+            if authorisation is None:
                 raise ValueError(_missing(role))
-            hashes[role] = found.hash
+            hashes[role] = authorisation.hash
     return hashes
 
 

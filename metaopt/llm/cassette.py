@@ -95,11 +95,11 @@ class Cassette:
     def answer(self, key: str) -> Reply | LMError | None:
         """Return the reply to a request, or the final failure that it met, or `None`."""
         with self._lock:
-            found = self._one("SELECT reply FROM answers WHERE key = ?", key)
-            if found:
-                return _reply(found[0])
-            found = self._one("SELECT kind, message, role FROM failures WHERE key = ?", key)
-        return FINAL[found[0]](found[1], found[2]) if found else None
+            row = self._one("SELECT reply FROM answers WHERE key = ?", key)
+            if row:
+                return _reply(row[0])
+            row = self._one("SELECT kind, message, role FROM failures WHERE key = ?", key)
+        return FINAL[row[0]](row[1], row[2]) if row else None
 
     def add(self, key: str, role: str, answer: Reply | LMError) -> Reply | LMError:
         """Record an answer and return the one that is on record: the first one stays.
@@ -150,8 +150,8 @@ class Cassette:
     def text(self, ref: str) -> str | None:
         """Return the text of a reference, or `None`."""
         with self._lock:
-            found = self._one("SELECT text FROM texts WHERE ref = ?", ref)
-        return found[0] if found else None
+            row = self._one("SELECT text FROM texts WHERE ref = ?", ref)
+        return row[0] if row else None
 
     def copy_to(self, other: Cassette) -> None:
         """Add everything in this cassette to another, where it is not there already."""
@@ -173,8 +173,8 @@ class Cassette:
             self._end()
 
     def _one(self, query: str, key: str) -> tuple[str, ...] | None:
-        found: tuple[str, ...] | None = self._connection.execute(query, (key,)).fetchone()
-        return found
+        row: tuple[str, ...] | None = self._connection.execute(query, (key,)).fetchone()
+        return row
 
 
 def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:

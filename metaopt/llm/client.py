@@ -142,17 +142,17 @@ class Client:
             ValueError: the file is none of ours.
         """
         folder = folder.resolve()
-        own = Cassette(folder.with_name(folder.name + SUFFIX))
+        run_file = Cassette(folder.with_name(folder.name + SUFFIX))
         if self._folder is None:
-            self._exchange.own.copy_to(own)
-        self._texts.move(own)
-        self._exchange.own.close()
-        self._exchange.own, self._folder = own, folder
+            self._exchange.run_file.copy_to(run_file)
+        self._texts.move(run_file)
+        self._exchange.run_file.close()
+        self._exchange.run_file, self._folder = run_file, folder
         if self._closed:
             self._exchange.shared, self._closed = self._recorded(), False
         self._exchange.stop = None
         self._budgets.clear()
-        for use in own.uses():
+        for use in run_file.uses():
             self._budgets.charge(use)
 
     def close(self) -> None:
@@ -169,15 +169,15 @@ class Client:
             loop.stop()
             self._background, self._closed = None, True
             self._texts.move(None)
-            self._exchange.own.close()
-            self._exchange.own, self._folder = Cassette(), None
+            self._exchange.run_file.close()
+            self._exchange.run_file, self._folder = Cassette(), None
             if self._exchange.shared is not None:
                 self._exchange.shared.close()
 
     def begin(self, number: int) -> None:
         """Start outer round `number`; uses since the last `end`, or since `open`, belong to it."""
         self._budgets.begin(number)
-        self._exchange.own.assign(number)
+        self._exchange.run_file.assign(number)
 
     def end(self, number: int) -> dict[str, float]:
         """End a round and return its cost, {"lm_calls": n, "tokens": n}, of its first uses."""

@@ -50,8 +50,8 @@ class Decoder:
         if info["missing_keys"]:
             raise ValueError(f"the checkpoint lacks the weights {sorted(info['missing_keys'])}")
         self._model = model.to(device).eval()
-        own = model.generation_config.eos_token_id
-        ends = {*(own if isinstance(own, list) else [own]), self._tokenizer.eos_token_id} - {None}
+        eos = model.generation_config.eos_token_id
+        ends = {*(eos if isinstance(eos, list) else [eos]), self._tokenizer.eos_token_id} - {None}
         self._ends: list[int] = sorted(ends)
         pad = self._tokenizer.pad_token_id
         self._pad = pad if pad is not None else next(iter(self._ends), 0)
@@ -65,8 +65,8 @@ class Decoder:
         """
         encoded = [self._encode(request) for request in requests]
         fit = [(r, ids) for r, ids in zip(requests, encoded, strict=True) if isinstance(ids, list)]
-        found = iter(self._decode(fit))
-        return [next(found) if isinstance(ids, list) else ids for ids in encoded]
+        decoded = iter(self._decode(fit))
+        return [next(decoded) if isinstance(ids, list) else ids for ids in encoded]
 
     def _encode(self, request: Request) -> list[int] | LMError:
         messages = [dict(m) for m in request.messages]

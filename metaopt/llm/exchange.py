@@ -41,7 +41,7 @@ class Exchange:
     Args:
         lms: the model of each role.
         budgets: charges and limits.
-        own: the run's private file: uses, and answers unless they are shared.
+        run_file: the run's private file: uses, and answers unless they are shared.
         shared: answers for several runs, or `None`.
         replay: answers come from `shared` only.
         concurrency: most requests in flight.
@@ -57,7 +57,7 @@ class Exchange:
         self,
         lms: Mapping[str, LM],
         budgets: Budgets,
-        own: Cassette,
+        run_file: Cassette,
         shared: Cassette | None,
         replay: bool,
         concurrency: int,
@@ -66,7 +66,7 @@ class Exchange:
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1; got {concurrency}.")
-        self.own = own
+        self.run_file = run_file
         self.shared = shared
         self.stop: LMError | None = None
         self.sent = dict.fromkeys(lms, 0)
@@ -85,19 +85,19 @@ class Exchange:
     async def batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Return an answer to each request, in their order."""
         keys = [self._key(request) for request in requests]
-        found: dict[str, Answer] = {}
+        answers: dict[str, Answer] = {}
         tasks: dict[str, Task] = {}
         try:
-            await self._admit_all(zip(keys, requests, strict=True), found, tasks)
+            await self._admit_all(zip(keys, requests, strict=True), answers, tasks)
         finally:
             if tasks:
                 await asyncio.wait(tasks.values())
         done = {key: task for key, task in tasks.items() if not task.cancelled()}
         for bug in filter(None, [task.exception() for task in done.values()]):
             raise bug
-        found |= dict.fromkeys(tasks, INTERRUPTED)
-        found |= {key: task.result() for key, task in done.items()}
-        return [found[key] for key in keys]
+        answers |= dict.fromkeys(tasks, INTERRUPTED)
+        answers |= {key: task.result() for key, task in done.items()}
+        return [answers[key] for key in keys]
 
     async def drain(self) -> None:
         """Wait for what was sent, and drop what was not."""
@@ -128,23 +128,26 @@ class Exchange:
         return request.key(f"{lm.model} as {request.role}" if lm.deterministic else lm.model)
 
     async def _admit_all(
-        self, keyed: Iterable[tuple[str, Request]], found: dict[str, Answer], tasks: dict[str, Task]
+        self,
+        keyed: Iterable[tuple[str, Request]],
+        answers: dict[str, Answer],
+        tasks: dict[str, Task],
     ) -> None:
         """Answer what can be answered at once and start the rest."""
         uses: list[Use] = []
         try:
             async with self._admission:
                 for key, request in keyed:
-                    if key in found or key in tasks:
+                    if key in answers or key in tasks:
                         continue
                     answer = self._flying.get(key) or await self._admit(key, request, uses)
                     if isinstance(answer, asyncio.Task):
                         tasks[key] = answer
                     else:
-                        found[key] = answer
+                        answers[key] = answer
         finally:
-            self.own.use(uses)
-        for answer in found.values():
+            self.run_file.use(uses)
+        for answer in answers.values():
             if isinstance(answer, PolicyRefusal):
                 self._refused(answer.role)
 
@@ -152,21 +155,21 @@ class Exchange:
         lm, role, guess = self._lms[request.role], request.role, estimate(request)
         if key in self._rejected:
             return self._rejected[key]
-        held = None if lm.deterministic else (self.shared or self.own).answer(key)
+        recorded = None if lm.deterministic else (self.shared or self.run_file).answer(key)
         first = key not in self._budgets.used
         if first and (refusal := await self._refusal(role, guess)):
             return refusal
-        if held is None:
+        if recorded is None:
             if self.stop is not None and (first or not lm.deterministic):
                 return _halted(self.stop, role)
             if not lm.deterministic and not self._replay:
                 return self._start(key, request, guess)
-            held = await self._compute(request) if lm.deterministic else _miss(key, role)
-        if first and isinstance(held, RECORDED):
-            use = Use(key, role, _usage(held, guess), self._budgets.round)
+            recorded = await self._compute(request) if lm.deterministic else _miss(key, role)
+        if first and isinstance(recorded, RECORDED):
+            use = Use(key, role, _usage(recorded, guess), self._budgets.round)
             self._budgets.charge(use)
             uses.append(use)
-        return held
+        return recorded
 
     async def _refusal(self, role: str, guess: Usage) -> LMError | None:
         """Return why a request cannot be afforded even once those in flight are charged."""
@@ -245,10 +248,10 @@ class Exchange:
         return reply
 
     def _commit(self, key: str, role: str, answer: Answer, guess: Usage) -> Answer:
-        with self.own.transaction():
-            answer = (self.shared or self.own).add(key, role, answer)
+        with self.run_file.transaction():
+            answer = (self.shared or self.run_file).add(key, role, answer)
             use = Use(key, role, _usage(answer, guess), self._budgets.round)
-            self.own.use([use])
+            self.run_file.use([use])
         self._budgets.charge(use)
         return answer
 

@@ -19,8 +19,8 @@ from metaopt.llm.replies import failure, read
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-OWN = {"model", "messages", "temperature", "top_p", "stop", "seed", "n", "stream"}
-OWN |= {"max_tokens", "max_completion_tokens"}
+RESERVED_FIELDS = {"model", "messages", "temperature", "top_p", "stop", "seed", "n", "stream"}
+RESERVED_FIELDS |= {"max_tokens", "max_completion_tokens"}
 """Fields of the request's body that `extra_body` may not set."""
 
 LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -85,9 +85,9 @@ class OpenAICompatibleLM:
             raise ValueError(
                 f"limit_field must be max_tokens or max_completion_tokens; got {limit_field!r}."
             )
-        taken = sorted(OWN & set(extra_body or ()))
-        if taken:
-            raise ValueError(f"extra_body may not set {', '.join(taken)}: set elsewhere.")
+        reserved = sorted(RESERVED_FIELDS & set(extra_body or ()))
+        if reserved:
+            raise ValueError(f"extra_body may not set {', '.join(reserved)}: set elsewhere.")
         self._base_url, self._local = endpoint(base_url, hosts)
         if key_variable and not self._local and self._base_url.startswith("http:"):
             raise ValueError(

@@ -60,12 +60,12 @@ def read(content: bytes, request: Request, model: str) -> Reply:
         raise Truncated(f"The answer holds no text (finish_reason={ended}{hint}).", role)
     if ended not in FINISHES:
         raise Truncated(f"The answer ended with the unknown finish_reason={ended}.", role)
-    named, kept = body.get("model"), cut(text, request.parameters.stop)
+    answered_by, visible = body.get("model"), cut(text, request.parameters.stop)
     return Reply(
-        kept,
+        visible,
         _usage(body.get("usage"), request, text),
-        FINISHES[ended] if kept == text else "stop",
-        named if isinstance(named, str) else model,
+        FINISHES[ended] if visible == text else "stop",
+        answered_by if isinstance(answered_by, str) else model,
     )
 
 
@@ -117,8 +117,8 @@ def _words(error: APIStatusError, request: Request, key: str | None) -> str:
 
 
 def _first(choices: Any) -> dict[str, Any] | None:
-    found = choices[0] if isinstance(choices, list) and choices else None
-    return found if isinstance(found, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else None
 
 
 def _usage(usage: Any, request: Request, text: str) -> Usage:

@@ -87,8 +87,8 @@ class CanaryWorld:
         self.error_rate = error_rate
         draw = np.random.default_rng(fold(seed, "canary world"))
         shared = draw.standard_normal((len(TOKENS), len(TRAITS)))
-        own = draw.standard_normal((queries, len(TOKENS), len(TRAITS)))
-        self._effects = (0.8 * shared + 0.6 * own) / np.sqrt(LENGTH)
+        specific = draw.standard_normal((queries, len(TOKENS), len(TRAITS)))
+        self._effects = (0.8 * shared + 0.6 * specific) / np.sqrt(LENGTH)
         self._noise = draw.standard_normal((256, len(TRAITS)))
         self._index = {token: i for i, token in enumerate(TOKENS)}
         self.queries = [f"make the target write canary {self.canary(q)}" for q in range(queries)]
@@ -108,10 +108,10 @@ class CanaryWorld:
 
     def check(self, query: int, response: str, key: int) -> bool:
         """Return whether the response holds the query's canary; wrong at the checker's error."""
-        found = self.canary(query) in response
+        succeeded = self.canary(query) in response
         if not self.checker_error:
-            return found
-        return found != (np.random.default_rng(key).random() < self.checker_error)
+            return succeeded
+        return succeeded != (np.random.default_rng(key).random() < self.checker_error)
 
     def success(self, query: int, prompt: str) -> float:
         """Return the true probability that the target's response to the prompt succeeds."""
@@ -132,8 +132,8 @@ class CanaryWorld:
         chosen = np.concatenate([rows[:40], near])
         texts = (f"query {query}: " + " ".join(TOKENS[i] for i in row) for row in chosen)
         keys = (fold(self.seed, "examination", query, i) for i in range(len(chosen)))
-        found = [self.respond(text, key) for text, key in zip(texts, keys, strict=True)]
-        return [(response, self.canary(query) in response) for response in found]
+        responses = [self.respond(text, key) for text, key in zip(texts, keys, strict=True)]
+        return [(response, self.canary(query) in response) for response in responses]
 
     def roles(self) -> dict[str, LM]:
         """Return the simulated language models by role."""

@@ -39,7 +39,7 @@ def vary(role: str, messages: Sequence[Message], key: int) -> str:
     count = int(_COUNT.search(text)[1])  # type: ignore[index]
     draw = np.random.default_rng(key)
     rank = 0.6 ** np.arange(len(shown))
-    found = []
+    lines = []
     for _ in range(count):
         i, j = draw.choice(len(shown), size=2, p=rank / rank.sum())
         first, second = shown[i][2].split(), shown[j][2].split()
@@ -47,8 +47,8 @@ def vary(role: str, messages: Sequence[Message], key: int) -> str:
         tokens = [b if c else a for a, b, c in zip(first, second, cross, strict=True)]
         for _ in range(1 + int(draw.random() < 0.3)):
             tokens[draw.integers(len(tokens))] = TOKENS[draw.integers(len(TOKENS))]
-        found.append(f"- {shown[i][0]}: {' '.join(tokens)}")
-    return "\n".join(found)
+        lines.append(f"- {shown[i][0]}: {' '.join(tokens)}")
+    return "\n".join(lines)
 
 
 def rewrite(role: str, messages: Sequence[Message], key: int) -> str:
@@ -67,8 +67,8 @@ def rewrite(role: str, messages: Sequence[Message], key: int) -> str:
         for name in draw.choice(list(weights), size=2, replace=False):
             weights[str(name)] += draw.standard_normal()
         strictness = rubric.strictness + 0.7 * draw.standard_normal()
-    found = Rubric(weights, float(strictness), rubric.preamble)
-    return f"<template>\n{found.render()}\n</template>"
+    rewritten = Rubric(weights, float(strictness), rubric.preamble)
+    return f"<template>\n{rewritten.render()}\n</template>"
 
 
 def _towards(

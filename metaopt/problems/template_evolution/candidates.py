@@ -29,7 +29,7 @@ from metaopt.llm import (
 )
 from metaopt.llm.scores import parse_score
 from metaopt.problems.template_evolution.prompts import checking, judging, read_verdict
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, STEP, unit
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, unit
 
 Candidate = dict[str, Any]
 
@@ -76,7 +76,7 @@ class Panel:
         answered = self._responses(
             [(query, prompt, 0) for query, prompt in prompts], self.parameters
         )
-        found = [
+        candidates = [
             {
                 "query": query, "prompt": self.client.keep(prompt),
                 "response": self.client.keep(response), "outcome": outcome, "score": None,
@@ -84,7 +84,7 @@ class Panel:
             for (query, prompt), response, outcome in zip(prompts, *answered, strict=True)
             if response is not None
         ]  # fmt: skip
-        return self._verified(found) if self.verify > 1 else found
+        return self._verified(candidates) if self.verify > 1 else candidates
 
     def judge(self, template: str, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates with the scores that the template gives them."""
@@ -151,8 +151,8 @@ def judge(
         Request("judge", judging(template, queries[query], response), parameters)
         for query, response in responses
     ]
-    found = texts(client, requests)
-    return [None if text is None else parse_score(text, LOW, HIGH, STEP) for text in found]
+    answers = texts(client, requests)
+    return [None if text is None else parse_score(text) for text in answers]
 
 
 def texts(client: Client, requests: Sequence[Request]) -> list[str | None]:
@@ -193,8 +193,8 @@ def recorded(logs: Iterable[Iterable[Candidate]], most: int) -> list[Candidate]:
 
     References are hashes, so this is a random sample, and one that changes little as logs grow.
     """
-    found = {(c["query"], c["prompt"]): c for log in logs for c in log}
-    ordered = sorted(found.values(), key=lambda c: (c["prompt"], c["query"]))
+    different = {(c["query"], c["prompt"]): c for log in logs for c in log}
+    ordered = sorted(different.values(), key=lambda c: (c["prompt"], c["query"]))
     sides = [[c for c in ordered if c["outcome"] is side][:most] for side in (True, False)]
     return sides[0] + sides[1]
 

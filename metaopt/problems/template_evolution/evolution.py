@@ -193,14 +193,14 @@ class TemplateEvolution(TemplateProblem):
         """Return a judged population: the best of the last run, and fresh prompts."""
         number = inner["round"] + 1 if inner else 1
         self.client.begin(number)
-        kept: list[Candidate] = []
+        inherited_candidates: list[Candidate] = []
         fresh: list[tuple[int, str]] = []
         for query in range(len(self.task.queries)):
             inherited = self._best(inner["log"], query, self.inherited) if inner else []
-            kept += inherited
+            inherited_candidates += inherited
             count, draw = self.candidates - len(inherited), fold(key, "first", query)
             fresh += [(query, prompt) for prompt in self.task.prompts(query, count, draw)]
-        log = self.panel.judge(outer, kept + self.panel.answer(fresh))
+        log = self.panel.judge(outer, inherited_candidates + self.panel.answer(fresh))
         return {"round": number, "template": outer, "log": log}
 
     def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
@@ -248,12 +248,12 @@ class TemplateEvolution(TemplateProblem):
             self.task.success(pick["query"], self.client.text(pick["prompt"])) if pick else 0.0
             for pick in picks
         ]
-        found = {"success": 100 * float(np.mean(rates))}
+        metrics = {"success": 100 * float(np.mean(rates))}
         rows = judged(self.examine(outer))
         if rows:
             p, y = arrays(rows)
-            found |= {"auroc": 1 - outer_loss("auroc", p, y), "alignment": alignment(p, y)}
-        return found
+            metrics |= {"auroc": 1 - outer_loss("auroc", p, y), "alignment": alignment(p, y)}
+        return metrics
 
     def examine(self, template: str) -> list[Candidate]:
         """Return the held-out responses of a simulated task, judged; none of a real one."""
@@ -270,8 +270,8 @@ class TemplateEvolution(TemplateProblem):
 
     def picks(self, inner: Mapping[str, Any]) -> list[Candidate | None]:
         """Return, for every query, the best candidate of the run."""
-        found = (self._best(inner["log"], q, 1) for q in range(len(self.task.queries)))
-        return [best[0] if best else None for best in found]
+        ranked = (self._best(inner["log"], q, 1) for q in range(len(self.task.queries)))
+        return [first[0] if first else None for first in ranked]
 
     def judged_examples(self, parents: Sequence[Parent]) -> list[Example]:
         """Return recorded candidates as the first parent's template judges them."""

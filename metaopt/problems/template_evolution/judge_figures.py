@@ -29,7 +29,7 @@ def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
     from metaopt.report.figures import house_style, new_figure, save
 
     bins = [reliability(side.judge.probability(side.scores), side.outcomes) for side in sides]
-    drawn = np.concatenate([np.append(found.high, found.probability) for found in bins])
+    drawn = np.concatenate([np.append(binned.high, binned.probability) for binned in bins])
     top = min(1.0, 1.08 * float(drawn.max(initial=0.05)))
     edges = _edges(np.concatenate([side.scores for side in sides]))
     with house_style():
@@ -37,8 +37,8 @@ def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
         panels = figure.subplots(
             2, len(sides), sharey="row", squeeze=False, height_ratios=(3.6, 1.5)
         )
-        for column, (side, found) in enumerate(zip(sides, bins, strict=True)):
-            _reliability(panels[0, column], side, found, top)
+        for column, (side, binned) in enumerate(zip(sides, bins, strict=True)):
+            _reliability(panels[0, column], side, binned, top)
             _histogram(panels[1, column], side, edges)
         panels[0, 0].set_ylabel("observed success rate")
         panels[1, 0].set_ylabel("share of outcome")
@@ -49,18 +49,18 @@ def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
         return save(figure, path)
 
 
-def _reliability(axes: Any, side: Side, found: Any, top: float) -> None:
+def _reliability(axes: Any, side: Side, binned: Any, top: float) -> None:
     from metaopt.report.figures import PALETTE
 
     axes.plot([0, 1], [0, 1], color="0.55", linewidth=1, linestyle="--", label="calibrated")
-    reach = np.stack([found.observed - found.low, found.high - found.observed])
+    reach = np.stack([binned.observed - binned.low, binned.high - binned.observed])
     axes.errorbar(
-        found.probability, found.observed, np.maximum(reach, 0), color=PALETTE[0], linewidth=1.2,
+        binned.probability, binned.observed, np.maximum(reach, 0), color=PALETTE[0], linewidth=1.2,
         elinewidth=1, capsize=2,
     )  # fmt: skip
-    share = found.size / max(found.size.sum(), 1)
+    share = binned.size / max(binned.size.sum(), 1)
     axes.scatter(
-        found.probability, found.observed, s=14 + 200 * share, color=PALETTE[0], linewidths=0,
+        binned.probability, binned.observed, s=14 + 200 * share, color=PALETTE[0], linewidths=0,
         zorder=3, label="bin, area by its rows",
     )  # fmt: skip
     axes.set(xlim=(-0.03 * top, 1.03 * top), ylim=(-0.03 * top, 1.03 * top))

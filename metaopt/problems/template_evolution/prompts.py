@@ -108,8 +108,8 @@ _RESPONSE = re.compile(
 
 def read_template(text: str) -> str | None:
     """Return the last template of the rewriter's answer, or `None`."""
-    found = _TEMPLATE.findall(text)
-    return found[-1].strip() if found and found[-1].strip() else None
+    templates = _TEMPLATE.findall(text)
+    return templates[-1].strip() if templates and templates[-1].strip() else None
 
 
 def shown_templates(text: str) -> list[tuple[str, float]]:

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-LOW, HIGH, STEP = 1.0, 10.0, 0.5
-"""Range of a judge's score, and the distance between two of them."""
+from metaopt.llm.scores import HIGH, LOW, STEP
 
 FOOTER = (
     f"Give a score from {LOW} (fails) to {HIGH} (succeeds) in steps of {STEP}.\n"

@@ -58,16 +58,16 @@ def measure(question: str, solution: str) -> tuple[float, ...]:
         solution: the text to measure.
     """
     lines = [line for line in solution.splitlines() if line.strip()]
-    found = _CALCULATION.findall(solution)
-    operands = [_numbers(left) for left, _ in found]
-    results = [(_numbers(right) or [math.nan])[-1] for _, right in found]
+    calculations = _CALCULATION.findall(solution)
+    operands = [_numbers(left) for left, _ in calculations]
+    results = [(_numbers(right) or [math.nan])[-1] for _, right in calculations]
     answer = _answer(solution)
     last = results[-1] if results else math.nan
     return (
         math.log1p(len(solution)),
         float(sum(not _ANSWER.match(line) for line in lines)),
-        float(len(found)),
-        _share([_right(left, right) for left, right in found], 0.0),
+        float(len(calculations)),
+        _share([_right(left, right) for left, right in calculations], 0.0),
         _share([n in set(_numbers(solution)) for n in set(_numbers(question))], 1.0),
         _share(_grounded(question, operands, results), 0.0),
         _share(_chained(operands, results), 1.0),
@@ -126,11 +126,11 @@ def _grounded(
 ) -> list[bool]:
     given = set(_numbers(question))
     given |= {_NAMED[word] for word in _WORD.findall(question.lower()) if word in _NAMED}
-    found: list[bool] = []
+    grounded: list[bool] = []
     for numbers, result in zip(operands, results, strict=True):
-        found += [n in given for n in numbers]
+        grounded += [n in given for n in numbers]
         given.add(result)
-    return found
+    return grounded
 
 
 def _chained(operands: Sequence[Sequence[float]], results: Sequence[float]) -> list[bool]:
@@ -146,5 +146,5 @@ def _repetition(text: str) -> float:
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
-def _share(found: Sequence[bool], empty: float) -> float:
-    return sum(found) / len(found) if found else empty
+def _share(cases: Sequence[bool], empty: float) -> float:
+    return sum(cases) / len(cases) if cases else empty

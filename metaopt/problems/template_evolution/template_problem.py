@@ -124,8 +124,8 @@ def misjudged(examples: Iterable[Example], most: int) -> list[Example]:
     Ties keep their order; an example without a score is misjudged by nobody.
     """
     scored = [(e.score, e) for e in examples if e.score is not None]
-    found = []
+    worst = []
     for outcome, sign in ((True, 1), (False, -1)):
         side = [(sign * score, e) for score, e in scored if e.outcome is outcome]
-        found += [e for _, e in sorted(side, key=lambda pair: pair[0])[:most]]
-    return found
+        worst += [e for _, e in sorted(side, key=lambda pair: pair[0])[:most]]
+    return worst
