@@ -111,7 +111,7 @@ def preference_files(folder: Path, count: int = 16) -> list[str]:
     path = folder / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return [
-        f"problem.task.source.source={path}", f"problem.task.transfer.pandalm.source={path}",
+        f"problem.task.source.source={path}",
         "problem.task.training=0.5", "problem.task.backbone.hidden_size=8",
         "problem.task.backbone.intermediate_size=8", "problem.task.backbone.num_hidden_layers=1",
         "problem.batch=4", "problem.prompts=2",

@@ -40,7 +40,7 @@ SERVED = {
     ("data", "template_evolution/gsm8k"), ("data", "template_evolution/solutions"),
     ("data", "rollout_length/gymnasium"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
-    ("data", "reward_model/preference_texts"), ("model", "reward_model/text_encoder"),
+    ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 

@@ -18,6 +18,7 @@ from metaopt.metrics import wilson
 from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import word_tokenizer
 from metaopt.problems.reward_model.data.pairs import Pair, Preferences, noise, plain, split
+from metaopt.problems.reward_model.data.preference_texts import HELD_OUT, check_unlabelled, half_of
 from metaopt.problems.reward_model.model.export import export
 from metaopt.problems.reward_model.model.preference_training import ordered
 from metaopt.problems.reward_model.model.reward_model import RewardModel, bradley_terry
@@ -43,11 +44,11 @@ class TextPreferences:
 
     Args:
         source: pairs that are split into a training part and the test `held_out`.
-        transfer: further tests by name.
-        unlabelled: which of these gives half of its pairs, without their labels, as two responses a
-            prompt; the test is then on the other half.
         backbone: a local folder or an id of the hub; or a configuration with `model_type`, for
             random weights, whose vocabulary size is the tokenizer's.
+        transfer: further tests by name; `None` for none.
+        unlabelled: which test, `held_out` or one of these, gives half of its pairs, without their
+            labels, as two responses a prompt; the test is then on the other half.
         tokenizer: a folder or an id; `None` for the backbone's, or, with a configuration, one token
             for each word of the training texts.
         pooling: see `RewardModel.on`.
@@ -71,9 +72,9 @@ class TextPreferences:
     def __init__(
         self,
         source: Preferences,
-        transfer: Mapping[str, Preferences],
-        unlabelled: str,
         backbone: str | Mapping[str, Any],
+        transfer: Mapping[str, Preferences] | None = None,
+        unlabelled: str = HELD_OUT,
         tokenizer: str | None = None,
         pooling: str = "last",
         training: int | float = 0.75,
@@ -88,16 +89,15 @@ class TextPreferences:
                 f"TextPreferences needs max_length >= 1 and evaluation_batch >= 1; got "
                 f"{max_length} and {evaluation_batch}."
             )
-        if unlabelled not in transfer:
-            allowed = ", ".join(transfer)
-            raise ValueError(f"unlabelled must be one of {allowed}; got {unlabelled!r}.")
+        transfer = transfer or {}
+        check_unlabelled(unlabelled, transfer)
         own, other = split(source.pairs, training, seed)
         trained = noise([plain(source.pairs[i]) for i in own], noise_share, seed).pairs
-        tests = {"held_out": [plain(source.pairs[i]) for i in other]}
+        tests = {HELD_OUT: [plain(source.pairs[i]) for i in other]}
         tests |= {name: [plain(p) for p in found.pairs] for name, found in transfer.items()}
         order = torch.randperm(len(tests[unlabelled]), generator=_draw(seed)).tolist()
         mixed = [tests[unlabelled][i] for i in order]
-        half = len(mixed) // 2
+        half = half_of(unlabelled, len(mixed))
         tests[unlabelled] = mixed[half:]
         self.source, self.max_length, self.cut = source.source, max_length, 0
         self.batch, self.device = evaluation_batch, torch.device(device)
@@ -170,7 +170,7 @@ class TextPreferences:
         state = {k: tensors[k][0] for k in self._params} | {k: tensors[k] for k in self._buffers}
         self.module.load_state_dict(state, strict=False)
         found = {name: value[0].item() for name, value in self.metrics(tensors).items()}
-        card = self._card(found, self._all(tensors, self._tests["held_out"]))
+        card = self._card(found, self._all(tensors, self._tests[HELD_OUT]))
         path = folder / "reward_model"
         if path.exists():  # of a run that was stopped while it wrote
             shutil.rmtree(path)
@@ -189,7 +189,7 @@ class TextPreferences:
         others = "".join(
             f"| {name} | {found[f'{name}_accuracy']:.4f} | {len(pairs.ids)} |\n"
             for name, pairs in self._tests.items()
-            if name != "held_out"
+            if name != HELD_OUT
         )
         return ModelCard(
             data=f"{self.source}: {self.rows} training pairs, {100 * self.noise_share:g} % of them "

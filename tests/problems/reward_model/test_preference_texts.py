@@ -128,7 +128,7 @@ def test_mistakes_are_named(settings, words):
 
 
 def test_unlabelled_pairs_must_be_among_the_transfer():
-    with pytest.raises(ValueError, match="unlabelled must be one of one; got 'two'"):
+    with pytest.raises(ValueError, match="unlabelled must be one of held_out, one; got 'two'"):
         preference_texts(pairs(50, 0), {"one": pairs(4, 1)}, "two")
 
 

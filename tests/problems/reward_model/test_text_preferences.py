@@ -32,7 +32,7 @@ def made(folder, **settings):
     path = preference_files(folder)[0].partition("=")[2]
     pairs = preferences(path)
     settings = {"backbone": TINY, "training": 0.5, **settings}
-    return TextPreferences(pairs, {"other": pairs}, "other", **settings)
+    return TextPreferences(pairs, transfer={"other": pairs}, unlabelled="other", **settings)
 
 
 def tensors_of(task):
@@ -107,7 +107,7 @@ def test_margins_of_the_source_are_in_the_loss(tmp_path):
             pair._replace(margin=margins[i % len(margins)]) for i, pair in enumerate(found.pairs)
         )
         own = dataclasses.replace(found, pairs=pairs)
-        task = TextPreferences(own, {"other": own}, "other", backbone=TINY, training=0.5)
+        task = TextPreferences(own, TINY, {"other": own}, "other", training=0.5)
         rows = torch.arange(task.rows)
         kept = torch.tensor([p.margin or 0.0 for p in (pairs[i] for i in split(pairs, 0.5, 0)[0])])
         tensors = tensors_of(task)

@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from metaopt.problems.reward_model.data.pairs import Pair, Preferences, flips, plain, split
 from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
 from metaopt.problems.reward_model.data.preference_world import Pairs
+
+HELD_OUT = "held_out"
+"""Name of the test on the pairs that do not train."""
 
 Table = Any
 """A sparse matrix of counts, texts by words."""
@@ -22,10 +26,10 @@ Table = Any
 
 def preference_texts(
     source: Preferences,
-    transfer: Mapping[str, Preferences],
-    unlabelled: str,
+    transfer: Mapping[str, Preferences] | None = None,
+    unlabelled: str = HELD_OUT,
     runs: int = 8,
-    training: int | float = 1700,
+    training: int | float = 0.75,
     noise: float = 0.0,
     trusted: float = 0.05,
     answer_size: int = 96,
@@ -45,9 +49,9 @@ def preference_texts(
 
     Args:
         source: pairs that are split into a training part and the test `held_out`.
-        transfer: further tests by name.
-        unlabelled: which of these gives half of its pairs, without their labels, as two responses a
-            prompt; the test is then on the other half.
+        transfer: further tests by name; `None` for none.
+        unlabelled: which test, `held_out` or one of these, gives half of its pairs, without their
+            labels, as two responses a prompt; the test is then on the other half.
         runs: number R of splits, >= 1; split i is a function of (seed, i).
         training: pairs that train, or their share; see
             `metaopt.problems.reward_model.data.pairs.split`.
@@ -67,8 +71,8 @@ def preference_texts(
             f"preference_texts needs runs, answer_size, prompt_size, words >= 1 and trusted in "
             f"(0, 1]; got {runs}, {answer_size}, {prompt_size}, {words} and {trusted}."
         )
-    if unlabelled not in transfer:
-        raise ValueError(f"unlabelled must be one of {', '.join(transfer)}; got {unlabelled!r}.")
+    transfer = transfer or {}
+    check_unlabelled(unlabelled, transfer)
     pairs = [plain(pair) for pair in source.pairs]
     others = {name: [plain(pair) for pair in found.pairs] for name, found in transfer.items()}
     everything = [*pairs, *(pair for found in others.values() for pair in found)]
@@ -85,15 +89,15 @@ def preference_texts(
     for run, (own, held_out) in enumerate(splits):
         rows = np.array(own[: sizes[0]])
         encode = counts.fitted(rows, (answer_size, prompt_size), seeds[run])
-        order = np.random.default_rng([seed, run]).permutation(len(at[unlabelled]))
-        half = at[unlabelled][order]
-        cut = len(half) // 2
-        tests = {"held_out": np.array(held_out[: sizes[1]])}
-        tests |= {name: found for name, found in at.items() if name != "source"}
-        tests |= {unlabelled: half[cut:]}
-        for name, chosen in {"training": rows, "responses": half[:cut], **tests}.items():
+        tests = {HELD_OUT: np.array(held_out[: sizes[1]])}
+        tests |= {name: indices for name, indices in at.items() if name != "source"}
+        order = np.random.default_rng([seed, run]).permutation(len(tests[unlabelled]))
+        mixed = tests[unlabelled][order]
+        half = half_of(unlabelled, len(mixed))
+        tests[unlabelled] = mixed[half:]
+        for name, chosen in {"training": rows, "responses": mixed[:half], **tests}.items():
             parts.setdefault(name, []).append(encode(chosen))
-    stacked = {name: torch.stack(found) for name, found in parts.items()}
+    stacked = {name: _stacked(features) for name, features in parts.items()}
     wrong = torch.zeros(runs, sizes[0], dtype=torch.bool)
     for run in range(runs):
         wrong[run, list(flips(sizes[0], noise, seeds[run]))] = True
@@ -106,9 +110,35 @@ def preference_texts(
     )
 
 
+def check_unlabelled(name: str, transfer: Mapping[str, Preferences]) -> None:
+    """Raise a ValueError unless the unlabelled responses come from a test that there is."""
+    if name not in (HELD_OUT, *transfer):
+        allowed = ", ".join((HELD_OUT, *transfer))
+        raise ValueError(f"unlabelled must be one of {allowed}; got {name!r}.")
+
+
+def half_of(test: str, count: int) -> int:
+    """Return how many of a test's pairs are unlabelled responses; a ValueError where it is none."""
+    if count < 2:
+        raise ValueError(
+            f"the test {test} has {count} pair, and half of its pairs are to be unlabelled "
+            f"responses: it needs two or more. Let fewer pairs train, or bring more."
+        )
+    return count // 2
+
+
 def seed_of(seed: int, run: int) -> int:
     """Return the seed of a run's split, noise and SVD, unlike those of all others; 32 bits."""
     return int(np.random.SeedSequence((seed, run)).generate_state(1)[0])
+
+
+def _stacked(features: Sequence[Tensor]) -> Tensor:
+    """Return features of all runs; a run with fewer coordinates (few words) has zeros at the end.
+
+    Its reward model is its own, so coordinates of different runs need not correspond.
+    """
+    width = max(x.shape[-1] for x in features)
+    return torch.stack([pad(x, (0, width - x.shape[-1])) for x in features])
 
 
 def _pairs(both: Tensor, wrong: Tensor | None = None) -> Pairs:
@@ -176,11 +206,17 @@ class _Coordinates:
         documents = np.asarray((counts > 0).sum(0)).ravel()
         order = np.argsort(-documents, kind="stable")[:words]
         self._kept = order[documents[order] > 1]
+        if len(self._kept) < 2:  # pairs without prompts, or hardly any word twice
+            self._svd = None
+            return
         self._weigh = TfidfTransformer(sublinear_tf=True).fit(counts[:, self._kept])
         weighed = self._weigh.transform(counts[:, self._kept])
         self._svd = TruncatedSVD(min(size, weighed.shape[1] - 1), n_iter=3, random_state=seed)
-        found = self._svd.fit_transform(weighed)
-        self._scale = np.maximum(found.std(0), 1e-6)
+        with np.errstate(invalid="ignore"):  # of equal texts scikit-learn computes 0 / 0
+            std = self._svd.fit_transform(weighed).std(0)
+        self._scale = np.where(std > 1e-6, std, np.inf)  # what no text differs in counts nothing
 
     def __call__(self, counts: Table) -> Any:
+        if self._svd is None:
+            return np.zeros((counts.shape[0], 0))
         return self._svd.transform(self._weigh.transform(counts[:, self._kept])) / self._scale

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from metaopt.data.folder import find_data
 from metaopt.data.records import Record, records
+from metaopt.problems.reward_model.data.pairs.generated import generated_pairs
 from metaopt.problems.reward_model.data.pairs.pairs import Malformed, Pair, Preferences
 from metaopt.problems.reward_model.data.pairs.rows import COLUMNS, read
 
@@ -24,11 +25,12 @@ ORIGINS = {
     "pandalm": "https://github.com/WeOpenML/PandaLM (data/testset-v1.json)",
     "llmbar": "https://github.com/princeton-nlp/LLMBar (Dataset/LLMBar/*/dataset.json)",
 }
+GENERATED = "generated"
 MALFORMED = ("refuse", "report")
 
 
 def preferences(
-    source: str | Sequence[str] = "hh_harmless",
+    source: str | Sequence[str] = "generated",
     columns: Mapping[str, str] | None = None,
     split: str = "train",
     subset: str | None = None,
@@ -42,8 +44,9 @@ def preferences(
     54 in 999, all because an answer is empty: read them with malformed="report".
 
     Args:
-        source: hh_harmless, pandalm or llmbar; a file, a folder or a data set id of the hub
-            (owner/name), as `metaopt.data.records.records` reads them; or several of these.
+        source: generated (see `generated_pairs`), hh_harmless, pandalm or llmbar; a file, a
+            folder or a data set id of the hub (owner/name), as `metaopt.data.records.records` reads
+            them; or several of these.
         columns: {column of `COLUMNS`: its name in the source}, for those with another name.
         split: part of the hub's data set.
         subset: configuration of the hub's data set.
@@ -101,11 +104,15 @@ def _records(
     folder: str | None,
 ) -> Iterator[Record]:
     for name in names:
-        if name in SHARED:
+        if name == GENERATED:
+            for pair in generated_pairs():
+                yield Record(pair._asdict(), pair.row, f"{name}:{pair.row}", name, name)
+        elif name in SHARED:
             for file in SHARED[name]:
                 yield from records(find_data(f"preferences/{file}", name, ORIGINS[name]))
-            continue
-        try:
-            yield from records(name, columns, subset, split, folder)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error} Known by name are {', '.join(SHARED)}.") from error
+        else:
+            try:
+                yield from records(name, columns, subset, split, folder)
+            except FileNotFoundError as error:
+                known = ", ".join((GENERATED, *SHARED))
+                raise FileNotFoundError(f"{error} Known by name are {known}.") from error
