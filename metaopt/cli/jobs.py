@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from metaopt.cli.mistakes import nearest
 from metaopt.engine.budget import UNITS
 from metaopt.runs import checkpoint, provenance
 from metaopt.runs.errors import ConfigError, report
+from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import Silent, watcher
-from metaopt.runs.run import Interrupted, Run, prepare_torch, result_of
+from metaopt.runs.result import read_config, write_config
+from metaopt.runs.run import PYTHON, Run, prepare_torch, result_of
+from metaopt.runs.tracking import Tracker
 
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
@@ -88,11 +91,14 @@ def resume(folder: Path, rest: Sequence[str]) -> int:
             f"resume= continues a run as it was started; drop {' '.join(rest)}, "
             f"or start a new run with it."
         )
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{folder} is no run's folder: {path} is missing.")
+    config = read_config(folder)
+    if config.get("started") == PYTHON:
+        raise ConfigError(
+            f"{folder} was started from Python and needs its problem; continue it there with\n"
+            f'  metaopt.resume("{folder}", problem=...)'
+        )
     try:
-        outcome = _run(folder, yaml.safe_load(path.read_text()), [], False, "minimize")
+        outcome = _run(folder, config, [], False, "minimize")
     except Interrupted as stop:
         print(f"Stopped: {stop}. Continue with\n  metaopt resume={folder}", file=sys.stderr)
         return 128 + stop.signum
@@ -108,11 +114,12 @@ def _run(
     _refuse_foreign(folder, config)
     result = result_of(folder)
     if result is not None:
-        _write_config(folder, config)
+        write_config(folder, config)
         print(f"{folder}: already complete; nothing computed.")
         return Outcome("complete", folder, _objective(config, result, direction))
-    run = _build(folder, config, overrides, sweeping)
-    _write_config(folder, config)
+    watch = watcher if not sweeping or sys.stderr.isatty() else Silent
+    run = build(folder, config, overrides, watch)
+    write_config(folder, config)
     started = time.monotonic()
     result = run()
     (folder / "error.log").unlink(missing_ok=True)
@@ -134,15 +141,21 @@ def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the config in the folder; labels may have changed since the last time."""
-    path, text = folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False)
-    if not path.exists() or path.read_text() != text:
-        checkpoint.write_text(path, text)
-
-
-def _build(folder: Path, config: dict[str, Any], overrides: Sequence[str], sweeping: bool) -> Run:
+def build(
+    folder: Path,
+    config: dict[str, Any],
+    overrides: Sequence[str] = (),
+    watch: Callable[[str, int, int], Tracker] = watcher,
+    given: Mapping[str, Any] | None = None,
+) -> Run:
     """Make the run that a config describes.
+
+    Args:
+        folder: of the run.
+        config: resolved.
+        overrides: what the command line changed.
+        watch: see `metaopt.runs.run.Run`.
+        given: parts by name (`PARTS`) that are not to be made from the config.
 
     Raises:
         ConfigError: the config cannot be built; says why.
@@ -151,10 +164,9 @@ def _build(folder: Path, config: dict[str, Any], overrides: Sequence[str], sweep
     check(config)
     check_call(Run, settings)
     check_call(prepare_torch, config)
-    watch = watcher if not sweeping or sys.stderr.isatty() else Silent
     try:
         prepare_torch(config["threads"], config["device"])
-        made = parts(config, PARTS)
+        made = {**parts(config, PARTS), **(given or {})}
         engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
         return Run(engine, folder, config, made["tracker"], overrides, **settings, watch=watch)
     except (InstantiationException, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,9 +73,24 @@ class Engine:
     def __iter__(self) -> Iterator[tuple[int, Feedback]]:
         """Yield (outer_step, feedback) after every outer step until T, or until it is stopped."""
         while self.outer_step < self.outer_steps and self.stopped is None:
-            feedback = self._step(fold(self.seed, self.outer_step))
+            key = fold(self.seed, self.outer_step)
+            with self._located(key):
+                feedback = self._step(key)
             self.outer_step += 1
             yield self.outer_step, feedback
+
+    @contextmanager
+    def _located(self, key: int) -> Iterator[None]:
+        """Note on an exception in which outer step of which problem it was raised."""
+        try:
+            yield
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(
+                    f"In outer step {self.outer_step + 1} of {type(self.problem).__name__}, "
+                    f"key={key}: all that it draws is a function of this key."
+                )
+            raise
 
     def _step(self, key: int) -> Feedback:
         outer = self.optimizer.ask(fold(key, "ask"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -59,6 +60,11 @@ def write_text(path: Path, text: str) -> None:
     """Replace the content of `path` by `text`, in one step."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace the content of `path` by JSON, in one step."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_tensors(path: Path, state: Any) -> None:

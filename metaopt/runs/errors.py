@@ -52,7 +52,7 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
         return f"{error}\nCheck the model's server, key and name{_continue(folder)}."
     if isinstance(error, (ValueError, TypeError, ImportError, checkpoint.CheckpointError)):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
 def report(error: BaseException, folder: Path | None = None, told: set[str] | None = None) -> None:

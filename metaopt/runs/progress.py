@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Mapping
 
 from rich.console import Console as Screen
 from rich.progress import (
@@ -40,10 +42,8 @@ class Bar(Tracker):
 
     def log(self, step: int, metrics: Scalars) -> None:
         """Move the bar to `step`; metrics of `outer/` and `eval/` stay until they change."""
-        numbers = floats(metrics)
-        self._shown |= {k: v for k, v in numbers.items() if k == "outer/loss" or "eval/" in k}
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in list(self._shown.items())[:3])
-        self._progress.update(self._task, completed=step, shown=shown)
+        self._shown |= _main(metrics)
+        self._progress.update(self._task, completed=step, shown=_written(self._shown))
 
     def close(self) -> None:
         """Leave the bar as it is and give the terminal back."""
@@ -70,6 +70,49 @@ class Silent(Tracker):
         """Do nothing: nothing was opened."""
 
 
+class NotebookLine(Tracker):
+    """One line in the output of a notebook's cell, rewritten in place; takes what `Bar` takes."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        from IPython.display import display
+
+        self._label, self._total, self._started = label, total, time.monotonic()
+        self._first, self._shown = done, dict[str, float]()
+        self._handle = display(self._text(done), raw=True, display_id=True)
+
+    def log(self, step: int, metrics: Scalars) -> None:
+        """Rewrite the line; metrics of `outer/` and `eval/` stay until they change."""
+        self._shown |= _main(metrics)
+        self._handle.update(self._text(step), raw=True)
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+
+    def _text(self, step: int) -> dict[str, str]:
+        width = 24 * step // max(self._total, 1)
+        taken, seconds = step - self._first, time.monotonic() - self._started
+        left = f"{seconds / taken * (self._total - step):.0f} s left" if taken else ""
+        bar = f"[{'#' * width}{'.' * (24 - width)}]"
+        parts = [self._label, bar, f"{step}/{self._total}", left, _written(self._shown)]
+        return {"text/plain": "  ".join(filter(None, parts))}
+
+
+def _main(metrics: Scalars) -> dict[str, float]:
+    return {k: v for k, v in floats(metrics).items() if k == "outer/loss" or "eval/" in k}
+
+
+def _written(shown: Mapping[str, float]) -> str:
+    return "  ".join(f"{k} {v:.4g}" for k, v in list(shown.items())[:3])
+
+
 def watcher(label: str, total: int, done: int = 0) -> Tracker:
-    """Return a `Bar` on a terminal, and plain lines elsewhere."""
+    """Return a `Bar` on a terminal, a line that is rewritten in a notebook, else plain lines."""
+    # The bar of rich needs ipywidgets in a notebook, and is silent without.
+    if _in_notebook():
+        return NotebookLine(label, total, done)
     return Bar(label, total, done) if sys.stderr.isatty() else Console(total)
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"

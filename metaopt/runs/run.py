@@ -1,22 +1,20 @@
-"""One run in one folder: logging, evaluation, checkpoints, and a result at the true end.
+"""One run: logging, evaluation, checkpoints, and a result at the true end.
 
-The folder holds `config.yaml` (written by the caller), `provenance.json`, `metrics.jsonl`,
-`checkpoints/`, `snapshots/`, `figures/`, `final.pt` and, once the run is over, `timing.json` and
+The folder holds `config.yaml` (written by the caller), `README.md`, `provenance.json`,
+`metrics.jsonl`, `checkpoints/`, `snapshots/` and, once the run is over, `figures/`, the learned
+`outer` and `inner` (see `metaopt.runs.export`), `final.pt` (both as they are), `timing.json` and
 `result.json`. All but the times are functions of the config: a run that was killed and continued
-writes the same `result.json`, to the byte.
+writes the same `result.json`, to the byte. Without a folder a run writes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,32 +22,24 @@ from torch import Tensor
 
 from metaopt.engine import Engine
 from metaopt.runs import checkpoint, provenance
+from metaopt.runs.export import export
+from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
-from metaopt.runs.tracking import Jsonl, Scalars, Tee, Tracker, floats
+from metaopt.runs.tracking import History, Jsonl, Scalars, Tee, Tracker, floats
+
+PYTHON = "from Python"
+"""What the key `started` of a config says of a run that no command line describes."""
 
 Service = Callable[..., Tracker]
 """Makes a further tracker: called with `(folder, config, resume_step)`."""
 
 
-class Interrupted(Exception):
-    """The run stopped between two outer steps because a signal asked for it.
-
-    Args:
-        signum: the signal.
-        step: the outer step whose checkpoint was written.
-    """
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"{signal.Signals(signum).name} after outer step {step}")
-        self.signum, self.step = signum, step
-
-
 class Run:
-    """Drives an engine into a folder, from the last checkpoint where there is one.
+    """Drives an engine to its end, from the last checkpoint of its folder where there is one.
 
     Args:
         engine: made and not yet iterated.
-        folder: the run's folder; must exist.
+        folder: the run's folder, which must exist; `None` writes nothing.
         config: the resolved config, hashed into the result and handed to the trackers.
         service: makes the tracker beside file and console, or `None`.
         overrides: what the command line changed, for the result.
@@ -62,12 +52,13 @@ class Run:
 
     Attributes:
         delivered: what the problem says of its product, once the run is over.
+        history: the records of this process, where there is no folder.
     """
 
     def __init__(
         self,
         engine: Engine,
-        folder: Path,
+        folder: Path | None,
         config: Mapping[str, Any],
         service: Service | None = None,
         overrides: Sequence[str] = (),
@@ -94,7 +85,7 @@ class Run:
         self._last: Scalars = {}
         self._seconds = 0.0
         self._saved: int | None = None
-        self.delivered = ""
+        self.delivered, self.history = "", History()
 
     def __call__(self) -> dict[str, Any]:
         """Run to the end and return what `result.json` holds.
@@ -106,14 +97,17 @@ class Run:
             OSError: the folder cannot be written.
         """
         origin = self._origin()
+        if self.folder is not None:
+            checkpoint.write_text(self.folder / "README.md", self._readme(self.folder))
         with self._records():
-            return self._drive(origin)
+            self._drive()
+            return self._conclude(origin)
 
     @contextmanager
     def _records(self) -> Iterator[None]:
         """Let the problem keep its own records of the run while it lasts."""
         records = self.engine.problem.records
-        if records is None:
+        if records is None or self.folder is None:
             yield
             return
         records.open(self.folder)
@@ -122,7 +116,7 @@ class Run:
         finally:
             records.close()
 
-    def _drive(self, origin: Mapping[str, Any]) -> dict[str, Any]:
+    def _drive(self) -> None:
         resumed = self._restore()
         self._started = time.monotonic() - self._seconds
         with listening() as received, self._trackers(resumed) as tracker:
@@ -134,18 +128,20 @@ class Run:
                     raise Interrupted(received[0], step)
                 if step % self.checkpoint_every == 0:
                     self._save(step)
-        return self._conclude(origin)
 
     def _origin(self) -> dict[str, Any]:
         """Return where the run was started; written once, so that a continuation reports it."""
+        if self.folder is None:
+            return {"overrides": self.overrides, **provenance.provenance()}
         path = self.folder / "provenance.json"
         if not path.exists():
-            origin = {"overrides": self.overrides, **provenance.provenance()}
-            checkpoint.write_text(path, json.dumps(origin, indent=1) + "\n")
-        return json.loads(path.read_text())
+            started = {"overrides": self.overrides, **provenance.provenance()}
+            checkpoint.write_json(path, started)
+        origin: dict[str, Any] = json.loads(path.read_text())
+        return origin
 
     def _restore(self) -> int | None:
-        found = checkpoint.latest(self.folder / "checkpoints")
+        found = None if self.folder is None else checkpoint.latest(self.folder / "checkpoints")
         if found is None:
             return None
         checkpoint.report_damage(found)
@@ -155,14 +151,30 @@ class Run:
         return self.engine.outer_step
 
     def _trackers(self, resumed: int | None) -> Tee:
-        trackers: list[Tracker] = [Jsonl(self.folder / "metrics.jsonl", resumed)]
-        if self.service is not None:
+        trackers: list[Tracker] = [self.history]
+        if self.folder is not None:
+            trackers = [Jsonl(self.folder / "metrics.jsonl", resumed)]
+        if self.folder is not None and self.service is not None:
             trackers.append(self.service(self.folder, self.config, resumed))
         return Tee(*trackers, self.watch(self._label(), self.engine.outer_steps, resumed or 0))
 
     def _label(self) -> str:
-        name = self.config.get("label") or self.config.get("name") or self.folder.name
+        name = self.config.get("label") or self.config.get("name")
         return f"{name}, seed {self.engine.seed}"
+
+    def _readme(self, folder: Path) -> str:
+        """Return three lines: what this run is, how to resume it, how to load it."""
+        roles = self.engine.problem, self.engine.estimator, self.engine.optimizer
+        parts = ", ".join(type(role).__name__ for role in roles)
+        resume = f"`metaopt resume={folder}`"
+        if self.config.get("started") == PYTHON:
+            resume = f'`metaopt.resume("{folder}", problem=<the one it was started with>)`'
+        return (
+            f"{self._label()}: {parts}; {self.engine.outer_steps} outer steps.\n\n"
+            f"To resume it: {resume}.\n\n"
+            f'To load it: `metaopt.load("{folder}")`; `outer.*` and `inner.safetensors` are for '
+            "other programs.\n"
+        )
 
     def _record(self, tracker: Tracker, step: int) -> None:
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0
@@ -176,7 +188,7 @@ class Run:
     def _evaluate(self, step: int) -> dict[str, Tensor]:
         metrics = self.engine.measured()
         report = self.engine.problem.report
-        if report is not None and self.engine.inner is not None:
+        if self.folder is not None and report is not None and self.engine.inner is not None:
             snapshot = report.snapshot(self.engine.optimizer.solution, self.engine.inner)
             if snapshot is not None:
                 folder = self.folder / "snapshots"
@@ -185,10 +197,11 @@ class Run:
         return metrics
 
     def _save(self, step: int) -> None:
-        if step == self._saved:
+        if step == self._saved or self.folder is None:
             return
         state = {
             "engine": self.engine.state_dict(),
+            "solution": self.engine.optimizer.solution,
             "last": floats(self._last),
             "seconds": time.monotonic() - self._started,
         }
@@ -201,10 +214,12 @@ class Run:
             self._save(step)
         self.engine.finish()
         measured = self._evaluate(step)
-        if self.figures and step:
-            self._report()
-        final = {"outer": self.engine.optimizer.solution, "inner": self.engine.inner}
-        checkpoint.write_tensors(self.folder / "final.pt", final)
+        if self.folder is not None:
+            if self.figures and step:
+                self._report(self.folder)
+            outer, inner = self.engine.optimizer.solution, self.engine.inner
+            checkpoint.write_tensors(self.folder / "final.pt", {"outer": outer, "inner": inner})
+            export(outer, inner, self.folder)
         result = {
             "name": self.config.get("name"),
             "config_hash": provenance.config_hash(self.config),
@@ -221,8 +236,10 @@ class Run:
         records = self.engine.problem.records
         if records is not None and records.authorisation is not None:
             result["authorisation"] = dict(records.authorisation)
-        self._write("timing.json", {"seconds": time.monotonic() - self._started})
-        self._write("result.json", result)
+        if self.folder is not None:
+            seconds = time.monotonic() - self._started
+            checkpoint.write_json(self.folder / "timing.json", {"seconds": seconds})
+            checkpoint.write_json(self.folder / "result.json", result)
         return result
 
     def _spent(self) -> dict[str, float]:
@@ -231,25 +248,22 @@ class Run:
         known = {} if records is None else records.spent()
         return {**self.engine.ledger.spent, **known}
 
-    def _report(self) -> None:
+    def _report(self, folder: Path) -> None:
         """Draw the learning curve and what the problem draws; write what it delivers."""
         # matplotlib takes longer to import than a small run takes to finish.
         from metaopt.report.figures import learning_curve
 
-        learning_curve(self.folder)
+        learning_curve(folder)
         report = self.engine.problem.report
         if report is None or self.engine.inner is None:
             return
-        saved = checkpoint.steps(self.folder / "snapshots")
+        saved = checkpoint.steps(folder / "snapshots")
         snapshots = [(step, checkpoint.read_tensors(path)) for step, path in saved]
-        figures = self.folder / "figures"
+        figures = folder / "figures"
         figures.mkdir(exist_ok=True)
         report.figures(snapshots, figures)
         solution, inner = self.engine.optimizer.solution, self.engine.inner
-        self.delivered = report.deliver(solution, inner, snapshots, self.folder)
-
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        checkpoint.write_text(self.folder / name, json.dumps(content, indent=1) + "\n")
+        self.delivered = report.deliver(solution, inner, snapshots, folder)
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -268,30 +282,10 @@ def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:
 def result_of(folder: Path) -> dict[str, Any] | None:
     """Return the content of the folder's `result.json`, or `None` while the run is not over."""
     path = folder / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-@contextmanager
-def listening() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying; the second one kills.
-
-    Outside the main thread, where Python sets no handlers, the list stays empty.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
 
 
 def prepare_torch(threads: int, device: str) -> None:

@@ -82,6 +82,26 @@ class NoTracker(Tracker):
         """Do nothing: nothing was opened."""
 
 
+class History(list[dict[str, float | None]], Tracker):
+    """The records of a run in memory, each `{"outer_step": 10, "outer/loss": 0.5}`.
+
+    A value that is not finite is `None`, as in the file.
+    """
+
+    def log(self, step: int, metrics: Scalars) -> None:
+        """Append one record."""
+        self.append(_record(step, metrics))
+
+    def close(self) -> None:
+        """Do nothing: nothing was opened."""
+
+    def to_pandas(self) -> Any:
+        """Return a data frame with a line for each record."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self)).set_index("outer_step")
+
+
 class Tee(Tracker):
     """Hands every record to several trackers, and closes all of them even when one fails."""
 
@@ -131,13 +151,17 @@ class Jsonl(Tracker):
 
     def log(self, step: int, metrics: Scalars) -> None:
         """Append one line."""
-        record = {k: v if math.isfinite(v) else None for k, v in floats(metrics).items()}
-        line = json.dumps({"outer_step": step, **record}, allow_nan=False)
+        line = json.dumps(_record(step, metrics), allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def close(self) -> None:
         """Do nothing: the file is closed after each line."""
+
+
+def _record(step: int, metrics: Scalars) -> dict[str, float | None]:
+    numbers = floats(metrics).items()
+    return {"outer_step": step, **{k: v if math.isfinite(v) else None for k, v in numbers}}
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

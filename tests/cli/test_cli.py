@@ -36,6 +36,7 @@ def test_a_run_leaves_its_folder_and_says_where_it_is(metaopt: Metaopt) -> None:
     assert f"Next: metaopt-report {folder}" in done.out
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "figures", "final.pt",
+        "README.md", "outer.safetensors", "inner.safetensors",
         "timing.json", "result.json",
     }  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
@@ -75,7 +76,7 @@ def test_the_same_sweep_again_computes_nothing(
     first = metaopt(*sweep)
     assert (first.code, "4 cells: 4 computed" in first.out) == (0, True)
     before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.*")}
-    monkeypatch.setattr(jobs, "_build", None)
+    monkeypatch.setattr(jobs, "build", None)
     again = metaopt(*sweep)
     assert again.code == 0
     assert "4 of 4 cells were already complete; nothing computed." in again.out
@@ -147,7 +148,7 @@ def test_cells_run_in_two_processes(metaopt: Metaopt, monkeypatch: pytest.Monkey
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    monkeypatch.setattr(jobs, "_build", None)  # here, but not in the processes of the cells
+    monkeypatch.setattr(jobs, "build", None)  # here, but not in the processes of the cells
     done = metaopt("-m", *TINY, "seed=0,1", *launcher)
     get_reusable_executor().shutdown(wait=True)
     assert done.code == 0, done.err
@@ -329,7 +330,7 @@ def test_a_real_limit_on_file_sizes_gives_a_message(metaopt: Metaopt, tmp_path: 
     assert "disk is full, or a quota is reached" in done.err
     assert "Traceback" not in done.err
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"config.yaml", "provenance.json", "metrics.jsonl", "error.log"}
+    assert left == {"README.md", "config.yaml", "provenance.json", "metrics.jsonl", "error.log"}
 
 
 @pytest.mark.parametrize(

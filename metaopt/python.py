@@ -1,0 +1,243 @@
+"""The front door in Python: what the command `metaopt` does, as functions.
+
+`run` starts a run, `load` gives a finished or killed one back, `resume` continues or extends it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaopt.engine import Engine
+from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
+from metaopt.runs import checkpoint, provenance
+from metaopt.runs.description import describe, make
+from metaopt.runs.errors import ConfigError
+from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.progress import Silent, watcher
+from metaopt.runs.result import Result, read_config, read_history, read_result, write_config
+from metaopt.runs.run import PYTHON, Run, Service, result_of
+
+SETTINGS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures")
+
+
+def run(
+    problem: BilevelProblem,
+    estimator: Estimator,
+    optimizer: OuterOptimizer,
+    outer_steps: int,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    *,
+    progress: bool = True,
+    limits: Mapping[str, float] | None = None,
+    log_every: int = 1,
+    eval_every: int = 10,
+    checkpoint_every: int = 50,
+    keep_checkpoints: int = 2,
+    figures: bool = True,
+    tracker: Service | None = None,
+) -> Result:
+    """Run a problem to the end and return what it has come to.
+
+    Args:
+        problem, estimator, optimizer: the three roles; see `metaopt.engine.protocols`.
+        outer_steps: number T of outer steps, >= 0.
+        seed: the root of all randomness.
+        folder: where the run is kept, so that it can be resumed and loaded; it is made, and must
+            not hold a run yet. `None` writes nothing.
+        progress: whether to show a progress bar (plain lines where there is no terminal).
+        limits: largest total cost by unit (`metaopt.engine.budget.UNITS`), or `None`.
+        log_every, eval_every, checkpoint_every: outer steps between two records, two evaluations
+            on held-out data, two checkpoints; each >= 1.
+        keep_checkpoints: how many of the newest checkpoints are kept, >= 1.
+        figures: whether to draw figures and write the problem's product at the end.
+        tracker: makes a tracker from (folder, config, resume_step), such as
+            `functools.partial(metaopt.runs.tracking.Wandb, project="mine")`; needs a folder.
+
+    Raises:
+        ValueError: an argument out of range, or roles that do not fit each other.
+        FileExistsError: the folder holds a run.
+        NonFiniteError: the meta-objective or a hypergradient is not finite.
+        KeyboardInterrupt: on SIGINT, after the outer step under way and a checkpoint.
+
+    Example:
+        result = metaopt.run(Ridge(), Unroll(inner_steps=10), Descent("adam", lr=0.1), 100)
+        result.outer["log_penalty"], result.metrics["eval/test_loss"]
+    """
+    settings: dict[str, Any] = dict(zip(
+        SETTINGS, (log_every, eval_every, checkpoint_every, keep_checkpoints, figures), strict=True
+    ))  # fmt: skip
+    if tracker is not None and folder is None:
+        raise ValueError("tracker needs a folder; pass folder=<where the run is kept>.")
+    config = {
+        "name": type(problem).__name__, "started": PYTHON, "seed": seed, "outer_steps": outer_steps,
+        "limits": None if limits is None else dict(limits), **settings,
+        "problem": describe(problem), "estimator": describe(estimator),
+        "optimizer": describe(optimizer), "tracker": describe(tracker),
+    }  # fmt: skip
+    engine = Engine(
+        problem, estimator, optimizer, outer_steps=outer_steps, seed=seed, limits=limits
+    )
+    watch = watcher if progress else Silent
+    path = None if folder is None else Path(folder)
+    made = Run(engine, path, config, tracker, **settings, watch=watch)
+    if path is not None:
+        _refuse_occupied(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_config(path, config)
+    return _drive(made, config)
+
+
+def load(folder: str | Path) -> Result:
+    """Return what a run in a folder has come to: its end, or its last checkpoint.
+
+    `problem` of the result is made from the config when it is asked for.
+
+    Raises:
+        ConfigError: the folder holds no run, or one without a checkpoint.
+    """
+    path = Path(folder)
+    return read_result(path, lambda: _problem_of(path))
+
+
+def resume(
+    folder: str | Path,
+    problem: BilevelProblem | None = None,
+    outer_steps: int | None = None,
+    *,
+    estimator: Estimator | None = None,
+    optimizer: OuterOptimizer | None = None,
+    tracker: Service | None = None,
+    progress: bool = True,
+) -> Result:
+    """Continue a run, or extend a finished one, and return what it has come to.
+
+    The numbers are those of a run that was never interrupted, to the bit. What the run's config
+    has computed from the number of outer steps, such as the length of a schedule, stays.
+
+    Args:
+        folder: the run's.
+        problem: the problem it was started with; needed where it was started from Python.
+        outer_steps: the new number of outer steps, or `None` for that of the config.
+        estimator, optimizer: those it was started with, where the folder cannot make them again.
+        tracker: see `run`; of a run that was started from Python.
+        progress: see `run`.
+
+    Raises:
+        ConfigError: the folder holds no run, a part must be passed, or is another one.
+        ValueError: `outer_steps` is below what the run has taken.
+    """
+    path = Path(folder)
+    config = read_config(path)
+    given = {"problem": problem, "estimator": estimator, "optimizer": optimizer}
+    if config.get("started") == PYTHON:
+        parts = {name: _part(name, part, config, path) for name, part in given.items()}
+    else:
+        parts = {name: part for name, part in given.items() if part is not None}
+    extended = _extended(path, config, outer_steps)
+    if extended is config and result_of(path) is not None:
+        return load(path)
+    made = _continued(path, extended, parts, tracker, progress)
+    if extended is not config:
+        # The old result first: a folder with a result counts as finished.
+        for name in ("result.json", "timing.json"):
+            (path / name).unlink(missing_ok=True)
+        write_config(path, extended)
+    return _drive(made, extended)
+
+
+def _drive(made: Run, config: Mapping[str, Any]) -> Result:
+    """Run to the end; a run in a folder is then read as `load` reads it."""
+    engine, folder = made.engine, made.folder
+    try:
+        result = made()
+    except Interrupted as stop:
+        kept = "; nothing was kept, since there is no folder"
+        if folder is not None:
+            kept = f'; continue with metaopt.resume("{folder}")'
+        if stop.signum == signal.SIGTERM:
+            raise SystemExit(f"{stop}{kept}") from stop
+        raise KeyboardInterrupt(f"{stop}{kept}") from stop
+    metrics = {k: float("nan") if v is None else v for k, v in result["metrics"].items()}
+    return Result(
+        engine.optimizer.solution, engine.inner, metrics,
+        made.history if folder is None else read_history(folder), config, result["budget"],
+        result["outer_steps"], stopped=result["stopped"], delivered=made.delivered, folder=folder,
+        make_problem=lambda: engine.problem,
+    )  # fmt: skip
+
+
+def _refuse_occupied(folder: Path) -> None:
+    if (folder / "config.yaml").exists() or checkpoint.steps(folder / "checkpoints"):
+        raise FileExistsError(
+            f'{folder} holds a run; metaopt.resume("{folder}", ...) continues it and '
+            f'metaopt.load("{folder}") reads it. Choose another folder for a new run.'
+        )
+
+
+def _part(name: str, part: Any, config: Mapping[str, Any], folder: Path) -> Any:
+    """Return a role of a run that was started from Python: as passed, or as recorded."""
+    recorded = config[name]
+    if part is None and name == "problem":
+        raise ConfigError(
+            f"{folder} was started from Python; pass the problem it was started with: "
+            f'metaopt.resume("{folder}", problem={recorded["_class_"].rpartition(":")[2]}(...)).'
+        )
+    if part is None:
+        return make(recorded, name)
+    changed = provenance.differences({name: recorded}, {name: describe(part)})
+    if changed:
+        lines = "\n  ".join(changed[:8])
+        raise ConfigError(
+            f"{folder} was started with another {name}:\n  {lines}\n"
+            f"Pass the {name} it was started with, or choose another folder for a new run."
+        )
+    return part
+
+
+def _extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> dict[str, Any]:
+    """Return the config with another number of outer steps; itself where that is the same."""
+    if outer_steps is None or outer_steps == config["outer_steps"]:
+        return config
+    saved = checkpoint.steps(folder / "checkpoints")
+    taken = saved[-1][0] if saved else 0
+    if outer_steps < taken:
+        raise ValueError(
+            f"outer_steps={outer_steps} is below the {taken} that {folder} has taken; "
+            f"pass a larger number."
+        )
+    extended = {**config, "outer_steps": outer_steps}
+    if isinstance(config.get("engine"), dict):
+        extended["engine"] = {**config["engine"], "outer_steps": outer_steps}
+    return extended
+
+
+def _continued(
+    folder: Path,
+    config: dict[str, Any],
+    parts: Mapping[str, Any],
+    tracker: Service | None,
+    progress: bool,
+) -> Run:
+    watch = watcher if progress else Silent
+    if config.get("started") == PYTHON:
+        engine = Engine(
+            **parts, outer_steps=config["outer_steps"], seed=config["seed"], limits=config["limits"]
+        )
+        settings = {name: config[name] for name in SETTINGS}
+        return Run(engine, folder, config, tracker, **settings, watch=watch)
+    from metaopt.cli.jobs import build
+
+    return build(folder, config, watch=watch, given=parts)
+
+
+def _problem_of(folder: Path) -> Any:
+    config = read_config(folder)
+    if config.get("started") == PYTHON:
+        return make(config["problem"], "problem")
+    from metaopt.cli.composing import parts
+
+    return parts(config, ())["problem"]

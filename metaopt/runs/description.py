@@ -1,0 +1,125 @@
+"""Objects as configs: what a run that was started from Python can record of its parts."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Mapping, Sized
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metaopt.runs.errors import ConfigError
+
+DEPTH = 8
+MOST = 1000
+
+
+def describe(value: Any, depth: int = DEPTH) -> Any:
+    """Return an object as primitives: `{"_class_": class, argument: value}`, nested.
+
+    The arguments are those of the constructor that the object has as attributes of the same name;
+    `_missing_` names the others. `{"_text_": ...}` stands for what cannot be described so, such as
+    a tensor or a closure.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if depth == 0 or isinstance(value, Tensor) or (isinstance(value, Sized) and len(value) > MOST):
+        return {"_text_": _short(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, enum.Enum):
+        return describe(value.value, depth)
+    if isinstance(value, Mapping):
+        return {str(k): describe(v, depth - 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(v, depth - 1) for v in value]
+    if isinstance(value, functools.partial):
+        if value.args:
+            return {"_text_": _short(value)}
+        node = {"_class_": _name(value.func), "_partial_": True}
+        return {**node, **describe(value.keywords, depth)}
+    if inspect.isroutine(value) or isinstance(value, type):
+        return {"_class_": _name(value), "_partial_": True}
+    return {"_class_": _name(type(value)), **_arguments(value, depth - 1)}
+
+
+def _arguments(value: Any, depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        parameters = inspect.signature(type(value)).parameters
+    except (TypeError, ValueError):
+        return found
+    for name, parameter in parameters.items():
+        if not hasattr(value, name):
+            found.setdefault("_missing_", []).append(name)
+            continue
+        argument = getattr(value, name)
+        if parameter.kind is parameter.VAR_KEYWORD and isinstance(argument, Mapping):
+            found |= describe(argument, depth)
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            found[name] = describe(argument, depth)
+    return found
+
+
+def make(node: Any, what: str) -> Any:
+    """Return the object that `describe` described.
+
+    Raises:
+        ConfigError: it cannot be made again; names what must be passed instead.
+    """
+    if isinstance(node, list):
+        return [make(item, what) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    pass_it = f"pass {what}=<the object it was started with>."
+    if "_text_" in node:
+        raise ConfigError(f"a run's folder cannot hold {node['_text_']} of its {what}; {pass_it}")
+    if "_missing_" in node:
+        raise ConfigError(
+            f"{node['_class_']} does not keep its arguments {', '.join(node['_missing_'])} as "
+            f"attributes, so that they are not in the run's folder; {pass_it}"
+        )
+    arguments = {k: make(v, what) for k, v in node.items() if k not in ("_class_", "_partial_")}
+    if "_class_" not in node:
+        return arguments
+    target = _import(node["_class_"], what)
+    if node.get("_partial_"):
+        return functools.partial(target, **arguments) if arguments else target
+    try:
+        made = target(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"the run's {what} cannot be made again from its folder ({error}); {pass_it}"
+        ) from error
+    if describe(made) != node:
+        raise ConfigError(
+            f"the run's {what} made again from its folder differs from the first one; {pass_it}"
+        )
+    return made
+
+
+def _import(name: str, what: str) -> Any:
+    module, _, attributes = name.partition(":")
+    try:
+        return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the run's {what} is {name}, which cannot be imported here ({error}); "
+            f"pass {what}=<the object it was started with>."
+        ) from error
+
+
+def _name(thing: Any) -> str:
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    # An address would make equal runs differ.
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:80]

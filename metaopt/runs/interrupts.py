@@ -1,0 +1,45 @@
+"""Signals that stop a run between two outer steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """The run stopped between two outer steps because a signal asked for it.
+
+    Args:
+        signum: the signal.
+        step: the outer step whose checkpoint was written.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"{signal.Signals(signum).name} after outer step {step}")
+        self.signum, self.step = signum, step
+
+
+@contextmanager
+def listening() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying; the second one kills.
+
+    Outside the main thread, where Python sets no handlers, the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,125 @@
+"""What a run has come to, as a value: of a call in Python, or read from a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metaopt.runs import checkpoint
+from metaopt.runs.errors import ConfigError
+from metaopt.runs.run import result_of
+from metaopt.runs.tracking import History
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has come to.
+
+    Args:
+        outer: the learned outer variable.
+        inner: the state of the inner level: of a gradient problem a `GradientState` with `params`
+            and `buffers`; `None` before the first step.
+        metrics: the last value of each metric by name, such as `eval/loss`; NaN where it was not
+            finite.
+        history: the records of metrics.jsonl, as a list of dicts with `to_pandas()`.
+        config: what was run.
+        budget: what was spent, by unit.
+        outer_steps: outer steps taken.
+        finished: whether the run has come to its end; else this is its last checkpoint.
+        stopped: why it ended before its last outer step, or `None`.
+        delivered: what the problem says of its product.
+        folder: where it is, or `None`.
+        make_problem: makes `problem`.
+    """
+
+    outer: Any
+    inner: Any
+    metrics: Mapping[str, float]
+    history: History
+    config: Mapping[str, Any]
+    budget: Mapping[str, float]
+    outer_steps: int
+    finished: bool = True
+    stopped: str | None = None
+    delivered: str = ""
+    folder: Path | None = None
+    make_problem: Callable[[], Any] = field(default=lambda: None, repr=False)
+
+    @cached_property
+    def problem(self) -> Any:
+        """The problem, made from the config where the run was read from a folder.
+
+        Raises:
+            ConfigError: it cannot be made again.
+        """
+        return self.make_problem()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config of a run's folder.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} is no run's folder: {path} is missing.")
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    return config
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the config of a run into its folder, unless it is there."""
+    path, text = folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False)
+    if not path.exists() or path.read_text() != text:
+        checkpoint.write_text(path, text)
+
+
+def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
+    """Return the result of a finished run, or the last checkpoint of one that is not.
+
+    Raises:
+        ConfigError: the folder holds no run, or one without a checkpoint.
+        CheckpointError: a file is damaged.
+    """
+    config, history = read_config(folder), read_history(folder)
+    result = result_of(folder)
+    if result is not None:
+        final = checkpoint.read_tensors(folder / "final.pt")
+        metrics = {k: math.nan if v is None else v for k, v in result["metrics"].items()}
+        return Result(
+            final["outer"], final["inner"], metrics, history, config, result["budget"],
+            result["outer_steps"], stopped=result["stopped"], folder=folder,
+            make_problem=make_problem,
+        )  # fmt: skip
+    found = checkpoint.latest(folder / "checkpoints")
+    if found is None:
+        raise ConfigError(f"{folder} holds a run without a checkpoint yet: nothing to load.")
+    engine, last = found.state["engine"], dict(found.state["last"])
+    history = History(r for r in history if (r["outer_step"] or 0) <= engine["outer_step"])
+    for record in history:
+        last |= {k: math.nan if v is None else v for k, v in record.items() if k[:5] == "eval/"}
+    return Result(
+        found.state["solution"], engine["inner"], last, history, config, engine["spent"],
+        engine["outer_step"], finished=False, stopped=engine["stop"], folder=folder,
+        make_problem=make_problem,
+    )  # fmt: skip
+
+
+def read_history(folder: Path) -> History:
+    """Return the records of a folder's metrics.jsonl; a line that was cut short is left out."""
+    path = folder / "metrics.jsonl"
+    history = History()
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            history.append(json.loads(line))
+        except ValueError:
+            break
+    return history

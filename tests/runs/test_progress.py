@@ -1,0 +1,56 @@
+"""What a person sees of a run: in a notebook one line that is rewritten."""
+
+import sys
+import types
+
+from metaopt.runs.progress import NotebookLine, watcher
+from metaopt.runs.tracking import Console
+
+
+class ZMQInteractiveShell:
+    """Named as the shell of a notebook's kernel."""
+
+
+class Handle:
+    def __init__(self, shown):
+        self.texts = [shown["text/plain"]]
+
+    def update(self, shown, raw):
+        assert raw
+        self.texts.append(shown["text/plain"])
+
+
+def kernel(monkeypatch, shell):
+    """Stand in for IPython; return the handles that were displayed."""
+    handles = []
+
+    def display(shown, raw, display_id):
+        assert raw
+        assert display_id
+        handles.append(Handle(shown))
+        return handles[-1]
+
+    ipython, module = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    ipython.get_ipython, module.display = lambda: shell, display
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    return handles
+
+
+def test_a_notebook_gets_one_line_that_is_rewritten(monkeypatch):
+    handles = kernel(monkeypatch, ZMQInteractiveShell())
+    with watcher("ridge, seed 0", 100, 20) as bar:
+        assert isinstance(bar, NotebookLine)
+        bar.log(50, {"outer/loss": 0.25, "eval/test_loss": 0.5, "time/elapsed_s": 1.0})
+        bar.log(100, {"outer/loss": 0.125})
+    (handle,) = handles
+    assert handle.texts[0] == f"ridge, seed 0  [{'#' * 4}{'.' * 20}]  20/100"
+    assert handle.texts[1].startswith(f"ridge, seed 0  [{'#' * 12}{'.' * 12}]  50/100  ")
+    assert handle.texts[1].endswith("s left  outer/loss 0.25  eval/test_loss 0.5")
+    assert handle.texts[2].endswith("  0 s left  outer/loss 0.125  eval/test_loss 0.5")
+
+
+def test_ipython_in_a_terminal_gets_what_a_terminal_gets(monkeypatch):
+    handles = kernel(monkeypatch, object())
+    assert isinstance(watcher("ridge", 10), Console)
+    assert not handles
