@@ -130,6 +130,11 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         return [*ARITHMETIC, *REWEIGHTING]
     if problem == "reward_model/text":
         return preference_files(folder)
+    if problem == "reward_model/hh_rlhf":  # without the files that it names
+        return [
+            *preference_files(folder), "problem.task.transfer=null",
+            "problem.task.unlabelled=held_out",
+        ]  # fmt: skip
     if problem.startswith("reward_model"):
         return REWARDS
     return []

@@ -8,7 +8,7 @@ import torch
 from metaopt import Engine
 from metaopt.engine.random import generator
 from metaopt.estimators import Score
-from metaopt.optimizers import Mutation, Search, unseen
+from metaopt.optimizers import Mutation, Search, reject_known
 from metaopt.problems.examples import Knapsack
 from metaopt.problems.examples.knapsack import MOVES, draw_instances, empty, follow, optimum
 
@@ -72,7 +72,7 @@ def test_artifacts_are_worst_first():
 @pytest.mark.slow
 def test_search_finds_a_recipe_that_holds_on_new_knapsacks(seed):
     fixed = Engine(Knapsack(), Score(4), Search(), outer_steps=1, seed=seed)
-    search = Search(Mutation(vocabulary=list(MOVES)), unseen)
+    search = Search(Mutation(vocabulary=list(MOVES)), reject_known)
     engine = Engine(Knapsack(), Score(4), search, outer_steps=60, seed=seed)
     for each in (fixed, engine):
         assert list(each)

@@ -203,6 +203,6 @@ def test_mistakes_about_an_encoder_are_named(tmp_path):
 def test_hh_rlhf_has_its_splits():
     source = preferences("hh_harmless", malformed="report")
     transfer = {"llmbar": preferences("llmbar")}
-    data = preference_texts(source, transfer, "llmbar", runs=1)
+    data = preference_texts(source, transfer, "llmbar", runs=1, training=1700)
     assert data.training.chosen.shape == (1, 1700, 128)
     assert data.tests["held_out"].chosen.shape == (1, 608, 128)
