@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         Search,
         Uniform,
     )
-    from metaopt.python import load, resume, run
+    from metaopt.runs.python import load, resume, run
     from metaopt.runs.errors import ConfigError
     from metaopt.runs.result import Result
     from metaopt.testing.check import check_hypergradient as check
@@ -145,7 +145,7 @@ _MODULES = {
         "Soba Unroll"
     ),
     "optimizers": "Choice Descent Grid MirrorDescent Normal Random Schedule Search Uniform",
-    "python": "load resume run",
+    "runs.python": "load resume run",
     "runs.errors": "ConfigError",
     "runs.result": "Result",
 }
