@@ -60,8 +60,8 @@ if TYPE_CHECKING:
         Search,
         Uniform,
     )
-    from metaopt.runs.python import load, resume, run
     from metaopt.runs.errors import ConfigError
+    from metaopt.runs.python import load, resume, run
     from metaopt.runs.result import Result
     from metaopt.testing.check import check_hypergradient as check
 
