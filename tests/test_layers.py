@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "metaopt"
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("problems/*/__init__.py"))
 
-FAMILY = {"engine", "nn", "data", "llm", "metrics", "report.figures", "report.page"}
+FAMILY = {"engine", "nn", "data", "llm", "metrics", "report.figures", "report.page", "report.table"}
 ALLOWED = {
     "engine": set(),
     "estimators": {"engine"},

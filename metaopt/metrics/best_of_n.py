@@ -71,7 +71,7 @@ def pass_at_n(correct: ArrayLike, sizes: Sequence[int] | None = None) -> Array:
     chosen = _sizes(sizes, count)
     drawn = np.arange(count)
     wrong = np.arange(count, -1, -1)[:, None]
-    none = np.cumprod(np.clip(wrong - drawn, 0, None) / (count - drawn), axis=1)
+    none: Array = np.cumprod(np.clip(wrong - drawn, 0, None) / (count - drawn), axis=1)
     return 1 - none[right.sum(1).astype(int)][:, chosen - 1]
 
 

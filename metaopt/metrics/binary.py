@@ -155,7 +155,8 @@ def rogan_gladen(apparent: Array, sensitivity: Array, specificity: Array) -> Arr
 
 def ratio(a: Array, b: Array) -> Array:
     """Return a / b, NaN where b is 0."""
-    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0)
+    quotient: Array = np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0)
+    return quotient
 
 
 def as_scores(scores: Scores) -> Array:

@@ -158,7 +158,7 @@ def inner_axis(axes: Axes, outer: Array, inner: Array) -> bool:
 def _line(at: Any, x: Array, y: Array, rate: float) -> Array:
     """Interpolate within the points and go on at `rate` beyond them."""
     at = np.asarray(at, dtype=float)
-    inside = np.interp(at, x, y)
+    inside: Array = np.interp(at, x, y)
     return inside + rate * (np.minimum(at - x[0], 0) + np.maximum(at - x[-1], 0))
 
 

@@ -27,9 +27,9 @@ from metaopt.llm import (
     Request,
     user,
 )
-from metaopt.llm.scores import parse_score
+from metaopt.llm.scores import HIGH, LOW, parse_score
 from metaopt.problems.template_evolution.prompts import checking, judging, read_verdict
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, unit
+from metaopt.problems.template_evolution.rubric import unit
 
 Candidate = dict[str, Any]
 

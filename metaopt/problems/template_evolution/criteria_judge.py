@@ -12,8 +12,9 @@ from scipy.special import expit
 
 from metaopt.llm import SimulatedLM
 from metaopt.llm.chat import Message
+from metaopt.llm.scores import HIGH, LOW
 from metaopt.problems.template_evolution.prompts import Example, shown_examples, shown_templates
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score
+from metaopt.problems.template_evolution.rubric import Rubric, parse, round_score
 from metaopt.problems.template_evolution.solution_criteria import CRITERIA, measure
 
 FIRST = Rubric(
@@ -64,7 +65,8 @@ class Criteria(NamedTuple):
 
     def __call__(self, query: str, response: str) -> np.ndarray:
         """Return the values, in the order of `CRITERIA`."""
-        return (np.array(measure(query, response)) - self.mean) * self.scale
+        values: np.ndarray = (np.array(measure(query, response)) - self.mean) * self.scale
+        return values
 
     def to_dict(self) -> dict[str, list[float]]:
         """Return mean and scale as JSON values."""

@@ -25,11 +25,11 @@ from metaopt.report.page import (
     Block,
     Figure,
     Heading,
-    Table,
     Verbatim,
     markdown,
     page,
 )
+from metaopt.report.table import Table
 
 NAMES = {
     "auroc": "AUROC", "brier": "Brier score", "brier_skill": "Brier skill",

@@ -16,12 +16,13 @@ import numpy as np
 from metaopt.data.solutions import Solution
 from metaopt.engine.protocols import Report, Snapshots
 from metaopt.llm import Client
+from metaopt.llm.scores import HIGH, LOW
 from metaopt.metrics import CalibratedJudge, auroc, best_of_n, brier, kappa
 from metaopt.problems.template_evolution.candidates import Candidate, arrays, judged
 from metaopt.problems.template_evolution.criteria_judge import CriteriaJudge
 from metaopt.problems.template_evolution.judge_report import HeldOut, write_report
 from metaopt.problems.template_evolution.objectives import alignment, outer_loss
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse, unit
+from metaopt.problems.template_evolution.rubric import parse, unit
 
 if TYPE_CHECKING:
     from metaopt.problems.template_evolution.calibration import JudgeCalibration
