@@ -20,7 +20,7 @@ from metaopt.engine.random import Draw
 from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
 
 
-class _Level(ImplicitProblem):
+class _Level(ImplicitProblem):  # type: ignore[misc]
     """Named tensors as the module of a betty problem; its optimizer is never stepped."""
 
     def __init__(self, name: str, values: Tree, config: Config) -> None:

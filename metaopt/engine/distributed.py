@@ -37,7 +37,7 @@ def mean_on_graph(values: Tree) -> Tree:
     """Return the average over all ranks, differentiably: adjoints are averaged on the way back."""
     if world_size() == 1:
         return values
-    return {k: _Mean.apply(v) for k, v in values.items()}
+    return {k: _Mean.apply(v) for k, v in values.items()}  # type: ignore[no-untyped-call]
 
 
 class _Mean(torch.autograd.Function):

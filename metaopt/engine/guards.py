@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
@@ -63,7 +65,7 @@ def refuse_state(loop: InnerLoop, estimator: str) -> None:
     state = tree.map_tensors(tree.leaf, inner.state)
     leaves = [t for t in tree.tensors(state) if t.requires_grad]
     at = inner.at(inner.params)._replace(state=state)
-    losses = {
+    losses: dict[str, Callable[[], Tensor]] = {
         "inner_loss": lambda: loop.inner_value(outer, at, loop.draw(inner, 0, 0)),
         "outer_loss": lambda: loop.outer_value(outer, at, loop.outer_draw(inner, 0)),
     }

@@ -25,7 +25,8 @@ def like(tree: Tree, tensors: Sequence[Tensor]) -> Tree:
 
 def map_tensors(function: Callable[[Tensor], Tensor], state: T) -> T:
     """Apply `function` to every tensor of a nested state (dicts, lists, tuples, named tuples)."""
-    return _map(function, state)
+    result: T = _map(function, state)
+    return result
 
 
 def _map(function: Callable[[Tensor], Tensor], node: Any) -> Any:
@@ -157,7 +158,8 @@ def norm(tree: Tree) -> Tensor:
     """Return the Euclidean norm over all entries, a scalar tensor."""
     if not tree:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tree.values()))))
+    result: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tree.values()))))
+    return result
 
 
 def radius(

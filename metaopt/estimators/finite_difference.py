@@ -124,7 +124,8 @@ def _constants(
     phi, at = tree.leaves(outer), inner.at(tree.leaves(inner.params))
     with RecordDetached() as record:
         loop.inner_value(phi, at, draw, batch)
-    return record.constants
+    result: Constants = record.constants
+    return result
 
 
 def _outer_gradient(

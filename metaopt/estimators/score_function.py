@@ -146,7 +146,8 @@ def _loss_difference(
 
     def loss(params: Tree) -> Tensor:
         with replay(fold(draw.key, "outer noise")):
-            return problem.feedback_loss(outer, loop.tensors(before.at(params)), batch)
+            result: Tensor = problem.feedback_loss(outer, loop.tensors(before.at(params)), batch)
+            return result
 
     difference = loss(before.params) - loss(after.params)
     return distributed.mean({"difference": difference})["difference"]

@@ -27,7 +27,8 @@ def along(primal: Tree, direction: Tree) -> Iterator[Tree]:
 
 def tangent(value: Tensor) -> Tensor | None:
     """Return the directional derivative that a dual number carries, or `None` for a constant."""
-    return forward_ad.unpack_dual(value).tangent
+    result: Tensor | None = forward_ad.unpack_dual(value).tangent
+    return result
 
 
 class _ConstantsHaveNoTangent(TorchFunctionMode):

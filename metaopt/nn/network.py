@@ -85,7 +85,8 @@ class Functional:
         try:
             for store, key, name, _ in self.places:
                 store[key] = tensors[name]
-            return self.module(x)
+            result: Tensor = self.module(x)
+            return result
         finally:
             for store, key, _, tensor in self.places:
                 store[key] = tensor

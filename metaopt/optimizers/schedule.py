@@ -62,7 +62,8 @@ class Linear:
     @property
     def largest(self) -> float:
         """The largest value of the points."""
-        return max(self(step) for step, _ in self.points)
+        result: float = max(self(step) for step, _ in self.points)
+        return result
 
     def __call__(self, step: float) -> Any:
         """Return the value at `step`."""

@@ -81,7 +81,8 @@ class Quadratic(GradientProblem):
     def inner_loss(self, outer: Tree, inner: Tree, batch: None) -> Tensor:
         """Return g(phi, theta)."""
         theta = inner["theta"]
-        return theta @ (self.curvature @ theta) / 2 - theta @ self._force(outer)
+        result: Tensor = theta @ (self.curvature @ theta) / 2 - theta @ self._force(outer)
+        return result
 
     def outer_loss(self, outer: Tree, inner: Tree, batch: None) -> Tensor:
         """Return F(phi, theta)."""
@@ -100,7 +101,8 @@ class Quadratic(GradientProblem):
 
     def solve(self, outer: Tree) -> Tensor:
         """Return theta*(phi), (features,)."""
-        return torch.linalg.solve(self.curvature, self._force(outer))
+        result: Tensor = torch.linalg.solve(self.curvature, self._force(outer))
+        return result
 
     def hypergradient(self, outer: Tree) -> Tree:
         """Return dF(phi, theta*(phi))/dphi in closed form."""
@@ -116,4 +118,5 @@ class Quadratic(GradientProblem):
         return {"phi": torch.linalg.solve(matrix, slope.T @ rest)}
 
     def _force(self, outer: Tree) -> Tensor:
-        return self.coupling @ outer["phi"] + self.offset
+        result: Tensor = self.coupling @ outer["phi"] + self.offset
+        return result

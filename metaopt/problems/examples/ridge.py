@@ -112,7 +112,8 @@ class Ridge(GradientProblem):
     def solve(self, outer: Tree) -> Tensor:
         """Return theta*(phi), (features,)."""
         x, y = self.train
-        return torch.linalg.solve(self.hessian(outer), x.T @ y / len(x))
+        result: Tensor = torch.linalg.solve(self.hessian(outer), x.T @ y / len(x))
+        return result
 
     def hypergradient(self, outer: Tree) -> Tree:
         """Return dF(phi, theta*(phi))/dphi in closed form."""

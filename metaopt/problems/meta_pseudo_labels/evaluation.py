@@ -34,7 +34,8 @@ def label_entropy(probabilities: Tensor) -> Tensor:
     """
     average = probabilities.mean(0)
     entropy = torch.special.entr(average).sum()
-    return (entropy / math.log(probabilities.shape[-1])).clamp(0, 1)
+    result: Tensor = (entropy / math.log(probabilities.shape[-1])).clamp(0, 1)
+    return result
 
 
 def confidence(probabilities: Tensor) -> Tensor:

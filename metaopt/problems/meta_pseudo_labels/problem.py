@@ -308,7 +308,8 @@ class MetaPseudoLabels(GradientProblem):
     def evaluated(self, inner: GradientState) -> Tree:
         """Return the student's tensors that are reported: the average where there is one."""
         if self.average is not None:
-            return inner.state["average"] | self.frozen
+            result: Tree = inner.state["average"] | self.frozen
+            return result
         return inner.params | inner.buffers | self.frozen
 
     def teacher_tensors(self, outer: Tree, inner: Tree) -> Tree:

@@ -214,7 +214,8 @@ class TextPreferences:
         state = {k: tensors[k][0] for k in self._params} | {k: tensors[k] for k in self._buffers}
         ids, mask = (part[rows].flatten(0, 1).to(self.device) for part in pairs)
         self.module.train(train)
-        return functional_call(self.module, state, (ids, mask)).logits.view(-1, 2)
+        result: Tensor = functional_call(self.module, state, (ids, mask)).logits.view(-1, 2)
+        return result
 
     def _encoded(self, pairs: Sequence[Pair]) -> Encoded:
         texts = [f"{p.prompt}{side}" for p in pairs for side in (p.chosen, p.rejected)]

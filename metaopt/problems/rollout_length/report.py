@@ -201,7 +201,8 @@ def _mean(values: Tensor) -> str:
 
 def _error(values: Tensor) -> Tensor:
     """Return the standard error over the first dimension; 0 for one value."""
-    return _spread(values) / len(values) ** 0.5
+    result: Tensor = _spread(values) / len(values) ** 0.5
+    return result
 
 
 def _spread(values: Tensor) -> Tensor:

@@ -177,10 +177,12 @@ class CanaryWorld:
     def _latent(self, query: int, prompt: str) -> np.ndarray:
         tokens = prompt.partition(": ")[2].split()
         rows = [self._index[t] for t in tokens[:LENGTH] if t in self._index]
-        return self._effects[query, rows].sum(0)
+        result: np.ndarray = self._effects[query, rows].sum(0)
+        return result
 
     def _probability(self, query: int, latent: np.ndarray) -> np.ndarray:
-        return expit(SHARPNESS * (ndtr(latent) @ _ORDER - self._tau[query]))
+        result: np.ndarray = expit(SHARPNESS * (ndtr(latent) @ _ORDER - self._tau[query]))
+        return result
 
     def _threshold(self, query: int, draw: np.random.Generator) -> float:
         """Return tau: a random prompt succeeds with probability 0.01, by bisection."""

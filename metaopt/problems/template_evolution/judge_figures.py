@@ -137,7 +137,8 @@ def _objective(axes: Any, tried: Sequence[tuple[int, float]], objective: str) ->
     axes.set_title("Objective of the templates (lower is better)")
     axes.set_ylabel(objective)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return steps
+    result: Array = steps
+    return result
 
 
 def _weights(axes: Any, weights: Sequence[Mapping[str, float]], first: int) -> None:

@@ -49,4 +49,5 @@ class Reduced(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, classes)."""
         logits = torch.log_softmax(self.base(x), -1)
-        return logits + self.head(logits.exp())
+        result: Tensor = logits + self.head(logits.exp())
+        return result

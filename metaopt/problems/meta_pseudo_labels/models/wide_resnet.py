@@ -62,7 +62,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, classes) of images (B, C, H, W)."""
         x = leaky_relu(self.norm(self.blocks(self.stem(x))), self.slope)
-        return self.classifier(self.dropout(x.mean((2, 3))))
+        result: Tensor = self.classifier(self.dropout(x.mean((2, 3))))
+        return result
 
 
 class _Block(nn.Module):
@@ -84,4 +85,5 @@ class _Block(nn.Module):
         h = leaky_relu(self.norm1(x), self.slope)
         shortcut = x if self.shortcut is None else self.shortcut(h)
         h = leaky_relu(self.norm2(self.conv1(h)), self.slope)
-        return shortcut + self.conv2(h)
+        result: Tensor = shortcut + self.conv2(h)
+        return result

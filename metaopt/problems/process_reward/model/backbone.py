@@ -65,7 +65,8 @@ class StepReader(nn.Module):
             if self.vocabulary is not None:
                 read = self.vocabulary(read)
         with torch.autocast(kind, enabled=False):
-            return self.head(read.to(self.head.weight.dtype)).squeeze(-1)
+            result: Tensor = self.head(read.to(self.head.weight.dtype)).squeeze(-1)
+            return result
 
     def _mask(self, inputs: Mapping[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
         if self.causal:
@@ -159,9 +160,12 @@ class Backbone:
             sees = is_visual(self.config)
             kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         how = {"attn_implementation": self.attention, "dtype": self.dtype}
+        model: PreTrainedModel
         if not isinstance(self.source, (str, Path)):
-            return kind.from_config(copy.deepcopy(self.config), **how)
-        return kind.from_pretrained(self.source, use_safetensors=True, **how)
+            model = kind.from_config(copy.deepcopy(self.config), **how)
+            return model
+        model = kind.from_pretrained(self.source, use_safetensors=True, **how)
+        return model
 
     def _parts(self, model: Any) -> tuple[Any, Any]:
         text = model.config.get_text_config()
@@ -182,7 +186,8 @@ class Backbone:
 def _configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """Return the source's configuration; a dict gets the tokenizer's vocabulary."""
     if isinstance(source, (str, Path)):
-        return AutoConfig.from_pretrained(source)
+        result: PretrainedConfig = AutoConfig.from_pretrained(source)
+        return result
     if isinstance(source, PretrainedConfig):
         return source
     if "model_type" not in source:

@@ -35,7 +35,7 @@ def checkpoint_layers(model: nn.Module) -> None:
             f"{type(model).__name__} has none. Set checkpointing=false."
         )
     for layer in layers:
-        layer.forward = _Checkpointed(layer)  # type: ignore[method-assign]
+        layer.forward = _Checkpointed(layer)
 
 
 class _Checkpointed:

@@ -38,8 +38,8 @@ AutoConfig.register(ProcessRewardModelConfig.model_type, ProcessRewardModelConfi
 AutoModelForTokenClassification.register(
     ProcessRewardModelConfig, ProcessRewardModel, exist_ok=True
 )
-ProcessRewardModelConfig.register_for_auto_class()
-ProcessRewardModel.register_for_auto_class("AutoModelForTokenClassification")
+ProcessRewardModelConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
+ProcessRewardModel.register_for_auto_class("AutoModelForTokenClassification")  # type: ignore[no-untyped-call]
 
 LAYERS, FEATURES, SETTINGS = "layers.safetensors", "features.safetensors", "steps.json"
 LABELS = ("wrong", "right")
@@ -185,7 +185,8 @@ def _native(backbone: Any, head: nn.Linear) -> PreTrainedModel | None:
         return None
     setattr(native, native.base_model_prefix, backbone)
     setattr(native, linear[0], head)
-    return native
+    result: PreTrainedModel | None = native
+    return result
 
 
 def _custom(backbone: Any, head: nn.Linear) -> ProcessRewardModel:

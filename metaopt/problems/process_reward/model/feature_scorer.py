@@ -96,4 +96,5 @@ class FeatureScorer:
             x = x @ tensors[f"{layer}.weight"] + tensors[f"{layer}.bias"]
         at = steps.mask.flatten().nonzero().squeeze(1)
         empty = x.new_zeros(*x.shape[:-2], steps.mask.numel())
-        return empty.index_copy(-1, at, x.squeeze(-1)).unflatten(-1, steps.mask.shape)
+        result: Tensor = empty.index_copy(-1, at, x.squeeze(-1)).unflatten(-1, steps.mask.shape)
+        return result

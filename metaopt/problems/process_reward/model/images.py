@@ -93,7 +93,8 @@ class Images:
         with Image.open(self.paths[row]) as image:
             width, height = _shrunk(image.size, self.vision.longest)
         patches = self.vision.processor.get_number_of_image_patches(height, width)
-        return int(patches) // self.vision.merge**2
+        result: int = int(patches) // self.vision.merge**2
+        return result
 
     def pixels(self, rows: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """Return pixel_values (patches, values) and image_grid_thw (len(rows), 3)."""

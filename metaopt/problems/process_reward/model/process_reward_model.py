@@ -52,7 +52,7 @@ class ProcessRewardModel(PreTrainedModel):
             backbone.pooler = None
         self.backbone = backbone
         self.score = nn.Linear(backbone.config.get_text_config().hidden_size, 2)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> TokenClassifierOutput:
         """Return logits (B, T, 2) of token ids (B, T) and whatever else the backbone takes."""

@@ -112,7 +112,8 @@ class PreferenceWorld:
         prompt, y = flat.split((PROMPT, HIGH + LOW), -1)
         slope = self._direct[:, None] + prompt @ self._interact.mT
         raw = (slope * y).sum(-1) - (self._curvature[:, None] * y.square()).sum(-1) / 2
-        return ((raw - self._mean[:, None]) / self._deviation[:, None]).view(x.shape[:-1])
+        result: Tensor = ((raw - self._mean[:, None]) / self._deviation[:, None]).view(x.shape[:-1])
+        return result
 
     def expected_gold(self, policy: Policy) -> Tensor:
         """Return the expectation of the gold reward under a policy, exactly, (R, ...)."""

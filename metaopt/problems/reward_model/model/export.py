@@ -24,8 +24,8 @@ from metaopt.problems.reward_model.model.reward_model_tokens import encode
 
 AutoConfig.register(RewardModelConfig.model_type, RewardModelConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(RewardModelConfig, RewardModel, exist_ok=True)
-RewardModelConfig.register_for_auto_class()
-RewardModel.register_for_auto_class("AutoModelForSequenceClassification")
+RewardModelConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
+RewardModel.register_for_auto_class("AutoModelForSequenceClassification")  # type: ignore[no-untyped-call]
 
 SHOWN = 10
 TOLERANCE = 1e-5  # 80 roundings of float32: another batch shape sums in another order
@@ -171,7 +171,8 @@ def as_reward_model(model: PreTrainedModel) -> RewardModel | None:
     found = RewardModel.on(model, "last" if pad is None else "last_not_pad", dtype=model.dtype)
     head: Any = model.score
     found.score = head
-    return found.eval()
+    result: RewardModel | None = found.eval()  # type: ignore[no-untyped-call]
+    return result
 
 
 def _is_linear(model: PreTrainedModel) -> bool:
@@ -217,7 +218,8 @@ def _native(
         return None
     setattr(native, native.base_model_prefix, backbone)
     native.score = model.score
-    return native
+    result: PreTrainedModel | None = native
+    return result
 
 
 def _custom(model: RewardModel, backbone: Any, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
@@ -242,7 +244,7 @@ def _difference(
     training, dtype = model.training, model.backbone.dtype
     ids, mask, _ = encode(tokenizer, probes, max_length)
     try:
-        expected = model.eval().rewards(ids.to(model.device), mask.to(model.device)).cpu()
+        expected = model.eval().rewards(ids.to(model.device), mask.to(model.device)).cpu()  # type: ignore[no-untyped-call]
     finally:
         model.train(training)
     again: Any = AutoModelForSequenceClassification.from_pretrained(

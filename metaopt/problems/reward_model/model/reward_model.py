@@ -76,7 +76,7 @@ class RewardModel(PreTrainedModel):
         self.backbone = backbone
         width = backbone.config.get_text_config().hidden_size
         self.score = nn.Linear(width, 1, bias=False, dtype=backbone.dtype)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def on(
@@ -166,14 +166,17 @@ class RewardModel(PreTrainedModel):
         ids = input_ids.gather(1, front).masked_fill(~mask, filler)
         hidden = self.backbone(input_ids=ids, attention_mask=mask.to(ids.dtype)).last_hidden_state
         if self.config.pooling == "mean":
-            return hidden.masked_fill(~mask[..., None], 0).sum(1) / lengths[:, None].to(hidden)
+            total: Tensor = hidden.masked_fill(~mask[..., None], 0).sum(1)
+            return total / lengths[:, None].to(hidden)
         places = torch.arange(longest, device=ids.device)
         read = mask if self.config.pooling == "last" else mask & (ids != self.config.pad_token_id)
-        return hidden[torch.arange(len(ids), device=ids.device), (places * read).argmax(1)]
+        last: Tensor = hidden[torch.arange(len(ids), device=ids.device), (places * read).argmax(1)]
+        return last
 
     def rewards(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the rewards (B,); see `features`."""
-        return self.score(self.features(input_ids, attention_mask)).squeeze(-1)
+        result: Tensor = self.score(self.features(input_ids, attention_mask)).squeeze(-1)
+        return result
 
     def forward(
         self,
@@ -211,7 +214,8 @@ class RewardModel(PreTrainedModel):
             raise ValueError(
                 f"rewards of a batch need an attention_mask: the pad token {pad} also ends texts."
             )
-        return ids != pad
+        result: Tensor = ids != pad
+        return result
 
 
 def bradley_terry(

@@ -50,7 +50,7 @@ class TextEncoder:
                 f"safetensors and its tokenizer; it cannot be read: {error}."
             ) from error
         self.max_length, self.batch, self.device = max_length, batch, torch.device(device)
-        self.model: Any = torch.nn.Module.to(model.eval(), self.device)
+        self.model: Any = torch.nn.Module.to(model.eval(), self.device)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:

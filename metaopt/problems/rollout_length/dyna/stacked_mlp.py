@@ -144,4 +144,5 @@ def _through_norm(
     before, _, _ = aten.native_layer_norm_backward(
         slope * gain, raw, raw.shape[-1:], mean, rate, None, None, [True, False, False]
     )
-    return before
+    result: Tensor = before
+    return result

@@ -148,7 +148,8 @@ class DQN:
             self._action = self._act(observed, fold(key, "explore"))
             lengths = self.actions(self._action, observed.length)
             self._outer = lengths.to(self._initial.device)
-        return self._outer
+        result: Tensor = self._outer
+        return result
 
     def tell(self, feedback: Feedback) -> None:
         """Remember the transitions and learn from the replay.
@@ -175,7 +176,8 @@ class DQN:
     @property
     def epsilon(self) -> float:
         """The probability of a random action in a training episode that starts now."""
-        return self._exploration(self._finished)
+        result: float = self._exploration(self._finished)
+        return result
 
     @property
     def solution(self) -> Any:

@@ -120,7 +120,8 @@ class Rule:
             self._outer = self._initial.clone()
         else:
             self._outer = self.function(self._observed, generator(key)).to(self._initial)
-        return self._outer
+        result: Tensor = self._outer
+        return result
 
     def tell(self, feedback: Feedback) -> None:
         """Keep what is observed for the next decision.

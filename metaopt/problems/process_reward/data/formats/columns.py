@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import checked_text, shown, text
+from metaopt.data.row_texts import checked_text as checked_text
+from metaopt.data.row_texts import shown
+from metaopt.data.row_texts import text as text
 
 MISSING: Any = object()
 
@@ -19,7 +21,8 @@ def listed(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Seque
     """Return a column with a list, or the default where it is missing or null."""
     value = row.get(column)
     if value is None and default is not MISSING:
-        return default
+        result: Sequence[Any] = default
+        return result
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{column!r} must be a list; got {shown(row, column)}")
     return value
@@ -34,7 +37,8 @@ def mapping(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Mapp
     """Return a column with an object, or the default where it is missing or null."""
     value = row.get(column)
     if value is None and default is not MISSING:
-        return default
+        result: Mapping[str, Any] = default
+        return result
     if not isinstance(value, Mapping):
         raise ValueError(f"{column!r} must be an object; got {shown(row, column)}")
     return value
@@ -44,7 +48,8 @@ def flag(row: Mapping[str, Any], column: str, default: Any = MISSING) -> bool | 
     """Return a column with true, false, 1 or 0, or the default where it is missing or null."""
     value = row.get(column)
     if value is None and default is not MISSING:
-        return default
+        result: bool | None = default
+        return result
     if not isinstance(value, (bool, int)) or value not in (0, 1):
         legal = "true, false, 1 or 0" + ("" if default is MISSING else ", or null")
         raise ValueError(f"{column!r} must be {legal}; got {shown(row, column)}")
