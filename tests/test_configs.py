@@ -90,6 +90,8 @@ def arguments(group: str, option: str) -> list[str]:
     found = chosen(group, option)
     if option in ("process_reward/process_bench", "process_reward/process_files"):
         return [*found, *REWEIGHTING]
+    if option == "reward_model/preference_texts":
+        return [*found, "problem.task.data.runs=2", "problem.task.model.widths=[8]"]
     problem = next(a.partition("=")[2] for a in found if a.startswith("problem="))
     return [*found, *shrunk(problem, Path.cwd())]
 

@@ -200,7 +200,7 @@ class TextPreferences:
             f"training and tests: {self.cut} texts. Equal rewards count half in every accuracy "
             f"here ({ties} of {count} held-out pairs); `python -m "
             f"metaopt.problems.reward_model.bench` counts them as wrong, as RewardBench does.\n\n"
-            f"| other test | accuracy | pairs |\n|---|---|---|\n{others}",
+            + (f"| other test | accuracy | pairs |\n|---|---|---|\n{others}" if others else ""),
         )
 
     def _all(self, tensors: Mapping[str, Tensor], pairs: Encoded) -> Tensor:

@@ -65,7 +65,8 @@ def test_a_run_leaves_a_reward_model_that_transformers_loads(metaopt, tmp_path):
     scores = pipeline("text-classification", "run/reward_model", function_to_apply="none")(texts)
     assert [s["score"] for s in scores] == pytest.approx(expected.tolist(), abs=1e-6)
     card = Path("run/reward_model/README.md").read_text()
-    assert "0 % of them with exchanged labels, and 8 held-out pairs" in card
+    # Of the eight other pairs, four are the unlabelled responses.
+    assert "8 training pairs, 0 % of them with exchanged labels, and 4 held-out pairs" in card
     assert "accuracy" in card
 
 
