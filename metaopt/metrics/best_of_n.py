@@ -72,7 +72,8 @@ def pass_at_n(correct: ArrayLike, sizes: Sequence[int] | None = None) -> Array:
     drawn = np.arange(count)
     wrong = np.arange(count, -1, -1)[:, None]
     none: Array = np.cumprod(np.clip(wrong - drawn, 0, None) / (count - drawn), axis=1)
-    return 1 - none[right.sum(1).astype(int)][:, chosen - 1]
+    some: Array = 1 - none[right.sum(1).astype(int)][:, chosen - 1]
+    return some
 
 
 def majority_vote(

@@ -159,7 +159,8 @@ def _line(at: Any, x: Array, y: Array, rate: float) -> Array:
     """Interpolate within the points and go on at `rate` beyond them."""
     at = np.asarray(at, dtype=float)
     inside: Array = np.interp(at, x, y)
-    return inside + rate * (np.minimum(at - x[0], 0) + np.maximum(at - x[-1], 0))
+    beyond: Array = rate * (np.minimum(at - x[0], 0) + np.maximum(at - x[-1], 0))
+    return inside + beyond
 
 
 def outer_axis(axes: Axes, last: float, label: str = "outer steps") -> None:
