@@ -41,7 +41,7 @@ class WeightReport(Report):
         parts = [weights_table(task, summary, folder)]
         if isinstance(task, Delivering):
             weights = dict(zip(task.domains, summary["weight"].tolist(), strict=True))
-            parts.append(task.deliver(problem.models(inner), weights, folder))
+            parts.append(task.deliver_models(problem.models(inner), weights, folder))
         return "\n\n".join(filter(None, [*parts, f"figures: {folder / 'figures'}"]))
 
 

@@ -82,7 +82,7 @@ class Autocast(Protocol):
 class Delivering(Protocol):
     """A task that hands over more than its metrics: tables, figures, the trained model."""
 
-    def deliver(
+    def deliver_models(
         self, models: Mapping[str, Tree], weights: Mapping[str, float], folder: Path
     ) -> str:
         """Write what a run has learned into `folder`; return a text to print.

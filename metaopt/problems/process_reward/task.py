@@ -249,7 +249,7 @@ class ProcessSupervision:
                 metrics |= {f"{name}/{d}": x for d, x in values.items()}
         return metrics
 
-    def deliver(
+    def deliver_models(
         self, models: Mapping[str, Tree], weights: Mapping[str, float], folder: Path
     ) -> str:
         """Write best_of_n.csv with a figure, and the reweighted model as a folder of its own.

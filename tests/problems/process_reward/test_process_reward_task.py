@@ -199,7 +199,7 @@ def test_training_chains_whose_labels_were_cut_off_are_refused():
 
 def test_the_comparison_is_written_with_what_needs_no_model(tmp_path):
     models = {"reweighted": TENSORS, "uniform": TENSORS}
-    text = known().deliver(models, {"a": 1.0, "b": 1.0}, tmp_path)
+    text = known().deliver_models(models, {"a": 1.0, "b": 1.0}, tmp_path)
     assert "Known has no export: the model is in the checkpoint." in text
     with (tmp_path / "best_of_n.csv").open() as file:
         rows = list(csv.DictReader(file))

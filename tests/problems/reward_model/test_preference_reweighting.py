@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from small import REWARDS
 
 from metaopt import Engine
 from metaopt.engine.inner_loop import InnerLoop
@@ -121,3 +123,11 @@ def test_retraining_may_be_left_out(task):
 def test_mistakes_are_named(task):
     with pytest.raises(ValueError, match="steps >= 1; got 0"):
         PreferenceReweighting(task, SGD(lr=0.1), steps=0)
+
+
+def test_a_whole_run_ends_with_its_report(metaopt):
+    done = metaopt(
+        "problem=reward_model/pair_weights", "debug=tiny", *REWARDS, "hydra.run.dir=run"
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert Path("run/result.json").is_file()
