@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metaopt.report.table import Table as Table
+from metaopt.report.table import Table
 
 
 @dataclass(frozen=True)

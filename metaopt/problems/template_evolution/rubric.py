@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from metaopt.llm.scores import HIGH as HIGH
-from metaopt.llm.scores import LOW as LOW
-from metaopt.llm.scores import STEP
+from metaopt.llm.scores import HIGH, LOW, STEP
 
 FOOTER = (
     f"Give a score from {LOW} (fails) to {HIGH} (succeeds) in steps of {STEP}.\n"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from metaopt.data.row_texts import text
 from metaopt.problems.process_reward.data.formats.columns import (
     count,
     flag,
     listed,
     optional,
     share,
-    text,
     texts,
 )
 

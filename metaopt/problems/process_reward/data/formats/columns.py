@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import checked_text as checked_text
-from metaopt.data.row_texts import shown
-from metaopt.data.row_texts import text as text
+from metaopt.data.row_texts import checked_text, shown, text
 
 MISSING: Any = object()
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from metaopt.data.row_texts import text
 from metaopt.problems.process_reward.data.formats.chain import Chain
 from metaopt.problems.process_reward.data.formats.columns import (
     count,
@@ -17,7 +18,6 @@ from metaopt.problems.process_reward.data.formats.columns import (
     identifier,
     optional,
     share,
-    text,
 )
 
 TOLERANCE = 1e-3

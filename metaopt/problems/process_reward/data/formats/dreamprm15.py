@@ -6,14 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from metaopt.data.row_texts import text
 from metaopt.problems.process_reward.data.formats.chain import Chain
-from metaopt.problems.process_reward.data.formats.columns import (
-    flag,
-    identifier,
-    listed,
-    text,
-    texts,
-)
+from metaopt.problems.process_reward.data.formats.columns import flag, identifier, listed, texts
 
 HEADING = "### Question:\n"
 SOLUTION = "\n\n### Solution Process:\n"

@@ -9,13 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from metaopt.data.row_texts import text
 from metaopt.problems.process_reward.data.formats.chain import Chain
 from metaopt.problems.process_reward.data.formats.columns import (
     flag,
     identifier,
     index,
     optional,
-    text,
     texts,
 )
 

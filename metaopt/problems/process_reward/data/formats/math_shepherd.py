@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metaopt.data.row_texts import text
 from metaopt.problems.process_reward.data.formats.chain import Chain
-from metaopt.problems.process_reward.data.formats.columns import optional, text
+from metaopt.problems.process_reward.data.formats.columns import optional
 
 TAG = "ки"
 

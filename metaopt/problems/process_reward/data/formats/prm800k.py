@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from metaopt.data.row_texts import checked_text, text
 from metaopt.problems.process_reward.data.formats.chain import Chain
-from metaopt.problems.process_reward.data.formats.columns import (
-    MISSING,
-    checked_text,
-    listed,
-    mapping,
-    text,
-)
+from metaopt.problems.process_reward.data.formats.columns import MISSING, listed, mapping
 
 RATINGS = {1: 1.0, 0: 1.0, -1: 0.0, None: None}
 

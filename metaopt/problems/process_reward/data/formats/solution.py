@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from metaopt.data.row_texts import text
 from metaopt.problems.process_reward.data.formats.chain import Chain
-from metaopt.problems.process_reward.data.formats.columns import flag, optional, text
+from metaopt.problems.process_reward.data.formats.columns import flag, optional
 
 QUESTIONS = ("query", "question", "prompt")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metaopt.data.row_texts import text
 from metaopt.problems.process_reward.data.formats.chain import Chain
-from metaopt.problems.process_reward.data.formats.columns import listed, share, text, texts
+from metaopt.problems.process_reward.data.formats.columns import listed, share, texts
 
 
 def from_stepwise(row: Mapping[str, Any]) -> Chain:
