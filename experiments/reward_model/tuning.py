@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.model.preference_training import (
+from metaopt.problems.reward_model.model.training import (
     Recipe,
     accuracy,
     batches,

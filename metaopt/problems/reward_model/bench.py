@@ -16,22 +16,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from typing import NamedTuple
 
 from metaopt.metrics import wilson
-from metaopt.problems.reward_model.data.pairs import Pair, conversation, plain, preferences
-from metaopt.problems.reward_model.data.pairs.dialogue import TURN
-from metaopt.problems.reward_model.model.export import as_reward_model, read
-from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
-
-Score = Callable[[Sequence[str]], Sequence[float]]
-"""Texts to rewards, larger for a better one."""
+from metaopt.problems.reward_model.data.pairs import preferences
+from metaopt.problems.reward_model.model.scorer import Scorer, check_device
 
 COUNTS = {
     "Chat": {
@@ -132,117 +123,16 @@ def evaluate(
     grouped: dict[str, list[float]] = {}
     for name, margin in zip(subsets, margins, strict=True):
         grouped.setdefault(name, []).append(margin)
-    parts = [_part(name, found, level) for name, found in grouped.items()]
+    parts = [_part(name, some, level) for name, some in grouped.items()]
     sections: dict[str, list[Part]] = {}
     for part in parts:
         sections.setdefault(SECTION.get(part.name, part.name), []).append(part)
     joined = [
-        _weighted(name, found, [COUNTS.get(name, {}).get(p.name, p.pairs) for p in found])
-        for name, found in sections.items()
+        _weighted(name, members, [COUNTS.get(name, {}).get(p.name, p.pairs) for p in members])
+        for name, members in sections.items()
     ]
     mean = _weighted("mean of sections", joined, [1] * len(joined))
     return Evaluation(tuple(parts), tuple(joined), mean, _part("all pairs", margins, level), level)
-
-
-class Scorer:
-    """Rewards by a saved model.
-
-    A model with a linear head on the last token is read as a `RewardModel`, whose rewards depend
-    neither on the batch nor on padding; any other one with a single output as it is.
-
-    Args:
-        source: folder or id of the hub; weights are read from safetensors only, and code of the hub
-            is never run.
-        batch: texts scored at once, >= 1.
-        max_length: most tokens of a text, whose beginning is cut, see `encode`; `None` for what
-            the tokenizer and the model take.
-        device: such as cpu or cuda.
-
-    Attributes:
-        cut: number of texts that were cut so far.
-
-    Raises:
-        ValueError: a model with several outputs or without weights of its own for one, a device
-            that is not there, or a number out of its range.
-        OSError: there is no such model.
-    """
-
-    def __init__(
-        self, source: str, batch: int = 8, max_length: int | None = None, device: str = "cpu"
-    ) -> None:
-        if batch < 1 or (max_length is not None and max_length < 1):
-            raise ValueError(f"scoring needs batch, max_length >= 1; got {batch}, {max_length}.")
-        _check_device(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        classifier: Any = read(source)
-        model: Any = as_reward_model(classifier)
-        if model is None:
-            model = classifier
-            if model.config.num_labels != 1:
-                raise ValueError(
-                    f"{source} has {model.config.num_labels} outputs; a reward model has 1."
-                )
-            if model.config.get_text_config().pad_token_id is None:
-                batch = 1
-        config = model.base_model.config.get_text_config()
-        self._model = model.to(device).eval()
-        self._batch, self._device, self.cut = batch, device, 0
-        limits = [self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-        limits += [positions(model), max_length]
-        self._limit = min(limit for limit in limits if limit is not None)
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str], templated: bool = False) -> list[float]:
-        """Return the rewards of texts, those of like length scored together.
-
-        Args:
-            texts: prompt + answer.
-            templated: they come from a chat template, which has added the special tokens.
-        """
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        found = [0.0] * len(texts)
-        for start in range(0, len(order), self._batch):
-            rows = order[start : start + self._batch]
-            some = [texts[i] for i in rows]
-            ids, mask, cut = encode(self.tokenizer, some, self._limit, templated)
-            self.cut += len(cut)
-            logits = self._model(
-                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
-            ).logits[:, 0]
-            for row, reward in zip(rows, logits.float().tolist(), strict=True):
-                found[row] = reward
-        return found
-
-    def texts(self, pair: Pair, chat: bool = False) -> tuple[str, str]:
-        """Return what is read of the chosen and of the rejected answer, prompt included.
-
-        Args:
-            pair: the pair.
-            chat: in the tokenizer's chat template; or else as HH-RLHF writes dialogues, in which a
-                plain prompt without its markers is what the user says. A pair without a prompt has
-                it in its answers, which stay as they are.
-
-        Raises:
-            ValueError: a tokenizer without a template, or one that refuses the dialogue.
-        """
-        if not chat:
-            bare = isinstance(pair.prompt, str) and pair.prompt and not TURN.search(pair.prompt)
-            written = plain(conversation(pair) if bare else pair)
-            return f"{written.prompt}{written.chosen}", f"{written.prompt}{written.rejected}"
-        if self.tokenizer.chat_template is None:
-            raise ValueError("the tokenizer has no chat template; leave --chat away.")
-        told = conversation(pair)
-        sides = [[m._asdict() for m in (*told.prompt, *s)] for s in (told.chosen, told.rejected)]
-        try:
-            one, other = (
-                str(self.tokenizer.apply_chat_template(side, tokenize=False)) for side in sides
-            )
-        except TemplateError as error:
-            raise ValueError(
-                f"the chat template refuses the dialogue of row {pair.row}: {error}; leave --chat "
-                f"away or the row out."
-            ) from error
-        return one, other
 
 
 def table(evaluation: Evaluation) -> str:
@@ -280,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         _check_level(given.level)
-        _check_device(given.device)
+        check_device(given.device)
         _check_file(given.json)
         data = preferences(
             given.data,
@@ -293,37 +183,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts = [text for pair in data.pairs for text in score.texts(pair, given.chat)]
         rewards = score(texts, given.chat)
         names = [pair.section for pair in data.pairs]
-        found = evaluate(rewards[::2], rewards[1::2], names, given.level)
+        evaluation = evaluate(rewards[::2], rewards[1::2], names, given.level)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
-    print(data.report(), f"{score.cut} of {len(texts)} texts were cut.", table(found), sep="\n")
+    print(
+        data.report(), f"{score.cut} of {len(texts)} texts were cut.", table(evaluation), sep="\n"
+    )
     if given.json is not None:
-        told = {
+        report = {
             "model": given.model,
             "data": given.data,
-            "level": found.level,
+            "level": evaluation.level,
             "data_ties": len(data.ties),
             "malformed": len(data.malformed),
             "cut": score.cut,
-            "subsets": [part._asdict() for part in found.subsets],
-            "sections": [part._asdict() for part in found.sections],
-            "mean": found.mean._asdict(),
-            "pooled": found.pooled._asdict(),
+            "subsets": [part._asdict() for part in evaluation.subsets],
+            "sections": [part._asdict() for part in evaluation.sections],
+            "mean": evaluation.mean._asdict(),
+            "pooled": evaluation.pooled._asdict(),
         }
-        given.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level}.")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros((), device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"device={device} cannot be used here ({why}); use cpu.") from None
 
 
 def _check_file(path: Path | None) -> None:

@@ -9,15 +9,16 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
+from metaopt.metrics.binary import auroc
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
-from metaopt.problems.reward_model.data.preference_world import Pairs
-from metaopt.problems.reward_model.model import preference_strength as strength
-from metaopt.problems.reward_model.model.preference_training import Recipe, Targets
+from metaopt.problems.reward_model.data.features import PreferenceFeatures
+from metaopt.problems.reward_model.data.world import Pairs
+from metaopt.problems.reward_model.model import strength
+from metaopt.problems.reward_model.model.training import Recipe, Targets
 
 
-class Lesson(NamedTuple):
-    """What R runs learn from their n pairs.
+class TrainingTargets(NamedTuple):
+    """What R runs are trained on: some of their n pairs, and targets.
 
     Args:
         targets: of all pairs, (R, n) each.
@@ -33,27 +34,27 @@ class Lesson(NamedTuple):
 
 
 class Labels(Protocol):
-    """Makes a lesson of labelled pairs."""
+    """Turns labelled pairs into training targets."""
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
-    ) -> Lesson:
-        """Return the lesson; generator i draws all that is random of run i."""
+    ) -> TrainingTargets:
+        """Return the targets; generator i draws all that is random of run i."""
         ...
 
 
-class AsGiven:
+class NoisyLabels:
     """The labels as they are."""
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
-    ) -> Lesson:
+    ) -> TrainingTargets:
         """Return all pairs with their labels."""
-        return _lesson(data.training, strength.keep(_zeros(data.training)))
+        return _training_targets(data.training, strength.keep(_zeros(data.training)))
 
 
 @dataclass(frozen=True)
-class Corrected:
+class OracleLabels:
     """The right labels, of all pairs (an oracle) or of those that are trusted.
 
     Args:
@@ -64,17 +65,17 @@ class Corrected:
 
     def __post_init__(self) -> None:
         if self.which not in ("all", "trusted"):
-            raise ValueError(f"Corrected needs which=all or trusted; got {self.which!r}.")
+            raise ValueError(f"OracleLabels needs which=all or trusted; got {self.which!r}.")
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
-    ) -> Lesson:
+    ) -> TrainingTargets:
         """Return all pairs, the wrong ones among those that are known exchanged."""
         pairs = data.training
         swap = pairs.wrong.clone()
         if self.which == "trusted":
             swap[:, data.trusted :] = False
-        return _lesson(pairs, strength.keep(_zeros(pairs))._replace(swap=swap))
+        return _training_targets(pairs, strength.keep(_zeros(pairs))._replace(swap=swap))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Denoised:
         margin: scale of the margins; 0 for none.
         clip: replace negative margins by 0.
         drop: whether pairs of negative strength are left out; or the share of the weakest.
-        models, folds: see `metaopt.problems.reward_model.model.preference_strength.strengths`.
+        models, folds: see `metaopt.problems.reward_model.model.strength.strengths`.
         recipe: how the models of the strength are trained.
     """
 
@@ -102,10 +103,10 @@ class Denoised:
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
-    ) -> Lesson:
+    ) -> TrainingTargets:
         """Return all pairs with changed targets, and how well strength tells wrong labels."""
-        found, facts = _margins(self, data.training, model, generators)
-        mean = found.mean
+        strengths, facts = _strengths(self, data.training, model, generators)
+        mean = strengths.mean
         targets = strength.flip(mean, self.flip)
         if self.smoothing:
             targets = strength.soft(mean, self.smoothing, targets=targets)
@@ -114,7 +115,9 @@ class Denoised:
         if self.drop:
             share = None if self.drop is True else self.drop
             targets = strength.drop(mean, share, targets)
-        return _lesson(data.training, targets, facts)._replace(gradients=found.gradients)
+        return _training_targets(data.training, targets, facts)._replace(
+            gradients=strengths.gradients
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,41 +146,46 @@ class Band:
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
-    ) -> Lesson:
+    ) -> TrainingTargets:
         """Return the pairs of the band, its mean strength and its share of wrong labels."""
-        found, facts = _margins(self, data.training, model, generators)
-        rows = strength.bands(found.mean, self.count)[:, self.index]
-        facts["band_strength"] = found.mean.gather(-1, rows).mean(-1)
-        facts["band_std"] = found.std.gather(-1, rows).mean(-1)
-        targets = strength.keep(found.mean)
+        strengths, facts = _strengths(self, data.training, model, generators)
+        rows = strength.bands(strengths.mean, self.count)[:, self.index]
+        facts["band_strength"] = strengths.mean.gather(-1, rows).mean(-1)
+        facts["band_std"] = strengths.std.gather(-1, rows).mean(-1)
+        targets = strength.keep(strengths.mean)
         swap = torch.zeros_like(targets.swap).scatter_(-1, rows, self.flip)
-        lesson = _lesson(data.training, targets._replace(swap=swap), facts)
+        training = _training_targets(data.training, targets._replace(swap=swap), facts)
         wrong = (data.training.wrong ^ swap).gather(-1, rows)
         facts["wrong_labels"] = wrong.float().mean(-1)
-        return lesson._replace(rows=rows, gradients=found.gradients)
+        return training._replace(rows=rows, gradients=strengths.gradients)
 
 
-def _margins(
+def _strengths(
     settings: Denoised | Band, pairs: Pairs, model: FeatureReward, generators: Sequence[Generator]
 ) -> tuple[strength.Strength, dict[str, Tensor]]:
-    found = strength.strengths(
+    strengths = strength.strengths(
         model, generators, pairs.chosen, pairs.rejected, settings.models, settings.folds,
         settings.recipe,
     )  # fmt: skip
-    facts = {"noise_estimate": strength.noise_estimate(found.mean)}
-    some = pairs.wrong.any(-1) & ~pairs.wrong.all(-1)
-    if bool(some.all()):
-        facts["strength_auroc"] = strength.auroc(found.mean, pairs.wrong)
-    return found, facts
+    facts = {"noise_estimate": strength.noise_estimate(strengths.mean)}
+    areas = [
+        auroc(-mean, wrong)
+        for mean, wrong in zip(strengths.mean.cpu(), pairs.wrong.cpu(), strict=True)
+    ]
+    if None not in areas:
+        facts["strength_auroc"] = strengths.mean.new_tensor(areas)
+    return strengths, facts
 
 
-def _lesson(pairs: Pairs, targets: Targets, facts: dict[str, Tensor] | None = None) -> Lesson:
-    """Return a lesson of all pairs, with the share of labels that are still wrong."""
+def _training_targets(
+    pairs: Pairs, targets: Targets, facts: dict[str, Tensor] | None = None
+) -> TrainingTargets:
+    """Return the targets of all pairs, with the share of labels that are still wrong."""
     facts = {} if facts is None else facts
     towards = targets.swap ^ (targets.label < 0.5) ^ pairs.wrong
     facts["wrong_labels"] = (towards * targets.weight).mean(-1) / targets.weight.mean(-1)
     rows = torch.arange(towards.shape[-1], device=towards.device).expand_as(towards)
-    return Lesson(targets, rows, facts)
+    return TrainingTargets(targets, rows, facts)
 
 
 def _zeros(pairs: Pairs) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -13,17 +13,15 @@ from torch import Generator, Tensor
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
-from metaopt.problems.reward_model.data.preference_policy import Reward
-from metaopt.problems.reward_model.denoising import AsGiven, Labels
+from metaopt.problems.reward_model.data.features import PreferenceFeatures
+from metaopt.problems.reward_model.data.policy import Reward
+from metaopt.problems.reward_model.denoising import Labels, NoisyLabels
 from metaopt.problems.reward_model.model.contrastive import Contrastive
-from metaopt.problems.reward_model.model.preference_training import ordered, with_views
-from metaopt.problems.reward_model.model.reward_ensemble import combine
+from metaopt.problems.reward_model.model.ensemble import AGGREGATES, combine
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
+from metaopt.problems.reward_model.model.training import ordered, with_views
 from metaopt.problems.reward_model.report import table
 from metaopt.problems.reward_model.steps import reward_spread
-
-Aggregate = Literal["mean", "worst", "lower"]
 
 
 class Judge(Protocol):
@@ -90,13 +88,13 @@ class FeaturePreferences:
         model: Callable[..., FeatureReward],
         labels: Labels | None = None,
         members: int = 1,
-        aggregate: Aggregate = "mean",
+        aggregate: str = "mean",
         auxiliary: Callable[..., Contrastive] | None = None,
     ) -> None:
         if members < 1:
             raise ValueError(f"FeaturePreferences needs members >= 1; got {members}.")
-        if aggregate not in get_args(Aggregate):
-            allowed = ", ".join(get_args(Aggregate))
+        if aggregate not in AGGREGATES:
+            allowed = ", ".join(AGGREGATES)
             raise ValueError(f"aggregate must be one of {allowed}; got {aggregate!r}.")
         features: PreferenceFeatures = (
             data if isinstance(data, PreferenceFeatures) else data.features
@@ -106,7 +104,7 @@ class FeaturePreferences:
         self.model = model(inputs=features.training.chosen.shape[-1])
         # Views are drawn as dropout is, so that two evaluations under one key see the same ones.
         self.auxiliary = auxiliary and auxiliary(self.model, [torch.default_generator])
-        self.lesson = (labels or AsGiven())(features, self.model, self._generators("labels"))
+        self.training = (labels or NoisyLabels())(features, self.model, self._generators("labels"))
         self._both = torch.stack((features.training.chosen, features.training.rejected), 2)
         self._run = torch.arange(features.runs * members)[:, None] // members
         self._order = self._orders()
@@ -128,7 +126,7 @@ class FeaturePreferences:
     def row_losses(self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True) -> Tensor:
         """Return the loss of each pair against its target, (R M, B)."""
         pairs = self._order[:, rows]
-        targets, x = self.lesson.targets.at(self._run, pairs), self._both[self._run, pairs]
+        targets, x = self.training.targets.at(self._run, pairs), self._both[self._run, pairs]
 
         def losses(x: Tensor) -> Tensor:
             return targets.losses(*self.model.rewards(tensors, x, _dropout(train)).unbind(-1))
@@ -170,14 +168,14 @@ class FeaturePreferences:
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
         """Return the gradients of the labels' strengths, and those of members but the first."""
         others = (self.members - 1) * spent.get("gradients", 0)
-        return {"gradients": self.lesson.gradients + others}
+        return {"gradients": self.training.gradients + others}
 
     @torch.no_grad()
     def metrics(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return accuracy, loss and mean |margin| by test, J, what the judge says, and facts."""
         judged = {k[len(JUDGED) :]: v for k, v in tensors.items() if k.startswith(JUDGED)}
         found = self._figures(self.reward(tensors), judged)
-        return found | {f"labels/{name}": value for name, value in self.lesson.facts.items()}
+        return found | {f"labels/{name}": value for name, value in self.training.facts.items()}
 
     def _figures(self, reward: Reward, judged: Tree) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -225,7 +223,7 @@ class FeaturePreferences:
 
     def _orders(self) -> Tensor:
         """Return which pair lies at which row for each model, (R M, n')."""
-        rows = self.lesson.rows
+        rows = self.training.rows
         orders = []
         for run, own in enumerate(rows):
             for member in range(self.members):

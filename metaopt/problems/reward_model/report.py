@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
-from metaopt.problems.reward_model.data.preference_policy import at_kl
+from metaopt.problems.reward_model.data.policy import at_kl
 
 if TYPE_CHECKING:
     from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel

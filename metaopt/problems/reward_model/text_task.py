@@ -17,12 +17,12 @@ from metaopt.engine.protocols import Tree
 from metaopt.metrics import wilson
 from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import word_tokenizer
-from metaopt.problems.reward_model.data.pairs import Pair, Preferences, noise, plain, split
-from metaopt.problems.reward_model.data.preference_texts import HELD_OUT, check_unlabelled, half_of
+from metaopt.problems.reward_model.data.pairs import Pair, Preferences, plain, split, with_noise
+from metaopt.problems.reward_model.data.text_features import HELD_OUT, check_unlabelled, half_of
 from metaopt.problems.reward_model.model.export import export
-from metaopt.problems.reward_model.model.preference_training import ordered
 from metaopt.problems.reward_model.model.reward_model import RewardModel, bradley_terry
-from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
+from metaopt.problems.reward_model.model.tokens import encode, positions
+from metaopt.problems.reward_model.model.training import ordered
 from metaopt.problems.reward_model.report import table
 from metaopt.problems.reward_model.steps import reward_spread
 
@@ -92,7 +92,7 @@ class TextPreferences:
         transfer = transfer or {}
         check_unlabelled(unlabelled, transfer)
         own, other = split(source.pairs, training, seed)
-        trained = noise([plain(source.pairs[i]) for i in own], noise_share, seed).pairs
+        trained = with_noise([plain(source.pairs[i]) for i in own], noise_share, seed)
         tests = {HELD_OUT: [plain(source.pairs[i]) for i in other]}
         tests |= {name: [plain(p) for p in found.pairs] for name, found in transfer.items()}
         order = torch.randperm(len(tests[unlabelled]), generator=_draw(seed)).tolist()

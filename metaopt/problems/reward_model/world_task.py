@@ -13,11 +13,11 @@ from torch import Generator, Tensor
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
-from metaopt.problems.reward_model.data.preference_policy import Policy, Reward, at_kl, kl, optimise
-from metaopt.problems.reward_model.data.preference_policy import draw as normal
-from metaopt.problems.reward_model.data.preference_world import PROMPT, Pairs, PreferenceWorld
-from metaopt.problems.reward_model.model.preference_training import Recipe, batches, every, fit
+from metaopt.problems.reward_model.data.features import PreferenceFeatures
+from metaopt.problems.reward_model.data.policy import Policy, Reward, at_kl, kl, optimise
+from metaopt.problems.reward_model.data.policy import draw as normal
+from metaopt.problems.reward_model.data.world import PROMPT, Pairs, PreferenceWorld
+from metaopt.problems.reward_model.model.training import Recipe, batches, every, fit
 from metaopt.problems.reward_model.report import draw_frontier
 
 Responses = Literal["shifted", "sft", "noise"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metaopt.problems.reward_model.data.pairs import preferences, split
-from metaopt.problems.reward_model.data.preference_texts import preference_texts
+from metaopt.problems.reward_model.data.text_features import preference_texts
 
 COUNT = 40
 TEXT = ("problem=reward_model/text", "problem.task.source.source=pairs.jsonl")

@@ -88,7 +88,7 @@ def swav(
 
 @dataclass(frozen=True)
 class Contrastive:
-    """A contrastive loss beside Bradley and Terry's, `auxiliary` of `preference_training.fit`.
+    """A contrastive loss beside Bradley and Terry's, `auxiliary` of `training.fit`.
 
     Two views of an answer are two copies of its features, from each of which a share was dropped;
     what is contrasted is their last hidden layer f. Items are the answers' f, or f(chosen) -

@@ -20,7 +20,7 @@ from transformers import (
 from metaopt.nn.export import check_scores, new_folder, no_progress_bars, reads_tokenizer
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.reward_model.model.reward_model import RewardModel, RewardModelConfig
-from metaopt.problems.reward_model.model.reward_model_tokens import encode
+from metaopt.problems.reward_model.model.tokens import encode
 
 AutoConfig.register(RewardModelConfig.model_type, RewardModelConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(RewardModelConfig, RewardModel, exist_ok=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from metaopt.problems.reward_model.model.reward_model import RewardModel
-from metaopt.problems.reward_model.model.reward_model_tokens import encode
+from metaopt.problems.reward_model.model.tokens import encode
 
 
 class TextEncoder:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from metaopt.data.row_texts import writable
 from metaopt.problems.reward_model.data.pairs.dialogue import common_prompt
-from metaopt.problems.reward_model.data.pairs.pairs import Message, Pair, Text
+from metaopt.problems.reward_model.data.pairs.pair import Message, Pair, Text
 
 COLUMNS = ("prompt", "chosen", "rejected", "margin", "strength", "section")
 """Columns of pairs. Chosen and rejected are needed; a source without `prompt` (or `messages`, the

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from metaopt.data.folder import find_data
 from metaopt.data.records import Record, records
 from metaopt.problems.reward_model.data.pairs.generated import generated_pairs
-from metaopt.problems.reward_model.data.pairs.pairs import Malformed, Pair, Preferences
+from metaopt.problems.reward_model.data.pairs.pair import Malformed, Pair, Preferences
 from metaopt.problems.reward_model.data.pairs.rows import COLUMNS, read
 
 SHARED = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metaopt.problems.reward_model.data.preference_world import Pairs
+from metaopt.problems.reward_model.data.world import Pairs
 
 
 @dataclass(frozen=True)

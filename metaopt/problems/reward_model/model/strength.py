@@ -8,12 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt import metrics
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.model.preference_training import (
+from metaopt.problems.reward_model.model.training import (
     Recipe,
     Targets,
-    accuracy,
     batches,
     every,
     fit,
@@ -121,9 +119,7 @@ def flip(mean: Tensor, share: float = 0.1, targets: Targets | None = None) -> Ta
     return old._replace(swap=old.swap ^ lowest, margin=torch.where(lowest, -old.margin, old.margin))
 
 
-def soft(
-    mean: Tensor, smoothing: float = 0.2, everywhere: bool = False, targets: Targets | None = None
-) -> Targets:
+def soft(mean: Tensor, smoothing: float = 0.2, targets: Targets | None = None) -> Targets:
     """Give pairs of negative strength the label q = 1 - a.
 
     With a < 1/2 a wrong pair is still learnt, with a bounded loss; with a > 1/2 it is flipped in
@@ -132,7 +128,6 @@ def soft(
     Args:
         mean: mu, (R, n).
         smoothing: a, in [0, 1].
-        everywhere: smooth all pairs; this shrinks rewards, and the coefficient of a KL with them.
         targets: what is changed; `None` for the labels as they are.
 
     Raises:
@@ -144,9 +139,8 @@ def soft(
         raise ValueError(f"soft labels need smoothing in [0, 1]; got {smoothing}.")
     old = targets or keep(mean)
     now = torch.where(old.swap, -mean, mean)
-    where = torch.ones_like(old.swap) if everywhere else now < 0
     mixed = old.label * (1 - smoothing) + (1 - old.label) * smoothing
-    return old._replace(label=torch.where(where, mixed, old.label))
+    return old._replace(label=torch.where(now < 0, mixed, old.label))
 
 
 def margin(
@@ -211,90 +205,21 @@ def bands(mean: Tensor, count: int = 10) -> Tensor:
     return mean.argsort(dim=-1, stable=True)[:, : size * count].view(len(mean), count, size)
 
 
-def by_band(mean: Tensor, values: Tensor, count: int = 10) -> Tensor:
-    """Return the mean of values (R, n) in each band of strength, (R, count); see `bands`.
+def noise_estimate(mean: Tensor) -> Tensor:
+    """Return an estimate of the share of wrong labels, (R,): the share of negative strengths.
 
-    Of which labels are wrong, it is the share of wrong labels by strength; of sigma, how much the
-    models disagree there.
-    """
-    order = bands(mean, count)
-    return values.float().gather(-1, order.flatten(1)).view(order.shape).mean(-1)
-
-
-def accuracy_by_band(
-    model: FeatureReward,
-    generators: Sequence[Generator],
-    mean: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    test: tuple[Tensor, Tensor],
-    count: int = 10,
-    recipe: Recipe | None = None,
-) -> Tensor:
-    """Return the accuracy of models that were each trained on one band of strength, (R, count).
-
-    Args:
-        model: the architecture.
-        generators: one a run.
-        mean: mu of the training pairs, (R, n).
-        chosen, rejected: their features (R, n, d).
-        test: features of the answers of other pairs (R, n', d), the better ones first.
-        count: number of bands.
-        recipe: `None` for the defaults.
-
-    References: Wang et al., 2024, figure 4.
-    """
-    recipe = recipe or Recipe()
-    params = model.init([g for g in generators for _ in range(count)])
-    rows = batches(generators, bands(mean, count), recipe)
-    trained = fit(model, params, chosen, rejected, rows, recipe)
-    better, worse = (x.repeat_interleave(count, 0) for x in test)
-    return accuracy(model, trained, better, worse).view(-1, count)
-
-
-def auroc(mean: Tensor, wrong: Tensor) -> Tensor:
-    """Return the probability that a wrong label has a lower strength than a right one, (R,).
-
-    Args:
-        mean: mu, (R, n).
-        wrong: which labels are wrong, (R, n).
-
-    Raises:
-        ValueError: a run without wrong labels, or without right ones.
-    """
-    runs = zip(-mean.cpu().numpy(), wrong.cpu().numpy(), strict=True)
-    values = [metrics.auroc(weakness, bad) for weakness, bad in runs]
-    if None in values:
-        raise ValueError("an AUROC needs wrong and right labels in each run.")
-    return mean.new_tensor(values)
-
-
-def noise_estimate(mean: Tensor, clean_accuracy: float | None = None) -> Tensor:
-    """Return an estimate of the share of wrong labels, (R,).
-
-    Without `clean_accuracy` it is the share of negative strengths, which is biased upwards: where
-    the models are right about a share p of pairs, whatever the label, it is on average
+    It is biased upwards: where the models are right about a share p of pairs, whatever the label,
+    it is on average
 
         f = e p + (1 - e) (1 - p) = e + (1 - p) (1 - 2 e) >= e
 
-    for a share e < 1/2 of wrong labels. It is 1 - p where all labels are right. With p known from
-    pairs whose labels are right, e = (f - (1 - p)) / (2 p - 1), clipped to [0, 1/2]; that p is a
-    little too high or too low where mistakes and wrong labels go together. Strengths on the
+    for a share e < 1/2 of wrong labels, and 1 - p where all labels are right. Strengths on the
     training pairs themselves bias f downwards instead.
 
     Args:
         mean: cross-fitted mu, (R, n).
-        clean_accuracy: p, in (1/2, 1].
-
-    Raises:
-        ValueError: an accuracy outside (1/2, 1].
     """
-    negative = (mean < 0).float().mean(-1)
-    if clean_accuracy is None:
-        return negative
-    if not 0.5 < clean_accuracy <= 1:
-        raise ValueError(f"clean_accuracy must be in (1/2, 1]; got {clean_accuracy}.")
-    return ((negative - (1 - clean_accuracy)) / (2 * clean_accuracy - 1)).clamp(0, 0.5)
+    return (mean < 0).float().mean(-1)
 
 
 def _folds(

@@ -19,7 +19,7 @@ from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.problems.reward_model.model import export as export_module
 from metaopt.problems.reward_model.model.export import export, load
 from metaopt.problems.reward_model.model.reward_model import RewardModel
-from metaopt.problems.reward_model.model.reward_model_tokens import encode, positions
+from metaopt.problems.reward_model.model.tokens import encode, positions
 
 SHARE = Proportion(0.75, 0.6, 0.875, 40)
 CARD = ModelCard("200 pairs | of\ntests", {"accuracy": SHARE}, base="me/base", licence="mit")

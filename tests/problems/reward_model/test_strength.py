@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from metaopt.engine.random import fold, generator
 from metaopt.nn import MLP
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.data.preference_world import PreferenceWorld
-from metaopt.problems.reward_model.model import preference_strength as strength
-from metaopt.problems.reward_model.model.preference_strength import (
-    accuracy_by_band,
-    auroc,
+from metaopt.problems.reward_model.data.world import PreferenceWorld
+from metaopt.problems.reward_model.model import strength
+from metaopt.problems.reward_model.model.strength import (
     bands,
-    by_band,
     drop,
     flip,
     keep,
@@ -26,7 +23,7 @@ from metaopt.problems.reward_model.model.preference_strength import (
     soft,
     strengths,
 )
-from metaopt.problems.reward_model.model.preference_training import (
+from metaopt.problems.reward_model.model.training import (
     Recipe,
     Targets,
     accuracy,
@@ -134,24 +131,17 @@ def test_strengths_are_the_mean_and_the_population_deviation_of_margins(monkeypa
 def test_strengths_find_wrong_labels():
     data = pairs(3, 2048)
     found = strengths(FeatureReward(16), draws(3, "s"), data.chosen, data.rejected, 2, 3)
-    area = auroc(found.mean, data.wrong)
-    assert (area > 0.8).all()
     for run in range(3):
         bad = data.wrong[run]
         u = mannwhitneyu(-found.mean[run][bad], -found.mean[run][~bad]).statistic
-        assert area[run].item() == pytest.approx(u / (bad.sum() * (~bad).sum()).item(), abs=1e-6)
-    dirty = by_band(found.mean, data.wrong).mean(0)
+        assert u / (bad.sum() * (~bad).sum()).item() > 0.8
+    order = bands(found.mean)
+    dirty = data.wrong.float().gather(-1, order.flatten(1)).view(order.shape).mean((0, 2))
     assert dirty[0] > 0.75
     assert dirty[-1] < 0.06
     assert (dirty.diff() < 0.02).all()
     estimate = noise_estimate(found.mean)
     assert (estimate > 0.3).all()
-    test = PreferenceWorld(draws(3, "world")).pairs(draws(3, "test"), 1000)
-    low, high = accuracy_by_band(
-        FeatureReward(16), draws(3, "bands"), found.mean, data.chosen, data.rejected,
-        (test.chosen, test.rejected), 2, Recipe(epochs=4),
-    ).unbind(-1)  # fmt: skip
-    assert (low < high - 0.1).all()
 
 
 @pytest.mark.slow
@@ -191,7 +181,6 @@ def test_targets_make_the_losses_of_the_paper():
         "kept": (keep(mean), nll(d)),
         "flipped": (flip(mean, 0.2), np.where(lowest, nll(-d), nll(d))),
         "soft": (soft(mean, 0.2), np.where(negative, 0.8 * nll(d) + 0.2 * nll(-d), nll(d))),
-        "smooth": (soft(mean, 0.3, True), 0.7 * nll(d) + 0.3 * nll(-d)),
         "margin": (margin(mean), nll(d - m)),
         "half": (margin(mean, 0.5, True), nll(d - 0.5 * np.maximum(m, 0))),
         "both": (margin(mean, targets=flip(mean, 0.2)), np.where(lowest, nll(m - d), nll(d - m))),
@@ -238,9 +227,6 @@ def test_bands_are_sorted_and_equal():
     assert order.shape == (3, 4, 10)
     for run in range(3):
         np.testing.assert_array_equal(order[run].flatten(), np.argsort(mean[run].numpy())[:40])
-    np.testing.assert_allclose(
-        by_band(mean, mean, 4)[0], np.sort(mean[0].numpy())[:40].reshape(4, 10).mean(1), rtol=1e-5
-    )
 
 
 def test_the_noise_estimate_is_biased_as_it_says():
@@ -248,10 +234,8 @@ def test_the_noise_estimate_is_biased_as_it_says():
     wrong, right = (torch.rand(2, 200_000, generator=draw) < p for p in (0.2, 0.8))
     mean = torch.where(wrong ^ ~right, -1.0, 1.0)
     np.testing.assert_allclose(noise_estimate(mean), 0.2 + 0.2 * 0.6, atol=0.005)
-    np.testing.assert_allclose(noise_estimate(mean, 0.8), 0.2, atol=0.005)
     clean = torch.where(right, 1.0, -1.0)
     np.testing.assert_allclose(noise_estimate(clean), 0.2, atol=0.005)
-    np.testing.assert_allclose(noise_estimate(clean, 0.8), 0, atol=0.005)
 
 
 def test_ties_count_half():
@@ -266,8 +250,6 @@ def test_ties_count_half():
         (lambda: margin(mu(), -1.0), "scale >= 0"),
         (lambda: drop(mu(), 1.0), r"share in \[0, 1\); got 1.0"),
         (lambda: bands(mu(), 41), "1 to 40 bands; got 41"),
-        (lambda: auroc(mu(), mu() > 9), "wrong and right labels"),
-        (lambda: noise_estimate(mu(), 0.5), r"\(1/2, 1\]; got 0.5"),
         (
             lambda: strengths(MODEL, draws(2, "s"), *pairs(2, 9)[:2], models=2, folds=10),
             "between 1 and the 9 pairs",

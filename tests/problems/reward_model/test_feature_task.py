@@ -15,12 +15,12 @@ from metaopt.estimators import Direct, FirstOrder
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.optimizers import Descent
 from metaopt.problems.reward_model import MetaRewardModel
-from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
-from metaopt.problems.reward_model.denoising import Band, Corrected, Denoised
+from metaopt.problems.reward_model.data.features import PreferenceFeatures
+from metaopt.problems.reward_model.denoising import Band, Denoised, OracleLabels
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
 from metaopt.problems.reward_model.model.contrastive import Contrastive
-from metaopt.problems.reward_model.model.preference_training import Recipe
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
+from metaopt.problems.reward_model.model.training import Recipe
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 WIDTHS = partial(FeatureReward, widths=(8,))
@@ -77,13 +77,13 @@ def test_trusted_pairs_have_the_right_labels(world):
 
 
 def test_corrected_labels(world):
-    oracle = FeaturePreferences(world, WIDTHS, Corrected())
-    assert oracle.lesson.facts["wrong_labels"].tolist() == [0.0, 0.0]
-    some = FeaturePreferences(world, WIDTHS, Corrected("trusted"))
+    oracle = FeaturePreferences(world, WIDTHS, OracleLabels())
+    assert oracle.training.facts["wrong_labels"].tolist() == [0.0, 0.0]
+    some = FeaturePreferences(world, WIDTHS, OracleLabels("trusted"))
     given = FeaturePreferences(world, WIDTHS)
     fixed = world.features.training.wrong[:, :6].float().sum(-1) / 128
     assert torch.allclose(
-        given.lesson.facts["wrong_labels"] - some.lesson.facts["wrong_labels"], fixed
+        given.training.facts["wrong_labels"] - some.training.facts["wrong_labels"], fixed
     )
     rows = torch.arange(6)
     params = given.init(generator(0))[0]
@@ -92,14 +92,14 @@ def test_corrected_labels(world):
 
 def test_denoised_labels_change_in_the_stated_order(world):
     labels = Denoised(flip=0.1, smoothing=0.2, margin=1.0, clip=True, drop=True, **QUICK)
-    lesson = FeaturePreferences(world, WIDTHS, labels).lesson
-    targets = lesson.targets
+    training = FeaturePreferences(world, WIDTHS, labels).training
+    targets = training.targets
     assert targets.swap.sum(-1).tolist() == [13, 13]
     assert bool((targets.margin >= 0).all())
     assert bool((targets.margin[targets.swap] > 0).all())
     assert torch.allclose(targets.weight.mean(-1), torch.ones(2))
     assert targets.label.unique().tolist() == pytest.approx([0.8, 1.0])
-    assert {"noise_estimate", "strength_auroc", "wrong_labels"} == set(lesson.facts)
+    assert {"noise_estimate", "strength_auroc", "wrong_labels"} == set(training.facts)
 
 
 def test_a_band_trains_on_its_share_alone(world):
@@ -107,10 +107,10 @@ def test_a_band_trains_on_its_share_alone(world):
     for index in (0, 4):
         task = FeaturePreferences(world, WIDTHS, Band(index=index, count=5, **QUICK))
         assert task.rows == 25
-        assert len(task.lesson.rows.unique()) > 25
-        facts.append(task.lesson.facts)
+        assert len(task.training.rows.unique()) > 25
+        facts.append(task.training.facts)
     assert bool((facts[0]["band_strength"] < facts[1]["band_strength"]).all())
-    flipped = FeaturePreferences(world, WIDTHS, Band(index=0, count=5, flip=True, **QUICK)).lesson
+    flipped = FeaturePreferences(world, WIDTHS, Band(index=0, count=5, flip=True, **QUICK)).training
     assert torch.allclose(1 - facts[0]["wrong_labels"], flipped.facts["wrong_labels"])
     assert flipped.targets.swap.sum(-1).tolist() == [25, 25]
 
@@ -169,7 +169,7 @@ def test_a_run_is_judged_and_tells(world, tmp_path):
         (lambda w: PreferenceWorlds(WIDTHS, runs=0), "runs >= 1"),
         (lambda w: PreferenceWorlds(WIDTHS, source="ppo"), "one of shifted, sft, noise"),
         (lambda w: PreferenceWorlds(WIDTHS, beta=0.2), "betas must hold beta=0.2"),
-        (lambda w: Corrected("some"), "which=all or trusted"),
+        (lambda w: OracleLabels("some"), "which=all or trusted"),
         (lambda w: Band(index=10), "0 <= index < count; got index=10, count=10"),
         (
             lambda w: PreferenceFeatures(w.features.training, 0, w.features.responses, {}),

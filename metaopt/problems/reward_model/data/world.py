@@ -13,13 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.reward_model.data.preference_policy import (
+from metaopt.problems.reward_model.data.policy import (
     Policy,
     Reward,
     draw,
     features,
-    kl,
-    optimise,
 )
 
 PROMPT, HIGH, LOW = 4, 4, 8
@@ -36,18 +34,6 @@ class Pairs(NamedTuple):
     chosen: Tensor
     rejected: Tensor
     wrong: Tensor
-
-
-class Frontier(NamedTuple):
-    """What pushing one reward further and further costs and brings, S + 1 policies a run.
-
-    Args:
-        kl: nats from the SFT policy, (R, S + 1); the first is the SFT policy itself, at 0.
-        gold: expected gold reward, (R, S + 1); 0 for the SFT policy.
-    """
-
-    kl: Tensor
-    gold: Tensor
 
 
 class PreferenceWorld:
@@ -194,43 +180,6 @@ class PreferenceWorld:
         x = self.sample(generators, prompts, count, policy)
         best = reward(x.flatten(1, 2)).view(x.shape[:-1]).argmax(-1, keepdim=True)
         return self.gold(x).gather(-1, best).squeeze(-1).mean(-1)
-
-    def optimise(
-        self, reward: Reward, generators: Sequence[Generator], beta: float = 0.1
-    ) -> Policy:
-        """Return the policy (R, ...) that a reward and a KL coefficient make of the SFT policy.
-
-        See `metaopt.problems.reward_model.data.preference_policy.optimise`, which takes more
-        options.
-        """
-        return optimise(reward, self.sft, generators, (beta,)).at(0)
-
-    def kl(self, policy: Policy) -> Tensor:
-        """Return how far a policy is from the SFT policy in nats, exactly, (R,)."""
-        return kl(policy, self.sft)
-
-    def frontier(
-        self,
-        reward: Reward,
-        generators: Sequence[Generator],
-        betas: Sequence[float] = (0.03, 0.1, 0.3, 1.0, 3.0),
-    ) -> Frontier:
-        """Return KL and expected gold reward of the policies of several KL coefficients.
-
-        Policies of two rewards are compared at one KL, never at one coefficient:
-        `at_kl(frontier.kl, frontier.gold, nats)`.
-
-        Args:
-            reward, generators: as in `optimise`.
-            betas: KL coefficients, each > 0; a small one is a policy far away.
-        """
-        swept = optimise(reward, self.sft, generators, betas)
-        sft = Policy(*(part[:, None] for part in self.sft))
-        zero = swept.offset.new_zeros(len(swept.offset), 1)
-        return Frontier(
-            torch.cat((zero, kl(swept, sft)), -1),
-            torch.cat((zero, self.expected_gold(swept)), -1),
-        )
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of the raw gold reward under the SFT policy.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from metaopt.problems.reward_model.data.features import PreferenceFeatures
 from metaopt.problems.reward_model.data.pairs import Pair, Preferences, flips, plain, split
-from metaopt.problems.reward_model.data.preference_features import PreferenceFeatures
-from metaopt.problems.reward_model.data.preference_world import Pairs
+from metaopt.problems.reward_model.data.world import Pairs
 
 HELD_OUT = "held_out"
 """Name of the test on the pairs that do not train."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -105,18 +105,6 @@ class Preferences:
         return words
 
 
-class Noisy(NamedTuple):
-    """Pairs of which some have the wrong label.
-
-    Args:
-        pairs: all pairs, in their order.
-        flipped: indices of those whose answers were exchanged, ascending.
-    """
-
-    pairs: tuple[Pair, ...]
-    flipped: tuple[int, ...]
-
-
 def flips(count: int, rate: float, seed: int) -> tuple[int, ...]:
     """Return which of `count` labels are wrong: round(rate count) indices, ascending.
 
@@ -136,37 +124,17 @@ def flips(count: int, rate: float, seed: int) -> tuple[int, ...]:
     return tuple(sorted(order[: round(rate * count)].tolist()))
 
 
-def flip(pairs: Sequence[Pair], which: Collection[int], signed: bool = True) -> tuple[Pair, ...]:
-    """Return the pairs with the answers of some exchanged; flipping twice is the identity.
+def with_noise(pairs: Sequence[Pair], rate: float, seed: int) -> tuple[Pair, ...]:
+    """Return the pairs with the answers of `flips(len(pairs), rate, seed)` exchanged.
 
-    Args:
-        pairs: the pairs.
-        which: indices of those to flip, in [0, len(pairs)).
-        signed: also negate their margin and strength, which are r(chosen) - r(rejected) and follow
-            a relabelling. `False` leaves them: a wrong label whose margin has the other sign would
-            be known to be wrong.
-
-    Raises:
-        IndexError: an index out of range.
+    Margins and strengths stay: a wrong label whose margin has the other sign would be known to be
+    wrong.
     """
-    chosen = set(which)
-    if chosen and not (min(chosen) >= 0 and max(chosen) < len(pairs)):
-        raise IndexError(f"flip needs indices in [0, {len(pairs)}); got {sorted(chosen)}.")
-    sign = -1.0 if signed else 1.0
-    return tuple(_exchanged(p, sign) if i in chosen else p for i, p in enumerate(pairs))
-
-
-def noise(pairs: Sequence[Pair], rate: float, seed: int) -> Noisy:
-    """Return the pairs with a share of wrong labels, and which those are.
-
-    `flip(noisy.pairs, noisy.flipped, signed=False)` takes the noise back.
-
-    Args:
-        pairs: pairs with the right labels.
-        rate, seed: see `flips`.
-    """
-    wrong = flips(len(pairs), rate, seed)
-    return Noisy(flip(pairs, wrong, signed=False), wrong)
+    wrong = set(flips(len(pairs), rate, seed))
+    return tuple(
+        pair._replace(chosen=pair.rejected, rejected=pair.chosen) if i in wrong else pair
+        for i, pair in enumerate(pairs)
+    )
 
 
 def split(
@@ -206,45 +174,3 @@ def split(
             f"together and {max(map(len, together))} of {len(pairs)} share one."
         )
     return tuple(sides[0]), tuple(sides[1])
-
-
-def trl_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Return rows with TRL's columns: prompt, chosen, rejected, and margin where there is one.
-
-    Texts are given as they are; `plain` and `conversation` convert them first. `strength` and
-    `section` are further columns where a pair has them, which TRL ignores.
-
-    Raises:
-        ValueError: some pairs are plain and some conversations, or some have a margin (strength)
-            and some do not: a missing number would shift the others.
-    """
-    if len({isinstance(pair.prompt, str) for pair in pairs}) > 1:
-        raise ValueError(
-            "TRL needs plain texts or conversations, not both; map `plain` or `conversation` over "
-            "the pairs first."
-        )
-    columns = ["prompt", "chosen", "rejected"]
-    for name in ("margin", "strength"):
-        without = [i for i, pair in enumerate(pairs) if getattr(pair, name) is None]
-        if not without:
-            columns.append(name)
-        elif len(without) < len(pairs):
-            raise ValueError(
-                f"{len(without)} of {len(pairs)} pairs have no {name}, the first at index "
-                f"{without[0]}; give all of them one, or none."
-            )
-    if any(pair.section for pair in pairs):
-        columns.append("section")
-    return [{name: _column(getattr(pair, name)) for name in columns} for pair in pairs]
-
-
-def _column(value: Any) -> Any:
-    return [message._asdict() for message in value] if isinstance(value, tuple) else value
-
-
-def _exchanged(pair: Pair, sign: float) -> Pair:
-    margin = None if pair.margin is None else sign * pair.margin
-    strength = None if pair.strength is None else sign * pair.strength
-    return pair._replace(
-        chosen=pair.rejected, rejected=pair.chosen, margin=margin, strength=strength
-    )
