@@ -11,11 +11,7 @@ import itertools
 import torch
 from sklearn.datasets import make_moons
 
-from metaopt.engine import Engine
-from metaopt.engine.protocols import Feedback, Problem
-from metaopt.engine.random import fold
-from metaopt.estimators import Score
-from metaopt.optimizers import Search
+from metaopt import Engine, Feedback, Problem, Score, Search, fold
 
 CHOICES = {"layers": [0, 1, 2, 3], "width": [2, 4, 8, 16], "activation": ["tanh", "relu"]}
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}

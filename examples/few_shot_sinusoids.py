@@ -7,10 +7,7 @@ import math
 
 import torch
 
-from metaopt import Engine, GradientProblem
-from metaopt.engine.inner_optimizers import SGD
-from metaopt.estimators import Unroll
-from metaopt.optimizers import Descent
+from metaopt import SGD, Descent, Engine, GradientProblem, Unroll
 
 
 class Sinusoids(GradientProblem):

@@ -10,11 +10,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from metaopt.engine import Engine
-from metaopt.engine.gradient_problem import GradientProblem
-from metaopt.engine.inner_optimizers import SGD
-from metaopt.estimators import Unroll
-from metaopt.optimizers import Descent
+from metaopt import SGD, Descent, GradientProblem, Unroll, run
 
 
 class Penalties(GradientProblem):
@@ -60,14 +56,10 @@ class Penalties(GradientProblem):
 
 def main(outer_steps=300, lr=0.05):
     """Return the test loss and accuracy."""
-    engine = Engine(
-        Penalties(), Unroll(inner_steps=5), Descent("adam", lr=lr), outer_steps=outer_steps
-    )
-    for step, feedback in engine:
-        if step % 100 == 0:
-            print(f"{step}: validation loss {float(feedback.value):.4f}")
-    metrics = engine.metrics()
-    return float(metrics["eval/test_loss"]), float(metrics["eval/test_accuracy"])
+    metrics = run(
+        Penalties(), Unroll(inner_steps=5), Descent("adam", lr=lr), outer_steps, progress=False
+    ).metrics
+    return metrics["eval/test_loss"], metrics["eval/test_accuracy"]
 
 
 if __name__ == "__main__":

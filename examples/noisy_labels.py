@@ -8,11 +8,16 @@ last step, and a finite difference that needs first derivatives only. Run it:
 
 import torch
 
-from metaopt.engine import Engine
-from metaopt.engine.gradient_problem import GradientProblem
-from metaopt.engine.inner_optimizers import SGD
-from metaopt.estimators import FiniteDifference, Implicit, OneStep, Unroll
-from metaopt.optimizers import Descent
+from metaopt import (
+    SGD,
+    Descent,
+    FiniteDifference,
+    GradientProblem,
+    Implicit,
+    OneStep,
+    Unroll,
+    run,
+)
 
 ESTIMATORS = {
     "unroll": Unroll(inner_steps=5),
@@ -69,12 +74,10 @@ def losses(inner, batch):
 
 def main(name="unroll", outer_steps=60):
     """Return the share of examples whose weight says rightly whether the label is wrong."""
-    engine = Engine(
-        NoisyLabels(), ESTIMATORS[name], Descent("adam", lr=0.2), outer_steps=outer_steps
+    result = run(
+        NoisyLabels(), ESTIMATORS[name], Descent("adam", lr=0.2), outer_steps, progress=False
     )
-    for _ in engine:
-        pass
-    return float(engine.metrics()["eval/judged_rightly"])
+    return result.metrics["eval/judged_rightly"]
 
 
 if __name__ == "__main__":
