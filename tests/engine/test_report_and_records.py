@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from metaopt import Engine, Feedback, Problem, Records, Report
-from metaopt.estimators import Score
-from metaopt.optimizers import Listed, Schedule
+from metaopt.estimators import Score, Unroll
+from metaopt.optimizers import Descent, Listed, Schedule
+from metaopt.problems.examples import Ridge
 from metaopt.runs.run import Run
 
 
@@ -115,3 +116,22 @@ def test_report_that_draws_snapshots_it_does_not_take_is_refused():
 def test_what_is_no_problem_is_refused():
     with pytest.raises(TypeError, match=r"object is no problem; .*metaopt.GradientProblem"):
         Engine(object(), Score(1), Schedule(Listed([1.0])), outer_steps=1)
+
+
+class Own(Ridge):
+    """A gradient problem whose own attributes have names of the loop's and the report's parts."""
+
+    open, step, spent, batch, start, figures = "open", 0.5, [], None, 7, "mine"
+
+    def draw(self):
+        raise AssertionError("the problem's own method is not the loop's")
+
+    run = tensors = inner_value = draw
+
+
+def test_a_gradient_problem_may_use_any_name_too():
+    descents = Descent("adam", lr=0.1), Descent("adam", lr=0.1)
+    for problem, descent in zip((Own(), Ridge()), descents, strict=True):
+        assert len(list(Engine(problem, Unroll(2), descent, outer_steps=3))) == 3
+    own, plain = (descent.solution for descent in descents)
+    assert torch.equal(own["log_penalty"], plain["log_penalty"])
