@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import metaopt
 from metaopt import ConfigError, Descent, GradientProblem, Problem, Schedule, Score, Unroll
-from metaopt.optimizers import Listed
+from metaopt.optimizers import Constant
 from metaopt.problems.examples import Ridge
 from metaopt.testing.trees import identical
 
@@ -51,7 +51,7 @@ class Walk(Problem):
 
 def walk(folder, steps=4, **settings):
     return metaopt.run(
-        Walk(), Score(1), Schedule(Listed([1.0])), steps, folder=folder, progress=False, **settings
+        Walk(), Score(1), Schedule(Constant(1.0)), steps, folder=folder, progress=False, **settings
     )
 
 
@@ -216,7 +216,7 @@ def test_ctrl_c_keeps_a_checkpoint(tmp_path):
 
     with pytest.raises(KeyboardInterrupt, match=r"after outer step 3; continue with"):
         metaopt.run(
-            Interrupting(), Score(1), Schedule(Listed([1.0])), 9, folder=tmp_path, progress=False
+            Interrupting(), Score(1), Schedule(Constant(1.0)), 9, folder=tmp_path, progress=False
         )
     assert metaopt.load(tmp_path).outer_steps == 3
 

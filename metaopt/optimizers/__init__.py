@@ -1,11 +1,10 @@
 """Outer optimizers: they propose the outer variable and learn from the feedback."""
 
 from metaopt.optimizers.descent import Descent
-from metaopt.optimizers.grid import Grid
 from metaopt.optimizers.mirror import MirrorDescent
 from metaopt.optimizers.mutation import Mutation
-from metaopt.optimizers.random import Random
-from metaopt.optimizers.schedule import Constant, Linear, Listed, Recorded, Schedule
+from metaopt.optimizers.open_loop import Grid, Random
+from metaopt.optimizers.schedule import Constant, Linear, Recorded, Schedule
 from metaopt.optimizers.search import Proposer, Screen, Search, Trial, reject_known
 from metaopt.optimizers.spaces import Choice, Normal, Uniform
 
@@ -15,7 +14,6 @@ __all__ = [
     "Descent",
     "Grid",
     "Linear",
-    "Listed",
     "MirrorDescent",
     "Mutation",
     "Normal",

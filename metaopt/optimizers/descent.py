@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,26 +11,25 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from metaopt.engine import tree
-from metaopt.engine.inner_optimizers import check_pattern
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, State
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.optimizers.algorithms import CLASSES, NamedAlgorithm, check_settings
 from metaopt.optimizers.gradients import hypergradient, named_tensors
+
+ALGORITHMS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+"""Algorithms by name; every step equals that of the class of `torch.optim`, to the bit."""
 
 
 class Descent:
     """Step phi along minus the hypergradient, in place.
 
     Args:
-        algorithm: sgd, adam or adamw; or what makes the optimizer from parameter groups: any
+        algorithm: sgd, adam or adamw; or what makes the optimizer from parameters: any
             `torch.optim` class (`functools.partial(torch.optim.RAdam, lr=1e-3)`), at the price of
             importing torch's compiler.
         scheduler: makes a learning-rate scheduler from the optimizer, stepped once per update,
             or `None`.
         clip_norm: largest norm of the hypergradient, or `None`.
         accumulate: number of hypergradients averaged into one update, >= 1.
-        groups: parameter groups, each `{"match": <regular expression on the name>, ...}` with the
-            settings of `algorithm` to change; the first match wins.
-        frozen: regular expression on the names that stay as they are, or `None`.
         settings: of the algorithm, named as in `torch.optim`, such as lr (by default 1e-3).
 
     Example:
@@ -47,25 +46,16 @@ class Descent:
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
-        groups: Sequence[Mapping[str, Any]] = (),
-        frozen: str | None = None,
         **settings: Any,
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"Descent needs clip_norm > 0 or null; got {clip_norm}.")
         if accumulate < 1:
             raise ValueError(f"Descent needs accumulate >= 1; got {accumulate}.")
-        if any("match" not in group for group in groups):
-            raise ValueError(f"each group of Descent needs `match`; got {list(groups)}.")
-        for pattern in (frozen or "", *(group["match"] for group in groups)):
-            check_pattern(pattern, "Descent")
-        if isinstance(algorithm, str):
-            check_settings(algorithm, settings)
+        self._named = _named(algorithm, settings) if isinstance(algorithm, str) else None
         self.algorithm, self.scheduler, self.settings = algorithm, scheduler, settings
         self.clip_norm, self.accumulate = clip_norm, accumulate
-        self.groups, self.frozen = groups, frozen
         self._outer: Tree = {}
-        self._trained: Tree = {}
         self._steps = 0
 
     def init(self, outer: Any) -> None:
@@ -74,26 +64,12 @@ class Descent:
         Raises:
             TypeError: phi is not a dict of floating-point tensors, or the algorithm or scheduler
                 needs more than a gradient a step.
-            ValueError: `frozen` leaves nothing to train.
         """
         self._outer = tree.clone(named_tensors(outer, "Descent"))
-        names = [n for n in outer if not (self.frozen and re.search(self.frozen, n))]
-        if not names:
-            raise ValueError(
-                f"Descent has nothing to train: frozen={self.frozen!r} matches all names of "
-                f"{list(outer)}."
-            )
-        self._trained = {n: self._outer[n] for n in names}
-        grouped = []
-        for group in self.groups:
-            hit = [n for n in names if re.search(group["match"], n)]
-            names = [n for n in names if n not in set(hit)]
-            settings = {k: v for k, v in group.items() if k != "match"}
-            grouped.append({"params": [self._outer[n] for n in hit], **settings})
-        grouped.append({"params": [self._outer[n] for n in names]})
-        self._optimizer = self._make([g for g in grouped if g["params"]])
+        self._moments: State = {} if self._named is None else self._named.init(self._outer)
+        self._optimizer = self._torch_optimizer()
         self._schedule = None
-        if self.scheduler is not None and isinstance(self._optimizer, Optimizer):
+        if self.scheduler is not None and self._optimizer is not None:
             self._schedule = self.scheduler(self._optimizer)
         if isinstance(self._optimizer, torch.optim.LBFGS):
             raise TypeError("Descent steps once per hypergradient; LBFGS evaluates its own loss.")
@@ -103,14 +79,19 @@ class Descent:
                 "another torch scheduler."
             )
 
-    def _make(self, groups: list[dict[str, Any]]) -> Optimizer | NamedAlgorithm:
-        if not isinstance(self.algorithm, str):
-            return self.algorithm(groups, **self.settings)
-        if self.scheduler is None:
-            return NamedAlgorithm(self.algorithm, groups, self.settings)
-        # A scheduler of torch takes nothing but a torch optimizer.
-        make: Callable[..., Optimizer] = getattr(torch.optim, CLASSES[self.algorithm])
-        return make(groups, **self.settings)
+    def _torch_optimizer(self) -> Optimizer | None:
+        """Return a torch optimizer where one is needed, else `None`.
+
+        The first one that is made imports torch's compiler (2 s). A named algorithm therefore
+        calls the same kernels itself, unless a scheduler needs an optimizer to set the rates of.
+        """
+        make: Any = self.algorithm
+        if self._named is not None:
+            if self.scheduler is None:
+                return None
+            make = getattr(torch.optim, type(self._named).__name__)
+        optimizer: Optimizer = make(list(self._outer.values()), **self.settings)
+        return optimizer
 
     def ask(self, key: int) -> Tree:
         """Return phi. It shares memory with the optimizer: copy what must outlive `tell`."""
@@ -124,18 +105,27 @@ class Descent:
             TypeError: the feedback has no gradient.
         """
         grad = hypergradient(feedback, "Descent")
-        for name, param in self._trained.items():
+        for name, param in self._outer.items():
             share = grad[name] / self.accumulate
             param.grad = share if param.grad is None else param.grad.add_(share)
         self._steps += 1
         if self._steps % self.accumulate:
             return
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+            torch.nn.utils.clip_grad_norm_(list(self._outer.values()), self.clip_norm)
+        if self._optimizer is not None:
+            self._optimizer.step()
+        elif self._named is not None:
+            updates = self._steps // self.accumulate - 1  # taken before this one
+            self._named.update_(self._outer, self._grads(), self._moments, updates)
+        for param in self._outer.values():
+            param.grad = None
         if self._schedule is not None:
             self._schedule.step()
+
+    def _grads(self) -> Tree:
+        """Return what is accumulated since the last update."""
+        return {k: v.grad for k, v in self._outer.items() if v.grad is not None}
 
     @property
     def solution(self) -> Tree:
@@ -144,11 +134,12 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """Return phi, the accumulated gradients, and the state of optimizer and scheduler."""
+        optimizer = self._optimizer
         return {
             "outer": self._outer,
-            "grad": {k: v.grad for k, v in self._trained.items() if v.grad is not None},
+            "grad": self._grads(),
             "steps": self._steps,
-            "algorithm": self._optimizer.state_dict(),
+            "algorithm": self._moments if optimizer is None else optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),
         }
 
@@ -159,6 +150,32 @@ class Descent:
             param.copy_(state["outer"][name])
             param.grad = state["grad"][name].clone() if name in state["grad"] else None
         self._steps = state["steps"]
-        self._optimizer.load_state_dict(state["algorithm"])
+        if self._optimizer is None:
+            self._moments = tree.clone(state["algorithm"])
+        else:
+            self._optimizer.load_state_dict(state["algorithm"])
         if self._schedule is not None:
             self._schedule.load_state_dict(state["scheduler"])
+
+
+def _named(algorithm: str, settings: Mapping[str, Any]) -> SGD | Adam:
+    """Return the algorithm of a name.
+
+    Raises:
+        ValueError: there is no such algorithm, or a setting is unknown or out of range.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"algorithm must be {', '.join(ALGORITHMS)}, or make a torch optimizer, such as "
+            f"functools.partial(torch.optim.RAdam, lr=1e-3); got {algorithm!r}."
+        )
+    made = ALGORITHMS[algorithm]
+    # Clipping and schedules are `Descent`'s own, and its schedulers are torch's.
+    inner = ("clip_norm", "groups", "schedule")
+    legal = [field.name for field in dataclasses.fields(made) if field.name not in inner]
+    unknown = sorted(set(settings) - set(legal))
+    if unknown:
+        raise ValueError(
+            f"algorithm {algorithm!r} has no setting {unknown[0]!r}; it has {', '.join(legal)}."
+        )
+    return made(**{"lr": 1e-3, **settings})

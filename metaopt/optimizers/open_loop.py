@@ -1,13 +1,18 @@
-"""Optimizers whose proposals depend on the step and the key, not on the feedback."""
+"""Random and grid search: proposals depend on the step and the key, not on the feedback."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, final
+
+import torch
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback
+from metaopt.engine.random import generator
+from metaopt.optimizers.spaces import Normal, Space, draw, substitute
 
 
 class OpenLoop(ABC):
@@ -70,3 +75,77 @@ class OpenLoop(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._best, self._value, self._step = state["best"], state["value"], state["step"]
+
+
+@final
+class Random(OpenLoop):
+    """Draw every outer variable independently from a space and keep the best.
+
+    Args:
+        space: a distribution, a list of choices, or either by name for an outer variable with
+            names; `None` draws tensors and numbers from Normal(initial value, 1).
+
+    References: Bergstra and Bengio, JMLR 2012.
+    """
+
+    def __init__(self, space: Space | None = None) -> None:
+        self.space = Normal() if space is None else space
+
+    def _propose(self, initial: Any, step: int, key: int) -> Any:
+        return draw(self.space, initial, generator(key))
+
+
+@final
+class Grid(OpenLoop):
+    """Enumerate a grid, the last axis fastest; beyond its end, ask for the best point again.
+
+    What is told beyond the end changes nothing, so a run with more outer steps than points ends on
+    an inner run of the best one.
+
+    Args:
+        axes: the values to try: a list for the whole outer variable (a number fills every
+            tensor), or lists by name, of which all combinations are tried; `None` tries -2, -1,
+            0, 1 and 2.
+        relative: add the values to the initial ones instead of replacing them.
+
+    Raises:
+        ValueError: an axis is empty.
+    """
+
+    def __init__(
+        self,
+        axes: Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
+        relative: bool = True,
+    ) -> None:
+        axes = (-2, -1, 0, 1, 2) if axes is None else axes
+        lists = list(axes.values()) if isinstance(axes, Mapping) else [axes]
+        if not lists or any(isinstance(a, str) or not len(a) for a in lists):
+            raise ValueError(f"Grid needs axes with at least one value each; got {axes!r}.")
+        self.axes, self.relative = axes, relative
+        self.size = math.prod(len(a) for a in lists)
+
+    def _propose(self, initial: Any, step: int, key: int) -> Any:
+        if step >= self.size:
+            return None
+        value = substitute(initial, self.point(step))
+        return _added(initial, value, self.point(step)) if self.relative else value
+
+    def point(self, index: int) -> Any:
+        """Return the point at `index`, 0 <= index < size."""
+        if not isinstance(self.axes, Mapping):
+            return self.axes[index]
+        point = {}
+        for name, values in reversed(list(self.axes.items())):
+            index, i = divmod(index, len(values))
+            point[name] = values[i]
+        return dict(reversed(list(point.items())))
+
+
+def _added(initial: Any, value: Any, point: Any) -> Any:
+    """Return initial + value, for the names that the point sets."""
+    if isinstance(initial, dict):
+        names = point if isinstance(point, Mapping) else initial
+        return {k: initial[k] + value[k] if k in names else initial[k] for k in initial}
+    if isinstance(initial, (int, float, torch.Tensor)):
+        return initial + value
+    raise TypeError(f"Grid with relative=true needs numbers or tensors; got {initial!r}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,27 +82,6 @@ class Linear:
         return self.points[-1][1]
 
 
-@dataclass(frozen=True)
-class Listed:
-    """One value a step, the last one from then on."""
-
-    values: Sequence[Any]
-
-    def __post_init__(self) -> None:
-        if isinstance(self.values, str) or not self.values:
-            raise ValueError(f"Listed needs a list of at least one value; got {self.values!r}.")
-
-    @property
-    def largest(self) -> float | None:
-        """The largest value, where all are numbers."""
-        numbers = all(isinstance(v, (int, float)) for v in self.values)
-        return max(self.values) if numbers else None
-
-    def __call__(self, step: int) -> Any:
-        """Return the value at `step`."""
-        return self.values[min(step, len(self.values) - 1)]
-
-
 @final
 class Recorded:
     """A schedule that a run has written, such as the mean one of a learned policy.
@@ -113,21 +91,21 @@ class Recorded:
     stretches them where an episode has another number of decisions.
 
     Args:
-        path: a `.csv` file with a header, or a `.json` file of a list of numbers or of lists by
-            name.
+        path: a `.csv` file with a header.
         column: the name of the values in it.
         integer: round to the nearest whole number.
 
     Raises:
-        ValueError: the file is missing, of another kind, or has no such finite numbers.
+        ValueError: the file is missing or has no such finite numbers.
     """
 
     def __init__(self, path: str | Path, column: str = "length", integer: bool = True) -> None:
         try:
-            values = [float(v) for v in _column(Path(path), column)]
+            with Path(path).open(newline="", encoding="utf-8") as file:
+                values = [float(row[column]) for row in csv.DictReader(file)]
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise ValueError(
-                f"Recorded needs a .csv or .json file with numbers named {column!r}; reading "
+                f"Recorded needs a .csv file with a column of numbers {column!r}; reading "
                 f"path={str(path)!r} failed: {type(error).__name__}: {error}."
             ) from error
         if not values or not all(math.isfinite(v) for v in values):
@@ -145,16 +123,6 @@ class Recorded:
         return self._line(step)
 
 
-def _column(path: Path, column: str) -> Sequence[Any]:
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            return [row[column] for row in csv.DictReader(file)]
-    if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, list) else content[column]
-    raise ValueError(f"the suffix is {path.suffix!r}")
-
-
 @final
 class Schedule:
     """Set the outer variable by the step.
@@ -166,7 +134,7 @@ class Schedule:
     before the first one.
 
     Args:
-        function: the value at a step (`Constant`, `Linear`, `Listed`, `Recorded`, or any
+        function: the value at a step (`Constant`, `Linear`, `Recorded`, or any
             callable). In an outer variable with names a mapping sets some of them, and a number
             fills every tensor.
         relative: hand the function step / (steps - 1), which runs from 0 at the first to 1 at the

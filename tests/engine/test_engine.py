@@ -9,7 +9,7 @@ import torch
 from metaopt import Engine, Feedback, NonFiniteError, Problem
 from metaopt.engine.budget import Ledger
 from metaopt.estimators import Score, Unroll
-from metaopt.optimizers import Descent, Listed, Schedule
+from metaopt.optimizers import Constant, Descent, Schedule
 from metaopt.problems.examples import Ridge
 from metaopt.testing.trees import identical
 
@@ -180,7 +180,7 @@ def test_seeds_differ():
             return super().__call__(loop, outer, inner, key)
 
     for seed in (0, 1):
-        optimizer = Schedule(Listed([0.0]))
+        optimizer = Schedule(Constant(0.0))
         assert len(list(Engine(problem, Keys(1), optimizer, outer_steps=3, seed=seed))) == 3
     assert len(set(keys)) == 6
 

@@ -5,7 +5,7 @@ import torch
 
 from metaopt import Engine, Feedback, Problem, Records, Report
 from metaopt.estimators import Score, Unroll
-from metaopt.optimizers import Descent, Listed, Schedule
+from metaopt.optimizers import Constant, Descent, Schedule
 from metaopt.problems.examples import Ridge
 from metaopt.runs.run import Run
 
@@ -63,7 +63,7 @@ class Answers(Records):
 
 
 def run(problem, folder, steps=4):
-    engine = Engine(problem, Score(1), Schedule(Listed([1.0])), outer_steps=steps)
+    engine = Engine(problem, Score(1), Schedule(Constant(1.0)), outer_steps=steps)
     folder.mkdir()
     made = Run(engine, folder, {"name": "distance"}, eval_every=2)
     return made, made()
@@ -115,7 +115,7 @@ def test_report_that_draws_snapshots_it_does_not_take_is_refused():
 
 def test_what_is_no_problem_is_refused():
     with pytest.raises(TypeError, match=r"object is no problem; .*metaopt.GradientProblem"):
-        Engine(object(), Score(1), Schedule(Listed([1.0])), outer_steps=1)
+        Engine(object(), Score(1), Schedule(Constant(1.0)), outer_steps=1)
 
 
 class Own(Ridge):

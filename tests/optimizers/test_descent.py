@@ -44,9 +44,9 @@ def begun(*args, **settings):
     return descent
 
 
-def reference(algorithm, grads, scheduler=None, clip=None, groups=None):
+def reference(algorithm, grads, scheduler=None, clip=None):
     params = start()
-    optimizer = algorithm(groups(params) if groups else list(params.values()))
+    optimizer = algorithm(list(params.values()))
     schedule = scheduler(optimizer) if scheduler else None
     for grad in grads:
         for name, param in params.items():
@@ -88,34 +88,6 @@ def test_incomplete_accumulation_changes_nothing():
     assert_equal(descend(begun(SGD, accumulate=3), gradients(2)), start())
 
 
-def test_groups_equal_torch():
-    grads = gradients(5)
-    groups = [{"match": "bias", "lr": 0.01}, {"match": "^net", "momentum": 0.0}]
-
-    def grouped(params):
-        return [
-            {"params": [params["net.bias"]], "lr": 0.01},
-            {"params": [params["net.weight"]], "momentum": 0.0},
-            {"params": [params["log_penalty"]]},
-        ]
-
-    assert_equal(descend(begun(SGD, groups=groups), grads), reference(SGD, grads, groups=grouped))
-
-
-def test_frozen_names_stay():
-    grads = gradients(4)
-    found = descend(begun(ADAM, frozen="bias"), grads)
-    expected = reference(ADAM, grads)
-    assert torch.equal(found["net.bias"], start()["net.bias"])
-    assert torch.equal(found["net.weight"], expected["net.weight"])
-
-
-def test_frozen_gradients_do_not_enter_the_clipped_norm():
-    grads = [{k: torch.full_like(v, 100.0 if "bias" in k else 0.1) for k, v in start().items()}]
-    found = descend(begun(partial(torch.optim.SGD, lr=1.0), frozen="bias", clip_norm=10.0), grads)
-    torch.testing.assert_close(found["log_penalty"], start()["log_penalty"] - 0.1)
-
-
 def test_gradients_told_are_left_alone():
     grads = gradients(2)
     kept = {k: v.clone() for k, v in grads[0].items()}
@@ -148,7 +120,6 @@ def test_resume_is_bitwise_in_the_middle_of_an_accumulation(tmp_path):
     [
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"accumulate": 0}, "accumulate"),
-        ({"groups": [{"lr": 0.1}]}, "match"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
@@ -167,15 +138,10 @@ def test_needs_a_gradient():
         begun(SGD).tell(Feedback(1.0))
 
 
-def test_freezing_everything_is_refused():
-    with pytest.raises(ValueError, match="frozen"):
-        Descent(SGD, frozen=".").init(start())
-
-
 NAMED = {
     "sgd": [{}, {"lr": 0.1}, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
-            {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}],
-    "adam": [{}, {"lr": 0.1, "betas": [0.8, 0.9], "weight_decay": 0.1}, {"amsgrad": True}],
+            {"momentum": 0.9}],
+    "adam": [{}, {"lr": 0.1, "betas": [0.8, 0.9], "weight_decay": 0.1}],
     "adamw": [{}, {"lr": 0.1, "weight_decay": 0.3, "eps": 1e-4}],
 }  # fmt: skip
 CASES = [(name, settings) for name, cases in NAMED.items() for settings in cases]
@@ -191,11 +157,6 @@ def test_named_algorithms_equal_torch(name, settings):
     grads = gradients(7)
     expected = reference(torch_class(name, settings), grads)
     assert_equal(descend(begun(name, **settings), grads), expected)
-    with_groups = [{"match": "bias", "lr": 0.01}]
-    assert_equal(
-        descend(begun(name, groups=with_groups, **settings), grads),
-        descend(begun(torch_class(name, settings), groups=with_groups), grads),
-    )
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
@@ -220,8 +181,12 @@ def test_a_scheduler_steps_a_named_algorithm():
     ("name", "settings", "message"),
     [
         ("lion", {}, "algorithm must be sgd, adam, adamw, or make a torch optimizer"),
-        ("adam", {"momentum": 0.9}, "'adam' has no setting 'momentum'; it has lr, betas"),
-        ("sgd", {"lr": -1.0}, "sgd needs lr >= 0; got -1.0"),
+        (
+            "adam",
+            {"momentum": 0.9},
+            "'adam' has no setting 'momentum'; it has lr, weight_decay, betas",
+        ),
+        ("sgd", {"lr": -1.0}, "SGD needs lr >= 0 .*; got lr=-1.0"),
         ("sgd", {"nesterov": True}, "needs momentum > 0"),
         ("adam", {"betas": [0.9]}, "two betas in"),
     ],

@@ -1,14 +1,12 @@
 """Schedules of an episode: their shapes, the step they take from the problem, and files."""
 
-import json
-
 import pytest
 import torch
 from acting import Climb, T, observation
 
 from metaopt import Engine, Feedback
 from metaopt.estimators import Score
-from metaopt.optimizers import Constant, Linear, Listed, Recorded, Schedule
+from metaopt.optimizers import Constant, Linear, Recorded, Schedule
 from metaopt.testing import OptimizerContract
 
 
@@ -71,7 +69,7 @@ def test_floored_line_is_the_truncated_linear_schedule(schedule):
 
 
 def test_the_step_is_what_the_problem_says():
-    schedule = Schedule(Listed([5, 6, 7, 8]))
+    schedule = Schedule([5, 6, 7, 8].__getitem__)
     schedule.init(torch.zeros(1, dtype=torch.long))
     found = []
     for step, done in [(0, False), (2, False), (1, False), (3, True), (0, False)]:
@@ -84,37 +82,27 @@ def test_the_step_is_what_the_problem_says():
 
 def test_every_episode_repeats_the_schedule():
     seen = []
-    optimizer = Schedule(Listed([0, 1, 2, 1]))
+    optimizer = Schedule([0, 1, 2, 1].__getitem__)
     for _, feedback in Engine(Climb(2), Score(1), optimizer, outer_steps=3 * (T + 1)):
         if feedback.observation["step"]:
             seen.append(feedback.observation["length"].tolist())
     assert seen == [[k, k] for k in [0, 1, 2, 1]] * 3
 
 
-@pytest.fixture
-def files(tmp_path):
+def test_recorded_schedules_are_replayed(tmp_path):
     table = tmp_path / "schedule.csv"
     table.write_text("phase,length,sd\n0,0.0,0.1\n1,4.6,2.0\n2,31.5,1\n3,9.4,3\n")
-    by_name = tmp_path / "schedule.json"
-    by_name.write_text(json.dumps({"phase": [0, 1, 2, 3], "length": [0.0, 4.6, 31.5, 9.4]}))
-    plain = tmp_path / "plain.json"
-    plain.write_text("[0.0, 4.6, 31.5, 9.4]")
-    return table, by_name, plain
-
-
-def test_recorded_schedules_are_replayed(files):
-    for path in files:
-        schedule = Schedule(Recorded(path), relative=True)
-        assert episode(schedule, 4, batches=2) == [0, 5, 32, 9]
-        assert episode(schedule, 7) == [0, 2, 5, 18, 32, 20, 9]
-    assert Recorded(files[0], column="sd", integer=False)(0.5) == pytest.approx(1.5)
+    schedule = Schedule(Recorded(table), relative=True)
+    assert episode(schedule, 4, batches=2) == [0, 5, 32, 9]
+    assert episode(schedule, 7) == [0, 2, 5, 18, 32, 20, 9]
+    assert Recorded(table, column="sd", integer=False)(0.5) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("decisions", range(2, 60))
 def test_a_recorded_schedule_of_the_same_length_is_exact(decisions, tmp_path):
     values = [(7 * k) % 33 for k in range(decisions)]
-    path = tmp_path / "schedule.json"
-    path.write_text(json.dumps(values))
+    path = tmp_path / "schedule.csv"
+    path.write_text("\n".join(["length", *map(str, values)]))
     assert episode(Schedule(Recorded(str(path)), relative=True), decisions) == values
 
 
@@ -122,13 +110,10 @@ def test_a_recorded_schedule_of_the_same_length_is_exact(decisions, tmp_path):
     ("name", "content", "match"),
     [
         ("absent.csv", None, "FileNotFoundError"),
-        ("schedule.txt", "1", "suffix is '.txt'"),
-        ("schedule.csv", "phase,k\n0,1\n", "numbers named 'length'.*KeyError"),
+        ("schedule.csv", "phase,k\n0,1\n", "column of numbers 'length'.*KeyError"),
         ("schedule.csv", "length\nmany\n", "could not convert"),
         ("schedule.csv", "length\n", "finite numbers"),
-        ("schedule.json", "[1, NaN]", "finite numbers"),
-        ("schedule.json", "3", "TypeError"),
-        ("schedule.json", "{", "JSONDecodeError"),
+        ("schedule.csv", "length\n1\nNaN\n", "finite numbers"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, name, content, match):
@@ -168,7 +153,6 @@ def test_half_a_step_is_refused_where_lengths_are_whole():
     [
         (Constant(9), 9), (Constant(None), None), (Constant({"a": 9}), None),
         (Linear([[0, 2], [1, 8.6], [2, 0]]), 8.6), (Linear([[0, 2], [1, 8.6]], integer=True), 9),
-        (Listed([3, 7, 5]), 7), (Listed(["a", "b"]), None),
     ],
 )  # fmt: skip
 def test_functions_say_how_far_they_go(function, largest):

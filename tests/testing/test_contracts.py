@@ -6,7 +6,7 @@ import torch
 from metaopt import Feedback, Problem
 from metaopt.engine.random import generator
 from metaopt.estimators import Score
-from metaopt.optimizers import Listed, Random, Schedule
+from metaopt.optimizers import Constant, Random, Schedule
 from metaopt.testing import OptimizerContract, ProblemContract, RunContract
 
 
@@ -58,7 +58,7 @@ class Walk(Problem):
 
 
 def parts(fault=None):
-    return lambda: (Walk(fault), Score(1), Schedule(Listed([0.5])))
+    return lambda: (Walk(fault), Score(1), Schedule(Constant(0.5)))
 
 
 def keep(contract, name, make, folder):
