@@ -17,7 +17,7 @@ from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
-from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
+from metaopt.estimators.constants import Constants, RecordDetached, ReplayDetached
 
 
 class _Level(ImplicitProblem):  # type: ignore[misc]

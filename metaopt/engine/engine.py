@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.budget import Ledger
-from metaopt.engine.inner_loop import InnerLoop, loop_of
+from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.protocols import (
     BilevelProblem,
     Estimator,
@@ -22,6 +21,7 @@ from metaopt.engine.protocols import (
     OuterOptimizer,
 )
 from metaopt.engine.random import fold, generator
+from metaopt.engine.ranges import check_ranges
 
 
 class Engine:
@@ -57,12 +57,11 @@ class Engine:
         seed: int = 0,
         limits: Mapping[str, float] | None = None,
     ) -> None:
-        if outer_steps < 0:
-            raise ValueError(f"outer_steps must be >= 0; got {outer_steps}.")
+        self.outer_steps, self.seed = outer_steps, seed
+        check_ranges(self, "outer_steps >= 0")
         self.problem, self.estimator, self.optimizer = problem, estimator, optimizer
         self.loop = loop_of(problem)
         estimator.check(self.loop)
-        self.outer_steps, self.seed = outer_steps, seed
         self.outer_step = 0
         self.inner: Any = None
         self.done = True
@@ -74,23 +73,17 @@ class Engine:
         """Yield (outer_step, feedback) after every outer step until T, or until it is stopped."""
         while self.outer_step < self.outer_steps and self.stopped is None:
             key = fold(self.seed, self.outer_step)
-            with self._located(key):
+            try:
                 feedback = self._step(key)
+            except Exception as error:
+                if hasattr(error, "add_note"):  # Python 3.11
+                    error.add_note(
+                        f"In outer step {self.outer_step + 1} of {type(self.problem).__name__}, "
+                        f"key={key}: all that it draws is a function of this key."
+                    )
+                raise
             self.outer_step += 1
             yield self.outer_step, feedback
-
-    @contextmanager
-    def _located(self, key: int) -> Iterator[None]:
-        """Note on an exception in which outer step of which problem it was raised."""
-        try:
-            yield
-        except Exception as error:
-            if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(
-                    f"In outer step {self.outer_step + 1} of {type(self.problem).__name__}, "
-                    f"key={key}: all that it draws is a function of this key."
-                )
-            raise
 
     def _step(self, key: int) -> Feedback:
         outer = self.optimizer.ask(fold(key, "ask"))
@@ -173,7 +166,7 @@ class Engine:
             "outer_step": self.outer_step,
             "seed": self.seed,
             "inner": self.inner,
-            "frozen": self._frozen_hash,
+            "frozen": self.loop.frozen_hash,
             "done": self.done,
             "optimizer": self.optimizer.state_dict(),
             "estimator": self.estimator.state_dict(),
@@ -182,10 +175,6 @@ class Engine:
         }
         return dict(tree.pack(state))
 
-    @property
-    def _frozen_hash(self) -> str | None:
-        return self.loop.frozen_hash if isinstance(self.loop, InnerLoop) else None
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         if state["seed"] != self.seed:
@@ -193,11 +182,12 @@ class Engine:
                 f"the checkpoint was written with seed={state['seed']}, this run has "
                 f"seed={self.seed}; resume with the seed of the checkpoint."
             )
-        if state["frozen"] != self._frozen_hash:
+        if state["frozen"] != self.loop.frozen_hash:
             raise ValueError(
                 f"the frozen weights of {type(self.problem).__name__} are not those that the "
-                f"checkpoint was written with (hash {state['frozen']}, now {self._frozen_hash}); "
-                f"resume with the same pretrained weights, or start a new run."
+                f"checkpoint was written with (hash {state['frozen']}, now "
+                f"{self.loop.frozen_hash}); resume with the same pretrained weights, or start a "
+                f"new run."
             )
         state = tree.clone(tree.unpack(state))
         self.outer_step, self.inner = state["outer_step"], state["inner"]

@@ -17,12 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.gradient_problem import (
-    Batch,
-    GradientProblem,
-    GradientState,
-    InnerTensors,
-)
+from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState, InnerTensors
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import BilevelProblem, Feedback, Problem, Tree
 from metaopt.engine.random import Draw, fold, generator, replay
@@ -36,7 +31,10 @@ class BlackBoxLoop:
 
     Attributes:
         outer_step: outer steps taken so far; the engine sets it.
+        frozen_hash: `None`: a black box has no frozen weights.
     """
+
+    frozen_hash = None
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -116,18 +114,15 @@ class InnerLoop:
         if last is not None and self.problem.warm_start:
             return last
         with torch.no_grad():
-            params, state = self.initial(outer, key)
-            buffers = self.problem.init_buffers(outer, params)
-        first = next(iter(params.values()))
-        return GradientState(
-            params, buffers, state, self.optimizer.init(params), 0,
-            torch.full((), torch.nan, dtype=first.dtype, device=first.device),
-        )  # fmt: skip
+            return self.initial(outer, key)
 
-    def initial(self, outer: Tree, key: int) -> tuple[Tree, dict[str, Any]]:
-        """Return theta_0 and the problem's state there, on the graph of `outer` if made from it."""
+    def initial(self, outer: Tree, key: int) -> GradientState:
+        """Return a new state; what is made from `outer` hangs on its graph."""
         params = self.problem.init_params(outer, generator(fold(key, "params")))
-        return params, self.problem.init_state(outer, params)
+        state = self.problem.init_state(outer, params)
+        buffers = self.problem.init_buffers(outer, params)
+        loss = next(iter(params.values())).new_full((), torch.nan)
+        return GradientState(params, buffers, state, self.optimizer.init(params), 0, loss)
 
     # Batches.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch.optim.sgd import sgd
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_ranges
 
 State = dict[str, Tree]
 
@@ -45,11 +46,7 @@ class Cosine:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.warmup < self.total and 0 <= self.floor <= 1):
-            raise ValueError(
-                f"Cosine needs 0 <= warmup < total and 0 <= floor <= 1; got warmup={self.warmup}, "
-                f"total={self.total}, floor={self.floor}."
-            )
+        check_ranges(self, "0 <= warmup < total", "0 <= floor <= 1")
 
     def __call__(self, step: int) -> float:
         """Return the factor for the step after `step` steps."""
@@ -67,8 +64,7 @@ class StepDecay:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise ValueError(f"StepDecay needs factor > 0; got {self.factor}.")
+        check_ranges(self, "factor > 0")
 
     def __call__(self, step: int) -> float:
         """Return the factor for the step after `step` steps."""
@@ -116,24 +112,16 @@ class _Scheduled:
     groups: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        rates = [self.lr, self.weight_decay]
+        check_ranges(self, "lr >= 0", "weight_decay >= 0", "clip_norm > 0 or null")
         for group in self.groups:
-            unknown = set(group) - {"match", "lr", "weight_decay"}
-            if unknown or "match" not in group:
+            rates = {k: v for k, v in group.items() if k != "match"}
+            if "match" not in group or not rates.keys() <= {"lr", "weight_decay"}:
                 raise ValueError(
-                    f"a group of {name} needs `match` and may set `lr` and `weight_decay`; "
-                    f"got {dict(group)}."
+                    f"a group of {type(self).__name__} needs `match` and may set `lr` and "
+                    f"`weight_decay`; got {dict(group)}."
                 )
-            check_pattern(group["match"], name)
-            rates += [group.get("lr", self.lr), group.get("weight_decay", self.weight_decay)]
-        if not all(rate >= 0 for rate in rates):
-            raise ValueError(
-                f"{name} needs lr >= 0 and weight_decay >= 0, in its groups too; got "
-                f"lr={self.lr}, weight_decay={self.weight_decay}, groups={list(self.groups)}."
-            )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"{name} needs clip_norm > 0 or null; got {self.clip_norm}.")
+            check_pattern(group["match"], type(self).__name__)
+            replace(self, groups=(), **rates)  # checks their ranges
 
     def learning_rate(self, step: int) -> float:
         """Return lr * schedule(step)."""
@@ -142,8 +130,6 @@ class _Scheduled:
     def _grouped(self, names: Sequence[str], step: int) -> list[tuple[list[str], float, float]]:
         """Return (names, learning rate, weight decay) of every group that is not empty."""
         factor = 1.0 if self.schedule is None else self.schedule(step)
-        if not self.groups:
-            return [(list(names), self.lr * factor, self.weight_decay)]
         rest, grouped = list(names), []
         for group in self.groups:
             hit = [n for n in rest if re.search(group["match"], n)]
@@ -195,8 +181,7 @@ class SGD(_Scheduled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"SGD needs 0 <= momentum < 1; got {self.momentum}.")
+        check_ranges(self, "0 <= momentum < 1")
         if self.nesterov and self.momentum == 0:
             raise ValueError("SGD with nesterov=true needs momentum > 0; got momentum=0.")
 
@@ -250,8 +235,7 @@ class NormalizedSGD:
     lr: float
 
     def __post_init__(self) -> None:
-        if not self.lr >= 0:
-            raise ValueError(f"NormalizedSGD needs lr >= 0; got {self.lr}.")
+        check_ranges(self, "lr >= 0")
 
     def init(self, params: Tree) -> State:
         """Return no state."""
@@ -292,10 +276,9 @@ class Adam(_Scheduled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(self, "eps > 0")
         if not all(0 <= b < 1 for b in self.betas) or len(self.betas) != 2:
             raise ValueError(f"Adam needs two betas in [0, 1); got {list(self.betas)}.")
-        if not self.eps > 0:
-            raise ValueError(f"Adam needs eps > 0; got {self.eps}.")
 
     def init(self, params: Tree) -> State:
         """Return zero first and second moments."""

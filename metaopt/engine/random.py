@@ -10,7 +10,8 @@ from hashlib import blake2b
 from typing import Literal
 
 import torch
-import torch.distributed as dist
+
+from metaopt.engine import distributed
 
 
 def fold(key: int, *ids: int | str) -> int:
@@ -82,8 +83,7 @@ class Draw:
     @cached_property
     def generator(self) -> torch.Generator:
         """This batch's own generator: another one in each batch and on each rank."""
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        return generator(fold(self.key, self.stream, rank))
+        return generator(fold(self.key, self.stream, distributed.rank()))
 
     @property
     def task(self) -> torch.Generator:

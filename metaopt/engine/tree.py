@@ -23,6 +23,27 @@ def like(tree: Tree, tensors: Sequence[Tensor]) -> Tree:
     return dict(zip(tree, tensors, strict=True))
 
 
+def named_tensors(outer: Any, name: str) -> Tree:
+    """Return the outer variable, a dict of floating-point tensors.
+
+    Args:
+        outer: the outer variable.
+        name: who needs it, for the message.
+
+    Raises:
+        TypeError: it is anything else.
+    """
+    if not isinstance(outer, dict) or not all(
+        isinstance(v, Tensor) and v.is_floating_point() for v in outer.values()
+    ):
+        raise TypeError(
+            f"{name} needs an outer variable of named floating-point tensors; got "
+            f"{type(outer).__name__}. Use estimator=score with optimizer=search, random or "
+            f"schedule."
+        )
+    return outer
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], state: T) -> T:
     """Apply `function` to every tensor of a nested state (dicts, lists, tuples, named tuples)."""
     result: T = _map(function, state)
@@ -36,12 +57,9 @@ def _map(function: Callable[[Tensor], Tensor], node: Any) -> Any:
         return {k: _map(function, v) for k, v in node.items()}
     if isinstance(node, (list, tuple)):
         parts = [_map(function, v) for v in node]
-        return parts if type(node) is list else _rebuilt(type(node), parts)
+        # A named tuple takes its fields one by one; torch's return types do not.
+        return type(node)(*parts) if hasattr(node, "_fields") else type(node)(parts)
     return node
-
-
-def _rebuilt(kind: Any, parts: list[Any]) -> Any:
-    return tuple(parts) if kind is tuple else kind(*parts)  # a named tuple takes its fields
 
 
 _KINDS: dict[str, type] = {}
@@ -197,13 +215,6 @@ def add(a: Tree, b: Tree, factor: float | Tensor = 1.0) -> Tree:
         b, factor = scale(b, factor), 1.0
     other = [b[k] if k in b else torch.zeros_like(v) for k, v in a.items()]
     return like(a, torch._foreach_add(list(a.values()), other, alpha=factor))
-
-
-def add_(a: Tree, b: Tree, factor: float | Tensor = 1.0) -> None:
-    """Add factor * b to a, in place."""
-    if isinstance(factor, Tensor):
-        b, factor = scale(b, factor), 1.0
-    torch._foreach_add_(list(a.values()), [b[k] for k in a], alpha=factor)
 
 
 def random_like(tree: Tree, generator: torch.Generator) -> Tree:

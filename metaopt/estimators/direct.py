@@ -5,8 +5,8 @@ from __future__ import annotations
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.protocols import Feedback, Tree
-from metaopt.estimators.inner_run import InnerRun
+from metaopt.engine.protocols import Tree
+from metaopt.estimators.inner_run import InnerRun, Result
 
 
 class Direct(InnerRun):
@@ -30,13 +30,10 @@ class Direct(InnerRun):
     differentiates_inner = False
     fixed_start = True
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the partial derivative there."""
         inner = loop.run(outer, inner, key, self.inner_steps)
         phi = tree.leaves(outer)
         value = loop.outer_value(phi, inner, loop.outer_draw(inner, key))
         (grad,) = tree.gradient(value, phi)
-        cost = {"inner_steps": self.inner_steps, "gradients": self.inner_steps, "evaluations": 1}
-        return inner, Feedback(value.detach(), grad, metrics={"inner/loss": inner.loss}, cost=cost)
+        return self.result(inner, value.detach(), grad, gradients=self.inner_steps, evaluations=1)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import fold, generator
+from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.inner_run import InnerRun
 
 
@@ -55,17 +55,13 @@ class EvolutionStrategies(InnerRun):
         persistent: bool = False,
     ) -> None:
         super().__init__(inner_steps)
-        if pairs < 1:
-            raise ValueError(f"EvolutionStrategies needs pairs >= 1; got {pairs}.")
-        if sigma <= 0:
-            raise ValueError(f"EvolutionStrategies needs sigma > 0; got {sigma}.")
-        self.pairs, self.sigma = pairs, sigma
-        self.persistent = persistent
+        self.pairs, self.sigma, self.persistent = pairs, sigma, persistent
+        check_ranges(self, "pairs >= 1", "sigma > 0")
         self._particles: list[dict[str, Any]] = []
 
     def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
         """Raise a `TypeError` unless the outer variable is named floating-point tensors."""
-        _check_outer(loop.problem.init_outer(generator(0)))
+        tree.named_tensors(loop.problem.init_outer(generator(0)), "EvolutionStrategies")
 
     def __call__(
         self, loop: BlackBoxLoop | InnerLoop, outer: Tree, inner: Any, key: int
@@ -110,13 +106,3 @@ class EvolutionStrategies(InnerRun):
 def _particle(outer: Tree, inner: Any) -> dict[str, Any]:
     """Return a pair at the start of an inner run: two copies of the state, no perturbation."""
     return {"plus": tree.clone(inner), "minus": tree.clone(inner), "total": tree.zeros_like(outer)}
-
-
-def _check_outer(outer: Any) -> None:
-    if not isinstance(outer, dict) or not all(
-        isinstance(v, Tensor) and v.is_floating_point() for v in outer.values()
-    ):
-        raise TypeError(
-            f"EvolutionStrategies perturbs named floating-point tensors; the outer variable is a "
-            f"{type(outer).__name__}. Use estimator=score with optimizer=search or random."
-        )

@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
-from metaopt.estimators.detached import Constants, RecordDetached, ReplayDetached
-from metaopt.estimators.inner_run import InnerRun
-from metaopt.estimators.one_step import outer_gradients
-
-Direction = Callable[[GradientState, Tree, Draw, Batch], Tree]
+from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.constants import RecordDetached, ReplayDetached
+from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
 
 
-class FiniteDifference(InnerRun):
+class CentralDifference(InnerRun):
+    """dF/dphi - J^T w with J = d2g/dtheta dphi, by a central difference of dg/dphi along w.
+
+    Attributes:
+        direction_gradients: gradients that `direction` costs.
+    """
+
+    least_steps = 0
+    direction_gradients: ClassVar[int] = 0
+
+    def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
+        super().__init__(inner_steps)
+        self.epsilon = epsilon
+        check_ranges(self, "epsilon > 0 or null")
+
+    @abstractmethod
+    def direction(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, v: Tree, draw: Draw, batch: Batch
+    ) -> Tree:
+        """Return w from v = dF/dtheta."""
+
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+        """Return the inner state after K steps and the hypergradient there."""
+        inner = loop.run(outer, inner, key, self.inner_steps)
+        value, v, direct = outer_gradients(loop, outer, inner, key)
+        draw = loop.solve_draw(inner, key, self.inner_steps)
+        batch = loop.batch(outer, inner.at(inner.params), draw)
+        w = self.direction(loop, outer, inner, v, draw, batch)
+        cross = mixed_product(loop, outer, inner, w, draw, batch, self.epsilon)
+        grad = tree.add(direct, cross, -1.0)
+        gradients = self.inner_steps + 1 + self.direction_gradients
+        return self.result(inner, value, grad, gradients=gradients, evaluations=3)
+
+
+class FiniteDifference(CentralDifference):
     """dF/dphi - [d/dphi g(phi, theta + e v) - d/dphi g(phi, theta - e v)] / 2e.
 
     v = dF/dtheta; the bracket tends to J^T v with J = d2g/dtheta dphi, so this is
     `Implicit(solve=Identity())` without a second derivative. It works with fused attention, and
-    where g depends on phi through per-row weights the perturbed
-    evaluations need no reverse pass through the model. Scale: free of the inner learning rate;
+    where g depends on phi through a weight per example the perturbed evaluations need no reverse
+    pass through the model. Scale: free of the inner learning rate;
     carries the curvature, since the inverse Hessian is taken to be the identity.
 
     Both evaluations see the batch and the dropout masks of one key, the buffers as they were, and
@@ -53,46 +86,11 @@ class FiniteDifference(InnerRun):
     Reference: Liu et al., DARTS, ICLR 2019.
     """
 
-    least_steps = 0
-
-    def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
-        super().__init__(inner_steps)
-        self.epsilon = checked_radius(epsilon, "FiniteDifference")
-
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
-        """Return the inner state after K steps and the hypergradient there."""
-        return difference(loop, outer, inner, key, self.inner_steps, self.epsilon)
-
-
-def difference(
-    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, inner_steps: int,
-    epsilon: float | None, direction: Direction | None = None,
-) -> tuple[GradientState, Feedback]:  # fmt: skip
-    """Return the inner state after K steps and dF/dphi - J^T w there.
-
-    Args:
-        direction: w from (inner, v, draw, batch), at the cost of one gradient; `None` for v.
-    """
-    inner = loop.run(outer, inner, key, inner_steps)
-    value, w, direct = outer_gradients(loop, outer, inner, key)
-    draw = loop.solve_draw(inner, key, inner_steps)
-    batch = loop.batch(outer, inner.at(inner.params), draw)
-    if direction is not None:
-        w = direction(inner, w, draw, batch)
-    cross = mixed_product(loop, outer, inner, w, draw, batch, epsilon)
-    gradients = inner_steps + (1 if direction is None else 2)
-    cost = {"inner_steps": inner_steps, "gradients": gradients, "evaluations": 3}
-    metrics = {"inner/loss": inner.loss}
-    return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
-
-
-def checked_radius(epsilon: float | None, name: str) -> float | None:
-    """Return epsilon; raise a `ValueError` unless it is above 0 or `None`."""
-    if epsilon is not None and epsilon <= 0:
-        raise ValueError(f"{name} needs epsilon > 0 or null; got {epsilon}.")
-    return epsilon
+    def direction(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, v: Tree, draw: Draw, batch: Batch
+    ) -> Tree:
+        """Return v itself."""
+        return v
 
 
 def mixed_product(
@@ -101,39 +99,26 @@ def mixed_product(
 ) -> Tree:  # fmt: skip
     """Return J^T direction = d/dphi <dg/dtheta, direction> by a central difference in theta.
 
-    `inner.params` are perturbed in place and come back bit for bit. `draw` seeds the masks.
+    `draw` seeds the masks. `inner.params` come back bit for bit.
     """
-    constants = _constants(loop, outer, inner, draw, batch)
-    params = list(inner.params.values())
+    # Made outside the block, which counts the calls of the loss alone.
+    phi, at = tree.leaves(outer), inner.at(tree.leaves(inner.params))
+    with RecordDetached() as record:
+        loop.inner_value(phi, at, draw, batch)
     radius = float(tree.radius(inner.params, direction, epsilon, loop.problem.compute_dtype))
+    # Perturbed in place: a second set of parameters would be one more copy. Adding and subtracting
+    # leaves a rounding error, so the saved ones are copied back.
+    params = list(inner.params.values())
     saved = [p.clone() for p in params]
     ends = []
     try:
         for sign in (1.0, -1.0):
             torch._foreach_add_(params, list(direction.values()), alpha=sign * radius)
-            ends.append(_outer_gradient(loop, outer, inner, draw, batch, constants))
+            phi, at = tree.leaves(outer), inner.at(inner.params)
+            with ReplayDetached(record.constants):
+                loss = loop.inner_value(phi, at, draw, batch)
+            ends += tree.gradient(loss, phi)
             torch._foreach_copy_(params, saved)
     finally:
         torch._foreach_copy_(params, saved)
     return tree.scale(tree.add(ends[0], ends[1], -1.0), 0.5 / radius)
-
-
-def _constants(
-    loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw, batch: Batch
-) -> Constants:
-    phi, at = tree.leaves(outer), inner.at(tree.leaves(inner.params))
-    with RecordDetached() as record:
-        loop.inner_value(phi, at, draw, batch)
-    result: Constants = record.constants
-    return result
-
-
-def _outer_gradient(
-    loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw, batch: Batch,
-    constants: Constants,
-) -> Tree:  # fmt: skip
-    """Return dg/dphi; zeros where g does not depend on phi."""
-    phi, at = tree.leaves(outer), inner.at(inner.params)
-    with ReplayDetached(constants):
-        loss = loop.inner_value(phi, at, draw, batch)
-    return tree.gradient(loss, phi)[0]

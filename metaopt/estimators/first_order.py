@@ -5,10 +5,9 @@ from __future__ import annotations
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
-from metaopt.estimators.inner_run import InnerRun
-from metaopt.estimators.one_step import outer_gradients
+from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
 
 
 class FirstOrder(InnerRun):
@@ -38,15 +37,11 @@ class FirstOrder(InnerRun):
         super().check(loop)
         _check_fork(loop)
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the adapted state and its outer gradient."""
         inner = loop.run(outer, inner, key, self.inner_steps)
         value, v, direct = outer_gradients(loop, outer, inner, key)
-        grad = tree.add(direct, v)
-        cost = {"inner_steps": self.inner_steps, "gradients": self.inner_steps + 1}
-        return inner, Feedback(value, grad, metrics={"inner/loss": inner.loss}, cost=cost)
+        return self.result(inner, value, tree.add(direct, v), gradients=self.inner_steps + 1)
 
 
 def _check_fork(loop: InnerLoop) -> None:
@@ -57,7 +52,7 @@ def _check_fork(loop: InnerLoop) -> None:
             f"warm_start=True. Set it to False, or use estimator=unroll or implicit."
         )
     outer = loop.problem.init_outer(generator(0))
-    for key, value in loop.initial(outer, 0)[0].items():
+    for key, value in loop.initial(outer, 0).params.items():
         if key not in outer or outer[key].shape != value.shape:
             match = tuple(outer[key].shape) if key in outer else "nothing of that name"
             raise TypeError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState, state_leaves, state_tensors
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, generator
-from metaopt.estimators.inner_run import InnerRun
+from metaopt.estimators.inner_run import InnerRun, Result
 
 MOST_OUTERS = 64
 
@@ -46,9 +48,7 @@ class Forward(InnerRun):
         super().check(loop)
         _basis(loop.problem.init_outer(generator(0)))
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through all of them."""
         basis = _basis(outer)
         tangents = _start_tangents(loop, outer, inner, key, basis)
@@ -56,17 +56,17 @@ class Forward(InnerRun):
             for k in range(self.inner_steps):
                 draw = loop.draw(inner, key, k)
                 inner, tangents = _push(loop, outer, inner, draw, basis, tangents)
-        value, v, direct = _outer_gradients(loop, outer, inner, loop.outer_draw(inner, key))
-        through = torch.stack([_dot(v, z) for z in tangents])
-        sizes = [p.numel() for p in outer.values()]
-        rows = zip(through.split(sizes), outer.values(), strict=True)
-        grad = tree.add(direct, tree.like(outer, [r.view_as(p).to(p) for r, p in rows]))
-        cost = {
-            "inner_steps": self.inner_steps,
-            "gradients": self.inner_steps + 1,
-            "hvps": self.inner_steps * (len(basis) + 1),
-        }
-        return inner, Feedback(value, grad, metrics={"inner/loss": inner.loss}, cost=cost)
+        # F depends on theta and on the problem's state, which come before the moments in a tangent.
+        phi, end = tree.leaves(outer), state_leaves(inner._replace(optimizer={}))
+        loss = loop.outer_value(phi, end, loop.outer_draw(inner, key))
+        v, direct = tree.gradient(loss, {str(i): t for i, t in enumerate(state_tensors(end))}, phi)
+        through = torch.stack([_dot(v.values(), z) for z in tangents])
+        parts = through.split([p.numel() for p in outer.values()])
+        shaped = [r.view_as(p).to(p) for r, p in zip(parts, outer.values(), strict=True)]
+        return self.result(
+            inner, loss.detach(), tree.add(direct, tree.like(outer, shaped)),
+            gradients=self.inner_steps + 1, hvps=self.inner_steps * (len(basis) + 1),
+        )  # fmt: skip
 
 
 def _basis(outer: Tree) -> list[list[Tensor]]:
@@ -87,18 +87,13 @@ def _basis(outer: Tree) -> list[list[Tensor]]:
 
 
 def _start_tangents(
-    loop: InnerLoop, outer: Tree, inner: GradientState, key: int,
-    basis: list[list[Tensor]],
-) -> list[list[Tensor]]:  # fmt: skip
+    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, basis: list[list[Tensor]]
+) -> list[list[Tensor]]:
     """Return Z_0 for each unit of phi: zero for a warm start and for moments."""
-    zeros = [[torch.zeros_like(t) for t in state_tensors(inner)] for _ in basis]
     if inner.step or loop.problem.warm_start:
-        return zeros
+        return [[torch.zeros_like(t) for t in state_tensors(inner)] for _ in basis]
     phi = tree.leaves(outer)
-    params, state = loop.initial(phi, key)
-    start = [*params.values(), *(t for t in tree.tensors(state) if t.is_floating_point())]
-    pushed = _push_forward(start, list(phi.values()), basis)
-    return [made + zero[len(made) :] for made, zero in zip(pushed, zeros, strict=True)]
+    return _push_forward(state_tensors(loop.initial(phi, key)), list(phi.values()), basis)
 
 
 def _push_forward(
@@ -137,18 +132,6 @@ def _push(
     return tree.detach(end), pushed
 
 
-def _outer_gradients(
-    loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw
-) -> tuple[Tensor, list[Tensor], Tree]:
-    """Return F, its derivative in theta and in the problem's state, and the direct dF/dphi."""
-    phi, end = tree.leaves(outer), state_leaves(inner)
-    loss = loop.outer_value(phi, end, draw)
-    moments = sum(len(moment) for moment in inner.optimizer.values())
-    inputs = state_tensors(end)[: len(state_tensors(end)) - moments]
-    v, direct = tree.gradient(loss, {str(i): t for i, t in enumerate(inputs)}, phi)
-    return loss.detach(), list(v.values()), direct
-
-
-def _dot(v: list[Tensor], tangent: list[Tensor]) -> Tensor:
-    """Return <v, tangent> over theta and the problem's state, which come before the moments."""
+def _dot(v: Iterable[Tensor], tangent: list[Tensor]) -> Tensor:
+    """Return <v, tangent>; what the tangent has beyond v is left out."""
     return torch.stack([torch.sum(a * b) for a, b in zip(v, tangent, strict=False)]).sum()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
-from metaopt.estimators.inner_run import InnerRun
-from metaopt.estimators.one_step import outer_gradients
+from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
 from metaopt.estimators.solvers import ConjugateGradient, Solver
 
 
@@ -45,48 +45,20 @@ class Implicit(InnerRun):
         self.solve = solve or ConjugateGradient()
         self._solver: dict[str, Any] = {}
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the implicit hypergradient there."""
         inner = loop.run(outer, inner, key, self.inner_steps)
         value, v, direct = outer_gradients(loop, outer, inner, key)
         draw = loop.solve_draw(inner, key, self.inner_steps)
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
         with twice_differentiable():
-            slope = _slope(loop, phi, inner.at(theta), draw)
+            _, slope = inner_slope(loop, phi, inner.at(theta), draw)
             product = _Product(slope, theta)
             q, self._solver, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
-            cross = _vjp(slope, phi, q)
+            cross = tree.like(phi, pull_back(slope, list(phi.values()), q))
         grad = tree.add(direct, cross, -1.0)
-        cost = {
-            "inner_steps": self.inner_steps,
-            "gradients": self.inner_steps + 2,
-            "hvps": product.calls + 1,
-        }
-        metrics = {"inner/loss": inner.loss, **metrics}
-        return inner, Feedback(value, grad, metrics=metrics, cost=cost)
-
-
-def _slope(loop: InnerLoop, phi: Tree, inner: GradientState, draw: Draw) -> Tree:
-    """Return dg/dtheta on the graph of phi and theta."""
-    loss = loop.inner_value(phi, inner, draw)
-    slopes = torch.autograd.grad(
-        loss, list(inner.params.values()), create_graph=True, materialize_grads=True
-    )
-    return tree.like(inner.params, slopes)
-
-
-def _vjp(slope: Tree, inputs: Tree, vector: Tree, retain: bool = False) -> Tree:
-    """Return (d slope / d inputs)^T vector; zeros where nothing connects them."""
-    linked = [k for k, s in slope.items() if s.requires_grad]
-    if not linked:
-        return tree.zeros_like(inputs)
-    products = torch.autograd.grad(
-        [slope[k] for k in linked], list(inputs.values()), [vector[k] for k in linked],
-        retain_graph=retain, materialize_grads=True,
-    )  # fmt: skip
-    return tree.like(inputs, products)
+        gradients, hvps = self.inner_steps + 2, product.calls + 1
+        return self.result(inner, value, grad, metrics, gradients=gradients, hvps=hvps)
 
 
 class _Product:
@@ -97,4 +69,30 @@ class _Product:
 
     def __call__(self, p: Tree) -> Tree:
         self.calls += 1
-        return distributed.mean(_vjp(self.slope, self.theta, p, retain=True))
+        image = pull_back(self.slope, list(self.theta.values()), p, retain_graph=True)
+        return distributed.mean(tree.like(self.theta, image))
+
+
+def inner_slope(
+    loop: InnerLoop, phi: Tree, inner: GradientState, draw: Draw
+) -> tuple[Tensor, Tree]:
+    """Return g and dg/dtheta, on the graph of phi and theta."""
+    loss = loop.inner_value(phi, inner, draw)
+    slopes = torch.autograd.grad(
+        loss, list(inner.params.values()), create_graph=True, materialize_grads=True
+    )
+    return loss, tree.like(inner.params, slopes)
+
+
+def pull_back(
+    slope: Tree, inputs: list[Tensor], vector: Tree, retain_graph: bool = False
+) -> list[Tensor]:
+    """Return (d slope / d inputs)^T vector; zeros where nothing connects them."""
+    linked = [k for k, s in slope.items() if s.requires_grad]
+    if not linked:
+        return [torch.zeros_like(t) for t in inputs]
+    products = torch.autograd.grad(
+        [slope[k] for k in linked], inputs, [vector[k] for k in linked],
+        retain_graph=retain_graph, materialize_grads=True,
+    )  # fmt: skip
+    return list(products)

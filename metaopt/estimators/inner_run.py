@@ -1,11 +1,22 @@
-"""What estimators share: K inner steps, what they refuse, what they save."""
+"""What estimators share: K inner steps, dF at their end, what is refused, logged and saved."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from metaopt.engine.guards import refuse_start_from_outer, refuse_state, require_gradients
+import torch
+from torch import Tensor
+
+from metaopt.engine import distributed, tree
+from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.random import generator
+from metaopt.engine.ranges import check_ranges
+
+Result = tuple[GradientState, Feedback]
+"""The inner state after a run, and what it says about phi."""
 
 
 class InnerRun:
@@ -30,20 +41,26 @@ class InnerRun:
     memory: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, inner_steps: int = 1) -> None:
-        if inner_steps < self.least_steps:
-            raise ValueError(
-                f"{type(self).__name__} needs inner_steps >= {self.least_steps}; got {inner_steps}."
-            )
         self.inner_steps = inner_steps
+        check_ranges(self, f"inner_steps >= {self.least_steps}")
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error that says what to use instead where this estimator would be wrong."""
         name = type(self).__name__
         require_gradients(loop, name, self.differentiates_inner)
-        if self.fixed_start:
-            refuse_start_from_outer(loop, name)
-        if not self.carries_state:
-            refuse_state(loop, name)
+        if self.fixed_start and not loop.problem.warm_start:
+            _refuse_start_from_outer(loop, name)
+        if not self.carries_state and loop.updates_state:
+            _refuse_state(loop, name)
+
+    def result(
+        self, inner: GradientState, value: Tensor | float, grad: Tree,
+        metrics: Mapping[str, Tensor | float] | None = None, **cost: float,
+    ) -> Result:  # fmt: skip
+        """Return the end of a run, with the last inner loss logged and K inner steps charged."""
+        metrics = {"inner/loss": inner.loss, **(metrics or {})}
+        cost = {"inner_steps": self.inner_steps, **cost}
+        return inner, Feedback(value, grad, metrics=metrics, cost=cost)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next call needs of this one."""
@@ -63,3 +80,87 @@ class InnerRun:
             )
         for name, value in state.items():
             setattr(self, f"_{name}", value)
+
+
+def outer_gradients(
+    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, before: Any = None
+) -> tuple[Tensor, Tree, Tree]:
+    """Return F, v = dF/dtheta averaged over ranks, and the direct dF/dphi; costs one gradient.
+
+    Args:
+        before: the problem's state before the last step; where it is given, v goes through the
+            update of the state by that step as well.
+    """
+    phi, theta = tree.leaves(outer), tree.leaves(inner.params)
+    at = inner._replace(params=theta)
+    if before is not None:
+        at = at._replace(state=loop.updated_state(phi, at._replace(state=before), inner.step))
+    loss = loop.outer_value(phi, at, loop.outer_draw(inner, key))
+    v, direct = tree.gradient(loss, theta, phi)
+    # v is averaged before it is multiplied: a product with each rank's own v would be another one.
+    return loss.detach(), distributed.mean(v), direct
+
+
+def require_gradients(loop: Any, estimator: str, through_decisions: bool = True) -> None:
+    """Raise an error that says what to use instead unless g can be differentiated in phi.
+
+    Args:
+        loop: the inner level.
+        estimator: who asks, for the message.
+        through_decisions: whether the estimator differentiates what g owes to decisions of phi.
+
+    Raises:
+        TypeError: the problem states no losses.
+        ValueError: the problem's decisions have no derivative.
+    """
+    problem = loop.problem
+    if not isinstance(loop, InnerLoop):
+        raise TypeError(
+            f"{estimator} needs a GradientProblem (inner_loss, outer_loss, inner_batch, "
+            f"outer_batch); {type(problem).__name__} is none. Use estimator=score, or "
+            f"estimator=evolution_strategies for a tensor-valued outer variable."
+        )
+    if through_decisions and problem.hard_decisions:
+        raise ValueError(
+            f"the inner loss of {type(problem).__name__} is on decisions without a derivative: "
+            f"{estimator} would see no feedback. Use estimator=score_function, or let the problem "
+            f"make no hard decisions (problem.labels=soft)."
+        )
+
+
+def _refuse_start_from_outer(loop: InnerLoop, estimator: str) -> None:
+    """Raise a `ValueError` if each run starts from a theta_0 made of phi."""
+    start = loop.initial(tree.leaves(loop.problem.init_outer(generator(0))), 0)
+    if any(t.requires_grad for t in start.params.values()):
+        raise ValueError(
+            f"{estimator} holds theta_0 fixed, and {type(loop.problem).__name__} makes it from "
+            f"the outer variable (warm_start=False): its derivative would be missing. Use "
+            f"estimator=unroll, forward or first_order."
+        )
+
+
+def _refuse_state(loop: InnerLoop, estimator: str) -> None:
+    """Raise a `ValueError` if a loss reads the state that inner steps change.
+
+    One evaluation of both losses, with a derivative in the state, tells: metrics may read it.
+    """
+    outer = loop.problem.init_outer(generator(0))
+    inner = loop.start(outer, None, 0)
+    state = tree.map_tensors(tree.leaf, inner.state)
+    leaves = [t for t in tree.tensors(state) if t.requires_grad]
+    at = inner.at(inner.params)._replace(state=state)
+    losses: dict[str, Callable[[], Tensor]] = {
+        "inner_loss": lambda: loop.inner_value(outer, at, loop.draw(inner, 0, 0)),
+        "outer_loss": lambda: loop.outer_value(outer, at, loop.outer_draw(inner, 0)),
+    }
+    for name, value in losses.items():
+        loss = value()
+        if not (leaves and loss.requires_grad):
+            continue
+        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+        if any(slope is not None for slope in slopes):
+            raise ValueError(
+                f"{estimator} cannot carry the derivative of a state, and {name} of "
+                f"{type(loop.problem).__name__} reads one that update_state computes. Use "
+                f"estimator=unroll, forward or one_step, or detach the state in {name}."
+            )

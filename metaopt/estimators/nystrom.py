@@ -10,6 +10,7 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator
+from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.solvers import Product, State
 
 
@@ -35,10 +36,7 @@ class Nystrom:
     refresh: int = 25
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.refresh < 1:
-            raise ValueError(
-                f"Nystrom needs rank >= 1 and refresh >= 1; got {self.rank}, {self.refresh}."
-            )
+        check_ranges(self, "rank >= 1", "refresh >= 1")
 
     def __call__(
         self, product: Product, like: Tree, damping: Tensor, state: State, key: int

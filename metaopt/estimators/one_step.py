@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
-from metaopt.estimators.inner_run import InnerRun
-from metaopt.estimators.tangents import along, tangent
+from metaopt.estimators.constants import along, tangent
+from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
 
 
 class OneStep(InnerRun):
@@ -44,9 +42,7 @@ class OneStep(InnerRun):
     carries_state = True
     fixed_start = True
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last."""
         inner = loop.run(outer, inner, key, self.inner_steps - 1)
         draw = loop.draw(inner, key, self.inner_steps - 1)
@@ -61,8 +57,7 @@ class OneStep(InnerRun):
         grad = direct
         if slope is not None and slope.requires_grad:
             grad = tree.add(direct, tree.gradient(slope, phi)[0], -1.0)
-        cost = {"inner_steps": self.inner_steps, "gradients": self.inner_steps + 1, "hvps": 1}
-        return after, Feedback(value, grad, metrics={"inner/loss": after.loss}, cost=cost)
+        return self.result(after, value, grad, gradients=self.inner_steps + 1, hvps=1)
 
 
 def take_step(
@@ -89,21 +84,3 @@ def take_step(
         return tree.like(grads, pulled)
 
     return after, tree.detach(grads), transpose
-
-
-def outer_gradients(
-    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, before: Any = None
-) -> tuple[Tensor, Tree, Tree]:
-    """Return F, v = dF/dtheta averaged over ranks, and the direct dF/dphi.
-
-    Args:
-        before: the problem's state before the last step; where it is given, v goes through the
-            update of the state by that step as well.
-    """
-    phi, theta = tree.leaves(outer), tree.leaves(inner.params)
-    at = inner._replace(params=theta)
-    if before is not None:
-        at = at._replace(state=loop.updated_state(phi, at._replace(state=before), inner.step))
-    loss = loop.outer_value(phi, at, loop.outer_draw(inner, key))
-    v, direct = tree.gradient(loss, theta, phi)
-    return loss.detach(), distributed.mean(v), direct

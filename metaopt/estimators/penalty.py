@@ -8,8 +8,9 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.protocols import Feedback, Tree
-from metaopt.estimators.inner_run import InnerRun
+from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.inner_run import InnerRun, Result
 
 
 class Penalty(InnerRun):
@@ -47,21 +48,13 @@ class Penalty(InnerRun):
         growth: float = 1.03,
         inner_steps: int = 1,
     ) -> None:
-        if not 0 < initial <= strength:
-            raise ValueError(
-                f"Penalty needs 0 < initial <= strength; got initial={initial}, "
-                f"strength={strength}."
-            )
-        if growth < 1:
-            raise ValueError(f"Penalty needs growth >= 1; got {growth}.")
         super().__init__(inner_steps)
         self.strength, self.initial, self.growth = strength, initial, growth
+        check_ranges(self, "0 < initial <= strength", "growth >= 1")
         self._copy: GradientState | None = None
         self._gamma = initial
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return z after K steps and the penalised gradient in phi."""
         y, gamma = self._copy, self._gamma
         if y is None or inner.step == 0:
@@ -71,14 +64,10 @@ class Penalty(InnerRun):
             y = _penalised_step(loop, outer, y, key, k, gamma)
         grad = _outer_slope(loop, outer, y, inner, key, self.inner_steps, gamma)
         self._copy, self._gamma = y, min(self.strength, gamma * self.growth)
-        feedback = loop.evaluate(outer, inner, key)
-        cost = {
-            "inner_steps": 2 * self.inner_steps,
-            "gradients": 3 * self.inner_steps + 3,
-            "evaluations": 1,
-        }
-        metrics: dict[str, Tensor | float] = {"inner/loss": inner.loss, "outer/penalty": gamma}
-        return inner, Feedback(feedback.value, grad, metrics=metrics, cost=cost)
+        return self.result(
+            inner, loop.evaluate(outer, inner, key).value, grad, {"outer/penalty": gamma},
+            inner_steps=2 * self.inner_steps, gradients=3 * self.inner_steps + 3, evaluations=1,
+        )  # fmt: skip
 
 
 def _penalised_step(

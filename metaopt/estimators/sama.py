@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
-from metaopt.estimators.finite_difference import checked_radius, difference
-from metaopt.estimators.inner_run import InnerRun
+from metaopt.estimators.finite_difference import CentralDifference
 from metaopt.estimators.one_step import take_step
 
 
-class Sama(InnerRun):
+class Sama(CentralDifference):
     """dF/dphi - J^T w with w = -(du/dgrad)^T v, by a central difference along w.
 
     v = dF/dtheta and J = d2g/dtheta dphi at the theta that K inner steps reach; u(theta, grad) is
@@ -32,18 +31,10 @@ class Sama(InnerRun):
     Reference: Choe et al., Making Scalable Meta Learning Practical, NeurIPS 2023.
     """
 
-    least_steps = 0
+    direction_gradients = 1
 
-    def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
-        super().__init__(inner_steps)
-        self.epsilon = checked_radius(epsilon, "Sama")
-
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
-        """Return the inner state after K steps and the hypergradient there."""
-
-        def adapted(inner: GradientState, v: Tree, draw: Draw, batch: Batch) -> Tree:
-            return take_step(loop, outer, inner, draw, batch)[2](v)
-
-        return difference(loop, outer, inner, key, self.inner_steps, self.epsilon, adapted)
+    def direction(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, v: Tree, draw: Draw, batch: Batch
+    ) -> Tree:
+        """Return v through the inner optimizer's next step."""
+        return take_step(loop, outer, inner, draw, batch)[2](v)

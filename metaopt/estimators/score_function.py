@@ -10,11 +10,12 @@ from torch import Tensor
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import Batch, GradientState, SampledProblem
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, replay
-from metaopt.estimators.inner_run import InnerRun
-from metaopt.estimators.one_step import outer_gradients, take_step
-from metaopt.estimators.tangents import along, tangent
+from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.constants import along, tangent
+from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
+from metaopt.estimators.one_step import take_step
 
 Kind = Literal["loss_difference", "dot_product", "cosine", "per_example"]
 
@@ -62,17 +63,10 @@ class ScoreFunction(InnerRun):
             raise ValueError(
                 f"ScoreFunction needs feedback in {', '.join(get_args(Kind))}; got {feedback!r}."
             )
-        if baseline is not None and not 0 <= baseline < 1:
-            raise ValueError(f"ScoreFunction needs 0 <= baseline < 1 or null; got {baseline}.")
-        if clip is not None and clip <= 0:
-            raise ValueError(f"ScoreFunction needs clip > 0 or null; got {clip}.")
-        if weight < 0:
-            raise ValueError(
-                f"ScoreFunction needs weight >= 0; got {weight}. Use reversed=true for the sign."
-            )
         super().__init__()
         self.feedback, self.baseline, self.clip = feedback, baseline, clip
         self.weight, self.sign = weight, -1.0 if reversed else 1.0
+        check_ranges(self, "0 <= baseline < 1 or null", "clip > 0 or null", "weight >= 0")
         self._average: Tensor | None = None
 
     def check(self, loop: InnerLoop) -> None:
@@ -85,9 +79,7 @@ class ScoreFunction(InnerRun):
                 f"unroll."
             )
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the state after one step on sampled decisions, and their reward's gradient."""
         draw = loop.draw(inner, key, 0)
         batch = loop.batch(outer, inner, draw)
@@ -114,13 +106,8 @@ class ScoreFunction(InnerRun):
         # One number for the batch rewards the rows of all ranks; the engine averages over ranks.
         shared = 1 if self.feedback == "per_example" else distributed.world_size()
         grad = tree.add(direct, tree.like(phi, score), self.weight * shared)
-        metrics = {
-            "inner/loss": after.loss,
-            "outer/feedback": reward.mean(),
-            "outer/feedback_size": reward.abs().mean(),
-        }
-        cost = {"inner_steps": 1, "gradients": 3, "evaluations": 1}
-        return after, Feedback(value, grad, metrics=metrics, cost=cost)
+        metrics = {"outer/feedback": reward.mean(), "outer/feedback_size": reward.abs().mean()}
+        return self.result(after, value, grad, metrics, gradients=3, evaluations=1)
 
     def _advantage(self, reward: Tensor) -> Tensor:
         """Return the signed, centred and clipped reward; update the moving average."""

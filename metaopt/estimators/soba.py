@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
-from metaopt.engine.protocols import Feedback, Tree
-from metaopt.estimators.inner_run import InnerRun
-from metaopt.estimators.one_step import outer_gradients
+from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.implicit import inner_slope, pull_back
+from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
 
 
 class Soba(InnerRun):
@@ -35,36 +34,27 @@ class Soba(InnerRun):
     memory = ("q",)
 
     def __init__(self, step: float | None = None) -> None:
-        if step is not None and step <= 0:
-            raise ValueError(f"Soba needs step > 0 or null; got {step}.")
         super().__init__()
         self.step = step
+        check_ranges(self, "step > 0 or null")
         self._q: Tree | None = None
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after one step and the hypergradient before it."""
         value, v, direct = outer_gradients(loop, outer, inner, key)
         q = tree.zeros_like(v) if self._q is None else self._q
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
         with twice_differentiable():
-            loss = loop.inner_value(phi, inner._replace(params=theta), loop.draw(inner, key, 0))
-            slope = torch.autograd.grad(
-                loss, list(theta.values()), create_graph=True, materialize_grads=True
-            )
-            linked = [(s, q[k]) for k, s in zip(theta, slope, strict=True) if s.requires_grad]
-            products = torch.autograd.grad(
-                [s for s, _ in linked], [*theta.values(), *phi.values()], [d for _, d in linked],
-                materialize_grads=True,
-            )  # fmt: skip
+            # The step is taken on this evaluation, so the module updates the state's own buffers.
+            at = inner._replace(params=theta)
+            loss, slope = inner_slope(loop, phi, at, loop.draw(inner, key, 0))
+            products = pull_back(slope, [*theta.values(), *phi.values()], q)
         curved = distributed.mean(tree.like(theta, products[: len(theta)]))
         cross = tree.like(phi, products[len(theta) :])
         residual = tree.add(curved, v, -1.0)
         rate = self.step or loop.optimizer.learning_rate(inner.step)
         self._q = tree.add(q, residual, -rate)
-        grads = tree.like(theta, [s.detach() for s in slope])
-        inner = loop.step_along(outer, inner, grads, loss)
-        metrics = {"inner/loss": inner.loss, "solve/residual": tree.norm(residual)}
-        cost = {"inner_steps": 1, "gradients": 2, "hvps": 1}
-        return inner, Feedback(value, tree.add(direct, cross, -1.0), metrics=metrics, cost=cost)
+        inner = loop.step_along(outer, inner, tree.detach(slope), loss)
+        metrics = {"solve/residual": tree.norm(residual)}
+        grad = tree.add(direct, cross, -1.0)
+        return self.result(inner, value, grad, metrics, gradients=2, hvps=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_ranges
 
 Product = Callable[[Tree], Tree]
 State = dict[str, Any]
@@ -71,10 +72,7 @@ class Neumann:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        if self.terms < 1:
-            raise ValueError(f"Neumann needs terms >= 1; got {self.terms}.")
-        if self.step is not None and self.step <= 0:
-            raise ValueError(f"Neumann needs step > 0 or null; got {self.step}.")
+        check_ranges(self, "terms >= 1", "step > 0 or null")
 
     def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
         """Return the truncated series."""
@@ -136,13 +134,7 @@ class ConjugateGradient:
     preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"ConjugateGradient needs iterations >= 1; got {self.iterations}.")
-        if self.damping < 0 or self.tolerance < 0:
-            raise ValueError(
-                f"ConjugateGradient needs damping >= 0 and tolerance >= 0; "
-                f"got damping={self.damping}, tolerance={self.tolerance}."
-            )
+        check_ranges(self, "iterations >= 1", "damping >= 0", "tolerance >= 0")
 
     def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
         """Return the solution after at most `iterations` steps."""
@@ -229,10 +221,7 @@ class Exact:
     limit: int = 2000
 
     def __post_init__(self) -> None:
-        if self.damping < 0 or self.limit < 1:
-            raise ValueError(
-                f"Exact needs damping >= 0 and limit >= 1; got {self.damping} and {self.limit}."
-            )
+        check_ranges(self, "damping >= 0", "limit >= 1")
 
     def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
         """Return the solution of the dense system.

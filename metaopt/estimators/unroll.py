@@ -12,8 +12,9 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState, state_leaves, state_tensors
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
-from metaopt.engine.protocols import Feedback, Tree
-from metaopt.estimators.inner_run import InnerRun
+from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.inner_run import InnerRun, Result
 
 
 class Unroll(InnerRun):
@@ -52,23 +53,15 @@ class Unroll(InnerRun):
         memory_budget: float | None = None,
     ) -> None:
         super().__init__(inner_steps)
-        if truncation is not None and not 1 <= truncation <= inner_steps:
-            raise ValueError(
-                f"Unroll needs 1 <= truncation <= inner_steps={inner_steps}; got {truncation}."
-            )
-        counted = isinstance(segments, int) and not isinstance(segments, bool) and segments >= 1
-        if segments != "auto" and not counted:
+        self.truncation = inner_steps if truncation is None else truncation
+        self.segments, self.memory_budget = segments, memory_budget
+        check_ranges(self, "1 <= truncation <= inner_steps", "memory_budget > 0 or null")
+        if segments != "auto" and not (isinstance(segments, int) and segments >= 1):
             raise ValueError(f'Unroll needs segments >= 1 or "auto"; got {segments!r}.')
         if memory_budget is not None and segments != "auto":
             raise ValueError('Unroll reads memory_budget only with segments="auto".')
-        if memory_budget is not None and not memory_budget > 0:
-            raise ValueError(f"Unroll needs memory_budget > 0 or null; got {memory_budget}.")
-        self.truncation = truncation or inner_steps
-        self.segments, self.memory_budget = segments, memory_budget
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last of them."""
         head = self.inner_steps - self.truncation
         inner = loop.run(outer, inner, key, head)
@@ -80,13 +73,9 @@ class Unroll(InnerRun):
             inner, value, grads, adjoint = _reverse(loop, phi, inner, key, _split(steps, count))
             if forks:
                 grads = _through_start(loop, phi, key, grads, adjoint)
-        cost = {
-            "inner_steps": self.inner_steps,
-            "gradients": self.inner_steps + 1 + (self.truncation if count > 1 else 0),
-            "hvps": self.truncation,
-        }
-        metrics = {"inner/loss": inner.loss}
-        return inner, Feedback(value, tree.like(phi, grads), metrics=metrics, cost=cost)
+        grad = tree.like(phi, grads)
+        gradients = self.inner_steps + 1 + (self.truncation if count > 1 else 0)
+        return self.result(inner, value, grad, gradients=gradients, hvps=self.truncation)
 
     def _count(self, loop: InnerLoop, phi: Tree, inner: GradientState, key: int) -> int:
         if self.segments != "auto":
@@ -140,8 +129,7 @@ def _through_start(
     loop: InnerLoop, phi: Tree, key: int, grads: list[Tensor], adjoint: list[Tensor]
 ) -> list[Tensor]:
     """Return dF/dphi plus the adjoint of theta_0 pulled back to the phi it was made of."""
-    params, state = loop.initial(phi, key)
-    start = [*params.values(), *(t for t in tree.tensors(state) if t.is_floating_point())]
+    start = state_tensors(loop.initial(phi, key))
     linked = [i for i, t in enumerate(start) if t.requires_grad]
     if not linked:
         return grads

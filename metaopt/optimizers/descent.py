@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from metaopt.engine import tree
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, State
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.optimizers.gradients import hypergradient, named_tensors
+from metaopt.optimizers.gradients import hypergradient
 
 ALGORITHMS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 """Algorithms by name; every step equals that of the class of `torch.optim`, to the bit."""
@@ -65,7 +65,7 @@ class Descent:
             TypeError: phi is not a dict of floating-point tensors, or the algorithm or scheduler
                 needs more than a gradient a step.
         """
-        self._outer = tree.clone(named_tensors(outer, "Descent"))
+        self._outer = tree.clone(tree.named_tensors(outer, "Descent"))
         self._moments: State = {} if self._named is None else self._named.init(self._outer)
         self._optimizer = self._torch_optimizer()
         self._schedule = None

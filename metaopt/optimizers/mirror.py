@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.optimizers.gradients import hypergradient, named_tensors
+from metaopt.optimizers.gradients import hypergradient
 
 
 class MirrorDescent:
@@ -56,7 +56,7 @@ class MirrorDescent:
             TypeError: phi is not a dict of floating-point tensors.
             ValueError: a tensor is not on the simplex.
         """
-        for name, value in named_tensors(outer, "MirrorDescent").items():
+        for name, value in tree.named_tensors(outer, "MirrorDescent").items():
             _require_simplex(name, value)
         self._outer = tree.clone(outer)
         self._sum = tree.zeros_like(outer)

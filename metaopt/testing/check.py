@@ -14,11 +14,11 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
-from metaopt.engine.guards import require_gradients
 from metaopt.engine.inner_loop import InnerLoop, loop_of
 from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Tree
 from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators.implicit import Implicit
+from metaopt.estimators.inner_run import require_gradients
 from metaopt.estimators.solvers import ConjugateGradient
 from metaopt.estimators.unroll import Unroll
 from metaopt.optimizers.descent import Descent

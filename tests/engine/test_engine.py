@@ -194,7 +194,7 @@ def test_finish_runs_the_last_phase_and_metrics_are_named():
 
 
 def test_negative_outer_steps_are_refused():
-    with pytest.raises(ValueError, match="outer_steps must be >= 0; got -1"):
+    with pytest.raises(ValueError, match="Engine needs outer_steps >= 0; got outer_steps=-1"):
         counting(-1)
 
 

@@ -8,7 +8,7 @@ from test_attention import Reweighting
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.estimators import FiniteDifference, Identity, Implicit
-from metaopt.estimators.detached import RecordDetached, ReplayDetached
+from metaopt.estimators.constants import RecordDetached, ReplayDetached
 from metaopt.problems.examples import Quadratic
 from metaopt.testing.meter import PeakMemory
 

@@ -1,18 +1,26 @@
-"""What a loss treats as constant, recorded once and replayed at other parameters.
+"""What a loss treats as constant, kept constant in finite differences and in forward mode.
 
 `x.detach()`, `x.data`, `x.item()`, comparisons and everything under `torch.no_grad()` have no
-derivative, yet their values move with the parameters. A finite difference that lets them move
-differentiates through the detach. Recording them at the unperturbed parameters keeps them fixed.
+derivative in reverse mode, yet their values move with the parameters. A finite difference that
+lets them move differentiates through the detach; so do torch's dual numbers under `no_grad`.
+
+- `RecordDetached` and `ReplayDetached` keep the values recorded at the unperturbed parameters;
+- `along` and `tangent` take a directional derivative whose tangents stop at `no_grad`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+
+from metaopt.engine import tree
+from metaopt.engine.protocols import Tree
 
 Constants = dict[int, tuple[Callable[..., Any], Any]]
 """The call's number -> the function called and the constant it returned."""
@@ -26,7 +34,7 @@ class RecordDetached(TorchFunctionMode):
 
     Run the loss inside the block, with parameters that require a gradient; then read `constants`.
     Only calls that the loss itself makes count: a detach inside one of torch's own functions
-    (`F.gumbel_softmax(hard=True)`) is not seen, and so still moves.
+    (`F.gumbel_softmax(hard=True)`) is not recorded, and so still moves.
     """
 
     def __init__(self) -> None:
@@ -40,7 +48,7 @@ class RecordDetached(TorchFunctionMode):
     ) -> Any:
         # Inside a custom autograd.Function, gradients are off though nobody called no_grad.
         custom = torch.is_grad_enabled() != self._declared
-        cuts = not custom and _on_graph((args, kwargs))
+        cuts = not custom and any(t.requires_grad for t in tree.tensors((args, kwargs)))
         result = func(*args, **(kwargs or {}))
         self.calls += 1
         if func is _SET_GRAD_ENABLED and not custom:
@@ -79,18 +87,11 @@ class ReplayDetached(TorchFunctionMode):
                 f"{_name(recorded)}: it must make the same calls for the same batch and key. "
                 f"Use estimator=unroll or implicit for a loss that keeps hidden state."
             )
+        # The result of an operation in place is its argument, which later calls read.
         if isinstance(result, Tensor) and any(result is a for a in args):
             with torch.no_grad():
                 return result.copy_(value)
         return _replaced(result, value)
-
-
-def _on_graph(node: Any) -> bool:
-    if isinstance(node, Tensor):
-        return node.requires_grad
-    if isinstance(node, Mapping):
-        return any(_on_graph(v) for v in node.values())
-    return isinstance(node, (list, tuple)) and any(_on_graph(v) for v in node)
 
 
 def _constant(result: Any) -> Any:
@@ -113,3 +114,30 @@ def _replaced(result: Any, value: Any) -> Any:
 
 def _name(func: Any) -> str:
     return getattr(func, "__name__", repr(func))
+
+
+@contextmanager
+def along(primal: Tree, direction: Tree) -> Iterator[Tree]:
+    """Give the block dual numbers primal + eps direction.
+
+    Torch's dual numbers pass through `torch.no_grad()`; here they stop there, as a reverse pass
+    does, so that both modes have the same derivative. Do not open the block inside one.
+    """
+    with forward_ad.dual_level(), _ConstantsHaveNoTangent():
+        yield {k: forward_ad.make_dual(p.detach(), direction[k]) for k, p in primal.items()}
+
+
+def tangent(value: Tensor) -> Tensor | None:
+    """Return the directional derivative that a dual number carries, or `None` for a constant."""
+    result: Tensor | None = forward_ad.unpack_dual(value).tangent
+    return result
+
+
+class _ConstantsHaveNoTangent(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.is_grad_enabled():
+            return result
+        return tree.map_tensors(lambda t: forward_ad.unpack_dual(t).primal, result)

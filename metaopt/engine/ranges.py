@@ -1,0 +1,32 @@
+"""Ranges of numbers, checked as they are printed."""
+
+from __future__ import annotations
+
+import operator
+
+_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+def check_ranges(owner: object, *ranges: str) -> None:
+    """Raise a `ValueError` unless the attributes of `owner` lie in their ranges.
+
+    Example:
+        check_ranges(self, "lr >= 0", "0 <= warmup < total", "clip_norm > 0 or null")
+
+    Args:
+        owner: an object whose constructor has set its arguments as attributes; its class is named
+            in the message.
+        ranges: comparisons of attributes and numbers, separated by spaces; `or null` at the end
+            accepts `None` as well.
+    """
+    for text in ranges:
+        comparison = text.removesuffix(" or null")
+        terms = comparison.split()
+        values = {term: getattr(owner, term) for term in terms[::2] if term.isidentifier()}
+        if comparison != text and any(value is None for value in values.values()):
+            continue
+        operands = [values[term] if term in values else float(term) for term in terms[::2]]
+        pairs = zip(operands, terms[1::2], operands[1:], strict=False)
+        if not all(_COMPARISONS[sign](left, right) for left, sign, right in pairs):
+            got = ", ".join(f"{name}={value}" for name, value in values.items())
+            raise ValueError(f"{type(owner).__name__} needs {text}; got {got}.")
