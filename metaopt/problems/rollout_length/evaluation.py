@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork, QViews
-from metaopt.problems.rollout_length.dyna.world_model import ModelViews, WorldModel
 from metaopt.problems.rollout_length.environments import Environment, Transition
+
+if TYPE_CHECKING:
+    from metaopt.problems.rollout_length.problem import RolloutLength
+    from metaopt.problems.rollout_length.state import Runs
 
 CHECK_EVERY = 32
 """Steps between two checks whether all episodes are over; each check waits for the device."""
@@ -56,20 +58,16 @@ class Finished(NamedTuple):
 
 
 def greedy_return(
-    environment: Environment, agent: QNetwork, learners: QViews, unit: Tensor, episodes: int,
-    draw: Generator,
-) -> tuple[Tensor, int]:  # fmt: skip
+    problem: RolloutLength, environment: Environment, runs: Runs, episodes: int, draw: Generator
+) -> tuple[Tensor, int]:
     """Return the mean return (R) of each run's greedy policy, and the steps that took in all.
-
-    Args:
-        unit: what observations are divided by, (d).
-        episodes: number of episodes of each run.
 
     An episode that is still open after twice the time limit (a simulator of gymnasium without a
     limit of its own) counts with what it gained and took so far.
     """
-    runs = len(learners.state.params)
-    current = environment.begin((runs, episodes), draw, unit.dtype)
+    agent, unit = problem.agent, problem.unit
+    learners = agent.views(runs.agent)
+    current = environment.begin((len(runs.size), episodes), draw, unit.dtype)
     returns = torch.zeros_like(current.total)
     lengths, open_ = torch.zeros_like(current.age), torch.ones_like(returns, dtype=torch.bool)
     for step in range(2 * environment.time_limit):
@@ -88,39 +86,36 @@ def greedy_return(
 
 
 def model_errors(
-    model: WorldModel, models: ModelViews, agent: QNetwork, learners: QViews, finished: Finished,
-    epsilon: float, limit: int, end: float, absolute: bool, otherwise: Tensor, draw: Generator,
+    problem: RolloutLength, environment: Environment, runs: Runs, finished: Finished,
+    draw: Generator,
 ) -> Tensor:  # fmt: skip
     """Return the mean of model's - real return, and length, of the same episodes, (R, 2).
 
     The model starts where the latest real episodes did and follows the current policy until the
-    log-odds of an end exceed `end`, for at most `limit` steps.
-
-    Args:
-        finished: the real episodes.
-        epsilon: probability of a random action.
-        absolute: average the absolute differences instead.
-        otherwise: what to return for a run in which no episode ended, (R, 2).
+    log-odds of an end exceed the planner's, for at most the steps of an episode. A run in which no
+    episode ended keeps its last errors.
     """
+    agent, model = problem.agent, problem.model
+    learners, models = agent.views(runs.agent), model.views(runs.model)
+    epsilon = problem.exploration((runs.step + 1) * problem.phase, problem.phase)
     latest = finished.latest[:, :-1]
     observation = latest[..., :-2]
     returns = torch.zeros_like(latest[..., -2])
     lengths = torch.zeros_like(returns)
     going = torch.ones_like(returns)
-    for step in range(limit):
+    for step in range(environment.time_limit):
         action = agent.act(learners, observation, epsilon, draw)
         observation, reward, log_odds = model.predict(models, observation, action)
         returns += going * reward
         lengths += going
-        going = going * (log_odds <= end)
+        going = going * (log_odds <= problem.planner.end)
         if (step + 1) % CHECK_EVERY == 0 and not bool(going.any()):
             break
     error = torch.stack([returns, lengths], -1) - latest[..., -2:]
-    error = error.abs() if absolute else error
     number = finished.number.clamp(max=latest.shape[1]).unsqueeze(1)
     there = torch.arange(latest.shape[1], device=latest.device) < number
     mean = (error * there.unsqueeze(-1)).sum(1) / number.clamp(min=1)
-    return torch.where(number > 0, mean, otherwise)
+    return torch.where(number > 0, mean, runs.errors)
 
 
 def final_metrics(scores: Tensor, names: Sequence[str], prefix: str = "") -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.rollout_length.environments import Environment, Physics
 
 Lengths = Tensor | int
@@ -29,12 +30,7 @@ class Exploration:
     last: float = 0.1
 
     def __post_init__(self) -> None:
-        counts = [c for c in (self.random, self.decay) if c is not None]
-        if any(c < 0 for c in counts) or not 0 <= self.last <= 1:
-            raise ValueError(
-                f"Exploration needs random >= 0 and decay >= 0, or null, and 0 <= last <= 1; got "
-                f"random={self.random}, decay={self.decay}, last={self.last}."
-            )
+        check_ranges(self, "random >= 0 or null", "decay >= 0 or null", "0 <= last <= 1")
 
     def __call__(self, step: int, phase: int) -> float:
         """Return the probability after `step` real steps, in phases of `phase`."""
@@ -86,35 +82,6 @@ class Groups:
         return list(zip(self.names, tensor.split(self.each), strict=True))
 
 
-def check_options(
-    counts: Mapping[str, int], error_episodes: int, training_episodes: int,
-    updates_per_step: float, score: str, clip: float | None,
-) -> None:  # fmt: skip
-    """Raise a `ValueError` that names the first option out of range."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"RolloutLength needs {name} >= 1; got {count}.")
-    side, phase, steps = (counts[k] for k in ("environments", "phase", "steps"))
-    if steps % phase or phase % side:
-        raise ValueError(
-            f"RolloutLength needs steps divisible by phase, and phase by environments; got "
-            f"steps={steps}, phase={phase}, environments={side}."
-        )
-    if error_episodes and error_episodes < side:
-        raise ValueError(
-            f"RolloutLength needs error_episodes=0 or at least environments={side}; got "
-            f"{error_episodes}."
-        )
-    if training_episodes < 0:
-        raise ValueError(f"RolloutLength needs training_episodes >= 0; got {training_episodes}.")
-    if not updates_per_step > 0:
-        raise ValueError(f"RolloutLength needs updates_per_step > 0; got {updates_per_step}.")
-    if score not in ("training", "greedy"):
-        raise ValueError(f"RolloutLength needs score=training or greedy; got {score!r}.")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"RolloutLength needs clip > 0 or null; got {clip}.")
-
-
 def check_outer_steps(asked: int | None, episode: int, needed: int) -> None:
     """Raise a `ValueError` where a run ends before its tests do, or goes on after them.
 
@@ -160,15 +127,11 @@ def variants(environment: Environment, tests: Sequence[str]) -> list[Environment
         raise ValueError(
             f"RolloutLength needs a list of different tests, at least one; got {tests!r}."
         )
-    return [_variant(environment, name) for name in tests]
-
-
-def _variant(environment: Environment, name: str) -> Environment:
-    if name == "default":
-        return environment
-    if not isinstance(environment, Physics):
+    if isinstance(environment, Physics):
+        return [environment if name == "default" else environment.variant(name) for name in tests]
+    if list(tests) != ["default"]:
         raise ValueError(
             f"RolloutLength finds variants of physics only; a {type(environment).__name__} has "
-            f"none, so that tests must be [default] and not name {name!r}."
+            f"none, so that tests must be [default]; got {list(tests)}."
         )
-    return environment.variant(name)
+    return [environment]

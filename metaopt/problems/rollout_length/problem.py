@@ -16,7 +16,8 @@ from torch import Generator, Tensor
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback, Problem
 from metaopt.engine.random import fold, generator
-from metaopt.problems.rollout_length.acting import Acting, act
+from metaopt.engine.ranges import check_ranges
+from metaopt.problems.rollout_length.acting import act
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
 from metaopt.problems.rollout_length.dyna.stacked_adam import denormals_as_zero
 from metaopt.problems.rollout_length.dyna.transitions import width
@@ -27,12 +28,11 @@ from metaopt.problems.rollout_length.options import (
     Exploration,
     Groups,
     Lengths,
-    check_options,
     check_outer_steps,
     lengths_of_runs,
     variants,
 )
-from metaopt.problems.rollout_length.planning import Planned, Planner, Planning, plan
+from metaopt.problems.rollout_length.planning import Planned, Planner, plan
 from metaopt.problems.rollout_length.report import ScheduleReport
 from metaopt.problems.rollout_length.state import Records, Runs
 
@@ -74,7 +74,7 @@ class RolloutLength(Problem):
         phase: real steps P between two decisions, a multiple of `environments`.
         environments: environments E of each run that are stepped together, >= 1.
         batch: transitions of an update, >= 1.
-        updates_per_step: updates per real step, > 0; by default per synthetic step, too.
+        updates_per_step: updates per real step, and per synthetic one, > 0.
         planner: how rollouts are made, their largest length among it.
         planning: "synthetic"; "real" makes as many updates as planning would on real data instead
             and reads no length, the control for the number of updates; a list has one of them for
@@ -86,7 +86,6 @@ class RolloutLength(Problem):
         score_episodes: episodes of a greedy score, >= 1.
         error_episodes: latest episodes of a phase on which the model's errors are measured, at
             least `environments`; 0 leaves these features at 0.
-        absolute_errors: average absolute errors over these episodes instead of signed ones.
         training_episodes: episodes (of R inner runs each) before the tests, >= 0.
         tests: "default", the environment itself, or names of its variants, at least one, none
             twice. The first one is reported as `return`, another one as `return_<name>`.
@@ -127,45 +126,54 @@ class RolloutLength(Problem):
         scaled: bool = True,
         groups: Sequence[str] | None = None,
         device: str = "cpu",
-        absolute_errors: bool = False,
         outer_steps: int | None = None,
     ) -> None:
+        self.runs, self.steps, self.phase, self.environments = runs, steps, phase, environments
+        self.batch, self.updates_per_step, self.clip = batch, updates_per_step, clip
+        self.score, self.score_episodes, self.error_episodes = score, score_episodes, error_episodes
+        self.training_episodes, self.evaluation_episodes = training_episodes, evaluation_episodes
+        self.first_length, self.decisions = first_length, steps // max(1, phase)
         self.planner = Planner() if planner is None else planner
-        counts = {
-            "runs": runs, "steps": steps, "phase": phase, "environments": environments,
-            "batch": batch, "score_episodes": score_episodes,
-            "evaluation_episodes": evaluation_episodes,
-        }  # fmt: skip
-        check_options(counts, error_episodes, training_episodes, updates_per_step, score, clip)
-        self.planner.check(phase)
-        if not 0 <= first_length <= self.planner.cap:
-            raise ValueError(
-                f"RolloutLength needs first_length in 0..{self.planner.cap}, the planner's cap; "
-                f"got {first_length}."
-            )
+        self.exploration = Exploration() if exploration is None else exploration
+        self._check_options()
         self.groups = Groups(runs, groups, planning)
         self.real = self.groups.real()
         self.names, self.training = list(tests), environment
         self.tested = variants(environment, tests)
-        self.acting = Acting(
-            environments=environments,
-            phase=phase,
-            batch=batch,
-            updates_per_step=updates_per_step,
-            error_episodes=error_episodes,
-            exploration=Exploration() if exploration is None else exploration,
-        )
-        self.runs, self.decisions, self.first_length = runs, steps // phase, first_length
-        self.absolute_errors = absolute_errors
-        self.score, self.score_episodes = score, score_episodes
-        self.training_episodes, self.evaluation_episodes = training_episodes, evaluation_episodes
-        self.clip, self.device = clip, torch.device(device)
+        self.device = torch.device(device)
         check_outer_steps(outer_steps, self.decisions + 1, self.outer_steps)
         self.agent = agent(environment.observation_size, environment.actions)
         self.model = model(environment.observation_size, environment.actions)
         scale = environment.scale if scaled else [1.0] * environment.observation_size
         self.unit = torch.tensor(scale, device=self.device)
         self.report = ScheduleReport(self.names, self.groups, phase, self.outer_steps)
+
+    def _check_options(self) -> None:
+        """Raise a `ValueError` that names the first option out of range."""
+        counts = ("runs", "steps", "phase", "environments", "batch", "score_episodes")
+        check_ranges(
+            self, *(f"{name} >= 1" for name in counts), "evaluation_episodes >= 1",
+            "error_episodes >= 0", "training_episodes >= 0", "updates_per_step > 0",
+            "clip > 0 or null",
+        )  # fmt: skip
+        if self.steps % self.phase or self.phase % self.environments:
+            raise ValueError(
+                f"RolloutLength needs steps divisible by phase, and phase by environments; got "
+                f"steps={self.steps}, phase={self.phase}, environments={self.environments}."
+            )
+        if 0 < self.error_episodes < self.environments:
+            raise ValueError(
+                f"RolloutLength needs error_episodes=0 or at least "
+                f"environments={self.environments}; got {self.error_episodes}."
+            )
+        if self.score not in ("training", "greedy"):
+            raise ValueError(f"RolloutLength needs score=training or greedy; got {self.score!r}.")
+        self.planner.slots(self.phase)  # refuses a phase that is too short
+        if not 0 <= self.first_length <= self.planner.cap:
+            raise ValueError(
+                f"RolloutLength needs first_length in 0..{self.planner.cap}, the planner's cap; "
+                f"got {self.first_length}."
+            )
 
     @property
     def outer_steps(self) -> int:
@@ -235,14 +243,14 @@ class RolloutLength(Problem):
         """Return new runs."""
         runs, zero = self.runs, torch.zeros(self.runs, device=self.device)
         draw, environment = self._draw(key), self._environment(episode)
-        size = self.decisions * self.acting.phase + self.planner.steps(self.acting.phase) + 1
+        size = self.steps + self.planner.steps(self.phase) + 1
         counts, real = zero.long(), self.real.to(self.device)
         return Runs(
             agent=self.agent.init(runs, draw),
             model=self.model.init(runs, draw),
             transitions=torch.zeros(runs, size, width(len(self.unit)), device=self.device),
             size=torch.zeros_like(counts).unsqueeze(1),
-            episodes=environment.begin((runs, self.acting.environments), draw, zero.dtype),
+            episodes=environment.begin((runs, self.environments), draw, zero.dtype),
             length=torch.full_like(counts, self.first_length).masked_fill(real, 0),
             score=torch.full_like(zero, environment.worst),
             gain=zero,
@@ -258,16 +266,8 @@ class RolloutLength(Problem):
 
     def _plan(self, runs: Runs, lengths: Tensor, key: int) -> Runs:
         """Return the runs after planning with `lengths` (R)."""
-        learners, models = self.agent.views(runs.agent), self.model.views(runs.model)
-        first, lengths = self.decisions * self.acting.phase, lengths.masked_fill(self.real, 0)
-        planned = plan(
-            self.planner,
-            Planning(
-                self.agent, learners, self.model, models, runs.transitions, runs.size, first
-            ),
-            lengths, self.real, self.acting.phase, self.acting.batch,
-            self.acting.updates_per_step, self._draw(key),
-        )  # fmt: skip
+        lengths = lengths.masked_fill(self.real, 0)
+        planned = plan(self, runs, lengths, self._draw(key))
         return runs._replace(
             length=lengths.to(self.device),
             planned=planned,
@@ -278,32 +278,20 @@ class RolloutLength(Problem):
     def _phase(self, runs: Runs, key: int) -> Runs:
         """Return the runs after a phase of real steps, with models fitted to all of them."""
         environment = self._environment(runs.episode)
-        runs, finished = act(
-            self.acting, environment, self.agent, runs, self.unit, self._draw(fold(key, "acting"))
-        )
-        draw = self._draw(fold(key, "model"))
-        before = _steps(runs) if self.model.warm else 0  # a cold fit counts from 0
+        runs, finished = act(self, environment, runs, self._draw(fold(key, "acting")))
+        draw, before = self._draw(fold(key, "model")), _steps(runs)
         runs = runs._replace(model=self.model.fit(runs.model, runs.transitions, runs.size, draw))
         runs = runs._replace(gradients=runs.gradients + _steps(runs) - before)
-        if self.acting.error_episodes:
-            epsilon = self.acting.exploration(
-                (runs.step + 1) * self.acting.phase, self.acting.phase
-            )
-            errors = model_errors(
-                self.model, self.model.views(runs.model), self.agent, self.agent.views(runs.agent),
-                finished, epsilon, environment.time_limit, self.planner.end, self.absolute_errors,
-                runs.errors, draw,
-            )  # fmt: skip
-            runs = runs._replace(errors=errors)
+        if self.error_episodes:
+            runs = runs._replace(errors=model_errors(self, environment, runs, finished, draw))
         if self.score == "greedy":
             return self._greedy(runs, self.score_episodes, True, key)
         return runs._replace(score=finished.mean(runs.score))
 
     def _greedy(self, runs: Runs, episodes: int, charged: bool, key: int) -> Runs:
         """Return the runs with the mean return of their greedy policies as score."""
-        environment, learners = self._environment(runs.episode), self.agent.views(runs.agent)
-        draw = self._draw(fold(key, "greedy"))
-        score, made = greedy_return(environment, self.agent, learners, self.unit, episodes, draw)
+        environment, draw = self._environment(runs.episode), self._draw(fold(key, "greedy"))
+        score, made = greedy_return(self, environment, runs, episodes, draw)
         spent = runs.environment_steps + (made if charged else 0)
         return runs._replace(score=score, environment_steps=spent)
 

@@ -13,7 +13,7 @@ from metaopt.problems.rollout_length.dyna.q_network import QNetwork
 from metaopt.problems.rollout_length.dyna.world_model import WorldModel
 from metaopt.problems.rollout_length.environments import CartPole
 from metaopt.problems.rollout_length.options import Exploration
-from metaopt.problems.rollout_length.planning import Planner, Planning, plan
+from metaopt.problems.rollout_length.planning import Planner, plan
 
 NEVER = 1 - 1e-12
 """A predicted probability of an end that is not reached."""
@@ -43,15 +43,11 @@ def played(problem, lengths=0, steps=1):
     return inner
 
 
-def planned(problem, inner, lengths, key=7, batch=32):
+def planned(problem, inner, lengths, key=7):
     """A copy of the runs after planning, and what was planned."""
     inner = tree.clone(inner)
-    at, imagined = problem.agent.views(inner.agent), problem.model.views(inner.model)
-    phase, rate = problem.acting.phase, problem.acting.updates_per_step
-    first = problem.decisions * phase
-    on = Planning(problem.agent, at, problem.model, imagined, inner.transitions, inner.size, first)
-    lengths, draw = torch.as_tensor(lengths), generator(key)
-    found = plan(problem.planner, on, lengths, problem.real, phase, batch, rate, draw)
+    lengths = torch.as_tensor(lengths).masked_fill(problem.real, 0)
+    found = plan(problem, inner, lengths, generator(key))
     return inner, found
 
 

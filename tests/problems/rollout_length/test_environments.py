@@ -43,7 +43,7 @@ def swing(state, actions):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_physics_equal_gymnasium(name):
-    """1,000 steps of a random policy and of one that swings, side by side."""
+    """1,000 steps of a random policy and of one that swings, in one batch."""
     task, draw = TASKS[name], generator(3)
     envs = [gymnasium.make(name, disable_env_checker=True) for _ in range(2)]
     assert envs[0].spec.max_episode_steps == task.time_limit
@@ -177,21 +177,9 @@ def test_episodes_that_end_do_not_touch_the_others():
     assert int((episodes.age < 30).sum()) == 12
 
 
-def vector(mode):
-    reset = gymnasium.vector.AutoresetMode[mode]
-    return GymnasiumVector(
-        lambda n: gymnasium.make_vec(
-            "CartPole-v1", n, vectorization_mode="sync", vector_kwargs={"autoreset_mode": reset}
-        ),
-        time_limit=500,
-        worst=0.0,
-    )
-
-
-@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP"])
-def test_vector_environments_report_whole_episodes(mode):
+def test_vector_environments_report_whole_episodes():
     """Every valid transition follows the physics; resets are neither counted nor learned from."""
-    task, physics, draw = vector(mode), CartPole(), generator(0)
+    task, physics, draw = from_gymnasium("CartPole-v1", worst=0.0), CartPole(), generator(0)
     episodes = task.begin((2, 3), draw, torch.float64)
     skipped, lengths = 0, torch.zeros(2, 3)
     ended = 0
@@ -212,24 +200,21 @@ def test_vector_environments_report_whole_episodes(mode):
         ended += int(taken.terminated.sum())
         skipped += int((~valid).sum())
     assert ended > 5
-    if mode == "SAME_STEP":
-        assert skipped == 0
-    else:
-        assert ended - 6 <= skipped <= ended
+    assert ended - 6 <= skipped <= ended
 
 
-def test_vector_environments_that_never_reset_are_refused():
-    task = vector("DISABLED")
-    draw = generator(0)
-    episodes = task.begin((2,), draw, torch.float32)
-    with pytest.raises(ValueError, match="resets itself"):
-        task.step(episodes, torch.zeros(2, dtype=torch.long), draw)
+@pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED"])
+def test_vector_environments_that_reset_otherwise_are_refused(mode):
+    reset = gymnasium.vector.AutoresetMode[mode]
+    arguments = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": reset}}
+    with pytest.raises(ValueError, match=f"autoreset_mode={mode}. Make it with NEXT_STEP"):
+        from_gymnasium("CartPole-v1", worst=0.0, arguments=arguments)
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: CartPole(time_limit=0), "time_limit to be a whole number >= 1; got 0"),
+        (lambda: CartPole(time_limit=0), "time_limit >= 1; got time_limit=0"),
         (lambda: CartPole(variants={"a": {"gravty": 3.0}}), "no parameters \\['gravty'\\]"),
         (lambda: CartPole(variants={"a": {}}).variant("b"), "no variant 'b'; its variants are a"),
         (
@@ -260,16 +245,16 @@ def test_worst_returns():
 @pytest.mark.parametrize(
     ("make", "wrong"),
     [(CartPole, {"cart_mass": -0.1}), (CartPole, {"interval": 0.0}), (MountainCar, {"power": 0.0}),
-     (Acrobot, {"inertia": float("nan")}), (CartPole, {"variants": {"odd": {"force": -1.0}}})],
+     (CartPole, {"variants": {"odd": {"force": -1.0}}})],
 )  # fmt: skip
 def test_impossible_physics_are_refused(make, wrong):
-    with pytest.raises(ValueError, match="> 0; got"):
+    with pytest.raises(ValueError, match="> 0; got "):
         make(**wrong)
 
 
 @pytest.mark.parametrize("value", ["abc", None, math.nan, -math.inf, True])
 @pytest.mark.parametrize(
-    ("make", "name"), [(CartPole, "gravity"), (MountainCar, "goal"), (Acrobot, "start_range")]
+    ("make", "name"), [(CartPole, "gravity"), (MountainCar, "goal"), (Acrobot, "inertia")]
 )
 def test_parameters_that_are_no_finite_number_are_refused(make, name, value):
     with pytest.raises(ValueError, match=f"{name} to be a finite number; got {value!r}"):

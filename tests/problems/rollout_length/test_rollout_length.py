@@ -95,12 +95,11 @@ class TestEpisode:
         assert costs == [(256, 4 * (9 + 15)), *[(256, 4 * (32 + 15))] * 3, (0, 4 * 16)]
         assert engine.inner.updates.tolist() == [9 + 3 * 32 + 16] * 4
 
-    @pytest.mark.parametrize("warm", [True, False])
-    def test_models_that_stop_early_cost_the_steps_they_took(self, warm, monkeypatch):
+    def test_models_that_stop_early_cost_the_steps_they_took(self, monkeypatch):
         """Counted where the model steps: all the runs, or those that still go on."""
         options = {"widths": (6,), "steps": 40, "evaluate_every": 2, "held_out": 5, "patience": 1}
         problem = make(error_episodes=0)
-        problem.model = WorldModel(4, 2, warm=warm, lr=0.3, **options)
+        problem.model = WorldModel(4, 2, lr=0.3, **options)
         count, step = [0], problem.model.adam.step_
 
         def counted(at, active=None):

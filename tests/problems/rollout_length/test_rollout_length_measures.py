@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from small_runs import make
 
 from metaopt.engine.random import generator
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.world_model import WorldModel
 from metaopt.problems.rollout_length.environments import CartPole, GymnasiumVector, MountainCar
 from metaopt.problems.rollout_length.evaluation import Finished, greedy_return, model_errors
 from metaopt.problems.rollout_length.options import Exploration
+from metaopt.problems.rollout_length.planning import Planner
 
 
 class TestMeasures:
@@ -34,22 +34,22 @@ class TestMeasures:
         nothing = Finished.none(3, 5, 4, torch.zeros(()))
         assert nothing.mean(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1, 2, 3]
 
-    def agent(self, actions, runs, always):
-        """Learners whose greedy action is always the same one."""
-        agent = QNetwork(4 if actions == 2 else 2, actions, (5,))
-        state = agent.init(runs, generator(0))
-        state.params.zero_()
-        agent.mlp.layers(state.params)[-1].bias[..., always] = 1.0
-        return agent, agent.views(state)
+    def made(self, task, runs, always, **changes):
+        """A problem, and runs whose greedy action is always the same one."""
+        problem = make(task, runs=runs, planner=Planner(cap=8), **changes)
+        inner = problem.init_inner(0, None, 0)
+        inner.agent.params.zero_()
+        problem.agent.mlp.layers(inner.agent.params)[-1].bias[..., always] = 1.0
+        return problem, inner
 
     def test_greedy_returns(self):
-        agent, at = self.agent(3, 2, 1)
-        task, unit = MountainCar(), torch.ones(2)
-        found, steps = greedy_return(task, agent, at, unit, 3, generator(0))
+        task = MountainCar()
+        problem, inner = self.made(task, 2, 1)
+        found, steps = greedy_return(problem, task, inner, 3, generator(0))
         assert found.tolist() == [-200.0] * 2
         assert steps == 2 * 3 * 200
-        agent, at = self.agent(2, 3, 0)
-        found, steps = greedy_return(CartPole(), agent, at, torch.ones(4), 400, generator(0))
+        problem, inner = self.made(CartPole(), 3, 0)
+        found, steps = greedy_return(problem, CartPole(), inner, 400, generator(0))
         assert steps == pytest.approx(400 * float(found.sum()))
         task, draw = CartPole(), generator(9)
         state = task.start((4000,), draw, torch.float32)
@@ -69,28 +69,23 @@ class TestMeasures:
             return gymnasium.make_vec("MountainCar-v0", count, max_episode_steps=-1)
 
         task = GymnasiumVector(cars, time_limit=30, worst=-30.0)
-        agent, at = self.agent(3, 2, 1)
-        found, steps = greedy_return(task, agent, at, torch.ones(2), 3, generator(0))
+        problem, inner = self.made(task, 2, 1)
+        found, steps = greedy_return(problem, task, inner, 3, generator(0))
         assert found.tolist() == [-60.0] * 2
         assert steps == 2 * 3 * 60
 
     def test_errors_of_a_model_that_never_ends(self):
         """It pays 0.5 a step for all 40 steps: the errors are 20 - return and 40 - length."""
-        agent, at = self.agent(2, 2, 1)
-        model = WorldModel(4, 2, (6,))
-        state = model.init(2, generator(0))
-        state.params.zero_()
-        model._views(state.params)[0][-1].bias[..., 4:] = torch.tensor([0.5, -9.0])
-        kept = torch.zeros(2, 4, 6)
-        kept[0, :3, 4:] = torch.tensor([[10.0, 11], [26, 43], [30, 31]])
-        finished = Finished(torch.tensor([2, 0]), torch.zeros(2), kept)
-        otherwise = torch.full((2, 2), 7.0)
-        for absolute, expected in ((False, [10 - 6, 29 - 3]), (True, [10 + 6, 29 + 3])):
-            found = model_errors(
-                model, model.views(state), agent, at, finished, 0.1, 40, 0.0, absolute, otherwise,
-                generator(1),
-            )  # fmt: skip
-            assert found.tolist() == [[x / 2 for x in expected], [7, 7]]
+        task = CartPole(time_limit=40)
+        problem, inner = self.made(task, 2, 1)
+        inner.model.params.zero_()
+        problem.model._views(inner.model.params)[0][-1].bias[..., 4:] = torch.tensor([0.5, -9.0])
+        latest = torch.zeros(2, 4, 6)
+        latest[0, :3, 4:] = torch.tensor([[10.0, 11], [26, 43], [30, 31]])
+        finished = Finished(torch.tensor([2, 0]), torch.zeros(2), latest)
+        inner = inner._replace(errors=torch.full((2, 2), 7.0))
+        errors = model_errors(problem, task, inner, finished, generator(1))
+        assert errors.tolist() == [[(10 - 6) / 2, (29 - 3) / 2], [7, 7]]
 
     def test_exploration(self):
         by_phase, given = Exploration(), Exploration(random=10, decay=20, last=0.5)

@@ -15,7 +15,7 @@ from metaopt.problems.rollout_length.planning import Planner
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"runs": 0}, "runs >= 1; got 0"),
+        ({"runs": 0}, "runs >= 1; got runs=0"),
         ({"steps": 250}, "steps divisible by phase"),
         ({"environments": 3}, "phase by environments"),
         ({"error_episodes": 3}, "at least environments=4; got 3"),
@@ -72,11 +72,11 @@ class TestShipped:
     )
     def test_the_papers_settings(self, name, decisions, environment):
         config, problem = self.made(name, "meta_paper")
-        model, agent, acting = problem.model, problem.agent, problem.acting
+        model, agent = problem.model, problem.agent
         assert problem.decisions == decisions
         assert problem.runs * problem.training_episodes == 2000
-        assert (acting.phase, acting.environments, acting.batch) == (10_000, 1, 32)
-        assert acting.updates_per_step == problem.planner.ratio == 1
+        assert (problem.phase, problem.environments, problem.batch) == (10_000, 1, 32)
+        assert problem.updates_per_step == problem.planner.ratio == 1
         observed = problem.training.observation_size
         inputs = observed + problem.training.actions
         assert [list(n.sizes) for n in model.networks] == [
@@ -85,8 +85,8 @@ class TestShipped:
         assert all(n.normalise for n in model.networks)
         assert (model.adam.lr, model.batch, model.held_out) == (1e-3, 32, 5)
         assert list(agent.mlp.sizes) == [observed, 64, 32, problem.training.actions]
-        assert (agent.adam.lr, agent.target_update_every, agent.double) == (1e-4, 2000, True)
-        assert [acting.exploration(t, 10_000) for t in (9_999, 15_000, 20_000, 90_000)] == (
+        assert (agent.adam.lr, agent.target_update_every) == (1e-4, 2000)
+        assert [problem.exploration(t, 10_000) for t in (9_999, 15_000, 20_000, 90_000)] == (
             pytest.approx([1.0, 0.55, 0.1, 0.1])
         )
         assert problem.training.timeout_is_terminal
@@ -98,8 +98,8 @@ class TestShipped:
 
     def test_methods_that_observe_measure_errors(self):
         for method, count in (("constant", 0), ("error_feedback", 4), ("meta_absolute", 4)):
-            assert self.made("cartpole", method)[1].acting.error_episodes == count
-        assert self.made("acrobot", "meta_paper")[1].acting.error_episodes == 50
+            assert self.made("cartpole", method)[1].error_episodes == count
+        assert self.made("acrobot", "meta_paper")[1].error_episodes == 50
 
     def test_schedules_and_ladders_end_at_the_planners_cap(self):
         for method, expected in (("inc_dec", [0, 12, 0]), ("dec", [12, 6, 0])):

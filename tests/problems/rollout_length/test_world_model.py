@@ -132,13 +132,12 @@ def test_early_stopping_keeps_each_runs_best_parameters():
     assert bool((first.loss.sum(1)[:2] < second.loss.sum(1)[:2]).all())
 
 
-def test_warm_and_cold_starts():
+def test_a_fit_continues_from_the_last_one():
     rows, size = pack(transitions(60)), torch.full((R, 1), 60)
-    for warm in (True, False):
-        model = WorldModel(D, A, steps=20, warm=warm)
-        state = model.fit(model.init(R, generator(0)), rows, size, generator(1))
-        state = model.fit(state, rows, size, generator(2))
-        assert state.moments.steps.flatten().tolist() == [40 if warm else 20] * R
+    model = WorldModel(D, A, steps=20)
+    state = model.fit(model.init(R, generator(0)), rows, size, generator(1))
+    state = model.fit(state, rows, size, generator(2))
+    assert state.moments.steps.flatten().tolist() == [40] * R
 
 
 def test_packed_transitions_are_unpacked_and_picked():
@@ -164,8 +163,8 @@ def test_sampled_rows_are_uniform_within_each_runs_size():
     ("options", "said"),
     [
         ({"steps": 0}, "steps=0"),
-        ({"held_out": 1}, "held_out >= 2 or null; got 1"),
-        ({"patience": 3}, "together with held_out"),
+        ({"held_out": 1}, "held_out >= 2 or null; got held_out=1"),
+        ({"patience": 3}, "patience=3 needs held_out"),
         ({"patience": 0, "held_out": 5}, "patience=0"),
     ],
 )

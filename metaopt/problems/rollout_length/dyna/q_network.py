@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.engine import tree
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.rollout_length.dyna.stacked_adam import AdamViews, Moments, StackedAdam
 from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, StackedMLP
 from metaopt.problems.rollout_length.dyna.transitions import Batch
@@ -37,8 +38,8 @@ class QNetwork:
     """Deep Q-learning (Mnih et al., Nature 518, 2015) for R learners, batched.
 
     The target of a transition is y = r + gamma (1 - terminal) Q'(s', a*), with Q' the target
-    network and a* = argmax Q(s', .) (double Q-learning: van Hasselt, Guez and Silver, AAAI 2016)
-    or argmax Q'(s', .). The loss is the mean over the batch of scale * H(Q(s, a) - y), with
+    network and a* = argmax Q(s', .) (double Q-learning: van Hasselt, Guez and Silver, AAAI 2016).
+    The loss is the mean over the batch of scale * H(Q(s, a) - y), with
     H(x) = x^2 / 2 for |x| <= clip and clip |x| - clip^2 / 2 beyond.
 
     Args:
@@ -48,7 +49,6 @@ class QNetwork:
         gamma: discount, in [0, 1].
         target_update_every: updates between two copies into the target network, >= 1; each learner
             counts its own.
-        double: choose the next action by the online network.
         clip: largest slope of H, > 0, or `None` for squared errors.
         scale: factor on the loss; 2 makes it the mean squared error where clip is `None`.
     """
@@ -62,20 +62,14 @@ class QNetwork:
         lr: float = 1e-3,
         gamma: float = 0.99,
         target_update_every: int = 200,
-        double: bool = True,
         clip: float | None = 1.0,
         scale: float = 1.0,
     ) -> None:
-        if not 0 <= gamma <= 1 or target_update_every < 1 or (clip is not None and not clip > 0):
-            raise ValueError(
-                f"QNetwork needs 0 <= gamma <= 1, target_update_every >= 1 and clip > 0 or null; "
-                f"got gamma={gamma}, target_update_every={target_update_every}, clip={clip}."
-            )
         self.mlp = StackedMLP((observation_size, *widths, actions))
         self.adam = StackedAdam(lr)
         self.actions, self.gamma = actions, gamma
-        self.target_update_every, self.double = target_update_every, double
-        self.clip, self.scale = clip, scale
+        self.target_update_every, self.clip, self.scale = target_update_every, clip, scale
+        check_ranges(self, "0 <= gamma <= 1", "target_update_every >= 1", "clip > 0 or null")
 
     def init(self, runs: int, draw: Generator) -> QState:
         """Return R new learners on the device of `draw`."""
@@ -110,8 +104,8 @@ class QNetwork:
     def targets(self, at: QViews, batch: Batch) -> Tensor:
         """Return the targets y of transitions, (R, B)."""
         after = self.mlp(at.target, batch.next_observation)
-        chooser = self.values(at, batch.next_observation) if self.double else after
-        value = after.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
+        best = self.values(at, batch.next_observation).argmax(-1, keepdim=True)
+        value = after.gather(-1, best).squeeze(-1)
         return torch.addcmul(batch.reward, value, 1 - batch.terminal, value=self.gamma)
 
     def gradient(self, at: QViews, observation: Tensor, action: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
+from metaopt.engine.ranges import check_ranges
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 """Torch's defaults."""
@@ -46,9 +47,8 @@ class StackedAdam:
     """
 
     def __init__(self, lr: float) -> None:
-        if not lr >= 0:
-            raise ValueError(f"StackedAdam needs lr >= 0; got {lr}.")
         self.lr = lr
+        check_ranges(self, "lr >= 0")
 
     def init(self, params: Tensor) -> Moments:
         """Return the state before the first step."""

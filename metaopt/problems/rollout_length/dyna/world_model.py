@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from metaopt.engine import tree
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.rollout_length.dyna.stacked_adam import Moments, StackedAdam
 from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, StackedMLP
 from metaopt.problems.rollout_length.dyna.transitions import Batch, pick, uniform_index
@@ -69,7 +70,6 @@ class WorldModel:
         patience: evaluations on held-out transitions, `evaluate_every` steps apart, without a new
             lowest loss after which a run's fit stops; each run keeps its best parameters. `None`
             takes all steps. Needs `held_out`.
-        warm: continue from the last fit rather than from new parameters.
     """
 
     def __init__(
@@ -86,20 +86,7 @@ class WorldModel:
         held_out: int | None = None,
         patience: int | None = None,
         evaluate_every: int = 20,
-        warm: bool = True,
     ) -> None:
-        if min(batch, steps, evaluate_every) < 1:
-            raise ValueError(
-                f"WorldModel needs batch, steps and evaluate_every >= 1; got batch={batch}, "
-                f"steps={steps}, evaluate_every={evaluate_every}."
-            )
-        if held_out is not None and held_out < 2:
-            raise ValueError(f"WorldModel needs held_out >= 2 or null; got {held_out}.")
-        if patience is not None and (patience < 1 or held_out is None):
-            raise ValueError(
-                f"WorldModel needs patience >= 1 together with held_out, or null; got "
-                f"patience={patience}, held_out={held_out}."
-            )
         d, inputs = observation_size, observation_size + actions
         if reward_widths is None:
             shapes = [(inputs, *widths, d + 2)]
@@ -109,7 +96,13 @@ class WorldModel:
         self.adam = StackedAdam(lr)
         self.size, self.actions = d, actions
         self.batch, self.steps, self.held_out = batch, steps, held_out
-        self.patience, self.evaluate_every, self.warm = patience, evaluate_every, warm
+        self.patience, self.evaluate_every = patience, evaluate_every
+        check_ranges(
+            self, "batch >= 1", "steps >= 1", "evaluate_every >= 1", "held_out >= 2 or null",
+            "patience >= 1 or null",
+        )  # fmt: skip
+        if patience is not None and held_out is None:
+            raise ValueError(f"WorldModel with patience={patience} needs held_out; got null.")
 
     def init(self, runs: int, draw: Generator) -> ModelState:
         """Return R untrained models on the device of `draw`."""
@@ -137,11 +130,9 @@ class WorldModel:
     def fit(self, state: ModelState, packed: Tensor, size: Tensor, draw: Generator) -> ModelState:
         """Return models fitted to the first `size` (R, 1) of the transitions (R, n, w) of each run.
 
-        The parameters of `state` are changed in place. Where runs may stop early, the CPU waits
-        for the device once per evaluation.
+        Training continues from the last fit, and the parameters of `state` are changed in place.
+        Where runs may stop early, the CPU waits for the device once per evaluation.
         """
-        if not self.warm:
-            state = self.init(len(packed), draw)
         shift, spread, low, high = _statistics(packed, size, self.size)
         state = state._replace(shift=shift, spread=spread, low=low, high=high)
         at, grad = self.views(state), torch.empty_like(state.params)

@@ -8,12 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
+from typing import Any, ClassVar, NamedTuple, TypeVar, final
 
 import torch
 from torch import Generator, Tensor
 
 from metaopt.engine import tree
+from metaopt.engine.ranges import check_ranges
 
 Self = TypeVar("Self", bound="Physics")
 
@@ -63,40 +64,6 @@ class Transition(NamedTuple):
     first: Tensor
 
 
-class Environment(Protocol):
-    """What a learner needs of an environment.
-
-    Attributes:
-        observation_size, actions: sizes d of an observation and of the set of actions.
-        scale: typical magnitude of each observation, d numbers > 0.
-        time_limit: most steps of an episode.
-        worst: lowest return of an episode.
-        resumable: whether `Episodes` hold all there is, so that a copy continues alike; where
-            not, new episodes begin with each phase.
-    """
-
-    observation_size: int
-    actions: int
-    scale: Sequence[float]
-    time_limit: int
-    resumable: bool
-
-    @property
-    def worst(self) -> float:
-        """Lowest return of an episode."""
-        ...
-
-    def begin(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Episodes:
-        """Return new episodes on the device of `draw`."""
-        ...
-
-    def step(
-        self, episodes: Episodes, action: Tensor, draw: Generator
-    ) -> tuple[Episodes, Transition]:
-        """Take one step, with a new episode in the place of each that ended."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Physics(ABC):
     """A task whose physics are functions of tensors; every number in it is a parameter.
@@ -107,6 +74,13 @@ class Physics(ABC):
             (ReinforcementLearning.jl, 2022): neither a value function nor a model can then explain
             these ends by what is observed.
         variants: parameters to change, by the name of the variant.
+
+    Attributes:
+        observation_size, actions: sizes d of an observation and of the set of actions.
+        scale: typical magnitude of each observation, d numbers > 0.
+        resumable: whether `Episodes` hold all there is, so that a copy continues alike; where
+            not, new episodes begin with each phase.
+        positive: names of the parameters that must be > 0.
     """
 
     observation_size: ClassVar[int]
@@ -121,35 +95,27 @@ class Physics(ABC):
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value, legal = getattr(self, f.name), self._legal(f)
-            if legal is not None and not _is(legal, value):
+            value = getattr(self, f.name)
+            if f.type in ("float", float) and not _is_finite(value):
                 raise ValueError(
-                    f"{type(self).__name__} needs {f.name} to be {legal}; got {value!r}."
+                    f"{type(self).__name__} needs {f.name} to be a finite number; got {value!r}."
                 )
+        check_ranges(self, "time_limit >= 1", *(f"{name} > 0" for name in self.positive))
         for name in self.variants:
             self.variant(name)
 
-    def _legal(self, parameter: dataclasses.Field[Any]) -> str | None:
-        """Return what a parameter must be, or `None` where it is no number."""
-        if parameter.name == "time_limit":
-            return "a whole number >= 1"
-        if parameter.type in ("float", float):
-            sign = " > 0" if parameter.name in self.positive else ""
-            return f"a finite number{sign}"
-        return None
-
     @property
-    @abstractmethod
     def worst(self) -> float:
         """Lowest return of an episode."""
+        return -float(self.time_limit)
 
     @abstractmethod
     def start(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Tensor:
         """Return states in which episodes start, (*shape, s)."""
 
-    @abstractmethod
     def observe(self, state: Tensor) -> Tensor:
-        """Return what an agent sees, (..., d)."""
+        """Return what an agent sees, (..., d): by default the state itself."""
+        return state
 
     @abstractmethod
     def advance(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,11 +203,6 @@ def uniform(
     return numbers * (high - low) + low
 
 
-def _is(legal: str, value: Any) -> bool:
-    """Return whether a value is what `Physics._legal` says; a truth value is no number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        return False
-    number: Any = value
-    if "whole" in legal:
-        return isinstance(value, int) and number >= 1
-    return not legal.endswith("> 0") or bool(number > 0)
+def _is_finite(value: Any) -> bool:
+    """Return whether a value is a finite number; a truth value is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

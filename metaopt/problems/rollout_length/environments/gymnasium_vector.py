@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.rollout_length.environments.episodes import Episodes, Transition
 
 
@@ -18,8 +19,7 @@ class GymnasiumVector:
     """Episodes of a gymnasium vector environment with flat observations and discrete actions.
 
     gymnasium resets an episode that ended in the *next* step, where the action is ignored: that
-    step is reported with `valid` false and must not be learned from. Environments that reset in
-    the same step report what the episode ended with in `info["final_obs"]`, which is used.
+    step is reported with `valid` false and must not be learned from.
 
     The simulator's state is inside gymnasium, so episodes cannot be copied (`resumable` is false)
     and only the latest ones begun in a shape continue.
@@ -33,8 +33,8 @@ class GymnasiumVector:
         scale: typical magnitude of each observation, > 0; 1 throughout when `None`.
 
     Raises:
-        ValueError: observations that are not flat, actions that are not discrete, or episodes that
-            may take more steps than `time_limit`.
+        ValueError: observations that are not flat, actions that are not discrete, episodes that
+            may take more steps than `time_limit`, or resets in the step that ends an episode.
     """
 
     resumable = False
@@ -46,9 +46,8 @@ class GymnasiumVector:
         worst: float,
         scale: Sequence[float] | None = None,
     ) -> None:
-        if time_limit < 1:
-            raise ValueError(f"GymnasiumVector needs time_limit >= 1; got {time_limit}.")
         self.make, self.time_limit, self.worst = make, time_limit, float(worst)
+        check_ranges(self, "time_limit >= 1")
         self._vectors: dict[int, Any] = {}
         vector = self._vector(1)
         space, actions = vector.single_observation_space, vector.single_action_space
@@ -56,6 +55,12 @@ class GymnasiumVector:
             raise ValueError(
                 f"GymnasiumVector needs flat observations and discrete actions; got {space} and "
                 f"{actions}."
+            )
+        mode = getattr((vector.metadata or {}).get("autoreset_mode"), "name", "NEXT_STEP")
+        if mode != "NEXT_STEP":
+            raise ValueError(
+                f"GymnasiumVector needs an environment that resets in the step after an episode's "
+                f"last; this one has autoreset_mode={mode}. Make it with NEXT_STEP."
             )
         most = _most_steps(vector)
         if most is not None and most > time_limit:
@@ -85,34 +90,26 @@ class GymnasiumVector:
     ) -> tuple[Episodes, Transition]:
         """Take one step; `Episodes.state` says whose next step will be a reset."""
         vector = self._vector(action.numel())
-        now, reward, *ends, info = vector.step(action.flatten().cpu().numpy())
+        now, reward, *ends, _ = vector.step(action.flatten().cpu().numpy())
         like, shape = episodes.observation, action.shape
 
         def tensor(x: Any) -> Tensor:
             return torch.as_tensor(x, device=like.device).view(*shape, *x.shape[1:])
 
         observation = tensor(now).to(like.dtype)
-        terminated, truncated = (tensor(e) for e in ends)
         valid = episodes.state[..., 0] == 0
+        terminated, truncated = (tensor(end) & valid for end in ends)
         reward = torch.where(valid, tensor(reward).to(like.dtype), 0.0)
-        over = (terminated | truncated) & valid
-        last = observation
-        if "final_obs" in info:
-            last = observation.clone()
-            for i in over.flatten().nonzero().flatten().tolist():
-                final = torch.as_tensor(info["final_obs"][i], dtype=like.dtype)
-                last.view(-1, self.observation_size)[i] = final.to(like.device)
+        over = terminated | truncated
         age, total = episodes.age + valid, episodes.total + reward
         moved = Transition(
-            episodes.observation, last, reward, terminated & valid, truncated & valid, valid,
-            total, age, episodes.first,
+            episodes.observation, observation, reward, terminated, truncated, valid, total, age,
+            episodes.first,
         )  # fmt: skip
-        same_step = _resets_in_the_same_step(vector)
-        restart = over if same_step else ~valid
         after = Episodes(
-            (over & (not same_step)).unsqueeze(-1).to(like.dtype),
+            over.unsqueeze(-1).to(like.dtype),
             observation,
-            torch.where(restart.unsqueeze(-1), observation, episodes.first),
+            torch.where(valid.unsqueeze(-1), episodes.first, observation),
             age.masked_fill(over, 0),
             total.masked_fill(over, 0.0),
         )
@@ -129,7 +126,6 @@ def from_gymnasium(
     time_limit: int | None = None,
     worst: float | None = None,
     scale: Sequence[float] | None = None,
-    episodes: int = 16,
     arguments: Mapping[str, Any] | None = None,
 ) -> GymnasiumVector:
     """Return an environment by its id in gymnasium's registry. Needs the extra `rl`.
@@ -142,10 +138,9 @@ def from_gymnasium(
     Args:
         id: such as "LunarLander-v3", or "module:Name-v0" of a module that registers its own.
         time_limit: most steps of an episode; `None` for the environment's own.
-        worst: lowest return of an episode; `None` for the lowest of some of random actions.
+        worst: lowest return of an episode; `None` for the lowest of 16 of random actions.
         scale: typical magnitude of each observation, > 0; `None` for its root mean square in
             these episodes.
-        episodes: number of these, >= 1.
         arguments: further ones of `gymnasium.make_vec`.
 
     Raises:
@@ -164,7 +159,7 @@ def from_gymnasium(
         return gymnasium.make_vec(id, count, **options)
 
     try:
-        own = _most_steps(make(1))
+        limit = _most_steps(make(1))
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         legal = ", ".join(get_close_matches(id, gymnasium.registry, 3, 0.0))
         raise ValueError(
@@ -172,20 +167,20 @@ def from_gymnasium(
             f"`module:Name-v0` imports a module that registers its own, from the working folder "
             "with --config-dir or PYTHONPATH=."
         ) from error
-    if own is None:
+    if limit is None:
         raise ValueError(
             f"{id} has no time limit of its own; set problem.environment.time_limit, the most "
             "steps of an episode."
         )
-    environment = GymnasiumVector(make, own, 0.0 if worst is None else worst, scale)
+    environment = GymnasiumVector(make, limit, 0.0 if worst is None else worst, scale)
     if worst is None or scale is None:
-        lowest, magnitude = _measured(environment, episodes)
+        lowest, magnitude = _measured(environment)
         environment.worst = lowest if worst is None else environment.worst
         environment.scale = magnitude if scale is None else environment.scale
     return environment
 
 
-def _measured(environment: GymnasiumVector, episodes: int) -> tuple[float, tuple[float, ...]]:
+def _measured(environment: GymnasiumVector, episodes: int = 16) -> tuple[float, tuple[float, ...]]:
     """Return lowest return and root mean square of each observation under random actions."""
     draw = torch.Generator().manual_seed(0)
     current = environment.begin((episodes,), draw, torch.float64)
@@ -210,14 +205,3 @@ def _most_steps(vector: Any) -> int | None:
         spec = within if hasattr(within, "max_episode_steps") else vector.spec
     most = getattr(spec, "max_episode_steps", None)
     return None if most is None or most < 0 else int(most)
-
-
-def _resets_in_the_same_step(vector: Any) -> bool:
-    mode = (vector.metadata or {}).get("autoreset_mode")
-    name = getattr(mode, "value", "NextStep")
-    if name == "Disabled":
-        raise ValueError(
-            "GymnasiumVector needs an environment that resets itself; this one has "
-            "autoreset_mode=DISABLED. Make it with NEXT_STEP or SAME_STEP."
-        )
-    return bool(name == "SameStep")

@@ -2,7 +2,7 @@
 
 from metaopt.problems.rollout_length.policies.actions import Absolute, Actions, Ladder
 from metaopt.problems.rollout_length.policies.dqn import DQN
-from metaopt.problems.rollout_length.policies.observation import Observation
+from metaopt.problems.rollout_length.policies.policy import Observation
 from metaopt.problems.rollout_length.policies.rule import ErrorFeedback, RandomWalk, Rule
 from metaopt.problems.rollout_length.policies.vectorized import Vectorized
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from metaopt.engine.ranges import check_ranges
 from metaopt.optimizers.schedule import check_cap
 
 
@@ -47,18 +48,14 @@ class Ladder:
         Model-Free Deep RL", arXiv 2206.02380, 2022.
     """
 
+    count: ClassVar[int] = 3
+
     cap: int = 32
     up: float = 1.5
     down: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.cap < 1 or not self.up > 1 or not 0 <= self.down < 1:
-            raise ValueError(f"Ladder needs cap >= 1, up > 1 and 0 <= down < 1; got {self}.")
-
-    @property
-    def count(self) -> int:
-        """Three."""
-        return 3
+        check_ranges(self, "cap >= 1", "up > 1", "0 <= down < 1")
 
     def __call__(self, action: Tensor, length: Tensor) -> Tensor:
         """Return the lengths after the actions; see `Actions`."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Generator, Tensor
 
-from metaopt.engine import tree
-from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import generator
+from metaopt.engine.ranges import check_ranges
 from metaopt.optimizers.schedule import check_cap
 from metaopt.problems.rollout_length.policies.actions import Actions
-from metaopt.problems.rollout_length.policies.observation import Observation, lengths_of, observe
+from metaopt.problems.rollout_length.policies.policy import Observation, Policy
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ class ErrorFeedback:
                 "ErrorFeedback needs rising bounds > 0 and one more length, each a whole number "
                 f">= 0; got lengths={self.lengths!r}, bounds={self.bounds!r}."
             )
-        if self.feature < 0:
-            raise ValueError(f"ErrorFeedback needs feature >= 0; got {self.feature}.")
+        check_ranges(self, "feature >= 0")
         check_cap("ErrorFeedback", "lengths", max(self.lengths), self.cap)
 
     def __call__(self, observed: Observation, generator: Generator) -> Tensor:
@@ -90,10 +88,8 @@ class ErrorFeedback:
 
 
 @final
-class Rule:
+class Rule(Policy):
     """Set the lengths by a fixed rule on what is observed.
-
-    The first outer step of an episode decides nothing and takes the problem's first lengths.
 
     Args:
         function: the next lengths from an observation and a generator (`RandomWalk`,
@@ -102,47 +98,6 @@ class Rule:
 
     def __init__(self, function: Callable[[Observation, Generator], Tensor]) -> None:
         self.function = function
-        self._outer: Any = None
-        self._observed: Observation | None = None
 
-    def init(self, outer: Any) -> None:
-        """Keep the first lengths, with which every episode starts.
-
-        Raises:
-            TypeError: the outer variable is not one whole number per run.
-        """
-        self._initial = lengths_of(outer, "Rule")
-        self._outer = self._initial.clone()
-
-    def ask(self, key: int) -> Tensor:
-        """Return the lengths of the next outer step, long [R]."""
-        if self._observed is None or self._observed.done:
-            self._outer = self._initial.clone()
-        else:
-            self._outer = self.function(self._observed, generator(key)).to(self._initial)
-        result: Tensor = self._outer
-        return result
-
-    def tell(self, feedback: Feedback) -> None:
-        """Keep what is observed for the next decision.
-
-        Raises:
-            TypeError, ValueError: the observation is not one; see `observe`.
-        """
-        self._observed = observe(feedback, len(self._initial), "Rule")
-
-    @property
-    def solution(self) -> Any:
-        """The lengths last asked for."""
-        return self._outer
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the last observation and the lengths last asked for."""
-        observed = None if self._observed is None else self._observed._asdict()
-        return {"observed": observed, "outer": self._outer}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        state = tree.clone(state)
-        self._observed = None if state["observed"] is None else Observation(**state["observed"])
-        self._outer = state["outer"]
+    def _decide(self, observed: Observation, key: int) -> Tensor:
+        return self.function(observed, generator(key))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaopt.engine.protocols import Feedback, OuterOptimizer
 from metaopt.engine.random import fold
-from metaopt.problems.rollout_length.policies.observation import lengths_of
+from metaopt.problems.rollout_length.policies.policy import lengths_of
 
 
 @final

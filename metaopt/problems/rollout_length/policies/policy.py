@@ -1,13 +1,15 @@
-"""What a policy observes: the feedback of R inner runs, each a decision process."""
+"""What a policy observes of R inner runs, each a decision process, and what all policies share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback
 
 ACTING = "Use problem=rollout_length, or optimizer=random, search or schedule for this problem."
@@ -41,6 +43,63 @@ class Observation(NamedTuple):
     steps: int
     done: bool
     test: bool
+
+
+class Policy(ABC):
+    """An outer optimizer that decides by what it observes of each run.
+
+    The first outer step of an episode decides nothing and takes the problem's first lengths.
+    """
+
+    _observed: Observation | None = None
+    _outer: Any = None
+
+    def init(self, outer: Any) -> None:
+        """Copy the first lengths, with which every episode starts.
+
+        Raises:
+            TypeError: the outer variable is not one whole number per run.
+        """
+        self._initial = lengths_of(outer, type(self).__name__)
+        self._outer = self._initial.clone()
+
+    def ask(self, key: int) -> Tensor:
+        """Return the lengths of the next outer step, long [R]."""
+        if self._observed is None or self._observed.done:
+            self._outer = self._initial.clone()
+        else:
+            self._outer = self._decide(self._observed, key).to(self._initial)
+        result: Tensor = self._outer
+        return result
+
+    @abstractmethod
+    def _decide(self, observed: Observation, key: int) -> Tensor:
+        """Return the next lengths, [R]."""
+
+    def tell(self, feedback: Feedback) -> None:
+        """Observe what the next decision is about.
+
+        Raises:
+            TypeError, ValueError: the observation is not one; see `observe`.
+        """
+        self._observed = observe(feedback, len(self._initial), type(self).__name__)
+
+    @property
+    @final
+    def solution(self) -> Any:
+        """The lengths last asked for."""
+        return self._outer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last observation and the lengths last asked for."""
+        observed = None if self._observed is None else self._observed._asdict()
+        return {"observed": observed, "outer": self._outer}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        state = tree.clone(state)
+        self._observed = None if state["observed"] is None else Observation(**state["observed"])
+        self._outer = state["outer"]
 
 
 def lengths_of(outer: Any, owner: str) -> Tensor:
