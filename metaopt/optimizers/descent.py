@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from metaopt.engine import tree
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, State
 from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.ranges import check_ranges
 from metaopt.optimizers.gradients import hypergradient
 
 ALGORITHMS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
@@ -48,13 +49,10 @@ class Descent:
         accumulate: int = 1,
         **settings: Any,
     ) -> None:
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"Descent needs clip_norm > 0 or null; got {clip_norm}.")
-        if accumulate < 1:
-            raise ValueError(f"Descent needs accumulate >= 1; got {accumulate}.")
         self._named = _named(algorithm, settings) if isinstance(algorithm, str) else None
         self.algorithm, self.scheduler, self.settings = algorithm, scheduler, settings
         self.clip_norm, self.accumulate = clip_norm, accumulate
+        check_ranges(self, "clip_norm > 0 or null", "accumulate >= 1")
         self._outer: Tree = {}
         self._steps = 0
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.ranges import check_ranges
 from metaopt.optimizers.gradients import hypergradient
 
 
@@ -38,11 +39,8 @@ class MirrorDescent:
         average: bool = False,
         normalise: bool = False,
     ) -> None:
-        if not lr > 0:
-            raise ValueError(f"MirrorDescent needs lr > 0; got {lr}.")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"MirrorDescent needs 0 <= smoothing < 1; got {smoothing}.")
         self.lr, self.smoothing = lr, smoothing
+        check_ranges(self, "lr > 0", "0 <= smoothing < 1")
         self.average, self.normalise = average, normalise
         self._outer: Tree = {}
         self._sum: Tree = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.engine.random import generator
+from metaopt.engine.ranges import check_ranges
 from metaopt.optimizers.search import Trial
 from metaopt.optimizers.spaces import require_names
 
@@ -43,16 +44,12 @@ class Mutation:
         separator: str = " ",
         rate: float = 0.0,
     ) -> None:
-        if scale < 0 or edits < 1 or not 0 <= rate <= 1:
-            raise ValueError(
-                f"Mutation needs scale >= 0, edits >= 1 and 0 <= rate <= 1; "
-                f"got scale={scale}, edits={edits}, rate={rate}."
-            )
         bad = [p for p in vocabulary if not separator or not p or separator in p]
         if bad:
             raise ValueError(f"Mutation needs phrases without the separator; got {bad}.")
         self.scale, self.vocabulary, self.choices = scale, list(vocabulary), choices
         self.edits, self.separator, self.rate = edits, separator, rate
+        check_ranges(self, "scale >= 0", "edits >= 1", "0 <= rate <= 1")
 
     def __call__(self, parents: Sequence[Trial], key: int) -> Any:
         """Return a changed copy of one parent."""

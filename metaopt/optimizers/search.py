@@ -11,6 +11,7 @@ import torch
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold
+from metaopt.engine.ranges import check_ranges
 
 
 class Trial(NamedTuple):
@@ -89,17 +90,14 @@ class Search:
             raise ValueError(f"Search needs accept always, if_better or archive; got {accept!r}.")
         if rank not in ("value", "screen"):
             raise ValueError(f"Search needs rank value or screen; got {rank!r}.")
-        counts = {"archive_size": archive_size, "repeats": repeats, "proposals": proposals}
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"Search needs {name} >= 1; got {count}.")
-        if redraws < 0:
-            raise ValueError(f"Search needs redraws >= 0; got {redraws}.")
         if screen is None and (proposals > 1 or rank == "screen"):
             raise ValueError("Search needs a screen for proposals > 1 and for rank=screen.")
         self.proposer, self.screen, self.accept, self.rank = proposer, screen, accept, rank
         self.archive_size, self.repeats = archive_size, repeats
         self.proposals, self.redraws = proposals, redraws
+        check_ranges(
+            self, "archive_size >= 1 or null", "repeats >= 1", "proposals >= 1", "redraws >= 0"
+        )
         self._initial: Any = None
         self._archive: list[Trial] = []
         self._latest: Trial | None = None

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine.ranges import check_ranges
+
 
 class Distribution(Protocol):
     """Draws one value: a tensor of the shape of `like`, or a plain value where it is none."""
@@ -66,8 +68,7 @@ class Normal:
     mean: float | None = None
 
     def __post_init__(self) -> None:
-        if self.std <= 0:
-            raise ValueError(f"Normal needs std > 0; got {self.std}.")
+        check_ranges(self, "std > 0")
 
     def __call__(self, like: Any, generator: Generator) -> Any:
         """Return a draw.

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback, Problem
 from metaopt.engine.random import fold, generator
+from metaopt.engine.ranges import check_ranges
 
 MOVES = {
     "add": "put in a random item that fits",
@@ -76,13 +77,10 @@ class Knapsack(Problem):
         recipe: str = "add",
         seed: int = 0,
     ) -> None:
-        if items < 2 or instances < 1 or moves < 1 or heaviest < 1:
-            raise ValueError(
-                f"Knapsack needs items >= 2 and instances, moves, heaviest >= 1; got "
-                f"items={items}, instances={instances}, moves={moves}, heaviest={heaviest}."
-            )
-        parse(recipe)
+        self.items, self.instances, self.heaviest = items, instances, heaviest
         self.moves, self.recipe = moves, recipe
+        check_ranges(self, "items >= 2", "instances >= 1", "moves >= 1", "heaviest >= 1")
+        parse(recipe)
         shape = (instances, items)
         self.train = draw_instances(shape, heaviest, generator(fold(seed, "knapsack", "train")))
         self.test = draw_instances(shape, heaviest, generator(fold(seed, "knapsack", "test")))

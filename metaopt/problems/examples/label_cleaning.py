@@ -12,6 +12,7 @@ from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
+from metaopt.engine.ranges import check_ranges
 
 Images = tuple[Tensor, Tensor]
 """Pixels in [0, 1], (B, 64), and classes, (B,)."""
@@ -37,11 +38,10 @@ class LabelCleaning(GradientProblem):
     """
 
     def __init__(self, inner_optimizer: InnerOptimizer, noise: float = 0.4, seed: int = 0) -> None:
-        if not 0 <= noise <= 1:
-            raise ValueError(f"LabelCleaning needs noise in [0, 1]; got {noise}.")
         from sklearn.datasets import load_digits
 
-        self.inner_optimizer = inner_optimizer
+        self.inner_optimizer, self.noise = inner_optimizer, noise
+        check_ranges(self, "0 <= noise <= 1")
         draw = torch.Generator().manual_seed(seed)
         x, y = (torch.tensor(a) for a in load_digits(return_X_y=True))
         order = torch.randperm(len(x), generator=draw)

@@ -11,6 +11,7 @@ from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, generator
+from metaopt.engine.ranges import check_ranges
 
 
 class Quadratic(GradientProblem):
@@ -42,16 +43,11 @@ class Quadratic(GradientProblem):
         seed: int = 0,
         dtype: str = "float64",
     ) -> None:
-        if features < 2 or outers < 1:
-            raise ValueError(
-                f"Quadratic needs features >= 2, outers >= 1; got {features}, {outers}."
-            )
-        if condition < 1 or rho < 0:
-            raise ValueError(f"Quadratic needs condition >= 1, rho >= 0; got {condition}, {rho}.")
+        self.features, self.outers, self.condition, self.rho = features, outers, condition, rho
+        check_ranges(self, "features >= 2", "outers >= 1", "condition >= 1", "rho >= 0")
         if dtype not in ("float32", "float64"):
             raise ValueError(f"Quadratic needs dtype float32 or float64; got {dtype!r}.")
-        self.inner_optimizer = inner_optimizer or SGD(lr=1.0)
-        self.rho, self.dtype = rho, getattr(torch, dtype)
+        self.inner_optimizer, self.dtype = inner_optimizer or SGD(lr=1.0), getattr(torch, dtype)
         draw = generator(fold(seed, "quadratic"))
 
         def normal(*shape: int) -> Tensor:

@@ -15,6 +15,7 @@ from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, generator
+from metaopt.engine.ranges import check_ranges
 
 Data = tuple[Tensor, Tensor]
 
@@ -50,14 +51,11 @@ class Ridge(GradientProblem):
         seed: int = 0,
         dtype: str = "float64",
     ) -> None:
-        if features < 1 or rows < 1:
-            raise ValueError(f"Ridge needs features, rows >= 1; got {features}, {rows}.")
+        self.features, self.rows, self.penalty = features, rows, penalty
+        check_ranges(self, "features >= 1", "rows >= 1", "penalty > 0")
         if dtype not in ("float32", "float64"):
             raise ValueError(f"Ridge needs dtype float32 or float64; got {dtype!r}.")
-        if penalty <= 0:
-            raise ValueError(f"Ridge needs penalty > 0; got {penalty}.")
-        self.inner_optimizer = inner_optimizer or SGD(lr=0.1)
-        self.penalty, self.features, self.dtype = penalty, features, getattr(torch, dtype)
+        self.inner_optimizer, self.dtype = inner_optimizer or SGD(lr=0.1), getattr(torch, dtype)
         draw = generator(fold(seed, "ridge"))
         scales = torch.logspace(0, -1, features, base=spread, dtype=torch.float64)
         truth = torch.randn(features, generator=draw, dtype=torch.float64)

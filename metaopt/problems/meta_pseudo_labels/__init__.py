@@ -16,8 +16,8 @@ Hieu Pham, Zihang Dai, Qizhe Xie and Quoc V. Le, "Meta Pseudo Labels", CVPR 2021
 | fine-tuning of the student | `FineTuning` |
 
 Read first `problem` (the two levels), then `losses`, `phases` (before and after the outer loop),
-`evaluation`, `report` (decision boundaries); `data/` (data sets, one's own images, augmentations),
-`models/` (networks).
+`evaluation`, `report` (decision boundaries); `data/` (data sets, your own images, augmentations),
+`models` (networks).
 """
 
 from metaopt.problems.meta_pseudo_labels.problem import MetaPseudoLabels

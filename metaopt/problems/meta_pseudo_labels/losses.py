@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_ranges
 from metaopt.nn import Network
 
 
@@ -57,15 +58,7 @@ class Consistency:
     ramp: int = 1000
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.ramp < 0:
-            raise ValueError(
-                f"Consistency needs weight >= 0 and ramp >= 0; got {self.weight}, {self.ramp}."
-            )
-        if self.temperature <= 0 or not 0 <= self.threshold < 1:
-            raise ValueError(
-                f"Consistency needs temperature > 0 and 0 <= threshold < 1; "
-                f"got {self.temperature}, {self.threshold}."
-            )
+        check_ranges(self, "weight >= 0", "ramp >= 0", "temperature > 0", "0 <= threshold < 1")
 
     def __call__(self, weak: Tensor, strong: Tensor, step: int) -> Tensor:
         """Return the weighted loss of logits (B, C) after `step` steps."""
@@ -94,8 +87,7 @@ class DirectLoss:
     consistency: Consistency | None = None
 
     def __post_init__(self) -> None:
-        if self.supervised < 0:
-            raise ValueError(f"supervised must be >= 0; got {self.supervised}.")
+        check_ranges(self, "supervised >= 0")
 
     def __call__(self, network: Network, tensors: Tree, batch: Examples) -> Tensor:
         """Return the loss of `network`, with dropout and batch statistics."""

@@ -14,6 +14,7 @@ from metaopt.engine import tree
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator, replay
+from metaopt.engine.ranges import check_ranges
 from metaopt.nn import Network
 from metaopt.problems.meta_pseudo_labels.data import SemiSupervised
 
@@ -44,16 +45,11 @@ class Pretraining:
     batch: int = 128
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(
-                f"Pretraining needs steps, batch >= 1; got {self.steps}, {self.batch}."
-            )
+        check_ranges(self, "steps >= 1", "batch >= 1", "0 <= wrong < 1")
         if self.examples not in ("labelled", "noisy"):
             raise ValueError(
                 f"Pretraining needs examples labelled or noisy; got {self.examples!r}."
             )
-        if not 0 <= self.wrong < 1:
-            raise ValueError(f"Pretraining needs 0 <= wrong < 1; got {self.wrong}.")
 
     def __call__(self, network: Network, data: SemiSupervised, own_loss: Loss, key: int) -> Tree:
         """Return the trained tensors of `network`.
@@ -99,8 +95,7 @@ class FineTuning:
     batch: int = 128
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"FineTuning needs steps, batch >= 1; got {self.steps}, {self.batch}.")
+        check_ranges(self, "steps >= 1", "batch >= 1")
 
     def __call__(self, network: Network, tensors: Tree, data: SemiSupervised, key: int) -> Tree:
         """Return the tensors of `network` after training from `tensors`, which stay."""

@@ -16,6 +16,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, replay
+from metaopt.engine.ranges import check_ranges
 from metaopt.nn import Architecture, Network
 from metaopt.problems.meta_pseudo_labels.data import SemiSupervised
 from metaopt.problems.meta_pseudo_labels.evaluation import (
@@ -105,7 +106,6 @@ class MetaPseudoLabels(GradientProblem):
         _check_choice("objective", objective, get_args(Objective))
         _check_choice("view", view, get_args(View))
         _check_choice("compat", compat, (None, *get_args(Compat)))
-        _check_numbers(temperature, feedback, batch, labelled_batch, average)
         if objective == "consistency" and consistency is None:
             raise ValueError("objective=consistency needs problem.consistency; it is null.")
         self.data = data.to(device)
@@ -121,6 +121,10 @@ class MetaPseudoLabels(GradientProblem):
         self.feedback, self.batch, self.labelled_batch = feedback, batch, labelled_batch
         self.view, self.average, self.fine_tuning = view, average, fine_tuning
         self.compat, self.seed, self.device = compat, seed, torch.device(device)
+        check_ranges(
+            self, "temperature > 0", "feedback >= 0", "batch >= 1", "labelled_batch >= 1 or null",
+            "0 <= average < 1 or null",
+        )  # fmt: skip
         self.teacher_loss = DirectLoss(supervised, consistency)
         self.student_loss = DirectLoss(1.0, consistency if objective == "consistency" else None)
         decided = labels != "soft" and objective == "pseudo_labels"
@@ -348,24 +352,3 @@ def _check_choice(name: str, value: str | None, legal: Sequence[str | None]) -> 
     if value not in legal:
         options = ", ".join("null" if option is None else option for option in legal)
         raise ValueError(f"{name} must be one of {options}; got {value!r}.")
-
-
-def _check_numbers(
-    temperature: float,
-    feedback: float,
-    batch: int,
-    labelled_batch: int | None,
-    average: float | None,
-) -> None:
-    if temperature <= 0 or feedback < 0:
-        raise ValueError(
-            f"MetaPseudoLabels needs temperature > 0 and feedback >= 0; "
-            f"got {temperature} and {feedback}."
-        )
-    if batch < 1 or (labelled_batch is not None and labelled_batch < 1):
-        raise ValueError(
-            f"MetaPseudoLabels needs batch >= 1 and labelled_batch >= 1 or null; "
-            f"got {batch} and {labelled_batch}."
-        )
-    if average is not None and not 0 <= average < 1:
-        raise ValueError(f"MetaPseudoLabels needs 0 <= average < 1 or null; got {average}.")

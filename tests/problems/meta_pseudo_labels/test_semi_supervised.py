@@ -20,7 +20,7 @@ from metaopt.problems.meta_pseudo_labels.data import (
     digits,
     two_moons,
 )
-from metaopt.problems.meta_pseudo_labels.data.cifar10 import MEAN, STD
+from metaopt.problems.meta_pseudo_labels.data.images import MEAN, STD
 from metaopt.problems.meta_pseudo_labels.data.rand_augment import OPERATIONS, rotate, translate_x
 
 

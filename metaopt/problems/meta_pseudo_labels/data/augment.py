@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine.ranges import check_ranges
+
 
 @dataclass(frozen=True)
 class GaussianNoise:
@@ -19,8 +21,7 @@ class GaussianNoise:
     sigma: float
 
     def __post_init__(self) -> None:
-        if self.sigma < 0:
-            raise ValueError(f"GaussianNoise needs sigma >= 0; got {self.sigma}.")
+        check_ranges(self, "sigma >= 0")
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Return x + sigma * N(0, 1)."""
@@ -43,10 +44,7 @@ class Shift:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.pixels < 0 or self.sigma < 0:
-            raise ValueError(
-                f"Shift needs pixels >= 0 and sigma >= 0; got {self.pixels}, {self.sigma}."
-            )
+        check_ranges(self, "pixels >= 0", "sigma >= 0")
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Return one view of each image of x, (B, C, H, W)."""

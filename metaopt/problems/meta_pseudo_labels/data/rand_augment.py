@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.meta_pseudo_labels.data.augment import Shift
 
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -42,11 +43,7 @@ class RandAugment:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.count < 0 or self.cutout < 0 or self.shift < 0:
-            raise ValueError(
-                f"RandAugment needs count, cutout, shift >= 0; "
-                f"got {self.count}, {self.cutout}, {self.shift}."
-            )
+        check_ranges(self, "count >= 0", "cutout >= 0", "shift >= 0")
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Return one view of each normalised image of x, (B, 3, H, W)."""
@@ -146,33 +143,21 @@ def rotate(x: Tensor, s: Tensor) -> Tensor:
     return _affine(x, [cos, -sin, zero, sin, cos, zero])
 
 
-def shear_x(x: Tensor, s: Tensor) -> Tensor:
-    """Shift each row in proportion to its height."""
-    s = s.flatten()
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    return _affine(x, [one, 0.3 * s, zero, zero, one, zero])
+def _entry(row: int, column: int, size: float) -> Operation:
+    """Return the affine map that is the identity but for one entry, `size` times the strength."""
+
+    def change(x: Tensor, s: Tensor) -> Tensor:
+        s = s.flatten()
+        one, zero = torch.ones_like(s), torch.zeros_like(s)
+        entries = [one, zero, zero, zero, one, zero]
+        entries[3 * row + column] = size * s
+        return _affine(x, entries)
+
+    return change
 
 
-def shear_y(x: Tensor, s: Tensor) -> Tensor:
-    """Shift each column in proportion to its place."""
-    s = s.flatten()
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    return _affine(x, [one, zero, zero, 0.3 * s, one, zero])
-
-
-def translate_x(x: Tensor, s: Tensor) -> Tensor:
-    """Shift sideways by up to 0.3 of the width."""
-    s = s.flatten()
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    return _affine(x, [one, zero, 0.6 * s, zero, one, zero])
-
-
-def translate_y(x: Tensor, s: Tensor) -> Tensor:
-    """Shift up or down by up to 0.3 of the height."""
-    s = s.flatten()
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    return _affine(x, [one, zero, zero, zero, one, 0.6 * s])
-
+shear_x, shear_y = _entry(0, 1, 0.3), _entry(1, 0, 0.3)
+translate_x, translate_y = _entry(0, 2, 0.6), _entry(1, 2, 0.6)  # 0.3 of the side, which is 2
 
 OPERATIONS: tuple[Operation, ...] = (
     identity, autocontrast, equalize, brightness, colour, contrast, sharpness, posterize,

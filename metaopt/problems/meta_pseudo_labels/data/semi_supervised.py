@@ -55,12 +55,33 @@ class SemiSupervised:
         return dataclasses.replace(self, **tensors)
 
 
-def choose_labelled(labels: Tensor, per_class: int, classes: int, generator: Generator) -> Tensor:
-    """Return the indices of `per_class` random examples of each class, class by class.
+def few_labels(
+    x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, classes: int, per_class: int | None,
+    draw: Generator, unlabelled: tuple[Tensor, Tensor] | None = None, **views: Augmentation,
+) -> SemiSupervised:  # fmt: skip
+    """Return a data set with `per_class` random labels of each class; the others are hidden.
+
+    Args:
+        x, y: inputs (n, *shape) and their classes (n,); all of them are among the unlabelled.
+        test, test_labels: examples that training never sees.
+        classes: number of classes.
+        per_class: labels of each class, or `None` for all.
+        draw: where the choice of labels comes from.
+        unlabelled: further inputs, and their classes, -1 where one is not known.
+        views: the augmentations `weak` and `strong`.
 
     Raises:
         ValueError: a class has too few examples.
     """
+    chosen = torch.arange(len(y)) if per_class is None else _chosen(y, per_class, classes, draw)
+    u, hidden = x, y
+    if unlabelled is not None:
+        u, hidden = torch.cat([x, unlabelled[0]]), torch.cat([y, unlabelled[1]])
+    return SemiSupervised(x[chosen], y[chosen], u, hidden, test, test_labels, classes, **views)
+
+
+def _chosen(labels: Tensor, per_class: int, classes: int, draw: Generator) -> Tensor:
+    """Return the indices of `per_class` random examples of each class, class by class."""
     chosen = []
     for c in range(classes):
         members = torch.nonzero(labels == c).flatten()
@@ -69,5 +90,5 @@ def choose_labelled(labels: Tensor, per_class: int, classes: int, generator: Gen
                 f"labels_per_class must be between 1 and {len(members)}, the size of class {c}; "
                 f"got {per_class}."
             )
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
+        chosen.append(members[torch.randperm(len(members), generator=draw)[:per_class]])
     return torch.cat(chosen)

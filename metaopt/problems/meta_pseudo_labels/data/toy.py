@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metaopt.problems.meta_pseudo_labels.data.augment import GaussianNoise, Shift
-from metaopt.problems.meta_pseudo_labels.data.semi_supervised import SemiSupervised, choose_labelled
+from metaopt.problems.meta_pseudo_labels.data.semi_supervised import SemiSupervised, few_labels
 
 
 def two_moons(
@@ -38,10 +38,9 @@ def two_moons(
     (x, y), (test, test_labels) = draw(points, 2 * seed), draw(test_points, 2 * seed + 1)
     mean, std = x.mean(0), x.std(0)
     x, test = ((x - mean) / std).float(), ((test - mean) / std).float()
-    chosen = choose_labelled(y, labels_per_class, 2, torch.Generator().manual_seed(seed))
-    return SemiSupervised(
-        x[chosen], y[chosen], x, y, test, test_labels, 2, strong=GaussianNoise(sigma)
-    )
+    choice = torch.Generator().manual_seed(seed)
+    strong = GaussianNoise(sigma)
+    return few_labels(x, y, test, test_labels, 2, labels_per_class, choice, strong=strong)
 
 
 def digits(
@@ -70,9 +69,7 @@ def digits(
         raise ValueError(f"test_points must be between 1 and {len(x) - 10}; got {test_points}.")
     order = torch.randperm(len(x), generator=draw)
     test, train = order[:test_points], order[test_points:]
-    x_train, y_train = x[train], y[train]
-    chosen = choose_labelled(y_train, labels_per_class, 10, draw)
-    return SemiSupervised(
-        x_train[chosen], y_train[chosen], x_train, y_train, x[test], y[test], 10,
+    return few_labels(
+        x[train], y[train], x[test], y[test], 10, labels_per_class, draw,
         strong=Shift(shift, sigma),
     )  # fmt: skip

@@ -1,11 +1,51 @@
-"""Wide residual networks."""
+"""Networks, each made from the shape of one input and the number of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
+
+from metaopt.nn import MLP, Architecture
+
+
+class ConvNet(nn.Sequential):
+    """3 x 3 convolutions with BatchNorm and ReLU, halving the image after each but the first.
+
+    Args:
+        shape: shape (C, H, W) of one image.
+        classes: number of outputs.
+        channels: channels of each layer; at least one.
+        dropout: probability of dropping a feature before the classifier, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        channels: Sequence[int] = (32, 64, 128),
+        dropout: float = 0.0,
+    ) -> None:
+        if len(shape) != 3:
+            raise ValueError(f"ConvNet needs images (C, H, W); got inputs of shape {list(shape)}.")
+        if not channels:
+            raise ValueError("ConvNet needs at least one layer; channels is empty.")
+        layers: list[nn.Module] = []
+        for i, (fan_in, fan_out) in enumerate(zip([shape[0], *channels], channels, strict=False)):
+            layers += [
+                nn.Conv2d(fan_in, fan_out, 3, stride=1 if i == 0 else 2, padding=1, bias=False),
+                nn.BatchNorm2d(fan_out),
+                nn.ReLU(),
+            ]
+        super().__init__(
+            *layers,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(channels[-1], classes),
+        )
 
 
 class WideResNet(nn.Module):
@@ -86,4 +126,47 @@ class _Block(nn.Module):
         shortcut = x if self.shortcut is None else self.shortcut(h)
         h = leaky_relu(self.norm2(self.conv1(h)), self.slope)
         result: Tensor = shortcut + self.conv2(h)
+        return result
+
+
+class Reduced(nn.Module):
+    """The teacher of Reduced Meta Pseudo Labels: a fixed network and a trained correction.
+
+    logits(x) = log p(x) + head(p(x)),  p = softmax(base(x)).
+
+    The head's last layer starts at zero, so that the first labels are the base's own. `base` is
+    frozen: `Network` counts its weights as buffers, and pretraining trains it.
+
+    Args:
+        shape: shape of one input.
+        classes: number of outputs.
+        base: architecture of the fixed network.
+        widths: hidden layers of the head.
+
+    Reference: Pham et al., Meta Pseudo Labels, CVPR 2021, section 4 (memory of a large teacher).
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        base: Architecture,
+        widths: Sequence[int] = (32,),
+    ) -> None:
+        super().__init__()
+        self.base = base(shape, classes).requires_grad_(False)
+        self.head = MLP([classes], classes, widths)
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def train(self, mode: bool = True) -> Reduced:
+        """Set the mode; the base is in training mode only where it has been unfrozen."""
+        super().train(mode)
+        self.base.train(mode and any(p.requires_grad for p in self.base.parameters()))
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, classes)."""
+        logits = torch.log_softmax(self.base(x), -1)
+        result: Tensor = logits + self.head(logits.exp())
         return result
