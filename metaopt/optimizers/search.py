@@ -102,7 +102,6 @@ class Search:
         self._archive: list[Trial] = []
         self._latest: Trial | None = None
         self._pending: Trial | None = None
-        self._rejected = 0
 
     def init(self, outer: Any) -> None:
         """Keep the first outer variable, which is the first to be run."""
@@ -141,18 +140,12 @@ class Search:
             return list(self._archive)
         return [*self._archive, self._latest]
 
-    @property
-    def rejected(self) -> int:
-        """How many candidates were drawn and not run."""
-        return self._rejected
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the archive, the latest trial, the one under way and the rejections."""
+        """Return the archive, the latest trial and the one under way."""
         return {
             "archive": [t._asdict() for t in self._archive],
             "latest": self._latest and self._latest._asdict(),
             "pending": self._pending and self._pending._asdict(),
-            "rejected": self._rejected,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -160,7 +153,6 @@ class Search:
         self._archive = [Trial(**t) for t in state["archive"]]
         self._latest = state["latest"] and Trial(**state["latest"])
         self._pending = state["pending"] and Trial(**state["pending"])
-        self._rejected = state["rejected"]
 
     def _propose(self, key: int) -> Any:
         if self.proposer is None or self._latest is None:
@@ -174,9 +166,7 @@ class Search:
             drawn = [self.proposer(parents, k) for k in keys]
             scores = [self.screen(candidate, self.trials) for candidate in drawn]
             first = min(range(len(drawn)), key=scores.__getitem__)
-            passed = scores[first] < math.inf
-            self._rejected += len(drawn) - passed
-            if passed:
+            if scores[first] < math.inf:
                 return drawn[first]
         return parents[0].outer
 

@@ -62,23 +62,22 @@ def greedy_return(
 ) -> tuple[Tensor, int]:
     """Return the mean return (R) of each run's greedy policy, and the steps that took in all.
 
-    An episode that is still open after twice the time limit (a simulator of gymnasium without a
-    limit of its own) counts with what it gained and took so far.
+    An episode that is still open after the time limit (of a simulator that does not keep to it)
+    counts with what it gained and took so far.
     """
     agent, unit = problem.agent, problem.unit
     learners = agent.views(runs.agent)
     current = environment.begin((len(runs.size), episodes), draw, unit.dtype)
     returns = torch.zeros_like(current.total)
     lengths, open_ = torch.zeros_like(current.age), torch.ones_like(returns, dtype=torch.bool)
-    for step in range(2 * environment.time_limit):
+    for step in range(environment.time_limit):
         action = agent.act(learners, current.observation / unit, 0.0, draw)
         current, moved = environment.step(current, action, draw)
         over = (moved.terminated | moved.truncated) & moved.valid & open_
         returns = torch.where(over, moved.total, returns)
         lengths = torch.where(over, moved.age, lengths)
         open_ &= ~over
-        last = step + 1 == environment.time_limit
-        if (last or (step + 1) % CHECK_EVERY == 0) and not bool(open_.any()):
+        if (step + 1) % CHECK_EVERY == 0 and not bool(open_.any()):
             break
     returns = torch.where(open_, current.total, returns)
     lengths = torch.where(open_, current.age, lengths)

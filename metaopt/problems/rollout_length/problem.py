@@ -215,9 +215,9 @@ class RolloutLength(Problem):
     def evaluate(self, outer: Lengths, inner: Runs, key: int) -> Feedback:
         """Return minus the mean reward, and what an acting optimizer observes."""
         left = 1 - min(inner.step + 1, self.decisions) / self.decisions
-        limit, worst = self.training.time_limit, self.training.worst
+        state = inner.features(left, self.planner.cap, self.training)
         observation = {
-            "state": inner.features(left, self.planner.cap, limit, worst, self.clip),
+            "state": state if self.clip is None else state.clamp(-self.clip, self.clip),
             "length": inner.length,
             "reward": inner.gain,
             "done": inner.step == self.decisions,

@@ -13,6 +13,7 @@ from torch import Tensor
 from metaopt.engine.protocols import Report, Snapshots
 from metaopt.problems.rollout_length.options import Groups, Lengths
 from metaopt.problems.rollout_length.state import Runs
+from metaopt.report.table import Table
 
 Tests = Mapping[str, Mapping[str, Tensor]]
 """By name of a test: what `Records` holds of it, without the first dimension."""
@@ -47,7 +48,8 @@ class ScheduleReport(Report):
         tests = self._over(snapshots)
         if not tests:
             return f"No test is over; that takes outer_steps={self.outer_steps}."
-        return f"{listing(tests, self.groups)}\nfigure: {folder / 'figures' / 'schedules.png'}"
+        table = listing(tests, self.groups, self.phase)
+        return f"{table}\nfigure: {folder / 'figures' / 'schedules.png'}"
 
     def _over(self, snapshots: Snapshots) -> dict[str, dict[str, Tensor]]:
         """Return the last snapshot, by test, of the tests that are over."""
@@ -91,38 +93,19 @@ def write_mean(lengths: Tensor, path: Path) -> Path:
 
 def _decisions(results: Mapping[str, Tensor], groups: Groups, phase: int) -> list[list[str]]:
     lines = []
-    scores = dict(zip(range(len(groups.names)), groups.of(results["scores"]), strict=True))
-    for i, (name, lengths) in enumerate(groups.of(results["lengths"])):
-        mean, spread = lengths.mean(0), _spread(lengths)
-        score, error = scores[i][1].mean(0), _error(scores[i][1])
-        for d in range(lengths.shape[1]):
-            numbers = (mean[d], spread[d], score[d + 1], error[d + 1])
-            lines.append(
-                [name, str(d), str((d + 1) * phase), *(f"{float(x):.6g}" for x in numbers)]
-            )
+    of_groups = zip(groups.of(results["lengths"]), groups.of(results["scores"]), strict=True)
+    for (name, lengths), (_, scores) in of_groups:
+        # The score before the first decision belongs to no length.
+        columns = (lengths.mean(0), _spread(lengths), scores.mean(0)[1:], _error(scores)[1:])
+        for d, numbers in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            lines.append([name, str(d), str((d + 1) * phase), *(f"{x:.6g}" for x in numbers)])
     return lines
 
 
 def summary(tests: Tests, groups: Groups, phase: int) -> str:
     """Return a table: final returns and areas of each group, with what they cost."""
-    first = next(iter(tests.values()))
-    decisions = first["lengths"].shape[1]
-    heads = ["schedule", "first K", "mean K", "last K"]
-    for test in tests:
-        heads += [f"return ({test})", f"area ({test})"]
-    heads += ["runs", "updates", "environment steps"]
-    lines = [heads, ["---"] * len(heads)]
-    for i, name in enumerate(groups.names):
-        lengths = groups.of(first["lengths"])[i][1].mean(0)
-        cells = [name or "all runs"]
-        cells += [f"{float(k):.3g}" for k in (lengths[0], lengths.mean(), lengths[-1])]
-        for results in tests.values():
-            scores = groups.of(results["scores"])[i][1]
-            cells += [_mean(scores[:, -1]), _mean(scores[:, :-1].mean(1))]
-        updates = float(groups.of(first["updates"])[i][1].mean())
-        cells += [str(groups.each), f"{updates:.0f}", str(decisions * phase)]
-        lines.append(cells)
-    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    rows = _rows(tests, groups, phase)
+    text = Table(list(rows[0]), [list(row.values()) for row in rows]).markdown()
     return (
         f"{text}\n\nReturns are those of the greedy policy at the end, areas the mean over phases "
         "of the return while learning; mean ± standard error over the runs of a line. K: rollout "
@@ -130,31 +113,35 @@ def summary(tests: Tests, groups: Groups, phase: int) -> str:
     )
 
 
-def listing(tests: Tests, groups: Groups) -> str:
-    """Return a table for the console: rollout lengths, returns at the end and while learning.
-
-    Lengths are means over runs in the first test, of at most seven decisions, evenly spaced.
-    """
-    first = next(iter(tests.values()))
-    decisions = first["lengths"].shape[1]
-    shown = sorted({round(i * (decisions - 1) / 6) for i in range(7)})
-    counted = ",".join(str(d + 1) for d in shown)
-    lines = [["schedule", f"mean K in phase {counted}", *(f"return, {t}" for t in tests), "area"]]
-    for i, name in enumerate(groups.names):
-        lengths = groups.of(first["lengths"])[i][1].mean(0)
-        scores = [groups.of(results["scores"])[i][1] for results in tests.values()]
-        cells = [name or "all runs", " ".join(f"{float(lengths[d]):.0f}" for d in shown)]
-        cells += [_mean(score[:, -1]) for score in scores]
-        lines.append([*cells, _mean(scores[0][:, :-1].mean(1))])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def listing(tests: Tests, groups: Groups, phase: int) -> str:
+    """Return a table for the console: rollout lengths, returns at the end and while learning."""
+    rows = _rows(tests, groups, phase)
+    shown = ["schedule", "first K", "mean K", "last K", *(f"return ({test})" for test in tests)]
+    shown.append(f"area ({next(iter(tests))})")
+    text = Table(shown, [[row[name] for name in shown] for row in rows]).text()
     return (
         f"{text}\nmean ± standard error over {groups.each} runs a schedule; area: mean return "
         "while learning"
     )
+
+
+def _rows(tests: Tests, groups: Groups, phase: int) -> list[dict[str, str]]:
+    """Return the cells of each group by column."""
+    first, rows = next(iter(tests.values())), []
+    steps = str(first["lengths"].shape[1] * phase)
+    for i, (name, lengths) in enumerate(groups.of(first["lengths"])):
+        mean = lengths.mean(0)
+        row = {"schedule": name or "all runs"}
+        for column, k in (("first K", mean[0]), ("mean K", mean.mean()), ("last K", mean[-1])):
+            row[column] = f"{float(k):.3g}"
+        for test, results in tests.items():
+            scores = groups.of(results["scores"])[i][1]
+            row[f"return ({test})"] = _mean(scores[:, -1])
+            row[f"area ({test})"] = _mean(scores[:, :-1].mean(1))
+        updates = float(groups.of(first["updates"])[i][1].mean())
+        row |= {"runs": str(groups.each), "updates": f"{updates:.0f}", "environment steps": steps}
+        rows.append(row)
+    return rows
 
 
 def draw_schedules(tests: Tests, groups: Groups, phase: int, path: Path) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.problems.rollout_length.dyna.q_network import QState
 from metaopt.problems.rollout_length.dyna.world_model import ModelState
-from metaopt.problems.rollout_length.environments import Episodes
+from metaopt.problems.rollout_length.environments import Environment, Episodes
 from metaopt.problems.rollout_length.planning import Planned
 
 
@@ -77,23 +77,19 @@ class Runs(NamedTuple):
     environment_steps: int
     gradients: int
 
-    def features(
-        self, left: float, cap: int, limit: int, worst: float, clip: float | None
-    ) -> Tensor:
+    def features(self, left: float, cap: int, environment: Environment) -> Tensor:
         """Return what a meta-policy observes of each run, (R, 5), each of size about 1.
 
         Args:
             left: share of the real steps that remains.
             cap: largest rollout length.
-            limit: most steps of an episode.
-            worst: lowest return of an episode.
-            clip: bound on their size, or `None`.
+            environment: whose returns and lengths of episodes set the scale.
         """
-        size = max(limit, abs(worst))
+        limit = environment.time_limit
+        size = max(limit, abs(environment.worst))
         returns, lengths = self.errors[:, 0] / size, self.errors[:, 1] / limit
         remains = torch.full_like(self.score, left)
-        state = torch.stack([remains, self.length / cap, self.score / size, returns, lengths], 1)
-        return state if clip is None else state.clamp(-clip, clip)
+        return torch.stack([remains, self.length / cap, self.score / size, returns, lengths], 1)
 
     def logged(self) -> dict[str, Tensor]:
         """Return means over runs, for the log."""

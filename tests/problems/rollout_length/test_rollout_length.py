@@ -171,10 +171,8 @@ class TestEpisode:
         assert bool((~follows)[flat.terminal[:, :-1] == 1].all())
 
     def test_gymnasiums_resets_are_not_stored(self):
-        gymnasium = pytest.importorskip("gymnasium", reason="needs the extra rl")
-        vector = GymnasiumVector(
-            lambda n: gymnasium.make_vec("CartPole-v1", n), time_limit=500, worst=0.0
-        )
+        pytest.importorskip("gymnasium", reason="needs the extra rl")
+        vector = GymnasiumVector("CartPole-v1", worst=0.0)
         problem = make(vector, runs=2, evaluation_episodes=2, scaled=False)
         engine, feedback = run(problem, steps=4, lengths=3)
         inner = engine.inner

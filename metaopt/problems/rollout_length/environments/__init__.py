@@ -6,14 +6,11 @@ from metaopt.problems.rollout_length.environments.classic_control import (
     MountainCar,
 )
 from metaopt.problems.rollout_length.environments.episodes import Episodes, Physics, Transition
-from metaopt.problems.rollout_length.environments.gymnasium_vector import (
-    GymnasiumVector,
-    from_gymnasium,
-)
+from metaopt.problems.rollout_length.environments.gymnasium_vector import GymnasiumVector
 
 Environment = Physics | GymnasiumVector
 
 __all__ = [
     "Acrobot", "CartPole", "Environment", "Episodes", "GymnasiumVector", "MountainCar", "Physics",
-    "Transition", "from_gymnasium",
+    "Transition",
 ]  # fmt: skip

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, final
 
 import torch
 from torch import Generator, Tensor
 
-from metaopt.engine.ranges import check_ranges
 from metaopt.problems.rollout_length.environments.episodes import Episodes, Transition
 
 
 @final
 class GymnasiumVector:
-    """Episodes of a gymnasium vector environment with flat observations and discrete actions.
+    """Episodes of an environment in gymnasium's registry. Needs the extra `rl`.
 
     gymnasium resets an episode that ended in the *next* step, where the action is ignored: that
     step is reported with `valid` false and must not be learned from.
@@ -24,53 +23,64 @@ class GymnasiumVector:
     The simulator's state is inside gymnasium, so episodes cannot be copied (`resumable` is false)
     and only the latest ones begun in a shape continue.
 
+    Example:
+        >>> environment = GymnasiumVector("CartPole-v1", time_limit=200)
+        >>> environment.observation_size, environment.actions
+        (4, 2)
+
     Args:
-        make: makes a vector environment of n parallel ones, such as
-            `lambda n: gymnasium.make_vec("CartPole-v1", num_envs=n)`. Needs the extra `rl`.
-        time_limit: most steps of an episode, at least the environment's own `max_episode_steps`
-            where it says one.
-        worst: lowest return of an episode.
-        scale: typical magnitude of each observation, > 0; 1 throughout when `None`.
+        id: such as "LunarLander-v3", or "module:Name-v0" of a module that registers its own.
+        time_limit: most steps of an episode; `None` for the environment's own.
+        worst: lowest return of an episode; `None` for the lowest of 16 of random actions.
+        scale: typical magnitude of each observation, > 0; `None` for its root mean square in
+            these episodes.
+        arguments: further ones of `gymnasium.make_vec`.
 
     Raises:
-        ValueError: observations that are not flat, actions that are not discrete, episodes that
-            may take more steps than `time_limit`, or resets in the step that ends an episode.
+        ValueError: gymnasium is missing or has no such environment, or the environment has no time
+            limit, observations that are not flat, actions that are not discrete, or resets in the
+            step that ends an episode.
     """
 
     resumable = False
 
     def __init__(
         self,
-        make: Callable[[int], Any],
-        time_limit: int,
-        worst: float,
+        id: str,
+        time_limit: int | None = None,
+        worst: float | None = None,
         scale: Sequence[float] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        self.make, self.time_limit, self.worst = make, time_limit, float(worst)
-        check_ranges(self, "time_limit >= 1")
+        self.id, self.arguments = id, dict(arguments or {})
+        if time_limit is not None:
+            self.arguments["max_episode_steps"] = time_limit
         self._vectors: dict[int, Any] = {}
         vector = self._vector(1)
+        limit = _most_steps(vector)
+        if limit is None:
+            raise ValueError(
+                f"{id} has no time limit of its own; set problem.environment.time_limit, the most "
+                "steps of an episode."
+            )
         space, actions = vector.single_observation_space, vector.single_action_space
         if len(space.shape) != 1 or getattr(actions, "n", None) is None:
             raise ValueError(
-                f"GymnasiumVector needs flat observations and discrete actions; got {space} and "
-                f"{actions}."
+                f"GymnasiumVector needs flat observations and discrete actions; {id} has {space} "
+                f"and {actions}."
             )
         mode = getattr((vector.metadata or {}).get("autoreset_mode"), "name", "NEXT_STEP")
         if mode != "NEXT_STEP":
             raise ValueError(
                 f"GymnasiumVector needs an environment that resets in the step after an episode's "
-                f"last; this one has autoreset_mode={mode}. Make it with NEXT_STEP."
+                f"last; {id} has autoreset_mode={mode}. Make it with NEXT_STEP."
             )
-        most = _most_steps(vector)
-        if most is not None and most > time_limit:
-            raise ValueError(
-                f"GymnasiumVector needs time_limit >= {most}, which is the environment's own "
-                f"max_episode_steps; got {time_limit}. Give time_limit={most}, or make the "
-                f"environment with max_episode_steps={time_limit}."
-            )
+        self.time_limit = limit
         self.observation_size, self.actions = int(space.shape[0]), int(actions.n)
-        self.scale = tuple(scale or (1.0,) * self.observation_size)
+        if worst is None or scale is None:
+            lowest, magnitude = _measured(self)
+            worst, scale = (lowest if worst is None else worst), (scale or magnitude)
+        self.worst, self.scale = float(worst), tuple(scale)
         if len(self.scale) != self.observation_size:
             raise ValueError(
                 f"GymnasiumVector needs {self.observation_size} numbers as scale; got {scale}."
@@ -116,68 +126,23 @@ class GymnasiumVector:
         return after, moved
 
     def _vector(self, count: int) -> Any:
-        if count not in self._vectors:
-            self._vectors[count] = self.make(count)
+        """Return the vector environment of `count` episodes, made when first asked for."""
+        if count in self._vectors:
+            return self._vectors[count]
+        try:
+            import gymnasium
+        except ImportError as error:
+            raise ValueError("gymnasium is missing; run `pip install metaopt[rl]`.") from error
+        try:
+            self._vectors[count] = gymnasium.make_vec(self.id, count, **self.arguments)
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            legal = ", ".join(get_close_matches(self.id, gymnasium.registry, 3, 0.0))
+            raise ValueError(
+                f"gymnasium cannot make problem.environment.id={self.id}: {error} Ids like it are "
+                f"{legal}; `module:Name-v0` imports a module that registers its own, from the "
+                "working folder with --config-dir or PYTHONPATH=."
+            ) from error
         return self._vectors[count]
-
-
-def from_gymnasium(
-    id: str,
-    time_limit: int | None = None,
-    worst: float | None = None,
-    scale: Sequence[float] | None = None,
-    arguments: Mapping[str, Any] | None = None,
-) -> GymnasiumVector:
-    """Return an environment by its id in gymnasium's registry. Needs the extra `rl`.
-
-    Example:
-        >>> environment = from_gymnasium("CartPole-v1", time_limit=200)
-        >>> environment.observation_size, environment.actions
-        (4, 2)
-
-    Args:
-        id: such as "LunarLander-v3", or "module:Name-v0" of a module that registers its own.
-        time_limit: most steps of an episode; `None` for the environment's own.
-        worst: lowest return of an episode; `None` for the lowest of 16 of random actions.
-        scale: typical magnitude of each observation, > 0; `None` for its root mean square in
-            these episodes.
-        arguments: further ones of `gymnasium.make_vec`.
-
-    Raises:
-        ValueError: gymnasium is missing or has no such environment, or the environment has no time
-            limit, observations that are not flat, or actions that are not discrete.
-    """
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ValueError("gymnasium is missing; run `pip install metaopt[rl]`.") from error
-    options: dict[str, Any] = dict(arguments or {})
-    if time_limit is not None:
-        options["max_episode_steps"] = time_limit
-
-    def make(count: int) -> Any:
-        return gymnasium.make_vec(id, count, **options)
-
-    try:
-        limit = _most_steps(make(1))
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        legal = ", ".join(get_close_matches(id, gymnasium.registry, 3, 0.0))
-        raise ValueError(
-            f"gymnasium cannot make problem.environment.id={id}: {error} Ids like it are {legal}; "
-            f"`module:Name-v0` imports a module that registers its own, from the working folder "
-            "with --config-dir or PYTHONPATH=."
-        ) from error
-    if limit is None:
-        raise ValueError(
-            f"{id} has no time limit of its own; set problem.environment.time_limit, the most "
-            "steps of an episode."
-        )
-    environment = GymnasiumVector(make, limit, 0.0 if worst is None else worst, scale)
-    if worst is None or scale is None:
-        lowest, magnitude = _measured(environment)
-        environment.worst = lowest if worst is None else environment.worst
-        environment.scale = magnitude if scale is None else environment.scale
-    return environment
 
 
 def _measured(environment: GymnasiumVector, episodes: int = 16) -> tuple[float, tuple[float, ...]]:
