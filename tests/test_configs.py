@@ -30,7 +30,7 @@ GROUPS = folders.groups()
 SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
 REFUSED = {
     ("estimator", "first_order"): "needs theta to start at phi",
-    ("method", "rollout_length/open_loop"): "Recorded needs a .csv file",
+    ("method", "rollout_length/open_loop"): "recorded needs a .csv file",
 }
 """Options that no shipped problem can take, and why."""
 

@@ -4,7 +4,7 @@ from metaopt.optimizers.descent import Descent
 from metaopt.optimizers.mirror import MirrorDescent
 from metaopt.optimizers.mutation import Mutation
 from metaopt.optimizers.open_loop import Grid, Random
-from metaopt.optimizers.schedule import Constant, Linear, Recorded, Schedule
+from metaopt.optimizers.schedule import Constant, Linear, Schedule, recorded
 from metaopt.optimizers.search import Proposer, Screen, Search, Trial, reject_known
 from metaopt.optimizers.spaces import Choice, Normal, Uniform
 
@@ -19,11 +19,11 @@ __all__ = [
     "Normal",
     "Proposer",
     "Random",
-    "Recorded",
     "Schedule",
     "Screen",
     "Search",
     "Trial",
     "Uniform",
+    "recorded",
     "reject_known",
 ]

@@ -82,12 +82,11 @@ class Linear:
         return self.points[-1][1]
 
 
-@final
-class Recorded:
-    """A schedule that a run has written, such as the mean one of a learned policy.
+def recorded(path: str | Path, column: str = "length", integer: bool = True) -> Linear:
+    """Return a schedule that a run has written, such as the mean one of a learned policy.
 
     Replayed without looking, it says how much of a policy is feedback and how much is timing.
-    The rows are one per decision of an episode, in order; for `Schedule(relative=true)`, which
+    The file has one row per decision of an episode, in order; for `Schedule(relative=true)`, which
     stretches them where an episode has another number of decisions.
 
     Args:
@@ -98,29 +97,18 @@ class Recorded:
     Raises:
         ValueError: the file is missing or has no such finite numbers.
     """
-
-    def __init__(self, path: str | Path, column: str = "length", integer: bool = True) -> None:
-        try:
-            with Path(path).open(newline="", encoding="utf-8") as file:
-                values = [float(row[column]) for row in csv.DictReader(file)]
-        except (OSError, ValueError, TypeError, LookupError) as error:
-            raise ValueError(
-                f"Recorded needs a .csv file with a column of numbers {column!r}; reading "
-                f"path={str(path)!r} failed: {type(error).__name__}: {error}."
-            ) from error
-        if not values or not all(math.isfinite(v) for v in values):
-            raise ValueError(f"Recorded needs finite numbers; {str(path)!r} holds {values!r}.")
-        last = max(1, len(values) - 1)
-        self._line = Linear([(i / last, v) for i, v in enumerate(values)], integer)
-
-    @property
-    def largest(self) -> float:
-        """The largest value."""
-        return self._line.largest
-
-    def __call__(self, step: float) -> Any:
-        """Return the value at `step`, a fraction of the episode in [0, 1]."""
-        return self._line(step)
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            values = [float(row[column]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise ValueError(
+            f"recorded needs a .csv file with a column of numbers {column!r}; reading "
+            f"path={str(path)!r} failed: {type(error).__name__}: {error}."
+        ) from error
+    if not values or not all(math.isfinite(v) for v in values):
+        raise ValueError(f"recorded needs finite numbers; {str(path)!r} holds {values!r}.")
+    last = max(1, len(values) - 1)
+    return Linear([(i / last, v) for i, v in enumerate(values)], integer)
 
 
 @final
@@ -134,7 +122,7 @@ class Schedule:
     before the first one.
 
     Args:
-        function: the value at a step (`Constant`, `Linear`, `Recorded`, or any
+        function: the value at a step (`Constant`, `Linear`, `recorded`, or any
             callable). In an outer variable with names a mapping sets some of them, and a number
             fills every tensor.
         relative: hand the function step / (steps - 1), which runs from 0 at the first to 1 at the

@@ -6,7 +6,7 @@ from acting import Climb, T, observation
 
 from metaopt import Engine, Feedback
 from metaopt.estimators import Score
-from metaopt.optimizers import Constant, Linear, Recorded, Schedule
+from metaopt.optimizers import Constant, Linear, Schedule, recorded
 from metaopt.testing import OptimizerContract
 
 
@@ -92,10 +92,10 @@ def test_every_episode_repeats_the_schedule():
 def test_recorded_schedules_are_replayed(tmp_path):
     table = tmp_path / "schedule.csv"
     table.write_text("phase,length,sd\n0,0.0,0.1\n1,4.6,2.0\n2,31.5,1\n3,9.4,3\n")
-    schedule = Schedule(Recorded(table), relative=True)
+    schedule = Schedule(recorded(table), relative=True)
     assert episode(schedule, 4, batches=2) == [0, 5, 32, 9]
     assert episode(schedule, 7) == [0, 2, 5, 18, 32, 20, 9]
-    assert Recorded(table, column="sd", integer=False)(0.5) == pytest.approx(1.5)
+    assert recorded(table, column="sd", integer=False)(0.5) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("decisions", range(2, 60))
@@ -103,7 +103,7 @@ def test_a_recorded_schedule_of_the_same_length_is_exact(decisions, tmp_path):
     values = [(7 * k) % 33 for k in range(decisions)]
     path = tmp_path / "schedule.csv"
     path.write_text("\n".join(["length", *map(str, values)]))
-    assert episode(Schedule(Recorded(str(path)), relative=True), decisions) == values
+    assert episode(Schedule(recorded(str(path)), relative=True), decisions) == values
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_wrong_files_are_refused(tmp_path, name, content, match):
     if content is not None:
         path.write_text(content)
     with pytest.raises(ValueError, match=match):
-        Recorded(path)
+        recorded(path)
 
 
 class TestScheduleOfAnEpisode(OptimizerContract):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -115,24 +114,3 @@ def model_errors(
     there = torch.arange(latest.shape[1], device=latest.device) < number
     mean = (error * there.unsqueeze(-1)).sum(1) / number.clamp(min=1)
     return torch.where(number > 0, mean, runs.errors)
-
-
-def final_metrics(scores: Tensor, names: Sequence[str], prefix: str = "") -> dict[str, float]:
-    """Return mean and standard error over runs of final score and area, test by test.
-
-    Args:
-        scores: of n tests, (n, R, T + 1), the final one last; NaN where a test is not over.
-        names: of the tests; the first one gives no suffix.
-        prefix: what the metrics' names begin with.
-    """
-    metrics, runs = {}, scores.shape[1]
-    for index, name in enumerate(names):
-        of_test = scores[index].double()
-        if bool(of_test[:, -1].isnan().any()):
-            continue
-        suffix = "" if index == 0 else f"_{name}"
-        for kind, numbers in (("return", of_test[:, -1]), ("auc", of_test[:, :-1].mean(1))):
-            metrics[f"{prefix}{kind}{suffix}"] = float(numbers.mean())
-            if runs > 1:
-                metrics[f"{prefix}{kind}{suffix}_se"] = float(numbers.std() / runs**0.5)
-    return metrics

@@ -23,7 +23,7 @@ from metaopt.problems.rollout_length.dyna.stacked_adam import denormals_as_zero
 from metaopt.problems.rollout_length.dyna.transitions import width
 from metaopt.problems.rollout_length.dyna.world_model import WorldModel
 from metaopt.problems.rollout_length.environments import Environment
-from metaopt.problems.rollout_length.evaluation import final_metrics, greedy_return, model_errors
+from metaopt.problems.rollout_length.evaluation import greedy_return, model_errors
 from metaopt.problems.rollout_length.options import (
     Exploration,
     Groups,
@@ -236,8 +236,16 @@ class RolloutLength(Problem):
         `return` is the final score, `auc` the mean over phases of the return in training; absent
         where the test is not over yet. Over several groups the names begin with `all_groups_`.
         """
-        prefix = "all_groups_" if len(self.groups.names) > 1 else ""
-        return final_metrics(inner.records.scores, self.names, prefix)
+        prefix, metrics = "all_groups_" if len(self.groups.names) > 1 else "", {}
+        for index, (name, scores) in enumerate(zip(self.names, inner.records.scores, strict=True)):
+            if bool(scores[:, -1].isnan().any()):
+                continue  # the test is not over
+            scores, suffix = scores.double(), "" if index == 0 else f"_{name}"
+            for kind, values in (("return", scores[:, -1]), ("auc", scores[:, :-1].mean(1))):
+                metrics[f"{prefix}{kind}{suffix}"] = float(values.mean())
+                if self.runs > 1:
+                    metrics[f"{prefix}{kind}{suffix}_se"] = float(values.std() / self.runs**0.5)
+        return metrics
 
     def _begin(self, episode: int, records: Records, key: int) -> Runs:
         """Return new runs."""

@@ -62,12 +62,19 @@ class ScheduleReport(Report):
         }
 
 
-def write_tables(tests: Tests, groups: Groups, phase: int, folder: Path) -> list[Path]:
+def write_tables(
+    tests: Tests, groups: Groups, phase: int, folder: Path, mean: str | None = None
+) -> list[Path]:
     """Write `schedules.md`, one line per group, and `schedules.csv`, one per group and decision.
 
-    Where there is one group, `schedule.csv` holds its mean lengths on the first test, ready for
-    `metaopt.optimizers.Recorded`.
+    Where there is one group, or `mean` names one, `schedule.csv` holds its mean lengths over the
+    runs on the first test, ready for `metaopt.optimizers.recorded`.
+
+    Raises:
+        ValueError: `mean` is none of the groups.
     """
+    if mean is not None and mean not in groups.names:
+        raise ValueError(f"needs --mean among the methods {groups.names}; got {mean!r}.")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "schedules.md", folder / "schedules.csv"]
     paths[0].write_text(summary(tests, groups, phase))
@@ -78,17 +85,12 @@ def write_tables(tests: Tests, groups: Groups, phase: int, folder: Path) -> list
         )
         for test, results in tests.items():
             table.writerows([test, *line] for line in _decisions(results, groups, phase))
-    if len(groups.names) == 1:
-        lengths = next(iter(tests.values()))["lengths"]
-        paths.append(write_mean(lengths, folder / "schedule.csv"))
+    if mean is not None or len(groups.names) == 1:
+        lengths = dict(groups.of(next(iter(tests.values()))["lengths"]))[mean or groups.names[0]]
+        lines = [f"{i},{float(k):.6g}" for i, k in enumerate(lengths.mean(0))]
+        paths.append(folder / "schedule.csv")
+        paths[-1].write_text("\n".join(["decision,length", *lines]) + "\n")
     return paths
-
-
-def write_mean(lengths: Tensor, path: Path) -> Path:
-    """Write the mean over runs of lengths (R, T), for `metaopt.optimizers.Recorded`."""
-    lines = [f"{i},{float(k):.6g}" for i, k in enumerate(lengths.mean(0))]
-    path.write_text("\n".join(["decision,length", *lines]) + "\n")
-    return path
 
 
 def _decisions(results: Mapping[str, Tensor], groups: Groups, phase: int) -> list[list[str]]:

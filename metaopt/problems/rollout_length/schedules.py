@@ -20,7 +20,6 @@ from metaopt.problems.rollout_length.report import (
     Tests,
     draw_schedules,
     summary,
-    write_mean,
     write_tables,
 )
 from metaopt.report.collect import Cell, ReportError, collect
@@ -32,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         tests, groups, phase = pooled(options.folder, options.methods)
-        paths = write(
-            tests, groups, phase, options.out or options.folder / "schedules", options.mean
-        )
+        out = options.out or options.folder / "schedules"
+        paths = write_tables(tests, groups, phase, out, options.mean)
+        paths.append(draw_schedules(tests, groups, phase, out / "schedules.png"))
     except (ReportError, ValueError, OSError, checkpoint.CheckpointError) as error:
         print(f"rollout_schedules: {error}", file=sys.stderr)
         return 2
@@ -76,23 +75,6 @@ def pooled(folder: Path, names: Sequence[str] | None = None) -> tuple[Tests, Gro
         for i, test in enumerate(tests)
     }
     return merged, Groups(sum(counts.values()), names, ["synthetic"] * len(names)), phase
-
-
-def write(
-    tests: Tests, groups: Groups, phase: int, folder: Path, mean: str | None = None
-) -> list[Path]:
-    """Write `schedules.md`, `.csv` and `.png`, and where `mean` names a method its `schedule.csv`.
-
-    Raises:
-        ValueError: `mean` is none of the methods.
-    """
-    if mean is not None and mean not in groups.names:
-        raise ValueError(f"needs --mean among the methods {groups.names}; got {mean!r}.")
-    paths = write_tables(tests, groups, phase, folder)
-    if mean is not None and len(groups.names) > 1:
-        first = next(iter(tests.values()))
-        paths.append(write_mean(dict(groups.of(first["lengths"]))[mean], folder / "schedule.csv"))
-    return [*paths, draw_schedules(tests, groups, phase, folder / "schedules.png")]
 
 
 def _kind(cell: Cell) -> tuple[tuple[str, ...], int, int]:

@@ -6,7 +6,7 @@ from small_runs import LIGHT, make
 
 from metaopt.engine import Engine, tree
 from metaopt.estimators import Score
-from metaopt.optimizers import Constant, Recorded, Schedule
+from metaopt.optimizers import Constant, Schedule, recorded
 from metaopt.problems.rollout_length.options import Groups
 from metaopt.problems.rollout_length.report import listing, summary, write_tables
 
@@ -37,7 +37,7 @@ class TestReports:
     def test_written_schedule_can_be_replayed(self, tmp_path):
         paths = write_tables(self.found(), Groups(4, None, "synthetic"), 50, tmp_path)
         assert [p.name for p in paths] == ["schedules.md", "schedules.csv", "schedule.csv"]
-        replay = Recorded(paths[2])
+        replay = recorded(paths[2])
         assert [replay(x) for x in (0.0, 1.0)] == [1, 4]
         lines = paths[1].read_text().splitlines()
         assert lines[2].split(",") == ["default", "", "1", "100", "4", "2.82843", "21", "5.25991"]

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from metaopt.optimizers import Recorded
+from metaopt.optimizers import recorded
 from metaopt.problems.rollout_length.schedules import main, pooled
 from metaopt.runs import checkpoint
 
@@ -59,7 +59,7 @@ def test_command_writes_tables_a_figure_and_a_schedule_to_replay(cells, capsys, 
     monkeypatch.setattr(f"{module}.draw_schedules", lambda *given: drawn.append(given) or given[3])
     assert main([str(cells), "--mean", "learned", "--out", str(out)]) == 0
     assert "| learned | 1 | 3.33 | 5 | 10.0 ± 1.2 |" in capsys.readouterr().out
-    replay = Recorded(out / "schedule.csv")
+    replay = recorded(out / "schedule.csv")
     assert [replay(x) for x in (0.0, 0.5, 1.0)] == [1, 4, 5]
     lines = list(csv.DictReader((out / "schedules.csv").read_text().splitlines()))
     assert len(lines) == 2 * 2 * 3
