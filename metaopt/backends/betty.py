@@ -9,18 +9,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from metaopt.engine import Engine, distributed
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
-from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Tree
-from metaopt.engine.random import fold
+from metaopt.engine.protocols import Estimator, OuterOptimizer, Tree
+from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.finite_difference import FiniteDifference
 from metaopt.estimators.implicit import Implicit
-from metaopt.estimators.inner_run import InnerRun
+from metaopt.estimators.inner_run import InnerRun, Result
 from metaopt.estimators.solvers import ConjugateGradient, Identity, Neumann
 
 INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
@@ -74,29 +74,25 @@ class BettyHypergradient(InnerRun):
         inner_steps: int = 1,
         relative: bool = False,
     ) -> None:
-        if type not in ("darts", "neumann", "cg"):
-            raise ValueError(f"type must be darts, neumann or cg; got {type!r}.")
-        if inner_steps < 1 or iterations < (type == "cg"):
-            raise ValueError(
-                f"betty needs inner_steps >= 1 and iterations >= 0 (1 for cg); got "
-                f"inner_steps={inner_steps}, iterations={iterations}."
-            )
-        self.type, self.iterations, self.inner_steps = type, iterations, inner_steps
+        super().__init__(inner_steps)
+        if type not in get_args(Type):
+            raise ValueError(f"type must be one of {', '.join(get_args(Type))}; got {type!r}.")
+        self.type, self.iterations = type, iterations
         self.alpha, self.relative = alpha, relative
+        check_ranges(self, "iterations >= 1" if type == "cg" else "iterations >= 0")
         if distributed.world_size() > 1:
             raise ValueError("betty runs in one process here; under torchrun use engine=metaopt.")
         _import_betty()
         self._bound: InnerLoop | None = None
 
-    def bind(self, loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
-        """Build betty's engine for a problem; the first call does it where nobody has before.
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where betty would crash; see `Estimator.check`."""
+        super().check(loop)
+        if self.type != "darts":
+            _import_betty().require_curvature(loop)
 
-        Args:
-            outer, inner: a phi and an inner state; names, shapes and devices of those to come.
-
-        Raises:
-            ValueError: betty would crash on this problem.
-        """
+    def _bind(self, loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
+        """Build betty's engine, for a phi and an inner state of these names and shapes."""
         chosen: dict[str, Any] = {} if self.alpha is None else {f"{self.type}_alpha": self.alpha}
         if self.type != "darts":
             chosen[f"{self.type}_iterations"] = self.iterations
@@ -107,21 +103,15 @@ class BettyHypergradient(InnerRun):
         self._pair = betty.Pair(loop, outer, inner, config, self.relative)
         self._bound = loop
 
-    def __call__(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[GradientState, Feedback]:
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and betty's hypergradient there."""
         if loop is not self._bound:
-            self.bind(loop, outer, inner)
+            self._bind(loop, outer, inner)
         with twice_differentiable():
             inner, value, grad = self._pair.run(outer, inner, key)
         gradients, hvps = (2, 0) if self.type == "darts" else (1, self.iterations + 1)
-        cost = {
-            "inner_steps": self.inner_steps,
-            "gradients": self.inner_steps + 1 + gradients,
-            "hvps": hvps,
-        }
-        return inner, Feedback(value, grad, metrics={"inner/loss": inner.loss}, cost=cost)
+        gradients += self.inner_steps + 1
+        return self.result(inner, value, grad, gradients=gradients, hvps=hvps)
 
 
 def translate(estimator: Estimator) -> BettyHypergradient:
@@ -187,14 +177,10 @@ class BettyEngine(Engine):
         seed: int = 0,
         limits: Mapping[str, float] | None = None,
     ) -> None:
-        betty = translate(estimator)
         super().__init__(
-            problem, betty, optimizer, outer_steps=outer_steps, seed=seed, limits=limits
-        )
-        # A loop of its own would be bound again at the first call.
-        loop: Any = self.loop
-        inner = loop.start(optimizer.solution, None, fold(seed, "shapes"))
-        betty.bind(loop, optimizer.solution, inner)
+            problem, translate(estimator), optimizer, outer_steps=outer_steps, seed=seed,
+            limits=limits,
+        )  # fmt: skip
 
 
 def _import_betty() -> ModuleType:

@@ -16,8 +16,9 @@ from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import Draw
+from metaopt.engine.random import Draw, generator
 from metaopt.estimators.constants import Constants, RecordDetached, ReplayDetached
+from metaopt.estimators.implicit import inner_slope
 
 
 class _Level(ImplicitProblem):  # type: ignore[misc]
@@ -147,17 +148,12 @@ class Pair:
         outer, inner: a phi and an inner state; names, shapes and devices of those to come.
         config: betty's settings of the inner level.
         relative: whether the radius of `darts` is times |theta|.
-
-    Raises:
-        ValueError: `neumann` or `cg` on parameters without curvature, where betty crashes.
     """
 
     def __init__(
         self, loop: InnerLoop, outer: Tree, inner: GradientState, config: Config,
         relative: bool,
     ) -> None:  # fmt: skip
-        if config.type != "darts":
-            _require_curvature(loop, outer, inner)
         # The outer graph serves two derivatives: the direct one and dF/dtheta.
         self.upper = Upper(loop, outer, Config(retain_graph=True))
         self.lower = Lower(loop, inner.params, config, relative)
@@ -184,19 +180,22 @@ class Pair:
         return self.lower.state, self.upper.value, self.upper.grad
 
 
-def _require_curvature(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
+def require_curvature(loop: InnerLoop) -> None:
+    """Raise a `ValueError` where betty's `neumann` and `cg` would crash.
+
+    It differentiates dg/dtheta in every inner parameter, and one without curvature has no graph.
+    """
+    outer = loop.problem.init_outer(generator(0))
+    inner = loop.start(outer, None, 0)
     theta = tree.leaves(inner.params)
     with twice_differentiable():
-        loss = loop.inner_value(tree.leaves(outer), inner.at(theta), Draw(0))
-        grads = torch.autograd.grad(
-            loss, list(theta.values()), create_graph=True, allow_unused=True
-        )
-        slopes = [s for s in grads if s is not None and s.requires_grad]
+        _, slope = inner_slope(loop, tree.leaves(outer), inner.at(theta), Draw(0))
+        linked = [s for s in slope.values() if s.requires_grad]
         bends = torch.autograd.grad(
-            slopes, list(theta.values()), [torch.ones_like(s) for s in slopes], allow_unused=True
-        )  # fmt: skip
-    linked = [s is not None and s.requires_grad for s in grads]
-    flat = [k for k, s, bend in zip(theta, linked, bends, strict=True) if not s or bend is None]
+            linked, list(theta.values()), [torch.ones_like(s) for s in linked], allow_unused=True
+        )
+    pairs = zip(slope.items(), bends, strict=True)
+    flat = [k for (k, s), bend in pairs if bend is None or not s.requires_grad]
     if flat:
         raise ValueError(
             f"betty's neumann and cg crash on inner parameters without curvature: "

@@ -1,8 +1,12 @@
-"""The command `metaopt-check`."""
+"""The command `metaopt-check`: hypergradients of a problem against the exact one, as a table."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,22 @@ from hydra import compose
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
 
+from metaopt.backends.betty import BettyHypergradient
 from metaopt.cli import checks as schema
 from metaopt.cli import folders
 from metaopt.cli.composing import CONFIG, cause, composing
+from metaopt.engine.budget import UNITS
 from metaopt.engine.gradient_problem import GradientProblem
+from metaopt.engine.protocols import Estimator
+from metaopt.estimators.implicit import Implicit
+from metaopt.estimators.solvers import ConjugateGradient, Neumann
+from metaopt.estimators.unroll import Unroll
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.run import prepare_torch
-from metaopt.testing import check_report as hypergradients
+from metaopt.testing.check import ClosedForm, Row, check_hypergradient
 
 USAGE = """metaopt-check [--config-dir CONF] problem=<name> [key=value ...]
 
@@ -31,17 +43,33 @@ are those of metaopt, and
   json=FILE        write the rows to a file as well"""
 
 
+HEADINGS = (
+    "estimator", "start", "cosine", "error", "error, best scale", "error, closed form",
+    "ms", "peak KiB", "cost",
+)  # fmt: skip
+
+LEGEND = (
+    "error: |g - r| / |r| with the reference r above; best scale: min over s of |s g - r| / |r|, "
+    "for estimators that carry a learning rate or a curvature.\n"
+    "warm: after {warm} outer steps. ms: one call. peak KiB: largest live tensor storage made by "
+    "one call. cost: gradients + products with a second derivative."
+)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Compare estimators with the exact hypergradient of the problem that the overrides name."""
+    """Compare estimators with the exact hypergradient of the problem that the overrides name.
+
+    A problem with a closed form gets three rows of converged estimators as well, and betty-ml,
+    where it is installed, a row for each of its defaults.
+    """
     arguments = folders.use(arguments)
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
     split = [a.partition("=") for a in arguments]
-    own = {k: v for k, _, v in split if k in ("steps", "warm_steps", "json")}
-    own.setdefault("warm_steps", "20")
+    options = {k: v for k, _, v in split if k in ("steps", "warm_steps", "json")}
     chosen = [v for k, _, v in split if k == "estimator"]
-    overrides = [a for a in arguments if a.partition("=")[0] not in (*own, "estimator")]
+    overrides = [a for a in arguments if a.partition("=")[0] not in (*options, "estimator")]
     names = chosen[-1].split(",") if chosen else [*folders.groups()["estimator"]]
     with composing():
         configs = {n: _composed([*overrides, f"estimator={n}"]) for n in names}
@@ -50,26 +78,31 @@ def main(arguments: Sequence[str]) -> int:
     try:
         estimators = {n: instantiate(c["estimator"], _convert_="all") for n, c in configs.items()}
         problem = instantiate(config["problem"], _convert_="all")
+        closed = isinstance(problem, ClosedForm)
+        # With a closed form, until the gradient has fallen so far that nothing else is left.
+        steps = _count(options, "steps", 5_000 if closed else 100)
+        warm_steps = _count(options, "warm_steps", 20)
         forks = isinstance(problem, GradientProblem) and not problem.warm_start
-        hypergradients.report(
-            problem, estimators, steps=_count(own, "steps"),
+        rows = check_hypergradient(
+            problem, {**estimators, **(_converged(steps) if closed else {}), **_betty()},
+            steps=steps, warm_steps=warm_steps, key=config["seed"],
             reference_steps=config["inner_steps"] if forks else None,
-            warm_steps=_count(own, "warm_steps") or 0,
-            key=config["seed"],
             optimizer=lambda: instantiate(config["optimizer"], _convert_="all"),
-            json_file=Path(own["json"]) if "json" in own else None,
         )  # fmt: skip
     except InstantiationException as error:
         raise cause(error) from None
+    show(rows, type(problem).__name__, warm_steps)
+    if "json" in options:
+        text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
+        Path(options["json"]).write_text(text + "\n")
     return 0
 
 
-def _count(own: Mapping[str, str], name: str) -> int | None:
-    if name not in own:
-        return None
-    if not own[name].isdigit():
-        raise ConfigError(f"{name} must be a whole number >= 0; got {own[name]!r}.")
-    return int(own[name])
+def _count(options: Mapping[str, str], name: str, default: int) -> int:
+    text = options.get(name, str(default))
+    if not text.isdigit():
+        raise ConfigError(f"{name} must be a whole number >= 0; got {text!r}.")
+    return int(text)
 
 
 def _composed(overrides: list[str]) -> dict[str, Any]:
@@ -81,3 +114,59 @@ def _composed(overrides: list[str]) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(parts, resolve=True, throw_on_missing=True)
     schema.check(resolved)
     return dict(resolved)
+
+
+def _converged(steps: int) -> dict[str, Estimator]:
+    """Return estimators run until they are exact, for a problem that can say whether they are."""
+    return {
+        "unroll, converged": Unroll(steps, segments="auto"),
+        "cg, converged": Implicit(ConjugateGradient(steps, 0.0, 1e-12, warm_start=False)),
+        "neumann, converged": Implicit(Neumann(steps)),
+    }
+
+
+def _betty() -> dict[str, Estimator]:
+    if find_spec("betty") is None:
+        return {}
+    return {
+        "betty's darts": BettyHypergradient("darts"),
+        "betty's neumann": BettyHypergradient("neumann"),
+        "betty's cg": BettyHypergradient("cg"),
+    }
+
+
+def show(rows: Sequence[Row], name: str, warm_steps: int) -> None:
+    """Print rows: a table on a terminal, lines of plain columns in a pipe."""
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    measured = [_cells(row) for row in rows if row.refused is None]
+    filled = [heading for heading in HEADINGS if any(cells[heading] for cells in measured)]
+    table = Table(box=None, pad_edge=False)
+    for heading in filled:
+        words = heading in ("estimator", "start", "cost")
+        table.add_column(heading, justify="left" if words else "right")
+    for cells in measured:
+        table.add_row(*(cells[heading] for heading in filled))
+    if rows:
+        console.print(f"{name}. Reference r: {rows[0].reference}.", soft_wrap=True)
+    console.print(table)
+    console.print(LEGEND.format(warm=warm_steps), soft_wrap=True)
+    for row in rows:
+        if row.refused is not None:
+            console.print(f"{row.estimator}: {row.refused}", soft_wrap=True, markup=False)
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """Return the entries of a row by heading; one without a value is empty."""
+    closed = "" if row.closed_error is None else f"{row.closed_error:.1e}"
+    spent = [_amount(row.cost[u], u) for u in ("gradients", "hvps", "evaluations") if u in row.cost]
+    values = (
+        row.estimator, "warm" if row.warm else "cold", f"{row.cosine:.4f}", f"{row.error:.1e}",
+        f"{row.scaled_error:.1e}", closed, f"{1e3 * (row.seconds or 0):,.2f}",
+        f"{(row.peak_bytes or 0) / 1024:,.0f}", ", ".join(spent),
+    )  # fmt: skip
+    return dict(zip(HEADINGS, values, strict=True))
+
+
+def _amount(amount: float, unit: str) -> str:
+    text = f"{amount:,.0f}"
+    return f"{text} {UNITS[unit].removesuffix('s') if text == '1' else UNITS[unit]}"

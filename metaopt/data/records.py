@@ -1,37 +1,49 @@
 """Records of files, folders and data sets of the Hugging Face hub, each with its place.
 
-Read are JSON (an array of objects, or an object that holds one), JSON lines, either compressed with
-gzip or zstd, and parquet. JSON lines, parquet and the hub are streamed; a JSON array is in memory.
+Read are JSON (an array of objects, or an object that holds one), JSON lines, csv and tsv, each of
+them also compressed with gzip or zstd, and parquet. JSON lines, parquet and the hub are streamed; a
+JSON array or a table of csv is held in memory.
 """
 
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 COMPRESSED = ("", ".gz", ".zst")
-ENDINGS = (*(f".{kind}{end}" for kind in ("json", "jsonl") for end in COMPRESSED), ".parquet")
+TABLES = tuple(f".{kind}{end}" for kind in ("csv", "tsv") for end in COMPRESSED)
+ENDINGS = (
+    *(f".{kind}{end}" for kind in ("json", "jsonl") for end in COMPRESSED), *TABLES, ".parquet",
+)  # fmt: skip
 LISTS = ("data", "rows", "records", "examples", "instances", "items")
 """Keys under which a JSON object holds its records."""
 
-SPACES = " \t\r\n"
+MAX_CELL = 1 << 30
+"""Most characters of a value in csv."""
+
+Item = tuple[int, int, Any]
+"""Number of a record, from 1; the line it begins on, 0 where it has none; its value."""
 
 
 class Record(NamedTuple):
     """One record of a source.
 
     Args:
-        value: the object {column: value}; or a `ValueError` where its line is not JSON or a column
-            that was asked for is missing, so that a reader may list or leave out such records.
+        value: the object {column: value}; or a `ValueError` where its line is not JSON, its csv has
+            another number of values than the header, or a column that was asked for is missing, so
+            that a reader may list or leave out such records. Values of csv are texts; see
+            `metaopt.data.row_texts.literal`.
         number: of the line in JSON lines, of the record elsewhere, from 1.
-        place: where it stands, for messages: path:line, "path, row 3" or "owner/name, train row 3".
+        place: where it stands, for messages: path:line (JSON lines and csv), "path, row 3" or
+            "owner/name, train row 3".
         file: name of the file, or "owner/name (split)".
         part: name of the file without its ending, or of the hub's subset, folder or data set.
     """
@@ -71,7 +83,7 @@ def records(
     """
     path = Path(source).expanduser()
     if path.exists():
-        found: Iterator[Record] = chain.from_iterable(map(_file, _files(path)))
+        every: Iterator[Record] = chain.from_iterable(map(_file, _files(path)))
     else:
         name = str(source)
         if name.count("/") != 1 or name[0] in "./~" or name.endswith(ENDINGS):
@@ -79,8 +91,8 @@ def records(
                 f"source={name} is neither a file, nor a folder, nor a data set of the hub "
                 f"(owner/name)."
             )
-        found = _hub(name, subset, split, folder)
-    return (_renamed(record, columns) for record in found) if columns else found
+        every = _hub(name, subset, split, folder)
+    return (_renamed(record, columns) for record in every) if columns else every
 
 
 def _files(path: Path) -> list[Path]:
@@ -112,13 +124,19 @@ def _file(path: Path) -> Iterator[Record]:
     part = path.name.split(".")[0]
     _refuse_stand_in(path)
     try:
-        for number, line, value in _parquet(path) if path.suffix == ".parquet" else _json(path):
+        for number, line, value in _reader(path)(path):
             place = f"{path}:{line}" if line else f"{path}, row {number}"
             yield Record(value, number, place, path.name, part)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: is not a complete gzip file: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Item]]:
+    if path.suffix == ".parquet":
+        return _parquet
+    return _table if path.name.endswith(TABLES) else _json
 
 
 def _refuse_stand_in(path: Path) -> None:
@@ -148,8 +166,18 @@ def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
     return path.open("rb")
 
 
-def _json(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """Yield (number, line, value) of a file with JSON lines, an array, or an object with one."""
+def _text(path: Path) -> str:
+    with _open(path) as file:
+        raw = file.read()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: is not UTF-8: {error}") from None
+
+
+def _json(path: Path) -> Iterator[Item]:
+    """Return the records of a file with JSON lines, an array, or an object with one."""
     with _open(path) as file:
         first = next((line for line in file if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
     start = first.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -162,10 +190,10 @@ def _json(path: Path) -> Iterator[tuple[int, int, Any]]:
             whole = _list_key(json.loads(start)) is not None
         except ValueError:
             whole = True
-    yield from _array(path) if whole else _lines(path)
+    return _array(path) if whole else _lines(path)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, Any]]:
+def _lines(path: Path) -> Iterator[Item]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -176,44 +204,24 @@ def _lines(path: Path) -> Iterator[tuple[int, int, Any]]:
                     yield number, number, ValueError(f"is not valid JSON: {error}")
 
 
-def _array(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """Yield the records of one array, which is the file or is held by the file's object.
-
-    Records before a syntax error are yielded; after it the records cannot be told apart.
-    """
-    with _open(path) as file:
-        raw = file.read()
+def _array(path: Path) -> Iterator[Item]:
+    """Yield the records of one array, which is the file or is held by the file's object."""
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: is not UTF-8: {error}") from None
-    decode = json.JSONDecoder().raw_decode
-    at = _skip(text, 0)
-    inside = text[at] == "{"
-    if inside:
-        at = _start_of_list(path, text, at)
-    at, line, counted, number = _skip(text, at + 1), 1, 0, 0
-    closed = text[at : at + 1] == "]"
-    while not closed:
-        line += text.count("\n", counted, at)
-        counted = at
-        number += 1
-        try:
-            value, at = decode(text, at)
-            yield number, line, value
-            at = _skip(text, at)
-            closed = text[at : at + 1] == "]"
-            if not closed and text[at : at + 1] != ",":
-                raise ValueError("a record of the array is followed by neither , nor ]")
-            at = at if closed else _skip(text, at + 1)
-        except (ValueError, RecursionError) as error:
+        whole = json.loads(_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise ValueError(f"{path}:{line}: is not valid JSON: {error}") from None
+    if isinstance(whole, dict):
+        key = _list_key(whole)
+        if key is None:
             raise ValueError(
-                f"{path}:{line}: is not valid JSON, and the rest is not read: {error}"
-            ) from None
-    if text[at + 1 :].strip() and not inside:
-        line += text.count("\n", counted, at)
-        raise ValueError(f"{path}:{line}: the array is followed by more, which is not read")
+                f"{path} must hold an array of objects, an object with one under "
+                f"{', '.join(LISTS)}, or one object a line; it is one object with the keys "
+                f"{', '.join(whole):.200}"
+            )
+        whole = whole[key]
+    for number, value in enumerate(whole, 1):
+        yield number, 0, value
 
 
 def _list_key(value: Any) -> str | None:
@@ -228,37 +236,36 @@ def _list_key(value: Any) -> str | None:
     return next((name for name in LISTS if name in lists), None)
 
 
-def _start_of_list(path: Path, text: str, at: int) -> int:
-    """Return where the array of records begins in the object that begins at `at`."""
+def _table(path: Path) -> Iterator[Item]:
+    """Yield the rows of csv or tsv under its header; every value is a text.
+
+    A row counts from the line on which it begins, since a quoted text may hold line breaks.
+    """
+    csv.field_size_limit(MAX_CELL)  # a response may be longer than the default of 128 KiB
+    delimiter = "\t" if ".tsv" in path.name else ","
+    # `strict` refuses a quote that is never closed, which would swallow the rest of the file.
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    number, line = 0, 1
     try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise ValueError(f"{path}:{line}: is not valid JSON: {error}") from None
-    key = _list_key(whole)
-    if key is None:
-        names = ", ".join(map(str, whole))
-        raise ValueError(
-            f"{path} must hold an array of objects, an object with one under "
-            f"{', '.join(LISTS)}, or one object a line; it is one object with the keys {names:.200}"
-        )
-    decode = json.JSONDecoder().raw_decode
-    name = None
-    while name != key:
-        name, at = decode(text, _skip(text, at + 1))
-        at = _skip(text, _skip(text, at) + 1)
-        if name != key:
-            at = _skip(text, decode(text, at)[1])
-    return at
+        for cells in reader:
+            if not header and cells:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise ValueError(f"{path}:{line}: a header needs different names of columns")
+            elif cells:
+                number += 1
+                if len(cells) == len(header):
+                    yield number, line, dict(zip(header, cells, strict=True))
+                else:
+                    wrong = f"has {len(cells)} values under a header of {len(header)} columns"
+                    yield number, line, ValueError(wrong)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}:{line}: is not valid csv: {error}") from None
 
 
-def _skip(text: str, at: int) -> int:
-    while text[at : at + 1] and text[at] in SPACES:
-        at += 1
-    return at
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, int, Any]]:
+def _parquet(path: Path) -> Iterator[Item]:
     import pyarrow
     from pyarrow import parquet
 

@@ -283,17 +283,14 @@ def _as(loop: InnerLoop, point: _Point) -> tuple[Tree, GradientState, int]:
     """Return phi, a copy of the inner state, and the key, in the problem's own precision."""
     like = loop.problem.init_outer(generator(0))
     outer = {k: v.to(like[k].dtype) for k, v in point.outer.items()}
-    model = loop.start(outer, None, 0)
-    state = tree.clone(point.inner)
-    return outer, _to(state, model), point.key
-
-
-def _to(state: GradientState, model: GradientState) -> GradientState:
-    return GradientState(*(_cast_like(a, b) for a, b in zip(state, model, strict=True)))
+    state: GradientState = _cast_like(tree.clone(point.inner), loop.start(outer, None, 0))
+    return outer, state, point.key
 
 
 def _cast_like(state: Any, model: Any) -> Any:
     """Return a tree of tensors in the dtypes of another one of the same names."""
+    if isinstance(state, GradientState):
+        return GradientState(*map(_cast_like, state, model))
     if isinstance(state, dict):
         return {k: _cast_like(v, model[k]) for k, v in state.items()}
     return state.to(model.dtype) if isinstance(state, Tensor) else state

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,14 +26,9 @@ def in_float64(problem: GradientProblem) -> GradientProblem:
     twin = copy.copy(problem)
     for name, value in vars(problem).items():
         vars(twin)[name] = _cast(value)
-
-    def cast_result(name: str) -> None:
-        method = getattr(twin, name)
-        vars(twin)[name] = lambda *arguments: _cast(method(*arguments))
-
-    drawn = ("inner_batch", "outer_batch")
-    for name in (*drawn, "init_outer", "init_params", "init_buffers", "init_state"):
-        cast_result(name)
+    batches = ("inner_batch", "outer_batch")
+    for name in (*batches, "init_outer", "init_params", "init_buffers", "init_state"):
+        vars(twin)[name] = functools.partial(_cast_result, getattr(twin, name))
     return twin
 
 
@@ -42,16 +39,17 @@ def with_one_batch(problem: GradientProblem, key: int) -> GradientProblem:
         "inner_batch": problem.inner_batch(Draw(fold(key, "inner batch"))),
         "outer_batch": problem.outer_batch(Draw(fold(key, "outer batch"), inner_step=None)),
     }
-
-    def fix(name: str) -> None:
-        def drawn(draw: Draw) -> Batch:
-            return batches[name]
-
-        vars(twin)[name] = drawn
-
-    for name in batches:
-        fix(name)
+    for name, batch in batches.items():
+        vars(twin)[name] = functools.partial(_same, batch)
     return twin
+
+
+def _same(batch: Batch, draw: Draw) -> Batch:
+    return batch
+
+
+def _cast_result(method: Callable[..., Any], *arguments: Any) -> Any:
+    return _cast(method(*arguments))
 
 
 def _cast(node: Any) -> Any:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from metaopt.cli import check
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, split_module
 from metaopt.engine.inner_loop import InnerLoop
@@ -26,8 +22,6 @@ from metaopt.estimators import (
 )
 from metaopt.problems.examples import Quadratic, Ridge
 from metaopt.testing import check_hypergradient
-from metaopt.testing.check import Row
-from metaopt.testing.check_report import report, show
 from metaopt.testing.meter import PeakMemory
 from metaopt.testing.precision import in_float64, with_one_batch
 
@@ -197,65 +191,3 @@ def test_peak_memory_counts_what_lives_together():
 def test_peak_memory_grows_with_the_unrolled_steps():
     rows = rows_of(Dropped(), {"short": Unroll(2), "long": Unroll(20)}, steps=2)
     assert rows["long", False].peak_bytes > 5 * rows["short", False].peak_bytes
-
-
-def test_the_report_prints_a_table_and_writes_its_rows(capsys, tmp_path):
-    path = tmp_path / "rows.json"
-    estimators = {"cg": Implicit(), "score": Score()}
-    rows = report(Dropped(), estimators, steps=5, warm_steps=2, json_file=path)
-    text = capsys.readouterr().out
-    assert "through 5 inner steps in float64" in text
-    assert "score: gives no gradient" in text
-    assert "closed form" not in text
-    assert [line.split()[:2] for line in text.splitlines() if line.startswith("cg ")] == [
-        ["cg", "cold"], ["cg", "warm"]
-    ]  # fmt: skip
-    written = json.loads(path.read_text())
-    assert [r["cosine"] for r in written] == [r.cosine for r in rows]
-
-
-def test_the_table_counts_in_words(capsys):
-    row = Row(
-        "cg", False, "exact", cosine=1.0, error=0.0, scaled_error=0.0, closed_error=0.25,
-        seconds=1.5, peak_bytes=2048 * 1024, cost={"gradients": 1, "hvps": 5000, "inner_steps": 3},
-    )  # fmt: skip
-    show([row], "Some", 0)
-    text = capsys.readouterr().out
-    assert text.startswith("Some. Reference r: exact.")
-    assert "error, closed form" in text
-    for shown in ("2.5e-01", "1,500.00", "2,048", "1 gradient, 5,000 products"):
-        assert shown in text
-
-
-def command(monkeypatch, capsys, *arguments):
-    """Return the exit code, the output and the errors of `metaopt-check`."""
-    monkeypatch.setattr(sys, "argv", ["metaopt-check", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        check()
-    return stop.value.code, *capsys.readouterr()
-
-
-@pytest.mark.slow
-def test_the_command_checks_a_shipped_problem(monkeypatch, capsys):
-    code, out, errors = command(
-        monkeypatch, capsys, "problem=quadratic", "estimator=unroll,implicit_exact", "steps=200"
-    )
-    assert code == 0, errors
-    exact = next(x for x in out.splitlines() if x.startswith("implicit_exact")).split()
-    assert float(exact[2]) > 0.999
-    assert len([x for x in out.splitlines() if x.startswith("unroll ")]) == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["problem=knapsack", "estimator=score"], "GradientProblem"),
-        (["problem=ridge", "estimator=unrol"], "unroll"),
-        (["problem=ridge", "estimator=unroll", "steps=few"], "steps"),
-    ],
-)
-def test_the_command_explains_mistakes(monkeypatch, capsys, arguments, message):
-    code, _, errors = command(monkeypatch, capsys, *arguments)
-    assert code == 1
-    assert message in errors
-    assert "Traceback" not in errors

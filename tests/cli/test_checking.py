@@ -1,0 +1,94 @@
+"""The command `metaopt-check`: its table, the rows it writes, the mistakes it explains."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaopt.cli import check
+from metaopt.cli.checking import show
+from metaopt.testing import Row
+
+Command = Callable[..., Any]
+NUMBERS = {"cosine": 1.0, "error": 0.0, "scaled_error": 0.0, "seconds": 1.5}
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that gives the exit code, the output and the errors of `metaopt-check`."""
+
+    def run(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["metaopt-check", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            check()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_prints_a_table_and_writes_its_rows(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    code, out, errors = command(
+        "problem=quadratic", "estimator=implicit,score", "steps=5", "warm_steps=2",
+        f"json={path}",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "through 5 inner steps in float64" in out
+    assert "score: gives no gradient" in out
+    lines = [line.split()[:2] for line in out.splitlines()]
+    assert [line for line in lines if line[:1] == ["implicit"]] == [
+        ["implicit", "cold"], ["implicit", "warm"]
+    ]  # fmt: skip
+    assert len([line for line in out.splitlines() if "converged" in line]) == 3
+    rows = {row["estimator"]: row for row in json.loads(path.read_text())}
+    assert 0 < rows["implicit"]["cosine"] <= 1
+    assert "no gradient" in rows["score"]["refused"]
+
+
+def test_the_table_counts_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    cost = {"gradients": 1, "hvps": 5000, "inner_steps": 3}
+    row = Row("cg", False, "exact", closed_error=0.25, peak_bytes=2**21, cost=cost, **NUMBERS)
+    show([row], "Some", 0)
+    text = capsys.readouterr().out
+    assert text.startswith("Some. Reference r: exact.")
+    assert "error, closed form" in text
+    for words in ("2.5e-01", "1,500.00", "2,048", "1 gradient, 5,000 products"):
+        assert words in text
+
+
+def test_a_column_without_values_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    show([Row("cg", False, "exact", **NUMBERS), Row("no", False, "exact", refused="!")], "Some", 0)
+    text = capsys.readouterr().out
+    assert "closed form" not in text
+    assert "no: !" in text
+
+
+@pytest.mark.slow
+def test_the_command_checks_a_shipped_problem(command: Command) -> None:
+    code, out, errors = command("problem=quadratic", "estimator=unroll,implicit_exact", "steps=200")
+    assert code == 0, errors
+    exact = next(x for x in out.splitlines() if x.startswith("implicit_exact")).split()
+    assert float(exact[2]) > 0.999
+    assert len([x for x in out.splitlines() if x.startswith("unroll ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["problem=knapsack", "estimator=score"], "GradientProblem"),
+        (["problem=ridge", "estimator=unrol"], "unroll"),
+        (["problem=ridge", "estimator=unroll", "steps=few"], "steps"),
+    ],
+)
+def test_the_command_explains_mistakes(
+    command: Command, arguments: list[str], message: str
+) -> None:
+    code, _, errors = command(*arguments)
+    assert code == 1
+    assert message in errors
+    assert "Traceback" not in errors
