@@ -121,14 +121,14 @@ def test_one_failing_cell_does_not_stop_the_others(metaopt: Metaopt) -> None:
     assert done.code == 1
     assert "2 cells: 1 computed" in done.out
     assert "1 failed" in done.out
-    assert "inner_steps >= 1; got 0" in done.err
+    assert "inner_steps >= 1; got inner_steps=0" in done.err
 
 
 def test_a_sweep_that_fails_everywhere_says_why_once(metaopt: Metaopt) -> None:
     done = metaopt("-m", *TINY, "inner_steps=0", "seed=0,1,2")
     assert done.code == 1
     first, *further = done.err.splitlines()
-    assert first.startswith("metaopt: Unroll needs inner_steps >= 1; got 0")
+    assert first.startswith("metaopt: Unroll needs inner_steps >= 1; got inner_steps=0")
     assert [line.split(":")[1][-6:] for line in further] == ["seed=1", "seed=2"]
     assert all("again: Unroll needs" in line for line in further)
     assert "Correct the above. The same command computes what is missing." in done.out
@@ -194,7 +194,7 @@ MISTAKES = {
         ["problem._target_=metaopt.problems.examples.Rigde"],
         ["has no 'Rigde'", "Did you mean Ridge"],
     ),
-    "illegal value": (["inner_steps=0"], ["Unroll needs inner_steps >= 1; got 0"]),
+    "illegal value": (["inner_steps=0"], ["Unroll needs inner_steps >= 1; got inner_steps=0"]),
     "illegal interval": (["eval_every=0"], ["eval_every must be >= 1; got 0"]),
     "unknown unit": (["limits={steps: 3}"], ["the unit 'steps'", "gradients"]),
     "device": (["device=cuda:99"], ["device=cuda:99 cannot be used", "device=cpu"]),
