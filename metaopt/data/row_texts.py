@@ -1,7 +1,8 @@
-"""Texts in the columns of a row, checked: every function raises a ValueError that names them."""
+"""Values in the columns of a row: texts, checked, and what a text of csv stands for."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,10 @@ def text(row: Mapping[str, Any], column: str) -> str:
     return checked_text(row.get(column), column, shown(row, column))
 
 
-def checked_text(value: Any, name: str, seen: str = "") -> str:
-    """Return a value that is a text and can be written."""
+def checked_text(value: Any, name: str, quoted: str = "") -> str:
+    """Return a value that is a text and can be written; a ValueError names it otherwise."""
     if not isinstance(value, str):
-        raise ValueError(f"{name!r} must be a text; got {seen or repr(value)[:60]}")
+        raise ValueError(f"{name!r} must be a text; got {quoted or repr(value)[:60]}")
     return writable(value, name)
 
 
@@ -30,3 +31,20 @@ def writable(value: str, name: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name!r} holds half of a surrogate pair") from None
     return value
+
+
+def literal(value: Any) -> Any:
+    """Return the number, true, false or null that a text stands for; other values as they are.
+
+    csv has only texts: "1" and "1.0" are 1, "True" is true, and an empty text is null. A column
+    that is meant to hold a text must not be read by this: the answer "42" would become a number.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value.strip().lower() or "null")
+    except ValueError:
+        return value
+    if isinstance(parsed, float) and parsed.is_integer():
+        return int(parsed)
+    return value if isinstance(parsed, (str, list, dict)) else parsed

@@ -1,4 +1,4 @@
-"""Recorded responses with known outcomes: GSM8K model solutions, a file of one's own, the hub."""
+"""Recorded responses with known outcomes: GSM8K model solutions, a file, a folder, the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from metaopt.data.folder import find_data
 from metaopt.data.records import records
-from metaopt.data.row_texts import shown, text
+from metaopt.data.row_texts import literal, shown, text
 
 GSM8K = "gsm8k/example_model_solutions.jsonl"
 ORIGIN = "https://github.com/openai/grade-school-math"
@@ -157,7 +157,7 @@ def _responses(
 
 
 def _outcome(row: Mapping[str, Any], column: str) -> bool | None:
-    value = row.get(column, "")
+    value = literal(row[column]) if column in row else ""
     if value is None:
         return None
     if not isinstance(value, (bool, int)) or value not in (0, 1):

@@ -38,22 +38,55 @@ def lines(rows: list[dict[str, Any]] = ROWS) -> str:
         ("a.jsonl", lines(), [1, 2, 3]),
         ("a.json", lines(), [1, 2, 3]),
         ("a.jsonl", "\ufeff" + lines().replace("\n", "\n\n"), [1, 3, 5]),
-        ("a.json", json.dumps(ROWS), [1, 1, 1]),
-        ("a.json", "\ufeff" + json.dumps(ROWS, indent=1), [2, 6, 10]),
-        ("a.jsonl", json.dumps(ROWS), [1, 1, 1]),
-        ("a.json", json.dumps({"version": [1], "data": ROWS, "n": 3}), [1, 1, 1]),
-        ("a.json", json.dumps({"version": {"x": []}, "rows": ROWS}, indent=1), [6, 10, 14]),
-        ("a.json", json.dumps({"problems": ROWS}), [1, 1, 1]),
+        ("a.json", json.dumps(ROWS), []),
+        ("a.json", "\ufeff" + json.dumps(ROWS, indent=1), []),
+        ("a.jsonl", json.dumps(ROWS), []),
+        ("a.json", json.dumps({"version": [1], "data": ROWS, "n": 3}), []),
+        ("a.json", json.dumps({"version": {"x": []}, "rows": ROWS}, indent=1), []),
+        ("a.json", json.dumps({"problems": ROWS}), []),
     ],
 )
 def test_every_kind_of_json(
     tmp_path: Path, name: str, text: str, places: list[int], packed: str
 ) -> None:
+    """`places` are lines; records of an array are counted."""
     path = write(tmp_path / (name + packed), text)
-    found = list(records(path))
-    assert [record.value for record in found] == ROWS
-    assert [record.place for record in found] == [f"{path}:{line}" for line in places]
-    assert {(record.file, record.part) for record in found} == {(name + packed, "a")}
+    result = list(records(path))
+    assert [record.value for record in result] == ROWS
+    expected = [f"{path}:{line}" for line in places] or [f"{path}, row {i}" for i in (1, 2, 3)]
+    assert [record.place for record in result] == expected
+    assert {(record.file, record.part) for record in result} == {(name + packed, "a")}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(("kind", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_csv_has_texts_and_the_lines_they_begin_on(
+    tmp_path: Path, kind: str, mark: str, packed: str
+) -> None:
+    text = '\ufefftext,n\r\n"two\nlines, ""quoted""",1\r\n\r\n007,\r\n'
+    path = write(tmp_path / f"a.{kind}{packed}", text.replace(",", mark))
+    result = list(records(path))
+    assert [record.value for record in result] == [
+        {"text": f'two\nlines{mark} "quoted"', "n": "1"},
+        {"text": "007", "n": ""},
+    ]
+    assert [record[1:] for record in result] == [
+        (1, f"{path}:2", path.name, "a"),
+        (2, f"{path}:5", path.name, "a"),
+    ]
+
+
+def test_a_row_of_csv_with_another_number_of_values_is_a_record_with_the_error(
+    tmp_path: Path,
+) -> None:
+    short, good = records(write(tmp_path / "a.csv", "text,n\na\nb,2\n"))
+    assert str(short.value) == "has 1 values under a header of 2 columns"
+    assert good.value == {"text": "b", "n": "2"}
+
+
+def test_csv_may_hold_long_texts(tmp_path: Path) -> None:
+    (record,) = records(write(tmp_path / "a.csv", f"text\n{'x' * 200_000}\n"))
+    assert len(record.value["text"]) == 200_000
 
 
 def test_parquet_and_a_folder_of_files(tmp_path: Path) -> None:
@@ -64,10 +97,10 @@ def test_parquet_and_a_folder_of_files(tmp_path: Path) -> None:
     write(tmp_path / ".git/c.json", "not read")
     write(tmp_path / "readme.md", "not read")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
-    found = list(records(tmp_path))
-    assert [record.value for record in found] == ROWS + ROWS[:1]
-    assert [record.part for record in found] == ["a", "a", "a", "deep"]
-    assert found[2].place == f"{tmp_path / 'a.parquet'}, row 3"
+    result = list(records(tmp_path))
+    assert [record.value for record in result] == ROWS + ROWS[:1]
+    assert [record.part for record in result] == ["a", "a", "a", "deep"]
+    assert result[2].place == f"{tmp_path / 'a.parquet'}, row 3"
 
 
 def test_a_record_may_hold_lists_of_objects(tmp_path: Path) -> None:
@@ -85,10 +118,10 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
 
 def test_a_line_that_is_not_json_is_a_record_with_the_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"n": 1}\n{\n"\xff"\n{"n": 2}\n')
-    found = list(records(path))
-    assert [record.number for record in found] == [1, 2, 3, 4]
-    assert [str(record.value)[:17] for record in found[1:3]] == ["is not valid JSON"] * 2
-    assert found[3] == Record({"n": 2}, 4, f"{path}:4", "a.jsonl", "a")
+    result = list(records(path))
+    assert [record.number for record in result] == [1, 2, 3, 4]
+    assert [str(record.value)[:17] for record in result[1:3]] == ["is not valid JSON"] * 2
+    assert result[3] == Record({"n": 2}, 4, f"{path}:4", "a.jsonl", "a")
 
 
 PAGE = "\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
@@ -98,10 +131,10 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.json", "[{},\n{", r"a\.json:2: is not valid JSON, and the rest is not read"),
-        ("a.json", '[{}\n{"n": 1}]', r"a\.json:1: is not valid JSON.*neither , nor \]"),
+        ("a.json", "[{},\n{", r"a\.json:2: is not valid JSON"),
+        ("a.json", '[{}\n{"n": 1}]', r"a\.json:2: is not valid JSON.*',' delimiter"),
         ("a.json", "[{},\n]", r"a\.json:2: is not valid JSON"),
-        ("a.json", "[{}]\nx", r"a\.json:1: the array is followed by more"),
+        ("a.json", "[{}]\nx", r"a\.json:2: is not valid JSON: Extra data"),
         ("a.json", b'[{},\n"\xff"]', r"a\.json:2: is not UTF-8"),
         ("a.json", '{\n"data": [{}', r"a\.json:2: is not valid JSON"),
         ("a.json", '{\n"one": 1, "two": 2}', r"a\.json must hold an array.*keys one, two"),
@@ -110,7 +143,11 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
         ("a.json", PAGE, r"a\.json is an HTML page, not data"),
         ("a.parquet", PAGE, r"a\.parquet is an HTML page"),
         ("a.parquet", "PAR1", r"a\.parquet: is not a parquet file"),
-        ("a.csv", "text,n", r"a\.csv must end in one of \.json, \.json\.gz"),
+        ("a.txt", "text,n", r"a\.txt must end in one of \.json, \.json\.gz.*\.csv"),
+        ("a.csv", 'text,n\na,1\n"b,2\nc,3\n', r"a\.csv:3: is not valid csv: unexpected end"),
+        ("a.csv", "text,text\na,b\n", r"a\.csv:1: a header needs different names"),
+        ("a.csv", b"text\n\n\xff", r"a\.csv:3: is not UTF-8"),
+        ("a.csv", PAGE, r"a\.csv is an HTML page"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -148,6 +185,6 @@ def test_a_data_set_as_the_hub_holds_it(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     load = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, *a, **k: load(str(data.parent), **k))
-    found = list(records("owner/name", split="test", folder="part"))
-    assert [record.value for record in found] == ROWS
-    assert found[1][1:] == (2, "owner/name, test row 2", "owner/name (test)", "part")
+    result = list(records("owner/name", split="test", folder="part"))
+    assert [record.value for record in result] == ROWS
+    assert result[1][1:] == (2, "owner/name, test row 2", "owner/name (test)", "part")

@@ -1,3 +1,5 @@
+"""Recorded responses: columns, outcomes, splits by query, and what is refused."""
+
 from __future__ import annotations
 
 import json
@@ -21,31 +23,44 @@ def row(query: str = "q", response: str = "r", outcome: object = True) -> dict[s
 
 def test_rows_of_one_query_are_kept_together(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", row("p", "1"), row("q", "2", 0), "", row("p", "3", False))
-    found = solutions(path)
-    assert found.queries == ("p", "q")
-    assert found.rows == (Solution(0, "1", True), Solution(1, "2", False), Solution(0, "3", False))
-    assert found.source == "a.jsonl"
+    result = solutions(path)
+    assert result.queries == ("p", "q")
+    assert result.rows == (Solution(0, "1", True), Solution(1, "2", False), Solution(0, "3", False))
+    assert result.source == "a.jsonl"
 
 
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"ask": "q", "said": "r", "ok": 1, "system": "s", "x": 2})
-    found = solutions(path, query="ask", response="said", outcome="ok")
-    assert found.rows == (Solution(0, "r", True, "s"),)
+    result = solutions(path, query="ask", response="said", outcome="ok")
+    assert result.rows == (Solution(0, "r", True, "s"),)
 
 
 def test_rows_without_queries_are_queries_of_their_own(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *({"response": r, "outcome": 1} for r in "aab"))
-    found = solutions(path, query=None)
-    assert found.queries == ("", "", "")
-    assert [r.query for r in found.rows] == [0, 1, 2]
+    result = solutions(path, query=None)
+    assert result.queries == ("", "", "")
+    assert [r.query for r in result.rows] == [0, 1, 2]
 
 
 def test_an_ambiguous_outcome_is_left_out_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", row("p", "1", None), row("q", "2"))
-    found = solutions(path)
-    assert found.ambiguous == 1
-    assert found.queries == ("q",)
-    assert [r.response for r in found.rows] == ["2"]
+    result = solutions(path)
+    assert result.ambiguous == 1
+    assert result.queries == ("q",)
+    assert [r.response for r in result.rows] == ["2"]
+
+
+def test_outcomes_of_csv_are_texts_and_responses_stay_texts(tmp_path: Path) -> None:
+    outcomes = ["1", "0", "True", "false", "1.0", "0.0", ""]
+    path = tmp_path / "a.csv"
+    path.write_text("query,response,outcome\n" + "".join(f"q,42,{o}\n" for o in outcomes))
+    result = solutions(str(path))
+    assert [row.outcome for row in result.rows] == [True, False] * 3
+    assert {row.response for row in result.rows} == {"42"}
+    assert result.ambiguous == 1
+    path.write_text("query,response,outcome\nq,r,1\nq,r,maybe\n")
+    with pytest.raises(ValueError, match=r"a\.csv:3: 'outcome' must be .*got 'maybe'"):
+        solutions(str(path))
 
 
 def test_questions_with_several_systems(tmp_path: Path) -> None:
@@ -55,9 +70,9 @@ def test_questions_with_several_systems(tmp_path: Path) -> None:
         "small": {"solution": "A: 1", "is_correct": True},
         "large": {"solution": "A: 2", "is_correct": False},
     }
-    found = solutions(write(tmp_path / "a.jsonl", nested))
-    assert found.queries == ("q",)
-    assert found.rows == (Solution(0, "A: 1", True, "small"), Solution(0, "A: 2", False, "large"))
+    result = solutions(write(tmp_path / "a.jsonl", nested))
+    assert result.queries == ("q",)
+    assert result.rows == (Solution(0, "A: 1", True, "small"), Solution(0, "A: 2", False, "large"))
 
 
 @pytest.mark.parametrize(
@@ -105,16 +120,16 @@ def test_missing_gsm8k_says_where_to_put_it(
 
 
 def test_a_split_is_by_query_and_seeded(tmp_path: Path) -> None:
-    found = solutions(write(tmp_path / "a.jsonl", *(row(str(i)) for i in range(11))))
-    training, other = found.split(0.5, seed=3)
+    result = solutions(write(tmp_path / "a.jsonl", *(row(str(i)) for i in range(11))))
+    training, other = result.split(0.5, seed=3)
     assert sorted(training + other) == list(range(11))
     assert len(training) == 6
-    assert found.split(0.5, seed=3) == (training, other)
-    assert found.split(0.5, seed=4) != (training, other)
-    assert [len(part) for part in found.split(0.001, seed=0)] == [1, 10]
-    assert [len(part) for part in found.split(0.999, seed=0)] == [10, 1]
+    assert result.split(0.5, seed=3) == (training, other)
+    assert result.split(0.5, seed=4) != (training, other)
+    assert [len(part) for part in result.split(0.001, seed=0)] == [1, 10]
+    assert [len(part) for part in result.split(0.999, seed=0)] == [10, 1]
     with pytest.raises(ValueError, match="0 < share < 1"):
-        found.split(1.0, seed=0)
+        result.split(1.0, seed=0)
 
 
 @pytest.mark.data
@@ -123,10 +138,10 @@ def test_gsm8k_is_read_whole() -> None:
     path /= "gsm8k/example_model_solutions.jsonl"
     if not path.is_file():
         pytest.skip(f"{path} is missing")
-    found = solutions()
+    result = solutions()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     expected = Counter(s for r in rows for s in r if isinstance(r[s], dict) and r[s]["is_correct"])
-    assert len(found.queries) == len(rows) == 1319
-    assert len(found.rows) == 4 * 1319
-    assert Counter(r.system for r in found.rows if r.outcome) == expected
-    assert found.queries[7] == rows[7]["question"]
+    assert len(result.queries) == len(rows) == 1319
+    assert len(result.rows) == 4 * 1319
+    assert Counter(r.system for r in result.rows if r.outcome) == expected
+    assert result.queries[7] == rows[7]["question"]

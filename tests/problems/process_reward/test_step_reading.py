@@ -76,11 +76,10 @@ def test_malformed_rows_are_listed_with_file_and_line(tmp_path: Path) -> None:
     assert all(x in str(warned[0].message) for x in found.malformed)
 
 
-def test_malformed_rows_of_an_array_have_their_line(tmp_path: Path) -> None:
+def test_malformed_rows_of_an_array_have_their_number(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([GOOD, BAD, GOOD], indent=0))
-    line = path.read_text().splitlines().index("{", 2) + 1
-    with pytest.raises(ValueError, match=rf"1 of 3:\n  {path}:{line}: 'labels'"):
+    with pytest.raises(ValueError, match=rf"1 of 3:\n  {path}, row 2: 'labels'"):
         read(path)
 
 

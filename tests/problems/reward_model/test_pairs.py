@@ -42,6 +42,20 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path, name: str) -> None:
     assert found.report() == f"{path}: 3 rows, 3 pairs, 0 ties, 0 malformed, 0 cast to text"
 
 
+def test_numbers_of_csv_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,chosen,rejected,margin,section\np,7,8,0.5,hard\nq,yes,no,,\n")
+    assert preferences(str(path)).pairs == (
+        Pair("p", "7", "8", 0.5, None, "hard", 1),
+        Pair("q", "yes", "no", None, None, "a", 2),
+    )
+    path.write_text("input,output_1,output_2,label\nq,yes,no,1\nq,yes,no,2\n")
+    assert [pair.chosen[0].content for pair in preferences(str(path)).pairs] == ["yes", "no"]
+    path.write_text("prompt,chosen,rejected,margin\np,a,b,large\n")
+    with pytest.raises(ValueError, match="'margin' must be a finite number"):
+        preferences(str(path))
+
+
 def test_columns_margins_strengths_and_sections_are_carried(tmp_path: Path) -> None:
     row = {"q": "p", "good": "a", "bad": "b", "gap": 2, "mean": -0.5, "part": "hard"}
     path = write(tmp_path / "a.jsonl", row)

@@ -34,7 +34,7 @@ from metaopt.problems.reward_model.data.pairs import SHARED, preferences
         ({"chosen": "a", "rejected": [USER, BAD]}, "not of the same kind"),
         ({"chosen": [{"content": "a"}], "rejected": [BAD]}, "list of {role, content}"),
         ({"chosen": [{"role": "user", "content": 1}], "rejected": [BAD]}, "type int"),
-        ({"chosen": "a", "rejected": "b", "margin": "1"}, "'margin' must be a finite number"),
+        ({"chosen": "a", "rejected": "b", "margin": "one"}, "'margin' must be a finite number"),
         ('{"chosen": "a", "rejected": "b", "margin": NaN}', "'margin' must be a finite number"),
         ({"chosen": "a", "rejected": "b", "strength": True}, "'strength' must be"),
         ('{"chosen": "\\ud800", "rejected": "b"}', "surrogate"),

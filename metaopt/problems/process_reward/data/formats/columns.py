@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import checked_text, shown, text
+from metaopt.data.row_texts import checked_text, literal, shown, text
 
 MISSING: Any = object()
 
@@ -44,7 +44,7 @@ def mapping(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Mapp
 
 def flag(row: Mapping[str, Any], column: str, default: Any = MISSING) -> bool | None:
     """Return a column with true, false, 1 or 0, or the default where it is missing or null."""
-    value = row.get(column)
+    value = literal(row.get(column))  # csv has only texts
     if value is None and default is not MISSING:
         result: bool | None = default
         return result

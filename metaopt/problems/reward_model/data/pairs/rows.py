@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
-from metaopt.data.row_texts import writable
+from metaopt.data.row_texts import literal, writable
 from metaopt.problems.reward_model.data.pairs.dialogue import common_prompt
 from metaopt.problems.reward_model.data.pairs.pair import Message, Pair, Text
 
@@ -104,7 +104,7 @@ def _pandalm(row: Mapping[str, Any]) -> Row:
     row = {**row, **{name: str(row[name]) for name in cast}}
     first, second = (_answer(row, name) for name in names)
     pair = _checked(Pair(_asked(row, "instruction", "input"), first, second), *names)
-    votes = [row[name] for name in sorted(row) if name.startswith("annotator")]
+    votes = [literal(row[name]) for name in sorted(row) if name.startswith("annotator")]
     if not votes or any(isinstance(vote, bool) or vote not in (0, 1, 2) for vote in votes):
         raise ValueError("'annotator1', ... must be 0 (a tie), 1 or 2")
     wins, losses = votes.count(1), votes.count(2)
@@ -119,7 +119,7 @@ def _llmbar(row: Mapping[str, Any]) -> Row:
     names = "output_1", "output_2"
     first, second = (_answer(row, name) for name in names)
     pair = _checked(Pair(_asked(row, "input"), first, second), *names)
-    label = row.get("label")
+    label = literal(row.get("label"))
     if isinstance(label, bool) or label not in (1, 2):
         raise ValueError("'label' must be 1 or 2")
     return Row((pair if label == 1 else pair._replace(chosen=second, rejected=first),))
@@ -162,7 +162,7 @@ def _said(value: Any, column: str) -> str:
 
 
 def _number(row: Mapping[str, Any], column: str) -> float | None:
-    value = row.get(column)
+    value = literal(row.get(column))
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
