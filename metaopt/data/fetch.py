@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
-import json
 import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from metaopt.data.folder import data_folders
+from metaopt.data.folder import data_folders, data_sets
 
 ELSEWHERE = {"cifar10": "problem.data.source=uoft-cs/cifar10 reads it from the hub, and keeps it"}
 """Data sets that something else downloads, and how."""
@@ -29,17 +26,7 @@ class FetchError(Exception):
     """A download that failed; the message says what to do."""
 
 
-def data_sets() -> dict[str, Any]:
-    """Return {name: content, licence, repository, commit, files} of the known data sets."""
-    text = resources.files("metaopt.data").joinpath("public.json").read_text(encoding="utf-8")
-    sets: dict[str, Any] = json.loads(text)
-    return sets
-
-
-def fetch(
-    name: str, folder: str | Path | None = None, server: str | None = None,
-    known: Mapping[str, Any] | None = None,
-) -> list[Path]:  # fmt: skip
+def fetch(name: str, folder: str | Path | None = None) -> list[Path]:
     """Download a data set and return the paths of its files.
 
     A file that is there with the right hash is not downloaded again. A download is written beside
@@ -48,20 +35,18 @@ def fetch(
     Args:
         name: of the data set.
         folder: data folder; `None` for the first of `data_folders()`.
-        server: a mirror in place of https://github.com.
-        known: data sets by name; `None` for `data_sets()`.
 
     Raises:
         ValueError: there is no such data set.
         FetchError: no connection, another content than published, or another file in its place.
     """
-    known = data_sets() if known is None else known
+    known = data_sets()
     if name in ELSEWHERE:
         raise ValueError(f"metaopt-fetch does not download {name}: {ELSEWHERE[name]}.")
     if name not in known:
         raise ValueError(f"there is no data set {name!r}; the names are {', '.join(known)}.")
     root = data_folders()[0] if folder is None else Path(folder).expanduser()
-    source = f"{server or GITHUB}/{known[name]['repository']}/raw/{known[name]['commit']}"
+    source = f"{GITHUB}/{known[name]['repository']}/raw/{known[name]['commit']}"
     paths = []
     for path, file in known[name]["files"].items():
         _get(f"{source}/{file['source']}", root / path, file["sha256"])
@@ -100,8 +85,10 @@ def _get(url: str, target: Path, sha256: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    known = data_sets()
-    listed = "\n".join(f"  {n:<18}{d['content']} ({d['licence']})" for n, d in known.items())
+    listed = "\n".join(
+        f"  {name:<18}{known['content']} ({known['licence']})"
+        for name, known in data_sets().items()
+    )
     parser = argparse.ArgumentParser(
         "metaopt-fetch",
         description="Download a public data set, checked by its SHA-256 hash.",
@@ -117,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(listed)
         return 0
     try:
-        paths = fetch(given.name, given.folder, known=known)
+        paths = fetch(given.name, given.folder)
     except (ValueError, FetchError) as error:
         print(f"metaopt-fetch: {error}", file=sys.stderr)
         return 1

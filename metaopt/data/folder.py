@@ -1,9 +1,19 @@
-"""Where data sets are looked for: $METAOPT_DATA, then the user's cache folder."""
+"""Public data sets, and where they are looked for: $METAOPT_DATA, then the user's cache folder."""
 
 from __future__ import annotations
 
+import json
 import os
+from importlib import resources
 from pathlib import Path
+from typing import Any
+
+
+def data_sets() -> dict[str, Any]:
+    """Return {name: content, licence, repository, commit, files} of the known data sets."""
+    text = resources.files("metaopt.data").joinpath("public.json").read_text(encoding="utf-8")
+    sets: dict[str, Any] = json.loads(text)
+    return sets
 
 
 def data_folders() -> list[Path]:
@@ -19,13 +29,12 @@ def data_folders() -> list[Path]:
     return [Path(variable).expanduser(), cache] if variable else [cache]
 
 
-def find_data(path: str | Path, name: str, origin: str = "") -> Path:
+def find_data(path: str | Path, name: str) -> Path:
     """Return a file or folder of a data set.
 
     Args:
         path: of the file or folder, relative to a data folder.
         name: of the data set, as `metaopt-fetch` knows it.
-        origin: where it is published, for the message.
 
     Raises:
         FileNotFoundError: it is in none of the data folders.
@@ -34,8 +43,7 @@ def find_data(path: str | Path, name: str, origin: str = "") -> Path:
     for place in places:
         if place.exists():
             return place
-    published = f" (published at {origin})" if origin else ""
     raise FileNotFoundError(
         f"{name} is not at {' nor at '.join(map(str, places))}. Run `metaopt-fetch {name}`, or set "
-        f"METAOPT_DATA to a folder that holds {path}{published}."
+        f"METAOPT_DATA to a folder that holds {path}."
     )

@@ -177,20 +177,26 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> Iterator[Item]:
-    """Return the records of a file with JSON lines, an array, or an object with one."""
+    """Yield the records of a file with JSON lines, an array, an object with one, or one object."""
     with _open(path) as file:
-        first = next((line for line in file if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
-    start = first.removeprefix(codecs.BOM_UTF8).lstrip()
-    if start.startswith(b"["):
-        whole = True
-    elif ".jsonl" in path.name or not start.startswith(b"{"):
-        whole = False
-    else:  # JSON lines under the name .json, unless the object goes on or holds the records
-        try:
-            whole = _list_key(json.loads(start)) is not None
-        except ValueError:
-            whole = True
-    return _array(path) if whole else _lines(path)
+        start = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    if start != b"[" and (start != b"{" or ".jsonl" in path.name):
+        yield from _lines(path)
+        return
+    try:
+        whole = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        if start == b"{" and error.msg == "Extra data":  # JSON lines under the name .json
+            yield from _lines(path)
+            return
+        raise ValueError(f"{path}:{error.lineno}: is not valid JSON: {error}") from None
+    except RecursionError as error:
+        raise ValueError(f"{path}: is not valid JSON: {error}") from None
+    if isinstance(whole, dict):
+        key = _list_key(whole)
+        whole = [whole] if key is None else whole[key]
+    for number, value in enumerate(whole, 1):
+        yield number, 0, value
 
 
 def _lines(path: Path) -> Iterator[Item]:
@@ -204,36 +210,11 @@ def _lines(path: Path) -> Iterator[Item]:
                     yield number, number, ValueError(f"is not valid JSON: {error}")
 
 
-def _array(path: Path) -> Iterator[Item]:
-    """Yield the records of one array, which is the file or is held by the file's object."""
-    try:
-        whole = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise ValueError(f"{path}:{line}: is not valid JSON: {error}") from None
-    if isinstance(whole, dict):
-        key = _list_key(whole)
-        if key is None:
-            raise ValueError(
-                f"{path} must hold an array of objects, an object with one under "
-                f"{', '.join(LISTS)}, or one object a line; it is one object with the keys "
-                f"{', '.join(whole):.200}"
-            )
-        whole = whole[key]
-    for number, value in enumerate(whole, 1):
-        yield number, 0, value
-
-
-def _list_key(value: Any) -> str | None:
+def _list_key(value: Mapping[str, Any]) -> str | None:
     """Return the key of the records in an object, or `None` where it is a record itself."""
-    if not isinstance(value, dict):
-        return None
-    lists = [
-        k for k, v in value.items() if isinstance(v, list) and all(isinstance(x, dict) for x in v)
-    ]
-    if len(value) == 1:
-        return lists[0] if lists else None
-    return next((name for name in LISTS if name in lists), None)
+    names = value if len(value) == 1 else LISTS
+    lists = (name for name in names if isinstance(value.get(name), list))
+    return next((k for k in lists if all(isinstance(x, dict) for x in value[k])), None)
 
 
 def _table(path: Path) -> Iterator[Item]:

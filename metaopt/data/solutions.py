@@ -14,7 +14,6 @@ from metaopt.data.records import records
 from metaopt.data.row_texts import literal, shown, text
 
 GSM8K = "gsm8k/example_model_solutions.jsonl"
-ORIGIN = "https://github.com/openai/grade-school-math"
 MAX_LISTED = 10
 
 
@@ -101,7 +100,7 @@ def solutions(
         FileNotFoundError: the source is missing.
         ValueError: malformed rows, listed with file and line; or no row with an outcome.
     """
-    path = str(find_data(GSM8K, "gsm8k", ORIGIN)) if source is None else source
+    path = str(find_data(GSM8K, "gsm8k")) if source is None else source
     texts: dict[str, int] = {}
     rows: list[Solution] = []
     wrong: list[str] = []

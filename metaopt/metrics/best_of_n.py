@@ -112,19 +112,11 @@ def majority_vote(
     return won[:, chosen - 1]
 
 
-def interval(
-    values: ArrayLike,
-    questions: ArrayLike | None = None,
-    level: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> list[Ends]:
-    """Return bootstrap intervals of the columns' means, by resampling questions.
+def interval(values: ArrayLike, resamples: int = 2_000, seed: int = 0) -> list[Ends]:
+    """Return 95 % bootstrap intervals of the columns' means, by resampling questions.
 
     Args:
         values: (Q, N), a table of this module or the difference of two.
-        questions: one label per row; equal ones are drawn together. `None`: all are different.
-        level: coverage, in (0, 1).
         resamples: number of resamples.
         seed: the same intervals every time.
 
@@ -134,13 +126,12 @@ def interval(
     table = np.asarray(values, float)
     if table.ndim != 2 or not len(table):
         raise ValueError(f"values must be (questions, sizes); got the shape {table.shape}.")
-    labels = np.arange(len(table)) if questions is None else np.asarray(questions)
 
     def means(weights: Array) -> dict[str, Array]:
         columns = weights @ table / weights.sum(1, keepdims=True)
         return {str(n): columns[:, n] for n in range(table.shape[1])}
 
-    return list(clustered_intervals(means, labels, level, resamples, seed).values())
+    return list(clustered_intervals(means, np.arange(len(table)), resamples, seed).values())
 
 
 def _table(correct: ArrayLike) -> Array:

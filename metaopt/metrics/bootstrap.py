@@ -17,6 +17,9 @@ from metaopt.metrics.binary import Array
 
 Ends = tuple[float | None, float | None]
 
+LEVEL = 0.95
+"""Coverage of the intervals."""
+
 BLOCK = 2_000_000
 """Weights held at once."""
 
@@ -41,11 +44,10 @@ def cluster_weights(queries: ArrayLike, resamples: int = 2_000, seed: int = 0) -
 def clustered_intervals(
     statistics: Callable[[Array], Mapping[str, Array]],
     queries: ArrayLike,
-    level: float = 0.95,
     resamples: int = 2_000,
     seed: int = 0,
 ) -> dict[str, Ends]:
-    """Return percentile bootstrap intervals that resample queries.
+    """Return 95 % percentile bootstrap intervals that resample queries.
 
     A resample in which a number is not defined (NaN) counts against both ends; an end is `None`
     where that leaves no finite one, and where there are fewer than two queries.
@@ -53,21 +55,18 @@ def clustered_intervals(
     Args:
         statistics: from weights (resamples, examples) to named numbers (resamples,).
         queries: one label an example; equal labels are drawn together.
-        level: coverage, in (0, 1).
         resamples: number of resamples.
         seed: the same intervals every time.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level}.")
     labels = np.asarray(queries)
     if len(np.unique(labels)) < 2:
         return dict.fromkeys(statistics(np.ones((1, len(labels)))), (None, None))
     blocks = [statistics(weights) for weights in cluster_weights(labels, resamples, seed)]
-    return {name: _ends(np.concatenate([b[name] for b in blocks]), level) for name in blocks[0]}
+    return {name: _ends(np.concatenate([b[name] for b in blocks])) for name in blocks[0]}
 
 
-def _ends(values: Array, level: float) -> Ends:
-    tail = math.floor((1 - level) / 2 * (len(values) - 1))
+def _ends(values: Array) -> Ends:
+    tail = math.floor((1 - LEVEL) / 2 * (len(values) - 1))
     low = np.sort(np.where(np.isnan(values), -np.inf, values))[tail]
     high = np.sort(np.where(np.isnan(values), np.inf, values))[len(values) - 1 - tail]
     return (

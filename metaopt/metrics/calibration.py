@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,12 +141,7 @@ class CalibratedJudge:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the judge as JSON values."""
-        return {
-            "template": self.template,
-            "threshold": self.threshold,
-            "knots": [list(knot) for knot in self.knots],
-            "score_range": None if self.score_range is None else list(self.score_range),
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibratedJudge:
@@ -170,7 +165,6 @@ def measure(
     outcomes: ArrayLike,
     queries: ArrayLike,
     seed: int = 0,
-    level: float = 0.95,
     resamples: int = 2_000,
 ) -> Numbers:
     """Return the figures of a judge on held-out examples, with the intervals of `BOUNDED`.
@@ -188,7 +182,6 @@ def measure(
         scores, outcomes: one an example; a score is `None` or NaN where there is none.
         queries: one label an example; intervals resample queries.
         seed: of the halves and of the resampling.
-        level: coverage of the intervals, in (0, 1).
         resamples: number of bootstrap resamples.
     """
     s, y = paired(scores, outcomes)
@@ -207,7 +200,7 @@ def measure(
         "ece": binary.expected_calibration_error(data.probability, y),
         **{name: float(c[0]) for name, c in zip(("tn", "fp", "fn", "tp"), cells, strict=True)},
     }
-    ends = clustered_intervals(lambda w: _statistics(data, w), code, level, resamples, seed)
+    ends = clustered_intervals(lambda w: _statistics(data, w), code, resamples, seed)
     return numbers | _named(ends)
 
 
@@ -219,7 +212,6 @@ def compare(
     outcomes: ArrayLike,
     queries: ArrayLike,
     seed: int = 0,
-    level: float = 0.95,
     resamples: int = 2_000,
 ) -> Numbers:
     """Return second - first of each of `COMPARED`, on the `n` examples that both have scored.
@@ -241,7 +233,7 @@ def compare(
 
     numbers: Numbers = {"n": len(y)}
     numbers |= {name: only(value) for name, value in differences(ones(y)).items()}
-    return numbers | _named(clustered_intervals(differences, code, level, resamples, seed))
+    return numbers | _named(clustered_intervals(differences, code, resamples, seed))
 
 
 class _Judged(NamedTuple):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from metaopt.data import fetch as fetching
-from metaopt.data.fetch import FetchError, data_sets, fetch, main
+from metaopt.data.fetch import FetchError, fetch, main
+from metaopt.data.folder import data_sets
 
 CONTENT = b'{"query": "1 + 1"}\n' * 1000
 
@@ -39,52 +40,59 @@ class Published(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def published():
+def published(monkeypatch):
     handler = type("Handler", (Published,), {"replies": {}, "requests": [], "cut": False})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    handler.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(fetching, "GITHUB", f"http://127.0.0.1:{server.server_port}")
     yield handler
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def known(*names, content=CONTENT):
-    digest = hashlib.sha256(content).hexdigest()
-    files = {f"sums/{n}": {"source": f"data/{n}", "sha256": digest} for n in names}
-    return {"sums": {"repository": "some/one", "commit": "abc", "files": files}}
+@pytest.fixture
+def know(monkeypatch):
+    def known(*names):
+        digest = hashlib.sha256(CONTENT).hexdigest()
+        files = {f"sums/{n}": {"source": f"data/{n}", "sha256": digest} for n in names}
+        sets = {"sums": {"repository": "some/one", "commit": "abc", "files": files}}
+        monkeypatch.setattr(fetching, "data_sets", lambda: sets)
+
+    return known
 
 
-def test_files_are_written_once_under_the_data_folder(published, tmp_path):
+def test_files_are_written_once_under_the_data_folder(published, know, tmp_path):
     published.replies = {"a.jsonl": CONTENT, "b.jsonl": CONTENT}
-    sets = known("a.jsonl", "b.jsonl")
-    paths = fetch("sums", tmp_path, published.url, sets)
+    know("a.jsonl", "b.jsonl")
+    paths = fetch("sums", tmp_path)
     assert paths == [tmp_path / "sums" / "a.jsonl", tmp_path / "sums" / "b.jsonl"]
     assert all(path.read_bytes() == CONTENT for path in paths)
     assert published.requests[0] == "/some/one/raw/abc/data/a.jsonl"
     paths[1].unlink()
-    assert fetch("sums", tmp_path, published.url, sets) == paths
+    assert fetch("sums", tmp_path) == paths
     assert [r.rpartition("/")[2] for r in published.requests] == ["a.jsonl", "b.jsonl", "b.jsonl"]
 
 
 @pytest.mark.parametrize("fault", ["cut", "changed", "missing"])
-def test_a_download_that_fails_leaves_nothing_behind(published, tmp_path, fault):
+def test_a_download_that_fails_leaves_nothing_behind(published, know, tmp_path, fault):
     published.cut = fault == "cut"
     published.replies = {"a.jsonl": CONTENT if fault == "cut" else CONTENT + b" "}
     name = "gone.jsonl" if fault == "missing" else "a.jsonl"
     message = "another content" if fault in ("cut", "changed") else r"cannot download http.*gone"
+    know(name)
     with pytest.raises(FetchError, match=message):
-        fetch("sums", tmp_path, published.url, known(name))
+        fetch("sums", tmp_path)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_another_file_in_the_place_is_not_overwritten(published, tmp_path):
+def test_another_file_in_the_place_is_not_overwritten(published, know, tmp_path):
     (tmp_path / "sums").mkdir()
     (tmp_path / "sums" / "a.jsonl").write_text("mine")
+    know("a.jsonl")
     with pytest.raises(FetchError, match=r"a\.jsonl is there with another content .* Move it away"):
-        fetch("sums", tmp_path, published.url, known("a.jsonl"))
+        fetch("sums", tmp_path)
     assert (tmp_path / "sums" / "a.jsonl").read_text() == "mine"
     assert published.requests == []
 

@@ -38,8 +38,7 @@ def test_missing_data_say_where_they_were_looked_for(
     (tmp_path / "set").mkdir()
     monkeypatch.setenv("METAOPT_DATA", "/mine")
     with pytest.raises(FileNotFoundError) as error:
-        find_data("set/a.json", "letters", "https://example.org")
+        find_data("set/a.json", "letters")
     message = str(error.value)
     assert f"/mine/set/a.json nor at {cache / 'set/a.json'}" in message
     assert "metaopt-fetch letters" in message
-    assert "https://example.org" in message

@@ -38,5 +38,3 @@ def test_undefined_resamples_count_against_both_ends():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="resamples must be"):
         list(bootstrap.cluster_weights([1], 0))
-    with pytest.raises(ValueError, match="level must be"):
-        bootstrap.clustered_intervals(lambda w: {}, [1, 2], level=95)

@@ -9,14 +9,14 @@ arXiv 2401.06080, 2024.
 | theta, the reward model | phi = `outer` |
 | theta' = theta + eta dJ(theta), the model one ascent step away | theta = `inner` |
 | eta | `lr` of `inner_optimizer` |
-| J, on k responses of the shifted policy | `steps.reward_spread`; -J is `inner_loss` g |
+| J, on k responses of the shifted policy | `task.reward_spread`; -J is `inner_loss` g |
 | L, Bradley and Terry's loss on labelled pairs | `outer_loss` F |
 | X_t, the preference pairs; X_s, the meta-set | `PreferenceTask.row_losses`; `.responses` |
 | mu, sigma: mean and deviation of a pair's margins | `model.strength.Strength` |
 | label flipping, adaptive margin, soft labels | `denoising.Denoised` |
 
-Read first `meta_reward_model` (the two levels) with `steps`, then `task` (what pairs and models
-offer it), `feature_task` (small networks on frozen features, batched over seeds and ensembles),
+Read first `meta_reward_model` (the two levels), then `task` (what pairs and models offer it, and
+J), `feature_task` (small networks on frozen features, batched over seeds and ensembles),
 `text_task` (a transformers model), `world_task` (a world of known gold reward), `denoising` (what
 is done to labels first), `pair_weights` (a weight for every pair); `data/` (pairs and where they
 come from, features of texts, the world and its policies), `model/` (the reward model, its tokens
@@ -24,24 +24,12 @@ and export, training, strengths, contrastive losses); `report` (tables and figur
 (accuracy of any saved model: `python -m metaopt.problems.reward_model.bench`).
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from metaopt.problems.reward_model.data.pairs import preferences
-    from metaopt.problems.reward_model.feature_task import FeaturePreferences
-    from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel
-    from metaopt.problems.reward_model.pair_weights import PreferenceReweighting
-    from metaopt.problems.reward_model.text_task import TextPreferences
-    from metaopt.problems.reward_model.world_task import PreferenceWorlds
-
-_MODULES = {
-    "FeaturePreferences": "feature_task",
-    "MetaRewardModel": "meta_reward_model",
-    "PreferenceReweighting": "pair_weights",
-    "PreferenceWorlds": "world_task",
-    "TextPreferences": "text_task",
-    "preferences": "data.pairs",
-}
+from metaopt.problems.reward_model.data.pair_sources import preferences
+from metaopt.problems.reward_model.feature_task import FeaturePreferences
+from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel
+from metaopt.problems.reward_model.pair_weights import PreferenceReweighting
+from metaopt.problems.reward_model.text_task import TextPreferences
+from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 __all__ = [
     "FeaturePreferences",
@@ -51,12 +39,3 @@ __all__ = [
     "TextPreferences",
     "preferences",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used: transformers is not needed for networks on features."""
-    from importlib import import_module
-
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -2,11 +2,10 @@
 
     python -m metaopt.problems.reward_model.bench MODEL DATA... [--json FILE]
 
-MODEL is a folder or an id of the hub; DATA are what
-`metaopt.problems.reward_model.data.pairs.preferences` reads: hh_harmless, pandalm, llmbar, files,
-data sets of the hub. RewardBench itself is allenai/reward-bench with --split filtered. As there,
-equal rewards count as wrong; other figures of metaopt count them half, and the column of ties says
-how far apart the two can be.
+MODEL is a folder or an id of the hub; DATA are what `metaopt.problems.reward_model.preferences`
+reads: hh_harmless, pandalm, llmbar, files, data sets of the hub. RewardBench itself is
+allenai/reward-bench with --split filtered. As there, equal rewards count as wrong; other figures of
+metaopt count them half, and the column of ties says how far apart the two can be.
 """
 
 from __future__ import annotations
@@ -17,11 +16,14 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from metaopt.metrics import wilson
-from metaopt.problems.reward_model.data.pairs import preferences
+from metaopt.problems.reward_model.data.pair_sources import preferences
 from metaopt.problems.reward_model.model.scorer import Scorer, check_device
 
 COUNTS = {
@@ -47,7 +49,8 @@ COUNTS = {
 SECTION = {subset: section for section, subsets in COUNTS.items() for subset in subsets}
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """How often a reward model is right in one part of the data.
 
     Args:
@@ -67,7 +70,8 @@ class Part(NamedTuple):
     ties: int
 
 
-class Evaluation(NamedTuple):
+@dataclass(frozen=True)
+class Evaluation:
     """Accuracies of a reward model.
 
     Args:
@@ -116,14 +120,12 @@ def evaluate(
             f"{len(chosen)}, {len(rejected)} and {len(subsets)}."
         )
     _check_level(level)
-    margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
-    wrong = [i for i, margin in enumerate(margins) if not math.isfinite(margin)]
+    margins = np.subtract(chosen, rejected)
+    wrong = np.flatnonzero(~np.isfinite(margins)).tolist()
     if wrong:
         raise ValueError(f"rewards must be finite; pairs {wrong[:20]} have others.")
-    grouped: dict[str, list[float]] = {}
-    for name, margin in zip(subsets, margins, strict=True):
-        grouped.setdefault(name, []).append(margin)
-    parts = [_part(name, some, level) for name, some in grouped.items()]
+    names = np.array(subsets)
+    parts = [_part(name, margins[names == name], level) for name in dict.fromkeys(subsets)]
     sections: dict[str, list[Part]] = {}
     for part in parts:
         sections.setdefault(SECTION.get(part.name, part.name), []).append(part)
@@ -141,10 +143,11 @@ def table(evaluation: Evaluation) -> str:
     width = max(len(part.name) for part in parts)
     level = f"{100 * evaluation.level:g} %"
     lines = [f"{'section':{width}}  accuracy  {level + ' interval':16}  pairs  ties"]
-    for name, accuracy, low, high, pairs, ties in parts:
-        lines.append(
-            f"{name:{width}}  {accuracy:8.4f}  [{low:.4f}, {high:.4f}]  {pairs:5d}  {ties:4d}"
-        )
+    lines += [
+        f"{part.name:{width}}  {part.accuracy:8.4f}  [{part.low:.4f}, {part.high:.4f}]  "
+        f"{part.pairs:5d}  {part.ties:4d}"
+        for part in parts
+    ]
     return "\n".join(lines)
 
 
@@ -171,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check_level(given.level)
         check_device(given.device)
-        _check_file(given.json)
+        if given.json is not None:
+            _check_file(given.json)
         data = preferences(
             given.data,
             {"section": given.section} if given.section else None,
@@ -193,14 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = {
             "model": given.model,
             "data": given.data,
-            "level": evaluation.level,
             "data_ties": len(data.ties),
             "malformed": len(data.malformed),
             "cut": score.cut,
-            "subsets": [part._asdict() for part in evaluation.subsets],
-            "sections": [part._asdict() for part in evaluation.sections],
-            "mean": evaluation.mean._asdict(),
-            "pooled": evaluation.pooled._asdict(),
+            **asdict(evaluation),
         }
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -210,22 +210,18 @@ def _check_level(level: float) -> None:
         raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level}.")
 
 
-def _check_file(path: Path | None) -> None:
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"--json {path} is a folder; name a file.")
-    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+def _check_file(path: Path) -> None:
+    """Refuse a file that cannot be written, before hours of scoring."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(
             f"--json {path} cannot be written; name a file in a folder that is there and yours."
         )
 
 
-def _part(name: str, margins: Sequence[float], level: float) -> Part:
-    right, ties = sum(margin > 0 for margin in margins), sum(margin == 0 for margin in margins)
-    share = right / len(margins)
+def _part(name: str, margins: NDArray[np.float64], level: float) -> Part:
+    share = float(np.mean(margins > 0))
     low, high = map(float, wilson(share, len(margins), level))
-    return Part(name, share, low, high, len(margins), ties)
+    return Part(name, share, low, high, len(margins), int(np.sum(margins == 0)))
 
 
 def _weighted(name: str, parts: Sequence[Part], weights: Sequence[float]) -> Part:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -33,28 +33,18 @@ class TrainingTargets(NamedTuple):
     gradients: int = 0
 
 
-class Labels(Protocol):
-    """Turns labelled pairs into training targets."""
+class Labels:
+    """The labels as they are; subclasses turn them into other training targets."""
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
     ) -> TrainingTargets:
         """Return the targets; generator i draws all that is random of run i."""
-        ...
-
-
-class NoisyLabels:
-    """The labels as they are."""
-
-    def __call__(
-        self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
-    ) -> TrainingTargets:
-        """Return all pairs with their labels."""
-        return _training_targets(data.training, strength.keep(_zeros(data.training)))
+        return _training_targets(data.training, _unchanged(data.training))
 
 
 @dataclass(frozen=True)
-class OracleLabels:
+class OracleLabels(Labels):
     """The right labels, of all pairs (an oracle) or of those that are trusted.
 
     Args:
@@ -75,11 +65,41 @@ class OracleLabels:
         swap = pairs.wrong.clone()
         if self.which == "trusted":
             swap[:, data.trusted :] = False
-        return _training_targets(pairs, strength.keep(_zeros(pairs))._replace(swap=swap))
+        return _training_targets(pairs, _unchanged(pairs)._replace(swap=swap))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoised:
+class StrengthLabels(Labels):
+    """What labels that depend on preference strengths share.
+
+    Args:
+        models, folds: see `metaopt.problems.reward_model.model.strength.strengths`.
+        recipe: how the models of the strength are trained.
+    """
+
+    models: int = 5
+    folds: int = 5
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def strengths(
+        self, pairs: Pairs, model: FeatureReward, generators: Sequence[Generator]
+    ) -> tuple[strength.Strength, dict[str, Tensor]]:
+        """Return the strengths, and how well they tell wrong labels."""
+        strengths = strength.strengths(
+            model, generators, pairs.chosen, pairs.rejected, self.models, self.folds, self.recipe
+        )
+        facts = {"noise_estimate": strength.noise_estimate(strengths.mean)}
+        areas = [
+            auroc(-mean, wrong)
+            for mean, wrong in zip(strengths.mean.cpu(), pairs.wrong.cpu(), strict=True)
+        ]
+        if None not in areas:
+            facts["strength_auroc"] = strengths.mean.new_tensor(areas)
+        return strengths, facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised(StrengthLabels):
     """Labels changed by preference strength: flips first, then soft labels, margins, and weights.
 
     Args:
@@ -88,8 +108,7 @@ class Denoised:
         margin: scale of the margins; 0 for none.
         clip: replace negative margins by 0.
         drop: whether pairs of negative strength are left out; or the share of the weakest.
-        models, folds: see `metaopt.problems.reward_model.model.strength.strengths`.
-        recipe: how the models of the strength are trained.
+        models, folds, recipe: as for `StrengthLabels`.
     """
 
     flip: float = 0.0
@@ -97,15 +116,12 @@ class Denoised:
     margin: float = 0.0
     clip: bool = False
     drop: bool | float = False
-    models: int = 5
-    folds: int = 5
-    recipe: Recipe = field(default_factory=Recipe)
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
     ) -> TrainingTargets:
         """Return all pairs with changed targets, and how well strength tells wrong labels."""
-        strengths, facts = _strengths(self, data.training, model, generators)
+        strengths, facts = self.strengths(data.training, model, generators)
         mean = strengths.mean
         targets = strength.flip(mean, self.flip)
         if self.smoothing:
@@ -115,28 +131,23 @@ class Denoised:
         if self.drop:
             share = None if self.drop is True else self.drop
             targets = strength.drop(mean, share, targets)
-        return _training_targets(data.training, targets, facts)._replace(
-            gradients=strengths.gradients
-        )
+        return _training_targets(data.training, targets, facts, strengths.gradients)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Band:
+class Band(StrengthLabels):
     """One of several bands of strength, alone.
 
     Args:
         index: which band, 0 the weakest.
         count: number of bands of equal size.
         flip: exchange the answers of its pairs.
-        models, folds, recipe: as for `Denoised`.
+        models, folds, recipe: as for `StrengthLabels`.
     """
 
     index: int
     count: int = 10
     flip: bool = False
-    models: int = 5
-    folds: int = 5
-    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
@@ -148,45 +159,30 @@ class Band:
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
     ) -> TrainingTargets:
         """Return the pairs of the band, its mean strength and its share of wrong labels."""
-        strengths, facts = _strengths(self, data.training, model, generators)
+        strengths, facts = self.strengths(data.training, model, generators)
         rows = strength.bands(strengths.mean, self.count)[:, self.index]
-        facts["band_strength"] = strengths.mean.gather(-1, rows).mean(-1)
-        facts["band_std"] = strengths.std.gather(-1, rows).mean(-1)
-        targets = strength.keep(strengths.mean)
-        swap = torch.zeros_like(targets.swap).scatter_(-1, rows, self.flip)
-        training = _training_targets(data.training, targets._replace(swap=swap), facts)
-        wrong = (data.training.wrong ^ swap).gather(-1, rows)
-        facts["wrong_labels"] = wrong.float().mean(-1)
-        return training._replace(rows=rows, gradients=strengths.gradients)
-
-
-def _strengths(
-    settings: Denoised | Band, pairs: Pairs, model: FeatureReward, generators: Sequence[Generator]
-) -> tuple[strength.Strength, dict[str, Tensor]]:
-    strengths = strength.strengths(
-        model, generators, pairs.chosen, pairs.rejected, settings.models, settings.folds,
-        settings.recipe,
-    )  # fmt: skip
-    facts = {"noise_estimate": strength.noise_estimate(strengths.mean)}
-    areas = [
-        auroc(-mean, wrong)
-        for mean, wrong in zip(strengths.mean.cpu(), pairs.wrong.cpu(), strict=True)
-    ]
-    if None not in areas:
-        facts["strength_auroc"] = strengths.mean.new_tensor(areas)
-    return strengths, facts
+        swap = torch.zeros_like(data.training.wrong).scatter_(-1, rows, self.flip)
+        facts |= {
+            "band_strength": strengths.mean.gather(-1, rows).mean(-1),
+            "band_std": strengths.std.gather(-1, rows).mean(-1),
+            "wrong_labels": (data.training.wrong ^ swap).gather(-1, rows).float().mean(-1),
+        }
+        targets = strength.keep(strengths.mean)._replace(swap=swap)
+        return TrainingTargets(targets, rows, facts, strengths.gradients)
 
 
 def _training_targets(
-    pairs: Pairs, targets: Targets, facts: dict[str, Tensor] | None = None
+    pairs: Pairs,
+    targets: Targets,
+    facts: Mapping[str, Tensor] | None = None,
+    gradients: int = 0,
 ) -> TrainingTargets:
     """Return the targets of all pairs, with the share of labels that are still wrong."""
-    facts = {} if facts is None else facts
     towards = targets.swap ^ (targets.label < 0.5) ^ pairs.wrong
-    facts["wrong_labels"] = (towards * targets.weight).mean(-1) / targets.weight.mean(-1)
+    wrong = (towards * targets.weight).mean(-1) / targets.weight.mean(-1)
     rows = torch.arange(towards.shape[-1], device=towards.device).expand_as(towards)
-    return TrainingTargets(targets, rows, facts)
+    return TrainingTargets(targets, rows, {**(facts or {}), "wrong_labels": wrong}, gradients)
 
 
-def _zeros(pairs: Pairs) -> Tensor:
-    return pairs.chosen.new_zeros(pairs.chosen.shape[:2])
+def _unchanged(pairs: Pairs) -> Targets:
+    return strength.keep(pairs.chosen.new_zeros(pairs.chosen.shape[:2]))

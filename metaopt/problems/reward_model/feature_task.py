@@ -1,10 +1,9 @@
-"""Preferences on frozen features: reward models of R runs, or R ensembles, side by side."""
+"""Preferences on frozen features: batched reward models of R runs, or R ensembles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -15,41 +14,17 @@ from metaopt.engine.random import fold, generator
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.data.features import PreferenceFeatures
 from metaopt.problems.reward_model.data.policy import Reward
-from metaopt.problems.reward_model.denoising import Labels, NoisyLabels
+from metaopt.problems.reward_model.denoising import Labels
 from metaopt.problems.reward_model.model.contrastive import Contrastive
 from metaopt.problems.reward_model.model.ensemble import AGGREGATES, combine
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
-from metaopt.problems.reward_model.model.training import ordered, with_views
+from metaopt.problems.reward_model.model.training import with_views
 from metaopt.problems.reward_model.report import table
-from metaopt.problems.reward_model.steps import reward_spread
+from metaopt.problems.reward_model.task import PreferenceTask, reward_figures
+from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 
-class Judge(Protocol):
-    """Judges rewards by more than pairs, such as by the policy that they lead to."""
-
-    def conclude(self, reward: Reward) -> Tree:
-        """Return what takes long to find out, by name; run i's at index i of the first axis."""
-        ...
-
-    def metrics(self, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return figures (R,) of what `conclude` returned."""
-        ...
-
-    def draw(self, found: Mapping[str, Tensor], folder: Path) -> list[Path]:
-        """Write figures of it; return their paths."""
-        ...
-
-    def baseline(self, x: Tensor) -> Tensor:
-        """Return rewards (R, B) of features (R, B, d) by a model to compare others with."""
-        ...
-
-    @property
-    def baseline_found(self) -> Tree:
-        """What `conclude` returns for the baseline."""
-        ...
-
-
-class FeaturePreferences:
+class FeaturePreferences(PreferenceTask):
     """Pairs of features, and R small reward models on them, or R ensembles of M.
 
     A member of an ensemble is model r M + m. Members differ in their initial weights and in the
@@ -58,7 +33,7 @@ class FeaturePreferences:
     weights by row, which learns what each pair counts from the trusted ones.
 
     Args:
-        data: the pairs, or an object with `.features` and `.judge` (a world).
+        data: the pairs; or worlds, which also judge rewards by the policies that they lead to.
         model: makes the architecture from the number of features.
         labels: what is done to the labels first; `None` for nothing.
         members: M >= 1.
@@ -84,7 +59,7 @@ class FeaturePreferences:
 
     def __init__(
         self,
-        data: Any,
+        data: PreferenceFeatures | PreferenceWorlds,
         model: Callable[..., FeatureReward],
         labels: Labels | None = None,
         members: int = 1,
@@ -96,15 +71,13 @@ class FeaturePreferences:
         if aggregate not in AGGREGATES:
             allowed = ", ".join(AGGREGATES)
             raise ValueError(f"aggregate must be one of {allowed}; got {aggregate!r}.")
-        features: PreferenceFeatures = (
-            data if isinstance(data, PreferenceFeatures) else data.features
-        )
-        self.judge: Judge | None = None if data is features else data.judge
+        self.worlds = data if isinstance(data, PreferenceWorlds) else None
+        features = data.features if isinstance(data, PreferenceWorlds) else data
         self.data, self.members, self.aggregate = features, members, aggregate
         self.model = model(inputs=features.training.chosen.shape[-1])
         # Views are drawn as dropout is, so that two evaluations under one key see the same ones.
         self.auxiliary = auxiliary and auxiliary(self.model, [torch.default_generator])
-        self.training = (labels or NoisyLabels())(features, self.model, self._generators("labels"))
+        self.training = (labels or Labels())(features, self.model, self._generators("labels"))
         self._both = torch.stack((features.training.chosen, features.training.rejected), 2)
         self._run = torch.arange(features.runs * members)[:, None] // members
         self._order = self._orders()
@@ -160,8 +133,8 @@ class FeaturePreferences:
                 centre = self.model.rewards(tensors, every).mean(-1, keepdim=True)
 
         def rewards(x: Tensor) -> Tensor:
-            found = self.model.rewards(tensors, x.repeat_interleave(self.members, 0)) - centre
-            return combine(found.view(len(x), self.members, *found.shape[1:]), self.aggregate)
+            each = self.model.rewards(tensors, x.repeat_interleave(self.members, 0)) - centre
+            return combine(each.view(len(x), self.members, *each.shape[1:]), self.aggregate)
 
         return rewards
 
@@ -172,68 +145,66 @@ class FeaturePreferences:
 
     @torch.no_grad()
     def metrics(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return accuracy, loss and mean |margin| by test, J, what the judge says, and facts."""
-        judged = {k[len(JUDGED) :]: v for k, v in tensors.items() if k.startswith(JUDGED)}
-        found = self._figures(self.reward(tensors), judged)
-        return found | {f"labels/{name}": value for name, value in self.training.facts.items()}
+        """Return accuracy, loss and mean |margin| by test, J, what worlds measure, and facts."""
+        figures = self._figures(self.reward(tensors), _concluded(tensors))
+        return figures | {f"labels/{name}": value for name, value in self.training.facts.items()}
 
-    def _figures(self, reward: Reward, judged: Tree) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name, pairs in self.data.tests.items():
-            first, second = reward(pairs.chosen), reward(pairs.rejected)
-            found[f"{name}_accuracy"] = ordered(first - second)
-            found[f"{name}_loss"] = bradley_terry(first, second).mean(-1)
-            found[f"{name}_spread"] = (first - second).abs().mean(-1)
-        shape = self.data.responses.shape
-        spread = reward(self.data.responses.flatten(1, 2)).view(shape[:-1])
-        found["reward_spread"] = reward_spread(spread).mean(-1)
-        if self.judge is not None and judged:
-            found |= self.judge.metrics(judged)
-        return found
+    def _figures(self, reward: Reward, conclusion: Tree) -> dict[str, Tensor]:
+        x = self.data.responses
+        figures = reward_figures(
+            {k: (reward(p.chosen), reward(p.rejected)) for k, p in self.data.tests.items()},
+            reward(x.flatten(1, 2)).view(x.shape[:-1]),
+        )
+        if self.worlds is not None and conclusion:
+            figures |= self.worlds.metrics(conclusion)
+        return figures
 
     def conclude(self, tensors: Mapping[str, Tensor], key: int) -> Tree:
-        """Return what the judge finds out, the same responses and noise for every reward."""
-        if self.judge is None:
+        """Return what worlds measure, on the same responses and noise for every reward."""
+        if self.worlds is None:
             return {}
-        found = self.judge.conclude(self.reward(tensors))
-        return {f"{JUDGED}{name}": value for name, value in found.items()}
+        conclusion = self.worlds.conclude(self.reward(tensors))
+        return {f"{JUDGED}{name}": value for name, value in conclusion.items()}
 
-    def draw(self, found: Mapping[str, Tensor], folder: Path) -> list[Path]:
-        """Write the judge's figures."""
-        judged = {k[len(JUDGED) :]: v for k, v in found.items() if k.startswith(JUDGED)}
-        return [] if self.judge is None or not judged else self.judge.draw(judged, folder)
+    def draw(self, conclusion: Mapping[str, Tensor], folder: Path) -> list[Path]:
+        """Write the figures of worlds."""
+        measured = _concluded(conclusion)
+        return self.worlds.draw(measured, folder) if self.worlds and measured else []
 
     @torch.no_grad()
     def deliver(self, tensors: Mapping[str, Tensor], folder: Path) -> str:
         """Write the parameters as reward_models.safetensors; return a table of the figures.
 
-        Beside the baseline, where there is one: means over runs, and on how many runs the figure
-        is higher.
+        Beside the baseline of worlds: means over runs, and on how many runs the figure is higher.
         """
-        own = {k: v.contiguous() for k, v in tensors.items() if not k.startswith(JUDGED)}
-        save_file(own, folder / "reward_models.safetensors")
-        found = self.metrics(tensors)
-        if self.judge is None:
-            return table({k: (v, None) for k, v in found.items()})
-        other = self._figures(self.judge.baseline, self.judge.baseline_found)
-        return table({k: (v, other.get(k)) for k, v in found.items()})
+        params = {k: v.contiguous() for k, v in tensors.items() if not k.startswith(JUDGED)}
+        save_file(params, folder / "reward_models.safetensors")
+        baseline: Mapping[str, Tensor] = {}
+        if self.worlds is not None:
+            baseline = self._figures(self.worlds.baseline, self.worlds.baseline_conclusion)
+        return table({k: (v, baseline.get(k)) for k, v in self.metrics(tensors).items()})
 
     def _generators(self, purpose: str) -> Sequence[Generator]:
         return [_draw(self.data.seed, purpose, i) for i in range(self.data.runs)]
 
     def _orders(self) -> Tensor:
         """Return which pair lies at which row for each model, (R M, n')."""
-        rows = self.training.rows
         orders = []
-        for run, own in enumerate(rows):
+        for run, pairs in enumerate(self.training.rows):
             for member in range(self.members):
                 draw = _draw(self.data.seed, "order", run, member)
-                mixed = torch.randperm(len(own), generator=draw) if member else slice(None)
-                orders.append(own[mixed])
+                # The first member keeps the order, so that it is the single model's.
+                mixed = torch.randperm(len(pairs), generator=draw) if member else slice(None)
+                orders.append(pairs[mixed])
         return torch.stack(orders)
 
 
 JUDGED = "judged."
+"""Before the names of what worlds conclude, which travels among the tensors of the models."""
+
+
+def _concluded(tensors: Mapping[str, Tensor]) -> Tree:
+    return {k.removeprefix(JUDGED): v for k, v in tensors.items() if k.startswith(JUDGED)}
 
 
 def _draw(key: int, *names: int | str) -> Generator:

@@ -14,10 +14,9 @@ from metaopt.engine.gradient_problem import GradientProblem, GradientState, Inne
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import Draw, epoch_batch, fold
+from metaopt.engine.random import Draw, epoch_batch, fold, generator
 from metaopt.problems.reward_model.report import TaskReport
-from metaopt.problems.reward_model.steps import direction, reward_spread
-from metaopt.problems.reward_model.task import PreferenceTask
+from metaopt.problems.reward_model.task import PreferenceTask, reward_spread
 
 Variant = Literal["restore", "no_restore", "joint", "vanilla"]
 Ascent = Literal["reward_spread", "random"]
@@ -138,7 +137,7 @@ class MetaRewardModel(GradientProblem):
         if self.variant in ("joint", "vanilla"):
             return PreferenceBatch()
         if self.ascent == "random":
-            return PreferenceBatch(toward=direction(self._start[0], draw.generator))
+            return PreferenceBatch(toward=random_direction(self._start[0], draw.generator))
         return PreferenceBatch(prompts=self._some_prompts(draw))
 
     def outer_batch(self, draw: Draw) -> PreferenceBatch:
@@ -176,9 +175,9 @@ class MetaRewardModel(GradientProblem):
         return self.task.overhead(spent)
 
     def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
-        """Return the state with what the task finds out once about the deployed models."""
-        verdict = self.task.conclude(self.deployed(outer, inner), key)
-        return inner._replace(state=inner.state | verdict)
+        """Return the state with what the task measures once of the deployed models."""
+        conclusion = self.task.conclude(self.deployed(outer, inner), key)
+        return inner._replace(state=inner.state | conclusion)
 
     def deployed(self, outer: Tree, inner: GradientState) -> Tree:
         """Return parameters and buffers of the models that are kept."""
@@ -206,3 +205,24 @@ class MetaRewardModel(GradientProblem):
         if self.variant != "no_restore":
             return inner
         return inner | {k: v + inner[k] for k, v in outer.items()}
+
+
+def random_direction(params: Tree, draw: Generator) -> Tree:
+    """Return a random direction for each model, uniform on the unit sphere of its parameters.
+
+    Args:
+        params: the first axis of every tensor counts models.
+        draw: one number is drawn from it.
+    """
+    models = len(next(iter(params.values())))
+    key = int(torch.randint(2**62, (), generator=draw))
+    # Folded with the model's index, so that model i's direction is the same beside any others.
+    each = [generator(fold(key, i)) for i in range(models)]
+    drawn = {
+        k: torch.stack([torch.randn(p.shape[1:], generator=g, dtype=p.dtype) for g in each])
+        for k, p in params.items()
+    }
+    length = torch.stack([d.flatten(1).square().sum(1) for d in drawn.values()]).sum(0).sqrt()
+    return {
+        k: (d / length.view(-1, *[1] * (d.ndim - 1))).to(params[k].device) for k, d in drawn.items()
+    }

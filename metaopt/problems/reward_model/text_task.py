@@ -12,19 +12,20 @@ from torch import Generator, Tensor
 from torch.func import functional_call
 from transformers import AutoConfig, AutoTokenizer
 
+from metaopt.engine import tree
 from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.protocols import Tree
 from metaopt.metrics import wilson
 from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import word_tokenizer
-from metaopt.problems.reward_model.data.pairs import Pair, Preferences, plain, split, with_noise
-from metaopt.problems.reward_model.data.text_features import HELD_OUT, check_unlabelled, half_of
+from metaopt.problems.reward_model.data.dialogue import plain
+from metaopt.problems.reward_model.data.pair import Pair, Preferences, split, with_noise
+from metaopt.problems.reward_model.data.text_features import HELD_OUT, unlabelled_half
 from metaopt.problems.reward_model.model.export import export
 from metaopt.problems.reward_model.model.reward_model import RewardModel, bradley_terry
 from metaopt.problems.reward_model.model.tokens import encode, positions
-from metaopt.problems.reward_model.model.training import ordered
 from metaopt.problems.reward_model.report import table
-from metaopt.problems.reward_model.steps import reward_spread
+from metaopt.problems.reward_model.task import PreferenceTask, reward_figures
 
 
 class Encoded(NamedTuple):
@@ -34,7 +35,7 @@ class Encoded(NamedTuple):
     mask: Tensor
 
 
-class TextPreferences:
+class TextPreferences(PreferenceTask):
     """Pairs of texts and a `RewardModel` on any transformers model; one run, G = 1.
 
     The trained model is written as a folder that transformers and TRL load, read back and compared.
@@ -89,16 +90,13 @@ class TextPreferences:
                 f"TextPreferences needs max_length >= 1 and evaluation_batch >= 1; got "
                 f"{max_length} and {evaluation_batch}."
             )
-        transfer = transfer or {}
-        check_unlabelled(unlabelled, transfer)
-        own, other = split(source.pairs, training, seed)
-        trained = with_noise([plain(source.pairs[i]) for i in own], noise_share, seed)
+        rows, other = split(source.pairs, training, seed)
+        trained = with_noise([plain(source.pairs[i]) for i in rows], noise_share, seed)
         tests = {HELD_OUT: [plain(source.pairs[i]) for i in other]}
-        tests |= {name: [plain(p) for p in found.pairs] for name, found in transfer.items()}
-        order = torch.randperm(len(tests[unlabelled]), generator=_draw(seed)).tolist()
-        mixed = [tests[unlabelled][i] for i in order]
-        half = half_of(unlabelled, len(mixed))
-        tests[unlabelled] = mixed[half:]
+        tests |= {name: [plain(p) for p in s.pairs] for name, s in (transfer or {}).items()}
+        unlabelled_pairs = unlabelled_half(
+            tests, unlabelled, lambda n: torch.randperm(n, generator=_draw(seed)).tolist()
+        )
         self.source, self.max_length, self.cut = source.source, max_length, 0
         self.batch, self.device = evaluation_batch, torch.device(device)
         self.tokenizer = _tokenizer(tokenizer, backbone, trained)
@@ -114,18 +112,15 @@ class TextPreferences:
         torch.nn.Module.to(self.module, self.device)
         params, self._buffers, _ = split_module(self.module)
         self._params = {name: value[None] for name, value in params.items()}
-        self._training, self._unlabelled = self._encoded(trained), self._encoded(mixed[:half])
+        self._training, self._unlabelled = self._encoded(trained), self._encoded(unlabelled_pairs)
         self._margins = _margins(trained, self.device)
         self.noise_share = noise_share
         self._tests = {name: self._encoded(pairs) for name, pairs in tests.items()}
-        self.rows, self.prompts = len(trained), half
+        self.rows, self.prompts = len(trained), len(unlabelled_pairs)
 
     def init(self, generator: Generator) -> tuple[Tree, Tree]:
         """Return the backbone's and the head's parameters, (1, ...), and the module's buffers."""
-        params, buffers = (
-            {k: v.clone() for k, v in own.items()} for own in (self._params, self._buffers)
-        )
-        return params, buffers
+        return tree.clone(self._params), tree.clone(self._buffers)
 
     def row_losses(self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True) -> Tensor:
         """Return the loss of each training pair, (1, B)."""
@@ -143,51 +138,35 @@ class TextPreferences:
     @torch.no_grad()
     def metrics(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return accuracy, loss and mean |margin| by test, and J."""
-        found: dict[str, Tensor] = {}
-        for name, pairs in self._tests.items():
-            first, second = self._all(tensors, pairs).unbind(-1)
-            found[f"{name}_accuracy"] = ordered(first - second)
-            found[f"{name}_loss"] = bradley_terry(first, second).mean()
-            found[f"{name}_spread"] = (first - second).abs().mean()
-        found["reward_spread"] = reward_spread(self._all(tensors, self._unlabelled)).mean()
-        return {name: value[None] for name, value in found.items()}
-
-    def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
-        """Return nothing: one model, and labels that are given."""
-        return {}
-
-    def conclude(self, tensors: Mapping[str, Tensor], key: int) -> Tree:
-        """Return nothing: there is no true reward to find out about."""
-        return {}
-
-    def draw(self, found: Mapping[str, Tensor], folder: Path) -> list[Path]:
-        """Draw nothing."""
-        return []
+        tests = {name: self._all(tensors, pairs) for name, pairs in self._tests.items()}
+        return reward_figures(
+            {name: (both[..., 0], both[..., 1]) for name, both in tests.items()},
+            self._all(tensors, self._unlabelled),
+        )
 
     @torch.no_grad()
     def deliver(self, tensors: Mapping[str, Tensor], folder: Path) -> str:
         """Write the folder reward_model with a card; return the figures and where it is."""
-        state = {k: tensors[k][0] for k in self._params} | {k: tensors[k] for k in self._buffers}
-        self.module.load_state_dict(state, strict=False)
-        found = {name: value[0].item() for name, value in self.metrics(tensors).items()}
-        card = self._card(found, self._all(tensors, self._tests[HELD_OUT]))
+        self.module.load_state_dict(self._state(tensors), strict=False)
+        figures = self.metrics(tensors)
+        card = self._card(figures, self._all(tensors, self._tests[HELD_OUT])[0])
         path = folder / "reward_model"
         if path.exists():  # of a run that was stopped while it wrote
             shutil.rmtree(path)
         made = export(self.module, self.tokenizer, path, card, max_length=self.max_length)
-        figures = table({name: (torch.tensor([value]), None) for name, value in found.items()})
+        lines = table({name: (value, None) for name, value in figures.items()})
         return (
-            f"{figures}\n{made.architecture} in {made.folder}, read back: rewards differ by at "
+            f"{lines}\n{made.architecture} in {made.folder}, read back: rewards differ by at "
             f"most {made.difference:.1g}; {self.cut} texts were cut to {self.max_length} tokens"
         )
 
-    def _card(self, found: Mapping[str, float], rewards: Tensor) -> ModelCard:
+    def _card(self, figures: Mapping[str, Tensor], rewards: Tensor) -> ModelCard:
         """Return the card of figures by name, and of the rewards (n, 2) of the held-out pairs."""
-        count, share = len(rewards), found["held_out_accuracy"]
+        count, share = len(rewards), figures["held_out_accuracy"].item()
         low, high = map(float, wilson(share, count))
         ties = int((rewards[:, 0] == rewards[:, 1]).sum())
         others = "".join(
-            f"| {name} | {found[f'{name}_accuracy']:.4f} | {len(pairs.ids)} |\n"
+            f"| {name} | {figures[f'{name}_accuracy'].item():.4f} | {len(pairs.ids)} |\n"
             for name, pairs in self._tests.items()
             if name != HELD_OUT
         )
@@ -204,18 +183,22 @@ class TextPreferences:
         )
 
     def _all(self, tensors: Mapping[str, Tensor], pairs: Encoded) -> Tensor:
+        """Return the rewards of all pairs, (1, n, 2)."""
         parts = torch.arange(len(pairs.ids)).split(self.batch)
-        return torch.cat([self._rewards(tensors, pairs, rows, False) for rows in parts])
+        return torch.cat([self._rewards(tensors, pairs, rows, False) for rows in parts])[None]
 
     def _rewards(
         self, tensors: Mapping[str, Tensor], pairs: Encoded, rows: Tensor, train: bool
     ) -> Tensor:
         """Return rewards (B, 2)."""
-        state = {k: tensors[k][0] for k in self._params} | {k: tensors[k] for k in self._buffers}
+        state = self._state(tensors)
         ids, mask = (part[rows].flatten(0, 1).to(self.device) for part in pairs)
         self.module.train(train)
         result: Tensor = functional_call(self.module, state, (ids, mask)).logits.view(-1, 2)
         return result
+
+    def _state(self, tensors: Mapping[str, Tensor]) -> Tree:
+        return {k: tensors[k][0] for k in self._params} | {k: tensors[k] for k in self._buffers}
 
     def _encoded(self, pairs: Sequence[Pair]) -> Encoded:
         texts = [f"{p.prompt}{side}" for p in pairs for side in (p.chosen, p.rejected)]

@@ -1,4 +1,4 @@
-"""The world with a known reward as a task: shifted pairs and responses, and gold at the end."""
+"""Worlds with a known reward: pairs, shifted pairs and responses, and gold reward at the end."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ class PreferenceWorlds:
 
     Attributes:
         features: the data.
-        judge: this object.
         policy: the shifted policy, (R, ...).
 
     Raises:
@@ -107,7 +106,6 @@ class PreferenceWorlds:
             tests,
             seed,
         )
-        self.judge = self
 
     def conclude(self, reward: Reward) -> Tree:
         """Return KL and gold reward along a sweep of KL coefficients, and of the best of n.
@@ -127,32 +125,31 @@ class PreferenceWorlds:
             "best_of_shifted": self.world.best_of(reward, draws, count, policy=self.policy),
         }
 
-    def metrics(self, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def metrics(self, conclusion: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return gold rewards at each level of KL, at the fixed coefficient, and of best-of-n.
 
         A level that a run's policies do not reach is NaN there. `gold_fixed` and `kl_fixed` are
         those of the policy at the coefficient `beta`: rewards of another spread are pushed to
         another KL there, so that gold rewards at one coefficient do not compare reward models.
         """
-        at = 1 + self.betas.index(self.beta)
-        levels = {
-            f"gold_at_kl_{nats:g}": at_kl(found["kl"], found["gold"], nats) for nats in self.levels
-        }
-        best = {f"best_of_{self.candidates}": found["best_of"]}
-        best[f"best_of_{self.candidates}_shifted"] = found["best_of_shifted"]
-        return levels | best | {"gold_fixed": found["gold"][:, at], "kl_fixed": found["kl"][:, at]}
+        at = 1 + self.betas.index(self.beta)  # behind the SFT policy
+        divergence, gold = conclusion["kl"], conclusion["gold"]
+        levels = {f"gold_at_kl_{nats:g}": at_kl(divergence, gold, nats) for nats in self.levels}
+        best = {f"best_of_{self.candidates}": conclusion["best_of"]}
+        best[f"best_of_{self.candidates}_shifted"] = conclusion["best_of_shifted"]
+        return levels | best | {"gold_fixed": gold[:, at], "kl_fixed": divergence[:, at]}
 
     def baseline(self, x: Tensor) -> Tensor:
         """Return the second vanilla model's rewards (R, B) of features (R, B, d)."""
         return self.model.rewards(self._second, x)
 
-    def draw(self, found: Mapping[str, Tensor], folder: Path) -> list[Path]:
+    def draw(self, conclusion: Mapping[str, Tensor], folder: Path) -> list[Path]:
         """Draw gold reward against KL, of the models and of the vanilla ones, as gold.png."""
-        curves = {"this model": found, "vanilla": self.baseline_found}
+        curves = {"this model": conclusion, "vanilla": self.baseline_conclusion}
         return [draw_frontier(curves, self.levels, folder / "gold.png")]
 
     @cached_property
-    def baseline_found(self) -> Tree:
+    def baseline_conclusion(self) -> Tree:
         """What `conclude` says of the second vanilla model."""
         return self.conclude(self.baseline)
 
@@ -167,11 +164,11 @@ class PreferenceWorlds:
     def _responses(self, source: Responses, prompts: int, count: int) -> Tensor:
         draws = self._draws("responses")
         policy = self.policy if source == "shifted" else None
-        found = self.world.sample(draws, prompts, count, policy)
+        sampled = self.world.sample(draws, prompts, count, policy)
         if source != "noise":
-            return found
-        answers = normal(draws, prompts, count, found.shape[-1] - PROMPT)
-        return torch.cat((found[..., :PROMPT], answers), -1)
+            return sampled
+        answers = normal(draws, prompts, count, sampled.shape[-1] - PROMPT)
+        return torch.cat((sampled[..., :PROMPT], answers), -1)
 
     def _draws(self, purpose: str) -> Sequence[Generator]:
         return [generator(fold(self.seed, purpose, i)) for i in range(self.runs)]

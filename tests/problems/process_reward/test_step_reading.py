@@ -100,11 +100,11 @@ def test_a_file_without_chains_is_refused(tmp_path: Path, text: str) -> None:
 def test_sources_of_another_kind_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no file"):
         read(tmp_path)
-    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"must end in one of \.json"):
-        read(tmp_path / "a.csv")
+        read(tmp_path / "a.txt")
     with pytest.raises(ValueError, match="format='x' is none of chain, dreamprm"):
-        read(tmp_path / "a.csv", format="x")
+        read(tmp_path / "a.txt", format="x")
     with pytest.raises(ValueError, match=r"must end in \.json"):
         write(tmp_path / "a.parquet", [])
 

@@ -6,7 +6,8 @@ import gzip
 import json
 from pathlib import Path
 
-from metaopt.problems.reward_model.data.pairs import Message, Pair, preferences
+from metaopt.problems.reward_model.data.pair import Message, Pair
+from metaopt.problems.reward_model.data.pair_sources import preferences
 
 ROWS = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(3)]
 USER = {"role": "user", "content": "q"}

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.reward_model.bench import COUNTS, SECTION, Scorer, evaluate, main, table
-from metaopt.problems.reward_model.data.pairs import Message, Pair
+from metaopt.problems.reward_model.data.pair import Message, Pair
 from metaopt.problems.reward_model.model.export import export
 from metaopt.problems.reward_model.model.reward_model import RewardModel
 
@@ -271,7 +271,7 @@ def test_mistakes_end_in_a_line_and_not_in_a_traceback(folder, tmp_path, capsys)
         (["nowhere", "nothing", "--level", "2"], "level must be between 0 and 1"),
         (["nowhere", "nothing", "--device", "cuda:99"], "device=cuda:99 cannot be used here"),
         (["nowhere", "nothing", "--json", str(tmp_path / "no" / "x.json")], "cannot be written"),
-        (["nowhere", "nothing", "--json", str(tmp_path)], "is a folder; name a file"),
+        (["nowhere", "nothing", "--json", str(tmp_path)], "cannot be written"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

@@ -16,9 +16,9 @@ from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators import Direct, FirstOrder, Unroll
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.optimizers import Descent
-from metaopt.problems.reward_model import MetaRewardModel
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
-from metaopt.problems.reward_model.steps import direction, reward_spread
+from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel, random_direction
+from metaopt.problems.reward_model.task import reward_spread
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 WIDTHS = partial(FeatureReward, widths=(8,))
@@ -107,8 +107,8 @@ def test_a_unit_step_has_its_length_for_every_model():
 
 def test_a_random_direction_is_each_models_own():
     params = {"a": torch.zeros(3, 2, 4), "b": torch.zeros(3, 1)}
-    three = direction(params, generator(5))
-    two = direction({k: v[:2] for k, v in params.items()}, generator(5))
+    three = random_direction(params, generator(5))
+    two = random_direction({k: v[:2] for k, v in params.items()}, generator(5))
     assert all(torch.equal(three[k][:2], two[k]) for k in params)
     length = sum(v.flatten(1).square().sum(1) for v in three.values())
     assert length.tolist() == pytest.approx([1.0] * 3)

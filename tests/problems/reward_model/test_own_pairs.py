@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from metaopt.problems.reward_model.data.pairs import preferences, split
+from metaopt.problems.reward_model.data.pair import split
+from metaopt.problems.reward_model.data.pair_sources import preferences
 from metaopt.problems.reward_model.data.text_features import preference_texts
 
 COUNT = 40

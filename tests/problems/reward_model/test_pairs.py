@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 from preference_files import BAD, CONVERSATION, GOOD, ROWS, USER, bare, one, write
 
-from metaopt.problems.reward_model.data.pairs import (
-    SHARED,
-    Message,
-    Pair,
-    conversation,
-    plain,
-    preferences,
-    split,
-)
-from metaopt.problems.reward_model.data.pairs.rows import COLUMNS
+from metaopt.problems.reward_model.data.dialogue import conversation, plain
+from metaopt.problems.reward_model.data.pair import Message, Pair, split
+from metaopt.problems.reward_model.data.pair_rows import COLUMNS
+from metaopt.problems.reward_model.data.pair_sources import preferences
 
 
 @pytest.mark.parametrize(
@@ -174,7 +168,7 @@ def test_hh_rlhf_is_read_whole(shared: Path) -> None:
         preferences("hh_harmless")
     found = preferences("hh_harmless", malformed="report")
     assert (len(found.pairs), len(found.malformed)) == (2308, 4)
-    lines = gzip.decompress((shared / SHARED["hh_harmless"][0]).read_bytes()).splitlines()
+    lines = gzip.decompress((shared / "hh_harmless_base_test.jsonl.gz").read_bytes()).splitlines()
     wrong = []
     for pair in found.pairs:
         row = json.loads(lines[pair.row - 1])
@@ -192,7 +186,7 @@ def test_hh_rlhf_is_read_whole(shared: Path) -> None:
 @pytest.mark.data
 def test_pandalm_is_read_whole(shared: Path) -> None:
     found = preferences("pandalm", malformed="report")
-    rows = json.loads((shared / SHARED["pandalm"][0]).read_text())
+    rows = json.loads((shared / "pandalm_testset_v1.json").read_text())
     names = "response1", "response2"
     empty = [i for i, r in enumerate(rows, 1) if not all(str(r[n]).strip() for n in names)]
     assert [m.row for m in found.malformed] == empty

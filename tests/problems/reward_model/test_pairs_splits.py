@@ -7,15 +7,8 @@ from collections import Counter
 import pytest
 from preference_files import CONVERSATION
 
-from metaopt.problems.reward_model.data.pairs import (
-    Message,
-    Pair,
-    conversation,
-    flips,
-    plain,
-    split,
-    with_noise,
-)
+from metaopt.problems.reward_model.data.dialogue import conversation, plain
+from metaopt.problems.reward_model.data.pair import Message, Pair, flips, split, with_noise
 
 
 def test_plain_text_and_conversations_convert_into_each_other() -> None:

@@ -21,7 +21,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 
 from metaopt.engine.random import generator
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.data.pairs import Message, Pair, Preferences, preferences, split
+from metaopt.problems.reward_model.data.pair import Message, Pair, Preferences, split
+from metaopt.problems.reward_model.data.pair_sources import preferences
 from metaopt.problems.reward_model.data.text_features import preference_texts, seed_of
 from metaopt.problems.reward_model.denoising import Denoised
 from metaopt.problems.reward_model.feature_task import FeaturePreferences

@@ -13,7 +13,8 @@ from small import preference_files
 from torch.nn.functional import softplus
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from metaopt.problems.reward_model.data.pairs import preferences, split
+from metaopt.problems.reward_model.data.pair import split
+from metaopt.problems.reward_model.data.pair_sources import preferences
 from metaopt.problems.reward_model.text_task import TextPreferences
 
 TINY = {

@@ -89,7 +89,7 @@ def _sources(source: str | None) -> dict[str, list[Chain]]:
     by_domain: dict[str, list[Chain]] = {}
     for folder in SOURCES:
         if source is None:
-            path = find_data(folder, folder, ORIGINS[folder])
+            path = find_data(folder, folder)
         else:
             path = Path(source).expanduser() / folder
             if not path.is_dir():

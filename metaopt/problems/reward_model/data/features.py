@@ -1,4 +1,4 @@
-"""Preference data as features, R runs side by side, whatever it was made of."""
+"""Preference data as features, a batch of R runs, whatever it was made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear-Gaussian policies, R side by side, and what pushing a reward up makes of one."""
+"""Batches of linear-Gaussian policies, and their optimisation against a reward."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def kl(policy: Policy, reference: Policy) -> Tensor:
     With s the reference's deviations, and a, b, t the differences of slope and offset and the ratio
     of deviations of response j, divided by s_j: 1/2 sum_j t_j^2 - 1 - 2 log t_j + |a_j|^2 + b_j^2.
     """
-    a, b, ratio = _relative(policy, reference)
+    s = reference.deviation
+    a = (policy.slope - reference.slope) / s.unsqueeze(-1)
+    b, ratio = (policy.offset - reference.offset) / s, policy.deviation / s
     terms = ratio.square() - 1 - 2 * ratio.log() + a.square().sum(-1) + b.square()
     return terms.sum(-1) / 2
 
@@ -124,29 +126,27 @@ def optimise(
     weight = scale.new_tensor(betas)
     noise = draw(generators, steps, batch, inputs + width)
 
-    def moved() -> Policy:
+    def current() -> Policy:
         slope = start.slope + scale[..., None] * a
         return Policy(slope, start.offset + scale * b, scale * log_ratio.exp())
 
     for step in range(steps):
-        e = noise[:, step, None].expand(-1, sweep, -1, -1)
-        x, e = e.split((inputs, width), -1)
-        policy = moved()
+        x, e = noise[:, step, None].expand(-1, sweep, -1, -1).split((inputs, width), -1)
+        policy = current()
         both = torch.cat((x, policy.respond(x, e)), -1).reshape(runs, sweep * batch, -1)
         gain = ((reward(both) - mean) / deviation).view(runs, sweep, batch).mean(-1)
         loss = (weight * kl(policy, start) - gain).sum()
-        for tensor, grad in zip(
-            (a, b, log_ratio), torch.autograd.grad(loss, (a, b, log_ratio)), strict=True
-        ):
-            tensor.grad = grad
+        adam.zero_grad()
+        # Not of the reward's own parameters, which may ask for gradients too.
+        loss.backward(inputs=[a, b, log_ratio])
         adam.step()
         schedule.step()
-    found = Policy(*(part.detach() for part in moved()))
-    if not all(bool(part.isfinite().all()) for part in found):
+    policy = Policy(*(part.detach() for part in current()))
+    if not all(bool(part.isfinite().all()) for part in policy):
         raise FloatingPointError(
             f"a policy became NaN or infinite: the reward does, or lr={lr} is too large."
         )
-    return found
+    return policy
 
 
 def at_kl(divergence: Tensor, gold: Tensor, where: float) -> Tensor:
@@ -178,18 +178,12 @@ def at_kl(divergence: Tensor, gold: Tensor, where: float) -> Tensor:
     return torch.where(inside, y0 + share * (y1 - y0), torch.nan).squeeze(-1)
 
 
-def _relative(policy: Policy, reference: Policy) -> tuple[Tensor, Tensor, Tensor]:
-    s = reference.deviation
-    slope = (policy.slope - reference.slope) / s.unsqueeze(-1)
-    return slope, (policy.offset - reference.offset) / s, policy.deviation / s
-
-
 @torch.no_grad()
 def _moments(
     reward: Reward, policy: Policy, generators: Sequence[Generator], count: int = 2048
 ) -> tuple[Tensor, Tensor]:
-    found = reward(features(policy, generators, count, 1).flatten(1, 2))
-    deviation, mean = torch.std_mean(found, -1, keepdim=True)
+    rewards = reward(features(policy, generators, count, 1).flatten(1, 2))
+    deviation, mean = torch.std_mean(rewards, -1, keepdim=True)
     if not bool((deviation > 0).all()):
         runs = (~(deviation > 0)).flatten().nonzero().flatten().tolist()
         raise ValueError(f"the reward of runs {runs} is constant, so no policy maximises it.")

@@ -5,7 +5,7 @@ TF-IDF and SVD, fitted on each run's training texts, or a pretrained model's hid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from metaopt.problems.reward_model.data.dialogue import plain
 from metaopt.problems.reward_model.data.features import PreferenceFeatures
-from metaopt.problems.reward_model.data.pairs import Pair, Preferences, flips, plain, split
+from metaopt.problems.reward_model.data.pair import Pair, Preferences, flips, split
 from metaopt.problems.reward_model.data.world import Pairs
 
 HELD_OUT = "held_out"
@@ -54,7 +55,7 @@ def preference_texts(
             labels, as two responses a prompt; the test is then on the other half.
         runs: number R of splits, >= 1; split i is a function of (seed, i).
         training: pairs that train, or their share; see
-            `metaopt.problems.reward_model.data.pairs.split`.
+            `metaopt.problems.reward_model.data.pair.split`.
         noise: share of training labels that are exchanged, in [0, 1].
         trusted: share of the training pairs whose labels before that are known, in (0, 1].
         answer_size, prompt_size: numbers of features of answer and prompt, >= 1.
@@ -71,32 +72,29 @@ def preference_texts(
             f"preference_texts needs runs, answer_size, prompt_size, words >= 1 and trusted in "
             f"(0, 1]; got {runs}, {answer_size}, {prompt_size}, {words} and {trusted}."
         )
-    transfer = transfer or {}
-    check_unlabelled(unlabelled, transfer)
-    pairs = [plain(pair) for pair in source.pairs]
-    others = {name: [plain(pair) for pair in found.pairs] for name, found in transfer.items()}
-    everything = [*pairs, *(pair for found in others.values() for pair in found)]
-    counts: Any = _Counts(everything, words) if encoder is None else _Encoded(everything, encoder)
-    at = {"source": np.arange(len(pairs))}
-    start = len(pairs)
-    for name, found in others.items():
-        at[name] = np.arange(start, start + len(found))
-        start += len(found)
+    everything = [plain(pair) for pair in source.pairs]
+    others: dict[str, Any] = {}
+    for name, further in (transfer or {}).items():
+        others[name] = range(len(everything), len(everything) + len(further.pairs))
+        everything += map(plain, further.pairs)
     seeds = [seed_of(seed, run) for run in range(runs)]
-    splits = [split(source.pairs, training, own) for own in seeds]
+    splits = [split(source.pairs, training, own_seed) for own_seed in seeds]
+    # Sides differ by a few pairs where prompts have several; the smallest ones stack.
     sizes = [min(len(s[side]) for s in splits) for side in (0, 1)]
+    chosen: list[dict[str, Sequence[int]]] = []
+    for run, (rows, held_out) in enumerate(splits):
+        tests = {HELD_OUT: held_out[: sizes[1]], **others}
+        responses = unlabelled_half(
+            tests, unlabelled, np.random.default_rng([seed, run]).permutation
+        )
+        chosen.append({"training": rows[: sizes[0]], "responses": responses, **tests})
+    counts: Any = _Counts(everything, words) if encoder is None else _Encoded(everything, encoder)
     parts: dict[str, list[Tensor]] = {}
-    for run, (own, held_out) in enumerate(splits):
-        rows = np.array(own[: sizes[0]])
-        encode = counts.fitted(rows, (answer_size, prompt_size), seeds[run])
-        tests = {HELD_OUT: np.array(held_out[: sizes[1]])}
-        tests |= {name: indices for name, indices in at.items() if name != "source"}
-        order = np.random.default_rng([seed, run]).permutation(len(tests[unlabelled]))
-        mixed = tests[unlabelled][order]
-        half = half_of(unlabelled, len(mixed))
-        tests[unlabelled] = mixed[half:]
-        for name, chosen in {"training": rows, "responses": mixed[:half], **tests}.items():
-            parts.setdefault(name, []).append(encode(chosen))
+    for run, indices in enumerate(chosen):
+        trained = np.array(indices["training"])
+        encode = counts.fitted(trained, (answer_size, prompt_size), seeds[run])
+        for name, at in indices.items():
+            parts.setdefault(name, []).append(encode(np.array(at)))
     stacked = {name: _stacked(features) for name, features in parts.items()}
     wrong = torch.zeros(runs, sizes[0], dtype=torch.bool)
     for run in range(runs):
@@ -105,26 +103,35 @@ def preference_texts(
         _pairs(stacked.pop("training"), wrong),
         max(1, round(trusted * sizes[0])),
         stacked.pop("responses"),
-        {name: _pairs(found) for name, found in stacked.items()},
+        {name: _pairs(features) for name, features in stacked.items()},
         seed,
     )
 
 
-def check_unlabelled(name: str, transfer: Mapping[str, Preferences]) -> None:
-    """Raise a ValueError unless the unlabelled responses come from a test that there is."""
-    if name not in (HELD_OUT, *transfer):
-        allowed = ", ".join((HELD_OUT, *transfer))
-        raise ValueError(f"unlabelled must be one of {allowed}; got {name!r}.")
+def unlabelled_half(
+    tests: dict[str, Any], name: str, permutation: Callable[[int], Iterable[int]]
+) -> list[Any]:
+    """Take half of a test's pairs, at random, out of it and return them.
 
+    Args:
+        tests: pairs by name; the test is left with the other half.
+        name: of the test.
+        permutation: from a number n to 0..n-1 in random order.
 
-def half_of(test: str, count: int) -> int:
-    """Return how many of a test's pairs are unlabelled responses; a ValueError where it is none."""
+    Raises:
+        ValueError: there is no such test, or it has a pair only.
+    """
+    if name not in tests:
+        raise ValueError(f"unlabelled must be one of {', '.join(tests)}; got {name!r}.")
+    count = len(tests[name])
     if count < 2:
         raise ValueError(
-            f"the test {test} has {count} pair, and half of its pairs are to be unlabelled "
+            f"the test {name} has {count} pair, and half of its pairs are to be unlabelled "
             f"responses: it needs two or more. Let fewer pairs train, or bring more."
         )
-    return count // 2
+    mixed = [tests[name][i] for i in permutation(count)]
+    tests[name] = mixed[count // 2 :]
+    return mixed[: count // 2]
 
 
 def seed_of(seed: int, run: int) -> int:

@@ -13,12 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.reward_model.data.policy import (
-    Policy,
-    Reward,
-    draw,
-    features,
-)
+from metaopt.problems.reward_model.data.policy import Policy, Reward, draw, features
 
 PROMPT, HIGH, LOW = 4, 4, 8
 
@@ -37,7 +32,7 @@ class Pairs(NamedTuple):
 
 
 class PreferenceWorld:
-    """R worlds side by side: prompt x in R^4, response y in R^12, and a known reward of both.
+    """R batched worlds: prompt x in R^4, response y in R^12, and a known reward of both.
 
     x ~ N(0, I), and the SFT policy answers y ~ N(K x + b, diag(s^2)), where 4 of the responses'
     coordinates vary much and 8 little. The gold reward is

@@ -9,8 +9,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from metaopt.problems.reward_model.data.pairs import Pair, conversation, plain
-from metaopt.problems.reward_model.data.pairs.dialogue import TURN
+from metaopt.problems.reward_model.data.dialogue import TURN, conversation, plain
+from metaopt.problems.reward_model.data.pair import Pair
 from metaopt.problems.reward_model.model.export import as_reward_model, read
 from metaopt.problems.reward_model.model.tokens import encode, positions
 

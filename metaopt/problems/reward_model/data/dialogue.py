@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import takewhile
 
-from metaopt.problems.reward_model.data.pairs.pair import Message, Pair, Text
+from metaopt.problems.reward_model.data.pair import Message, Pair, Text
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"

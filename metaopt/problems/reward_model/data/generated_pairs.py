@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from metaopt.problems.reward_model.data.pairs.pair import Pair
+from metaopt.problems.reward_model.data.pair import Pair
 
 ANSWERS = {
     "boil an egg": "Put it in boiling water for eight minutes and cool it under the tap.",

@@ -5,26 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-from metaopt.data.folder import find_data
+from metaopt.data.folder import data_sets, find_data
 from metaopt.data.records import Record, records
-from metaopt.problems.reward_model.data.pairs.generated import generated_pairs
-from metaopt.problems.reward_model.data.pairs.pair import Malformed, Pair, Preferences
-from metaopt.problems.reward_model.data.pairs.rows import COLUMNS, read
+from metaopt.problems.reward_model.data.generated_pairs import generated_pairs
+from metaopt.problems.reward_model.data.pair import Malformed, Pair, Preferences
+from metaopt.problems.reward_model.data.pair_rows import COLUMNS, read
 
-SHARED = {
-    "hh_harmless": ("hh_harmless_base_test.jsonl.gz",),
-    "pandalm": ("pandalm_testset_v1.json",),
-    "llmbar": tuple(
-        f"llmbar_{part}.json" for part in ("natural", "neighbor", "gptinst", "gptout", "manual")
-    ),
-}
-"""Names of known data sets, and their files in the folder preferences of the data folder."""
+SHARED = ("hh_harmless", "pandalm", "llmbar")
+"""Data sets of `metaopt.data.folder.data_sets` that hold preferences."""
 
-ORIGINS = {
-    "hh_harmless": "https://github.com/anthropics/hh-rlhf (harmless-base/test.jsonl.gz)",
-    "pandalm": "https://github.com/WeOpenML/PandaLM (data/testset-v1.json)",
-    "llmbar": "https://github.com/princeton-nlp/LLMBar (Dataset/LLMBar/*/dataset.json)",
-}
 GENERATED = "generated"
 MALFORMED = ("refuse", "report")
 
@@ -108,8 +97,8 @@ def _records(
             for pair in generated_pairs():
                 yield Record(pair._asdict(), pair.row, f"{name}:{pair.row}", name, name)
         elif name in SHARED:
-            for file in SHARED[name]:
-                yield from records(find_data(f"preferences/{file}", name, ORIGINS[name]))
+            for path in data_sets()[name]["files"]:
+                yield from records(find_data(path, name))
         else:
             try:
                 yield from records(name, columns, subset, split, folder)

@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from metaopt.data.row_texts import literal, writable
-from metaopt.problems.reward_model.data.pairs.dialogue import common_prompt
-from metaopt.problems.reward_model.data.pairs.pair import Message, Pair, Text
+from metaopt.problems.reward_model.data.dialogue import common_prompt
+from metaopt.problems.reward_model.data.pair import Message, Pair, Text
 
 COLUMNS = ("prompt", "chosen", "rejected", "margin", "strength", "section")
 """Columns of pairs. Chosen and rejected are needed; a source without `prompt` (or `messages`, the
