@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
-import os
+import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +17,6 @@ ELSEWHERE = {"cifar10": "problem.data.source=uoft-cs/cifar10 reads it from the h
 
 GITHUB = "https://github.com"
 TIMEOUT = 60.0
-CHUNK = 1 << 20
 
 
 class FetchError(Exception):
@@ -29,8 +26,7 @@ class FetchError(Exception):
 def fetch(name: str, folder: str | Path | None = None) -> list[Path]:
     """Download a data set and return the paths of its files.
 
-    A file that is there with the right hash is not downloaded again. A download is written beside
-    its place and moved there once its hash is right, so that no partial file looks complete.
+    A file that is there with the right hash is not downloaded again, and no partial file is left.
 
     Args:
         name: of the data set.
@@ -59,28 +55,22 @@ def _get(url: str, target: Path, sha256: str) -> None:
         if hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
             return
         raise FetchError(f"{target} is there with another content than {url}. Move it away first.")
+    from torch.hub import download_url_to_file
+
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Named by the process, so that two downloads at once do not write into one file.
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    digest = hashlib.sha256()
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as reply, partial.open("wb") as file:
-            while chunk := reply.read(CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise FetchError(
-                f"{url} gives another content than was published when metaopt was made (SHA-256 "
-                f"{digest.hexdigest()[:12]}... in place of {sha256[:12]}...). Nothing was kept."
-            )
-        partial.replace(target)
+        # Written beside the target and moved once its hash is right; removed where it fails.
+        download_url_to_file(url, str(target), sha256, progress=False)
+    except RuntimeError as error:
+        raise FetchError(
+            f"{url} gives another content than was published when metaopt was made ({error}). "
+            f"Nothing was kept."
+        ) from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         raise FetchError(
             f"cannot download {url} ({getattr(error, 'reason', error)}). With a connection "
             f"elsewhere, save it as {target}."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.name is None:
         print(listed)
         return 0
+    socket.setdefaulttimeout(TIMEOUT)  # the download itself sets none
     try:
         paths = fetch(given.name, given.folder)
     except (ValueError, FetchError) as error:

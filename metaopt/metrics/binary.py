@@ -42,8 +42,8 @@ def kappa(decisions: Scores, outcomes: ArrayLike) -> float | None:
     return only(weighted_kappa(*counts(ones(y), d, y)))
 
 
-def wilson(rate: ArrayLike, count: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
-    """Return the ends of Wilson's interval of rates in [0, 1] among `count` examples each.
+def wilson(rate: ArrayLike, count: ArrayLike) -> tuple[Array, Array]:
+    """Return the ends of Wilson's 95 % interval of rates in [0, 1] among `count` examples each.
 
     The examples are taken to be independent; a rate need not be a whole number of them, since ties
     may count half. The interval holds the rate itself, whatever the rounding.
@@ -54,7 +54,7 @@ def wilson(rate: ArrayLike, count: ArrayLike, level: float = 0.95) -> tuple[Arra
     from scipy.special import ndtri
 
     p, n = np.asarray(rate, dtype=float), np.asarray(count, dtype=float)
-    z = float(ndtri(0.5 + level / 2))
+    z = float(ndtri(0.975))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
     low, high = np.maximum(centre - half, 0), np.minimum(centre + half, 1)

@@ -23,12 +23,6 @@ from metaopt.metrics.bootstrap import Ends, clustered_intervals
 
 Numbers = dict[str, float | None]
 
-BOUNDED = (
-    "base_rate", "auroc", "brier", "brier_skill", "kappa", "sensitivity", "specificity",
-    "apparent_rate", "corrected_rate", "checked_rate",
-)  # fmt: skip
-"""Figures of `measure` with an interval; the ends are `<name>_low` and `<name>_high`."""
-
 COMPARED = ("auroc", "brier", "brier_skill", "kappa", "sensitivity", "specificity")
 """Figures of `compare`."""
 
@@ -167,7 +161,7 @@ def measure(
     seed: int = 0,
     resamples: int = 2_000,
 ) -> Numbers:
-    """Return the figures of a judge on held-out examples, with the intervals of `BOUNDED`.
+    """Return the figures of a judge on held-out examples, most of them with 95 % intervals.
 
     `n` and `queries` count all examples, `base_rate` is their share of successes and `coverage`
     their share of scores; all else is of the `scored` ones, of which `scored_base_rate` succeed.
@@ -175,8 +169,8 @@ def measure(
     their share decided for success, `corrected_rate` its `rogan_gladen` with sensitivity and
     specificity of the other half, `checked_rate` their true share. (Examples corrected by their own
     sensitivity and specificity give back their base rate, whatever the judge is worth.) A resample
-    re-estimates every figure under the judge as it was fitted. `None` stands where a figure is not
-    defined.
+    re-estimates every figure under the judge as it was fitted; the ends of its interval are
+    `<name>_low` and `<name>_high`. `None` stands where a figure is not defined.
 
     Args:
         scores, outcomes: one an example; a score is `None` or NaN where there is none.
@@ -256,7 +250,7 @@ def _named(intervals: Mapping[str, Ends]) -> Numbers:
 
 
 def _statistics(data: _Judged, weights: Array) -> dict[str, Array]:
-    """Return the figures of `BOUNDED` for each row of weights, (resamples, examples)."""
+    """Return the figures with an interval for each row of weights, (resamples, examples)."""
     has = np.isfinite(data.score)
     s, p, d, y, half = (column[has] for column in data)
     w = weights[:, has]

@@ -57,7 +57,7 @@ class Part:
         name: of the subset, section or whole.
         accuracy: share of pairs whose chosen answer has the higher reward, in [0, 1]; equal rewards
             are wrong.
-        low, high: its interval.
+        low, high: its 95 % interval.
         pairs: number of pairs.
         ties: how many of them have equal rewards.
     """
@@ -80,21 +80,16 @@ class Evaluation:
             a section of its own.
         mean: unweighted mean of the sections, RewardBench's score.
         pooled: all pairs alike.
-        level: of all intervals.
     """
 
     subsets: tuple[Part, ...]
     sections: tuple[Part, ...]
     mean: Part
     pooled: Part
-    level: float
 
 
 def evaluate(
-    chosen: Sequence[float],
-    rejected: Sequence[float],
-    subsets: Sequence[str],
-    level: float = 0.95,
+    chosen: Sequence[float], rejected: Sequence[float], subsets: Sequence[str]
 ) -> Evaluation:
     """Return the accuracies of rewards.
 
@@ -105,11 +100,9 @@ def evaluate(
     Args:
         chosen, rejected: rewards of the answers, one a pair.
         subsets: of each pair.
-        level: coverage, in (0, 1).
 
     Raises:
-        ValueError: lists that are empty or of different lengths, a reward that is not finite, a
-            level outside (0, 1).
+        ValueError: lists that are empty or of different lengths, a reward that is not finite.
 
     References: Wilson, JASA 1927; Zou and Donner, Statistics in Medicine 2008; Lambert et al.,
     RewardBench, 2024.
@@ -119,13 +112,12 @@ def evaluate(
             f"an evaluation needs one or more pairs with two rewards and a subset each; got "
             f"{len(chosen)}, {len(rejected)} and {len(subsets)}."
         )
-    _check_level(level)
     margins = np.subtract(chosen, rejected)
     wrong = np.flatnonzero(~np.isfinite(margins)).tolist()
     if wrong:
         raise ValueError(f"rewards must be finite; pairs {wrong[:20]} have others.")
     names = np.array(subsets)
-    parts = [_part(name, margins[names == name], level) for name in dict.fromkeys(subsets)]
+    parts = [_part(name, margins[names == name]) for name in dict.fromkeys(subsets)]
     sections: dict[str, list[Part]] = {}
     for part in parts:
         sections.setdefault(SECTION.get(part.name, part.name), []).append(part)
@@ -134,15 +126,14 @@ def evaluate(
         for name, members in sections.items()
     ]
     mean = _weighted("mean of sections", joined, [1] * len(joined))
-    return Evaluation(tuple(parts), tuple(joined), mean, _part("all pairs", margins, level), level)
+    return Evaluation(tuple(parts), tuple(joined), mean, _part("all pairs", margins))
 
 
 def table(evaluation: Evaluation) -> str:
     """Return the accuracies as lines of text."""
     parts = [*evaluation.sections, evaluation.mean, evaluation.pooled]
     width = max(len(part.name) for part in parts)
-    level = f"{100 * evaluation.level:g} %"
-    lines = [f"{'section':{width}}  accuracy  {level + ' interval':16}  pairs  ties"]
+    lines = [f"{'section':{width}}  accuracy  95 % interval     pairs  ties"]
     lines += [
         f"{part.name:{width}}  {part.accuracy:8.4f}  [{part.low:.4f}, {part.high:.4f}]  "
         f"{part.pairs:5d}  {part.ties:4d}"
@@ -168,11 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8, help="texts scored at once")
     parser.add_argument("--max-length", type=int, help="most tokens of a text")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
     parser.add_argument("--json", type=Path, help="file to write the accuracies to")
     given = parser.parse_args(arguments)
     try:
-        _check_level(given.level)
         check_device(given.device)
         if given.json is not None:
             _check_file(given.json)
@@ -187,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts = [text for pair in data.pairs for text in score.texts(pair, given.chat)]
         rewards = score(texts, given.chat)
         names = [pair.section for pair in data.pairs]
-        evaluation = evaluate(rewards[::2], rewards[1::2], names, given.level)
+        evaluation = evaluate(rewards[::2], rewards[1::2], names)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     print(
@@ -205,11 +194,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level}.")
-
-
 def _check_file(path: Path) -> None:
     """Refuse a file that cannot be written, before hours of scoring."""
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -218,9 +202,9 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _part(name: str, margins: NDArray[np.float64], level: float) -> Part:
+def _part(name: str, margins: NDArray[np.float64]) -> Part:
     share = float(np.mean(margins > 0))
-    low, high = map(float, wilson(share, len(margins), level))
+    low, high = map(float, wilson(share, len(margins)))
     return Part(name, share, low, high, len(margins), int(np.sum(margins == 0)))
 
 

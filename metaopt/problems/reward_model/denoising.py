@@ -106,16 +106,14 @@ class Denoised(StrengthLabels):
         flip: share of the pairs to flip, the weakest; 0 for none.
         smoothing: a of the soft labels 1 - a of pairs of negative strength; 0 for none.
         margin: scale of the margins; 0 for none.
-        clip: replace negative margins by 0.
-        drop: whether pairs of negative strength are left out; or the share of the weakest.
+        drop: leave out pairs of negative strength.
         models, folds, recipe: as for `StrengthLabels`.
     """
 
     flip: float = 0.0
     smoothing: float = 0.0
     margin: float = 0.0
-    clip: bool = False
-    drop: bool | float = False
+    drop: bool = False
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
@@ -127,10 +125,9 @@ class Denoised(StrengthLabels):
         if self.smoothing:
             targets = strength.soft(mean, self.smoothing, targets=targets)
         if self.margin:
-            targets = strength.margin(mean, self.margin, self.clip, targets)
+            targets = strength.margin(mean, self.margin, targets=targets)
         if self.drop:
-            share = None if self.drop is True else self.drop
-            targets = strength.drop(mean, share, targets)
+            targets = strength.drop(mean, targets=targets)
         return _training_targets(data.training, targets, facts, strengths.gradients)
 
 

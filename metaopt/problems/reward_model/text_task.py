@@ -113,7 +113,7 @@ class TextPreferences(PreferenceTask):
         params, self._buffers, _ = split_module(self.module)
         self._params = {name: value[None] for name, value in params.items()}
         self._training, self._unlabelled = self._encoded(trained), self._encoded(unlabelled_pairs)
-        self._margins = _margins(trained, self.device)
+        self._margins = torch.tensor([pair.margin or 0.0 for pair in trained], device=self.device)
         self.noise_share = noise_share
         self._tests = {name: self._encoded(pairs) for name, pairs in tests.items()}
         self.rows, self.prompts = len(trained), len(unlabelled_pairs)
@@ -125,8 +125,7 @@ class TextPreferences(PreferenceTask):
     def row_losses(self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True) -> Tensor:
         """Return the loss of each training pair, (1, B)."""
         first, second = self._rewards(tensors, self._training, rows, train).unbind(-1)
-        margin = None if self._margins is None else self._margins[rows.to(self.device)]
-        return bradley_terry(first, second, margin)[None]
+        return bradley_terry(first, second, self._margins[rows.to(self.device)])[None]
 
     def responses(self, tensors: Mapping[str, Tensor], prompts: Tensor) -> Tensor:
         """Return the rewards of the two responses to each prompt, (1, B, 2); without dropout.
@@ -205,13 +204,6 @@ class TextPreferences(PreferenceTask):
         ids, mask, cut = encode(self.tokenizer, texts, self.max_length)
         self.cut += len(cut)
         return Encoded(*(part.view(len(pairs), 2, -1) for part in (ids, mask)))
-
-
-def _margins(pairs: Sequence[Pair], device: torch.device) -> Tensor | None:
-    """Return the margins, 0 for a pair without one; `None` where no pair has any."""
-    if all(pair.margin is None for pair in pairs):
-        return None
-    return torch.tensor([pair.margin or 0.0 for pair in pairs], device=device)
 
 
 def _tokenizer(name: str | None, backbone: str | Mapping[str, Any], pairs: Sequence[Pair]) -> Any:

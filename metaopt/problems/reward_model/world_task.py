@@ -14,7 +14,7 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.data.features import PreferenceFeatures
-from metaopt.problems.reward_model.data.policy import Policy, Reward, at_kl, kl, optimise
+from metaopt.problems.reward_model.data.policy import Policy, Reward, at_kl, kl, optimise, sample
 from metaopt.problems.reward_model.data.policy import draw as normal
 from metaopt.problems.reward_model.data.world import PROMPT, Pairs, PreferenceWorld
 from metaopt.problems.reward_model.model.training import Recipe, batches, every, fit
@@ -163,8 +163,8 @@ class PreferenceWorlds:
 
     def _responses(self, source: Responses, prompts: int, count: int) -> Tensor:
         draws = self._draws("responses")
-        policy = self.policy if source == "shifted" else None
-        sampled = self.world.sample(draws, prompts, count, policy)
+        policy = self.policy if source == "shifted" else self.world.sft
+        sampled = sample(policy, draws, prompts, count)
         if source != "noise":
             return sampled
         answers = normal(draws, prompts, count, sampled.shape[-1] - PROMPT)

@@ -68,8 +68,8 @@ ROWS = [
 
 def test_intervals_are_wilson_s():
     chosen, rejected = [1.0] * 30 + [0.0] * 10, [0.5] * 35 + [0.0] * 5
-    part = evaluate(chosen, rejected, ["x"] * 40, 0.9).pooled
-    p, n, z = 0.75, 40, norm.ppf(0.95)
+    part = evaluate(chosen, rejected, ["x"] * 40).pooled
+    p, n, z = 0.75, 40, norm.ppf(0.975)
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     assert part.accuracy == p
@@ -248,7 +248,6 @@ def test_the_table_has_a_line_a_section():
         (lambda: evaluate([], [], []), "one or more pairs"),
         (lambda: evaluate([1.0], [1.0, 2.0], ["a"]), "got 1, 2 and 1"),
         (lambda: evaluate([1.0], [math.nan], ["a"]), r"pairs \[0\] have others"),
-        (lambda: evaluate([1.0], [0.0], ["a"], 1.0), "level must be between 0 and 1"),
         (lambda: Scorer("nowhere", batch=0), "batch, max_length >= 1"),
         (lambda: Scorer("nowhere", device="cuda:99"), "device=cuda:99 cannot be used here"),
     ],
@@ -268,7 +267,6 @@ def test_mistakes_end_in_a_line_and_not_in_a_traceback(folder, tmp_path, capsys)
         ([folder, str(data)], "there is no preference"),
         ([folder, str(good), "--chat"], "no chat template"),
         ([str(tmp_path / "none"), str(good)], "none"),
-        (["nowhere", "nothing", "--level", "2"], "level must be between 0 and 1"),
         (["nowhere", "nothing", "--device", "cuda:99"], "device=cuda:99 cannot be used here"),
         (["nowhere", "nothing", "--json", str(tmp_path / "no" / "x.json")], "cannot be written"),
         (["nowhere", "nothing", "--json", str(tmp_path)], "cannot be written"),

@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from metaopt.engine.random import fold, generator
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.data.policy import Policy, at_kl, kl, optimise
+from metaopt.problems.reward_model.data.policy import Policy, at_kl, kl, optimise, sample
 from metaopt.problems.reward_model.data.world import PreferenceWorld
 
 
@@ -53,12 +53,12 @@ def test_the_kl_is_that_of_normal_distributions():
 
 def test_the_gold_reward_is_standardised_and_its_expectation_exact():
     w = world()
-    x = w.sample(draws(2, "x"), 100_000, 1).squeeze(2)
+    x = sample(w.sft, draws(2, "x"), 100_000, 1).squeeze(2)
     gold = w.gold(x)
     assert (gold.mean(-1).abs() < 0.015).all()
     assert ((gold.std(-1) - 1).abs() < 0.02).all()
     moved = Policy(w.sft.slope + 0.3, w.sft.offset - 0.2, 1.5 * w.sft.deviation)
-    gold = w.gold(w.sample(draws(2, "y"), 100_000, 1, moved)).squeeze(2)
+    gold = w.gold(sample(moved, draws(2, "y"), 100_000, 1)).squeeze(2)
     error = gold.std(-1) / math.sqrt(100_000)
     assert ((w.expected_gold(moved) - gold.mean(-1)).abs() < 4 * error).all()
     assert w.expected_gold(w.sft).abs().max() < 1e-5
@@ -66,7 +66,7 @@ def test_the_gold_reward_is_standardised_and_its_expectation_exact():
 
 def test_the_gold_reward_is_concave_with_a_slope_that_depends_on_the_prompt():
     w = world()
-    x = w.sample(draws(2, "x"), 64, 1).squeeze(2)
+    x = sample(w.sft, draws(2, "x"), 64, 1).squeeze(2)
     prompt, y = x.split((4, 12), -1)
     other = torch.randn(2, 64, 12, generator=generator(3))
     one, two, middle = (w.gold(torch.cat((prompt, at), -1)) for at in (y, other, (y + other) / 2))
@@ -81,7 +81,7 @@ def test_the_gold_reward_is_concave_with_a_slope_that_depends_on_the_prompt():
 
 def test_the_sft_policy_samples_what_it_says():
     w = world(1)
-    x = w.sample(draws(1, "x"), 100_000, 1)[0, :, 0]
+    x = sample(w.sft, draws(1, "x"), 100_000, 1)[0, :, 0]
     k, b, s = (part[0] for part in w.sft)
     assert s.tolist() == [5.0] * 4 + [3.0] * 8
     covariance = torch.cat(
@@ -135,13 +135,15 @@ def test_a_run_does_not_depend_on_those_beside_it():
 def test_the_best_of_n_by_the_gold_reward_is_the_largest_of_n():
     w = world()
     best = w.best_of(w.gold, draws(2, "best"), 16, 4000)
-    gold = w.gold(w.sample(draws(2, "other"), 4000, 16)).amax(-1)
+    gold = w.gold(sample(w.sft, draws(2, "other"), 4000, 16)).amax(-1)
     error = gold.std(-1) * math.sqrt(2 / 4000)
     assert ((best - gold.mean(-1)).abs() < 4 * error).all()
     first = w.best_of(lambda x: torch.zeros(x.shape[:-1]), draws(2, "best"), 16, 4000)
     assert (first.abs() < 0.08).all()
     one = w.best_of(w.gold, draws(2, "best"), 1, 200)
-    torch.testing.assert_close(one, w.gold(w.sample(draws(2, "best"), 200, 1)).flatten(1).mean(-1))
+    torch.testing.assert_close(
+        one, w.gold(sample(w.sft, draws(2, "best"), 200, 1)).flatten(1).mean(-1)
+    )
 
 
 def best_response(w: PreferenceWorld, beta: float) -> Policy:
@@ -209,7 +211,7 @@ def test_gold_at_a_kl_is_numpy_s_interpolation():
         (lambda: PreferenceWorld([]), "a world needs a generator"),
         (lambda: world().pairs(draws(2, "x"), 10, 1.5), r"noise in \[0, 1\]; got 1.5"),
         (lambda: world().pairs(draws(2, "x"), 0), "prompts >= 1"),
-        (lambda: world().sample(draws(3, "x"), 4, 1), "a generator for each of 2 policies"),
+        (lambda: sample(world().sft, draws(3, "x"), 4, 1), "a generator for each of 2 policies"),
         (lambda: optimise(lambda x: x[..., 5], world().sft, draws(2, "x"), (0.0,)), "betas > 0"),
         (
             lambda: optimise(lambda x: 0 * x[..., 5], world().sft, draws(2, "x")),

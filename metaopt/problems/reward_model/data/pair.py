@@ -105,6 +105,11 @@ class Preferences:
         return words
 
 
+def exchanged(pair: Pair) -> Pair:
+    """Return the pair with its answers exchanged; margin and strength stay."""
+    return pair._replace(chosen=pair.rejected, rejected=pair.chosen)
+
+
 def flips(count: int, rate: float, seed: int) -> tuple[int, ...]:
     """Return which of `count` labels are wrong: round(rate count) indices, ascending.
 
@@ -131,10 +136,7 @@ def with_noise(pairs: Sequence[Pair], rate: float, seed: int) -> tuple[Pair, ...
     wrong.
     """
     wrong = set(flips(len(pairs), rate, seed))
-    return tuple(
-        pair._replace(chosen=pair.rejected, rejected=pair.chosen) if i in wrong else pair
-        for i, pair in enumerate(pairs)
-    )
+    return tuple(exchanged(pair) if i in wrong else pair for i, pair in enumerate(pairs))
 
 
 def split(

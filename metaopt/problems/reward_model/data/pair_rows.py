@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from metaopt.data.row_texts import literal, writable
 from metaopt.problems.reward_model.data.dialogue import common_prompt
-from metaopt.problems.reward_model.data.pair import Message, Pair, Text
+from metaopt.problems.reward_model.data.pair import Message, Pair, Text, exchanged
 
 COLUMNS = ("prompt", "chosen", "rejected", "margin", "strength", "section")
 """Columns of pairs. Chosen and rejected are needed; a source without `prompt` (or `messages`, the
@@ -102,41 +102,37 @@ def _pandalm(row: Mapping[str, Any]) -> Row:
     names = "response1", "response2"
     cast = [name for name in names if isinstance(row.get(name), (bool, int, float))]
     row = {**row, **{name: str(row[name]) for name in cast}}
-    first, second = (_answer(row, name) for name in names)
-    pair = _checked(Pair(_asked(row, "instruction", "input"), first, second), *names)
+    pair = _two_answers(row, names, "instruction", "input")
     votes = [literal(row[name]) for name in sorted(row) if name.startswith("annotator")]
     if not votes or any(isinstance(vote, bool) or vote not in (0, 1, 2) for vote in votes):
         raise ValueError("'annotator1', ... must be 0 (a tie), 1 or 2")
     wins, losses = votes.count(1), votes.count(2)
     if 2 * losses > len(votes):
-        pair = pair._replace(chosen=second, rejected=first)
-        wins, losses = losses, wins
+        pair, wins, losses = exchanged(pair), losses, wins
     pair = pair._replace(strength=(wins - losses) / len(votes))
     return Row((pair,), tie=2 * wins <= len(votes), cast=bool(cast))
 
 
 def _llmbar(row: Mapping[str, Any]) -> Row:
-    names = "output_1", "output_2"
-    first, second = (_answer(row, name) for name in names)
-    pair = _checked(Pair(_asked(row, "input"), first, second), *names)
+    pair = _two_answers(row, ("output_1", "output_2"), "input")
     label = literal(row.get("label"))
     if isinstance(label, bool) or label not in (1, 2):
         raise ValueError("'label' must be 1 or 2")
-    return Row((pair if label == 1 else pair._replace(chosen=second, rejected=first),))
+    return Row((pair if label == 1 else exchanged(pair),))
 
 
-def _answer(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
-    return (Message("assistant", _said(row.get(column), column)),)
-
-
-def _asked(row: Mapping[str, Any], column: str, second: str = "") -> tuple[Message, ...]:
-    parts = [_said(row.get(column), column)]
-    if row.get(second) is not None:
-        parts.append(_said(row[second], second))
-    said = [part for part in parts if part.strip()]
-    if not said:
-        raise ValueError(f"{column!r} is empty")
-    return (Message("user", "\n\n".join(said)),)
+def _two_answers(
+    row: Mapping[str, Any], answers: tuple[str, str], question: str, more: str = ""
+) -> Pair:
+    """Return the pair of the columns' texts as conversations, the answers as they stand."""
+    asked = [_said(row.get(question), question)]
+    if row.get(more) is not None:
+        asked.append(_said(row[more], more))
+    asked = [part for part in asked if part.strip()]
+    if not asked:
+        raise ValueError(f"{question!r} is empty")
+    first, second = ((Message("assistant", _said(row.get(name), name)),) for name in answers)
+    return _checked(Pair((Message("user", "\n\n".join(asked)),), first, second), *answers)
 
 
 def _text(value: Any, column: str) -> Text:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 from metaopt.data.folder import data_sets, find_data
 from metaopt.data.records import Record, records
@@ -58,7 +60,8 @@ def preferences(
     wrong: list[Malformed] = []
     cast: list[tuple[str, int]] = []
     count = 0
-    for record in _records(names, columns, split, subset, folder):
+    options = {"columns": columns, "split": split, "subset": subset, "folder": folder}
+    for record in chain.from_iterable(_records(name, **options) for name in names):
         count += 1
         try:
             row = read(record.value)
@@ -85,23 +88,16 @@ def preferences(
     return read_pairs
 
 
-def _records(
-    names: Sequence[str],
-    columns: Mapping[str, str] | None,
-    split: str,
-    subset: str | None,
-    folder: str | None,
-) -> Iterator[Record]:
-    for name in names:
-        if name == GENERATED:
-            for pair in generated_pairs():
-                yield Record(pair._asdict(), pair.row, f"{name}:{pair.row}", name, name)
-        elif name in SHARED:
-            for path in data_sets()[name]["files"]:
-                yield from records(find_data(path, name))
-        else:
-            try:
-                yield from records(name, columns, subset, split, folder)
-            except FileNotFoundError as error:
-                known = ", ".join((GENERATED, *SHARED))
-                raise FileNotFoundError(f"{error} Known by name are {known}.") from error
+def _records(name: str, **options: Any) -> Iterator[Record]:
+    if name == GENERATED:
+        for pair in generated_pairs():
+            yield Record(pair._asdict(), pair.row, f"{name}:{pair.row}", name, name)
+    elif name in SHARED:
+        for path in data_sets()[name]["files"]:
+            yield from records(find_data(path, name))
+    else:
+        try:
+            yield from records(name, **options)
+        except FileNotFoundError as error:
+            known = ", ".join((GENERATED, *SHARED))
+            raise FileNotFoundError(f"{error} Known by name are {known}.") from error

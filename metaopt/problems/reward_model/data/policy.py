@@ -44,7 +44,7 @@ def draw(generators: Sequence[Generator], *shape: int) -> Tensor:
     return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
 
 
-def features(policy: Policy, generators: Sequence[Generator], prompts: int, count: int) -> Tensor:
+def sample(policy: Policy, generators: Sequence[Generator], prompts: int, count: int) -> Tensor:
     """Return `count` responses to each of `prompts` prompts, (R, prompts, count, d).
 
     The last axis holds the prompt x ~ N(0, I), then the response.
@@ -182,7 +182,7 @@ def at_kl(divergence: Tensor, gold: Tensor, where: float) -> Tensor:
 def _moments(
     reward: Reward, policy: Policy, generators: Sequence[Generator], count: int = 2048
 ) -> tuple[Tensor, Tensor]:
-    rewards = reward(features(policy, generators, count, 1).flatten(1, 2))
+    rewards = reward(sample(policy, generators, count, 1).flatten(1, 2))
     deviation, mean = torch.std_mean(rewards, -1, keepdim=True)
     if not bool((deviation > 0).all()):
         runs = (~(deviation > 0)).flatten().nonzero().flatten().tolist()

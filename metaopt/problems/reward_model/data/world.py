@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.reward_model.data.policy import Policy, Reward, draw, features
+from metaopt.problems.reward_model.data.policy import Policy, Reward, draw, sample
 
 PROMPT, HIGH, LOW = 4, 4, 8
 
@@ -105,22 +105,6 @@ class PreferenceWorld:
         mean, deviation = (v.view(-1, *[1] * (raw.ndim - 1)) for v in (self._mean, self._deviation))
         return (raw - mean) / deviation
 
-    def sample(
-        self,
-        generators: Sequence[Generator],
-        prompts: int,
-        count: int,
-        policy: Policy | None = None,
-    ) -> Tensor:
-        """Return `count` responses to each of `prompts` prompts, features (R, prompts, count, d).
-
-        Args:
-            generators: one a run.
-            prompts, count: numbers >= 1.
-            policy: whose responses; `None` for the SFT policy's.
-        """
-        return features(policy or self.sft, generators, prompts, count)
-
     def pairs(
         self,
         generators: Sequence[Generator],
@@ -144,7 +128,7 @@ class PreferenceWorld:
         """
         if not 0 <= noise <= 1:
             raise ValueError(f"pairs need noise in [0, 1]; got {noise}.")
-        both = self.sample(generators, count, 2, policy)
+        both = sample(policy or self.sft, generators, count, 2)
         order = torch.stack(
             [torch.randperm(count, generator=g, device=g.device) for g in generators]
         )
@@ -172,7 +156,7 @@ class PreferenceWorld:
             count, prompts: numbers >= 1 of responses to a prompt, and of prompts.
             policy: whose responses; `None` for the SFT policy's.
         """
-        x = self.sample(generators, prompts, count, policy)
+        x = sample(policy or self.sft, generators, prompts, count)
         best = reward(x.flatten(1, 2)).view(x.shape[:-1]).argmax(-1, keepdim=True)
         return self.gold(x).gather(-1, best).squeeze(-1).mean(-1)
 
