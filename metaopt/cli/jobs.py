@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from metaopt.engine.budget import UNITS
 from metaopt.runs import checkpoint, provenance
 from metaopt.runs.errors import ConfigError, report
 from metaopt.runs.interrupts import Interrupted
-from metaopt.runs.progress import Silent, watcher
+from metaopt.runs.progress import watcher
 from metaopt.runs.result import read_config, write_config
-from metaopt.runs.run import PYTHON, Run, prepare_torch, result_of
-from metaopt.runs.tracking import Tracker
+from metaopt.runs.run import PYTHON, Run, Watch, prepare_torch, result_of
 
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
@@ -117,7 +116,7 @@ def _run(
         write_config(folder, config)
         print(f"{folder}: already complete; nothing computed.")
         return Outcome("complete", folder, _objective(config, result, direction))
-    watch = watcher if not sweeping or sys.stderr.isatty() else Silent
+    watch = watcher if not sweeping or sys.stderr.isatty() else None
     run = build(folder, config, overrides, watch)
     write_config(folder, config)
     started = time.monotonic()
@@ -145,7 +144,7 @@ def build(
     folder: Path,
     config: dict[str, Any],
     overrides: Sequence[str] = (),
-    watch: Callable[[str, int, int], Tracker] = watcher,
+    watch: Watch | None = watcher,
     given: Mapping[str, Any] | None = None,
 ) -> Run:
     """Make the run that a config describes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from metaopt.runs.tracking import Console, Scalars, Tracker, floats
+from metaopt.runs.tracking import Tracker
 
 
 class Bar(Tracker):
@@ -40,7 +41,7 @@ class Bar(Tracker):
         self._task = self._progress.add_task(label, total=total, completed=done, shown="")
         self._progress.start()
 
-    def log(self, step: int, metrics: Scalars) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar to `step`; metrics of `outer/` and `eval/` stay until they change."""
         self._shown |= _main(metrics)
         self._progress.update(self._task, completed=step, shown=_written(self._shown))
@@ -57,17 +58,28 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed else "")
 
 
-class Silent(Tracker):
-    """Shows nothing while the run lasts; takes what `watcher` takes."""
+class Console(Tracker):
+    """A plain line of text now and then, for logs and pipes: `step 10/100  outer/loss 0.5`.
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label = label
+    Lines are at least `INTERVAL_S` seconds apart; those with an `eval/` metric always appear.
+    """
 
-    def log(self, step: int, metrics: Scalars) -> None:
-        """Ignore the metrics."""
+    INTERVAL_S = 5.0
 
-    def close(self) -> None:
-        """Do nothing: nothing was opened."""
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._printed = -math.inf
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Print a line, unless the last one is too recent."""
+        now = time.monotonic()
+        evaluated = any(name.startswith("eval/") for name in metrics)
+        if not evaluated and now - self._printed < self.INTERVAL_S:
+            return
+        self._printed = now
+        shown = {k: v for k, v in metrics.items() if not k.startswith(("time/", "budget/"))}
+        parts = [f"{name} {value:.4g}" for name, value in shown.items()]
+        print("  ".join([f"step {step}/{self.total}", *parts]), flush=True)
 
 
 class NotebookLine(Tracker):
@@ -80,13 +92,10 @@ class NotebookLine(Tracker):
         self._first, self._shown = done, dict[str, float]()
         self._handle = display(self._text(done), raw=True, display_id=True)
 
-    def log(self, step: int, metrics: Scalars) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Rewrite the line; metrics of `outer/` and `eval/` stay until they change."""
         self._shown |= _main(metrics)
         self._handle.update(self._text(step), raw=True)
-
-    def close(self) -> None:
-        """Leave the line as it is."""
 
     def _text(self, step: int) -> dict[str, str]:
         width = 24 * step // max(self._total, 1)
@@ -97,8 +106,8 @@ class NotebookLine(Tracker):
         return {"text/plain": "  ".join(filter(None, parts))}
 
 
-def _main(metrics: Scalars) -> dict[str, float]:
-    return {k: v for k, v in floats(metrics).items() if k == "outer/loss" or "eval/" in k}
+def _main(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if k == "outer/loss" or "eval/" in k}
 
 
 def _written(shown: Mapping[str, float]) -> str:

@@ -16,7 +16,7 @@ from metaopt.runs import checkpoint, provenance
 from metaopt.runs.description import describe, make
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.interrupts import Interrupted
-from metaopt.runs.progress import Silent, watcher
+from metaopt.runs.progress import watcher
 from metaopt.runs.result import Result, read_config, read_history, read_result, write_config
 from metaopt.runs.run import PYTHON, Run, Service, result_of
 
@@ -81,7 +81,7 @@ def run(
     engine = Engine(
         problem, estimator, optimizer, outer_steps=outer_steps, seed=seed, limits=limits
     )
-    watch = watcher if progress else Silent
+    watch = watcher if progress else None
     path = None if folder is None else Path(folder)
     made = Run(engine, path, config, tracker, **settings, watch=watch)
     if path is not None:
@@ -222,7 +222,7 @@ def _continued(
     tracker: Service | None,
     progress: bool,
 ) -> Run:
-    watch = watcher if progress else Silent
+    watch = watcher if progress else None
     if config.get("started") == PYTHON:
         engine = Engine(
             **parts, outer_steps=config["outer_steps"], seed=config["seed"], limits=config["limits"]

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from metaopt.runs import checkpoint, provenance
 from metaopt.runs.export import export
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
-from metaopt.runs.tracking import History, Jsonl, Scalars, Tee, Tracker, floats
+from metaopt.runs.tracking import History, Jsonl, Tracker, floats
 
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
 
 Service = Callable[..., Tracker]
 """Makes a further tracker: called with `(folder, config, resume_step)`."""
+
+Watch = Callable[[str, int, int], Tracker]
 
 
 class Run:
@@ -48,7 +50,8 @@ class Run:
         keep_checkpoints: how many of the newest checkpoints are kept, >= 1.
         figures: whether to draw learning curves and the problem's own figures at the end, and to
             write what it delivers.
-        watch: makes what a person sees, from (label, outer steps in all, outer steps done).
+        watch: makes what a person sees, from (label, outer steps in all, outer steps done);
+            `None` shows nothing.
 
     Attributes:
         delivered: what the problem says of its product, once the run is over.
@@ -68,7 +71,7 @@ class Run:
         checkpoint_every: int = 50,
         keep_checkpoints: int = 2,
         figures: bool = True,
-        watch: Callable[[str, int, int], Tracker] = watcher,
+        watch: Watch | None = watcher,
     ) -> None:
         intervals = {
             "log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every,
@@ -82,7 +85,7 @@ class Run:
         self.log_every, self.eval_every = log_every, eval_every
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.figures, self.watch = figures, watch
-        self._last: Scalars = {}
+        self._last: Mapping[str, float | Tensor] = {}
         self._seconds = 0.0
         self._saved: int | None = None
         self.delivered, self.history = "", History()
@@ -119,10 +122,10 @@ class Run:
     def _drive(self) -> None:
         resumed = self._restore()
         self._started = time.monotonic() - self._seconds
-        with listening() as received, self._trackers(resumed) as tracker:
+        with listening() as received, self._trackers(resumed) as trackers:
             for step, feedback in self.engine:
                 self._last = feedback.metrics
-                self._record(tracker, step)
+                self._record(trackers, step)
                 if received:
                     self._save(step)
                     raise Interrupted(received[0], step)
@@ -150,13 +153,20 @@ class Run:
         self._saved = self.engine.outer_step
         return self.engine.outer_step
 
-    def _trackers(self, resumed: int | None) -> Tee:
-        trackers: list[Tracker] = [self.history]
-        if self.folder is not None:
-            trackers = [Jsonl(self.folder / "metrics.jsonl", resumed)]
-        if self.folder is not None and self.service is not None:
-            trackers.append(self.service(self.folder, self.config, resumed))
-        return Tee(*trackers, self.watch(self._label(), self.engine.outer_steps, resumed or 0))
+    @contextmanager
+    def _trackers(self, resumed: int | None) -> Iterator[list[Tracker]]:
+        """Open the trackers, and close all of them even when one fails."""
+        with ExitStack() as stack:
+            trackers: list[Tracker] = [self.history]
+            if self.folder is not None:
+                trackers = [Jsonl(self.folder / "metrics.jsonl", resumed)]
+                if self.service is not None:
+                    service = self.service(self.folder, self.config, resumed)
+                    trackers.append(stack.enter_context(service))
+            if self.watch is not None:
+                watch = self.watch(self._label(), self.engine.outer_steps, resumed or 0)
+                trackers.append(stack.enter_context(watch))
+            yield trackers
 
     def _label(self) -> str:
         name = self.config.get("label") or self.config.get("name")
@@ -176,14 +186,16 @@ class Run:
             "other programs.\n"
         )
 
-    def _record(self, tracker: Tracker, step: int) -> None:
+    def _record(self, trackers: Sequence[Tracker], step: int) -> None:
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0
         if not evaluate and step % self.log_every:
             return
         spent = {f"budget/{unit}": amount for unit, amount in self.engine.ledger.spent.items()}
         elapsed = {"time/elapsed_s": time.monotonic() - self._started}
         evaluated = _means(self._evaluate(step)) if evaluate else {}
-        tracker.log(step, {**self._last, **evaluated, **spent, **elapsed})
+        numbers = floats({**self._last, **evaluated, **spent, **elapsed})
+        for tracker in trackers:
+            tracker.log(step, numbers)
 
     def _evaluate(self, step: int) -> dict[str, Tensor]:
         metrics = self.engine.measured()

@@ -1,12 +1,11 @@
-"""Where a run's scalars go: a file always, a console, and a tracking service when asked for.
+"""Where a run's scalars go: a file always, and a tracking service when asked for.
 
-A run opens its trackers together and they are closed whatever happens:
+    with Jsonl(folder / "metrics.jsonl") as tracker:
+        tracker.log(step, {"outer/loss": 0.5})
 
-    with Tee(Jsonl(folder / "metrics.jsonl"), Console(), service(folder, config)) as tracker:
-        tracker.log(step, {"outer/loss": loss})
-
-`Wandb`, `TensorBoard` and `NoTracker` are the options of the config group `tracker`. All three
-take the run's folder and its config first, so that a partial of any of them is a `service`.
+`Wandb` and `TensorBoard` are the options of the config group `tracker`. Both take the run's folder,
+its config and the step that it continues from, so that a partial of either is a `Service` of
+`metaopt.runs.run`. What a person sees of a run is in `metaopt.runs.progress`.
 """
 
 from __future__ import annotations
@@ -14,21 +13,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
-
-Scalars = Mapping[str, float | Tensor]
-"""Metrics by name (`group/name`), each a number or a tensor of one element."""
 
 MODES = ("online", "offline", "disabled")
 
@@ -36,28 +28,23 @@ MODES = ("online", "offline", "disabled")
 class Tracker(Protocol):
     """Takes the scalars of a run; a context manager that closes itself."""
 
-    def log(self, step: int, metrics: Scalars) -> None:
-        """Record `metrics` of the outer step `step`, >= 0."""
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record `metrics`, by name (`group/name`), of the outer step `step`, >= 0."""
         ...
 
     def close(self) -> None:
         """Release what was opened; calling it again does nothing."""
-        ...
+        return  # the default: nothing was opened
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.close()
 
 
-def floats(metrics: Scalars) -> dict[str, float]:
-    """Return the metrics as Python numbers, with one transfer from each device."""
+def floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Return numbers and tensors of one element as Python numbers, one transfer a device."""
     tensors = {k: v.detach() for k, v in metrics.items() if isinstance(v, Tensor)}
     numbers = {k: v for k, v in metrics.items() if not isinstance(v, Tensor)}
     for device in {v.device for v in tensors.values()}:
@@ -67,67 +54,21 @@ def floats(metrics: Scalars) -> dict[str, float]:
     return {name: numbers[name] for name in metrics}
 
 
-class NoTracker(Tracker):
-    """Records nothing: the option `tracker=none`, beside the file that is always written."""
-
-    def __init__(
-        self, folder: Path, config: Mapping[str, Any], resume_step: int | None = None
-    ) -> None:
-        self.folder = folder
-
-    def log(self, step: int, metrics: Scalars) -> None:
-        """Ignore the metrics."""
-
-    def close(self) -> None:
-        """Do nothing: nothing was opened."""
-
-
 class History(list[dict[str, float | None]], Tracker):
     """The records of a run in memory, each `{"outer_step": 10, "outer/loss": 0.5}`.
 
     A value that is not finite is `None`, as in the file.
     """
 
-    def log(self, step: int, metrics: Scalars) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one record."""
         self.append(_record(step, metrics))
-
-    def close(self) -> None:
-        """Do nothing: nothing was opened."""
 
     def to_pandas(self) -> Any:
         """Return a data frame with a line for each record."""
         import pandas as pd
 
         return pd.DataFrame(list(self)).set_index("outer_step")
-
-
-class Tee(Tracker):
-    """Hands every record to several trackers, and closes all of them even when one fails."""
-
-    def __init__(self, *trackers: Tracker) -> None:
-        self.trackers = trackers
-        self._stack = ExitStack()
-        for tracker in trackers:
-            self._stack.push(tracker)
-
-    def log(self, step: int, metrics: Scalars) -> None:
-        """Record `metrics` in each tracker; tensors are read once."""
-        numbers = floats(metrics)
-        for tracker in self.trackers:
-            tracker.log(step, numbers)
-
-    def close(self) -> None:
-        """Close each tracker, the last one first."""
-        self._stack.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
 
 
 class Jsonl(Tracker):
@@ -139,7 +80,7 @@ class Jsonl(Tracker):
     Args:
         path: the file; its folder must exist.
         resume_step: outer step of the checkpoint a run continues from: later lines, and a line
-            that was cut short, are removed, and new ones appended. `None` starts the file afresh.
+            that was cut short, are removed, and new ones appended. `None` starts an empty file.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
@@ -149,19 +90,17 @@ class Jsonl(Tracker):
         part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         part.replace(path)
 
-    def log(self, step: int, metrics: Scalars) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line."""
         line = json.dumps(_record(step, metrics), allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def close(self) -> None:
-        """Do nothing: the file is closed after each line."""
 
-
-def _record(step: int, metrics: Scalars) -> dict[str, float | None]:
-    numbers = floats(metrics).items()
-    return {"outer_step": step, **{k: v if math.isfinite(v) else None for k, v in numbers}}
+def _record(step: int, metrics: Mapping[str, float]) -> dict[str, float | None]:
+    # JSON has no NaN and no infinity.
+    finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+    return {"outer_step": step, **finite}
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
@@ -174,45 +113,6 @@ def _step_of(line: str) -> int | None:
         return int(json.loads(line)["outer_step"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-class Console(Tracker):
-    """A plain line of text now and then, for logs and pipes: `step 10/100  outer/loss 0.5`.
-
-    Args:
-        total: number of outer steps of the run, printed behind the step; `None` leaves it out.
-        interval_s: least seconds between two lines; lines with an `eval/` metric always appear.
-        hidden: prefixes of the metrics that are left out.
-        stream: where to print; `None` is the standard output at the time of printing.
-    """
-
-    def __init__(
-        self,
-        total: int | None = None,
-        interval_s: float = 5.0,
-        hidden: Sequence[str] = ("time/", "budget/"),
-        stream: TextIO | None = None,
-    ) -> None:
-        if interval_s < 0:
-            raise ValueError(f"Console needs interval_s >= 0; got {interval_s}.")
-        self.total, self.interval_s, self.stream = total, interval_s, stream
-        self.hidden = tuple(hidden)
-        self._printed = -math.inf
-
-    def log(self, step: int, metrics: Scalars) -> None:
-        """Print a line, unless the last one is younger than `interval_s`."""
-        now = time.monotonic()
-        evaluated = any(name.startswith("eval/") for name in metrics)
-        if not evaluated and now - self._printed < self.interval_s:
-            return
-        self._printed = now
-        shown = {k: v for k, v in metrics.items() if not k.startswith(self.hidden)}
-        parts = [f"{name} {value:.4g}" for name, value in floats(shown).items()]
-        at = f"step {step}" if self.total is None else f"step {step}/{self.total}"
-        print("  ".join([at, *parts]), file=self.stream or sys.stdout, flush=True)
-
-    def close(self) -> None:
-        """Do nothing: the stream belongs to the caller."""
 
 
 class Wandb(Tracker):
@@ -283,20 +183,15 @@ class Wandb(Tracker):
             ) from error
         self.run.define_metric("*", step_metric="outer_step")
 
-    def log(self, step: int, metrics: Scalars) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics."""
-        self.run.log({"outer_step": step, **floats(metrics)})
+        self.run.log({"outer_step": step, **metrics})
 
     def close(self) -> None:
         """Finish the run as succeeded; say how to send it where it was kept offline."""
         self._finish(0)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._finish(0 if kind is None else 1)
 
     def _finish(self, code: int) -> None:
@@ -333,9 +228,9 @@ class TensorBoard(Tracker):
         purge = None if resume_step is None else resume_step + 1
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
-    def log(self, step: int, metrics: Scalars) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics."""
-        for name, value in floats(metrics).items():
+        for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:

@@ -1,10 +1,9 @@
-"""What a person sees of a run: in a notebook one line that is rewritten."""
+"""What a person sees of a run: plain lines, or in a notebook one line that is rewritten."""
 
 import sys
 import types
 
-from metaopt.runs.progress import NotebookLine, watcher
-from metaopt.runs.tracking import Console
+from metaopt.runs.progress import Console, NotebookLine, watcher
 
 
 class ZMQInteractiveShell:
@@ -54,3 +53,16 @@ def test_ipython_in_a_terminal_gets_what_a_terminal_gets(monkeypatch):
     handles = kernel(monkeypatch, object())
     assert isinstance(watcher("ridge", 10), Console)
     assert not handles
+
+
+def test_a_pipe_gets_plain_lines(capsys):
+    Console(total=20).log(10, {"outer/loss": 0.123456, "time/step_s": 1.0})
+    assert capsys.readouterr().out == "step 10/20  outer/loss 0.1235\n"
+
+
+def test_lines_that_come_too_soon_are_left_out_but_never_an_evaluation(capsys):
+    tracker = Console(total=3)
+    tracker.log(1, {"outer/loss": 1.0})
+    tracker.log(2, {"outer/loss": 2.0})
+    tracker.log(3, {"eval/accuracy": 0.5})
+    assert capsys.readouterr().out == "step 1/3  outer/loss 1\nstep 3/3  eval/accuracy 0.5\n"

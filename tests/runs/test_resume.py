@@ -8,7 +8,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from metaopt.optimizers import Descent
 from metaopt.problems.examples import Ridge
 from metaopt.runs import checkpoint
 from metaopt.runs.run import Interrupted, Run
-from metaopt.runs.tracking import Scalars, Tracker
+from metaopt.runs.tracking import Tracker
 
 ARGUMENTS = (
     "problem=ridge", "estimator=implicit_nystrom", "eval_every=50", "checkpoint_every=7",
@@ -110,12 +110,9 @@ class Watch(Tracker):
     def __init__(self, at: int | None, label: str, total: int, done: int) -> None:
         self.at = at
 
-    def log(self, step: int, metrics: Scalars) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if step == self.at:
             signal.raise_signal(signal.SIGTERM)
-
-    def close(self) -> None:
-        """Nothing was opened."""
 
 
 def build(folder: Path, at: int | None = None, **settings: Any) -> Run:
@@ -149,6 +146,39 @@ def test_how_often_it_logs_and_saves_does_not_change_the_result(tmp_path: Path) 
     build(tmp_path / "a")()
     build(tmp_path / "b", log_every=7, eval_every=3, checkpoint_every=2)()
     assert result(tmp_path / "a") == result(tmp_path / "b")
+
+
+class Service(Tracker):
+    """Takes one step, fails at the second; says how often it was closed."""
+
+    closed = 0
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert all(type(value) in (int, float) for value in metrics.values())
+        if step == 2:
+            raise ArithmeticError
+
+    def close(self) -> None:
+        Service.closed += 1
+        raise OSError("disk full")
+
+
+def test_every_tracker_is_closed_when_one_fails(tmp_path: Path) -> None:
+    closed = []
+
+    class Screen(Watch):
+        def close(self) -> None:
+            closed.append(self)
+
+    run = build(tmp_path / "a", service=Service)
+    run.watch = functools.partial(Screen, None)
+    with pytest.raises(OSError, match="disk full") as caught:
+        run()
+    assert isinstance(caught.value.__context__, ArithmeticError)
+    assert (len(closed), Service.closed) == (1, 1)
 
 
 class Replicates(Ridge):
