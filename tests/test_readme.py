@@ -1,4 +1,4 @@
-"""The README's example, pasted into a file, by Python and by the command line."""
+"""The README's example, by Python and by the command line; its commands are in tests/docs."""
 
 import json
 import os
@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+from metaopt.cli.verbs import VERBS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def block(language):
     """Return the first block of a language after the heading `An example`."""
     section = README.split("\n## An example\n", 1)[1]
-    return re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1]
+    return re.search(rf"```{language}[^\n]*\n(.*?)```", section, re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,14 @@ def test_learned_weights_beat_equal_ones(folder):
     assert learned["eval/labels_judged_right"] > 0.85
 
 
-@pytest.mark.slow
-def test_every_estimator_is_compared(folder):
-    table = run(folder, "-m", "metaopt", "check", "--config-dir", "conf", "problem=noisy")
-    assert re.search(r"^unroll +cold", table, re.MULTILINE)
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 220
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_command_is_in_the_table():
+    section = README.split("\n## Commands\n", 1)[1].split("\n## ", 1)[0]
+    for name, verb in VERBS.items():
+        assert (f"`metaopt-{name} " if verb.script else f"`metaopt {name} ") in section

@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from metaopt.cli import folders
+from metaopt.runs.python import load
 
-def command(*arguments: str, folder: Path, module: str = "metaopt") -> str:
-    """Run a command in a process of its own, where metaopt is what this process imports."""
+
+@pytest.fixture(autouse=True)
+def import_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    yield
+    folders.use([])
+    sys.modules.pop("sines", None)
+
+
+def passes(folder: Path) -> str:
+    """Run the tests of a folder in a process of its own, which imports this process's metaopt."""
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=folder,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("kind", ["gradient", "black_box"])
-def test_a_new_problem_runs_is_checked_and_keeps_its_contract(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["gradient", pytest.param("black_box", marks=pytest.mark.slow)])
+def test_a_new_problem_runs_is_checked_and_keeps_its_contract(
+    metaopt: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
     flags = ["--black-box"] if kind == "black_box" else []
-    said = command("new", "sines", *flags, folder=tmp_path)
+    said = metaopt("new", "sines", *flags).out
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert files == {"sines.py", "conf/problem/sines.yaml", "test_sines.py"}
     assert all(name in said for name in files)
     assert len((tmp_path / "test_sines.py").read_text().splitlines()) == 3
-    own = ("--config-dir", "conf", "problem=sines")
-    assert "everything is in runs/sines/" in command(*own, "debug=tiny", folder=tmp_path)
+    done = metaopt("--config-dir", "conf", "problem=sines", "debug=tiny")
+    assert (done.code, "everything is in runs/sines/" in done.out) == (0, True), done.err
+    (folder,) = Path("runs/sines").iterdir()
+    result = load(folder)
+    assert (type(result.problem).__name__, result.outer_steps, result.finished) == (
+        "Sines",
+        3,
+        True,
+    )
     if kind == "gradient":
-        checked = command(
-            "check", *own, "estimator=unroll,one_step", "warm_steps=0", folder=tmp_path
-        )
-        assert "unroll" in checked
-    passed = command("-q", "-p", "no:cacheprovider", folder=tmp_path, module="pytest")
-    assert "passed" in passed
-    assert "failed" not in passed
+        assert set(result.outer) == {"w1", "b1", "w2", "b2"}
+        done = metaopt("check", "--config-dir", "conf", "problem=sines")
+        assert (done.code, done.err) == (0, "")
+        assert re.search(r"^unroll +cold", done.out, re.MULTILINE)
+    assert re.fullmatch(r"\d+ passed.*", passes(tmp_path).splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", ["my-lab", "Sines", "class", "torch"])

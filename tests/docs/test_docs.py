@@ -1,4 +1,4 @@
-"""Every command and snippet of the docs runs, page by page, in a folder with the samples.
+"""Every command and snippet of the docs and the README runs, in a folder with the samples.
 
 Blocks marked `sh` and `python` run in their order; those with a `title` are written as files; those
 marked `console` need what a test has not: a server, a GPU, a fresh clone.
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SNIPPET = re.compile(r'^--8<-- "([^":]+):(\d+):(\d+)"$', re.MULTILINE)
 TINY = ("debug=tiny", "figures=false")
