@@ -1,8 +1,9 @@
-"""Ranges of numbers, checked as they are printed."""
+"""Ranges of numbers, checked as they are printed, and choices among names."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
@@ -30,3 +31,20 @@ def check_ranges(owner: object, *ranges: str) -> None:
         if not all(_COMPARISONS[sign](left, right) for left, sign, right in pairs):
             got = ", ".join(f"{name}={value}" for name, value in values.items())
             raise ValueError(f"{type(owner).__name__} needs {text}; got {got}.")
+
+
+def check_choices(owner: object, **choices: Sequence[object]) -> None:
+    """Raise a `ValueError` unless each attribute of `owner` is one of its choices.
+
+    Example:
+        check_choices(self, deploy=("theta", "theta_prime"), initial=("ones", None))
+
+    Args:
+        owner: an object whose constructor has set its arguments as attributes.
+        choices: what is legal, by attribute.
+    """
+    for name, legal in choices.items():
+        value = getattr(owner, name)
+        if value not in legal:
+            listed = ", ".join("null" if option is None else str(option) for option in legal)
+            raise ValueError(f"{name} must be one of {listed}; got {value!r}.")

@@ -1,10 +1,10 @@
-"""Ranges of constructor arguments: what is accepted, and what the message says of the rest."""
+"""Ranges and choices of arguments: what is accepted, and what the message says of the rest."""
 
 from dataclasses import dataclass
 
 import pytest
 
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 
 
 @dataclass
@@ -12,12 +12,16 @@ class Settings:
     lr: float | None = 0.1
     warmup: int = 0
     total: int = 10
+    decay: str | None = None
 
     def __post_init__(self):
         check_ranges(self, "lr > 0 or null", "0 <= warmup < total")
+        check_choices(self, decay=("cosine", None), total=(1, 10))
 
 
-@pytest.mark.parametrize("settings", [{}, {"lr": None}, {"warmup": 9}, {"lr": float("inf")}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lr": None}, {"warmup": 9}, {"lr": float("inf")}, {"decay": "cosine"}]
+)
 def test_values_in_range_are_accepted(settings):
     assert Settings(**settings)
 
@@ -28,6 +32,8 @@ def test_values_in_range_are_accepted(settings):
         ({"lr": 0}, "Settings needs lr > 0 or null; got lr=0."),
         ({"lr": float("nan")}, "Settings needs lr > 0 or null; got lr=nan."),
         ({"warmup": -1}, "Settings needs 0 <= warmup < total; got warmup=-1, total=10."),
+        ({"decay": "step"}, "decay must be one of cosine, null; got 'step'."),
+        ({"total": 5}, "total must be one of 1, 10; got 5."),
         ({"warmup": 10}, "Settings needs 0 <= warmup < total; got warmup=10, total=10."),
     ],
 )

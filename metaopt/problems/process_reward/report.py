@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from metaopt.metrics import best_of_n, majority_vote, pass_at_n
-from metaopt.metrics.best_of_n import interval
+from metaopt.metrics.best_of_n import best_of_n, interval, majority_vote, pass_at_n
 
 
 def compare(

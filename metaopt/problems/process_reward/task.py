@@ -12,13 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.engine.protocols import Tree
-from metaopt.metrics import (
-    auroc,
-    best_of_n,
-    expected_calibration_error,
-    majority_vote,
-    pass_at_n,
-)
+from metaopt.metrics.best_of_n import best_of_n, majority_vote, pass_at_n
+from metaopt.metrics.binary import auroc, expected_calibration_error
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.formats import Chain

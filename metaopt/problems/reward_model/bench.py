@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metaopt.metrics import wilson
+from metaopt.metrics.binary import wilson
 from metaopt.problems.reward_model.data.pair_sources import preferences
 from metaopt.problems.reward_model.model.scorer import Scorer, check_device
 

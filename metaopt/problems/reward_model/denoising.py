@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.metrics.binary import auroc
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.data.features import PreferenceFeatures
@@ -54,8 +55,7 @@ class OracleLabels(Labels):
     which: str = "all"
 
     def __post_init__(self) -> None:
-        if self.which not in ("all", "trusted"):
-            raise ValueError(f"OracleLabels needs which=all or trusted; got {self.which!r}.")
+        check_choices(self, which=("all", "trusted"))
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]
@@ -147,10 +147,7 @@ class Band(StrengthLabels):
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise ValueError(
-                f"Band needs 0 <= index < count; got index={self.index}, count={self.count}."
-            )
+        check_ranges(self, "0 <= index < count")
 
     def __call__(
         self, data: PreferenceFeatures, model: FeatureReward, generators: Sequence[Generator]

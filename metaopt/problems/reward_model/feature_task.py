@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.data.features import PreferenceFeatures
 from metaopt.problems.reward_model.data.policy import Reward
@@ -66,14 +67,11 @@ class FeaturePreferences(PreferenceTask):
         aggregate: str = "mean",
         auxiliary: Callable[..., Contrastive] | None = None,
     ) -> None:
-        if members < 1:
-            raise ValueError(f"FeaturePreferences needs members >= 1; got {members}.")
-        if aggregate not in AGGREGATES:
-            allowed = ", ".join(AGGREGATES)
-            raise ValueError(f"aggregate must be one of {allowed}; got {aggregate!r}.")
         self.worlds = data if isinstance(data, PreferenceWorlds) else None
         features = data.features if isinstance(data, PreferenceWorlds) else data
         self.data, self.members, self.aggregate = features, members, aggregate
+        check_ranges(self, "members >= 1")
+        check_choices(self, aggregate=AGGREGATES)
         self.model = model(inputs=features.training.chosen.shape[-1])
         # Views are drawn as dropout is, so that two evaluations under one key see the same ones.
         self.auxiliary = auxiliary and auxiliary(self.model, [torch.default_generator])

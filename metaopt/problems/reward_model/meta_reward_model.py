@@ -15,6 +15,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, epoch_batch, fold, generator
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.problems.reward_model.report import TaskReport
 from metaopt.problems.reward_model.task import PreferenceTask, reward_spread
 
@@ -92,29 +93,18 @@ class MetaRewardModel(GradientProblem):
         prompts: int = 16,
         seed: int = 0,
     ) -> None:
-        for name, value, legal in (
-            ("variant", variant, get_args(Variant)),
-            ("sign", sign, (1, -1)),
-            ("ascent", ascent, get_args(Ascent)),
-            ("deploy", deploy, get_args(Deploy)),
-        ):
-            if value not in legal:
-                allowed = ", ".join(map(str, legal))
-                raise ValueError(f"{name} must be one of {allowed}; got {value!r}.")
-        if min(batch, prompts) < 1 or not weight >= 0:
-            raise ValueError(
-                f"MetaRewardModel needs batch >= 1, prompts >= 1 and weight >= 0; got {batch}, "
-                f"{prompts} and {weight}."
-            )
+        self.task, self.inner_optimizer = task, inner_optimizer
+        self.variant, self.sign, self.ascent = variant, sign, ascent
+        self.weight, self.deploy, self.seed = weight, deploy, seed
+        self.batch, self.prompts = min(batch, task.rows), min(prompts, task.prompts)
+        check_choices(self, variant=get_args(Variant), sign=(1, -1))
+        check_choices(self, ascent=get_args(Ascent), deploy=get_args(Deploy))
+        check_ranges(self, "batch >= 1", "prompts >= 1", "weight >= 0")
         if deploy == "theta_prime" and variant != "restore":
             raise ValueError(
                 f"deploy=theta_prime is one inner step beyond phi, which variant={variant} does "
                 f"not take; use variant=restore or deploy=theta."
             )
-        self.task, self.inner_optimizer = task, inner_optimizer
-        self.variant, self.sign, self.ascent = variant, sign, ascent
-        self.weight, self.deploy, self.seed = weight, deploy, seed
-        self.batch, self.prompts = min(batch, task.rows), min(prompts, task.prompts)
         self.warm_start = variant == "no_restore"
         self.report = TaskReport(self)
 

@@ -11,6 +11,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, epoch_batch, fold
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.domain_reweighting import DomainReweighting
 from metaopt.problems.domain_reweighting.batches import Rows
 from metaopt.problems.domain_reweighting.phases import fit, untrained
@@ -59,9 +60,8 @@ class PreferenceReweighting(DomainReweighting):
             task, inner_optimizer, WeightTable("row", link, bound), sampling="rows", batch=batch,
             meta_batch=meta_batch, seed=seed,
         )  # fmt: skip
-        if steps < 1:
-            raise ValueError(f"PreferenceReweighting needs steps >= 1; got {steps}.")
         self.preferences, self.retrain_models, self.steps = task, retrain, steps
+        check_ranges(self, "steps >= 1")
         self.replicates = task.data.runs * task.members
 
     def init_outer(self, generator: Generator) -> Tree:

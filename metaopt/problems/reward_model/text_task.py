@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoTokenizer
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.protocols import Tree
-from metaopt.metrics import wilson
+from metaopt.engine.ranges import check_ranges
+from metaopt.metrics.binary import wilson
 from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import word_tokenizer
 from metaopt.problems.reward_model.data.dialogue import plain
@@ -85,11 +86,8 @@ class TextPreferences(PreferenceTask):
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        if min(max_length, evaluation_batch) < 1:
-            raise ValueError(
-                f"TextPreferences needs max_length >= 1 and evaluation_batch >= 1; got "
-                f"{max_length} and {evaluation_batch}."
-            )
+        self.max_length, self.evaluation_batch = max_length, evaluation_batch
+        check_ranges(self, "max_length >= 1", "evaluation_batch >= 1")
         rows, other = split(source.pairs, training, seed)
         trained = with_noise([plain(source.pairs[i]) for i in rows], noise_share, seed)
         tests = {HELD_OUT: [plain(source.pairs[i]) for i in other]}
@@ -97,8 +95,7 @@ class TextPreferences(PreferenceTask):
         unlabelled_pairs = unlabelled_half(
             tests, unlabelled, lambda n: torch.randperm(n, generator=_draw(seed)).tolist()
         )
-        self.source, self.max_length, self.cut = source.source, max_length, 0
-        self.batch, self.device = evaluation_batch, torch.device(device)
+        self.source, self.cut, self.device = source.source, 0, torch.device(device)
         self.tokenizer = _tokenizer(tokenizer, backbone, trained)
         start = backbone if isinstance(backbone, str) else _config(backbone, self.tokenizer)
         self.base = backbone if isinstance(backbone, str) else ""
@@ -183,7 +180,7 @@ class TextPreferences(PreferenceTask):
 
     def _all(self, tensors: Mapping[str, Tensor], pairs: Encoded) -> Tensor:
         """Return the rewards of all pairs, (1, n, 2)."""
-        parts = torch.arange(len(pairs.ids)).split(self.batch)
+        parts = torch.arange(len(pairs.ids)).split(self.evaluation_batch)
         return torch.cat([self._rewards(tensors, pairs, rows, False) for rows in parts])[None]
 
     def _rewards(

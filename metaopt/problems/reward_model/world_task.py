@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.data.features import PreferenceFeatures
 from metaopt.problems.reward_model.data.policy import Policy, Reward, at_kl, kl, optimise, sample
@@ -77,23 +78,18 @@ class PreferenceWorlds:
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        if runs < 1 or not 0 < trusted <= 1:
-            raise ValueError(
-                f"PreferenceWorlds needs runs >= 1 and trusted in (0, 1]; got {runs}, {trusted}."
-            )
-        if source not in get_args(Responses):
-            allowed = ", ".join(get_args(Responses))
-            raise ValueError(f"source must be one of {allowed}; got {source!r}.")
+        self.runs, self.trusted, self.source = runs, trusted, source
+        check_ranges(self, "runs >= 1", "0 < trusted <= 1")
+        check_choices(self, source=get_args(Responses))
         if beta not in betas:
             raise ValueError(f"betas must hold beta={beta}; got {list(betas)}.")
-        self.runs, self.seed, self.steps = runs, seed, steps
+        self.seed, self.steps, self.beta = seed, steps, beta
         self.betas, self.levels, self.candidates = tuple(betas), tuple(levels), candidates
         self.world = PreferenceWorld(self._draws("world"), **(world or {}))
         training = self.world.pairs(self._draws("pairs"), pairs, noise)
         self.model = model(inputs=self.world.width)
         self._first = self._vanilla("first", training, recipe or Recipe())
         self._second = self._vanilla("second", training, recipe or Recipe())
-        self.beta = beta
         self.policy = self._policies(partial(self.model.rewards, self._first), (beta,)).at(0)
         tests = {
             "held_out": self.world.pairs(self._draws("held out"), test_pairs),
@@ -102,7 +98,7 @@ class PreferenceWorlds:
         self.features = PreferenceFeatures(
             training,
             max(1, round(trusted * pairs)),
-            self._responses(source, prompts, responses),
+            self._responses(prompts, responses),
             tests,
             seed,
         )
@@ -161,11 +157,11 @@ class PreferenceWorlds:
     def _policies(self, reward: Reward, betas: Sequence[float]) -> Policy:
         return optimise(reward, self.world.sft, self._draws("policy"), betas, self.steps)
 
-    def _responses(self, source: Responses, prompts: int, count: int) -> Tensor:
+    def _responses(self, prompts: int, count: int) -> Tensor:
         draws = self._draws("responses")
-        policy = self.policy if source == "shifted" else self.world.sft
+        policy = self.policy if self.source == "shifted" else self.world.sft
         sampled = sample(policy, draws, prompts, count)
-        if source != "noise":
+        if self.source != "noise":
             return sampled
         answers = normal(draws, prompts, count, sampled.shape[-1] - PROMPT)
         return torch.cat((sampled[..., :PROMPT], answers), -1)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from metaopt.llm import LM, Client, Parameters
-from metaopt.metrics import CalibratedJudge
 from metaopt.metrics.binary import Array
+from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution.candidates import judge as ask_judge
 from metaopt.problems.template_evolution.criteria_judge import Criteria, CriteriaJudge
 

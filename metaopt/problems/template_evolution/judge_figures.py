@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metaopt.metrics import CalibratedJudge, auroc
-from metaopt.metrics.binary import Array, reliability
+from metaopt.metrics.binary import Array, auroc, reliability
+from metaopt.metrics.calibration import CalibratedJudge
 
 
 class Side(NamedTuple):

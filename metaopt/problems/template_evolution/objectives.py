@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from metaopt.metrics import auroc
+from metaopt.metrics.binary import auroc
 
 OBJECTIVES = ("mae", "balanced", "brier", "balanced_brier", "auroc")
 

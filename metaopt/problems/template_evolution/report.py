@@ -17,7 +17,9 @@ from metaopt.data.solutions import Solution
 from metaopt.engine.protocols import Report, Snapshots
 from metaopt.llm import Client
 from metaopt.llm.scores import HIGH, LOW
-from metaopt.metrics import CalibratedJudge, auroc, best_of_n, brier, kappa
+from metaopt.metrics.best_of_n import best_of_n
+from metaopt.metrics.binary import auroc, brier, kappa
+from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution.candidates import Candidate, arrays, judged
 from metaopt.problems.template_evolution.criteria_judge import CriteriaJudge
 from metaopt.problems.template_evolution.judge_report import HeldOut, write_report

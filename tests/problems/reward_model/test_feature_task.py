@@ -164,12 +164,12 @@ def test_a_run_is_judged_and_tells(world, tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda w: FeaturePreferences(w, WIDTHS, members=0), "members >= 1; got 0"),
+        (lambda w: FeaturePreferences(w, WIDTHS, members=0), "members >= 1; got members=0"),
         (lambda w: FeaturePreferences(w, WIDTHS, aggregate="best"), "one of mean, worst, lower"),
         (lambda w: PreferenceWorlds(WIDTHS, runs=0), "runs >= 1"),
         (lambda w: PreferenceWorlds(WIDTHS, source="ppo"), "one of shifted, sft, noise"),
         (lambda w: PreferenceWorlds(WIDTHS, beta=0.2), "betas must hold beta=0.2"),
-        (lambda w: OracleLabels("some"), "which=all or trusted"),
+        (lambda w: OracleLabels("some"), "which must be one of all, trusted"),
         (lambda w: Band(index=10), "0 <= index < count; got index=10, count=10"),
         (
             lambda w: PreferenceFeatures(w.features.training, 0, w.features.responses, {}),

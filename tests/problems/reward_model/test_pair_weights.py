@@ -13,7 +13,7 @@ from metaopt import Engine
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, AdamW
 from metaopt.estimators import Direct, FiniteDifference, FirstOrder, Unroll
-from metaopt.metrics import auroc
+from metaopt.metrics.binary import auroc
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.optimizers import Descent
 from metaopt.problems.reward_model import MetaRewardModel
@@ -122,7 +122,7 @@ def test_retraining_may_be_left_out(task):
 
 
 def test_mistakes_are_named(task):
-    with pytest.raises(ValueError, match="steps >= 1; got 0"):
+    with pytest.raises(ValueError, match="steps >= 1; got steps=0"):
         PreferenceReweighting(task, SGD(lr=0.1), steps=0)
 
 

@@ -208,7 +208,6 @@ def test_gold_at_a_kl_is_numpy_s_interpolation():
     [
         (lambda: world(low=0.0), "0 < low <= high"),
         (lambda: world(curvature=0.0), "curvature > 0"),
-        (lambda: PreferenceWorld([]), "a world needs a generator"),
         (lambda: world().pairs(draws(2, "x"), 10, 1.5), r"noise in \[0, 1\]; got 1.5"),
         (lambda: world().pairs(draws(2, "x"), 0), "prompts >= 1"),
         (lambda: sample(world().sft, draws(3, "x"), 4, 1), "a generator for each of 2 policies"),

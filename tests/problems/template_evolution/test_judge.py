@@ -11,7 +11,7 @@ import pytest
 from small_judges import Paid, by_length, make, run, written
 
 from metaopt.data.solutions import Solutions, solutions
-from metaopt.metrics import auroc
+from metaopt.metrics.binary import auroc
 from metaopt.problems.template_evolution import arithmetic_solutions, load_judge
 
 

@@ -72,7 +72,6 @@ def _answers(value: Any, column: str) -> list[Text]:
 def _pair(row: Mapping[str, Any], chosen: Text, rejected: Text) -> Pair:
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError("'chosen' and 'rejected' are not of the same kind")
-    _differ(chosen, rejected, "chosen", "rejected")
     asked = "messages" if row.get("prompt") is None else "prompt"
     prompt: Text
     if row.get(asked) is None:
@@ -168,17 +167,13 @@ def _number(row: Mapping[str, Any], column: str) -> float | None:
 
 def _checked(pair: Pair, chosen: str, rejected: str) -> Pair:
     """Return the pair, whose answers come from the columns `chosen` and `rejected`."""
-    for side, column in ((pair.chosen, chosen), (pair.rejected, rejected)):
-        words = _stripped(side)
+    first, second = _stripped(pair.chosen), _stripped(pair.rejected)
+    if first == second:  # first, since two equal dialogues leave nothing beside their prompt
+        raise ValueError(f"{chosen!r} and {rejected!r} are equal")
+    for words, column in ((first, chosen), (second, rejected)):
         if not words or not words[-1]:
             raise ValueError(f"{column!r} is empty")
-    _differ(pair.chosen, pair.rejected, chosen, rejected)
     return pair
-
-
-def _differ(first: Text, second: Text, one: str, other: str) -> None:
-    if _stripped(first) == _stripped(second):
-        raise ValueError(f"{one!r} and {other!r} are equal")
 
 
 def _stripped(text: Text) -> str | tuple[str, ...]:

@@ -24,6 +24,12 @@ HELD_OUT = "held_out"
 Table = Any
 """A sparse matrix of counts, texts by words."""
 
+Encode = Callable[[Any], Tensor]
+"""From indices (m,) of pairs to the features (m, 2, d) of their answers."""
+
+Fit = Callable[[Any, int], Encode]
+"""From the indices of a run's training pairs and a seed."""
+
 
 def preference_texts(
     source: Preferences,
@@ -88,11 +94,13 @@ def preference_texts(
             tests, unlabelled, np.random.default_rng([seed, run]).permutation
         )
         chosen.append({"training": rows[: sizes[0]], "responses": responses, **tests})
-    counts: Any = _Counts(everything, words) if encoder is None else _Encoded(everything, encoder)
+    if encoder is None:
+        fit = _counted(everything, words, (answer_size, prompt_size))
+    else:
+        fit = _encoded(everything, encoder)
     parts: dict[str, list[Tensor]] = {}
     for run, indices in enumerate(chosen):
-        trained = np.array(indices["training"])
-        encode = counts.fitted(trained, (answer_size, prompt_size), seeds[run])
+        encode = fit(np.array(indices["training"]), seeds[run])
         for name, at in indices.items():
             parts.setdefault(name, []).append(encode(np.array(at)))
     stacked = {name: _stacked(features) for name, features in parts.items()}
@@ -157,73 +165,59 @@ def _pairs(both: Tensor, wrong: Tensor | None = None) -> Pairs:
     return Pairs(torch.where(swap, worse, better), torch.where(swap, better, worse), wrong)
 
 
-class _Counts:
-    """Word counts of all answers and prompts; what is fitted is fitted on chosen rows."""
+def _counted(pairs: Sequence[Pair], words: int, sizes: Sequence[int]) -> Fit:
+    """Fit the coordinates of answers and of prompts, of the numbers `sizes`, on chosen pairs."""
+    from sklearn.feature_extraction.text import CountVectorizer
 
-    def __init__(self, pairs: Sequence[Pair], words: int) -> None:
-        from sklearn.feature_extraction.text import CountVectorizer
+    texts = [str(side) for pair in pairs for side in (pair.chosen, pair.rejected)]
+    texts += [str(pair.prompt) for pair in pairs]
+    counts = CountVectorizer(dtype=np.float32).fit_transform(texts)
+    answers, prompts = counts[: 2 * len(pairs)], counts[2 * len(pairs) :]
 
-        answers = [str(side) for pair in pairs for side in (pair.chosen, pair.rejected)]
-        prompts = [str(pair.prompt) for pair in pairs]
-        table = CountVectorizer(dtype=np.float32).fit_transform([*answers, *prompts])
-        self.answers: Table = table[: len(answers)]
-        self.prompts: Table = table[len(answers) :]
-        self.words = words
-
-    def fitted(self, rows: Any, sizes: Sequence[int], seed: int) -> Any:
-        """Return a function from indices (m,) of pairs to features (m, 2, d)."""
-        own = np.stack([2 * rows, 2 * rows + 1], 1).ravel()
-        answer = _Coordinates(self.answers[own], sizes[0], self.words, seed)
-        prompt = _Coordinates(self.prompts[rows], sizes[1], self.words, seed)
+    def fit(rows: Any, seed: int) -> Encode:
+        both = np.stack([2 * rows, 2 * rows + 1], 1).ravel()
+        answer = _coordinates(answers[both], sizes[0], words, seed)
+        prompt = _coordinates(prompts[rows], sizes[1], words, seed)
 
         def encode(chosen: Any) -> Tensor:
-            sides = [answer(self.answers[2 * chosen + side]) for side in (0, 1)]
-            asked = prompt(self.prompts[chosen])
-            both = [np.concatenate([side, asked], 1) for side in sides]
-            return torch.from_numpy(np.stack(both, 1).astype(np.float32))
+            asked = prompt(prompts[chosen])
+            sides = [
+                np.concatenate([answer(answers[2 * chosen + side]), asked], 1) for side in (0, 1)
+            ]
+            return torch.from_numpy(np.stack(sides, 1).astype(np.float32))
 
         return encode
 
-
-class _Encoded:
-    """h(prompt + answer) of both answers of pairs, each text read once."""
-
-    def __init__(self, pairs: Sequence[Pair], encoder: Callable[[Sequence[str]], Tensor]) -> None:
-        texts = [f"{pair.prompt}{side}" for pair in pairs for side in (pair.chosen, pair.rejected)]
-        self.states = encoder(texts).view(len(pairs), 2, -1)
-
-    def fitted(self, rows: Any, sizes: Sequence[int], seed: int) -> Any:
-        """Return a function from indices (m,) of pairs to features (m, 2, d), (h - mean) / std.
-
-        Mean and deviation are those of the answers of `rows`; sizes and seed are of features that
-        are fitted, which these are not.
-        """
-        own = self.states[rows].flatten(0, 1)
-        mean, std = own.mean(0), own.std(0, correction=0).clamp(min=1e-6)
-        return lambda chosen: (self.states[chosen] - mean) / std
+    return fit
 
 
-class _Coordinates:
-    """SVD coordinates of TF-IDF, each divided by its deviation, fitted on counts (texts, words)."""
+def _encoded(pairs: Sequence[Pair], encoder: Callable[[Sequence[str]], Tensor]) -> Fit:
+    """Read prompt and answer together, once; fit mean and deviation of the states h on answers."""
+    texts = [f"{pair.prompt}{side}" for pair in pairs for side in (pair.chosen, pair.rejected)]
+    states = encoder(texts).view(len(pairs), 2, -1)
 
-    def __init__(self, counts: Table, size: int, words: int, seed: int) -> None:
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfTransformer
+    def fit(rows: Any, seed: int) -> Encode:
+        training = states[rows].flatten(0, 1)
+        mean, std = training.mean(0), training.std(0, correction=0).clamp(min=1e-6)
+        return lambda chosen: (states[chosen] - mean) / std
 
-        documents = np.asarray((counts > 0).sum(0)).ravel()
-        order = np.argsort(-documents, kind="stable")[:words]
-        self._kept = order[documents[order] > 1]
-        if len(self._kept) < 2:  # pairs without prompts, or hardly any word twice
-            self._svd = None
-            return
-        self._weigh = TfidfTransformer(sublinear_tf=True).fit(counts[:, self._kept])
-        weighed = self._weigh.transform(counts[:, self._kept])
-        self._svd = TruncatedSVD(min(size, weighed.shape[1] - 1), n_iter=3, random_state=seed)
-        with np.errstate(invalid="ignore"):  # of equal texts scikit-learn computes 0 / 0
-            std = self._svd.fit_transform(weighed).std(0)
-        self._scale = np.where(std > 1e-6, std, np.inf)  # what no text differs in counts nothing
+    return fit
 
-    def __call__(self, counts: Table) -> Any:
-        if self._svd is None:
-            return np.zeros((counts.shape[0], 0))
-        return self._svd.transform(self._weigh.transform(counts[:, self._kept])) / self._scale
+
+def _coordinates(counts: Table, size: int, words: int, seed: int) -> Callable[[Table], Any]:
+    """Fit SVD coordinates of TF-IDF, each divided by its deviation, on counts (texts, words)."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    documents = np.asarray((counts > 0).sum(0)).ravel()
+    order = np.argsort(-documents, kind="stable")[:words]
+    vocabulary = order[documents[order] > 1]
+    if len(vocabulary) < 2:  # pairs without prompts, or hardly any word twice
+        return lambda table: np.zeros((table.shape[0], 0))
+    weigh = TfidfTransformer(sublinear_tf=True).fit(counts[:, vocabulary])
+    weighed = weigh.transform(counts[:, vocabulary])
+    svd = TruncatedSVD(min(size, weighed.shape[1] - 1), n_iter=3, random_state=seed)
+    with np.errstate(invalid="ignore"):  # of equal texts scikit-learn computes 0 / 0
+        std = svd.fit_transform(weighed).std(0)
+    scale = np.where(std > 1e-6, std, np.inf)  # a coordinate that all texts share becomes 0
+    return lambda table: svd.transform(weigh.transform(table[:, vocabulary])) / scale

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.reward_model.data.policy import Policy, Reward, draw, sample
 
 PROMPT, HIGH, LOW = 4, 4, 8
@@ -55,7 +56,7 @@ class PreferenceWorld:
         width: number of features d = 16.
 
     Raises:
-        ValueError: a number out of its range, or no generator.
+        ValueError: a number out of its range.
     """
 
     width = PROMPT + HIGH + LOW
@@ -68,13 +69,9 @@ class PreferenceWorld:
         interaction: float = 0.9,
         curvature: float = 0.15,
     ) -> None:
-        if not generators or not 0 < low <= high or not interaction >= 0 or not curvature > 0:
-            raise ValueError(
-                f"a world needs a generator, 0 < low <= high, interaction >= 0 and curvature > 0; "
-                f"got {len(generators)} generators, {low}, {high}, {interaction} and {curvature}."
-            )
-        responses = HIGH + LOW
-        drawn = draw(generators, responses, 2 * PROMPT + 2)
+        self.high, self.low, self.interaction, self.curvature = high, low, interaction, curvature
+        check_ranges(self, "0 < low <= high", "interaction >= 0", "curvature > 0")
+        drawn = draw(generators, HIGH + LOW, 2 * PROMPT + 2)
         slope, interact, offset, direct = drawn.split((PROMPT, PROMPT, 1, 1), -1)
         spread = drawn.new_tensor([high] * HIGH + [low] * LOW).expand(len(drawn), -1)
         self.sft = Policy(
