@@ -32,6 +32,7 @@ class _Level(ImplicitProblem):  # type: ignore[misc]
 
     def take(self, values: Tree) -> None:
         """Read and write the memory of `values` from now on."""
+        # betty keeps the parameters it was built with, so the values come to them, without a copy.
         for name, parameter in self.values.items():
             parameter.data = values[name]
 
@@ -70,6 +71,7 @@ class Lower(_Level):
 
     def training_step(self, batch: Draw) -> Tensor:
         """Return g: of the step that `get_batch` announced, later for the hypergradient."""
+        # betty calls this for both and does not say which; a step fetches a batch first.
         if self.stepping:
             self.stepping = False
             self.loss = self._value(self.state._replace(params=self.values), batch)

@@ -53,6 +53,6 @@ class _Mean(torch.autograd.Function):
 
 
 def _mean(value: Tensor) -> Tensor:
-    total = value.detach().clone()
+    total = value.detach().clone()  # all_reduce writes into its argument
     dist.all_reduce(total)
     return total / world_size()

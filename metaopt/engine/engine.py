@@ -86,11 +86,13 @@ class Engine:
             yield self.outer_step, feedback
 
     def _step(self, key: int) -> Feedback:
+        # Each purpose has its own key, so that a new draw in one part moves none of another's.
         outer = self.optimizer.ask(fold(key, "ask"))
-        self.loop.outer_step = self.outer_step
+        self.loop.outer_step = self.outer_step  # batches know where they are: see `Draw`
         inner = self.loop.start(outer, None if self.done else self.inner, key)
         inner, feedback = self.estimator(self.loop, outer, inner, key)
         feedback = self._checked(all_reduce(feedback))
+        # Before `tell`, which may update phi in place: the feedback is about the old one.
         inner = self.problem.observe(outer, inner, feedback)
         self.optimizer.tell(feedback)
         self.ledger.charge(feedback.cost)
@@ -113,7 +115,7 @@ class Engine:
         else:
             metrics["outer/grad_norm"] = norm = tree.norm(feedback.grad)
             bad = ~torch.isfinite(value + norm.to(value))
-        if bad:
+        if bad:  # one comparison a step: on a GPU each waits for the device
             what, number = "outer loss", float(value)
             if math.isfinite(number):
                 what, number = "norm of the hypergradient", float(metrics["outer/grad_norm"])
@@ -189,6 +191,7 @@ class Engine:
                 f"{self.loop.frozen_hash}); resume with the same pretrained weights, or start a "
                 f"new run."
             )
+        # A copy: the run goes on in place, and the caller's state may be another run's.
         state = tree.clone(tree.unpack(state))
         self.outer_step, self.inner = state["outer_step"], state["inner"]
         self.done = state["done"]

@@ -66,13 +66,17 @@ class GradientState(NamedTuple):
 
 def state_leaves(state: GradientState) -> GradientState:
     """Return the state with all that a derivative flows through as new leaves of a graph."""
+    # The moments as well: theta of later steps depends on theta through them.
     moments = {k: tree.leaves(v) for k, v in state.optimizer.items()}
     problem_state = tree.map_tensors(tree.leaf, state.state)
     return state._replace(params=tree.leaves(state.params), state=problem_state, optimizer=moments)
 
 
 def state_tensors(state: GradientState) -> list[Tensor]:
-    """Return what a derivative flows through: parameters, the problem's own state, moments."""
+    """Return what a derivative flows through: parameters, the problem's own state, moments.
+
+    In this order: F reads all but the moments, so its adjoint is the first part of the list.
+    """
     floating = (t for t in tree.tensors(state.state) if t.is_floating_point())
     return [*state.params.values(), *floating, *tree.tensors(state.optimizer)]
 

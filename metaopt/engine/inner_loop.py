@@ -82,7 +82,8 @@ class InnerLoop:
     def __init__(self, problem: GradientProblem) -> None:
         self.problem = problem
         self.outer_step = 0
-        # Where update_state is the base's, no step changes the state: nothing hangs on theta.
+        # Where update_state is the base's, no step changes the state, and no estimator has to carry
+        # or refuse its derivative.
         self.updates_state = type(problem).update_state is not GradientProblem.update_state
 
     @property
@@ -141,7 +142,9 @@ class InnerLoop:
 
     def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
         """Return an inner batch, prepared; the module may change `inner.buffers` in place."""
-        # A copy of the draw has a generator that nobody has drawn from.
+        # A copy of the draw has a generator that nobody has drawn from: the same draw gives the
+        # same batch however often it is asked for. Decisions have a stream to themselves, so that
+        # they do not depend on how much the batch has drawn.
         batch = self.problem.inner_batch(replace(draw))
         with torch.no_grad():
             return self.problem.prepare_batch(
@@ -172,6 +175,8 @@ class InnerLoop:
         """
         if batch is None:
             batch = self.batch(outer, inner, draw)
+        # Dropout masks follow from the draw: a finite difference and a rebuilt segment evaluate the
+        # loss of one step more than once.
         with replay(fold(draw.key, "noise")):
             return self.problem.inner_loss(outer, self.tensors(inner), batch)
 
@@ -202,6 +207,8 @@ class InnerLoop:
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
     ) -> GradientState:
         """Take one inner step in place: the argument's tensors become the result's."""
+        # Leaves on the memory of `inner.params`, which `step_along` then updates. Off the graph of
+        # phi, so that the reverse pass stops at theta.
         params = tree.leaves(inner.params)
         outer = tree.detach(outer)
         loss = self.inner_value(outer, inner._replace(params=params), draw, batch)
@@ -227,7 +234,7 @@ class InnerLoop:
         params = inner.params
         if self.updates_state:
             params = {k: p.view_as(p) for k, p in params.items()}
-        copied = inner.at(params)
+        copied = inner.at(params)  # a segment may be run again from `inner`, with its buffers
         loss = self.inner_value(outer, copied, draw)
         grads = torch.autograd.grad(
             loss, list(params.values()), create_graph=True, materialize_grads=True

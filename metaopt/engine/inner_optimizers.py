@@ -3,6 +3,9 @@
 Each one has two forms with the same numbers: `update` returns new tensors and can be
 differentiated, `update_` changes the arguments in place through torch's own fused loops and keeps
 no second copy. Both equal `torch.optim` step for step.
+
+Where `update` writes `add(x, alpha=a)` or `lerp` for a sum, it repeats the operations of torch's
+kernels in their order, so that a differentiated run and one in place agree to the bit.
 """
 
 from __future__ import annotations
@@ -120,7 +123,13 @@ class _Scheduled:
                     f"a group of {type(self).__name__} needs `match` and may set `lr` and "
                     f"`weight_decay`; got {dict(group)}."
                 )
-            check_pattern(group["match"], type(self).__name__)
+            try:
+                re.compile(group["match"])
+            except re.error as error:
+                raise ValueError(
+                    f"{type(self).__name__} needs a regular expression on names; "
+                    f"{group['match']!r} is none: {error}."
+                ) from error
             replace(self, groups=(), **rates)  # checks their ranges
 
     def learning_rate(self, step: int) -> float:
@@ -143,19 +152,10 @@ class _Scheduled:
         """Return the gradients with their norm cut to `clip_norm`; differentiable."""
         if self.clip_norm is None:
             return grads
+        # Not `clip_grad_norm_`, which works in place and off the graph.
         norms = torch.stack([safe_sqrt(torch.sum(g * g)) for g in grads.values()])
         coefficient = (self.clip_norm / (safe_sqrt(torch.sum(norms * norms)) + 1e-6)).clamp(max=1.0)
         return {k: g * coefficient for k, g in grads.items()}
-
-
-def check_pattern(pattern: str, owner: str) -> None:
-    """Raise a `ValueError` unless `pattern` is a regular expression."""
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"{owner} needs a regular expression on names; {pattern!r} is none: {error}."
-        ) from error
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -164,6 +164,7 @@ def safe_sqrt(x: Tensor) -> Tensor:
     A dead unit has a second moment of exactly 0; without this, the derivative through Adam is NaN.
     """
     positive = x > 0
+    # The inner `where` keeps the infinite slope out: 0 * inf in the reverse pass would be NaN.
     return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
 
 
@@ -308,6 +309,7 @@ class Adam(_Scheduled):
         """Do the same step in place."""
         grads = self._clipped(grads)
         for names, lr, decay in self._grouped(tuple(params), step):
+            # The kernel counts up in the step tensors, one for each parameter: made for this call.
             adam(
                 [params[n] for n in names], [grads[n] for n in names],
                 [state["mean"][n] for n in names], [state["square"][n] for n in names], [],

@@ -21,7 +21,9 @@ def fold(key: int, *ids: int | str) -> int:
     process; torch's generator on a CPU uses the low 32 bits of one. Different names give
     unrelated keys, and `fold(fold(k, a), b)` differs from `fold(k, a, b)`.
     """
+    # With the type's initial and a separator, (1, "1"), ("1", 1) and (11,) are different names.
     name = "\x1f".join(f"{type(i).__name__[0]}{i}" for i in (key, *ids))
+    # `hash` differs between processes. One bit less: generators take signed 64-bit seeds.
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
@@ -125,5 +127,6 @@ def epoch_batch(n: int, batch_size: int, step: int, seed: int) -> torch.Tensor:
     if not 1 <= batch_size <= n:
         raise ValueError(f"epoch_batch needs 1 <= batch_size <= n={n}; got {batch_size}.")
     epoch, position = divmod(step, n // batch_size)
+    # The whole order is made again in each step, so that nothing of it lives in a checkpoint.
     order = torch.randperm(n, generator=generator(fold(seed, "pass", epoch)))
     return order[position * batch_size : (position + 1) * batch_size]

@@ -74,8 +74,9 @@ def tagged(tag: str) -> Callable[[type[T]], type[T]]:
     """
 
     def register(kind: type[T]) -> type[T]:
+        # By name: a module that is loaded again makes its classes again.
         if _KINDS.get(tag, kind).__qualname__ != kind.__qualname__:
-            raise ValueError(f"the tag {tag!r} is taken by {_KINDS[tag].__qualname__}.")
+            raise ValueError(f"the tag {tag!r} belongs to {_KINDS[tag].__qualname__}.")
         _KINDS[tag], _TAGS[kind] = kind, tag
         return kind
 
@@ -155,7 +156,7 @@ def leaf(tensor: Tensor) -> Tensor:
 
 def gradient(value: Tensor, *trees: Tree) -> list[Tree]:
     """Return the derivatives of a scalar in trees of leaves; zeros where nothing connects them."""
-    if not value.requires_grad:
+    if not value.requires_grad:  # torch would raise
         return [zeros_like(tree) for tree in trees]
     inputs = [t for tree in trees for t in tree.values()]
     grads = iter(torch.autograd.grad(value, inputs, materialize_grads=True))
@@ -211,6 +212,7 @@ def scale(tree: Tree, factor: float | Tensor) -> Tree:
 
 def add(a: Tree, b: Tree, factor: float | Tensor = 1.0) -> Tree:
     """Return a + factor * b; `b` may hold a subset of the keys, in any order."""
+    # `alpha` takes numbers only, and reading a tensor's number would wait for the device.
     if isinstance(factor, Tensor):
         b, factor = scale(b, factor), 1.0
     other = [b[k] if k in b else torch.zeros_like(v) for k, v in a.items()]
@@ -219,6 +221,7 @@ def add(a: Tree, b: Tree, factor: float | Tensor = 1.0) -> Tree:
 
 def random_like(tree: Tree, generator: torch.Generator) -> Tree:
     """Return standard normal draws of the same shapes, on the devices of `tree`."""
+    # Drawn on the generator's device and moved: the same numbers whatever the tree is on.
     return {
         k: torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
         for k, v in tree.items()

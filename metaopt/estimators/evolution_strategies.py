@@ -67,14 +67,17 @@ class EvolutionStrategies(InnerRun):
         self, loop: BlackBoxLoop | InnerLoop, outer: Tree, inner: Any, key: int
     ) -> tuple[Any, Feedback]:
         """Return the unperturbed inner state after K steps and the estimated gradient."""
+        # A run that starts from scratch starts its particles from scratch as well.
         fresh = isinstance(inner, GradientState) and inner.step == 0
         particles = [] if fresh else self._particles
         grad, particles_after, costs = tree.zeros_like(outer), [], []
         for i in range(self.pairs):
             particle = particles[i] if particles else _particle(outer, inner)
+            # Each rank perturbs in other directions; the engine averages their estimates.
             draw = generator(fold(key, "perturbation", i, distributed.rank()))
             shift = tree.scale(tree.random_like(outer, draw), self.sigma)
             total = tree.add(particle["total"], shift)
+            # One key for both ends and the centre: their noise cancels in the difference.
             plus, above = self._run(loop, tree.add(outer, shift), particle["plus"], key)
             minus, below = self._run(loop, tree.add(outer, shift, -1.0), particle["minus"], key)
             gap = torch.as_tensor(above.value).detach() - torch.as_tensor(below.value).detach()
@@ -105,4 +108,5 @@ class EvolutionStrategies(InnerRun):
 
 def _particle(outer: Tree, inner: Any) -> dict[str, Any]:
     """Return a pair at the start of an inner run: two copies of the state, no perturbation."""
+    # Copies: a run is given its state away, and updates it in place.
     return {"plus": tree.clone(inner), "minus": tree.clone(inner), "total": tree.zeros_like(outer)}

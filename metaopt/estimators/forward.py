@@ -103,10 +103,13 @@ def _push_forward(
     linked = [t for t in outputs if t.requires_grad]
     if not linked:
         return [[torch.zeros_like(t) for t in outputs] for _ in tangents]
+    # J^T c is linear in c, so its derivative in c along a tangent z is J z; c = 0 serves as well as
+    # any other. The graph of J^T c is built once for all tangents.
     cotangents = [torch.zeros_like(t, requires_grad=True) for t in linked]
     pulled = torch.autograd.grad(
         linked, inputs, cotangents, create_graph=True, materialize_grads=True
     )
+    # An input that no output depends on has a zero without a graph: it contributes nothing.
     varying = [i for i, t in enumerate(pulled) if t.requires_grad]
     pushed = []
     for tangent in tangents:

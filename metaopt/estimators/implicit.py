@@ -52,6 +52,7 @@ class Implicit(InnerRun):
         draw = loop.solve_draw(inner, key, self.inner_steps)
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
         with twice_differentiable():
+            # `at` copies the buffers: no step is taken here, so the state's own stay as they are.
             _, slope = inner_slope(loop, phi, inner.at(theta), draw)
             product = _Product(slope, theta)
             q, self._solver, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
@@ -69,6 +70,7 @@ class _Product:
 
     def __call__(self, p: Tree) -> Tree:
         self.calls += 1
+        # Retained, since a solver asks for several products; the cross term is the last use.
         image = pull_back(self.slope, list(self.theta.values()), p, retain_graph=True)
         return distributed.mean(tree.like(self.theta, image))
 
@@ -88,6 +90,7 @@ def pull_back(
     slope: Tree, inputs: list[Tensor], vector: Tree, retain_graph: bool = False
 ) -> list[Tensor]:
     """Return (d slope / d inputs)^T vector; zeros where nothing connects them."""
+    # Where g is linear in a parameter, its slope is a constant, which torch refuses.
     linked = [k for k, s in slope.items() if s.requires_grad]
     if not linked:
         return [torch.zeros_like(t) for t in inputs]

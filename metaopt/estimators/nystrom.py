@@ -49,6 +49,7 @@ class Nystrom:
         aged = {**state, "age": state["age"] + 1}
         if values.numel() == 0:
             return (lambda r: r), aged
+        # Outside of the sketch P^-1 is the identity, so its part inside is relative to l_r.
         gain = (values.min() + damping) / (values + damping) - 1.0
 
         def apply(r: Tree) -> Tree:
@@ -64,6 +65,8 @@ class Nystrom:
         omega = _orthonormal({k: torch.stack([c[k] for c in columns]) for k in like})[0]
         images = [product({k: t[i] for k, t in omega.items()}) for i in range(rank)]
         image = {k: torch.stack([y[k] for y in images]) for k in like}
+        # Y + shift Omega instead of Y: a core that is positive definite in floating point. The
+        # shift is taken off the eigenvalues at the end (Frangella et al., algorithm 2.1).
         shift = torch.finfo(image[next(iter(like))].dtype).eps * tree.norm(image) * size**0.5
         image = tree.add(image, omega, shift)
         values, vectors = torch.linalg.eigh(_symmetric(_gram(omega, image)))
@@ -87,6 +90,7 @@ def _mix(matrix: Tensor, rows: Tree) -> Tree:
 
 def _orthonormal(rows: Tree) -> tuple[Tree, Tensor]:
     """Return orthonormal rows of the same span, and the squared singular values."""
+    # By the small Gram matrix: a QR would need all tensors in one matrix.
     values, vectors = torch.linalg.eigh(_symmetric(_gram(rows, rows)))
     return _mix(
         (vectors * values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt()).T, rows

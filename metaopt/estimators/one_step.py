@@ -51,6 +51,7 @@ class OneStep(InnerRun):
         value, v, direct = outer_gradients(loop, outer, after, key, before=inner.state)
 
         phi = tree.leaves(outer)
+        # <dg/dtheta, w> is the derivative of g along w: forward in theta, then reverse in phi.
         with along(inner.params, transpose(v)) as theta:
             loss = loop.inner_value(phi, inner.at(theta), draw, batch)
             slope = tangent(loss)
@@ -71,6 +72,7 @@ def take_step(
     copied = inner.at(params)
     loss = loop.inner_value(tree.detach(outer), copied, draw, batch)
     slopes = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+    # New leaves: `transpose` differentiates the optimizer's update alone, not g a second time.
     grads = tree.leaves(distributed.mean(tree.like(params, slopes)))
     new, moments = loop.optimizer.update(inner.params, grads, inner.optimizer, inner.step)
     moved = copied._replace(params=tree.detach(new), optimizer=tree.detach(moments))

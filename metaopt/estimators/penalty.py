@@ -58,7 +58,7 @@ class Penalty(InnerRun):
         """Return z after K steps and the penalised gradient in phi."""
         y, gamma = self._copy, self._gamma
         if y is None or inner.step == 0:
-            y = tree.clone(inner)
+            y = tree.clone(inner)  # both are stepped in place from here on
         inner = loop.run(outer, inner, key, self.inner_steps)
         for k in range(self.inner_steps):
             y = _penalised_step(loop, outer, y, key, k, gamma)
@@ -87,6 +87,7 @@ def _outer_slope(
     gamma: float,
 ) -> Tree:  # fmt: skip
     """Return the derivative in phi of F(phi, y) + gamma [g(phi, y) - g(phi, z)]."""
+    # One batch and one mask for both: what is the same in g(y) and g(z) cancels without noise.
     phi, draw = tree.leaves(outer), loop.solve_draw(z, key, steps)
     batch = loop.batch(phi, z.at(z.params), draw)
 

@@ -97,13 +97,15 @@ class ScoreFunction(InnerRun):
 
         phi = tree.leaves(outer)
         problem: Any = loop.problem
+        # Under the masks of the inner step: log p of the decisions that it was taken on.
         with replay(fold(draw.key, "noise")):
             log_prob = problem.log_prob(phi, loop.tensors(inner), batch)
         advantage = self._advantage(reward).to(log_prob)
         score = torch.autograd.grad(
             -(advantage * log_prob).sum(), list(phi.values()), materialize_grads=True
         )
-        # One number for the batch rewards the rows of all ranks; the engine averages over ranks.
+        # One number for the batch rewards the examples of all ranks: log p of each rank counts in
+        # full, so the average that the engine takes over ranks is undone.
         shared = 1 if self.feedback == "per_example" else distributed.world_size()
         grad = tree.add(direct, tree.like(phi, score), self.weight * shared)
         metrics = {"outer/feedback": reward.mean(), "outer/feedback_size": reward.abs().mean()}
@@ -111,6 +113,7 @@ class ScoreFunction(InnerRun):
 
     def _advantage(self, reward: Tensor) -> Tensor:
         """Return the signed, centred and clipped reward; update the moving average."""
+        # The average is updated after it was used: a baseline that contains its reward is biased.
         advantage = reward
         if self.baseline is not None:
             mean = distributed.mean({"reward": reward.mean()})["reward"]

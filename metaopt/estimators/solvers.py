@@ -78,6 +78,7 @@ class Neumann:
         """Return the truncated series."""
         if self.step is None:
             start, iterations = (state["direction"], 1) if state else (v, 3)
+            # H moves little between outer steps, so one iteration from the last direction does.
             largest, direction = largest_eigenvalue(product, start, iterations)
             if largest == 0:
                 return v, {}, {"solve/step": largest}
@@ -144,28 +145,25 @@ class ConjugateGradient:
             q, curvature = state["solution"], state["curvature"]
         else:
             curvature = (tree.dot(v, image) / _positive(tree.dot(v, v))).abs()
+            # Below round-off the quotient is noise, and its inverse would be large: start at 0.
             floor = torch.finfo(curvature.dtype).eps * tree.norm(image) / _positive(tree.norm(v))
             inverse = torch.where(curvature > floor, 1.0 / curvature, 0.0)
             q, image = tree.scale(v, inverse), tree.scale(image, inverse)
         damping = self.damping * curvature
-        apply, sketch = self._precondition(product, v, damping, state, key)
+        apply: Product = _unchanged
+        sketch = state.get("preconditioner", {})
+        if self.preconditioner is not None:
+            apply, sketch = self.preconditioner(product, v, damping, sketch, key)
         q, residual, largest, negative = self._iterate(
             product, apply, q, tree.add(v, image, -1.0), damping, tree.norm(v)
         )
         q, residual = _bounded(q, residual, v)
         curvature = torch.where(largest > 0, largest, curvature)
-        state = {"curvature": curvature, "solution": q, **sketch}
+        state = {"curvature": curvature, "solution": q}
+        if self.preconditioner is not None:
+            state["preconditioner"] = sketch
         error = tree.norm(residual) / _positive(tree.norm(v))
         return q, state, {"solve/residual": error, "solve/negative_curvature": negative}
-
-    def _precondition(
-        self, product: Product, v: Tree, damping: Tensor, state: State, key: int
-    ) -> tuple[Product, State]:
-        if self.preconditioner is None:
-            return (lambda r: r), {}
-        sketch = state.get("preconditioner", {})
-        apply, sketch = self.preconditioner(product, v, damping, sketch, key)
-        return apply, {"preconditioner": sketch}
 
     def _iterate(
         self, product: Product, apply: Product, q: Tree, r: Tree, damping: Tensor, scale: Tensor,
@@ -180,7 +178,7 @@ class ConjugateGradient:
                 break
             image = tree.add(product(p), p, damping)
             bend, size = tree.dot(p, image), tree.dot(p, p)
-            if bend <= 0:
+            if bend <= 0:  # along p the quadratic has no minimum: keep what is solved so far
                 negative += size > 0
                 break
             largest = torch.maximum(largest, bend / size - damping)
@@ -190,6 +188,10 @@ class ConjugateGradient:
             rz, previous = tree.dot(r, z), rz
             p = tree.add(z, p, rz / previous)
         return q, r, largest, negative
+
+
+def _unchanged(r: Tree) -> Tree:
+    return r
 
 
 def _bounded(q: Tree, residual: Tree, v: Tree) -> tuple[Tree, Tree]:

@@ -69,6 +69,7 @@ class Unroll(InnerRun):
         with twice_differentiable():
             steps = range(head, self.inner_steps)
             count = self._count(loop, phi, inner, key)
+            # A theta_0 that does not come from a warm start may be made of phi: its adjoint counts.
             forks = inner.step == 0 and head == 0 and not loop.problem.warm_start
             inner, value, grads, adjoint = _reverse(loop, phi, inner, key, _split(steps, count))
             if forks:
@@ -106,6 +107,8 @@ def _reverse(
     loop: InnerLoop, phi: Tree, inner: GradientState, key: int, segments: list[range]
 ) -> tuple[GradientState, Tensor, list[Tensor], list[Tensor]]:
     """Return the last state, F, dF/dphi over all segments, and the adjoint of the first state."""
+    # Checkpointing (Chen et al.): all segments but the last run without keeping their graph; it is
+    # built again, one at a time, on the way back.
     starts = [tree.detach(inner)]
     for segment in segments[:-1]:
         for k in segment:
@@ -116,7 +119,7 @@ def _reverse(
     loss = loop.outer_value(phi, end, loop.outer_draw(end, key))
     last, value = tree.detach(end), loss.detach()
     grads, adjoint = _pull_back([loss], None, phi, start)
-    del loss, start, end
+    del loss, start, end  # the last references to the graph, before the next one is built
     for segment in reversed(segments[:-1]):
         start, end = _graph(loop, phi, starts.pop(), key, segment)
         earlier, adjoint = _pull_back(state_tensors(end), adjoint, phi, start)
@@ -171,7 +174,7 @@ def _state_bytes(state: GradientState) -> int:
 
 def _step_bytes(loop: InnerLoop, phi: Tree, inner: GradientState, key: int) -> int:
     """Return the bytes that the graph of one inner step keeps alive, each storage once."""
-    sizes: dict[int, int] = {}
+    sizes: dict[int, int] = {}  # by address: several views may share a storage
 
     def count(t: Tensor) -> Tensor:
         storage = t.untyped_storage()

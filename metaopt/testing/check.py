@@ -168,6 +168,7 @@ def _trajectory(
         loop.outer_step = t
         inner = loop.start(outer, inner, fold(key, t, "run"))
         first = first or _slope_norm(loop, outer, inner, key)
+        # Only the first and the last point get a reference: those between move phi along.
         judged = t in (0, warm_steps)
         most = (steps if judged else steps // 10) if loop.problem.warm_start else 0
         inner, count, fall = _settle(loop, outer, inner, most, fold(key, t), first)
@@ -245,6 +246,7 @@ def _row(
     loop: InnerLoop, name: str, estimator: Estimator, point: _Point, warm: bool
 ) -> tuple[Row, Estimator]:
     """Return the row of one call, and the estimator after it."""
+    # Measured apart: counting every operation would spoil the seconds.
     with PeakMemory() as meter:
         copy.deepcopy(estimator)(loop, *_as(loop, point))
     used, feedback, seconds = _timed(loop, estimator, point)
@@ -267,6 +269,7 @@ def _timed(
     loop: InnerLoop, estimator: Estimator, point: _Point
 ) -> tuple[Estimator, Feedback, float]:
     """Return the estimator after a call, what it said, and the seconds it took."""
+    # Calls of microseconds are repeated, each from a copy of the estimator: it changes in a call.
     least, spent = float("inf"), 0.0
     while True:
         used, arguments = copy.deepcopy(estimator), _as(loop, point)

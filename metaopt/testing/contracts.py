@@ -14,12 +14,7 @@ import torch
 from metaopt.engine import Engine, tree
 from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop, loop_of
-from metaopt.engine.protocols import (
-    BilevelProblem,
-    Estimator,
-    Feedback,
-    OuterOptimizer,
-)
+from metaopt.engine.protocols import BilevelProblem, Estimator, Feedback, OuterOptimizer
 from metaopt.engine.random import fold, generator
 from metaopt.optimizers import Grid, Random, Search
 from metaopt.testing.trees import form, identical, new_tensors
@@ -260,9 +255,7 @@ class OptimizerContract(RunContract):
 
 
 def _copy(feedback: Feedback) -> dict[str, Any]:
-    return tree.clone({k: v for k, v in vars(feedback).items() if k != "metrics"}) | {
-        "metrics": tree.clone(dict(feedback.metrics))
-    }
+    return tree.clone(vars(feedback))  # tensors may be updated in place by the next step
 
 
 def _run(parts: Parts, steps: int) -> list[Any]:

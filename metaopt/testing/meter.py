@@ -31,7 +31,7 @@ class PeakMemory(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not _aliases(func):
+        if not _aliases(func):  # a view or an operation in place makes no storage
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, Tensor):
                     self._enter(tensor)
@@ -45,6 +45,7 @@ class PeakMemory(TorchDispatchMode):
             return
         self._sizes[identity] = size = storage.nbytes()
         self.live += size
+        # Not at exit, where torch is gone before its storages are.
         weakref.finalize(storage, self._leave, identity).atexit = False
 
     def _leave(self, identity: int) -> None:

@@ -42,9 +42,10 @@ def new_tensors() -> Iterator[Callable[[], list[Tensor]]]:
 
     def alive() -> list[Tensor]:
         gc.collect()
+        # `isinstance` would ask `__class__`, which wakes lazy objects of other libraries.
         return [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
 
-    gc.freeze()
+    gc.freeze()  # what lives already is no longer listed by `get_objects`
     try:
         yield alive
     finally:

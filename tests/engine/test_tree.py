@@ -118,5 +118,5 @@ def test_a_named_tuple_without_a_tag_and_an_unknown_tag_are_named():
 
 
 def test_a_tag_has_one_class():
-    with pytest.raises(ValueError, match="'pair of a test' is taken by Couple"):
+    with pytest.raises(ValueError, match="'pair of a test' belongs to Couple"):
         tree.tagged("pair of a test")(Nameless)
