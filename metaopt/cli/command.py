@@ -25,13 +25,14 @@ def run(arguments: Sequence[str]) -> int:
     flags, overrides = _flags().parse_known_args(rest)
     resumed = [a.partition("=")[2] for a in rest if a.startswith("resume=")]
     if resumed:
-        return resume(Path(resumed[0]), [a for a in rest if not a.startswith("resume=")])
+        outcome = resume(Path(resumed[0]), [a for a in rest if not a.startswith("resume=")])
+        return int(outcome.status == "failed")
     if any(a.startswith("-") for a in overrides):
         return _hydra_itself(rest)
     with composing() as loaded:
         if flags.multirun or _is_a_sweep(loaded, flags.config_name, overrides):
             started = time.monotonic()
-            task = partial(job, told=set())
+            task = partial(job, printed=set())
             returned = multirun(loaded, flags.config_name, [*overrides, MULTIRUN], task)
             return _summary(returned, time.monotonic() - started)
         outcome = loaded.run(flags.config_name, job, overrides).return_value

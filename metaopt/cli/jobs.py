@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,12 @@ from metaopt.runs.errors import ConfigError, report
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
 from metaopt.runs.result import read_config, write_config
-from metaopt.runs.run import PYTHON, Run, Watch, prepare_torch, result_of
+from metaopt.runs.run import PYTHON, SETTINGS, Run, Watch, prepare_torch, result_of
 
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
 
 PARTS = ("problem", "estimator", "optimizer", "engine", "tracker")
-SETTINGS = (
-    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,34 +51,42 @@ class Outcome:
         return self.objective
 
 
-def job(config: DictConfig, told: set[str] | None = None) -> Outcome:
+def job(config: DictConfig, printed: set[str] | None = None) -> Outcome:
     """Run one composed config in the folder that hydra made for it; errors end up in messages.
 
     Args:
         config: the composed config.
-        told: messages of earlier cells of a sweep, which are not printed in full again.
+        printed: messages of earlier cells of a sweep, which are not printed in full again.
     """
     state: Any = HydraConfig.get()
     folder = Path(state.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     sweeping = state.mode == RunMode.MULTIRUN
-    try:
+    with _explained(folder, printed) as failed:
         with open_dict(config):
             config.pop("methods", None)  # of the whole table
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         direction = str(OmegaConf.select(state, "sweeper.direction"))
         return _run(folder, resolved, list(state.overrides.task), sweeping, direction)
+    return failed
+
+
+@contextmanager
+def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcome]:
+    """Turn what stops a run into a message; yield the outcome of one that fails."""
+    try:
+        yield Outcome("failed", folder)
     except Interrupted as stop:
         print(f"Stopped: {stop}. Continue with\n  metaopt resume={folder}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except Exception as error:
-        report(cause(error), folder, told)
-        _remove_empty(folder)
-        return Outcome("failed", folder)
+        report(cause(error), folder, printed)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
-def resume(folder: Path, rest: Sequence[str]) -> int:
-    """Continue the run of a folder and return the exit code; `rest` must be empty.
+def resume(folder: Path, rest: Sequence[str]) -> Outcome:
+    """Continue the run of a folder; `rest` must be empty.
 
     Raises:
         ConfigError: the folder holds no run, or there are overrides.
@@ -96,15 +102,9 @@ def resume(folder: Path, rest: Sequence[str]) -> int:
             f"{folder} was started from Python and needs its problem; continue it there with\n"
             f'  metaopt.resume("{folder}", problem=...)'
         )
-    try:
-        outcome = _run(folder, config, [], False, "minimize")
-    except Interrupted as stop:
-        print(f"Stopped: {stop}. Continue with\n  metaopt resume={folder}", file=sys.stderr)
-        return 128 + stop.signum
-    except Exception as error:
-        report(cause(error), folder)
-        return 1
-    return int(outcome.status == "failed")
+    with _explained(folder) as failed:
+        return _run(folder, config, [], False, "minimize")
+    return failed
 
 
 def _run(
@@ -136,7 +136,7 @@ def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
         changed = "\n  ".join(provenance.differences(before, config)[:8])
         raise ConfigError(
             f"{folder} holds a run of another config:\n  {changed}\n"
-            f"Delete the folder to compute it anew, or set name=<another name>."
+            f"Delete the folder to compute it again, or set name=<another name>."
         )
 
 
@@ -206,8 +206,3 @@ def _conclude(
         print(f"stopped early: {why}")
     print(f"{result['outer_steps']} outer steps in {seconds:.1f} s; everything is in {folder}")
     print(f"Next: metaopt-report {folder}")
-
-
-def _remove_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()

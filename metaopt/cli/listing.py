@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from metaopt.report.collect import failure
+from metaopt.report.figures import records
+
 
 def ls(arguments: Sequence[str]) -> int:
     """Print a line for each run below a folder: its state, its method, its metrics."""
@@ -67,13 +70,11 @@ def state(folder: Path, config: dict[str, Any]) -> str:
     if (folder / "result.json").is_file():
         stopped = _result(folder).get("stopped")
         return f"finished (stopped by {stopped})" if stopped else "finished"
-    if (folder / "error.log").is_file():
-        lines = (folder / "error.log").read_text(encoding="utf-8").strip().splitlines()
-        return f"failed: {lines[-1]}" if lines else "failed"
-    log = folder / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    steps = [json.loads(line)["outer_step"] for line in lines if line.endswith("}")]
-    return f"unfinished, outer step {steps[-1] if steps else 0} of {config.get('outer_steps')}"
+    steps = [record["outer_step"] for record in records(folder / "metrics.jsonl")]
+    unfinished = (
+        f"unfinished, outer step {steps[-1] if steps else 0} of {config.get('outer_steps')}"
+    )
+    return failure(folder) or unfinished
 
 
 def _config(folder: Path) -> dict[str, Any]:

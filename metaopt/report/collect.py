@@ -150,10 +150,15 @@ def _number(value: Any) -> float:
 def _reason(folder: Path, error: Exception) -> str:
     if (folder / "result.json").exists():
         return f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"
+    return failure(folder) or "not finished"
+
+
+def failure(folder: Path) -> str | None:
+    """Return the last line of the traceback of a run that failed, else `None`."""
     if (folder / "error.log").exists():
         lines = (folder / "error.log").read_text(encoding="utf-8").strip().splitlines()
         return f"failed: {lines[-1]}" if lines else "failed"
-    return "not finished"
+    return None
 
 
 def _nothing(folder: Path, incomplete: Sequence[tuple[Path, str]]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,7 +95,7 @@ def read_curves(path: Path, names: Container[str] | None = None) -> dict[str, Cu
     later counts.
     """
     points: dict[str, dict[int, tuple[float, float]]] = {}
-    for record in _records(path):
+    for record in records(path):
         inner = _number(record.get("inner_step", record.get("budget/inner_steps")))
         for name, value in record.items():
             included = "/" in name if names is None else name in names
@@ -104,7 +104,8 @@ def read_curves(path: Path, names: Container[str] | None = None) -> dict[str, Cu
     return {name: _curve(by_step) for name, by_step in points.items()}
 
 
-def _records(path: Path) -> Iterable[dict[str, Any]]:
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a metrics.jsonl; a line that was cut short by a kill is left out."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for text in lines:
         try:

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Statistic = Callable[..., Any]
 
+RESAMPLES = 10_000
+
 
 class Interval(NamedTuple):
     """An estimate and the ends of its confidence interval; the ends are NaN when n < 2."""
@@ -99,11 +101,7 @@ def t_intervals(table: ArrayLike, level: float = 0.95) -> tuple[Any, Any, Any]:
 
 
 def bootstrap_interval(
-    values: ArrayLike,
-    statistic: Statistic = np.mean,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    values: ArrayLike, statistic: Statistic = np.mean, level: float = 0.95
 ) -> Interval:
     """Return `statistic` of the values and its percentile bootstrap interval.
 
@@ -111,21 +109,17 @@ def bootstrap_interval(
         values: n numbers, one a seed.
         statistic: takes an array and `axis`, such as `numpy.median` or `iqm`.
         level: coverage, in (0, 1).
-        resamples: number of resamples, >= 1; memory is resamples x n numbers.
-        seed: seed of the resampling: the same interval every time.
 
     Raises:
-        ValueError: no values, a level outside (0, 1) or resamples < 1.
+        ValueError: no values, or a level outside (0, 1).
     """
     x = _sample(values)
     _check_level(level)
-    if resamples < 1:
-        raise ValueError(f"resamples must be >= 1; got {resamples}.")
     estimate = float(statistic(x, axis=0))
     if len(x) < 2:
         return Interval(estimate, math.nan, math.nan)
-    draw = np.random.default_rng(seed)
-    resampled = statistic(x[draw.integers(len(x), size=(resamples, len(x)))], axis=1)
+    draw = np.random.default_rng(0)  # seeded: the same interval every time
+    resampled = statistic(x[draw.integers(len(x), size=(RESAMPLES, len(x)))], axis=1)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high))
 

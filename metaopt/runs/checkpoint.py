@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
 
@@ -22,20 +22,6 @@ STEP = re.compile(r"step_(\d{8,})\.pt")
 
 class CheckpointError(RuntimeError):
     """There are checkpoints, and none of them can be read."""
-
-
-class Found(NamedTuple):
-    """The newest checkpoint that could be read.
-
-    Args:
-        state: what `save` was given.
-        path: its file.
-        damaged: newer files that could not be read, newest first.
-    """
-
-    state: dict[str, Any]
-    path: Path
-    damaged: list[Path]
 
 
 @contextmanager
@@ -121,31 +107,30 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matched if match)
 
 
-def latest(folder: Path) -> Found | None:
-    """Return the newest checkpoint that can be read, or `None` where there is none at all.
+def latest(folder: Path) -> dict[str, Any] | None:
+    """Return the state of the newest checkpoint that can be read, or `None` where there is none.
+
+    Damaged files that are skipped are named on the standard error.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged; names the newest.
     """
-    damaged: list[Path] = []
-    first: CheckpointError | None = None
+    errors: dict[Path, CheckpointError] = {}
     for _, path in reversed(steps(folder)):
         try:
-            return Found(read_tensors(path), path, damaged)
+            state: dict[str, Any] = read_tensors(path)
         except CheckpointError as error:
-            first = first or error
-            damaged.append(path)
-    if first is not None:
-        raise CheckpointError(
-            f"{first} No older checkpoint is left; delete {folder} to start from the first step."
-        ) from first
-    return None
-
-
-def report_damage(found: Found) -> None:
-    """Say on the standard error which files were skipped and what is used instead."""
-    for path in found.damaged:
-        print(f"{path} is damaged; continuing from {found.path.name}.", file=sys.stderr)
+            errors[path] = error
+        else:
+            for damaged in errors:
+                print(f"{damaged} is damaged; continuing from {path.name}.", file=sys.stderr)
+            return state
+    if not errors:
+        return None
+    newest = next(iter(errors.values()))
+    raise CheckpointError(
+        f"{newest} No older checkpoint is left; delete {folder} to start from the first step."
+    ) from newest
 
 
 def _first_line(error: BaseException) -> str:

@@ -34,16 +34,13 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
             f"The disk is full, or a quota is reached: {_where(error, folder)}.\n"
             f"Free some space{_continue(folder)}."
         )
-    if isinstance(error, OSError) and error.errno in FORBIDDEN:
-        return (
-            f"Not allowed to write: {_where(error, folder)}.\n"
-            f"Choose another folder with hydra.run.dir=<folder> (hydra.sweep.dir for a sweep)."
-        )
     if isinstance(error, FileNotFoundError) and error.filename is None:
         return str(error)
-    if isinstance(error, OSError) and folder is None:
+    if isinstance(error, OSError) and (error.errno in FORBIDDEN or folder is None):
+        forbidden = error.errno in FORBIDDEN
+        what = "Not allowed to write" if forbidden else "The run's folder cannot be made"
         return (
-            f"The run's folder cannot be made: {_where(error, None)}.\n"
+            f"{what}: {_where(error, folder)}.\n"
             f"Choose another folder with hydra.run.dir=<folder> (hydra.sweep.dir for a sweep)."
         )
     if isinstance(error, FileNotFoundError):
@@ -55,7 +52,9 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
     return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
-def report(error: BaseException, folder: Path | None = None, told: set[str] | None = None) -> None:
+def report(
+    error: BaseException, folder: Path | None = None, printed: set[str] | None = None
+) -> None:
     """Print the explanation on the standard error and keep the traceback in `error.log`.
 
     With METAOPT_DEBUG=1 in the environment the traceback is printed as well. A mistake in a config
@@ -63,12 +62,12 @@ def report(error: BaseException, folder: Path | None = None, told: set[str] | No
 
     Args:
         folder: see `explain`.
-        told: explanations printed before, which this one joins; one among them becomes a line.
+        printed: explanations given before, which this one joins; one among them becomes a line.
     """
     text = explain(error, folder)
-    repeated = told is not None and text in told
-    if told is not None:
-        told.add(text)
+    repeated = printed is not None and text in printed
+    if printed is not None:
+        printed.add(text)
     again = f"{folder}: again: {textwrap.shorten(text, 60, placeholder=' ...')}"
     print(f"metaopt: {again if repeated else text}", file=sys.stderr)
     trace = "".join(traceback.format_exception(error))

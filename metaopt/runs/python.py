@@ -18,9 +18,7 @@ from metaopt.runs.errors import ConfigError
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
 from metaopt.runs.result import Result, read_config, read_history, read_result, write_config
-from metaopt.runs.run import PYTHON, Run, Service, result_of
-
-SETTINGS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures")
+from metaopt.runs.run import PYTHON, SETTINGS, Run, Service, result_of
 
 
 def run(

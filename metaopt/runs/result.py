@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from metaopt.report.figures import records
 from metaopt.runs import checkpoint
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.run import result_of
@@ -99,27 +99,20 @@ def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
             result["outer_steps"], stopped=result["stopped"], folder=folder,
             make_problem=make_problem,
         )  # fmt: skip
-    found = checkpoint.latest(folder / "checkpoints")
-    if found is None:
+    state = checkpoint.latest(folder / "checkpoints")
+    if state is None:
         raise ConfigError(f"{folder} holds a run without a checkpoint yet: nothing to load.")
-    engine, last = found.state["engine"], dict(found.state["last"])
-    history = History(r for r in history if (r["outer_step"] or 0) <= engine["outer_step"])
+    engine, last = state["engine"], dict(state["last"])
+    history = History(r for r in history if r["outer_step"] <= engine["outer_step"])
     for record in history:
         last |= {k: math.nan if v is None else v for k, v in record.items() if k[:5] == "eval/"}
     return Result(
-        found.state["solution"], engine["inner"], last, history, config, engine["spent"],
+        state["solution"], engine["inner"], last, history, config, engine["spent"],
         engine["outer_step"], finished=False, stopped=engine["stop"], folder=folder,
         make_problem=make_problem,
     )  # fmt: skip
 
 
 def read_history(folder: Path) -> History:
-    """Return the records of a folder's metrics.jsonl; a line that was cut short is left out."""
-    path = folder / "metrics.jsonl"
-    history = History()
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            history.append(json.loads(line))
-        except ValueError:
-            break
-    return history
+    """Return the records of a folder's metrics.jsonl."""
+    return History(records(folder / "metrics.jsonl"))

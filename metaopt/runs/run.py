@@ -30,6 +30,9 @@ from metaopt.runs.tracking import History, Jsonl, Tracker, floats
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
 
+SETTINGS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures")
+"""Arguments of a `Run` that are keys of a config."""
+
 Service = Callable[..., Tracker]
 """Makes a further tracker: called with `(folder, config, resume_step)`."""
 
@@ -144,12 +147,11 @@ class Run:
         return origin
 
     def _restore(self) -> int | None:
-        found = None if self.folder is None else checkpoint.latest(self.folder / "checkpoints")
-        if found is None:
+        state = None if self.folder is None else checkpoint.latest(self.folder / "checkpoints")
+        if state is None:
             return None
-        checkpoint.report_damage(found)
-        self.engine.load_state_dict(found.state["engine"])
-        self._last, self._seconds = dict(found.state["last"]), found.state["seconds"]
+        self.engine.load_state_dict(state["engine"])
+        self._last, self._seconds = dict(state["last"]), state["seconds"]
         self._saved = self.engine.outer_step
         return self.engine.outer_step
 

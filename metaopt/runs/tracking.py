@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from metaopt.report.figures import records
+
 MODES = ("online", "offline", "disabled")
 
 
@@ -85,9 +87,10 @@ class Jsonl(Tracker):
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         self.path = path
-        lines = [] if resume_step is None or not path.exists() else _lines_until(path, resume_step)
+        before = [] if resume_step is None else records(path)
+        lines = [json.dumps(r) + "\n" for r in before if r["outer_step"] <= (resume_step or 0)]
         part = path.with_name(path.name + ".part")
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        part.write_text("".join(lines), encoding="utf-8")
         part.replace(path)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -101,18 +104,6 @@ def _record(step: int, metrics: Mapping[str, float]) -> dict[str, float | None]:
     # JSON has no NaN and no infinity.
     finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     return {"outer_step": step, **finite}
-
-
-def _lines_until(path: Path, step: int) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if (at := _step_of(line)) is not None and at <= step]
-
-
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["outer_step"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 class Wandb(Tracker):
