@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +13,6 @@ from hydra import compose
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from metaopt.backends.betty import BettyHypergradient
 from metaopt.cli import checks as schema
@@ -27,6 +24,7 @@ from metaopt.engine.protocols import Estimator
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.solvers import ConjugateGradient, Neumann
 from metaopt.estimators.unroll import Unroll
+from metaopt.report.table import Table
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.run import prepare_torch
 from metaopt.testing.check import ClosedForm, Row, check_hypergradient
@@ -136,23 +134,16 @@ def _betty() -> dict[str, Estimator]:
 
 
 def show(rows: Sequence[Row], name: str, warm_steps: int) -> None:
-    """Print rows: a table on a terminal, lines of plain columns in a pipe."""
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    """Print rows as lines of plain columns, without the columns that are empty."""
     measured = [_cells(row) for row in rows if row.refused is None]
     filled = [heading for heading in HEADINGS if any(cells[heading] for cells in measured)]
-    table = Table(box=None, pad_edge=False)
-    for heading in filled:
-        words = heading in ("estimator", "start", "cost")
-        table.add_column(heading, justify="left" if words else "right")
-    for cells in measured:
-        table.add_row(*(cells[heading] for heading in filled))
     if rows:
-        console.print(f"{name}. Reference r: {rows[0].reference}.", soft_wrap=True)
-    console.print(table)
-    console.print(LEGEND.format(warm=warm_steps), soft_wrap=True)
+        print(f"{name}. Reference r: {rows[0].reference}.")
+    print(Table(filled, [[cells[h] for h in filled] for cells in measured], words=2).text())
+    print(LEGEND.format(warm=warm_steps))
     for row in rows:
         if row.refused is not None:
-            console.print(f"{row.estimator}: {row.refused}", soft_wrap=True, markup=False)
+            print(f"{row.estimator}: {row.refused}")
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -45,7 +45,7 @@ MULTIRUN = "hydra.mode=MULTIRUN"
 def _is_a_sweep(loaded: Any, name: str, overrides: list[str]) -> bool:
     """Return whether what the overrides compose to sets hydra's mode, as an experiment does."""
     may = any(o.lstrip("+").startswith(("experiment=", "sweep=", "hydra")) for o in overrides)
-    if name == CONFIG and not may and not folders.own():  # spares composing twice
+    if name == CONFIG and not may and not folders.of_user():  # spares composing twice
         return False
     return bool(loaded.get_mode(name, overrides) == RunMode.MULTIRUN)
 
@@ -59,8 +59,8 @@ def _flags() -> argparse.ArgumentParser:
 
 def _hydra_itself(arguments: Sequence[str]) -> int:
     """Hand flags such as `--cfg job`, `--info` and `--hydra-help` to hydra's own command line."""
-    own = [f"--config-dir={folder}" for folder in folders.own()]
-    sys.argv[1:] = [*arguments, *own]
+    flags = [f"--config-dir={folder}" for folder in folders.of_user()]
+    sys.argv[1:] = [*arguments, *flags]
     shipped = str(folders.shipped())
     hydra.main(config_path=shipped, config_name=CONFIG, version_base="1.3")(job)()
     return 0

@@ -63,9 +63,9 @@ def composing() -> Iterator[Hydra]:
     """Make the shipped folder, and the user's own, what `hydra.compose` reads."""
     shipped = str(folders.shipped())
     with initialize_config_dir(config_dir=shipped, job_name="metaopt", version_base="1.3"):
-        if folders.own():  # hydra reads the list of folders once, when it is made
+        if folders.of_user():  # hydra reads the list of folders once, when it is made
             path = create_config_search_path(shipped)
-            for folder in folders.own():
+            for folder in folders.of_user():
                 path.prepend("command-line", f"file://{folder}", SearchPathQuery("schema", None))
             GlobalHydra.instance().clear()
             Hydra.create_main_hydra2(task_name="metaopt", config_search_path=path)

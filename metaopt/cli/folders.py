@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 VARIABLE = "METAOPT_CONFIG_DIR"
 
-_own: list[Path] = []
+_users: list[Path] = []
 
 
 def shipped() -> Path:
@@ -19,13 +20,13 @@ def shipped() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def own() -> list[Path]:
-    """Return the config folder of one's own, if there is one."""
-    return list(_own)
+def of_user() -> list[Path]:
+    """Return the user's config folders: those of `--config-dir`."""
+    return list(_users)
 
 
 def use(arguments: Sequence[str]) -> list[str]:
-    """Take `--config-dir` out of the arguments and make its folder, and the Python beside, found.
+    """Take `--config-dir` out of the arguments and let its folder, and the Python beside, be found.
 
     The working folder and the parent of the config folder come first on the import path, of this
     process and, by PYTHONPATH, of those that launchers start. Without the flag, the environment
@@ -37,21 +38,16 @@ def use(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: the folder is missing.
     """
-    rest, names = [], []
-    waiting = iter(arguments)
-    for argument in waiting:
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            names.append(value if equals else next(waiting, ""))
-        else:
-            rest.append(argument)
-    _own.clear()
-    for name in names or filter(None, [os.environ.get(VARIABLE)]):
-        if not name or not Path(name).is_dir():
-            flag = "--config-dir" if names else VARIABLE
+    parser = argparse.ArgumentParser("metaopt", add_help=False, allow_abbrev=False)
+    parser.add_argument("-cd", "--config-dir", action="append", metavar="FOLDER", default=[])
+    flags, rest = parser.parse_known_args(arguments)
+    _users.clear()
+    for name in flags.config_dir or filter(None, [os.environ.get(VARIABLE)]):
+        if not Path(name).is_dir():
+            flag = "--config-dir" if flags.config_dir else VARIABLE
             raise ValueError(f"{flag}={name} is no folder.")
-        _own.append(Path(name).resolve())
-    _make_importable([str(path) for f in _own for path in (Path.cwd(), f.parent)])
+        _users.append(Path(name).resolve())
+    _make_importable([str(path) for f in _users for path in (Path.cwd(), f.parent)])
     return rest
 
 
@@ -74,9 +70,9 @@ def searched() -> list[str]:
 
 
 def groups() -> dict[str, dict[str, str]]:
-    """Return {group: {option: its line of help}} of the shipped folder and of one's own."""
+    """Return {group: {option: its line of help}} of the shipped and the user's folders."""
     merged: dict[str, dict[str, str]] = {}
-    for root in (shipped(), *_own):
+    for root in (shipped(), *_users):
         for path in sorted(root.rglob("*.yaml")):
             group, _, option = path.relative_to(root).with_suffix("").as_posix().partition("/")
             if option and group not in ("local", "hydra"):
@@ -85,8 +81,8 @@ def groups() -> dict[str, dict[str, str]]:
 
 
 def file_of(group: str, option: str) -> Path | None:
-    """Return the YAML file of an option, one's own before the shipped."""
-    paths = (root / group / f"{option}.yaml" for root in (*reversed(_own), shipped()))
+    """Return the YAML file of an option, the user's before the shipped."""
+    paths = (root / group / f"{option}.yaml" for root in (*reversed(_users), shipped()))
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Mapping, Sized
 from pathlib import Path
@@ -49,21 +49,21 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
 
 
 def _arguments(value: Any, depth: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     try:
         parameters = inspect.signature(type(value)).parameters
     except (TypeError, ValueError):
-        return found
+        return arguments
     for name, parameter in parameters.items():
         if not hasattr(value, name):
-            found.setdefault("_missing_", []).append(name)
+            arguments.setdefault("_missing_", []).append(name)
             continue
         argument = getattr(value, name)
         if parameter.kind is parameter.VAR_KEYWORD and isinstance(argument, Mapping):
-            found |= describe(argument, depth)
+            arguments |= describe(argument, depth)
         elif parameter.kind is not parameter.VAR_POSITIONAL:
-            found[name] = describe(argument, depth)
-    return found
+            arguments[name] = describe(argument, depth)
+    return arguments
 
 
 def make(node: Any, what: str) -> Any:
@@ -87,12 +87,12 @@ def make(node: Any, what: str) -> Any:
     arguments = {k: make(v, what) for k, v in node.items() if k not in ("_class_", "_partial_")}
     if "_class_" not in node:
         return arguments
-    target = _import(node["_class_"], what)
-    if node.get("_partial_"):
-        return functools.partial(target, **arguments) if arguments else target
     try:
+        target = pkgutil.resolve_name(node["_class_"])
+        if node.get("_partial_"):
+            return functools.partial(target, **arguments) if arguments else target
         made = target(**arguments)
-    except TypeError as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the run's {what} cannot be made again from its folder ({error}); {pass_it}"
         ) from error
@@ -101,17 +101,6 @@ def make(node: Any, what: str) -> Any:
             f"the run's {what} made again from its folder differs from the first one; {pass_it}"
         )
     return made
-
-
-def _import(name: str, what: str) -> Any:
-    module, _, attributes = name.partition(":")
-    try:
-        return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the run's {what} is {name}, which cannot be imported here ({error}); "
-            f"pass {what}=<the object it was started with>."
-        ) from error
 
 
 def _name(thing: Any) -> str:

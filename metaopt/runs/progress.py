@@ -99,8 +99,8 @@ class NotebookLine(Tracker):
 
     def _text(self, step: int) -> dict[str, str]:
         width = 24 * step // max(self._total, 1)
-        taken, seconds = step - self._first, time.monotonic() - self._started
-        left = f"{seconds / taken * (self._total - step):.0f} s left" if taken else ""
+        steps, seconds = step - self._first, time.monotonic() - self._started
+        left = f"{seconds / steps * (self._total - step):.0f} s left" if steps else ""
         bar = f"[{'#' * width}{'.' * (24 - width)}]"
         parts = [self._label, bar, f"{step}/{self._total}", left, _written(self._shown)]
         return {"text/plain": "  ".join(filter(None, parts))}

@@ -61,13 +61,13 @@ def provenance() -> dict[str, Any]:
 @cache
 def versions() -> Mapping[str, str]:
     """Return the versions of Python, metaopt and the packages that numbers depend on."""
-    found = {"python": platform.python_version(), "metaopt": metaopt.__version__}
+    installed = {"python": platform.python_version(), "metaopt": metaopt.__version__}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @cache

@@ -153,12 +153,12 @@ def _drive(made: Run, config: Mapping[str, Any]) -> Result:
     try:
         result = made()
     except Interrupted as stop:
-        kept = "; nothing was kept, since there is no folder"
+        advice = "nothing was saved, since there is no folder"
         if folder is not None:
-            kept = f'; continue with metaopt.resume("{folder}")'
+            advice = f'continue with metaopt.resume("{folder}")'
         if stop.signum == signal.SIGTERM:
-            raise SystemExit(f"{stop}{kept}") from stop
-        raise KeyboardInterrupt(f"{stop}{kept}") from stop
+            raise SystemExit(f"{stop}; {advice}") from stop
+        raise KeyboardInterrupt(f"{stop}; {advice}") from stop
     metrics = {k: float("nan") if v is None else v for k, v in result["metrics"].items()}
     return Result(
         engine.optimizer.solution, engine.inner, metrics,
@@ -201,10 +201,10 @@ def _extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> 
     if outer_steps is None or outer_steps == config["outer_steps"]:
         return config
     saved = checkpoint.steps(folder / "checkpoints")
-    taken = saved[-1][0] if saved else 0
-    if outer_steps < taken:
+    done = saved[-1][0] if saved else 0
+    if outer_steps < done:
         raise ValueError(
-            f"outer_steps={outer_steps} is below the {taken} that {folder} has taken; "
+            f"outer_steps={outer_steps} is below the {done} that {folder} has taken; "
             f"pass a larger number."
         )
     extended = {**config, "outer_steps": outer_steps}

@@ -10,7 +10,6 @@ writes the same `result.json`, to the byte. Without a folder a run writes nothin
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,7 @@ from metaopt.runs import checkpoint, provenance
 from metaopt.runs.export import export
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
-from metaopt.runs.tracking import History, Jsonl, Tracker, floats
+from metaopt.runs.tracking import History, Jsonl, Tracker, floats, or_null
 
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
@@ -234,11 +233,12 @@ class Run:
             outer, inner = self.engine.optimizer.solution, self.engine.inner
             checkpoint.write_tensors(self.folder / "final.pt", {"outer": outer, "inner": inner})
             export(outer, inner, self.folder)
+        metrics = {**floats(self._last), **_means(measured)}
         result = {
             "name": self.config.get("name"),
             "config_hash": provenance.config_hash(self.config),
             "overrides": origin["overrides"],
-            "metrics": _finite({**floats(self._last), **_means(measured)}),
+            "metrics": {k: or_null(v) for k, v in metrics.items()},
             "budget": self._spent(),
             "outer_steps": step,
             "stopped": self.engine.stopped,
@@ -246,7 +246,7 @@ class Run:
         }
         replicates = {name: value.tolist() for name, value in measured.items() if value.ndim}
         if replicates:
-            result["replicates"] = {k: list(map(_or_null, v)) for k, v in replicates.items()}
+            result["replicates"] = {k: list(map(or_null, v)) for k, v in replicates.items()}
         records = self.engine.problem.records
         if records is not None and records.authorisation is not None:
             result["authorisation"] = dict(records.authorisation)
@@ -278,15 +278,6 @@ class Run:
         report.figures(snapshots, figures)
         solution, inner = self.engine.optimizer.solution, self.engine.inner
         self.delivered = report.deliver(solution, inner, snapshots, folder)
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the metrics with `None`, JSON's null, for what is not finite."""
-    return {name: _or_null(value) for name, value in metrics.items()}
-
-
-def _or_null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:

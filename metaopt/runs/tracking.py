@@ -101,9 +101,12 @@ class Jsonl(Tracker):
 
 
 def _record(step: int, metrics: Mapping[str, float]) -> dict[str, float | None]:
-    # JSON has no NaN and no infinity.
-    finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-    return {"outer_step": step, **finite}
+    return {"outer_step": step, **{k: or_null(v) for k, v in metrics.items()}}
+
+
+def or_null(value: float) -> float | None:
+    """Return a number, or `None` where it is not finite: JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 class Wandb(Tracker):
