@@ -13,7 +13,7 @@ from metaopt.estimators import Score
 from metaopt.optimizers import Constant, Schedule
 from metaopt.problems.rollout_length import RolloutLength
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.stacked_adam import denormals_as_zero
+from metaopt.problems.rollout_length.dyna.stacked import denormals_as_zero
 from metaopt.problems.rollout_length.dyna.transitions import (
     Batch,
     pack,

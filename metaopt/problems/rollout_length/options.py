@@ -49,6 +49,11 @@ class Groups:
         runs: number R of runs.
         names: one for each group; `None` to number them.
         planning: "synthetic" or "real", for all or for each group.
+
+    Attributes:
+        names: one for each group.
+        each: number of runs of a group.
+        real: which runs plan on real data, (R) booleans.
     """
 
     def __init__(
@@ -71,11 +76,9 @@ class Groups:
             )
         numbered = [f"group {i + 1}" for i in range(len(kinds))] if len(kinds) > 1 else [""]
         self.names = numbered if names is None else list(names)
-        self.kinds, self.each = kinds, runs // len(kinds)
-
-    def real(self) -> Tensor:
-        """Return which runs plan on real data, (R) booleans."""
-        return torch.tensor([kind == "real" for kind in self.kinds]).repeat_interleave(self.each)
+        self.each = runs // len(kinds)
+        real = torch.tensor([kind == "real" for kind in kinds])
+        self.real = real.repeat_interleave(self.each)
 
     def of(self, tensor: Tensor) -> list[tuple[str, Tensor]]:
         """Return the name and the runs of each group of a tensor (R, ...)."""

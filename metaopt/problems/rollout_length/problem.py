@@ -19,7 +19,7 @@ from metaopt.engine.random import fold, generator
 from metaopt.engine.ranges import check_ranges
 from metaopt.problems.rollout_length.acting import act
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.stacked_adam import denormals_as_zero
+from metaopt.problems.rollout_length.dyna.stacked import denormals_as_zero
 from metaopt.problems.rollout_length.dyna.transitions import width
 from metaopt.problems.rollout_length.dyna.world_model import WorldModel
 from metaopt.problems.rollout_length.environments import Environment
@@ -137,7 +137,7 @@ class RolloutLength(Problem):
         self.exploration = Exploration() if exploration is None else exploration
         self._check_options()
         self.groups = Groups(runs, groups, planning)
-        self.real = self.groups.real()
+        self.real = self.groups.real
         self.names, self.training = list(tests), environment
         self.tested = variants(environment, tests)
         self.device = torch.device(device)

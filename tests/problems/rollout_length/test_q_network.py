@@ -6,8 +6,7 @@ from torch import nn
 
 from metaopt.engine.random import generator
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.stacked_adam import StackedAdam
-from metaopt.problems.rollout_length.dyna.stacked_mlp import StackedMLP
+from metaopt.problems.rollout_length.dyna.stacked import StackedAdam, StackedMLP
 from metaopt.problems.rollout_length.dyna.transitions import Batch
 
 R, B = 3, 7

@@ -10,8 +10,13 @@ from torch import Generator, Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.problems.rollout_length.dyna.stacked_adam import AdamViews, Moments, StackedAdam
-from metaopt.problems.rollout_length.dyna.stacked_mlp import Layer, StackedMLP
+from metaopt.problems.rollout_length.dyna.stacked import (
+    AdamViews,
+    Layer,
+    Moments,
+    StackedAdam,
+    StackedMLP,
+)
 from metaopt.problems.rollout_length.dyna.transitions import Batch
 
 

@@ -39,10 +39,7 @@ class CartPole(Physics):
     observation_size: ClassVar[int] = 4
     actions: ClassVar[int] = 2
     scale: ClassVar[tuple[float, ...]] = (1.2, 1.0, 0.1, 1.0)
-    positive: ClassVar[tuple[str, ...]] = (
-        "cart_mass", "pole_mass", "half_length", "force", "interval",
-        "angle_limit", "position_limit",
-    )  # fmt: skip
+    signed: ClassVar[tuple[str, ...]] = ("gravity",)
 
     gravity: float = 9.8
     cart_mass: float = 1.0
@@ -105,9 +102,9 @@ class MountainCar(Physics):
     actions: ClassVar[int] = 3
     scale: ClassVar[tuple[float, ...]] = (0.6, 0.035)
 
-    time_limit: int = 200
-    positive: ClassVar[tuple[str, ...]] = ("power",)
+    signed: ClassVar[tuple[str, ...]] = ("gravity", "goal", "goal_reward", "last_reward")
 
+    time_limit: int = 200
     gravity: float = 0.0025
     power: float = 0.001
     goal: float = 0.5
@@ -168,10 +165,7 @@ class Acrobot(Physics):
     observation_size: ClassVar[int] = 6
     actions: ClassVar[int] = 3
     scale: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0, 1.0, 3.0, 5.0)
-    positive: ClassVar[tuple[str, ...]] = (
-        "length_1", "mass_1", "mass_2", "centre_1", "centre_2",
-        "inertia", "interval",
-    )  # fmt: skip
+    signed: ClassVar[tuple[str, ...]] = ("gravity", "start_range")
 
     gravity: float = 9.8
     length_1: float = 1.0

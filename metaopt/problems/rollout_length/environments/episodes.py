@@ -80,27 +80,28 @@ class Physics(ABC):
         scale: typical magnitude of each observation, d numbers > 0.
         resumable: whether `Episodes` hold all there is, so that a copy continues alike; where
             not, new episodes begin with each phase.
-        positive: names of the parameters that must be > 0.
+        signed: names of the parameters that may be <= 0.
     """
 
     observation_size: ClassVar[int]
     actions: ClassVar[int]
     scale: ClassVar[tuple[float, ...]]
     resumable: ClassVar[bool] = True
-    positive: ClassVar[tuple[str, ...]] = ()
+    signed: ClassVar[tuple[str, ...]] = ()
 
     time_limit: int = 500
     timeout_is_terminal: bool = False
     variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.type in ("float", float) and not _is_finite(value):
+        numbers = [f.name for f in dataclasses.fields(self) if f.type in ("float", float)]
+        for name in numbers:
+            if not _is_finite(value := getattr(self, name)):
                 raise ValueError(
-                    f"{type(self).__name__} needs {f.name} to be a finite number; got {value!r}."
+                    f"{type(self).__name__} needs {name} to be a finite number; got {value!r}."
                 )
-        check_ranges(self, "time_limit >= 1", *(f"{name} > 0" for name in self.positive))
+        positive = [name for name in numbers if name not in self.signed]
+        check_ranges(self, "time_limit >= 1", *(f"{name} > 0" for name in positive))
         for name in self.variants:
             self.variant(name)
 

@@ -16,9 +16,9 @@ from metaopt.engine.ranges import check_ranges
 from metaopt.optimizers.schedule import Linear
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork, QState, QViews
 from metaopt.problems.rollout_length.dyna.transitions import Batch
-from metaopt.problems.rollout_length.policies.actions import Actions
 from metaopt.problems.rollout_length.policies.policy import Observation, Policy, observe
 from metaopt.problems.rollout_length.policies.replay import Replay
+from metaopt.problems.rollout_length.policies.rules import Actions
 
 
 @final
@@ -148,8 +148,7 @@ class DQN(Policy):
     @property
     def epsilon(self) -> float:
         """The probability of a random action in a training episode that starts now."""
-        result: float = self._exploration(self._finished)
-        return result
+        return float(self._exploration(self._finished))
 
     def values(self, states: Tensor) -> Tensor:
         """Return Q(s, .), [B, A], of features [B, F], once a first observation was told.

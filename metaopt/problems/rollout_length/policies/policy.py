@@ -52,7 +52,7 @@ class Policy(ABC):
     """
 
     _observed: Observation | None = None
-    _outer: Any = None
+    _outer: Tensor | None = None
 
     def init(self, outer: Any) -> None:
         """Copy the first lengths, with which every episode starts.
@@ -66,11 +66,11 @@ class Policy(ABC):
     def ask(self, key: int) -> Tensor:
         """Return the lengths of the next outer step, long [R]."""
         if self._observed is None or self._observed.done:
-            self._outer = self._initial.clone()
+            lengths = self._initial.clone()
         else:
-            self._outer = self._decide(self._observed, key).to(self._initial)
-        result: Tensor = self._outer
-        return result
+            lengths = self._decide(self._observed, key).to(self._initial)
+        self._outer = lengths
+        return lengths
 
     @abstractmethod
     def _decide(self, observed: Observation, key: int) -> Tensor:
@@ -110,13 +110,12 @@ def lengths_of(outer: Any, owner: str) -> Tensor:
     """
     if isinstance(outer, Tensor) and outer.dtype == torch.long and outer.ndim == 1:
         return outer.clone()
+    what = type(outer).__name__
     if isinstance(outer, Tensor):
-        what = f"a tensor of {outer.dtype} and shape {list(outer.shape)}"
-    else:
-        what = f"of type {type(outer).__name__}"
+        what = f"tensor of {outer.dtype} and shape {list(outer.shape)}"
     raise TypeError(
         f"{owner} needs a problem that acts, whose outer variable is one whole number per run "
-        f"(torch.long, shape [R]); this one's is {what}. {ACTING}"
+        f"(torch.long, shape [R]); this one's is a {what}. {ACTING}"
     )
 
 
@@ -128,13 +127,12 @@ def observe(feedback: Feedback, runs: int, owner: str) -> Observation:
         ValueError: the tensors are not of `runs` runs, or the features are not finite.
     """
     given = feedback.observation
-    missing = [
-        key for key in Observation._fields if not isinstance(given, Mapping) or key not in given
-    ]
+    names = list(given) if isinstance(given, Mapping) else []
+    missing = [key for key in Observation._fields if key not in names]
     if missing:
         raise TypeError(
-            f"{owner} needs a problem that acts, whose observation has {', '.join(missing)}; "
-            f"this problem gives {_described(given)}. {ACTING}"
+            f"{owner} needs a problem that acts, whose observation has {', '.join(missing)}; this "
+            f"problem gives {names or 'none'}. {ACTING}"
         )
     state = given["state"].detach().to("cpu", torch.float32, copy=True)
     per_run = {k: given[k].detach().to("cpu", copy=True) for k in PER_RUN}
@@ -151,9 +149,3 @@ def observe(feedback: Feedback, runs: int, owner: str) -> Observation:
         )
     rest = {k: given[k] for k in ("step", "steps", "done", "test")}
     return Observation(state=state, **per_run, **rest)
-
-
-def _described(given: Any) -> str:
-    if isinstance(given, Mapping):
-        return f"only {', '.join(map(str, given)) or 'an empty one'}"
-    return "none" if given is None else f"a {type(given).__name__}"
