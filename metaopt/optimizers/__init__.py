@@ -5,7 +5,7 @@ from metaopt.optimizers.mirror import MirrorDescent
 from metaopt.optimizers.mutation import Mutation
 from metaopt.optimizers.open_loop import Grid, Random
 from metaopt.optimizers.schedule import Constant, Linear, Schedule, recorded
-from metaopt.optimizers.search import Proposer, Screen, Search, Trial, reject_known
+from metaopt.optimizers.search import Search, Trial, reject_known
 from metaopt.optimizers.spaces import Choice, Normal, Uniform
 
 __all__ = [
@@ -17,10 +17,8 @@ __all__ = [
     "MirrorDescent",
     "Mutation",
     "Normal",
-    "Proposer",
     "Random",
     "Schedule",
-    "Screen",
     "Search",
     "Trial",
     "Uniform",

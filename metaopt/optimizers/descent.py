@@ -14,7 +14,6 @@ from metaopt.engine import tree
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, State
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.optimizers.gradients import hypergradient
 
 ALGORITHMS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 """Algorithms by name; every step equals that of the class of `torch.optim`, to the bit."""
@@ -177,3 +176,18 @@ def _named(algorithm: str, settings: Mapping[str, Any]) -> SGD | Adam:
             f"algorithm {algorithm!r} has no setting {unknown[0]!r}; it has {', '.join(legal)}."
         )
     return made(**{"lr": 1e-3, **settings})
+
+
+def hypergradient(feedback: Feedback, name: str) -> Tree:
+    """Return the hypergradient.
+
+    Raises:
+        TypeError: the feedback has none.
+    """
+    if feedback.grad is None:
+        raise TypeError(
+            f"{name} needs feedback with a gradient, and this estimator gives none. Use "
+            "optimizer=search, random or schedule, or an estimator with a hypergradient, such as "
+            "estimator=finite_difference."
+        )
+    return feedback.grad

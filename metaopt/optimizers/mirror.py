@@ -10,7 +10,7 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.optimizers.gradients import hypergradient
+from metaopt.optimizers.descent import hypergradient
 
 
 class MirrorDescent:

@@ -58,8 +58,8 @@ class Search:
         screen: predicts a candidate's value from the archive, or `None`. It spares inner runs:
             it sees the artifacts of past trials and must not start one.
         accept: what the proposer builds on. "always": the latest trial; "if_better": the best
-            one; "archive": all that are kept.
-        archive_size: how many of the best trials are kept, >= 1, or `None` for all.
+            one; "archive": all of the archive.
+        archive_size: number of the best trials in the archive, >= 1, or `None` for all.
         repeats: inner runs averaged into one trial, >= 1, for noisy values. An outer variable
             that comes up again while it is in the archive adds to its average in any case.
         proposals: candidates drawn at a time, of which the best by `screen` is run, >= 1.

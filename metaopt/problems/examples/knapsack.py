@@ -101,8 +101,8 @@ class Knapsack(Problem):
         """Return the mean gap to the optimum, and the single ones as artifacts."""
         gaps = 1 - inner.best / self.train.optimum
         fill = (inner.packed * self.train.weights).sum(1) / self.train.capacity
-        rows = zip(range(len(gaps)), gaps.tolist(), fill.tolist(), strict=True)
-        artifacts = [{"knapsack": i, "gap": g, "fill": f} for i, g, f in rows]
+        pairs = enumerate(zip(gaps.tolist(), fill.tolist(), strict=True))
+        artifacts = [{"knapsack": i, "gap": gap, "fill": full} for i, (gap, full) in pairs]
         artifacts.sort(key=lambda entry: -entry["gap"])
         return Feedback(gaps.mean(), artifacts=artifacts, metrics={"inner/gap_max": gaps.max()})
 

@@ -77,8 +77,7 @@ class Quadratic(GradientProblem):
     def inner_loss(self, outer: Tree, inner: Tree, batch: None) -> Tensor:
         """Return g(phi, theta)."""
         theta = inner["theta"]
-        result: Tensor = theta @ (self.curvature @ theta) / 2 - theta @ self._force(outer)
-        return result
+        return torch.sub(theta @ (self.curvature @ theta) / 2, theta @ self._force(outer))
 
     def outer_loss(self, outer: Tree, inner: Tree, batch: None) -> Tensor:
         """Return F(phi, theta)."""
@@ -114,5 +113,4 @@ class Quadratic(GradientProblem):
         return {"phi": torch.linalg.solve(matrix, slope.T @ rest)}
 
     def _force(self, outer: Tree) -> Tensor:
-        result: Tensor = self.coupling @ outer["phi"] + self.offset
-        return result
+        return torch.add(self.coupling @ outer["phi"], self.offset)

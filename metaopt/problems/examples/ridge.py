@@ -21,17 +21,17 @@ Data = tuple[Tensor, Tensor]
 
 
 class Ridge(GradientProblem):
-    """Choose log-penalties phi so that the ridge solution theta predicts held-out rows.
+    """Choose log-penalties phi so that the ridge solution theta predicts held-out examples.
 
-    g(phi, theta) = |X theta - y|^2 / 2n + sum_j exp(phi_j) theta_j^2 / 2 on the training rows,
-    F(phi, theta) = |X' theta - y'|^2 / 2n' on the validation rows.
+    g(phi, theta) = |X theta - y|^2 / 2n + sum_j exp(phi_j) theta_j^2 / 2 on the training examples,
+    F(phi, theta) = |X' theta - y'|^2 / 2n' on the validation examples.
 
     Inner solution: theta* = (X^T X / n + diag(exp phi))^{-1} X^T y / n.
     Hypergradient at theta*: dF/dphi_j = -exp(phi_j) theta*_j q_j with (d2g/dtheta2) q = dF/dtheta.
 
     Args:
         features: number of features; the first half carries signal, the rest is noise.
-        rows: training rows n; as many again for validation and for test.
+        rows: training examples n; as many again for validation and for test.
         noise: standard deviation of the targets' noise.
         spread: ratio of the largest to the smallest feature scale.
         penalty: initial penalty exp(phi_j).
@@ -61,12 +61,12 @@ class Ridge(GradientProblem):
         truth = torch.randn(features, generator=draw, dtype=torch.float64)
         truth[features // 2 :] = 0
 
-        def rows_of(n: int) -> Data:
+        def examples(n: int) -> Data:
             x = torch.randn(n, features, generator=draw, dtype=torch.float64) * scales
             y = x @ truth + noise * torch.randn(n, generator=draw, dtype=torch.float64)
             return x.to(self.dtype), y.to(self.dtype)
 
-        self.train, self.validation, self.test = rows_of(rows), rows_of(rows), rows_of(rows)
+        self.train, self.validation, self.test = examples(rows), examples(rows), examples(rows)
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return log-penalties, (features,)."""
@@ -78,11 +78,11 @@ class Ridge(GradientProblem):
         return {"weight": torch.zeros(self.features, dtype=self.dtype)}
 
     def inner_batch(self, draw: Draw) -> Data:
-        """Return all training rows."""
+        """Return all training examples."""
         return self.train
 
     def outer_batch(self, draw: Draw) -> Data:
-        """Return all validation rows."""
+        """Return all validation examples."""
         return self.validation
 
     def inner_loss(self, outer: Tree, inner: Tree, batch: Data) -> Tensor:

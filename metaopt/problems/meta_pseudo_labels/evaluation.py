@@ -33,9 +33,8 @@ def label_entropy(probabilities: Tensor) -> Tensor:
     that is driven by feedback alone.
     """
     average = probabilities.mean(0)
-    entropy = torch.special.entr(average).sum()
-    result: Tensor = (entropy / math.log(probabilities.shape[-1])).clamp(0, 1)
-    return result
+    entropy: Tensor = torch.special.entr(average).sum()
+    return entropy.div(math.log(probabilities.shape[-1])).clamp(0, 1)
 
 
 def confidence(probabilities: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Consistency:
     Args:
         weight: factor once the ramp is over, >= 0.
         temperature: sharpens q where it is below 1, > 0.
-        threshold: rows whose sharpened q is less certain than this count as 0; in [0, 1).
+        threshold: examples whose sharpened q is less certain than this count as 0; in [0, 1).
         ramp: steps of the linear ramp, >= 0.
 
     Reference: Xie et al., Unsupervised Data Augmentation, NeurIPS 2020.
@@ -64,8 +64,8 @@ class Consistency:
         """Return the weighted loss of logits (B, C) after `step` steps."""
         target = torch.softmax(weak.detach() / self.temperature, -1)
         if self.threshold > 0:
-            rows = cross_entropy(strong, target, reduction="none")
-            loss = (rows * (target.amax(-1) >= self.threshold)).mean()
+            losses = cross_entropy(strong, target, reduction="none")
+            loss = (losses * (target.amax(-1) >= self.threshold)).mean()
         else:
             loss = cross_entropy(strong, target)
         ramp = min(1.0, step / self.ramp) if self.ramp else 1.0

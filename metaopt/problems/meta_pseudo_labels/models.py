@@ -168,5 +168,4 @@ class Reduced(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, classes)."""
         logits = torch.log_softmax(self.base(x), -1)
-        result: Tensor = logits + self.head(logits.exp())
-        return result
+        return logits.add(self.head(logits.exp()))

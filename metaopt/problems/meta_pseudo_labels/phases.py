@@ -140,7 +140,7 @@ def _labelled_loss(
     network: Network, x: Tensor, classes: Tensor, data: SemiSupervised, batch: int
 ) -> Loss:
     def loss(tensors: Tree, step: int, draw: Generator) -> Tensor:
-        rows = torch.randint(len(x), (batch,), generator=draw) if batch < len(x) else slice(None)
-        return cross_entropy(network.train(tensors, data.weak(x[rows], draw)), classes[rows])
+        chosen = torch.randint(len(x), (batch,), generator=draw) if batch < len(x) else slice(None)
+        return cross_entropy(network.train(tensors, data.weak(x[chosen], draw)), classes[chosen])
 
     return loss

@@ -42,7 +42,7 @@ class MetaPseudoLabels(GradientProblem):
     g(phi, theta) = CE(y, S(u)),  y ~ T(u; phi)  (or y = T(u; phi): soft labels);
     F(phi, theta) = feedback * CE(y_l, S(x_l)) + supervised * CE(y_l, T(x_l)) + UDA(u; phi).
 
-    phi (`outer`) is the teacher, theta (`inner`) the student, kept from step to step. Sampled
+    phi (`outer`) is the teacher, theta (`inner`) the student, which each step continues. Sampled
     labels need the estimator `ScoreFunction`; soft labels `OneStep` or `Unroll(1)`.
 
     Names: the student's tensors under its module's own names, the teacher's BatchNorm statistics
@@ -148,11 +148,11 @@ class MetaPseudoLabels(GradientProblem):
             raise ValueError("this problem has pretraining=None.")
         network = self.teacher.unfrozen
 
-        def own_loss(tensors: Tree, step: int, draw: Generator) -> Tensor:
+        def teacher_loss(tensors: Tree, step: int, draw: Generator) -> Tensor:
             return self.teacher_loss(network, tensors, self._labelled(draw, step))
 
         key = fold(self.seed, "teacher")
-        return self.pretraining(self.teacher, self.data, own_loss, key)
+        return self.pretraining(self.teacher, self.data, teacher_loss, key)
 
     def init_params(self, outer: Tree, generator: Generator) -> Tree:
         """Return the student's parameters."""

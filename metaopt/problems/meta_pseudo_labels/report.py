@@ -60,8 +60,8 @@ def boundary(network: Network, tensors: Tree, data: SemiSupervised) -> dict[str,
     points, _ = grid(data)
     p = torch.softmax(network.evaluate(tensors, points), -1)[:, 1]
     size = math.isqrt(len(points))
-    found = accuracy(network, tensors, data.test, data.test_labels)
-    return {"probability": p.view(size, size).cpu(), "accuracy": float(found)}
+    tested = float(accuracy(network, tensors, data.test, data.test_labels))
+    return {"probability": p.view(size, size).cpu(), "accuracy": tested}
 
 
 def draw_boundaries(data: SemiSupervised, snapshots: Snapshots, path: Path) -> Path:

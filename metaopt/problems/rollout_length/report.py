@@ -190,8 +190,7 @@ def _mean(values: Tensor) -> str:
 
 def _error(values: Tensor) -> Tensor:
     """Return the standard error over the first dimension; 0 for one value."""
-    result: Tensor = _spread(values) / len(values) ** 0.5
-    return result
+    return _spread(values).div(len(values) ** 0.5)
 
 
 def _spread(values: Tensor) -> Tensor:

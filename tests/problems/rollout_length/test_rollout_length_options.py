@@ -118,7 +118,7 @@ class TestShipped:
 
     @pytest.mark.parametrize(
         ("method", "largest"),
-        [("constant_early", 8), ("mbpo", 15), ("paper_schedule", 32), ("meta_absolute", 32)],
+        [("mbpo", 15), ("paper_schedule", 32), ("meta_absolute", 32)],
     )
     def test_lengths_above_the_planners_cap_are_refused_before_the_first_step(
         self, method, largest

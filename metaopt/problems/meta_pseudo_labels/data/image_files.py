@@ -78,13 +78,13 @@ def _images(path: Path, name: str) -> Iterator[Lazy]:
     if path.is_dir() and not any(path.rglob("*.parquet")):
         return _folders(path)
     if path.is_dir() or path.suffix == ".parquet":
-        return _rows(records(path))
+        return _of_records(records(path))
     if path.exists() or name.count("/") != 1 or name[0] in "./~":
         raise FileNotFoundError(
             f"images needs a folder, a .parquet or .npz file, or a data set of the hub (owner/name)"
             f" as problem.data.source; got {name}{'' if path.exists() else ', which is none'}."
         )
-    return _rows(row for split in ("train", "test") for row in records(name, split=split))
+    return _of_records(r for split in ("train", "test") for r in records(name, split=split))
 
 
 def _decoded(data: Any, place: object) -> np.ndarray:
@@ -132,20 +132,20 @@ def _folders(source: Path) -> Iterator[Lazy]:
                 yield part, partial(_labelled, file, label, file)
 
 
-def _rows(rows: Iterable[Record]) -> Iterator[Lazy]:
+def _of_records(items: Iterable[Record]) -> Iterator[Lazy]:
     """Yield part and a reader of each record; its part is how the name of its file starts."""
-    for row in rows:
-        image = next((row.value[name] for name in IMAGE if name in row.value), None)
-        label = next((row.value[name] for name in LABEL if name in row.value), None)
+    for item in items:
+        image = next((item.value[name] for name in IMAGE if name in item.value), None)
+        label = next((item.value[name] for name in LABEL if name in item.value), None)
         if image is None:
             raise ValueError(
-                f"{row.place} has the columns {sorted(row.value)}; it needs `image` (or `img`), "
+                f"{item.place} has the columns {sorted(item.value)}; it needs `image` (or `img`), "
                 "and `label` where its class is known."
             )
-        split = "test" if "(test)" in row.file else row.part
+        split = "test" if "(test)" in item.file else item.part
         part = next((part for part in PARTS if split.startswith(part[:7])), "train")
         part = "unlabelled" if label is None else part
-        yield part, partial(_labelled, image, label, row.place)
+        yield part, partial(_labelled, image, label, item.place)
 
 
 def _labelled(data: Any, label: str | int | None, place: object) -> Labelled:

@@ -54,7 +54,7 @@ def digits(
 
     Args:
         labels_per_class: labelled examples of each digit.
-        test_points: examples kept for the test; the rest is unlabelled.
+        test_points: examples for the test; the rest is unlabelled.
         sigma: standard deviation of the strong view's noise.
         shift: largest shift of the strong view, in pixels.
         seed: seed of the split and of the choice of labels.

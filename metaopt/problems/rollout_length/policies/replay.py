@@ -36,27 +36,27 @@ class Replay:
 
     def add(self, made: Batch) -> None:
         """Append transitions, tensors (n, ...), of the sizes of the first call."""
-        rows = pack(made)
+        new = pack(made)
         if self._ring is None:
-            self._ring = rows.new_empty(self.capacity, rows.shape[1])
-        places = (self._added + torch.arange(len(rows))) % self.capacity
-        first = max(0, len(rows) - self.capacity)  # of more than fit, the last ones stay
-        self._ring[places[first:]] = rows[first:]
-        self._added += len(rows)
+            self._ring = new.new_empty(self.capacity, new.shape[1])
+        places = (self._added + torch.arange(len(new))) % self.capacity
+        first = max(0, len(new) - self.capacity)  # of more than fit, the last ones stay
+        self._ring[places[first:]] = new[first:]
+        self._added += len(new)
 
     def sample(self, count: int, batch: int, generator: Generator) -> Iterator[Batch]:
         """Yield `count` batches (1, batch, ...), drawn uniformly with replacement, all at once."""
         index = torch.randint(len(self), (count, batch), generator=generator)
-        yield from (unpack(rows.unsqueeze(0)) for rows in self.packed[index])
+        yield from (unpack(chosen.unsqueeze(0)) for chosen in self.packed[index])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the rows, in the order of the ring, and how many were ever added."""
+        """Return a copy of the transitions, in the ring's order, and how many were ever added."""
         return {"rows": self.packed.clone(), "added": self._added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        rows, self._added = state["rows"], state["added"]
+        packed, self._added = state["rows"], state["added"]
         self._ring = None
         if self._added:
-            self._ring = rows.new_empty(self.capacity, rows.shape[1])
-            self._ring[: len(rows)] = rows
+            self._ring = packed.new_empty(self.capacity, packed.shape[1])
+            self._ring[: len(packed)] = packed
