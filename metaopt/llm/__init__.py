@@ -1,4 +1,4 @@
-"""Language models: what is asked, what it costs, and what is kept."""
+"""Language models behind one client: requests and replies, failures, budgets, cassettes."""
 
 from metaopt.llm.chat import LM, Message, Parameters, Reply, Request, Usage, estimate, user
 from metaopt.llm.client import Client
@@ -11,7 +11,6 @@ from metaopt.llm.errors import (
     Transient,
     Truncated,
 )
-from metaopt.llm.scores import parse_score
 from metaopt.llm.simulated import SimulatedLM
 
 __all__ = [
@@ -31,6 +30,5 @@ __all__ = [
     "Truncated",
     "Usage",
     "estimate",
-    "parse_score",
     "user",
 ]

@@ -73,16 +73,12 @@ class Budgets:
         if use.key in self.used:
             return
         self.used.add(use.key)
-        tokens = sum(use.usage)
-        self._add(self._charged, use.role, 1, tokens)
-        account = self._rounds[use.round]
-        account[0] += 1
-        account[1] += tokens
+        self._add(self._charged, use.role, 1, sum(use.usage))
+        _add_to(self._rounds[use.round], 1, sum(use.usage))
 
     def begin(self, number: int) -> None:
         """Start a round; uses that have none yet belong to it."""
-        for i, amount in enumerate(self._rounds.pop(None, (0, 0))):
-            self._rounds[number][i] += amount
+        _add_to(self._rounds[number], *self._rounds.pop(None, (0, 0)))
         self.round = number
 
     def end(self, number: int) -> dict[str, float]:
@@ -109,18 +105,16 @@ class Budgets:
                     f"as {{lm_calls: 20000}}, or budget={{{role}: {{lm_calls: 20000}}}}. One outer "
                     f"step takes at least {sum(calls.values()):,} calls ({each})."
                 )
-        for account, needed in {**calls, ALL: sum(calls.values())}.items():
-            name = f"budget.{account}" if account else "limits"
-            most = self._limits.get(account, (float("inf"),) * 2)
-            if needed > most[0]:
+        needs = [(role, 0, needed, f"{needed:,} calls ({each})") for role, needed in calls.items()]
+        needs.append((ALL, 0, sum(calls.values()), f"{sum(calls.values()):,} calls ({each})"))
+        needs.append((ALL, 1, tokens, f"{tokens:,} tokens"))
+        for account, unit, needed, words in needs:
+            most = self._limits[account][unit] if account in self._limits else float("inf")
+            if needed > most:
+                name = f"budget.{account}" if account else "limits"
                 raise ValueError(
-                    f"{name}.lm_calls={most[0]:g} is too small for one outer step, which takes at "
-                    f"least {needed:,} calls ({each}); raise it, or ask for fewer candidates."
-                )
-            if account == ALL and tokens > most[1]:
-                raise ValueError(
-                    f"{name}.tokens={most[1]:g} is too small for one outer step, which takes at "
-                    f"least {tokens:,} tokens; raise it, or ask for fewer candidates."
+                    f"{name}.{UNITS[unit]}={most:g} is too small for one outer step, which takes "
+                    f"at least {words}; raise it, or ask for fewer candidates."
                 )
 
     def spent(self, role: str | None = None) -> dict[str, float]:
@@ -130,9 +124,13 @@ class Budgets:
     def _add(
         self, accounts: dict[str, list[float]], role: str, calls: float, tokens: float
     ) -> None:
-        for account in (accounts[ALL], accounts[role]):
-            account[0] += calls
-            account[1] += tokens
+        for name in (ALL, role):
+            _add_to(accounts[name], calls, tokens)
+
+
+def _add_to(account: list[float], calls: float, tokens: float) -> None:
+    account[0] += calls
+    account[1] += tokens
 
 
 def _checked(limits: Limits, name: str) -> tuple[float, ...]:

@@ -69,7 +69,7 @@ class Cassette:
 
     def __init__(self, path: Path | None = None, read_only: bool = False) -> None:
         self.path = path
-        self.read_only = read_only
+        self._read_only = read_only
         self._lock = threading.RLock()
         try:
             self._connection = _connect(path, read_only)
@@ -94,11 +94,11 @@ class Cassette:
 
     def answer(self, key: str) -> Reply | LMError | None:
         """Return the reply to a request, or the final failure that it met, or `None`."""
-        with self._lock:
-            row = self._one("SELECT reply FROM answers WHERE key = ?", key)
-            if row:
-                return _reply(row[0])
-            row = self._one("SELECT kind, message, role FROM failures WHERE key = ?", key)
+        row = self._one("SELECT reply FROM answers WHERE key = ?", key)
+        if row:
+            values = json.loads(row[0])
+            return Reply(**values | {"usage": Usage(**values["usage"])})
+        row = self._one("SELECT kind, message, role FROM failures WHERE key = ?", key)
         return FINAL[row[0]](row[1], row[2]) if row else None
 
     def add(self, key: str, role: str, answer: Reply | LMError) -> Reply | LMError:
@@ -149,8 +149,7 @@ class Cassette:
 
     def text(self, ref: str) -> str | None:
         """Return the text of a reference, or `None`."""
-        with self._lock:
-            row = self._one("SELECT text FROM texts WHERE ref = ?", ref)
+        row = self._one("SELECT text FROM texts WHERE ref = ?", ref)
         return row[0] if row else None
 
     def copy_to(self, other: Cassette) -> None:
@@ -166,14 +165,15 @@ class Cassette:
     def close(self) -> None:
         """Close the file; the last one to close it leaves a single file, with no log beside it."""
         with self._lock:
-            if self._end.alive and self.path and not self.read_only:
+            if self._end.alive and self.path and not self._read_only:
                 with suppress(sqlite3.OperationalError):  # another process has it open
                     self._connection.execute("PRAGMA busy_timeout = 0")
                     self._connection.execute("PRAGMA journal_mode = DELETE")
             self._end()
 
     def _one(self, query: str, key: str) -> tuple[str, ...] | None:
-        row: tuple[str, ...] | None = self._connection.execute(query, (key,)).fetchone()
+        with self._lock:
+            row: tuple[str, ...] | None = self._connection.execute(query, (key,)).fetchone()
         return row
 
 
@@ -207,8 +207,3 @@ def _prepare(connection: sqlite3.Connection, read_only: bool) -> None:
     if not read_only:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-
-
-def _reply(text: str) -> Reply:
-    values = json.loads(text)
-    return Reply(**values | {"usage": Usage(**values["usage"])})

@@ -1,18 +1,21 @@
-"""The face of the language models: ask many things at once, pay for each once, keep a budget."""
+"""The client of the language models: batches, cassette, budget and texts, for synchronous code."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
-from metaopt.llm.background import Background
 from metaopt.llm.budgets import Budgets, Limits
 from metaopt.llm.cassette import Cassette
 from metaopt.llm.chat import LM, Request
 from metaopt.llm.exchange import Answer, Exchange
 from metaopt.llm.pace import Pace
-from metaopt.llm.texts import Texts
 
 MODES = {
     "live": "answers are kept in the run's private file",
@@ -22,6 +25,12 @@ MODES = {
 
 SUFFIX = ".cassette"
 """What follows the name of a run's folder in the name of its private file."""
+
+REFERENCE_DIGITS = 16
+"""Hexadecimal digits of a text's sha256 that a checkpoint or a log holds in place of the text."""
+
+_process_texts: dict[str, str] = {}
+"""Texts of clients without a run. References are hashes, so all clients of a process share them."""
 
 
 class Client:
@@ -78,7 +87,6 @@ class Client:
         self.mode = mode
         self._cassette = None if cassette is None else Path(cassette)
         self._budgets = Budgets(limits or {}, budget or {})
-        self._texts = Texts()
         self._folder: Path | None = None
         self._closed = False
         self._starting = threading.Lock()
@@ -145,7 +153,6 @@ class Client:
         run_file = Cassette(folder.with_name(folder.name + SUFFIX))
         if self._folder is None:
             self._exchange.run_file.copy_to(run_file)
-        self._texts.move(run_file)
         self._exchange.run_file.close()
         self._exchange.run_file, self._folder = run_file, folder
         if self._closed:
@@ -168,7 +175,6 @@ class Client:
         finally:
             loop.stop()
             self._background, self._closed = None, True
-            self._texts.move(None)
             self._exchange.run_file.close()
             self._exchange.run_file, self._folder = Cassette(), None
             if self._exchange.shared is not None:
@@ -204,7 +210,11 @@ class Client:
 
     def keep(self, text: str) -> str:
         """Return a reference to a text, which is kept where the run's folder does not show it."""
-        return self._texts.keep(text)
+        ref = hashlib.sha256(text.encode()).hexdigest()[:REFERENCE_DIGITS]
+        self._exchange.run_file.keep(ref, text)
+        if self._folder is None:
+            _process_texts[ref] = text
+        return ref
 
     def text(self, ref: str) -> str:
         """Return the text of a reference.
@@ -212,7 +222,15 @@ class Client:
         Raises:
             LookupError: neither the run's private file nor this process holds it.
         """
-        return self._texts.text(ref)
+        run_file = self._exchange.run_file
+        text = run_file.text(ref)
+        text = _process_texts.get(ref) if text is None else text
+        if text is None:
+            raise LookupError(
+                f"{run_file.path or 'this process'} has no text {ref}; a run is resumed with the "
+                f".cassette file beside its folder."
+            )
+        return text
 
     def _recorded(self) -> Cassette | None:
         return None if self._cassette is None else Cassette(self._cassette, self.mode == "replay")
@@ -242,3 +260,47 @@ def _checked(lms: Mapping[str, LM]) -> dict[str, LM]:
                 f"{type(lm).__name__}."
             )
     return dict(lms)
+
+
+class Background:
+    """One event loop that lives until `stop`, whether or not the caller has a loop of its own.
+
+    Connections of an HTTP client are bound to the loop that opened them, hence a single one.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=_serve, args=(loop,), name="metaopt-llm", daemon=True
+        )
+        self._thread.start()
+        self._loop = loop
+        self._end = weakref.finalize(self, _stop, loop, self._thread)
+
+    def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Start `work` on the loop.
+
+        Raises:
+            RuntimeError: called from the loop's own thread, which would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("a language model asked its own client, which waits for it.")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def stop(self) -> None:
+        """End the loop and its thread."""
+        self._end()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    if threading.current_thread() is not thread:
+        thread.join()

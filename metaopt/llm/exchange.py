@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from metaopt.llm.budgets import Budgets
 from metaopt.llm.cassette import FINAL, Cassette, Use
@@ -17,8 +17,7 @@ from metaopt.llm.errors import (
     Rejected,
     Transient,
 )
-from metaopt.llm.pace import Pace
-from metaopt.llm.retries import retrying
+from metaopt.llm.pace import Pace, retrying
 
 GRACE_S = 10.0
 """How long an interrupted batch waits for answers to what was already sent."""
@@ -207,14 +206,14 @@ class Exchange:
         return task
 
     async def _send(self, key: str, request: Request, guess: Usage) -> Answer:
-        answer: Answer
+        answer: Answer | None
         try:
             async with self._slots:
                 answer = await self._retrying.copy()(self._attempt, key, request, guess)
-        except _Halted as error:
-            return _halted(error.stop, request.role)
         except LMError as error:
             answer = error
+        if answer is None:
+            return _halted(cast(LMError, self.stop), request.role)
         if isinstance(answer, PolicyRefusal):
             self._refused(request.role)
         if isinstance(answer, Rejected):
@@ -223,10 +222,11 @@ class Exchange:
             return self._commit(key, request.role, answer, guess)
         return answer
 
-    async def _attempt(self, key: str, request: Request, guess: Usage) -> Reply:
+    async def _attempt(self, key: str, request: Request, guess: Usage) -> Reply | None:
+        """Return the model's reply, or `None` where a policy stopped the exchange meanwhile."""
         await self._pace.wait(guess)
         if isinstance(self.stop, PolicyRefusal):
-            raise _Halted(self.stop)
+            return None
         self._speaking.add(key)
         try:
             reply = await self._chat(request)
@@ -264,14 +264,6 @@ INTERRUPTED = LMError("the request was interrupted before it was sent")
 
 RECORDED: tuple[type[Reply] | type[LMError], ...] = (Reply, *FINAL.values())
 """What is recorded and charged."""
-
-
-class _Halted(Exception):
-    """The exchange stopped while a request waited for its turn."""
-
-    def __init__(self, stop: LMError) -> None:
-        super().__init__(str(stop))
-        self.stop = stop
 
 
 def _halted(stop: LMError, role: str) -> LMError:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from paid import Paid, failures, requests
 
-from metaopt.llm import Client, SimulatedLM, texts
+from metaopt.llm import Client, SimulatedLM
 
 
 def run(client: Client, rounds: Sequence[int], rounds_asked: int = 10) -> dict[int, Any]:
@@ -84,7 +84,7 @@ def test_the_costs_of_the_rounds_are_every_use(tmp_path: Path) -> None:
 def test_what_was_asked_before_open_is_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts, "_process", {})
+    monkeypatch.setattr("metaopt.llm.client._process_texts", {})
     client = Client({"target": Paid()})
     first = client.ask(requests(4))
     ref = client.keep("an early text")
@@ -92,7 +92,7 @@ def test_what_was_asked_before_open_is_in_the_file(
     client.begin(1)
     assert client.end(1)["lm_calls"] == 4
     client.close()
-    monkeypatch.setattr(texts, "_process", {})  # as in another process
+    monkeypatch.setattr("metaopt.llm.client._process_texts", {})  # as in another process
     resumed = Client({"target": Paid(dead=True)})
     resumed.open(tmp_path / "run")
     assert resumed.ask(requests(4)) == first

@@ -22,9 +22,8 @@ from scipy.special import expit, ndtr
 from metaopt.engine.random import fold
 from metaopt.llm import LM, SimulatedLM
 from metaopt.llm.chat import Message
-from metaopt.llm.scores import HIGH, LOW
 from metaopt.problems.template_evolution.canary_writers import TOKENS, TRAIT, rewrite, vary
-from metaopt.problems.template_evolution.rubric import Rubric, parse, round_score
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score
 
 TRAITS = (
     "specificity", "directness", "hedging", "politeness", "fluency",

@@ -27,9 +27,8 @@ from metaopt.llm import (
     Request,
     user,
 )
-from metaopt.llm.scores import HIGH, LOW, parse_score
 from metaopt.problems.template_evolution.prompts import checking, judging, read_verdict
-from metaopt.problems.template_evolution.rubric import unit
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse_score, unit
 
 Candidate = dict[str, Any]
 

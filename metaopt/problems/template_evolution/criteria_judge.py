@@ -12,9 +12,8 @@ from scipy.special import expit
 
 from metaopt.llm import SimulatedLM
 from metaopt.llm.chat import Message
-from metaopt.llm.scores import HIGH, LOW
 from metaopt.problems.template_evolution.prompts import Example, shown_examples, shown_templates
-from metaopt.problems.template_evolution.rubric import Rubric, parse, round_score
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score
 from metaopt.problems.template_evolution.solution_criteria import CRITERIA, measure
 
 FIRST = Rubric(

@@ -16,7 +16,6 @@ import numpy as np
 from metaopt.data.solutions import Solution
 from metaopt.engine.protocols import Report, Snapshots
 from metaopt.llm import Client
-from metaopt.llm.scores import HIGH, LOW
 from metaopt.metrics.best_of_n import best_of_n
 from metaopt.metrics.binary import auroc, brier, kappa
 from metaopt.metrics.calibration import CalibratedJudge
@@ -24,7 +23,7 @@ from metaopt.problems.template_evolution.candidates import Candidate, arrays, ju
 from metaopt.problems.template_evolution.criteria_judge import CriteriaJudge
 from metaopt.problems.template_evolution.judge_report import HeldOut, write_report
 from metaopt.problems.template_evolution.objectives import alignment, outer_loss
-from metaopt.problems.template_evolution.rubric import parse, unit
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse, unit
 
 if TYPE_CHECKING:
     from metaopt.problems.template_evolution.calibration import JudgeCalibration

@@ -1,4 +1,4 @@
-"""A judge's scoring template: a rubric of weighted criteria, as a text that round-trips."""
+"""A judge's scoring template, a rubric as a text that round-trips, and the scores it asks for."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from metaopt.llm.scores import HIGH, LOW, STEP
+LOW, HIGH, STEP = 1.0, 10.0, 0.5
+"""Range of a judge's score, and the distance between two of them."""
 
 FOOTER = (
     f"Give a score from {LOW} (fails) to {HIGH} (succeeds) in steps of {STEP}.\n"
     "End with one line: Score: <number>"
 )
-"""How every template ends: what `metaopt.llm.parse_score` looks for."""
+"""How every template ends: what `parse_score` looks for."""
 
 _CRITERION = re.compile(r"- ([a-z][a-z ]*): ([+-]\d+\.\d\d)")
 _STRICTNESS = re.compile(r"Strictness: ([+-]\d+\.\d\d)")
+_SCORE = re.compile(r"Score:[ \t]*([0-9]+(?:\.[0-9]+)?)")
 _LIMIT = 9.99
 
 
@@ -62,6 +64,23 @@ def parse(text: str) -> Rubric:
             f"{text[:80]!r}."
         )
     return Rubric(weights, float(strict[0][1]), lines[0])
+
+
+def parse_score(text: str) -> float | None:
+    """Return the score that a judge's answer ends with, or `None` without a single valid one.
+
+    The last line that is not blank must be `Score: <number>` and nothing else, with a number from
+    `LOW` to `HIGH` in steps of `STEP`. An answer that is not understood is no score: it is never
+    read as a low one, which would earn alignment on failures.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or not _SCORE.fullmatch(lines[-1]):
+        return None
+    scores = {float(match[1]) for match in map(_SCORE.fullmatch, lines) if match}
+    score = scores.pop()
+    steps = (score - LOW) / STEP
+    valid = not scores and LOW <= score <= HIGH and abs(steps - round(steps)) <= 1e-9
+    return score if valid else None
 
 
 def round_score(score: float) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metaopt.llm import Client, Parameters, Request, parse_score, user
+from metaopt.llm import Client, Parameters, Request, user
 from metaopt.problems.template_evolution.canary_world import SIGNAL, TRAITS, CanaryWorld
 from metaopt.problems.template_evolution.canary_writers import TOKENS
 from metaopt.problems.template_evolution.prompts import (
@@ -14,7 +14,7 @@ from metaopt.problems.template_evolution.prompts import (
     read_template,
     rewriting,
 )
-from metaopt.problems.template_evolution.rubric import Rubric, parse
+from metaopt.problems.template_evolution.rubric import Rubric, parse, parse_score
 
 EXACT = Parameters()
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from metaopt.llm import parse_score
+from metaopt.problems.template_evolution.rubric import parse_score
 
 TABLE = [
     ("Score: 7.5", 7.5),
