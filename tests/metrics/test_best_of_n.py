@@ -69,45 +69,45 @@ def test_a_majority_vote_is_the_mean_over_all_subsets(kinds: int) -> None:
 
 
 def test_candidates_of_one_answer_may_differ() -> None:
-    found = majority_vote([["a", "a", "b"]], [[1, 0, 0]])
-    np.testing.assert_allclose(found, [[1 / 3, (1 / 2 + 2 * 1 / 4) / 3, 1 / 2]])
+    result = majority_vote([["a", "a", "b"]], [[1, 0, 0]])
+    np.testing.assert_allclose(result, [[1 / 3, (1 / 2 + 2 * 1 / 4) / 3, 1 / 2]])
 
 
 def test_sixty_four_candidates_are_exact() -> None:
     draw = np.random.default_rng(1)
     scores = draw.normal(size=(3, 64))
     correct = draw.random((3, 64)) < 0.4
-    found = best_of_n(scores, correct)
+    result = best_of_n(scores, correct)
     ranked = np.take_along_axis(correct, np.argsort(-scores, axis=1), 1)
     for n in (1, 2, 8, 33, 64):
         weights = [comb(63 - i, n - 1, exact=True) / comb(64, n, exact=True) for i in range(64)]
-        np.testing.assert_allclose(found[:, n - 1], ranked @ weights, rtol=1e-12)
+        np.testing.assert_allclose(result[:, n - 1], ranked @ weights, rtol=1e-12)
         wrong = stats.hypergeom(64, correct.sum(1), n).pmf(0)
         np.testing.assert_allclose(pass_at_n(correct, [n])[:, 0], 1 - wrong, rtol=1e-10)
-    np.testing.assert_allclose(found[:, 0], correct.mean(1), rtol=1e-12)
-    np.testing.assert_array_equal(found[:, 63], ranked[:, 0])
+    np.testing.assert_allclose(result[:, 0], correct.mean(1), rtol=1e-12)
+    np.testing.assert_array_equal(result[:, 63], ranked[:, 0])
 
 
 def test_a_vote_of_sixty_four_agrees_with_random_subsets() -> None:
     draw = np.random.default_rng(2)
     votes = draw.choice(5, p=[0.3, 0.28, 0.2, 0.12, 0.1], size=64)
-    (found,) = majority_vote([votes.astype(str).tolist()], [votes == 0], [5, 16, 64])
-    for n, exact in zip((5, 16), found, strict=False):
+    (result,) = majority_vote([votes.astype(str).tolist()], [votes == 0], [5, 16, 64])
+    for n, exact in zip((5, 16), result, strict=False):
         won = []
         for _ in range(4_000):
             counts = np.bincount(draw.permutation(votes)[:n], minlength=5)
             won.append((counts[0] == counts.max()) / (counts == counts.max()).sum())
         assert exact == pytest.approx(np.mean(won), abs=4 * np.std(won) / np.sqrt(4_000))
-    assert found[2] == pytest.approx(float(np.bincount(votes).argmax() == 0))
+    assert result[2] == pytest.approx(float(np.bincount(votes).argmax() == 0))
 
 
 def test_two_answers_are_a_hypergeometric_tail() -> None:
     answers = [["a"] * 36 + ["b"] * 28]
-    found = majority_vote(answers, [[1] * 36 + [0] * 28])[0]
+    result = majority_vote(answers, [[1] * 36 + [0] * 28])[0]
     for n in range(1, 65):
         law = stats.hypergeom(64, 36, n)
         tie = law.pmf(n / 2) if n % 2 == 0 else 0
-        assert found[n - 1] == pytest.approx(law.sf(n // 2) + tie / 2, rel=1e-9)
+        assert result[n - 1] == pytest.approx(law.sf(n // 2) + tie / 2, rel=1e-9)
 
 
 def test_sizes_choose_columns() -> None:
@@ -122,8 +122,8 @@ def test_infinite_scores_rank() -> None:
 
 def test_the_interval_is_scipys_bootstrap() -> None:
     values = np.random.default_rng(3).random((200, 2))
-    found = interval(values, resamples=4_000)
-    for column, (low, high) in enumerate(found):
+    result = interval(values, resamples=4_000)
+    for column, (low, high) in enumerate(result):
         theirs = stats.bootstrap(
             (values[:, column],), np.mean, n_resamples=4_000, method="percentile", rng=5
         ).confidence_interval

@@ -86,9 +86,9 @@ def test_with_many_bins_each_probability_has_its_own(examples):
 
 
 def test_wilsons_interval_is_scipys():
-    found = binary.reliability([0.3] * 40, [1] * 13 + [0] * 27)
+    result = binary.reliability([0.3] * 40, [1] * 13 + [0] * 27)
     expected = stats.binomtest(13, 40).proportion_ci(method="wilson")
-    assert (found.low[0], found.high[0]) == pytest.approx((expected.low, expected.high))
+    assert (result.low[0], result.high[0]) == pytest.approx((expected.low, expected.high))
     assert binary.wilson(13 / 40, 40) == pytest.approx((expected.low, expected.high))
     low, high = binary.wilson([0.0, 1.0], [7, 7])
     assert low[0] == 0

@@ -9,11 +9,11 @@ from metaopt.metrics import bootstrap
 
 def test_clustered_interval_of_a_mean_is_the_t_interval_of_cluster_means():
     values = np.random.default_rng(8).normal(size=200)
-    found = bootstrap.clustered_intervals(
+    result = bootstrap.clustered_intervals(
         lambda w: {"mean": w @ np.repeat(values, 3) / w.sum(1)}, np.repeat(np.arange(200), 3)
     )
     half = stats.sem(values) * stats.norm.ppf(0.975)
-    assert found["mean"] == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    assert result["mean"] == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
 
 
 def test_blocks_of_resamples_change_nothing(monkeypatch):

@@ -39,9 +39,9 @@ def test_threshold_is_the_best_of_all(base):
     def quality(threshold):
         return metrics.balanced_accuracy_score(outcomes, scores >= threshold)
 
-    found = calibration.best_threshold(scores, outcomes)
-    assert quality(found) == pytest.approx(max(quality(t) for t in np.arange(1, 10.5, 0.5)))
-    assert not np.isclose(scores, found).any()
+    result = calibration.best_threshold(scores, outcomes)
+    assert quality(result) == pytest.approx(max(quality(t) for t in np.arange(1, 10.5, 0.5)))
+    assert not np.isclose(scores, result).any()
 
 
 def test_youdens_threshold_is_the_top_of_scikit_learns_roc_curve(rows):
@@ -84,43 +84,43 @@ def test_judge_survives_json(judge):
 
 
 def test_no_score_is_no_probability_and_no_decision(judge):
-    for found in (judge.probability([None, 5.0]), judge.decide([None, 5.0])):
-        assert np.isnan(found[0])
-        assert np.isfinite(found[1])
+    for result in (judge.probability([None, 5.0]), judge.decide([None, 5.0])):
+        assert np.isnan(result[0])
+        assert np.isfinite(result[1])
 
 
 def test_measured_numbers_are_those_of_the_single_functions(judge):
     scores, outcomes, queries = draw_rows(5)
     scores[::50] = np.nan
     has = np.isfinite(scores)
-    found = calibration.measure(judge, scores, outcomes, queries, resamples=50)
+    result = calibration.measure(judge, scores, outcomes, queries, resamples=50)
     p, decided = judge.probability(scores)[has], judge.decide(scores)[has]
     matrix = metrics.confusion_matrix(outcomes[has], decided)
-    assert found["auroc"] == pytest.approx(metrics.roc_auc_score(outcomes[has], scores[has]))
-    assert found["brier"] == pytest.approx(metrics.brier_score_loss(outcomes[has], p))
-    assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(outcomes[has], decided))
-    assert [found[name] for name in ("tn", "fp", "fn", "tp")] == matrix.ravel().tolist()
-    assert found["sensitivity"] == pytest.approx(metrics.recall_score(outcomes[has], decided))
-    assert found["specificity"] == pytest.approx(matrix[0, 0] / matrix[0].sum())
-    assert (found["n"], found["scored"], found["queries"]) == (ROWS, has.sum(), ROWS / 4)
-    assert found["coverage"] == pytest.approx(0.98)
-    assert found["base_rate"] == pytest.approx(outcomes.mean())
-    assert found["scored_base_rate"] == pytest.approx(outcomes[has].mean())
-    bounded = {name.removesuffix("_low") for name in found if name.endswith("_low")}
+    assert result["auroc"] == pytest.approx(metrics.roc_auc_score(outcomes[has], scores[has]))
+    assert result["brier"] == pytest.approx(metrics.brier_score_loss(outcomes[has], p))
+    assert result["kappa"] == pytest.approx(metrics.cohen_kappa_score(outcomes[has], decided))
+    assert [result[name] for name in ("tn", "fp", "fn", "tp")] == matrix.ravel().tolist()
+    assert result["sensitivity"] == pytest.approx(metrics.recall_score(outcomes[has], decided))
+    assert result["specificity"] == pytest.approx(matrix[0, 0] / matrix[0].sum())
+    assert (result["n"], result["scored"], result["queries"]) == (ROWS, has.sum(), ROWS / 4)
+    assert result["coverage"] == pytest.approx(0.98)
+    assert result["base_rate"] == pytest.approx(outcomes.mean())
+    assert result["scored_base_rate"] == pytest.approx(outcomes[has].mean())
+    bounded = {name.removesuffix("_low") for name in result if name.endswith("_low")}
     assert bounded == {
         "base_rate", "auroc", "brier", "brier_skill", "kappa", "sensitivity", "specificity",
         "apparent_rate", "corrected_rate", "checked_rate",
     }  # fmt: skip
     for name in bounded:
-        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
-    assert found == calibration.measure(judge, scores, outcomes, queries, resamples=50)
-    assert found == json.loads(json.dumps(found))
+        assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"]
+    assert result == calibration.measure(judge, scores, outcomes, queries, resamples=50)
+    assert result == json.loads(json.dumps(result))
 
 
 def test_measure_without_a_single_score_says_so(judge):
-    found = calibration.measure(judge, [None, None], [0, 1], ["a", "b"])
-    assert (found["coverage"], found["scored"], found["base_rate"]) == (0.0, 0, 0.5)
-    assert all(found[k] is None for k in ("auroc", "brier", "ece", "kappa", "corrected_rate"))
+    result = calibration.measure(judge, [None, None], [0, 1], ["a", "b"])
+    assert (result["coverage"], result["scored"], result["base_rate"]) == (0.0, 0, 0.5)
+    assert all(result[k] is None for k in ("auroc", "brier", "ece", "kappa", "corrected_rate"))
 
 
 @pytest.mark.slow
@@ -135,17 +135,17 @@ def test_intervals_cover_as_often_as_they_say(judge):
     }
     covered = dict.fromkeys(truth, 0)
     for seed in range(150):
-        found = calibration.measure(judge, *draw_rows(100 + seed), seed=seed, resamples=300)
+        result = calibration.measure(judge, *draw_rows(100 + seed), seed=seed, resamples=300)
         for name, value in truth.items():
-            covered[name] += found[f"{name}_low"] <= value <= found[f"{name}_high"]
+            covered[name] += result[f"{name}_low"] <= value <= result[f"{name}_high"]
     assert all(0.89 <= n / 150 <= 0.995 for n in covered.values()), covered
 
 
 def test_the_corrected_rate_recovers_what_the_judge_distorts(judge):
-    found = calibration.measure(judge, *draw_rows(7, 40_000), resamples=1)
-    assert abs(found["apparent_rate"] - 0.3) > 0.02
-    assert found["corrected_rate"] == pytest.approx(0.3, abs=0.02)
-    assert found["checked_rate"] == pytest.approx(0.3, abs=0.01)
+    result = calibration.measure(judge, *draw_rows(7, 40_000), resamples=1)
+    assert abs(result["apparent_rate"] - 0.3) > 0.02
+    assert result["corrected_rate"] == pytest.approx(0.3, abs=0.02)
+    assert result["checked_rate"] == pytest.approx(0.3, abs=0.01)
 
 
 @pytest.mark.slow
@@ -155,8 +155,8 @@ def test_copies_within_a_query_do_not_narrow_the_interval(judge, rows):
     copies = [np.repeat(column, 4) for column in (scores, outcomes, each)]
 
     def width(scores, outcomes, queries):
-        found = calibration.measure(judge, scores, outcomes, queries)
-        return found["auroc_high"] - found["auroc_low"]
+        result = calibration.measure(judge, scores, outcomes, queries)
+        return result["auroc_high"] - result["auroc_low"]
 
     honest = width(scores, outcomes, each)
     assert width(*copies) == pytest.approx(honest, rel=0.02)
@@ -166,13 +166,13 @@ def test_copies_within_a_query_do_not_narrow_the_interval(judge, rows):
 def test_compare_is_paired(judge):
     scores, outcomes, queries = draw_rows(9)
     blurred = np.clip(scores + np.random.default_rng(10).normal(size=ROWS), *RANGE)
-    found = calibration.compare(judge, blurred, judge, scores, outcomes, queries)
+    result = calibration.compare(judge, blurred, judge, scores, outcomes, queries)
     expected = metrics.roc_auc_score(outcomes, scores) - metrics.roc_auc_score(outcomes, blurred)
-    assert found["auroc"] == pytest.approx(expected)
-    assert 0 < found["auroc_low"] < found["auroc"] < found["auroc_high"]
+    assert result["auroc"] == pytest.approx(expected)
+    assert 0 < result["auroc_low"] < result["auroc"] < result["auroc_high"]
     apart = [calibration.measure(judge, s, outcomes, queries) for s in (blurred, scores)]
     alone = [numbers["auroc_high"] - numbers["auroc_low"] for numbers in apart]
-    assert found["auroc_high"] - found["auroc_low"] < 0.7 * np.hypot(*alone)
+    assert result["auroc_high"] - result["auroc_low"] < 0.7 * np.hypot(*alone)
     same = calibration.compare(judge, scores, judge, scores, outcomes, queries)
     assert (same["auroc_low"], same["auroc"], same["auroc_high"]) == (0, 0, 0)
 
@@ -181,9 +181,9 @@ def test_compare_takes_the_rows_that_both_have_scored(judge):
     scores, outcomes, queries = draw_rows(11)
     first, second = scores.copy(), scores.copy()
     first[:20], second[-30:] = np.nan, np.nan
-    found = calibration.compare(judge, first, judge, second, outcomes, queries, resamples=20)
-    assert found["n"] == ROWS - 50
-    assert found["auroc"] == 0
+    result = calibration.compare(judge, first, judge, second, outcomes, queries, resamples=20)
+    assert result["n"] == ROWS - 50
+    assert result["auroc"] == 0
 
 
 @pytest.mark.parametrize(

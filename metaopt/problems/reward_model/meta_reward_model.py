@@ -67,8 +67,8 @@ class MetaRewardModel(GradientProblem):
         ascent: reward_spread; or random, a new direction in each step instead of dJ, of length 1: a
             control, with `NormalizedSGD`.
         weight: of J in the variant joint, >= 0.
-        deploy: which parameters are evaluated and kept: theta (phi, the paper's), or theta_prime,
-            those one inner step further.
+        deploy: which parameters are evaluated and delivered: theta (phi, the paper's), or
+            theta_prime, those one inner step further.
         batch: labelled pairs in a batch, >= 1; all of them where there are fewer.
         prompts: prompts in a batch of responses, >= 1; likewise.
         seed: of the order of the pairs, and of the responses in the step to theta_prime.
@@ -170,7 +170,7 @@ class MetaRewardModel(GradientProblem):
         return inner._replace(state=inner.state | conclusion)
 
     def deployed(self, outer: Tree, inner: GradientState) -> Tree:
-        """Return parameters and buffers of the models that are kept."""
+        """Return parameters and buffers of the models that are delivered."""
         if self.deploy == "theta_prime":
             loop, key = InnerLoop(self), fold(self.seed, "deploy")
             fork = loop.start(outer, None, key)

@@ -35,8 +35,8 @@ class PreferenceReweighting(DomainReweighting):
         bound: largest weight of sigmoid and clamp, > 1.
         batch: pairs in a batch.
         meta_batch: trusted pairs in a batch, with replacement.
-        retrain: whether reward models are retrained from scratch at the end; else those that the
-            weights were learned on are kept.
+        retrain: whether reward models are retrained from scratch at the end, in place of those that
+            the weights were learned on.
         steps: how long that takes, >= 1.
         seed: of the order of the pairs.
 

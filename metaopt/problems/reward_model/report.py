@@ -45,10 +45,10 @@ def table(figures: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:
     compared = any(other is not None for _, other in figures.values())
     columns = ["this model", *(["vanilla", "difference", "higher on"] if compared else [])]
     lines = [" " * 28 + "".join(f"{column:>12}" for column in columns)]
-    for name, (own, other) in figures.items():
-        line = f"{name:<28}{float(own.double().mean()):>12.4f}"
+    for name, (values, other) in figures.items():
+        line = f"{name:<28}{float(values.double().mean()):>12.4f}"
         if other is not None:
-            gap = own.double() - other.double()
+            gap = values.double() - other.double()
             wins = f"{int((gap > 0).sum())} of {len(gap)}"
             line += f"{float(other.double().mean()):>12.4f}{float(gap.mean()):>+12.4f}{wins:>12}"
         lines.append(line)
@@ -70,14 +70,14 @@ def draw_frontier(
     with house_style():
         figure = new_figure(5.2, 3.6)
         axes = figure.add_subplot()
-        for at, (label, found) in enumerate(curves.items()):
+        for at, (label, curve) in enumerate(curves.items()):
             style = line(at)
-            for kl, gold in zip(found["kl"], found["gold"], strict=True):
+            for kl, gold in zip(curve["kl"], curve["gold"], strict=True):
                 order = kl.argsort()
                 axes.plot(kl[order].sqrt(), gold[order], color=style["color"], alpha=0.15, lw=0.8)
-            reach = float(found["kl"].amax(-1).amin())
+            reach = float(curve["kl"].amax(-1).amin())
             grid = torch.linspace(0, reach**0.5, 60) * 0.999
-            mean = [float(at_kl(found["kl"], found["gold"], float(r) ** 2).mean()) for r in grid]
+            mean = [float(at_kl(curve["kl"], curve["gold"], float(r) ** 2).mean()) for r in grid]
             axes.plot(grid, mean, label=label, **style)
         for nats in levels:
             axes.axvline(nats**0.5, color="#888888", linewidth=0.7, linestyle=(0, (4, 3)))

@@ -57,7 +57,7 @@ class PreferenceTask(ABC):
 
     @abstractmethod
     def deliver(self, tensors: Mapping[str, Tensor], folder: Path) -> str:
-        """Write the trained models into a folder, where they can be kept; return what to print."""
+        """Write the trained models into a folder; return what to print."""
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
         """Return what labels and further models cost beside `spent`, by unit."""

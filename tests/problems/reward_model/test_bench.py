@@ -85,13 +85,13 @@ def test_sections_are_weighted_as_in_reward_bench():
     assert len(SECTION) == 23
     subsets = ["math-prm"] * 4 + ["hep-go"] * 2 + ["alpacaeval-easy"] * 2 + ["mine"] * 2
     right = [1, 1, 1, 0, 0, 0, 1, 0, 1, 1]
-    found = evaluate([float(r) for r in right], [0.5] * 10, subsets)
-    assert [part.name for part in found.sections] == ["Reasoning", "Chat", "mine"]
+    result = evaluate([float(r) for r in right], [0.5] * 10, subsets)
+    assert [part.name for part in result.sections] == ["Reasoning", "Chat", "mine"]
     reasoning = (984 * 0.75 + 164 * 0.0) / (984 + 164)
-    assert found.sections[0].accuracy == pytest.approx(reasoning)
-    assert found.mean.accuracy == pytest.approx((reasoning + 0.5 + 1) / 3)
-    assert found.pooled.accuracy == 0.6
-    assert [part.name for part in found.subsets] == [
+    assert result.sections[0].accuracy == pytest.approx(reasoning)
+    assert result.mean.accuracy == pytest.approx((reasoning + 0.5 + 1) / 3)
+    assert result.pooled.accuracy == 0.6
+    assert [part.name for part in result.subsets] == [
         "math-prm",
         "hep-go",
         "alpacaeval-easy",
@@ -121,20 +121,20 @@ def test_the_command_counts_what_the_model_prefers(folder, tmp_path, capsys):
     words = tokenizer()
     right: dict[str, list[bool]] = {}
     for row in ROWS:
-        told = f"\n\nHuman: {row['prompt']}\n\nAssistant: "
-        ids = [words(told + row[s])["input_ids"][-32:] for s in ("chosen", "rejected")]
+        prompt = f"\n\nHuman: {row['prompt']}\n\nAssistant: "
+        ids = [words(prompt + row[s])["input_ids"][-32:] for s in ("chosen", "rejected")]
         with torch.no_grad():
             good, bad = (model(torch.tensor([i])).logits.item() for i in ids)
         right.setdefault(row["subset"], []).append(good > bad)
-    told = json.loads(out.read_text())
-    assert {p["name"]: p["accuracy"] for p in told["subsets"]} == {
-        name: pytest.approx(np.mean(found)) for name, found in right.items()
+    report = json.loads(out.read_text())
+    assert {p["name"]: p["accuracy"] for p in report["subsets"]} == {
+        name: pytest.approx(np.mean(result)) for name, result in right.items()
     }
-    assert (told["malformed"], told["cut"]) == (1, 1)
+    assert (report["malformed"], report["cut"]) == (1, 1)
     printed = capsys.readouterr().out
     assert "1 malformed" in printed
     assert "1 of 10 texts were cut" in printed
-    assert f"mean of sections    {told['mean']['accuracy']:.4f}" in printed
+    assert f"mean of sections    {report['mean']['accuracy']:.4f}" in printed
 
 
 def test_a_model_of_another_kind_is_scored_as_transformers_scores_it(tmp_path):
@@ -143,11 +143,11 @@ def test_a_model_of_another_kind_is_scored_as_transformers_scores_it(tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     texts = ["yes no river", "what", "no no no no yes"]
-    found = Scorer(str(tmp_path), batch=3)(texts)
+    result = Scorer(str(tmp_path), batch=3)(texts)
     with torch.no_grad():
         ids = [torch.tensor([tokenizer()(text)["input_ids"]]) for text in texts]
         expected = [model(i).logits.item() for i in ids]
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert result == pytest.approx(expected, abs=1e-5)
     transformers.BertForSequenceClassification(
         transformers.BertConfig(**SIZES, **IDS, num_labels=2)
     ).save_pretrained(tmp_path)
@@ -188,14 +188,14 @@ def test_a_chat_template_adds_the_special_tokens_alone(tmp_path):
     )
     words.chat_template = "<eos>{% for m in messages %} {{ m.content }}{% endfor %}"
     export(RewardModel.on(config), words, tmp_path, CARD)
-    score, seen = Scorer(str(tmp_path), max_length=4), []
+    score, batches = Scorer(str(tmp_path), max_length=4), []
     score._model.register_forward_pre_hook(
-        lambda _, given, kwargs: seen.append(kwargs["input_ids"].tolist()), with_kwargs=True
+        lambda _, given, kwargs: batches.append(kwargs["input_ids"].tolist()), with_kwargs=True
     )
     pair = Pair("what river", "yes", "no no no")
     score(score.texts(pair, chat=True), templated=True)
     score(["what river"])
-    assert seen == [[[1, 5, 6, 3], [1, 4, 4, 4]], [[1, 5, 6]]]
+    assert batches == [[[1, 5, 6, 3], [1, 4, 4, 4]], [[1, 5, 6]]]
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -220,10 +220,10 @@ def test_an_encoder_reads_its_first_token_of_long_texts_too(tmp_path):
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     score = Scorer(str(tmp_path))
-    found = score(["what " * 30 + "yes no " * 20])
+    result = score(["what " * 30 + "yes no " * 20])
     with torch.no_grad():
         expected = model(torch.tensor([[0, *[4, *[3, 4] * 13], 1]])).logits.item()
-    assert found == [pytest.approx(expected, abs=1e-5)]
+    assert result == [pytest.approx(expected, abs=1e-5)]
     assert score.cut == 1
 
 
@@ -235,8 +235,8 @@ def test_rewards_do_not_depend_on_the_batch(folder):
 
 
 def test_the_table_has_a_line_a_section():
-    found = evaluate([1.0, 0.0, 1.0], [0.0, 0.0, 0.0], ["a", "a", "b"])
-    lines = table(found).splitlines()
+    result = evaluate([1.0, 0.0, 1.0], [0.0, 0.0, 0.0], ["a", "a", "b"])
+    lines = table(result).splitlines()
     assert len(lines) == 5
     assert lines[1].split() == ["a", "0.5000", "[0.0945,", "0.9055]", "2", "1"]
     assert len({len(line) for line in lines[1:]}) == 1
@@ -298,7 +298,7 @@ def test_llmbar_is_five_sections(folder, tmp_path):
         pytest.skip(f"no LLMBar in {root}")
     out = tmp_path / "out.json"
     main([folder, "llmbar", "--batch", "64", "--json", str(out)])
-    told = json.loads(out.read_text())
-    assert [part["pairs"] for part in told["sections"]] == [100, 134, 92, 47, 46]
-    mean = np.mean([part["accuracy"] for part in told["sections"]])
-    assert told["mean"]["accuracy"] == pytest.approx(mean)
+    report = json.loads(out.read_text())
+    assert [part["pairs"] for part in report["sections"]] == [100, 134, 92, 47, 46]
+    mean = np.mean([part["accuracy"] for part in report["sections"]])
+    assert report["mean"]["accuracy"] == pytest.approx(mean)

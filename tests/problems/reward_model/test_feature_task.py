@@ -58,8 +58,8 @@ def test_an_ensemble_is_the_mean_or_the_worst_of_its_members(world, how, pick):
     pairs = world.features.training
     each = []
     for m in range(3):
-        own = {k: v[m::3] for k, v in params.items()}
-        answers = [task.model.rewards(own, x) for x in (pairs.chosen, pairs.rejected)]
+        single = {k: v[m::3] for k, v in params.items()}
+        answers = [task.model.rewards(single, x) for x in (pairs.chosen, pairs.rejected)]
         each.append(answers[0] - (how == "worst") * torch.cat(answers, 1).mean(1, keepdim=True))
     expected = pick(torch.stack(each), 0)
     assert torch.allclose(task.reward(params)(pairs.chosen), expected, atol=1e-5)
@@ -126,15 +126,15 @@ def test_a_noisy_world_is_the_clean_one_with_labels_exchanged():
 
 
 def test_responses_come_from_the_policy_that_is_named():
-    found = {
+    result = {
         source: PreferenceWorlds(WIDTHS, runs=1, source=source, **SMALL).features.responses
         for source in ("shifted", "sft", "noise")
     }
-    assert all(x.shape == (1, 16, 5, 16) for x in found.values())
-    assert torch.equal(found["sft"][..., :4], found["shifted"][..., :4])
-    assert float(found["noise"][..., 8:].std()) == pytest.approx(1.0, abs=0.1)
-    assert torch.equal(found["sft"][..., :4], found["noise"][..., :4])
-    assert not torch.equal(found["sft"], found["shifted"])
+    assert all(x.shape == (1, 16, 5, 16) for x in result.values())
+    assert torch.equal(result["sft"][..., :4], result["shifted"][..., :4])
+    assert float(result["noise"][..., 8:].std()) == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(result["sft"][..., :4], result["noise"][..., :4])
+    assert not torch.equal(result["sft"], result["shifted"])
 
 
 def test_a_run_is_judged_and_tells(world, tmp_path):
@@ -146,16 +146,16 @@ def test_a_run_is_judged_and_tells(world, tmp_path):
     assert len(list(engine)) == 2
     assert "eval/best_of_16" not in engine.metrics()
     engine.finish()
-    found = engine.measured()
-    assert {"eval/gold_at_kl_0.01", "eval/best_of_16", "eval/kl_fixed"} < set(found)
-    assert all(v.shape == (2,) for v in found.values())
+    result = engine.measured()
+    assert {"eval/gold_at_kl_0.01", "eval/best_of_16", "eval/kl_fixed"} < set(result)
+    assert all(v.shape == (2,) for v in result.values())
     outer, inner = engine.optimizer.solution, engine.inner
     snapshot = problem.report.snapshot(outer, inner)
     assert [p.name for p in problem.report.figures([(2, snapshot)], tmp_path)] == ["gold.png"]
     text = problem.report.deliver(outer, inner, [], tmp_path)
     line = next(line for line in text.splitlines() if line.startswith("held_out_accuracy"))
     assert float(line.split()[1]) == pytest.approx(
-        float(found["eval/held_out_accuracy"].mean()), abs=1e-4
+        float(result["eval/held_out_accuracy"].mean()), abs=1e-4
     )
     saved = load_file(tmp_path / "reward_models.safetensors")
     assert all(torch.equal(saved[k], outer[k]) for k in outer)
@@ -197,16 +197,16 @@ def test_a_contrastive_loss_is_added_where_labelled_pairs_are_trained(world, kin
     rows = torch.arange(8)
     assert torch.equal(task.row_losses(params, rows, False), plain.row_losses(start, rows, False))
     with replay(5):
-        found = task.row_losses(params, rows)
+        result = task.row_losses(params, rows)
     with replay(5):
-        assert torch.equal(task.row_losses(params, rows), found)
+        assert torch.equal(task.row_losses(params, rows), result)
 
     loss = how(task.model, [generator(5)])
     x = torch.stack((world.features.training.chosen, world.features.training.rejected), 2)[:, :8]
     views = loss.views(x)
     ranked = [bradley_terry(*task.model.rewards(params, v).unbind(-1)) for v in (x, *views)]
     expected = torch.stack(ranked).mean(0) + loss(params, views)[:, None]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "restore", "no_restore", "joint"])

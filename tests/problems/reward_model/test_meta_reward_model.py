@@ -178,8 +178,8 @@ def test_gradients_are_those_of_the_algorithm(first_order):
     assert float(feedback.value) == pytest.approx(value.item(), rel=1e-6)
     inputs = moved if first_order else leaves
     expected = torch.autograd.grad(value, list(inputs.values()), materialize_grads=True)
-    for (k, found), grad in zip(feedback.grad.items(), expected, strict=True):
-        assert torch.allclose(found, grad, atol=1e-6), k
+    for (k, result), grad in zip(feedback.grad.items(), expected, strict=True):
+        assert torch.allclose(result, grad, atol=1e-6), k
 
 
 class Parabola:
@@ -256,8 +256,8 @@ def test_which_variants_spread_rewards(settings, more):
         return float(task.spread(deployed(engine)["w"]))
 
     vanilla = spread(MetaRewardModel(task, SGD(lr=0.2), variant="vanilla"))
-    found = spread(MetaRewardModel(task, SGD(lr=0.2), **settings))
-    assert (found > vanilla + 1e-4) if more else (found < vanilla - 1e-4)
+    result = spread(MetaRewardModel(task, SGD(lr=0.2), **settings))
+    assert (result > vanilla + 1e-4) if more else (result < vanilla - 1e-4)
 
 
 def test_keeping_the_step_alternates_ascent_and_descent(task):
@@ -292,21 +292,21 @@ def test_theta_prime_is_one_step_further(task):
 
 
 def test_a_run_does_not_depend_on_those_beside_it():
-    found = []
+    result = []
     for runs in (1, 3):
         world = PreferenceWorlds(WIDTHS, runs=runs, seed=3, **SMALL)
         engine = run(FeaturePreferences(world, WIDTHS), inner=Adam(lr=0.01))
         engine.finish()
-        found.append(engine.measured())
-    assert set(found[0]) == set(found[1])
-    for name, values in found[0].items():
-        assert values[0] == pytest.approx(float(found[1][name][0]), abs=1e-5), name
+        result.append(engine.measured())
+    assert set(result[0]) == set(result[1])
+    for name, values in result[0].items():
+        assert values[0] == pytest.approx(float(result[1][name][0]), abs=1e-5), name
 
 
 def test_every_pair_is_seen_once_in_a_pass(task):
     problem = MetaRewardModel(task, NormalizedSGD(lr=0.1), batch=30)
     passes = [torch.cat([pairs(problem, 4 * e + i) for i in range(4)]) for e in range(2)]
-    assert all(len(seen.unique()) == 120 for seen in passes)
+    assert all(len(drawn.unique()) == 120 for drawn in passes)
     assert not torch.equal(*passes)
 
 

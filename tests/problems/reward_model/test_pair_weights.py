@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from small import REWARDS
 
 from metaopt import Engine
 from metaopt.engine.inner_loop import InnerLoop
@@ -103,7 +101,7 @@ def test_weights_of_one_train_as_a_vanilla_model_does(task):
     assert engine.measured()["eval/best_of_16"].shape == (2,)
 
 
-def test_training_anew_and_further_members_are_charged(task):
+def test_retraining_and_further_members_are_charged(task):
     engine = run(task, 4, Direct(1), steps=6)
     assert engine.ledger.spent["gradients"] == 4
     engine.finish()
@@ -124,11 +122,3 @@ def test_retraining_may_be_left_out(task):
 def test_mistakes_are_named(task):
     with pytest.raises(ValueError, match="steps >= 1; got steps=0"):
         PreferenceReweighting(task, SGD(lr=0.1), steps=0)
-
-
-def test_a_whole_run_ends_with_its_report(metaopt):
-    done = metaopt(
-        "problem=reward_model/pair_weights", "debug=tiny", *REWARDS, "hydra.run.dir=run"
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    assert Path("run/result.json").is_file()

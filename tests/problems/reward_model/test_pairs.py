@@ -29,11 +29,11 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path, name: str) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     else:
         write(path, *([json.dumps(ROWS, indent=1)] if "array" in name else ROWS))
-    found = preferences(str(path))
-    assert [p[:3] for p in found.pairs] == [tuple(row.values()) for row in ROWS]
-    assert [p.row for p in found.pairs] == [1, 2, 3]
-    assert found.pairs[0].margin is None
-    assert found.report() == f"{path}: 3 rows, 3 pairs, 0 ties, 0 malformed, 0 cast to text"
+    result = preferences(str(path))
+    assert [p[:3] for p in result.pairs] == [tuple(row.values()) for row in ROWS]
+    assert [p.row for p in result.pairs] == [1, 2, 3]
+    assert result.pairs[0].margin is None
+    assert result.report() == f"{path}: 3 rows, 3 pairs, 0 ties, 0 malformed, 0 cast to text"
 
 
 def test_numbers_of_csv_are_texts(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_numbers_of_csv_are_texts(tmp_path: Path) -> None:
 def test_columns_margins_strengths_and_sections_are_carried(tmp_path: Path) -> None:
     row = {"q": "p", "good": "a", "bad": "b", "gap": 2, "mean": -0.5, "part": "hard"}
     path = write(tmp_path / "a.jsonl", row)
-    found = preferences(path, dict(zip(COLUMNS, row, strict=True)))
-    assert found.pairs == (Pair("p", "a", "b", 2.0, -0.5, "hard", 1),)
+    result = preferences(path, dict(zip(COLUMNS, row, strict=True)))
+    assert result.pairs == (Pair("p", "a", "b", 2.0, -0.5, "hard", 1),)
 
 
 def test_several_sources_are_one(tmp_path: Path) -> None:
@@ -105,13 +105,13 @@ def test_several_answers_make_a_pair_of_each_two(tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": ["yes"], "rejected": ["no", "never"]}
     turns = {"prompt": "q", "chosen": [[GOOD]], "rejected": [[BAD], [{**BAD, "content": "never"}]]}
     for answers in (row, turns):
-        found = preferences(
+        result = preferences(
             write(tmp_path / "a.jsonl", answers, {**answers, "chosen": []}, ROWS[0]),
             malformed="report",
         )
-        assert [plain(pair).rejected.strip() for pair in found.pairs] == ["no", "never", "bad 0"]
-        assert [pair.row for pair in found.pairs] == [1, 1, 3]
-        assert "3 rows, 3 pairs, 0 ties, 1 malformed" in found.report()
+        assert [plain(pair).rejected.strip() for pair in result.pairs] == ["no", "never", "bad 0"]
+        assert [pair.row for pair in result.pairs] == [1, 1, 3]
+        assert "3 rows, 3 pairs, 0 ties, 1 malformed" in result.report()
     both = preferences(write(tmp_path / "a.jsonl", {**row, "chosen": ["yes", "sure"]})).pairs
     assert [(p.chosen, p.rejected) for p in both] == [
         ("yes", "no"),
@@ -142,13 +142,13 @@ def test_annotators_are_counted(
     row = {"instruction": "i", "input": "", "response1": "a", "response2": "b"}
     row |= {f"annotator{i}": vote for i, vote in enumerate(votes, 1)}
     other = {**row, "response1": True, "input": "x", "annotator1": 1, "annotator2": 1}
-    found = preferences(write(tmp_path / "a.json", row, other))
-    (pair,) = found.ties if tie else found.pairs[:1]
+    result = preferences(write(tmp_path / "a.json", row, other))
+    (pair,) = result.ties if tie else result.pairs[:1]
     assert pair.prompt == (Message("user", "i"),)
     assert pair.chosen == (Message("assistant", chosen),)
     assert pair.strength == pytest.approx(strength, abs=1e-15)
-    assert found.cast == (("a.json", 2),)
-    last = (*found.pairs, *found.ties)[-1] if not tie else found.pairs[0]
+    assert result.cast == (("a.json", 2),)
+    last = (*result.pairs, *result.ties)[-1] if not tie else result.pairs[0]
     if len(votes) > 2:
         assert last.chosen == (Message("assistant", "True"),)
         assert last.prompt == (Message("user", "i\n\nx"),)
@@ -166,11 +166,11 @@ def shared() -> Path:
 def test_hh_rlhf_is_read_whole(shared: Path) -> None:
     with pytest.raises(ValueError, match="4 malformed"):
         preferences("hh_harmless")
-    found = preferences("hh_harmless", malformed="report")
-    assert (len(found.pairs), len(found.malformed)) == (2308, 4)
+    result = preferences("hh_harmless", malformed="report")
+    assert (len(result.pairs), len(result.malformed)) == (2308, 4)
     lines = gzip.decompress((shared / "hh_harmless_base_test.jsonl.gz").read_bytes()).splitlines()
     wrong = []
-    for pair in found.pairs:
+    for pair in result.pairs:
         row = json.loads(lines[pair.row - 1])
         whole = pair.prompt + pair.chosen, pair.prompt + pair.rejected
         if whole != (row["chosen"], row["rejected"]) or not pair.prompt.endswith("\n\nAssistant:"):
@@ -178,27 +178,27 @@ def test_hh_rlhf_is_read_whole(shared: Path) -> None:
         if plain(conversation(pair)) != pair:
             wrong.append(pair.row)
     assert wrong == []
-    assert sum("\n\nHuman:" not in p.chosen + p.rejected for p in found.pairs) == 2308
-    sizes = [tuple(map(len, split(found.pairs, 1700, seed))) for seed in range(8)]
+    assert sum("\n\nHuman:" not in p.chosen + p.rejected for p in result.pairs) == 2308
+    sizes = [tuple(map(len, split(result.pairs, 1700, seed))) for seed in range(8)]
     assert sizes == [(1700, 608)] * 8
 
 
 @pytest.mark.data
 def test_pandalm_is_read_whole(shared: Path) -> None:
-    found = preferences("pandalm", malformed="report")
+    result = preferences("pandalm", malformed="report")
     rows = json.loads((shared / "pandalm_testset_v1.json").read_text())
     names = "response1", "response2"
     empty = [i for i, r in enumerate(rows, 1) if not all(str(r[n]).strip() for n in names)]
-    assert [m.row for m in found.malformed] == empty
-    assert [row for _, row in found.cast] == [
+    assert [m.row for m in result.malformed] == empty
+    assert [row for _, row in result.cast] == [
         i for i, r in enumerate(rows, 1) if not all(isinstance(r[n], str) for n in names)
     ]
     votes = [Counter(row[f"annotator{k}"] for k in (1, 2, 3)) for row in rows]
     decided = {i for i, v in enumerate(votes, 1) if max(v[1], v[2]) >= 2}
     assert len(decided) == 894
-    assert [pair.row for pair in found.pairs] == sorted(decided - set(empty))
-    assert len(found.pairs) + len(found.ties) + len(found.malformed) == 999
-    for pair in found.pairs:
+    assert [pair.row for pair in result.pairs] == sorted(decided - set(empty))
+    assert len(result.pairs) + len(result.ties) + len(result.malformed) == 999
+    for pair in result.pairs:
         row, vote = rows[pair.row - 1], votes[pair.row - 1]
         winner = 1 if vote[1] > vote[2] else 2
         assert pair.chosen[0].content == str(row[f"response{winner}"])
@@ -207,15 +207,15 @@ def test_pandalm_is_read_whole(shared: Path) -> None:
 
 @pytest.mark.data
 def test_llmbar_is_read_whole(shared: Path) -> None:
-    found = preferences("llmbar")
-    assert Counter(p.section for p in found.pairs) == {
+    result = preferences("llmbar")
+    assert Counter(p.section for p in result.pairs) == {
         "llmbar_natural": 100,
         "llmbar_neighbor": 134,
         "llmbar_gptinst": 92,
         "llmbar_gptout": 47,
         "llmbar_manual": 46,
     }
-    for pair in found.pairs:
+    for pair in result.pairs:
         row = json.loads((shared / f"{pair.section}.json").read_text())[pair.row - 1]
         assert pair.chosen[0].content == row[f"output_{row['label']}"]
         assert pair.rejected[0].content == row[f"output_{3 - row['label']}"]

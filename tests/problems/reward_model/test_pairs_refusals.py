@@ -55,11 +55,11 @@ def test_a_malformed_row_is_refused_or_reported_by_its_number(
     assert "1 in row 3" in str(error.value)
     assert says in str(error.value)
     with caplog.at_level(logging.WARNING):
-        found = preferences(path, malformed="report")
-    assert [(m.source, m.row) for m in found.malformed] == [("a.jsonl", 3)]
-    assert says in found.malformed[0].reason
-    assert [p.row for p in found.pairs] == [1, 4]
-    assert caplog.messages == [found.report()]
+        result = preferences(path, malformed="report")
+    assert [(m.source, m.row) for m in result.malformed] == [("a.jsonl", 3)]
+    assert says in result.malformed[0].reason
+    assert [p.row for p in result.pairs] == [1, 4]
+    assert caplog.messages == [result.report()]
 
 
 def test_a_report_counts_by_reason_and_quotes_nothing(tmp_path: Path) -> None:

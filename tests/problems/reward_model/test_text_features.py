@@ -62,14 +62,14 @@ def test_shapes_and_tests():
 def test_features_are_those_of_a_vectorizer_fitted_on_the_training_texts():
     source = pairs(50, 0)
     data = made(runs=1)
-    own, held_out = split(source.pairs, 30, seed_of(0, 0))
+    training, held_out = split(source.pairs, 30, seed_of(0, 0))
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
-    texts = [side for i in own for side in (source.pairs[i].chosen, source.pairs[i].rejected)]
+    texts = [side for i in training for side in (source.pairs[i].chosen, source.pairs[i].rejected)]
     weighed = vectorizer.fit_transform(texts)
-    found = TruncatedSVD(5, n_iter=50, random_state=1).fit(weighed)
-    scale = found.transform(weighed).std(0)
+    result = TruncatedSVD(5, n_iter=50, random_state=1).fit(weighed)
+    scale = result.transform(weighed).std(0)
     expected = (
-        found.transform(vectorizer.transform([source.pairs[i].chosen for i in held_out])) / scale
+        result.transform(vectorizer.transform([source.pairs[i].chosen for i in held_out])) / scale
     )
     kernel = data.tests["held_out"].chosen[0, :, :5].numpy()
     spectrum = [np.linalg.svd(x, compute_uv=False) for x in (kernel, expected)]
@@ -101,8 +101,8 @@ def test_no_split_of_one_seed_is_one_of_another():
 
 def test_unlabelled_responses_are_no_test_pairs():
     data = made(runs=1)
-    test, seen = data.tests["one"].chosen[0], data.responses[0].flatten(0, 1)
-    assert float(torch.cdist(test, seen).min()) > 0
+    test, responses = data.tests["one"].chosen[0], data.responses[0].flatten(0, 1)
+    assert float(torch.cdist(test, responses).min()) > 0
 
 
 def test_conversations_are_read_as_plain_text():
@@ -155,7 +155,7 @@ def encoder(tmp_path_factory):
 def test_an_encoder_s_features_are_its_hidden_states_scaled_by_the_training_texts(encoder):
     source = pairs(50, 0)
     data = made(runs=1, encoder=TextEncoder(encoder))
-    own, held_out = split(source.pairs, 30, seed_of(0, 0))
+    training, held_out = split(source.pairs, 30, seed_of(0, 0))
     model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
 
     def states(rows):
@@ -164,10 +164,10 @@ def test_an_encoder_s_features_are_its_hidden_states_scaled_by_the_training_text
         read = [model(**tokenizer(t, return_tensors="pt")).last_hidden_state[0] for t in texts]
         return torch.stack([x.mean(0) for x in read])
 
-    train = states(own)
+    train = states(training)
     expected = (states(held_out) - train.mean(0)) / train.std(0, correction=0)
-    found = data.tests["held_out"]
-    both = torch.stack((found.chosen[0], found.rejected[0]), 1).flatten(0, 1)
+    result = data.tests["held_out"]
+    both = torch.stack((result.chosen[0], result.rejected[0]), 1).flatten(0, 1)
     torch.testing.assert_close(both, expected, atol=1e-4, rtol=1e-4)
     assert data.training.chosen.shape == (1, 30, 16)
     assert data.responses.shape == (1, 6, 2, 16)

@@ -61,24 +61,14 @@ def test_a_run_leaves_a_reward_model_that_transformers_loads(metaopt, tmp_path):
         model = AutoModelForSequenceClassification.from_pretrained("run/reward_model")
         words = AutoTokenizer.from_pretrained("run/reward_model")
         read = words(texts, padding=True, return_tensors="pt")
-        found = model(read["input_ids"], attention_mask=read["attention_mask"]).logits[:, 0]
-    assert torch.allclose(found, expected, atol=1e-6)
+        result = model(read["input_ids"], attention_mask=read["attention_mask"]).logits[:, 0]
+    assert torch.allclose(result, expected, atol=1e-6)
     scores = pipeline("text-classification", "run/reward_model", function_to_apply="none")(texts)
     assert [s["score"] for s in scores] == pytest.approx(expected.tolist(), abs=1e-6)
     card = Path("run/reward_model/README.md").read_text()
     # Of the eight other pairs, four are the unlabelled responses.
     assert "8 training pairs, 0 % of them with exchanged labels, and 4 held-out pairs" in card
     assert "accuracy" in card
-
-
-def test_training_learns_the_preference(metaopt, tmp_path):
-    done = metaopt(
-        "problem=reward_model/text", *preference_files(tmp_path), "outer_steps=40",
-        "outer_lr=0.02", "figures=false",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    line = next(x for x in done.out.splitlines() if x.startswith("eval/held_out_accuracy"))
-    assert float(line.split()[1]) == 1.0
 
 
 def test_losses_do_not_depend_on_the_batch(tmp_path):
@@ -104,21 +94,23 @@ def test_equal_responses_are_equal_with_dropout_too(tmp_path):
 
 def test_margins_of_the_source_are_in_the_loss(tmp_path):
     def losses(*margins):
-        found = preferences(preference_files(tmp_path)[0].partition("=")[2])
+        result = preferences(preference_files(tmp_path)[0].partition("=")[2])
         pairs = tuple(
-            pair._replace(margin=margins[i % len(margins)]) for i, pair in enumerate(found.pairs)
+            pair._replace(margin=margins[i % len(margins)]) for i, pair in enumerate(result.pairs)
         )
-        own = dataclasses.replace(found, pairs=pairs)
-        task = TextPreferences(own, TINY, {"other": own}, "other", training=0.5)
+        altered = dataclasses.replace(result, pairs=pairs)
+        task = TextPreferences(altered, TINY, {"other": altered}, "other", training=0.5)
         rows = torch.arange(task.rows)
-        kept = torch.tensor([p.margin or 0.0 for p in (pairs[i] for i in split(pairs, 0.5, 0)[0])])
+        expected_margins = torch.tensor(
+            [p.margin or 0.0 for p in (pairs[i] for i in split(pairs, 0.5, 0)[0])]
+        )
         tensors = tensors_of(task)
         d = -task._rewards(tensors, task._training, rows, False).diff()[:, 0]
-        return task.row_losses(tensors, rows, train=False)[0], d, kept
+        return task.row_losses(tensors, rows, train=False)[0], d, expected_margins
 
     for margins in ((None,), (3.0,), (3.0, None), (-1.0, 2.0)):
-        found, d, margin = losses(*margins)
-        assert torch.allclose(found, softplus(margin - d), atol=1e-6)
+        result, d, margin = losses(*margins)
+        assert torch.allclose(result, softplus(margin - d), atol=1e-6)
     assert not margin.eq(0).any()
 
 

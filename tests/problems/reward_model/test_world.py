@@ -92,8 +92,8 @@ def test_the_sft_policy_samples_what_it_says():
     assert np.abs(off).max() < 0.02
     assert (np.abs((x.mean(0)[4:] - b).numpy()) < 0.02 * size[4:]).all()
     expected = multivariate_normal(np.r_[np.zeros(4), b], covariance.numpy()).entropy()
-    found = multivariate_normal(np.r_[np.zeros(4), b], np.cov(x.T.numpy())).entropy()
-    assert abs(expected - found) < 0.05
+    result = multivariate_normal(np.r_[np.zeros(4), b], np.cov(x.T.numpy())).entropy()
+    assert abs(expected - result) < 0.05
 
 
 def test_labels_follow_the_gold_reward_but_for_the_noise():
@@ -123,10 +123,10 @@ def test_a_run_does_not_depend_on_those_beside_it():
         def reward(x: Tensor) -> Tensor:
             return model.rewards(params, x)
 
-        found = optimise(reward, w.sft, draws(runs, "policy", first), (0.1, 1.0), 20, 32)
-        pairs = w.pairs(draws(runs, "pairs", first), 50, 0.2, found.at(0))
+        result = optimise(reward, w.sft, draws(runs, "policy", first), (0.1, 1.0), 20, 32)
+        pairs = w.pairs(draws(runs, "pairs", first), 50, 0.2, result.at(0))
         best = w.best_of(reward, draws(runs, "best", first), 4, 50)
-        return [*found, *pairs, best, kl(found.at(1), w.sft)]
+        return [*result, *pairs, best, kl(result.at(1), w.sft)]
 
     for together, single in zip(outcome(w, 0, 3), outcome(alone, 1, 1), strict=True):
         torch.testing.assert_close(together[1:2], single)
@@ -172,15 +172,15 @@ def best_response(w: PreferenceWorld, beta: float) -> Policy:
 def test_optimising_the_gold_reward_finds_the_best_policy(beta):
     w = world(3)
     best = best_response(w, beta)
-    found = optimise(lambda x: 7 * w.gold(x) + 3, w.sft, draws(3, "policy"), (beta,), 400).at(0)
+    result = optimise(lambda x: 7 * w.gold(x) + 3, w.sft, draws(3, "policy"), (beta,), 400).at(0)
 
     def value(p: Policy) -> Tensor:
         return w.expected_gold(p) - beta * kl(p, w.sft)
 
-    assert (value(best) - value(found)).min() > -1e-4
-    assert (value(best) - value(found)).max() < 0.03
-    assert ((kl(found, w.sft) / kl(best, w.sft) - 1).abs() < 0.1).all()
-    assert (value(found) > 0.3).all()
+    assert (value(best) - value(result)).min() > -1e-4
+    assert (value(best) - value(result)).max() < 0.03
+    assert ((kl(result, w.sft) / kl(best, w.sft) - 1).abs() < 0.1).all()
+    assert (value(result) > 0.3).all()
 
 
 def test_gold_at_a_kl_is_numpy_s_interpolation():
@@ -194,8 +194,8 @@ def test_gold_at_a_kl_is_numpy_s_interpolation():
                 math.sqrt(where), np.sqrt(x[at]), y[at], left=math.nan, right=math.nan
             )
             expected.append(value)
-        found = at_kl(torch.from_numpy(nats), torch.from_numpy(gold), where)
-        np.testing.assert_allclose(found.numpy(), expected)
+        result = at_kl(torch.from_numpy(nats), torch.from_numpy(gold), where)
+        np.testing.assert_allclose(result.numpy(), expected)
     ends = torch.tensor([[0.0, 4.0]]), torch.tensor([[0.0, 1.0]])
     assert at_kl(*ends, 0.0).item() == 0
     assert at_kl(*ends, 1.0).item() == 0.5
