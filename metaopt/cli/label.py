@@ -20,10 +20,11 @@ decided. A killed command goes on where it was when it is run again.
 
   metaopt-label solutions.jsonl labels --policy transformers --model Qwen/Qwen2.5-Math-1.5B-Instruct
   metaopt-label solutions.jsonl labels --policy server --model NAME   # vLLM, SGLang, a vendor
-  metaopt-label solutions.jsonl labels --policy arithmetic            # a simulated solver
+  metaopt-label docs/samples/unlabelled.jsonl labels --policy arithmetic   # simulated, offline
 
 A line of solutions.jsonl is {"question": "...", "response": "step\\nstep", "answer": "..."}; every
-format of step labels is read, too, with the answers in a file of their own (--answers).
+format of step labels is read, too, with the answers in a file of their own (--answers). The
+simulated solver knows questions such as "3 +2 *4" only: arithmetic modulo 5, from left to right.
 """
 
 
@@ -146,10 +147,23 @@ def _summary(chains: Sequence[Chain], folder: Path) -> str:
     labels = [label for chain in chains for label in chain.labels]
     known = [label for label in labels if label is not None]
     rollouts = sum(count or 0 for chain in chains for count in chain.rollouts)
-    mean = sum(known) / max(len(known), 1)
-    return (
+    lines = [
         f"{len(chains)} solutions, {len(known)} of {len(labels)} steps labelled with {rollouts} "
-        f"rollouts; mean label {mean:.3f}.\n"
-        f"Next: metaopt problem=domain_reweighting data@problem.task.data=process_files "
-        f"problem.task.data.train={folder} problem.task.data.meta=FILE"
+        f"rollouts; mean label {sum(known) / max(len(known), 1):.3f}."
+    ]
+    if len(known) < len(labels):
+        lines.append(
+            f"{len(labels) - len(known)} steps have no label, since no completion from there ended "
+            f"by itself (raise --max-tokens) or the judge decided none."
+        )
+    if known and not any(known):
+        lines.append(
+            "No completion ended with the right answer. Compare the reference answers with how the "
+            "policy writes its own: \\boxed{}, ####, Final answer:, Answer:, or the last number."
+        )
+    lines.append(
+        f"Next: metaopt problem=domain_reweighting "
+        f"data@problem.task.data=process_reward/process_files problem.task.data.train={folder} "
+        f"problem.task.data.meta=FILE model@problem.task.scorer=process_reward/prm_features"
     )
+    return "\n".join(lines)

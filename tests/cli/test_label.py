@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 
 from metaopt.cli.label import main
 from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy
@@ -15,6 +17,7 @@ from metaopt.problems.process_reward.data.formats import Chain, read, write
 from metaopt.problems.process_reward.data.process_files import process_files
 from metaopt.problems.process_reward.labelling import arithmetic
 
+SAMPLES = Path(__file__).parents[2] / "docs" / "samples"
 ROWS = [
     {"question": "1 +2 *3", "response": "1+2 = 3\n3*3 = 4", "answer": "4"},
     {"question": "1 +2 *3", "response": "1+2 = 3\n3*3 = 0", "answer": "4"},
@@ -63,6 +66,35 @@ def test_labels_are_written_and_read_back(
     data = process_files(str(folder), meta)
     assert [(c.domain, c.labels) for c in data.train] == [("mine", x) for x in labels]
     assert sorted(bool(c.outcome) for c in data.meta) == [False, True]
+
+
+def test_the_next_command_is_composed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, meta = put(tmp_path / "mine.jsonl", ROWS), str(Path(SAMPLES, "solutions.jsonl"))
+    main((source, str(tmp_path / "labels"), "--policy", "arithmetic"))
+    shown = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: metaopt ")
+    with initialize_config_module("metaopt.configs", version_base="1.3"):
+        cfg = compose("train", shown.replace("=FILE", f"={meta}").split())
+    data = instantiate(cfg.problem.task.data, _convert_="all")
+    assert len(data.train) == 3
+
+
+def test_labels_that_are_all_zero_or_missing_are_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = put(tmp_path / "mine.jsonl", [{**row, "answer": "11"} for row in ROWS])
+    command = ("--policy", "arithmetic", "--maximum", "4")
+    main((source, str(tmp_path / "zero"), *command))
+    assert "No completion ended with the right answer." in capsys.readouterr().out
+
+    def complete(self: Any, prompts: Any, prefixes: Any, draw: Any) -> list[str | None]:
+        return [None if len(prefix) == 1 else "" for prefix in prefixes]
+
+    monkeypatch.setattr(arithmetic.ArithmeticCompletion, "complete", complete)
+    main((put(tmp_path / "two.jsonl", ROWS[:2]), str(tmp_path / "some"), *command))
+    assert "2 steps have no label, since no completion" in capsys.readouterr().out
+    assert "cut off" in refused(
+        capsys, put(tmp_path / "one.jsonl", ROWS[2:]), str(tmp_path / "none"), *command
+    )
 
 
 def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,9 +175,9 @@ def test_mistakes_are_answered_with_a_sentence(
         capsys, source, folder, "--policy", "transformers", "--model", "m", "--judge", "j"
     )
     words = put(tmp_path / "words.jsonl", [{**ROWS[0], "question": "one and one"}])
-    assert "no question of the arithmetic world: 'one and one'" in refused(
-        capsys, words, *command[1:]
-    )
+    says = refused(capsys, words, *command[1:])
+    assert "questions such as '3 +2 *4'" in says
+    assert "this is none: 'one and one'. For other questions choose --policy transformers" in says
     main(command)
     assert "seed=0 (now 1)" in refused(capsys, *command, "--seed", "1")
     with pytest.raises(SystemExit, match="2"):

@@ -144,8 +144,23 @@ def test_what_is_no_completion_is_not_counted(tmp_path: Path) -> None:
     found = label_steps(chains, ["1"] * 300, Coin(0.5, silent=0.5), tmp_path / "a", batch=300)
     assert min(c.rollouts[0] or 0 for c in found) < 4
     assert np.mean([c.labels[0] for c in found if c.rollouts[0]]) == pytest.approx(0.5, abs=0.1)
-    (none,) = label_steps(chains[:1], ["1"], Coin(silent=1.0), tmp_path / "b")
-    assert (none.labels, none.successes, none.rollouts) == ((None,), (0,), (0,))
+    bare = found[next(i for i, chain in enumerate(found) if not chain.rollouts[0])]
+    assert (bare.labels, bare.successes, bare.rollouts) == ((None,), (0,), (0,))
+
+
+def test_no_label_at_all_is_an_error_that_leaves_the_folder_free(tmp_path: Path) -> None:
+    chains = [Chain("q", ("s",))] * 3
+    with pytest.raises(ValueError) as refusal:
+        label_steps(chains, ["1"] * 3, Coin(silent=1.0), tmp_path, batch=2, minimum=2, maximum=4)
+    assert (
+        "no step of the first 2 solutions got a label: 8 of 8 completions failed, or were cut "
+        in (says := str(refusal.value))
+    )
+    assert "policy was coin. Raise --max-tokens" in says
+    assert "judge" not in says
+    with pytest.raises(ValueError, match=r"0 of 2 completions .* the judge left 2 undecided"):
+        label_steps(chains[:1] * 2, ["x"] * 2, Coin(1.0), tmp_path, Silent(), minimum=1, maximum=1)
+    assert len(label_steps(chains, ["1"] * 3, Coin(1.0), tmp_path, seed=1)) == 3
 
 
 class Says:
@@ -160,6 +175,15 @@ class Says:
     ) -> list[bool | None]:
         self.asked.extend(zip(prompts, answers, references, strict=True))
         return [True, *[None] * (len(prompts) - 1)]
+
+
+class Silent(Says):
+    """Decides nothing."""
+
+    def __call__(
+        self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
+    ) -> list[bool | None]:
+        return [None] * len(prompts)
 
 
 def test_rules_come_before_the_judge() -> None:
@@ -212,8 +236,11 @@ def test_the_arithmetic_policy_completes_texts() -> None:
     assert found[:2] == ["0*3 is 0\n0-4 is 1", ""]
     assert found[2] in ("1+2 = 3\n3*3 = 4", "1+2 is 3\n3*3 is 4")
     for wrong in ("", "x +1", "7 +1", "1 +5", "1 /2", "1 +"):
-        with pytest.raises(ValueError, match="no question of the arithmetic world"):
+        with pytest.raises(ValueError, match=r"arithmetic simulates .* this is none"):
             sure.complete([wrong], [[]], draw)
+    for wrong in ("", "3", "so x", "1+2 = 7"):
+        with pytest.raises(ValueError, match=r"goes on from steps such as .* this does not"):
+            sure.complete(["1 +2 *3"], [[wrong]], draw)
 
 
 def test_counts_stay_within_a_chain() -> None:

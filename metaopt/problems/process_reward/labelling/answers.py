@@ -54,7 +54,7 @@ def reference_answers(chains: Sequence[Chain], source: str | Path) -> list[str]:
             f"{len(missing)} of {len(chains)} chains ask a question that {source} does not answer; "
             f"the first is {chains[missing[0]].prompt!r:.80}. A row needs one of "
             f"{', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}; the first row's columns are "
-            f"{', '.join(columns) or 'none'}."
+            f"{', '.join(columns) or 'none'}. --answers FILE names another file with them."
         )
     return [answers[key] for key in keys]
 

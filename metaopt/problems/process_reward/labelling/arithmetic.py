@@ -42,7 +42,7 @@ class ArithmeticCompletion:
         most = max((len(moves) for _, moves in read), default=0)
         start, left = np.empty(len(read), int), np.full((len(read), most), NONE)
         for i, ((first, moves), prefix) in enumerate(zip(read, prefixes, strict=True)):
-            start[i] = int(prefix[-1].split()[-1]) if prefix else first
+            start[i] = _result(prefix[-1]) if prefix else first
             rest = moves[len(prefix) :]
             left[i, : len(rest)] = rest
         values = self.policy.walk(start, left, draw)
@@ -67,5 +67,22 @@ def _read(prompt: str) -> tuple[int, list[int]]:
             raise ValueError
         moves = [MOVE_WORDS.index(word) for word in words[1:]]
     except (ValueError, IndexError):
-        raise ValueError(f"no question of the arithmetic world: {prompt!r:.80}") from None
+        raise ValueError(
+            f"--policy arithmetic simulates a solver of questions such as '3 +2 *4': a start of 0 "
+            f"to {MODULUS - 1}, then +, - or * with 1 to {MODULUS - 1}, from left to right, modulo "
+            f"{MODULUS}; this is none: {prompt!r:.80}. For other questions choose --policy "
+            f"transformers or --policy server."
+        ) from None
     return int(words[0]), moves
+
+
+def _result(step: str) -> int:
+    """Return the result that a step such as `3+2 = 0` ends with."""
+    last = step.split()[-1:]
+    if len(step.split()) < 2 or last[0] not in map(str, range(MODULUS)):
+        raise ValueError(
+            f"--policy arithmetic goes on from steps such as '3+2 = 0', which end with a result of "
+            f"0 to {MODULUS - 1}; this does not: {step!r:.80}. For other solutions choose --policy "
+            f"transformers or --policy server."
+        )
+    return int(last[0])

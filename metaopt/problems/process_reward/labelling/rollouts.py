@@ -113,8 +113,9 @@ def label_steps(
         progress: called with the number of chains that are done, after each shard.
 
     Raises:
-        ValueError: an argument out of its range; chains without steps; or a folder that holds
-            shards of other chains or settings, which are named.
+        ValueError: an argument out of its range; chains without steps; a folder that holds
+            shards of other chains or settings, which are named; or no label of any step in the
+            first shard, which is then not written.
 
     Cost: minimum to maximum completions a step, in at most `maximum` calls of the policy a shard.
     """
@@ -155,6 +156,10 @@ def label_steps(
                 draw = np.random.default_rng([seed, shard, turn])
                 if not counts.extend(references[part], policy, judge, draw):
                     break
+            # Said after the first shard, not after hours; unwritten, so that the folder is free
+            # for other settings.
+            if not labelled and not any(any(chain.mask) for chain in counts.chains()):
+                raise ValueError(counts.why_unlabelled(policy.name))
             _write(path, counts.chains())
         lines = path.read_text(encoding="utf-8").split("\n")
         labelled += [from_chain(json.loads(line)) for line in lines if line]
@@ -175,6 +180,7 @@ class RolloutCounts:
         self._chains, self._minimum, self._maximum = chains, minimum, maximum
         self._right = [[x or 0 for x in c.successes] or [0] * len(c.steps) for c in chains]
         self._tried = [[x or 0 for x in c.rollouts] or [0] * len(c.steps) for c in chains]
+        self._asked = self._missing = 0
 
     def extend(
         self,
@@ -195,6 +201,8 @@ class RolloutCounts:
         prompts = [self._chains[i].prompt for i, _ in places]
         prefixes = [self._chains[i].steps[: s + 1] for i, s in places]
         rests = policy.complete(prompts, prefixes, draw)
+        self._asked += len(rests)
+        self._missing += sum(rest is None for rest in rests)
         responses = [
             None if rest is None else "\n".join([*prefix, rest] if rest else prefix)
             for prefix, rest in zip(prefixes, rests, strict=True)
@@ -206,6 +214,16 @@ class RolloutCounts:
                 self._right[i][s] += right
                 self._tried[i][s] += 1
         return len(places)
+
+    def why_unlabelled(self, policy: str) -> str:
+        """Return why no step has a label, for a message, and what to change."""
+        open_ = self._asked - self._missing
+        return (
+            f"no step of the first {len(self._chains)} solutions got a label: {self._missing} of "
+            f"{self._asked} completions failed, or were cut off before they ended by themselves"
+            f"{f', and the judge left {open_} undecided' if open_ else ''}. The policy was "
+            f"{policy}. Raise --max-tokens, or choose a model that ends its solutions."
+        )
 
     def _undecided(self, right: int, tried: int) -> bool:
         return tried < self._minimum or (0 < right < tried and tried < self._maximum)
