@@ -125,7 +125,7 @@ __all__ = [  # noqa: RUF022
     "Choice",
     "Uniform",
     "Normal",
-    # for problems and optimizers of one's own
+    # for problems and optimizers of your own
     "fold",
     "generator",
     "NonFiniteError",

@@ -104,7 +104,7 @@ def cell(name: str) -> str:
     """Return the folder's name of a sweep's cell: its overrides, with a hash where they are long.
 
     Characters other than letters, digits and `_ . = , + - @` become `-`. Two cells that meet in one
-    folder all the same are told apart by the hashes of their configs, and the second is refused.
+    folder all the same are distinguished by the hashes of their configs, and the second is refused.
     """
     plain = re.sub(r"[^\w.=,+@-]", "-", name) or "default"
     if len(plain) <= 120:

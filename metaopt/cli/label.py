@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("solutions", help="file, folder or data set of the hub (owner/name)")
     add("folder", type=Path, help="where labels are written, one file for each batch of solutions")
     add("--answers", metavar="FILE", help="rows with question and answer, if not the solutions")
-    add("--format", help="of the solutions, if not told by their columns")
+    add("--format", help="of the solutions, if their columns do not say")
     add("--policy", choices=("transformers", "server", "arithmetic"), required=True)
     add("--model", help="folder, id of the hub, or the server's name of the model")
     add("--base-url", default="http://127.0.0.1:8000/v1", help="of the server")

@@ -1,4 +1,4 @@
-"""The command `metaopt-new NAME`: a problem of one's own to start from."""
+"""The command `metaopt-new NAME`: a problem of your own to start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A project of one's own: YAML in a config folder, and the Python beside it."""
+"""A project of your own: YAML in a config folder, and the Python beside it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def conf(tmp_path: Path) -> Path:
     return tmp_path / "lab" / "conf"
 
 
-def test_a_problem_of_ones_own_is_found_with_its_python(metaopt: Metaopt, conf: Path) -> None:
+def test_your_own_problem_is_found_with_its_python(metaopt: Metaopt, conf: Path) -> None:
     for place in (["--config-dir", str(conf)], [f"--config-dir={conf}"], ["-cd", str(conf)]):
         done = metaopt(*place, "problem=mine", *TINY)
         assert done.code == 0, done.err
@@ -71,7 +71,7 @@ def test_an_experiment_and_a_run_to_resume_are_found(metaopt: Metaopt, conf: Pat
     assert metaopt("-cd", str(conf), "resume=run").code == 0
 
 
-def test_check_takes_a_problem_of_ones_own(metaopt: Metaopt, conf: Path) -> None:
+def test_check_takes_your_own_problem(metaopt: Metaopt, conf: Path) -> None:
     done = metaopt("check", "-cd", str(conf), "problem=mine", "estimator=unroll", "warm_steps=0")
     assert done.code == 0, done.err
     assert "unroll" in done.out
