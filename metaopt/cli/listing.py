@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ from metaopt.report.figures import records
 
 def ls(arguments: Sequence[str]) -> int:
     """Print a line for each run below a folder: its state, its method, its metrics."""
-    if len(arguments) > 1 or {"-h", "--help"} & {*arguments}:
-        print("metaopt ls [FOLDER]\n\nThe runs below a folder (runs by default), and their state.")
-        return int("--help" not in arguments and "-h" not in arguments)
-    folder = Path(arguments[0] if arguments else "runs")
+    parser = argparse.ArgumentParser("metaopt ls", description="The runs of a folder, their state.")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("runs"), help="runs by default"
+    )
+    folder = parser.parse_args(arguments).folder
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}. Give the folder of runs or of a sweep.")
     paths = sorted(path.parent for path in folder.rglob("config.yaml"))
@@ -37,12 +39,9 @@ def ls(arguments: Sequence[str]) -> int:
 
 def show(arguments: Sequence[str]) -> int:
     """Print what one run is, how far it is, what came out, and what can be done with it."""
-    if len(arguments) != 1 or {"-h", "--help"} & {*arguments}:
-        print(
-            "metaopt show RUN\n\nOne run: its config in short, its state, its metrics, its files."
-        )
-        return int("--help" not in arguments and "-h" not in arguments)
-    folder = Path(arguments[0])
+    parser = argparse.ArgumentParser("metaopt show", description="One run: what it is, its result.")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    folder = parser.parse_args(arguments).run
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no run's folder: {folder / 'config.yaml'} is missing.")
     config, result = _config(folder), _result(folder)

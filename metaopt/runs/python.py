@@ -76,12 +76,9 @@ def run(
         "problem": describe(problem), "estimator": describe(estimator),
         "optimizer": describe(optimizer), "tracker": describe(tracker),
     }  # fmt: skip
-    engine = Engine(
-        problem, estimator, optimizer, outer_steps=outer_steps, seed=seed, limits=limits
-    )
-    watch = watcher if progress else None
     path = None if folder is None else Path(folder)
-    made = Run(engine, path, config, tracker, **settings, watch=watch)
+    parts = {"problem": problem, "estimator": estimator, "optimizer": optimizer}
+    made = _made(path, config, parts, tracker, progress)
     if path is not None:
         _refuse_occupied(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -138,7 +135,7 @@ def resume(
     extended = _extended(path, config, outer_steps)
     if extended is config and result_of(path) is not None:
         return load(path)
-    made = _continued(path, extended, parts, tracker, progress)
+    made = _made(path, extended, parts, tracker, progress)
     if extended is not config:
         # The old result first: a folder with a result counts as finished.
         for name in ("result.json", "timing.json"):
@@ -213,15 +210,16 @@ def _extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> 
     return extended
 
 
-def _continued(
-    folder: Path,
+def _made(
+    folder: Path | None,
     config: dict[str, Any],
     parts: Mapping[str, Any],
     tracker: Service | None,
     progress: bool,
 ) -> Run:
+    """Make a run of its config and its roles; of a run of the command, the roles to replace."""
     watch = watcher if progress else None
-    if config.get("started") == PYTHON:
+    if folder is None or config.get("started") == PYTHON:
         engine = Engine(
             **parts, outer_steps=config["outer_steps"], seed=config["seed"], limits=config["limits"]
         )
