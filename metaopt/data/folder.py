@@ -22,6 +22,7 @@ def data_folders() -> list[Path]:
     $METAOPT_DATA where it is set, then `metaopt/data` in the user's cache folder (on Linux
     ~/.cache, or $XDG_CACHE_HOME), which `metaopt-fetch` fills.
     """
+    # Here, as commands that read no data need not import it.
     from platformdirs import user_cache_path
 
     variable = os.environ.get("METAOPT_DATA")

@@ -117,6 +117,7 @@ def solutions(
             if success is None:
                 ambiguous += 1
                 continue
+            # Rows of one text share an index, and with it the side of a split.
             index = texts.setdefault(str(number) if question is None else question, len(texts))
             rows.append(Solution(index, answer, success, system))
     if wrong:

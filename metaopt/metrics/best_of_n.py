@@ -155,7 +155,7 @@ def _pick(count: int) -> Array:
     """Return by rank and n the probability that a candidate is the best of a subset, (C, C)."""
     rank, size = np.arange(count)[:, None], np.arange(1, count + 1)
     ratios = np.clip(count - rank - size + 1, 0, None) / (count - rank)
-    ratios[0] = size / count
+    ratios[0] = size / count  # of rank 0, from which each further rank is a ratio
     return np.cumprod(ratios, axis=0)
 
 
@@ -177,6 +177,7 @@ def _wins(votes: int, others: tuple[int, ...]) -> Array:
     from scipy.special import comb
 
     count = votes + sum(others)
+    # Exact for polynomials in x up to the number of other answers.
     nodes, mass = np.polynomial.legendre.leggauss(len(others) // 2 + 1)
     x, mass = (nodes + 1) / 2, mass / 2
     drawn = np.arange(1, votes + 1)

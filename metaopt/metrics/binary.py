@@ -57,6 +57,7 @@ def wilson(rate: ArrayLike, count: ArrayLike) -> tuple[Array, Array]:
     z = float(ndtri(0.975))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    # Rounding may put an end a little beyond the rate itself, which makes a negative error bar.
     low, high = np.maximum(centre - half, 0), np.minimum(centre + half, 1)
     return np.minimum(low, p), np.maximum(high, p)
 
@@ -114,7 +115,7 @@ def weighted_auroc(weights: Array, scores: Array, outcomes: Array) -> Array:
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
     w, y = weights[:, order], outcomes[order]
     positive, negative = (np.add.reduceat(w * v, starts, axis=1) for v in (y, 1 - y))
-    below = np.cumsum(negative, axis=1) - negative / 2
+    below = np.cumsum(negative, axis=1) - negative / 2  # of equal scores a half
     return ratio((positive * below).sum(1), positive.sum(1) * negative.sum(1))
 
 

@@ -34,11 +34,11 @@ def cluster_weights(queries: ArrayLike, resamples: int = 2_000, seed: int = 0) -
     _, query = np.unique(np.asarray(queries), return_inverse=True)
     groups = int(query.max()) + 1
     draw = np.random.default_rng(seed)
-    block = max(1, BLOCK // len(query))
+    block = max(1, BLOCK // len(query))  # in blocks, as all weights may not fit in memory
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         times = draw.multinomial(groups, np.full(groups, 1 / groups), size=size)
-        yield times[:, query].astype(float)
+        yield times[:, query].astype(float)  # all examples of a query as often as the query
 
 
 def clustered_intervals(
@@ -67,6 +67,7 @@ def clustered_intervals(
 
 def _ends(values: Array) -> Ends:
     tail = math.floor((1 - LEVEL) / 2 * (len(values) - 1))
+    # NaN as the lowest at one end and as the highest at the other: it widens the interval.
     low = np.sort(np.where(np.isnan(values), -np.inf, values))[tail]
     high = np.sort(np.where(np.isnan(values), np.inf, values))[len(values) - 1 - tail]
     return (

@@ -43,7 +43,7 @@ def best_threshold(scores: Scores, outcomes: ArrayLike) -> float:
     s, y = _both(scores, outcomes)
     levels, level = np.unique(s, return_inverse=True)
     tp, fp = (np.bincount(level, weights=v)[::-1].cumsum()[::-1] for v in (y, 1 - y))
-    at = int(np.argmax(tp / tp[0] - fp / fp[0]))
+    at = int(np.argmax(tp / tp[0] - fp / fp[0]))  # the first of equal maxima: the lowest score
     between = (levels[max(at - 1, 0)] + levels[at]) / 2
     return float(between if between > levels[max(at - 1, 0)] else levels[at])
 

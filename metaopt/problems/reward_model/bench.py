@@ -144,22 +144,7 @@ def table(evaluation: Evaluation) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score pairs by a saved reward model and print its accuracies; see `--help`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m metaopt.problems.reward_model.bench",
-        description="Pairwise accuracy of a saved reward model, by section.",
-    )
-    parser.add_argument("model", help="folder, or id of the hub")
-    parser.add_argument("data", nargs="+", help="hh_harmless, pandalm, llmbar, a file, owner/name")
-    parser.add_argument("--split", default="train", help="part of a data set of the hub")
-    parser.add_argument("--subset", help="configuration of a data set of the hub")
-    parser.add_argument(
-        "--section", help="column that names the part of a row (default: section, or subset)"
-    )
-    parser.add_argument("--chat", action="store_true", help="use the tokenizer's chat template")
-    parser.add_argument("--batch", type=int, default=8, help="texts scored at once")
-    parser.add_argument("--max-length", type=int, help="most tokens of a text")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--json", type=Path, help="file to write the accuracies to")
+    parser = _parser()
     given = parser.parse_args(arguments)
     try:
         check_device(given.device)
@@ -192,6 +177,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **asdict(evaluation),
         }
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m metaopt.problems.reward_model.bench",
+        description="Pairwise accuracy of a saved reward model, by section.",
+    )
+    parser.add_argument("model", help="folder, or id of the hub")
+    parser.add_argument("data", nargs="+", help="hh_harmless, pandalm, llmbar, a file, owner/name")
+    parser.add_argument("--split", default="train", help="part of a data set of the hub")
+    parser.add_argument("--subset", help="configuration of a data set of the hub")
+    parser.add_argument(
+        "--section", help="column that names the part of a row (default: section, or subset)"
+    )
+    parser.add_argument("--chat", action="store_true", help="use the tokenizer's chat template")
+    parser.add_argument("--batch", type=int, default=8, help="texts scored at once")
+    parser.add_argument("--max-length", type=int, help="most tokens of a text")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--json", type=Path, help="file to write the accuracies to")
+    return parser
 
 
 def _check_file(path: Path) -> None:

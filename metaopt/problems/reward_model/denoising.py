@@ -172,6 +172,7 @@ def _training_targets(
     gradients: int = 0,
 ) -> TrainingTargets:
     """Return the targets of all pairs, with the share of labels that are still wrong."""
+    # Wrong is a target of which an odd number holds: exchanged, softened below 1/2, wrong label.
     towards = targets.swap ^ (targets.label < 0.5) ^ pairs.wrong
     wrong = (towards * targets.weight).mean(-1) / targets.weight.mean(-1)
     rows = torch.arange(towards.shape[-1], device=towards.device).expand_as(towards)

@@ -77,6 +77,7 @@ class FeaturePreferences(PreferenceTask):
         self.auxiliary = auxiliary and auxiliary(self.model, [torch.default_generator])
         self.training = (labels or Labels())(features, self.model, self._generators("labels"))
         self._both = torch.stack((features.training.chosen, features.training.rejected), 2)
+        # Which run each model belongs to; (R M, 1), to index rows (R M, B) of its run's data.
         self._run = torch.arange(features.runs * members)[:, None] // members
         self._order = self._orders()
         self.rows, self.prompts = self._order.shape[1], features.responses.shape[1]
@@ -87,6 +88,7 @@ class FeaturePreferences(PreferenceTask):
 
         The auxiliary loss's own, which SwAV has, are among them.
         """
+        # One draw, folded with run and member, so that no model depends on how many there are.
         key = int(torch.randint(2**62, (), generator=generator))
         each = [(r, m) for r in range(self.data.runs) for m in range(self.members)]
         params = self.model.init([_draw(key, r, m) for r, m in each])
@@ -102,7 +104,7 @@ class FeaturePreferences(PreferenceTask):
         def losses(x: Tensor) -> Tensor:
             return targets.losses(*self.model.rewards(tensors, x, _dropout(train)).unbind(-1))
 
-        if self.auxiliary is None or not train:
+        if self.auxiliary is None or not train:  # an evaluation is of the pairs alone
             return losses(x)
         return with_views(losses, tensors, x, self.auxiliary)
 
@@ -126,6 +128,8 @@ class FeaturePreferences(PreferenceTask):
 
         centre: Tensor | float = 0.0
         if self.aggregate != "mean":
+            # Bradley and Terry's loss leaves a constant free in each member; it would decide which
+            # one is the lowest. A policy's gradient does not go through it.
             with torch.no_grad():
                 every = self._both.flatten(1, 2).repeat_interleave(self.members, 0)
                 centre = self.model.rewards(tensors, every).mean(-1, keepdim=True)

@@ -116,7 +116,7 @@ class MetaRewardModel(GradientProblem):
         """Return a copy of phi; zeros for no_restore, where theta is what the steps add up to."""
         if self.variant == "no_restore":
             return tree.zeros_like(outer)
-        return {k: v.clone() for k, v in outer.items()}
+        return {k: v.clone() for k, v in outer.items()}  # attached: theta depends on phi
 
     def init_buffers(self, outer: Tree, params: Tree) -> Tree:
         """Return what the task's models hold untrained."""
@@ -132,6 +132,8 @@ class MetaRewardModel(GradientProblem):
 
     def outer_batch(self, draw: Draw) -> PreferenceBatch:
         """Return the pairs of this outer step, the same for all variants, and prompts for joint."""
+        # Counted by outer step and drawn from the problem's seed, so that neither the variant nor
+        # the number of inner steps changes the order of the pairs.
         pairs = epoch_batch(self.task.rows, self.batch, draw.outer_step, self.seed)
         return PreferenceBatch(pairs, self._some_prompts(draw) if self.variant == "joint" else None)
 
@@ -143,6 +145,7 @@ class MetaRewardModel(GradientProblem):
         if batch.toward is not None:
             return -self.sign * tree.dot(batch.toward, inner)
         if batch.prompts is None:
+            # No inner step, but a loss that depends on theta, as estimators require.
             return 0.0 * next(iter(inner.params.values())).sum()
         rewards = self.task.responses(self._model(outer, inner), batch.prompts)
         return -self.sign * reward_spread(rewards).mean(-1).sum()
@@ -172,6 +175,7 @@ class MetaRewardModel(GradientProblem):
     def deployed(self, outer: Tree, inner: GradientState) -> Tree:
         """Return parameters and buffers of the models that are delivered."""
         if self.deploy == "theta_prime":
+            # A fixed key, so that measuring twice takes the same inner step.
             loop, key = InnerLoop(self), fold(self.seed, "deploy")
             fork = loop.start(outer, None, key)
             phi = loop.step_(outer, fork, Draw(key, use="retrain")).params
@@ -189,11 +193,13 @@ class MetaRewardModel(GradientProblem):
     @cached_property
     def _start(self) -> tuple[Tree, Tree]:
         """Parameters of the right shapes, and the buffers, which no draw changes."""
+        # Computed once: a batch asks for shapes, and initial weights may be those of a backbone.
         return self.task.init(torch.Generator().manual_seed(0))
 
     def _model(self, outer: Tree, inner: Tree) -> Tree:
         if self.variant != "no_restore":
             return inner
+        # Two optimizers step one model: phi the outer one, theta (the sum of its steps) the inner.
         return inner | {k: v + inner[k] for k, v in outer.items()}
 
 

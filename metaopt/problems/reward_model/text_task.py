@@ -108,6 +108,7 @@ class TextPreferences(PreferenceTask):
             )
         torch.nn.Module.to(self.module, self.device)
         params, self._buffers, _ = split_module(self.module)
+        # With the leading axis G = 1 that all tasks have.
         self._params = {name: value[None] for name, value in params.items()}
         self._training, self._unlabelled = self._encoded(trained), self._encoded(unlabelled_pairs)
         self._margins = torch.tensor([pair.margin or 0.0 for pair in trained], device=self.device)
@@ -189,7 +190,7 @@ class TextPreferences(PreferenceTask):
         """Return rewards (B, 2)."""
         state = self._state(tensors)
         ids, mask = (part[rows].flatten(0, 1).to(self.device) for part in pairs)
-        self.module.train(train)
+        self.module.train(train)  # functional_call reads the mode from the module
         result: Tensor = functional_call(self.module, state, (ids, mask)).logits.view(-1, 2)
         return result
 

@@ -88,6 +88,7 @@ class PreferenceWorlds:
         self.world = PreferenceWorld(self._draws("world"), **(world or {}))
         training = self.world.pairs(self._draws("pairs"), pairs, noise)
         self.model = model(inputs=self.world.width)
+        # Draws by purpose: the two models share neither initial weights nor the order of pairs.
         self._first = self._vanilla("first", training, recipe or Recipe())
         self._second = self._vanilla("second", training, recipe or Recipe())
         self.policy = self._policies(partial(self.model.rewards, self._first), (beta,)).at(0)
@@ -113,6 +114,7 @@ class PreferenceWorlds:
         swept = self._policies(reward, self.betas)
         sft = Policy(*(part[:, None] for part in self.world.sft))
         zero = swept.offset.new_zeros(self.runs, 1)
+        # Best-of-n draws from one state at each call, so that all rewards choose among the same.
         draws, count = self._draws("best of"), self.candidates
         return {
             "kl": torch.cat((zero, kl(swept, sft)), -1),

@@ -58,7 +58,7 @@ def common_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """
     both = zip(chosen, rejected, strict=False)
     cut = sum(1 for _ in takewhile(lambda at: at[0] == at[1], both))
-    if isinstance(chosen, str):
+    if isinstance(chosen, str):  # two answers may begin with the same words: cut at a marker
         at = chosen.rfind(ASSISTANT, 0, cut)
         cut = at + len(ASSISTANT) if at >= 0 else 0
     return chosen[:cut], chosen[cut:], rejected[cut:]

@@ -125,6 +125,7 @@ def flips(count: int, rate: float, seed: int) -> tuple[int, ...]:
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"label noise needs a rate in [0, 1]; got {rate}.")
+    # A prefix of one order, so that a higher rate flips a superset.
     order = np.random.default_rng(seed).permutation(count)
     return tuple(sorted(order[: round(rate * count)].tolist()))
 
@@ -165,10 +166,11 @@ def split(
         )
     groups: dict[Text | int, list[int]] = {}
     for i, pair in enumerate(pairs):
-        groups.setdefault(pair.prompt or i, []).append(i)
+        groups.setdefault(pair.prompt or i, []).append(i)  # pairs without a prompt stand alone
     together = list(groups.values())
     sides: tuple[list[int], list[int]] = ([], [])
     for g in np.random.default_rng(seed).permutation(len(together)).tolist():
+        # On the training side unless it overflows there; smaller groups may still fit later.
         sides[len(sides[0]) + len(together[g]) > count].extend(together[g])
     if not (sides[0] and sides[1]):
         raise ValueError(

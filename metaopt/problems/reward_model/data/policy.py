@@ -116,14 +116,17 @@ def optimise(
             f"{lr} and {list(betas)}."
         )
     (runs, width, inputs), sweep = reference.slope.shape, len(betas)
+    # Of the reference, once and without a gradient: moments that moved would rescale the goal.
     mean, deviation = _moments(reward, reference, generators)
     start = Policy(*(part[:, None] for part in reference))
+    # In units of the reference's deviations, so that one step size fits all coordinates.
     scale = reference.deviation[:, None]
     a = scale.new_zeros(runs, sweep, width, inputs, requires_grad=True)
     b, log_ratio = (scale.new_zeros(runs, sweep, width, requires_grad=True) for _ in range(2))
     adam = torch.optim.Adam([a, b, log_ratio], lr=lr, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     weight = scale.new_tensor(betas)
+    # Drawn before the loop: how many betas there are does not change what a run sees.
     noise = draw(generators, steps, batch, inputs + width)
 
     def current() -> Policy:
@@ -173,7 +176,7 @@ def at_kl(divergence: Tensor, gold: Tensor, where: float) -> Tensor:
     target = root.new_full((len(root), 1), where**0.5)
     above = torch.searchsorted(root, target).clamp(1, root.shape[-1] - 1)
     (x0, y0), (x1, y1) = ((root.gather(-1, at), gold.gather(-1, at)) for at in (above - 1, above))
-    share = (target - x0) / (x1 - x0).clamp(min=1e-12)
+    share = (target - x0) / (x1 - x0).clamp(min=1e-12)  # two policies may have one KL
     inside = (target >= root[:, :1]) & (target <= root[:, -1:])
     return torch.where(inside, y0 + share * (y1 - y0), torch.nan).squeeze(-1)
 

@@ -129,6 +129,7 @@ class PreferenceWorld:
         order = torch.stack(
             [torch.randperm(count, generator=g, device=g.device) for g in generators]
         )
+        # The rank of each pair in one random order, so that a higher noise flips a superset.
         wrong = order.argsort(-1) < round(noise * count)
         gold = self.gold(both)
         first = (gold[..., 0] > gold[..., 1]) ^ wrong
