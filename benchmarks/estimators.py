@@ -61,8 +61,8 @@ def main() -> None:
     seconds = least_seconds({"G": gradient, **calls})
     one = seconds.pop("G")
     print(f"G = {1e3 * one:.2f} ms, one gradient of g; time of a later outer step")
-    for name, taken in seconds.items():
-        print(f"{name:<34}{1e3 * taken:8.2f} ms {taken / one:6.2f} G")
+    for name, duration in seconds.items():
+        print(f"{name:<34}{1e3 * duration:8.2f} ms {duration / one:6.2f} G")
 
 
 if __name__ == "__main__":

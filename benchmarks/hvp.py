@@ -34,8 +34,8 @@ def main() -> None:
         "a product on a new graph": lambda: torch.autograd.grad(gradient(True), inputs, vector),
         "an inner step in place": lambda: loop.step_(phi, start, draw),
     })  # fmt: skip
-    for name, taken in seconds.items():
-        print(f"{name:<34}{1e3 * taken:8.2f} ms {taken / seconds['a gradient']:6.2f} G")
+    for name, duration in seconds.items():
+        print(f"{name:<34}{1e3 * duration:8.2f} ms {duration / seconds['a gradient']:6.2f} G")
 
 
 if __name__ == "__main__":

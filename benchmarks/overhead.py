@@ -74,9 +74,9 @@ def main() -> None:
     }  # fmt: skip
     seconds = least_seconds(cases, repeats=15)
     print(f"{OUTER} outer steps of {INNER} inner steps; time per inner step, outer work included")
-    for name, taken in seconds.items():
+    for name, duration in seconds.items():
         floor = seconds[f"{name.split(',')[0]}, by hand"]
-        print(f"{name:<24}{1e6 * taken / steps:8.0f} us {taken / floor:6.2f} of by hand")
+        print(f"{name:<24}{1e6 * duration / steps:8.0f} us {duration / floor:6.2f} of by hand")
 
 
 if __name__ == "__main__":

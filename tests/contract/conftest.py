@@ -24,10 +24,10 @@ def composed() -> Callable:
     def made(*overrides: str) -> Callable:
         roles = ("problem", "estimator", "optimizer")
         whole = config(*overrides)
-        found = {name: OmegaConf.to_container(whole[name], resolve=True) for name in roles}
+        plain = {name: OmegaConf.to_container(whole[name], resolve=True) for name in roles}
 
         def make() -> tuple:
-            new = parts(found, roles)
+            new = parts(plain, roles)
             return tuple(new[name] for name in roles)
 
         return make

@@ -84,9 +84,9 @@ class StepSizeControl(Problem):
 
     def evaluate(self, outer, inner, key):
         ratio = inner["ratio"]
-        seen = 0 if ratio > 1 else 1 if ratio > 0.5 else 2
+        observation = 0 if ratio > 1 else 1 if ratio > 0.5 else 2
         change = torch.tensor(ratio, dtype=torch.float64).log()
-        return Feedback(change, observation=seen, done=inner["taken"] == self.horizon)
+        return Feedback(change, observation=observation, done=inner["taken"] == self.horizon)
 
     def metrics(self, outer, inner):
         return {"taken": float(inner["taken"])}
@@ -114,12 +114,12 @@ class QLearning:
         return self.action
 
     def tell(self, feedback):
-        seen = "start" if feedback.done else str(feedback.observation)
-        ahead = 0.0 if feedback.done else min(self.table.get(seen, [0.0]))
+        observation = "start" if feedback.done else str(feedback.observation)
+        ahead = 0.0 if feedback.done else min(self.table.get(observation, [0.0]))
         row = self.table.setdefault(self.seen, [0.0] * self.actions)
         target = float(feedback.value) + ahead
         row[self.action] += self.rate * (target - row[self.action])
-        self.seen = seen
+        self.seen = observation
 
     @property
     def solution(self):
@@ -159,11 +159,11 @@ def test_learned_actions_beat_random_and_constant_ones(seed):
 
 def test_episode_starts_afresh_after_done():
     engine = Engine(StepSizeControl(), Score(1), QLearning(3), outer_steps=20)
-    taken = []
+    steps = []
     for _, feedback in engine:
-        taken.append(engine.inner["taken"])
+        steps.append(engine.inner["taken"])
         assert feedback.done == engine.done
-    assert taken == [*range(1, 9), *range(1, 9), *range(1, 5)]
+    assert steps == [*range(1, 9), *range(1, 9), *range(1, 5)]
 
 
 def test_schedule_starts_again_with_each_episode():

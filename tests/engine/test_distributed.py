@@ -109,14 +109,14 @@ FEEDBACK = ("loss_difference", "dot_product", "cosine", "per_example")
 
 def scores(ranks):
     """Return the score-function hypergradient of each kind, averaged over the processes there."""
-    problem, found = Labels(ranks), {}
+    problem, result = Labels(ranks), {}
     for kind in FEEDBACK:
         outer = {"log_weight": torch.tensor([0.3, -0.1, 0.2], dtype=torch.float64)}
         inner = InnerLoop(problem).start(outer, None, 0)
-        found[kind] = all_reduce(ScoreFunction(kind)(InnerLoop(problem), outer, inner, 0)[1]).grad[
+        result[kind] = all_reduce(ScoreFunction(kind)(InnerLoop(problem), outer, inner, 0)[1]).grad[
             "log_weight"
         ]
-    return found
+    return result
 
 
 def run(problem, estimator, optimizer):
@@ -169,16 +169,16 @@ def ranks(tmp_path_factory):
     return spawn(everything, tmp_path_factory.mktemp("ranks"))
 
 
-def assert_close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+def assert_close(result, expected):
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_mean_is_over_ranks_and_leaves_the_argument(ranks):
-    for rank, found in enumerate(ranks):
-        assert found["place"] == [rank, 2]
-        assert found["mean"]["a"].tolist() == [0.5, 0.5]
-        assert found["mean"]["b"].item() == 3.5
-        assert found["kept"]["a"].tolist() == [rank, rank]
+    for rank, result in enumerate(ranks):
+        assert result["place"] == [rank, 2]
+        assert result["mean"]["a"].tolist() == [0.5, 0.5]
+        assert result["mean"]["b"].item() == 3.5
+        assert result["kept"]["a"].tolist() == [rank, rank]
 
 
 @pytest.mark.parametrize(
@@ -187,26 +187,26 @@ def test_mean_is_over_ranks_and_leaves_the_argument(ranks):
 )
 def test_unrolled_run_equals_the_union_of_the_batches(ranks, name, optimizer):
     values, params, solution = gradient_run(Union(optimizer))
-    for found in ranks:
-        assert_close(torch.tensor(found[name][0]), torch.tensor(values))
-        assert_close(found[name][1], params)
-        assert_close(found[name][2], solution)
+    for result in ranks:
+        assert_close(torch.tensor(result[name][0]), torch.tensor(values))
+        assert_close(result[name][1], params)
+        assert_close(result[name][2], solution)
 
 
 def test_search_agrees_on_all_ranks_and_with_the_union(ranks):
     values, params, solution = search_run(Union(SGD(lr=0.05)))
-    for found in ranks:
-        assert_close(torch.tensor(found["search"][0]), torch.tensor(values))
-        assert_close(found["search"][1], params)
-        assert_close(found["search"][2], solution)
+    for result in ranks:
+        assert_close(torch.tensor(result["search"][0]), torch.tensor(values))
+        assert_close(result["search"][1], params)
+        assert_close(result["search"][2], solution)
 
 
 @pytest.mark.parametrize("kind", FEEDBACK)
 def test_score_function_rewards_the_rows_of_all_ranks(ranks, kind):
     expected = scores(range(RANKS))[kind]
     assert expected.norm() > 0
-    for found in ranks:
-        assert_close(found["scores"][kind], expected)
+    for result in ranks:
+        assert_close(result["scores"][kind], expected)
 
 
 def test_single_process_is_the_identity():

@@ -99,31 +99,31 @@ def slopes(problem, estimator, steps, warm=0):
 
     estimator.check(loop)
     grad = estimator(loop, outer, start(loop, outer), 7)[1].grad
-    found = float(tree.dot(grad, direction))
-    return found, central_difference(problem, outer, start, steps, direction)
+    slope = float(tree.dot(grad, direction))
+    return slope, central_difference(problem, outer, start, steps, direction)
 
 
 @pytest.mark.parametrize("read_by", [("inner",), ("outer",), ("inner", "outer")])
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.3), SGD(lr=0.1, momentum=0.9), Adam(lr=0.05)])
 @pytest.mark.parametrize("estimator", CARRY, ids=lambda e: f"{type(e).__name__}")
 def test_a_state_carries_its_derivative(estimator, optimizer, read_by):
-    found, expected = slopes(Averaged(optimizer, read_by), estimator, 5, warm=3)
-    assert found == pytest.approx(expected, rel=1e-7)
+    slope, expected = slopes(Averaged(optimizer, read_by), estimator, 5, warm=3)
+    assert slope == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.3), Adam(lr=0.05)])
 @pytest.mark.parametrize("estimator", [Unroll(3), Unroll(3, segments=3), Forward(3)])
 def test_a_state_of_a_start_that_is_made_from_phi_carries_it_too(estimator, optimizer):
     problem = Averaged(optimizer, ("inner", "outer"), fork=True)
-    found, expected = slopes(problem, estimator, 3)
-    assert found == pytest.approx(expected, rel=1e-7)
+    slope, expected = slopes(problem, estimator, 3)
+    assert slope == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize("read_by", [("inner",), ("outer",), ("inner", "outer")])
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.3), Adam(lr=0.05)])
 def test_one_step_carries_the_state_of_its_step(optimizer, read_by):
-    found, expected = slopes(Averaged(optimizer, read_by), OneStep(), 1, warm=3)
-    assert found == pytest.approx(expected, rel=1e-7)
+    slope, expected = slopes(Averaged(optimizer, read_by), OneStep(), 1, warm=3)
+    assert slope == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.3), Adam(lr=0.05)])

@@ -111,16 +111,16 @@ def test_budget_counts_what_was_spent_before_a_resume():
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_non_finite_value_leaves_the_optimizer_untouched(bad):
-    told = []
+    values = []
 
     class Recorder(Schedule):
         def tell(self, feedback):
-            told.append(float(feedback.value))
+            values.append(float(feedback.value))
 
     engine = Engine(Counter(bad_at=3, bad=bad), Score(1), Recorder(lambda step: 1), outer_steps=9)
     with pytest.raises(NonFiniteError, match=rf"outer loss is {bad} at outer step 3"):
         list(engine)
-    assert told == [-1.0, -2.0]
+    assert values == [-1.0, -2.0]
     assert engine.outer_step == 2
     assert engine.inner["count"] == 2
 
@@ -143,8 +143,8 @@ def test_non_finite_gradient_leaves_phi_untouched():
 
 def test_done_starts_the_inner_level_afresh():
     engine = counting(7, Counter(last=3))
-    seen = [(engine.inner["count"], engine.done) for _ in engine]
-    assert seen == [(1, False), (2, False), (3, True)] * 2 + [(1, False)]
+    states = [(engine.inner["count"], engine.done) for _ in engine]
+    assert states == [(1, False), (2, False), (3, True)] * 2 + [(1, False)]
 
 
 def test_episodes_start_from_different_keys():
@@ -257,9 +257,9 @@ class Watcher(Ridge):
     """Keeps the hypergradients that it is shown, and the phi they are of."""
 
     def observe(self, outer, inner, feedback):
-        seen = inner.state.get("seen", torch.zeros(0, dtype=torch.float64))
-        found = torch.stack([outer["log_penalty"].sum(), feedback.grad["log_penalty"].sum()])
-        return inner._replace(state={"seen": torch.cat([seen, found])})
+        history = inner.state.get("seen", torch.zeros(0, dtype=torch.float64))
+        entry = torch.stack([outer["log_penalty"].sum(), feedback.grad["log_penalty"].sum()])
+        return inner._replace(state={"seen": torch.cat([history, entry])})
 
 
 def test_a_problem_observes_each_hypergradient_before_the_optimizer_steps_along_it():

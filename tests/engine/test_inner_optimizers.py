@@ -88,13 +88,13 @@ def in_place_run(optimizer):
 
 
 def assert_agree(optimizer, expected, exact=True):
-    found = in_place_run(optimizer)
+    result = in_place_run(optimizer)
     for name, value in functional_run(optimizer).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-12)
         if exact:
-            assert torch.equal(found[name], expected[name])
+            assert torch.equal(result[name], expected[name])
         else:
-            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-12)
+            torch.testing.assert_close(result[name], expected[name], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PAIRS)

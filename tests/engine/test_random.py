@@ -16,8 +16,10 @@ def test_fold_is_fixed():
 
 def test_fold_is_the_same_in_another_process():
     code = "from metaopt.engine.random import fold; print(fold(0, 'outer', 1))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(found.stdout) == fold(0, "outer", 1)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) == fold(0, "outer", 1)
 
 
 def test_keys_differ_by_every_part():
@@ -63,8 +65,8 @@ def test_replay_restores_after_an_exception():
             torch.rand(7)
             raise KeyError
     except KeyError:
-        found = torch.rand(3)
-    assert torch.equal(found, expected)
+        result = torch.rand(3)
+    assert torch.equal(result, expected)
 
 
 def test_a_draw_has_one_generator_and_makes_that_of_its_task_afresh():

@@ -74,9 +74,9 @@ def test_detach_shares_memory():
 
 
 def test_leaves_leave_integers_alone():
-    found = tree.leaves({"a": torch.ones(1), "count": torch.zeros((), dtype=torch.long)})
-    assert found["a"].requires_grad
-    assert not found["count"].requires_grad
+    result = tree.leaves({"a": torch.ones(1), "count": torch.zeros((), dtype=torch.long)})
+    assert result["a"].requires_grad
+    assert not result["count"].requires_grad
 
 
 def test_random_like_is_a_function_of_the_generator(a):

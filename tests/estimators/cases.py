@@ -122,12 +122,12 @@ def rows_of(centres, rows, draw):
     return centres[labels] + noise, labels
 
 
-def relative_error(found, exact):
-    gap = sum(((found[k] - exact[k]) ** 2).sum() for k in exact)
+def relative_error(estimate, exact):
+    gap = sum(((estimate[k] - exact[k]) ** 2).sum() for k in exact)
     return float((gap / sum((v**2).sum() for v in exact.values())).sqrt())
 
 
-def cosine(found, exact):
-    a = torch.cat([found[k].flatten() for k in exact])
+def cosine(estimate, exact):
+    a = torch.cat([estimate[k].flatten() for k in exact])
     b = torch.cat([exact[k].flatten() for k in exact])
     return float(torch.cosine_similarity(a, b, dim=0))

@@ -24,9 +24,9 @@ def at(problem, estimator):
 
 def test_equals_the_unrolled_derivative_where_phi_does_not_move_theta():
     problem = Classification(pattern="direct", dropout=0.1, batch_norm=True)
-    (state, found), (expected_state, expected) = at(problem, Direct(3)), at(problem, Unroll(3))
-    torch.testing.assert_close(found.grad, expected.grad)
-    torch.testing.assert_close(found.value, expected.value.detach())
+    (state, feedback), (expected_state, expected) = at(problem, Direct(3)), at(problem, Unroll(3))
+    torch.testing.assert_close(feedback.grad, expected.grad)
+    torch.testing.assert_close(feedback.value, expected.value.detach())
     torch.testing.assert_close(state.params, tree.detach(expected_state.params))
 
 
@@ -43,9 +43,9 @@ def test_is_zero_where_the_objective_does_not_contain_phi_and_phi_stays():
 
 def test_takes_the_inner_steps_that_score_takes():
     problem = Classification(dropout=0.1)
-    (state, found), (expected_state, expected) = at(problem, Direct(2)), at(problem, Score(2))
+    (state, feedback), (expected_state, expected) = at(problem, Direct(2)), at(problem, Score(2))
     assert all(torch.equal(v, state.params[k]) for k, v in expected_state.params.items())
-    assert torch.equal(found.value, expected.value)
+    assert torch.equal(feedback.value, expected.value)
 
 
 class WorstGroup(GradientProblem):

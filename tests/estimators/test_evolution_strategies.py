@@ -69,9 +69,11 @@ def test_is_a_random_projection_of_the_gradient_for_a_quadratic():
     for start in (0.0, 2.0):
         outer = {"phi": torch.full((1,), start, dtype=torch.float64)}
         estimator = EvolutionStrategies(pairs=200, sigma=0.1, inner_steps=3)
-        _, found = estimator(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
+        _, feedback = estimator(
+            InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5
+        )
         _, exact = Unroll(3)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
-        ratios.append(float(found.grad["phi"] / exact.grad["phi"]))
+        ratios.append(float(feedback.grad["phi"] / exact.grad["phi"]))
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-9)
     assert ratios[0] == pytest.approx(1, abs=3 * math.sqrt(2 / 200))
 
@@ -80,12 +82,14 @@ def test_points_along_the_unrolled_gradient_of_a_network():
     problem = Classification(rows=8, dropout=0.1, batch_norm=True)
     outer = problem.init_outer(None)
     estimator = EvolutionStrategies(pairs=100, sigma=0.01, inner_steps=2)
-    inner, found = estimator(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
+    inner, feedback = estimator(
+        InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5
+    )
     other, exact = Unroll(2)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
-    assert cosine(found.grad, exact.grad) > 0.9
+    assert cosine(feedback.grad, exact.grad) > 0.9
     assert all(torch.allclose(v, inner.params[k]) for k, v in other.params.items())
     assert inner.buffers["norm.num_batches_tracked"] == 2
-    assert found.value == pytest.approx(float(exact.value))
+    assert feedback.value == pytest.approx(float(exact.value))
 
 
 @pytest.mark.slow
@@ -93,8 +97,8 @@ def test_persistent_pairs_see_past_the_truncation():
     whole = sum(0.9**j for j in range(4))
     settings = {"pairs": 1000, "sigma": 0.1}
     assert repeat(EvolutionStrategies(**settings), Decay(), 4) == pytest.approx(1, abs=0.15)
-    found = repeat(EvolutionStrategies(**settings, persistent=True), Decay(), 4)
-    assert found == pytest.approx(whole, abs=0.5)
+    estimate = repeat(EvolutionStrategies(**settings, persistent=True), Decay(), 4)
+    assert estimate == pytest.approx(whole, abs=0.5)
 
 
 def test_persistent_pairs_start_again_when_the_run_ends():
@@ -106,12 +110,12 @@ def test_persistent_pairs_start_again_when_the_run_ends():
 def test_persistent_pairs_follow_a_gradient_problem_that_starts_afresh():
     problem = Quadratic(outers=2)
     problem.warm_start = False
-    outer, seen = problem.init_outer(None), []
+    outer, grads = problem.init_outer(None), []
     estimator = EvolutionStrategies(pairs=3, persistent=True)
     for _ in range(2):
         inner = InnerLoop(problem).start(outer, None, 0)
-        seen.append(estimator(InnerLoop(problem), outer, inner, 0)[1].grad["phi"])
-    assert torch.equal(*seen)
+        grads.append(estimator(InnerLoop(problem), outer, inner, 0)[1].grad["phi"])
+    assert torch.equal(*grads)
 
 
 def test_resumes_to_the_bit():
@@ -121,8 +125,8 @@ def test_resumes_to_the_bit():
     inner, _ = one(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0)
     two.load_state_dict(tree.clone(one.state_dict()))
     _, expected = one(InnerLoop(problem), outer, tree.clone(inner), 1)
-    _, found = two(InnerLoop(problem), outer, inner, 1)
-    assert torch.equal(found.grad["weights"], expected.grad["weights"])
+    _, feedback = two(InnerLoop(problem), outer, inner, 1)
+    assert torch.equal(feedback.grad["weights"], expected.grad["weights"])
 
 
 def test_an_outer_variable_without_tensors_is_refused():

@@ -18,8 +18,8 @@ def both(problem, estimator=None, steps=3):
     outer = problem.init_outer(torch.Generator().manual_seed(0))
     inner = InnerLoop(problem).run(outer, InnerLoop(problem).start(outer, None, 0), 1, steps)
     _, exact = Implicit(Identity(), inner_steps=1)(InnerLoop(problem), outer, tree.clone(inner), 7)
-    _, found = (estimator or FiniteDifference())(InnerLoop(problem), outer, inner, 7)
-    return found.grad, exact.grad
+    _, feedback = (estimator or FiniteDifference())(InnerLoop(problem), outer, inner, 7)
+    return feedback.grad, exact.grad
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def both(problem, estimator=None, steps=3):
     ],
 )
 def test_equals_the_exact_product_in_float64(settings):
-    found, exact = both(Classification(**settings))
-    assert relative_error(found, exact) < 1e-6
+    estimate, exact = both(Classification(**settings))
+    assert relative_error(estimate, exact) < 1e-6
 
 
 def test_is_exact_on_a_quadratic():
     problem = Quadratic()
-    found, exact = both(problem, FiniteDifference(epsilon=0.1))
-    assert relative_error(found, exact) < 1e-12
+    estimate, exact = both(problem, FiniteDifference(epsilon=0.1))
+    assert relative_error(estimate, exact) < 1e-12
 
 
 @pytest.mark.parametrize("hidden", [250, 960], ids=["80 k", "1 M"])
@@ -51,14 +51,14 @@ def test_default_radius_suits_both_sizes_in_float32(hidden, pattern):
     problem = Classification(
         hidden=hidden, features=64, rows=64, dropout=0.1, pattern=pattern, dtype=torch.float32
     )
-    found, exact = both(problem, steps=1)
-    assert relative_error(found, exact) < 1e-2
-    assert cosine(found, exact) > 0.999
+    estimate, exact = both(problem, steps=1)
+    assert relative_error(estimate, exact) < 1e-2
+    assert cosine(estimate, exact) > 0.999
 
 
 def test_works_with_fused_attention():
-    found, exact = both(Reweighting())
-    assert relative_error(found, exact) < 1e-6
+    estimate, exact = both(Reweighting())
+    assert relative_error(estimate, exact) < 1e-6
 
 
 def test_averages_v_over_ranks_before_the_product(monkeypatch):
@@ -82,8 +82,8 @@ def test_under_bfloat16_autocast_the_default_radius_is_larger(hidden):
                 return super().losses(inner, x, y)
 
     problem = Mixed(hidden=hidden, features=64, rows=64, pattern="net", dtype=torch.float32)
-    found, exact = both(problem, FiniteDifference(), steps=1)
-    assert cosine(found, exact) > 0.99
+    estimate, exact = both(problem, FiniteDifference(), steps=1)
+    assert cosine(estimate, exact) > 0.99
 
 
 class Counted(torch.autograd.Function):
@@ -124,8 +124,8 @@ class Moving(ReplayDetached):
 
 def test_without_replay_it_differentiates_through_the_detach(monkeypatch):
     monkeypatch.setattr("metaopt.estimators.finite_difference.ReplayDetached", Moving)
-    found, exact = both(Classification(pattern="net"))
-    assert relative_error(found, exact) > 0.1
+    estimate, exact = both(Classification(pattern="net"))
+    assert relative_error(estimate, exact) > 0.1
 
 
 def test_needs_v_and_one_copy_of_the_parameters():
@@ -208,9 +208,9 @@ def test_zero_direction_gives_the_direct_term():
         def outer_loss(self, outer, inner, batch):
             return (outer["weights"] ** 2).sum()
 
-    found, _ = both(Flat())
+    estimate, _ = both(Flat())
     torch.testing.assert_close(
-        found["weights"], 2 * Flat().init_outer(None)["weights"], rtol=0, atol=0
+        estimate["weights"], 2 * Flat().init_outer(None)["weights"], rtol=0, atol=0
     )
 
 

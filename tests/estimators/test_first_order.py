@@ -86,8 +86,8 @@ def test_forward_from_a_fork_is_maml(steps):
     outer = problem.init_outer(None)
     inner = InnerLoop(problem).start(outer, None, 0)
     _, exact = Unroll(steps)(InnerLoop(problem), outer, tree.clone(inner), 0)
-    _, found = Forward(steps)(InnerLoop(problem), outer, tree.clone(inner), 0)
-    torch.testing.assert_close(found.grad, exact.grad, rtol=1e-12, atol=1e-14)
+    _, feedback = Forward(steps)(InnerLoop(problem), outer, tree.clone(inner), 0)
+    torch.testing.assert_close(feedback.grad, exact.grad, rtol=1e-12, atol=1e-14)
 
 
 def test_one_step_refuses_a_fork():

@@ -20,17 +20,19 @@ OPTIMIZERS = [
 
 def both(problem, steps=4):
     outer = problem.init_outer(torch.Generator().manual_seed(0))
-    found = Forward(steps)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 3)
+    estimate = Forward(steps)(
+        InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 3
+    )
     exact = Unroll(steps)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 3)
-    return found, exact
+    return estimate, exact
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: type(o).__name__)
 def test_equals_unroll_on_the_quadratic(optimizer):
-    (inner, found), (other, exact) = both(Quadratic(inner_optimizer=optimizer))
-    assert relative_error(found.grad, exact.grad) < 1e-10
+    (inner, feedback), (other, exact) = both(Quadratic(inner_optimizer=optimizer))
+    assert relative_error(feedback.grad, exact.grad) < 1e-10
     assert torch.equal(inner.params["theta"], other.params["theta"])
-    assert found.value == exact.value
+    assert feedback.value == exact.value
 
 
 @pytest.mark.parametrize(
@@ -44,10 +46,10 @@ def test_equals_unroll_on_the_quadratic(optimizer):
     ],
 )
 def test_equals_unroll_on_networks(settings):
-    (inner, found), (other, exact) = both(
+    (inner, feedback), (other, exact) = both(
         Classification(rows=8, inner_optimizer=Adam(lr=0.01), **settings)
     )
-    assert relative_error(found.grad, exact.grad) < 1e-10
+    assert relative_error(feedback.grad, exact.grad) < 1e-10
     assert all(torch.equal(v, other.buffers[k]) for k, v in inner.buffers.items())
 
 
@@ -76,9 +78,9 @@ def test_shapes_of_several_outer_tensors():
         def outer_loss(self, outer, inner, batch):
             return super().outer_loss(joined(outer), inner, batch)
 
-    (_, found), (_, exact) = both(Split())
-    assert {k: v.shape for k, v in found.grad.items()} == {"a": (2, 1), "b": (3,)}
-    assert relative_error(found.grad, exact.grad) < 1e-10
+    (_, feedback), (_, exact) = both(Split())
+    assert {k: v.shape for k, v in feedback.grad.items()} == {"a": (2, 1), "b": (3,)}
+    assert relative_error(feedback.grad, exact.grad) < 1e-10
 
 
 def joined(outer):

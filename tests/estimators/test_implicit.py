@@ -31,8 +31,8 @@ def solved(problem, outer):
     return state._replace(params={"weight": problem.solve(outer)})
 
 
-def error(found, exact):
-    return float(tree.norm(tree.add(found, exact, -1.0)) / tree.norm(exact))
+def error(estimate, exact):
+    return float(tree.norm(tree.add(estimate, exact, -1.0)) / tree.norm(exact))
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def gradient(estimator, solved):
     return estimator(InnerLoop(problem), phi, tree.clone(inner), 0)[1].grad["log_penalty"]
 
 
-def error(found, wanted):
-    return float((found - wanted).norm() / wanted.norm())
+def error(estimate, exact):
+    return float((estimate - exact).norm() / exact.norm())
 
 
 def test_the_condition_number_is_that_of_the_papers(solved):
@@ -53,8 +53,8 @@ def test_the_closed_form_is_the_derivative_of_the_solved_problem(solved):
     x, y = problem.validation
     rho = phi["log_penalty"].clone().requires_grad_()
     loss = ((x @ problem.solve({"log_penalty": rho}) - y) ** 2).mean() / 2
-    (wanted,) = torch.autograd.grad(loss, rho)
-    assert error(problem.hypergradient(phi)["log_penalty"], wanted) < 1e-12
+    (exact,) = torch.autograd.grad(loss, rho)
+    assert error(problem.hypergradient(phi)["log_penalty"], exact) < 1e-12
 
 
 def test_descent_reaches_the_solution(solved):
@@ -76,20 +76,20 @@ def test_descent_reaches_the_solution(solved):
     ids=["unroll", "exact", "cg", "neumann", "neumann, own step", "default"],
 )
 def test_converged_estimators_reach_the_closed_form(solved, estimator, bound):
-    wanted = solved[0].hypergradient(solved[1])["log_penalty"]
-    assert error(gradient(estimator, solved), wanted) < bound
+    exact = solved[0].hypergradient(solved[1])["log_penalty"]
+    assert error(gradient(estimator, solved), exact) < bound
 
 
 @pytest.mark.parametrize("terms", [3, 30])
 def test_a_truncated_series_leaves_out_what_the_powers_say(solved, terms):
     problem, phi, _ = solved
     hessian, identity = problem.hessian(phi), torch.eye(20, dtype=torch.float64)
-    kept = identity - torch.linalg.matrix_power(identity - RATE * hessian, terms)
+    series = identity - torch.linalg.matrix_power(identity - RATE * hessian, terms)
     x, y = problem.validation
     theta = problem.solve(phi)
-    q = kept @ torch.linalg.solve(hessian, x.T @ (x @ theta - y) / len(x))
-    wanted = -phi["log_penalty"].exp() * theta * q
-    assert error(gradient(Implicit(Neumann(terms, RATE)), solved), wanted) < 1e-12
+    q = series @ torch.linalg.solve(hessian, x.T @ (x @ theta - y) / len(x))
+    exact = -phi["log_penalty"].exp() * theta * q
+    assert error(gradient(Implicit(Neumann(terms, RATE)), solved), exact) < 1e-12
 
 
 @pytest.mark.parametrize("steps", [1, 5, 40])
@@ -105,8 +105,8 @@ def test_one_step_is_the_learning_rate_times_t1_t2(solved):
 
 
 def test_the_identity_is_biased_and_says_how_much(solved):
-    wanted = solved[0].hypergradient(solved[1])["log_penalty"]
+    exact = solved[0].hypergradient(solved[1])["log_penalty"]
     cosine = torch.nn.functional.cosine_similarity(
-        gradient(Implicit(Identity()), solved), wanted, dim=0
+        gradient(Implicit(Identity()), solved), exact, dim=0
     )
     assert float(cosine) == pytest.approx(0.6056, abs=1e-3)

@@ -62,11 +62,11 @@ def test_descends_to_the_optimum():
 def test_strength_grows_from_its_initial_value_to_its_limit():
     problem = Quadratic()
     estimator, outer = Penalty(0.2, initial=0.1, growth=1.5), problem.init_outer(None)
-    inner, seen = InnerLoop(problem).start(outer, None, 0), []
+    inner, strengths = InnerLoop(problem).start(outer, None, 0), []
     for key in range(3):
         inner, feedback = estimator(InnerLoop(problem), outer, inner, key)
-        seen.append(feedback.metrics["outer/penalty"])
-    assert seen == pytest.approx([0.1, 0.15, 0.2])
+        strengths.append(feedback.metrics["outer/penalty"])
+    assert strengths == pytest.approx([0.1, 0.15, 0.2])
 
 
 def test_resumes_to_the_bit():
@@ -76,8 +76,8 @@ def test_resumes_to_the_bit():
     inner, _ = one(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0)
     two.load_state_dict(tree.clone(one.state_dict()))
     _, expected = one(InnerLoop(problem), outer, tree.clone(inner), 1)
-    _, found = two(InnerLoop(problem), outer, inner, 1)
-    assert torch.equal(found.grad["weights"], expected.grad["weights"])
+    _, feedback = two(InnerLoop(problem), outer, inner, 1)
+    assert torch.equal(feedback.grad["weights"], expected.grad["weights"])
 
 
 @pytest.mark.parametrize(

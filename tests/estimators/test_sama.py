@@ -22,13 +22,16 @@ def exact(problem, outer, inner, key):
     """Return dF/dphi + (du/dphi)^T v by differentiating twice, at the state given."""
     loop, phi, theta = InnerLoop(problem), tree.leaves(outer), tree.leaves(inner.params)
     loss = loop.outer_value(phi, inner._replace(params=theta), loop.outer_draw(inner, key))
-    found = torch.autograd.grad(loss, [*theta.values(), *phi.values()], materialize_grads=True)
+    grads = torch.autograd.grad(loss, [*theta.values(), *phi.values()], materialize_grads=True)
     start = inner._replace(params=tree.leaves(inner.params))
     end = loop.step(phi, start, loop.solve_draw(inner, key, 3))
     through = torch.autograd.grad(
-        list(end.params.values()), list(phi.values()), found[: len(theta)], materialize_grads=True
+        list(end.params.values()),
+        list(phi.values()),
+        grads[: len(theta)],
+        materialize_grads=True,
     )
-    return {k: d + t for k, d, t in zip(phi, found[len(theta) :], through, strict=True)}
+    return {k: d + t for k, d, t in zip(phi, grads[len(theta) :], through, strict=True)}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: type(o).__name__)
@@ -45,8 +48,8 @@ def test_equals_the_derivative_of_the_next_step(optimizer, settings):
     outer = problem.init_outer(None)
     inner = InnerLoop(problem).run(outer, InnerLoop(problem).start(outer, None, 0), 1, 3)
     before = tree.clone(inner)
-    after, found = Sama(inner_steps=0)(InnerLoop(problem), outer, inner, 7)
-    assert relative_error(found.grad, exact(problem, outer, before, 7)) < 1e-4
+    after, feedback = Sama(inner_steps=0)(InnerLoop(problem), outer, inner, 7)
+    assert relative_error(feedback.grad, exact(problem, outer, before, 7)) < 1e-4
     assert all(torch.equal(v, after.params[k]) for k, v in before.params.items())
     assert all(torch.equal(v, after.buffers[k]) for k, v in before.buffers.items())
 

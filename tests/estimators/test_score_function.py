@@ -153,9 +153,9 @@ def test_no_graph_is_kept_between_steps(case, feedback):
     problem, outer, inner = case
     estimator = ScoreFunction(feedback, baseline=0.9)
     for key in range(2):
-        inner, found = estimator(InnerLoop(problem), outer, inner, key)
-    tensors = [found.grad["w"], found.value, inner.loss, *inner.params.values()]
-    tensors += [*found.metrics.values(), estimator.state_dict()["average"]]
+        inner, result = estimator(InnerLoop(problem), outer, inner, key)
+    tensors = [result.grad["w"], result.value, inner.loss, *inner.params.values()]
+    tensors += [*result.metrics.values(), estimator.state_dict()["average"]]
     assert not any(t.requires_grad for t in tensors)
 
 

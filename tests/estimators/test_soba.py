@@ -63,11 +63,11 @@ def test_takes_the_same_inner_step_as_the_problem(optimizer, settings):
     outer = problem.init_outer(None)
     inner = InnerLoop(problem).start(outer, None, 0)
     expected = InnerLoop(problem).run(outer, tree.clone(inner), 5, 1)
-    found, feedback = Soba(step=0.1)(InnerLoop(problem), outer, inner, 5)
+    after, feedback = Soba(step=0.1)(InnerLoop(problem), outer, inner, 5)
     for name, value in (expected.params | expected.buffers).items():
-        assert torch.equal(value, (found.params | found.buffers)[name])
-    assert found.loss == expected.loss
-    assert not any(t.requires_grad for t in [*found.params.values(), *feedback.grad.values()])
+        assert torch.equal(value, (after.params | after.buffers)[name])
+    assert after.loss == expected.loss
+    assert not any(t.requires_grad for t in [*after.params.values(), *feedback.grad.values()])
 
 
 def test_an_outer_variable_that_reaches_one_loss_only_gets_its_direct_term():
@@ -86,9 +86,9 @@ def test_resumes_to_the_bit():
     inner, _ = one(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0)
     two.load_state_dict(tree.clone(one.state_dict()))
     _, expected = one(InnerLoop(problem), outer, tree.clone(inner), 1)
-    _, found = two(InnerLoop(problem), outer, inner, 1)
+    _, feedback = two(InnerLoop(problem), outer, inner, 1)
     assert tree.norm(expected.grad) > 0
-    assert torch.equal(found.grad["weights"], expected.grad["weights"])
+    assert torch.equal(feedback.grad["weights"], expected.grad["weights"])
 
 
 def test_bad_settings_are_named():

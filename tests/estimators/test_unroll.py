@@ -105,9 +105,9 @@ def test_one_step_equals_unroll_through_any_optimizer(name):
     outer, inner = start(problem)
     for steps in (1, 3):
         end, exact = Unroll(steps, truncation=1)(InnerLoop(problem), outer, tree.clone(inner), 3)
-        other, found = OneStep(steps)(InnerLoop(problem), outer, tree.clone(inner), 3)
-        torch.testing.assert_close(found.grad, exact.grad, rtol=1e-9, atol=1e-13)
-        torch.testing.assert_close(found.value, exact.value)
+        other, feedback = OneStep(steps)(InnerLoop(problem), outer, tree.clone(inner), 3)
+        torch.testing.assert_close(feedback.grad, exact.grad, rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(feedback.value, exact.value)
         torch.testing.assert_close(other.params, end.params)
 
 
@@ -118,8 +118,8 @@ def test_one_step_respects_the_constants_of_a_loss(pattern, batch_norm):
     outer = problem.init_outer(torch.Generator().manual_seed(0))
     inner = InnerLoop(problem).start(outer, None, 0)
     _, exact = Unroll(1)(InnerLoop(problem), outer, tree.clone(inner), 3)
-    _, found = OneStep()(InnerLoop(problem), outer, tree.clone(inner), 3)
-    assert relative_error(found.grad, exact.grad) < 1e-10
+    _, feedback = OneStep()(InnerLoop(problem), outer, tree.clone(inner), 3)
+    assert relative_error(feedback.grad, exact.grad) < 1e-10
 
 
 @pytest.mark.slow

@@ -114,14 +114,14 @@ def test_a_finite_difference_keeps_its_cosine_under_dropout():
     phi = problem.init_outer(generator(0))
     inner = InnerLoop(problem).start(phi, None, 0)
     exact = in_float64(problem)
-    wanted = Implicit(Identity())(
+    expected = Implicit(Identity())(
         InnerLoop(exact),
         tree.map_tensors(torch.Tensor.double, phi),
         InnerLoop(exact).start(phi, None, 0),
         5,
     )[1].grad["weight"]
-    found = FiniteDifference()(InnerLoop(problem), phi, inner, 5)[1].grad["weight"].double()
-    assert nn.functional.cosine_similarity(found, wanted, dim=0) > 0.95
+    estimate = FiniteDifference()(InnerLoop(problem), phi, inner, 5)[1].grad["weight"].double()
+    assert nn.functional.cosine_similarity(estimate, expected, dim=0) > 0.95
 
 
 def test_problem_and_estimators_are_left_as_they_were():
@@ -178,14 +178,14 @@ def test_peak_memory_counts_what_lives_together():
     with PeakMemory() as once:
         for _ in range(5):
             x + 1
-    with PeakMemory() as kept:
+    with PeakMemory() as together:
         held = [x + i for i in range(5)]
     with PeakMemory() as views:
         [x.view(2, -1), x[1:], x.detach()]
-    assert (once.peak, kept.peak, views.peak) == (mib, 5 * mib, 0)
-    assert kept.live == 5 * mib
+    assert (once.peak, together.peak, views.peak) == (mib, 5 * mib, 0)
+    assert together.live == 5 * mib
     del held
-    assert kept.live == 0
+    assert together.live == 0
 
 
 def test_peak_memory_grows_with_the_unrolled_steps():

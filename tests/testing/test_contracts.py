@@ -117,8 +117,8 @@ class Fickle:
 
     def ask(self, key):
         self.asked += 1
-        found = self.search.ask(key)
-        return found + self.asked if self.fault == "counts questions" else found
+        proposal = self.search.ask(key)
+        return proposal + self.asked if self.fault == "counts questions" else proposal
 
     def tell(self, feedback):
         self.search.tell(feedback)
