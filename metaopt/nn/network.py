@@ -14,6 +14,9 @@ Tensors = dict[str, Tensor]
 Architecture = Callable[[Sequence[int], int], nn.Module]
 """Makes a module from the shape of one input and the number of classes."""
 
+Place = tuple[dict[str, Any], str, str, Tensor]
+"""A dict of a module's parameters or buffers, a key in it, the name in the module, the tensor."""
+
 
 class Network:
     """The tensors of a module by name, and its outputs as functions of them.
@@ -70,15 +73,7 @@ class Functional:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        first: dict[Tensor, str] = {}
-        self.places: list[tuple[dict[str, Any], str, str, Tensor]] = []
-        for path, part in module.named_modules(remove_duplicate=True):
-            stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-            for store in stores:
-                for key, tensor in store.items():
-                    if tensor is not None:
-                        name = first.setdefault(tensor, f"{path}.{key}" if path else key)
-                        self.places.append((store, key, name, tensor))
+        self.places = places(module)
 
     def __call__(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return module(x) with `tensors` by name; the module's own are put back."""
@@ -90,3 +85,17 @@ class Functional:
         finally:
             for store, key, _, tensor in self.places:
                 store[key] = tensor
+
+
+def places(module: nn.Module) -> list[Place]:
+    """Return where a module holds its parameters and buffers."""
+    first: dict[Tensor, str] = {}  # tied tensors go by the first of their names
+    result: list[Place] = []
+    for path, part in module.named_modules():
+        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for store in stores:
+            for key, tensor in store.items():
+                if tensor is not None:
+                    name = first.setdefault(tensor, f"{path}.{key}" if path else key)
+                    result.append((store, key, name, tensor))
+    return result

@@ -1,15 +1,34 @@
-"""A tokenizer whose vocabulary is the words of some texts: nothing is downloaded."""
+"""Tokenizers of pretrained models, or of the words of some texts, which needs no download."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL = ("[PAD]", "[UNK]", "[STEP]")
+
+
+def tokenizer_of(
+    source: object, tokenizer: str | Path | PreTrainedTokenizerBase | None, texts: Iterable[str]
+) -> PreTrainedTokenizerBase:
+    """Return the given tokenizer, or that of a model, or one of the words of texts.
+
+    Args:
+        source: folder or id of a model; anything else, such as a configuration, has no tokenizer.
+        tokenizer: the tokenizer, its folder or its id; `None` for the source's.
+        texts: read where neither names a tokenizer.
+    """
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    named = source if tokenizer is None else tokenizer
+    if isinstance(named, (str, Path)):
+        return AutoTokenizer.from_pretrained(named)
+    return word_tokenizer(texts)
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 from torch.func import functional_call
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import split_module
@@ -18,7 +18,7 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
 from metaopt.metrics.binary import wilson
 from metaopt.nn.model_card import ModelCard, Proportion
-from metaopt.nn.word_tokenizer import word_tokenizer
+from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.reward_model.data.dialogue import plain
 from metaopt.problems.reward_model.data.pair import Pair, Preferences, split, with_noise
 from metaopt.problems.reward_model.data.text_features import HELD_OUT, unlabelled_half
@@ -96,7 +96,8 @@ class TextPreferences(PreferenceTask):
             tests, unlabelled, lambda n: torch.randperm(n, generator=_draw(seed)).tolist()
         )
         self.source, self.cut, self.device = source.source, 0, torch.device(device)
-        self.tokenizer = _tokenizer(tokenizer, backbone, trained)
+        texts = (f"{p.prompt}{side}" for p in trained for side in (p.chosen, p.rejected))
+        self.tokenizer: Any = tokenizer_of(backbone, tokenizer, texts)
         start = backbone if isinstance(backbone, str) else _config(backbone, self.tokenizer)
         self.base = backbone if isinstance(backbone, str) else ""
         self.module = RewardModel.on(start, pooling, seed)
@@ -202,12 +203,6 @@ class TextPreferences(PreferenceTask):
         ids, mask, cut = encode(self.tokenizer, texts, self.max_length)
         self.cut += len(cut)
         return Encoded(*(part.view(len(pairs), 2, -1) for part in (ids, mask)))
-
-
-def _tokenizer(name: str | None, backbone: str | Mapping[str, Any], pairs: Sequence[Pair]) -> Any:
-    if name is None and not isinstance(backbone, str):
-        return word_tokenizer(f"{p.prompt}{s}" for p in pairs for s in (p.chosen, p.rejected))
-    return AutoTokenizer.from_pretrained(name or backbone)
 
 
 def _config(settings: Mapping[str, Any], tokenizer: Any) -> Any:

@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from tiny_process_rewards import CHAINS, SOURCE
+from tiny_process_rewards import CHAINS, SOURCE, frozen
 from torch.func import functional_call
 
 from metaopt.engine.gradient_problem import GradientProblem
@@ -59,9 +59,7 @@ def test_losses_and_gradients_are_the_same_and_less_is_kept(settings, train):
 
         with replay(3), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             loss = losses(scorer, params, train)
-        own = {
-            p.untyped_storage().data_ptr() for p in (*params.values(), *scorer.frozen().values())
-        }
+        own = {p.untyped_storage().data_ptr() for p in (*params.values(), *frozen(scorer).values())}
         size = sum(v for k, v in kept.items() if k not in own)
         found.append((loss, *slopes(loss.sum(), params), torch.tensor(size)))
     (*plain, more), (*checkpointed, less) = found
@@ -108,7 +106,7 @@ def test_functional_call_of_torch_has_the_same_gradients():
     found = []
     for scorer in scorers():
         params = leaves(scorer.init(generator(0))[0])
-        module = scorer._backbone.build(5)
+        module = scorer.backbone.build(5)
         steps = scorer.encode(CHAINS)
         batch = {"input_ids": steps.ids}, steps.lengths, steps.ends
         z = functional_call(module, params, (batch,))[steps.mask]

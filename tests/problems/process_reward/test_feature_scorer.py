@@ -13,7 +13,7 @@ from torch import nn
 from metaopt.engine.random import generator, replay
 from metaopt.problems.process_reward.model.aggregation import step_loss
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
-from metaopt.problems.process_reward.model.scorer import scores
+from metaopt.problems.process_reward.model.steps import scores
 from metaopt.problems.process_reward.model.text_features import TOKEN, TextFeatures
 
 CHAINS = [
@@ -129,7 +129,7 @@ def test_it_learns_labels_that_depend_on_the_words_of_a_step():
 def test_wrong_arguments_are_named():
     for options, message in (
         ({"widths": (0,)}, "widths >= 1"),
-        ({"activation": "sin"}, "activation must be in"),
+        ({"activation": "sin"}, "activation in"),
         ({"dropout": 1.0}, "0 <= dropout < 1"),
         ({"size": 0}, "size >= 1"),
     ):

@@ -25,7 +25,8 @@ from metaopt.engine.random import generator
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.process_reward.model.export import _custom, export, load
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
-from metaopt.problems.process_reward.model.scorer import TransformerScorer, scores
+from metaopt.problems.process_reward.model.scorer import TransformerScorer
+from metaopt.problems.process_reward.model.steps import scores
 
 
 @pytest.fixture(autouse=True)
@@ -223,10 +224,10 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="kind='other'; legal: transformer, features"):
         load(tmp_path / "out")
 
-    def spoilt(model, head):
-        return _custom(model, nn.Linear(head.in_features, 2))
+    def spoilt(classes, config, backbone, head):
+        return _custom(backbone, nn.Linear(head.in_features, 2))
 
-    monkeypatch.setattr("metaopt.problems.process_reward.model.export._native", spoilt)
+    monkeypatch.setattr("metaopt.problems.process_reward.model.export.native", spoilt)
     with pytest.raises(RuntimeError, match="does not hold this model"):
         export(scorer, params, tmp_path / "spoilt", CARD, CHAINS)
     assert not (tmp_path / "spoilt" / "README.md").exists()

@@ -26,7 +26,8 @@ from metaopt.problems.domain_reweighting import DomainReweighting
 from metaopt.problems.process_reward.data.arithmetic import arithmetic
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.formats import Chain
-from metaopt.problems.process_reward.model.scorer import Steps, TransformerScorer
+from metaopt.problems.process_reward.model.scorer import TransformerScorer
+from metaopt.problems.process_reward.model.steps import Steps
 from metaopt.problems.process_reward.task import ProcessSupervision, first_error_f1
 from metaopt.testing.trees import identical
 

@@ -14,7 +14,8 @@ from torch.func import functional_call
 from transformers import AutoModel, AutoModelForCausalLM
 
 from metaopt.engine.random import generator, replay
-from metaopt.problems.process_reward.model.scorer import TransformerScorer, scores
+from metaopt.problems.process_reward.model.scorer import TransformerScorer
+from metaopt.problems.process_reward.model.steps import scores
 
 CHAINS = [
     Answer("3 + 4 * 2", ("4 * 2 = 3", "3 + 3 = 1")),
@@ -162,8 +163,6 @@ def test_wrong_arguments_are_named():
         TransformerScorer(CHAINS, {"hidden_size": 4})
     with pytest.raises(ValueError, match=r"vocab_size=3, fewer than the \d+ tokens"):
         TransformerScorer(CHAINS, source(vocab_size=3))
-    with pytest.raises(ValueError, match='chat=true needs layout="prefix"'):
-        scorer(chat=True)
     with pytest.raises(ValueError, match="has no token in this vocabulary"):
         scorer(separator=" ")
     with pytest.raises(ValueError, match="chain 0 has a step without tokens"):

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_process_rewards import CHAINS, SOURCE, TEXT, Answer, close
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_process_rewards import CHAINS, SOURCE, TEXT, Answer, close, frozen
 from torch.func import functional_call
-from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2VLModel
+from transformers import AutoModel, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from metaopt.engine.random import generator, replay
@@ -48,10 +47,10 @@ def test_lora_trains_adapters_and_head_and_is_what_peft_merges():
     assert (found - start[steps.mask]).abs().max() > 0.05
 
     theirs = AutoModel.from_config(model.config, attn_implementation="eager").eval()
-    frozen = {
-        k.removeprefix("backbone.").replace(".base_layer", ""): v for k, v in model.frozen().items()
+    base = {
+        k.removeprefix("backbone.").replace(".base_layer", ""): v for k, v in frozen(model).items()
     }
-    assert not theirs.load_state_dict(frozen, strict=True).missing_keys
+    assert not theirs.load_state_dict(base, strict=True).missing_keys
     wrapped = get_peft_model(theirs, LoraConfig(**LORA))
     adapters = {
         k.replace("backbone.", "base_model.model."): v for k, v in changed.items() if "lora" in k
@@ -68,8 +67,8 @@ def test_lora_trains_adapters_and_head_and_is_what_peft_merges():
 def test_frozen_weights_come_from_the_scorer_s_seed_and_adapters_from_the_generator():
     one, two = (TransformerScorer(CHAINS, SOURCE, lora=LORA, seed=s) for s in (1, 1))
     a, b = one.init(generator(0))[0], two.init(generator(5))[0]
-    same = two.frozen()
-    assert all(torch.equal(v, same[k]) for k, v in one.frozen().items())
+    same = frozen(two)
+    assert all(torch.equal(v, same[k]) for k, v in frozen(one).items())
     name = next(k for k in a if "lora_A" in k)
     assert not torch.equal(a[name], b[name])
     fresh = TransformerScorer(CHAINS, SOURCE, lora=LORA, seed=1)
@@ -95,9 +94,9 @@ def test_precisions_differ_in_what_is_stored_and_agree_in_what_is_computed(lora)
         half = precision == "official" and lora is None
         assert kinds == {torch.bfloat16 if half else torch.float32}
         assert params["head.weight"].dtype == torch.float32
-        frozen = {v.dtype for v in model.frozen().values()}
+        stored = {v.dtype for v in frozen(model).values()}
         expected = torch.float32 if precision == "float32" else torch.bfloat16
-        assert frozen == (set() if lora is None else {expected})
+        assert stored == (set() if lora is None else {expected})
         steps = model.encode(CHAINS)
         leaves = {k: v.requires_grad_() for k, v in params.items()}
         z = model.logits(leaves, steps, True)
@@ -265,36 +264,3 @@ def test_an_image_is_shrunk_to_its_longer_side_and_has_to_be_there(pictured):
         TransformerScorer(pictured, SEEN).encode([gone])
     with pytest.raises(ValueError, match="longest must be >= 1"):
         TransformerScorer(pictured, SEEN, longest=0)
-
-
-TEMPLATE = (
-    "{% for m in messages %}<u> {{ m['content'] }} <e> {% endfor %}"
-    "{% if add_generation_prompt %}<a>{% endif %}"
-)
-
-
-@torch.no_grad()
-def test_a_chat_template_stands_around_every_prefix():
-    names = ["[PAD]", "<u>", "<e>", "<a>", "<sep>", *"0123456789+-*="]
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="[PAD]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    chat = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", chat_template=TEMPLATE
-    )
-    model = TransformerScorer(
-        CHAINS, SOURCE, chat, head="vocabulary", layout="prefix", separator="<sep>", chat=True
-    )
-    params, _ = model.init(generator(0))
-    steps = model.encode(CHAINS)
-    ids, lengths, rows = model.tokens.prefixes(steps)
-    expected = []
-    for chain in CHAINS:
-        for k in range(len(chain.steps)):
-            text = " <sep> ".join((chain.prompt, *chain.steps[: k + 1])) + " <sep>"
-            talk = [{"role": "user", "content": text}]
-            full = chat.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-            expected.append(chat(full)["input_ids"])
-    found = [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
-    assert found == expected
-    assert rows.tolist() == [0, 0, 1, 2, 2, 2]
-    assert model.logits(params, steps, False)[steps.mask].std() > 0

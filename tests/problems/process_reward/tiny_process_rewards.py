@@ -33,3 +33,9 @@ SOURCE = {"model_type": "qwen2", **TEXT}
 
 def close(found, expected, atol=1e-5):
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def frozen(scorer):
+    """Return the weights that are not trained, by name; those that are have no storage there."""
+    named = scorer.reader.module.named_parameters()
+    return {k: v.detach() for k, v in named if v.device.type != "meta"}

@@ -178,13 +178,15 @@ def test_a_model_without_a_head_is_not_given_a_random_one(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "labels"), [("bert", 1), ("llama", 2)])
-def test_another_kind_of_classifier_is_not_loaded(kind, labels, tmp_path):
-    settings = config(kind)
-    settings.num_labels = labels
-    AutoModelForSequenceClassification.from_config(settings).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no linear head with one output"):
-        load(tmp_path)
+def test_a_head_of_another_kind_keeps_its_class_and_several_outputs_are_refused(tmp_path):
+    for kind, labels in (("bert", 1), ("llama", 2)):
+        settings = config(kind)
+        settings.num_labels = labels
+        model = AutoModelForSequenceClassification.from_config(settings)
+        model.save_pretrained(tmp_path / kind)
+    assert type(load(tmp_path / "bert")) is transformers.BertForSequenceClassification
+    with pytest.raises(ValueError, match="has 2 outputs; a reward model has 1"):
+        load(tmp_path / "llama")
 
 
 def test_the_card_states_data_accuracy_and_interval(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,12 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from metaopt.nn.word_tokenizer import word_tokenizer
 from metaopt.problems.process_reward.model.checkpointed import checkpoint_layers
-from metaopt.problems.process_reward.model.steps import Solution
 
 Source = str | Path | Mapping[str, Any] | PretrainedConfig
 IMAGE_TOKENS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -75,42 +73,30 @@ class StepReader(nn.Module):
         return {"attention_mask": (places < lengths[:, None]).long()}
 
 
-def tokenizer_of(
-    source: Source,
-    tokenizer: str | Path | PreTrainedTokenizerBase | None,
-    train: Sequence[Solution],
-) -> PreTrainedTokenizerBase:
-    """Return a tokenizer: the given one, the source's, or one of the words of training chains."""
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return tokenizer
-    if tokenizer is not None or isinstance(source, (str, Path)):
-        return AutoTokenizer.from_pretrained(source if tokenizer is None else tokenizer)
-    return word_tokenizer(text for chain in train for text in (chain.prompt, *chain.steps))
-
-
+@dataclass(eq=False)
 class Backbone:
-    """Builds `StepReader`s; see `TransformerScorer` for the arguments."""
+    """Builds `StepReader`s; see `TransformerScorer` for the arguments.
 
-    def __init__(
-        self,
-        source: Source,
-        tokenizer: PreTrainedTokenizerBase,
-        head: str,
-        dtype: torch.dtype,
-        autocast: torch.dtype | None,
-        attention: str,
-        lora: Mapping[str, Any] | None,
-        seed: int,
-        checkpointing: bool = False,
-    ) -> None:
-        self.source = source
-        self.config = _configuration(source, tokenizer)
-        self.head, self.dtype, self.autocast, self.attention = head, dtype, autocast, attention
-        self.lora, self.seed, self.checkpointing = lora, seed, checkpointing
-        if lora is not None and autocast is not None:
-            self.dtype = autocast
-        if lora is not None:
-            _lora_config(lora)
+    Args:
+        config: of the source, see `configuration`.
+        dtype: of all weights but the head's, and with adapters of the frozen ones.
+        autocast: see `StepReader`.
+    """
+
+    source: Source
+    config: PretrainedConfig
+    head: str
+    dtype: torch.dtype
+    autocast: torch.dtype | None
+    attention: str
+    lora: Mapping[str, Any] | None
+    seed: int
+    checkpointing: bool
+
+    def __post_init__(self) -> None:
+        if self.lora is not None:
+            _lora_config(self.lora)
+            self.dtype = self.autocast or self.dtype
 
     def build(self, seed: int) -> StepReader:
         """Return a module whose new weights are drawn from `seed`.
@@ -183,7 +169,7 @@ class Backbone:
         return model.base_model, model.get_output_embeddings()
 
 
-def _configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """Return the source's configuration; a dict gets the tokenizer's vocabulary."""
     if isinstance(source, (str, Path)):
         result: PretrainedConfig = AutoConfig.from_pretrained(source)

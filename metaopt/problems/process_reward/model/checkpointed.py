@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-Place = tuple[dict[str, Any], str, Tensor]
-"""A module's parameters or buffers, a name among them, and the tensor there."""
+from metaopt.nn.network import Place, places
 
 
 def checkpoint_layers(model: nn.Module) -> None:
@@ -42,7 +40,7 @@ class _Checkpointed:
     """The forward function of a layer, checkpointed wherever gradients are enabled.
 
     Whether an argument requires one makes no difference, so that an evaluation that is recorded and
-    one that is replayed make the same calls; see `metaopt.estimators.constants`.
+    one that is replayed make the same calls; see `metaopt.estimators.detached`.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -61,40 +59,31 @@ class _Checkpointed:
 class _AsBefore:
     """Inside the block a module holds the tensors that it held where this was made.
 
+    A class, not a generator: gradients of a second order enter the block several times.
+
     Raises:
         RuntimeError: one of them was changed in place since then.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.before = list(_places(module))
-        self.versions = [tensor._version for _, _, tensor in self.before]
-        self.current: list[Place] = []
+        self.before = self.current = places(module)
+        self.versions = [tensor._version for *_, tensor in self.before]
 
     def __enter__(self) -> None:
-        now = [tensor._version for _, _, tensor in self.before]
-        if now != self.versions:
+        if [tensor._version for *_, tensor in self.before] != self.versions:
             raise RuntimeError(
                 "weights of a checkpointed layer were changed in place between its forward and its "
                 "backward pass, which needs them again. Change them after it, or set "
                 "checkpointing=false."
             )
-        self.current = list(_places(self.module))
+        self.current = places(self.module)
         _place(self.before)
 
     def __exit__(self, *error: object) -> None:
         _place(self.current)
 
 
-def _places(module: nn.Module) -> Iterator[Place]:
-    for part in module.modules():
-        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for store in stores:
-            for key, tensor in store.items():
-                if tensor is not None:
-                    yield store, key, tensor
-
-
-def _place(places: list[Place]) -> None:
-    for store, key, tensor in places:
+def _place(held: list[Place]) -> None:
+    for store, key, _, tensor in held:
         store[key] = tensor

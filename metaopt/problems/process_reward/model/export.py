@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-)
+from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, AutoModelForTokenClassification
 
-from metaopt.nn.export import check_scores, new_folder, no_progress_bars, reads_tokenizer
+from metaopt.nn.export import (
+    check_scores,
+    linear_head,
+    native,
+    new_folder,
+    register,
+    save_model,
+)
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
 from metaopt.problems.process_reward.model.process_reward_model import (
@@ -34,12 +36,7 @@ from metaopt.problems.process_reward.model.scorer import PRECISIONS, Transformer
 from metaopt.problems.process_reward.model.steps import Solution, check_steps, scores
 from metaopt.problems.process_reward.model.text_features import TextFeatures
 
-AutoConfig.register(ProcessRewardModelConfig.model_type, ProcessRewardModelConfig, exist_ok=True)
-AutoModelForTokenClassification.register(
-    ProcessRewardModelConfig, ProcessRewardModel, exist_ok=True
-)
-ProcessRewardModelConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
-ProcessRewardModel.register_for_auto_class("AutoModelForTokenClassification")  # type: ignore[no-untyped-call]
+register(ProcessRewardModelConfig, ProcessRewardModel, AutoModelForTokenClassification)
 
 LAYERS, FEATURES, SETTINGS = "layers.safetensors", "features.safetensors", "steps.json"
 LABELS = ("wrong", "right")
@@ -75,10 +72,8 @@ def export(
         RuntimeError: a score differs by more than 1e-4 (5e-2 in bfloat16) after reading it back,
             relative to scores above 1; the folder is left for inspection, without a card.
     """
-    card.check()
     check_steps(probes)
-    folder = new_folder(folder)
-    with no_progress_bars():
+    with new_folder(folder, card) as folder:
         if isinstance(scorer, FeatureScorer):
             settings = _write_features(scorer, tensors, folder)
         else:
@@ -118,11 +113,11 @@ def load(folder: str | Path) -> tuple[Scorer, dict[str, Tensor]]:
     model: Any = AutoModelForTokenClassification.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True
     )
-    head = next(part for part in model.children() if isinstance(part, nn.Linear))
     backbone = model.base_model.to(PRECISIONS[settings["precision"]][0])
     tensors = {f"backbone.{k}": v.detach() for k, v in backbone.named_parameters()}
-    tensors["head.weight"] = (head.weight[1:] - head.weight[:1]).detach()
-    tensors["head.bias"] = (head.bias[1:] - head.bias[:1]).detach()
+    head: Any = linear_head(model)
+    for name, value in head.named_parameters():
+        tensors[f"head.{name}"] = (value[1:] - value[:1]).detach()
     return TransformerScorer((), backbone.config, folder, **settings), tensors
 
 
@@ -141,9 +136,9 @@ def _write_features(
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / LAYERS)
     return {
         "kind": "features",
-        "widths": list(scorer.widths),
-        "activation": scorer.activation,
-        "dropout": scorer.dropout,
+        "widths": list(scorer.network.sizes[1:-1]),
+        "activation": scorer.network.activation,
+        "dropout": scorer.network.dropout,
         "vocabulary": list(features.vocabulary),
     }
 
@@ -151,17 +146,15 @@ def _write_features(
 def _write_transformer(
     scorer: TransformerScorer, tensors: Mapping[str, Tensor], folder: Path, texts: Sequence[str]
 ) -> dict[str, Any]:
-    reader = scorer.merged({k: v.detach().cpu() for k, v in tensors.items()})
+    reader = scorer.backbone.merged({k: v.detach().cpu() for k, v in tensors.items()})
     backbone: Any = reader.backbone
     head = nn.Linear(reader.head.in_features, 2, dtype=reader.head.weight.dtype)
-    with torch.no_grad():
-        head.weight.copy_(torch.cat([torch.zeros_like(reader.head.weight), reader.head.weight]))
-        head.bias.copy_(torch.cat([torch.zeros_like(reader.head.bias), reader.head.bias]))
+    for name, value in reader.head.named_parameters():
+        head.get_parameter(name).data = torch.cat([torch.zeros_like(value), value.detach()])
     scorer.save_text(folder)
-    model: Any = _native(backbone, head)
-    if model is None or not reads_tokenizer(folder, scorer.tokens.tokenizer, model.config, texts):
-        model = _custom(backbone, head)
-    model.save_pretrained(folder)
+    config = _labelled(copy.deepcopy(backbone.config))
+    own = native(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, config, backbone, head)
+    save_model(folder, own, lambda: _custom(backbone, head), scorer.tokens.tokenizer, texts)
     return {"kind": "transformer", **scorer.settings, "head": "hidden", "lora": None}
 
 
@@ -171,28 +164,9 @@ def _labelled(config: Any) -> Any:
     return config
 
 
-def _native(backbone: Any, head: nn.Linear) -> PreTrainedModel | None:
-    """Return the model as transformers' own class, sharing its weights, or `None` without one."""
-    kind: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(backbone.config), None)
-    if kind is None:
-        return None
-    with torch.device("meta"):
-        native = kind(_labelled(copy.deepcopy(backbone.config)))
-    parts = {k: v for k, v in native.named_children() if not isinstance(v, nn.Dropout)}
-    ours = parts.pop(native.base_model_prefix, None)
-    linear = [k for k, v in parts.items() if isinstance(v, nn.Linear) and v.bias is not None]
-    if type(ours) is not type(backbone) or len(parts) != 1 or not linear:
-        return None
-    setattr(native, native.base_model_prefix, backbone)
-    setattr(native, linear[0], head)
-    result: PreTrainedModel | None = native
-    return result
-
-
 def _custom(backbone: Any, head: nn.Linear) -> ProcessRewardModel:
-    model = ProcessRewardModel(
-        _labelled(ProcessRewardModelConfig(backbone.config.to_dict())), backbone
-    )
+    config = _labelled(ProcessRewardModelConfig(backbone.config.to_dict()))
+    model = ProcessRewardModel(config, backbone)
     model.score = head
     return model
 
@@ -205,7 +179,7 @@ def _page(card: ModelCard, folder: Path, settings: Mapping[str, Any]) -> str:
     usage = """
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.export import load
-from metaopt.problems.process_reward.model.scorer import scores
+from metaopt.problems.process_reward.model.steps import scores
 
 scorer, tensors = load(FOLDER)
 steps = scorer.encode([Chain(PROMPT, STEPS)])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import dropout
 
-from metaopt.nn.stacked_features import ACTIVATIONS
+from metaopt.nn.stacked_features import ACTIVATIONS, FeatureReward
 from metaopt.problems.process_reward.model.steps import Solution, Steps
 from metaopt.problems.process_reward.model.text_features import TextFeatures
 
@@ -44,14 +42,8 @@ class FeatureScorer:
         seed: int = 0,
         features: TextFeatures | None = None,
     ) -> None:
-        if any(width < 1 for width in widths):
-            raise ValueError(f"FeatureScorer needs widths >= 1; got {list(widths)}.")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be in {list(ACTIVATIONS)}; got {activation!r}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"FeatureScorer needs 0 <= dropout < 1; got {dropout}.")
         self.features = features or TextFeatures.fit(train, size, words, seed)
-        self.widths, self.activation, self.dropout = tuple(widths), activation, dropout
+        self.network = FeatureReward(self.features.width, widths, activation, dropout)
 
     def encode(self, chains: Sequence[Solution]) -> Steps:
         """Return chains as rows of one table of features.
@@ -71,13 +63,8 @@ class FeatureScorer:
 
         Both are uniform in +-1 / sqrt(inputs), as in `torch.nn.Linear`.
         """
-        params = {}
-        sizes = (self.features.width, *self.widths, 1)
-        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-            for name, rows in (("weight", fan_in), ("bias", 1)):
-                drawn = torch.rand(rows, fan_out, generator=generator, device=generator.device)
-                params[f"{layer}.{name}"] = (2 * drawn - 1) / math.sqrt(fan_in)
-        return params, {}
+        params = self.network.init([generator])
+        return {name: value[0] for name, value in params.items()}, {}
 
     def logits(self, tensors: Mapping[str, Tensor], steps: Steps, train: bool) -> Tensor:
         """Return the log-odds (B, S), or (R, B, S); 0 where the mask is False.
@@ -90,9 +77,10 @@ class FeatureScorer:
                 "these chains were encoded by another scorer; encode them with this one."
             )
         x = steps.table[steps.ends[steps.mask]].to(tensors["0.weight"].dtype)
-        for layer in range(len(self.widths) + 1):
+        activation = ACTIVATIONS[self.network.activation]
+        for layer in range(len(self.network.sizes) - 1):
             if layer:
-                x = dropout(ACTIVATIONS[self.activation](x), self.dropout, train)
+                x = dropout(activation(x), self.network.dropout, train)
             x = x @ tensors[f"{layer}.weight"] + tensors[f"{layer}.bias"]
         at = steps.mask.flatten().nonzero().squeeze(1)
         empty = x.new_zeros(*x.shape[:-2], steps.mask.numel())

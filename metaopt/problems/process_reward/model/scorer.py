@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from metaopt.nn.network import Functional
+from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.process_reward.model.backbone import (
     Backbone,
+    Source,
     StepReader,
+    configuration,
     is_visual,
-    tokenizer_of,
 )
 from metaopt.problems.process_reward.model.images import Vision
-from metaopt.problems.process_reward.model.steps import (
-    ScorerFactory,
-    Solution,
-    Steps,
-    StepScorer,
-    check_steps,
-    scores,
-)
+from metaopt.problems.process_reward.model.steps import Solution, Steps, check_steps
 from metaopt.problems.process_reward.model.tokens import TokenLayout
-
-__all__ = ["ScorerFactory", "Solution", "StepScorer", "Steps", "TransformerScorer", "scores"]
 
 HEADS = ("hidden", "vocabulary")
 LAYOUTS = ("chain", "prefix")
@@ -40,6 +34,7 @@ PRECISIONS = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class TransformerScorer:
     """z = w . h + b of each step, h the hidden state where the step ends.
 
@@ -63,7 +58,7 @@ class TransformerScorer:
             that place, in float32 (what the release of DreamPRM does).
         layout: chain, or prefix: a forward pass for each prefix of each chain, S times the cost.
         separator: see `TokenLayout`; `None` for a blank line ([STEP] with words of `train`).
-        max_length, chat: see `TokenLayout`; chat needs layout="prefix".
+        max_length: see `TokenLayout`.
         precision: float32; master (trained weights in float32, frozen ones in bfloat16, autocast to
             it); official (weights in bfloat16 and autocast, the head in float32; an update below
             0.2 % of a weight is lost).
@@ -84,64 +79,52 @@ class TransformerScorer:
     Reference: Cao et al., DreamPRM, NeurIPS 2025.
     """
 
-    def __init__(
+    train: InitVar[Sequence[Solution]]
+    source: Source
+    tokenizer: InitVar[str | Path | PreTrainedTokenizerBase | None] = None
+    head: str = "hidden"
+    layout: str = "chain"
+    separator: str | None = None
+    max_length: int | None = None
+    precision: str = "float32"
+    attention: str = "eager"
+    lora: Mapping[str, Any] | None = None
+    seed: int = 0
+    longest: int = 512
+    checkpointing: bool = False
+
+    def __post_init__(
         self,
         train: Sequence[Solution],
-        source: str | Path | Mapping[str, Any] | PretrainedConfig,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
-        head: str = "hidden",
-        layout: str = "chain",
-        separator: str | None = None,
-        max_length: int | None = None,
-        chat: bool = False,
-        precision: str = "float32",
-        attention: str = "eager",
-        lora: Mapping[str, Any] | None = None,
-        seed: int = 0,
-        longest: int = 512,
-        checkpointing: bool = False,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None,
     ) -> None:
-        for name, value, legal in (
-            ("head", head, HEADS),
-            ("layout", layout, LAYOUTS),
-            ("precision", precision, tuple(PRECISIONS)),
-        ):
-            if value not in legal:
-                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
-        if chat and layout != "prefix":
-            raise ValueError('chat=true needs layout="prefix": a chain has no place for its tail.')
-        words = tokenizer_of(source, tokenizer, train)
-        if separator is None:
-            separator = "[STEP]" if "[STEP]" in words.all_special_tokens else "\n\n"
-        self.source, self.layout = source, layout
-        self.settings: dict[str, Any] = {
-            "head": head,
-            "layout": layout,
-            "separator": separator,
-            "max_length": max_length,
-            "chat": chat,
-            "precision": precision,
-            "attention": attention,
-            "lora": None if lora is None else dict(lora),
-            "seed": seed,
-            "longest": longest,
-        }
-        self.tokens = TokenLayout(words, separator, max_length, chat)
-        dtype, autocast = PRECISIONS[precision]
-        self.compute_dtype = autocast
-        self._backbone = Backbone(
-            source, words, head, dtype, autocast, attention, lora, seed, checkpointing
-        )
+        for name, legal in (("head", HEADS), ("layout", LAYOUTS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in legal:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(legal)}; got {getattr(self, name)!r}."
+                )
+        texts = (text for chain in train for text in (chain.prompt, *chain.steps))
+        words = tokenizer_of(self.source, tokenizer, texts)
+        if self.separator is None:
+            self.separator = "[STEP]" if "[STEP]" in words.all_special_tokens else "\n\n"
+        self.tokens = TokenLayout(words, self.separator, self.max_length)
+        self.config = configuration(self.source, words)
+        dtype, self.compute_dtype = PRECISIONS[self.precision]
+        self.backbone = Backbone(
+            self.source, self.config, self.head, dtype, self.compute_dtype, self.attention,
+            self.lora, self.seed, self.checkpointing,
+        )  # fmt: skip
         self._vision: Vision | None = None
         if is_visual(self.config):
-            self._vision = Vision(self.config, _processor_folder(source, tokenizer), longest)
-        self._read: Functional | None = None
+            places = (place for place in (self.source, tokenizer) if isinstance(place, (str, Path)))
+            self._vision = Vision(self.config, next(places, None), self.longest)
         self._device = torch.device("cpu")
 
     @property
-    def config(self) -> PretrainedConfig:
-        """The backbone's configuration."""
-        return self._backbone.config
+    def settings(self) -> dict[str, Any]:
+        """The arguments that say how steps are read, by name."""
+        rest = ("source", "checkpointing")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in rest}
 
     def encode(self, chains: Sequence[Solution]) -> Steps:
         """Return chains as token ids; see `TokenLayout.encode`.
@@ -170,10 +153,10 @@ class TransformerScorer:
 
     def init(self, generator: Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return what is trained, by name, and no buffers."""
-        module = self._backbone.build(int(torch.randint(2**62, (), generator=generator)))
+        module = self.backbone.build(int(torch.randint(2**62, (), generator=generator)))
         params = {k: v.detach() for k, v in module.named_parameters() if v.requires_grad}
-        if self._read is None:
-            self._read = _functional(module)
+        if "reader" not in vars(self):
+            self.reader = _functional(module)
         return params, {}
 
     def save_text(self, folder: Path) -> None:
@@ -182,14 +165,10 @@ class TransformerScorer:
         if self._vision is not None:
             self._vision.processor.save_pretrained(folder)
 
-    def merged(self, tensors: Mapping[str, Tensor]) -> StepReader:
-        """Return a module on the CPU that holds the model alone: no adapters, a head on h."""
-        return self._backbone.merged(tensors)
-
-    def frozen(self) -> dict[str, Tensor]:
-        """Return the parameters that are not trained, by name; they belong to the scorer."""
-        named = self._reader().module.named_parameters()
-        return {k: v.detach() for k, v in named if v.device.type != "meta"}
+    @cached_property
+    def reader(self) -> Functional:
+        """The model as a function of what is trained; it holds what is frozen."""
+        return _functional(self.backbone.build(self.seed))
 
     def logits(self, tensors: Mapping[str, Tensor], steps: Steps, train: bool) -> Tensor:
         """Return the log-odds (B, S) of the steps, in the head's precision."""
@@ -217,29 +196,18 @@ class TransformerScorer:
         ends: Tensor,
         train: bool,
     ) -> Tensor:
-        read = self._reader()
-        module = read.module
+        module = self.reader.module
         if module.training != train:
             module.train(train)
         if self._device != lengths.device:
             _move(module, lengths.device)
             self._device = lengths.device
         batch: Any = (inputs, lengths, ends)
-        return read(tensors, batch)
-
-    def _reader(self) -> Functional:
-        if self._read is None:
-            self._read = _functional(self._backbone.build(self._backbone.seed))
-        return self._read
-
-
-def _processor_folder(*places: object) -> str | Path | None:
-    """Return the first of the places that is a folder or an id of the hub."""
-    return next((place for place in places if isinstance(place, (str, Path))), None)
+        return self.reader(tensors, batch)
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
-    """Move the module.s own tensors to a device."""
+    """Move the module's own tensors, but not the placeholders of what is trained, to a device."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type != "meta" and tensor.device != device:
             tensor.data = tensor.data.to(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -100,7 +99,8 @@ class TextFeatures:
         numbers = [len(chain.steps) for chain in chains]
         questions = counter.transform([chain.prompt for chain in chains])
         steps = counter.transform([step for chain in chains for step in chain.steps])
-        before = sparse.csr_matrix(_strictly_before(numbers) @ steps)
+        earlier = sparse.block_diag([np.tri(n, k=-1, dtype=np.float32) for n in numbers], "csr")
+        before = sparse.csr_matrix(earlier @ steps)  # each row: sum of the chain's earlier steps
         blocks = [self._reduce(block) for block in (questions, before, steps)]
         blocks[0] = np.repeat(blocks[0], numbers, axis=0)
         place = np.concatenate([np.arange(n) for n in numbers])
@@ -117,17 +117,3 @@ def _tfidf(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
     weighted = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
     weighted.data = 1 + np.log(weighted.data)
     return normalize(weighted @ sparse.diags(idf), copy=False)
-
-
-def _strictly_before(numbers: Sequence[int]) -> sparse.csr_matrix:
-    """Return the matrix that sums, for each step, the rows of the steps before it in its chain."""
-    starts = [0, *accumulate(numbers)]
-    pairs = [
-        (start + i, start + j)
-        for start, number in zip(starts, numbers, strict=False)
-        for i in range(number)
-        for j in range(i)
-    ]
-    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    ones = np.ones(len(rows), dtype=np.float32)
-    return sparse.csr_matrix((ones, (rows, columns)), shape=(starts[-1], starts[-1]))

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from metaopt.problems.process_reward.model.steps import Solution, Steps, check_steps
-
-MARK = "\x00"
 
 
 class TokenLayout:
@@ -26,11 +24,9 @@ class TokenLayout:
             last token.
         max_length: most tokens of a chain, or `None`. The prompt loses its beginning first; steps
             that still do not fit are left out and counted.
-        chat: whether the tokenizer's chat template, with its prompt for an answer, stands around
-            the text (of a user).
 
     Raises:
-        ValueError: a separator without tokens, max_length below 1, or no chat template.
+        ValueError: a separator without tokens, or max_length below 1.
     """
 
     def __init__(
@@ -38,7 +34,6 @@ class TokenLayout:
         tokenizer: PreTrainedTokenizerBase,
         separator: str = "\n\n",
         max_length: int | None = None,
-        chat: bool = False,
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.separator = self._ids([separator])[0] if separator else []
@@ -49,7 +44,8 @@ class TokenLayout:
             )
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be >= 1 or null; got {max_length}.")
-        self.start, self.tail = self._template() if chat else (self._start(), [])
+        begins = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+        self.start = [token for token in tokenizer("")["input_ids"] if token in begins]
 
     def encode(self, chains: Sequence[Solution], images: Sequence[Sequence[int]] = ()) -> Steps:
         """Return chains as token ids, those of `images` (one list per chain) before the prompt.
@@ -92,26 +88,20 @@ class TokenLayout:
     def prefixes(self, steps: Steps) -> tuple[Tensor, Tensor, Tensor]:
         """Return ids (P, T), lengths (P,) and chains (P,) of a batch with one row per prefix.
 
-        Rows are in the order of `mask.nonzero()`; each ends with the template's tail, if any.
+        Rows are in the order of `mask.nonzero()`.
         """
         assert steps.ids is not None
         chain, step = steps.mask.nonzero(as_tuple=True)
         lengths = steps.ends[chain, step] + 1
-        ids = nn.functional.pad(steps.ids, (0, len(self.tail)), value=self.pad)[chain]
-        places = torch.arange(ids.shape[1], device=ids.device)
-        ids = ids.masked_fill(places >= lengths[:, None], self.pad)
-        if self.tail:
-            tail = torch.tensor(self.tail, device=ids.device)
-            at = lengths[:, None] + torch.arange(len(tail), device=ids.device)
-            ids = ids.scatter(1, at, tail.expand(len(ids), -1))
-            lengths = lengths + len(tail)
-        return ids[:, : int(lengths.max())], lengths, chain
+        places = torch.arange(int(lengths.max()), device=lengths.device)
+        ids = steps.ids[chain, : len(places)].masked_fill(places >= lengths[:, None], self.pad)
+        return ids, lengths, chain
 
     def _row(
         self, i: int, before: list[int], prompt: list[int], steps: list[list[int]]
     ) -> tuple[list[int], list[int]]:
         if self.max_length is not None:
-            room = self.max_length - len(before) - len(self.tail)
+            room = self.max_length - len(before)
             fits = [total <= room for total in accumulate(map(len, steps))]
             if not fits[0]:
                 raise ValueError(
@@ -130,21 +120,6 @@ class TokenLayout:
         rows = self.tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
         known = {text: list(row) for text, row in zip(distinct, rows, strict=True)}
         return [known[text] for text in texts]
-
-    def _start(self) -> list[int]:
-        known = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id} - {None}
-        return [t for t in self.tokenizer("")["input_ids"] if t in known]
-
-    def _template(self) -> tuple[list[int], list[int]]:
-        if not self.tokenizer.chat_template:
-            raise ValueError("chat=true needs a tokenizer with a chat template; this one has none.")
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
-        )
-        start, mark, tail = str(text).partition(MARK)
-        if not mark:
-            raise ValueError("chat=true needs a chat template that shows what the user says.")
-        return self._ids([start])[0], self._ids([tail])[0]
 
 
 def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:

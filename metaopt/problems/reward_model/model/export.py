@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from metaopt.nn.export import check_scores, new_folder, no_progress_bars, reads_tokenizer
+from metaopt.nn.export import (
+    check_scores,
+    linear_head,
+    native,
+    new_folder,
+    register,
+    save_model,
+)
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.reward_model.model.reward_model import RewardModel, RewardModelConfig
 from metaopt.problems.reward_model.model.tokens import encode
 
-AutoConfig.register(RewardModelConfig.model_type, RewardModelConfig, exist_ok=True)
-AutoModelForSequenceClassification.register(RewardModelConfig, RewardModel, exist_ok=True)
-RewardModelConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
-RewardModel.register_for_auto_class("AutoModelForSequenceClassification")  # type: ignore[no-untyped-call]
+register(RewardModelConfig, RewardModel, AutoModelForSequenceClassification)
 
 SHOWN = 10
 TOLERANCE = 1e-5  # 80 roundings of float32: another batch shape sums in another order
@@ -89,8 +91,6 @@ def export(
         RuntimeError: a reward differs by more than 1e-5 (1e-2 in half precision) after reading it
             back, relative to rewards above 1; the folder is left for inspection, without a card.
     """
-    card.check()
-    folder = new_folder(folder)
     words = copy.deepcopy(tokenizer)
     words.padding_side, words.truncation_side = "right", "left"
     words.init_kwargs |= {"padding_side": "right", "truncation_side": "left"}  # or it is not saved
@@ -99,12 +99,10 @@ def export(
     backbone: Any = model.backbone
     if model.config.pooling != "last_not_pad":
         backbone = _with_own_padding(backbone, words)
-    with no_progress_bars():
+    with new_folder(folder, card) as folder:
         words.save_pretrained(folder)
-        saved = _native(model, backbone, words)
-        if saved is None or not reads_tokenizer(folder, words, saved.config, probes):
-            saved = _custom(model, backbone, words)
-        saved.save_pretrained(folder)
+        own = _native(model, backbone, words)
+        saved = save_model(folder, own, lambda: _custom(model, backbone, words), words, probes)
         difference = _difference(model, tokenizer, folder, words, probes, max_length)
     architecture = type(saved).__name__
     page = _page(card, architecture, isinstance(saved, RewardModel), max_length)
@@ -112,41 +110,26 @@ def export(
     return Exported(folder, architecture, difference)
 
 
-def load(source: str | Path, dtype: torch.dtype = torch.float32) -> RewardModel:
-    """Return a reward model from a folder or the hub: one of `export`, or one that TRL trained.
+def load(source: str | Path) -> PreTrainedModel:
+    """Return a classifier with one output from a folder or the hub: metaopt's, TRL's, or any other.
+
+    One whose head is linear and reads the last token comes as a `RewardModel`, whose rewards depend
+    neither on the batch nor on padding; any other one as the class it has.
 
     Args:
         source: a local folder or an id of the hub. Weights are read from safetensors only, and
             code of the hub is never run.
-        dtype: of the weights.
 
     Raises:
-        ValueError: the model is no linear head with one output on the last token, or weights are
-            missing.
+        ValueError: several outputs, or weights are missing, which transformers would draw at
+            random.
         OSError: there is no such folder or model.
     """
-    model = read(source, dtype)
-    found = as_reward_model(model)
-    if found is None:
-        raise ValueError(
-            f"{source} is a {type(model).__name__}, which is no linear head with one output on the "
-            f"last token; score with AutoModelForSequenceClassification."
-        )
-    return found
-
-
-def read(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a sequence classifier whose weights are all in its files; arguments as of `load`.
-
-    Raises:
-        ValueError: weights are missing, which transformers would draw at random.
-        OSError: there is no such folder or model.
-    """
-    model: PreTrainedModel
+    model: Any
     model, info = AutoModelForSequenceClassification.from_pretrained(
         source,
         attn_implementation="eager",
-        dtype=dtype,
+        dtype=torch.float32,
         use_safetensors=True,
         output_loading_info=True,
     )
@@ -158,32 +141,16 @@ def read(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
             f"{type(model).__name__}; rewards by random ones mean nothing. Name a model with a "
             f"trained head, not its base."
         )
-    return model
-
-
-def as_reward_model(model: PreTrainedModel) -> RewardModel | None:
-    """Return a classifier as a `RewardModel` on its weights; `None` where its head is another."""
-    if isinstance(model, RewardModel):
-        return model
-    if not _is_linear(model):
-        return None
-    pad = model.config.get_text_config().pad_token_id
-    found = RewardModel.on(model, "last" if pad is None else "last_not_pad", dtype=model.dtype)
-    head: Any = model.score
-    found.score = head
-    result: RewardModel | None = found.eval()  # type: ignore[no-untyped-call]
-    return result
-
-
-def _is_linear(model: PreTrainedModel) -> bool:
-    parts = dict(model.named_children())
-    head = parts.get("score")
-    return (
-        set(parts) == {model.base_model_prefix, "score"}
-        and isinstance(head, nn.Linear)
-        and head.bias is None
-        and head.out_features == 1
-    )
+    if model.config.num_labels != 1:
+        raise ValueError(f"{source} has {model.config.num_labels} outputs; a reward model has 1.")
+    head: Any = linear_head(model)
+    reads_last = head is not None and head is getattr(model, "score", None) and head.bias is None
+    if reads_last and not isinstance(model, RewardModel):
+        pad = model.config.get_text_config().pad_token_id
+        model = RewardModel.on(model, "last" if pad is None else "last_not_pad")
+        model.score = head
+    classifier: PreTrainedModel = model.eval()
+    return classifier
 
 
 def _with_own_padding(backbone: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -201,25 +168,15 @@ def _with_own_padding(backbone: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     return backbone
 
 
-def _native(
-    model: RewardModel, backbone: Any, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel | None:
+def _native(model: RewardModel, backbone: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Return the model as transformers' own class, sharing its weights, or `None` without one."""
-    kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(backbone.config), None)
-    if model.config.pooling == "mean" or kind is None:
+    if model.config.pooling == "mean":
         return None
     config = copy.deepcopy(backbone.config)
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
     config.problem_type = "regression"
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    with torch.device("meta"):
-        native = kind(config)
-    if not _is_linear(native) or type(native.base_model) is not type(backbone):
-        return None
-    setattr(native, native.base_model_prefix, backbone)
-    native.score = model.score
-    result: PreTrainedModel | None = native
-    return result
+    return native(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, config, backbone, model.score)
 
 
 def _custom(model: RewardModel, backbone: Any, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
@@ -253,9 +210,9 @@ def _difference(
     cut = {"truncation": max_length is not None, "verbose": False}
     batch = words(list(probes), padding=True, return_tensors="pt", **cut)
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-    found = again.to(model.device).eval()(ids, attention_mask=mask).logits[:, 0].cpu()
+    scores = again.to(model.device).eval()(ids, attention_mask=mask).logits[:, 0].cpu()
     half = dtype not in (torch.float32, torch.float64)
-    return check_scores(folder, expected, found, 1e-2 if half else TOLERANCE)
+    return check_scores(folder, expected, scores, 1e-2 if half else TOLERANCE)
 
 
 def _page(card: ModelCard, architecture: str, custom: bool, max_length: int | None) -> str:

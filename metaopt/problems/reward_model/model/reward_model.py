@@ -134,14 +134,6 @@ class RewardModel(PreTrainedModel):
         if module is self.score:
             nn.init.normal_(module.weight, std=(module.weight.shape[1] + 1) ** -0.5)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the backbone's."""
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Set the backbone's."""
-        self.backbone.set_input_embeddings(value)
-
     def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the pooled hidden states (B, width) of token ids (B, T).
 

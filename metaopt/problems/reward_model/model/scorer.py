@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from metaopt.problems.reward_model.data.dialogue import TURN, conversation, plain
 from metaopt.problems.reward_model.data.pair import Pair
-from metaopt.problems.reward_model.model.export import as_reward_model, read
-from metaopt.problems.reward_model.model.tokens import encode, positions
+from metaopt.problems.reward_model.model.export import load
+from metaopt.problems.reward_model.model.reward_model import RewardModel
+from metaopt.problems.reward_model.model.tokens import positions, read_texts
 
 
 class Scorer:
@@ -45,16 +47,12 @@ class Scorer:
             raise ValueError(f"scoring needs batch, max_length >= 1; got {batch}, {max_length}.")
         check_device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
-        classifier: Any = read(source)
-        model: Any = as_reward_model(classifier)
-        if model is None:
-            model = classifier
-            if model.config.num_labels != 1:
-                raise ValueError(
-                    f"{source} has {model.config.num_labels} outputs; a reward model has 1."
-                )
-            if model.config.get_text_config().pad_token_id is None:
-                batch = 1
+        model: Any = load(source)
+        if (
+            not isinstance(model, RewardModel)
+            and model.config.get_text_config().pad_token_id is None
+        ):
+            batch = 1
         config = model.base_model.config.get_text_config()
         self._model = model.to(device).eval()
         self._batch, self._device, self.cut = batch, device, 0
@@ -62,27 +60,24 @@ class Scorer:
         limits += [positions(model), max_length]
         self._limit = min(limit for limit in limits if limit is not None)
 
-    @torch.no_grad()
     def __call__(self, texts: Sequence[str], templated: bool = False) -> list[float]:
-        """Return the rewards of texts, those of like length scored together.
+        """Return the rewards of texts.
 
         Args:
-            texts: prompt + answer.
+            texts: prompt + answer; one or more.
             templated: they come from a chat template, which has added the special tokens.
         """
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        rewards = [0.0] * len(texts)
-        for start in range(0, len(order), self._batch):
-            rows = order[start : start + self._batch]
-            some = [texts[i] for i in rows]
-            ids, mask, cut = encode(self.tokenizer, some, self._limit, templated)
-            self.cut += len(cut)
-            logits = self._model(
-                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
-            ).logits[:, 0]
-            for row, reward in zip(rows, logits.float().tolist(), strict=True):
-                rewards[row] = reward
-        return rewards
+
+        def rewards(ids: Tensor, mask: Tensor) -> Tensor:
+            logits: Tensor = self._model(input_ids=ids, attention_mask=mask).logits
+            return logits[:, 0].float()
+
+        scores, cut = read_texts(
+            rewards, self.tokenizer, texts, self._batch, self._device, self._limit, templated
+        )
+        self.cut += cut
+        values: list[float] = scores.tolist()
+        return values
 
     def texts(self, pair: Pair, chat: bool = False) -> tuple[str, str]:
         """Return what is read of the chosen and of the rejected answer, prompt included.

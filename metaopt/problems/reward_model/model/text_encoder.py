@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from metaopt.problems.reward_model.model.reward_model import RewardModel
-from metaopt.problems.reward_model.model.tokens import encode
+from metaopt.problems.reward_model.model.tokens import read_texts
 
 
 class TextEncoder:
@@ -21,7 +21,7 @@ class TextEncoder:
         source: a local folder or an id of the hub, of a model in safetensors and its tokenizer.
         pooling: mean (of an encoder), last (of a causal language model), or last_not_pad.
         max_length: most tokens of a text, >= 1; longer ones lose their beginning.
-        device: where they are read; the features come back to the processor.
+        device: where they are read; the features come back to the CPU.
         batch: texts in a forward pass, >= 1.
 
     Raises:
@@ -52,13 +52,7 @@ class TextEncoder:
         self.max_length, self.batch, self.device = max_length, batch, torch.device(device)
         self.model: Any = torch.nn.Module.to(model.eval(), self.device)  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return the features (n, d) of texts, read in batches of like length."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        found: list[Tensor] = []
-        for start in range(0, len(order), self.batch):
-            some = [texts[i] for i in order[start : start + self.batch]]
-            ids, mask, _ = encode(self.tokenizer, some, self.max_length)
-            found.append(self.model.features(ids.to(self.device), mask.to(self.device)).cpu())
-        return torch.cat(found)[torch.tensor(order).argsort()]
+        """Return the features (n, d) of texts."""
+        read, limit = self.model.features, self.max_length
+        return read_texts(read, self.tokenizer, texts, self.batch, self.device, limit)[0]

@@ -1,8 +1,8 @@
-"""Texts as the tokens that a reward model reads, and how many it has room for."""
+"""Texts as the tokens that a reward model reads, read in batches, and how many it has room for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,36 @@ def encode(
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     ones = [torch.ones_like(row) for row in rows]
     return ids, nn.utils.rnn.pad_sequence(ones, batch_first=True), cut
+
+
+@torch.no_grad()
+def read_texts(
+    read: Callable[[Tensor, Tensor], Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch: int,
+    device: torch.device | str,
+    max_length: int | None = None,
+    templated: bool = False,
+) -> tuple[Tensor, int]:
+    """Return what a model reads of texts, (n, ...) on the CPU, and how many of them were cut.
+
+    Texts of like length share a forward pass, so that little of it is padding.
+
+    Args:
+        read: token ids (B, T) and their mask to (B, ...).
+        tokenizer, texts, max_length, templated: see `encode`.
+        batch: texts in a forward pass, >= 1.
+        device: of the model.
+    """
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    results, cut = [], 0
+    for start in range(0, len(order), batch):
+        some = [texts[i] for i in order[start : start + batch]]
+        ids, mask, shortened = encode(tokenizer, some, max_length, templated)
+        results.append(read(ids.to(device), mask.to(device)).cpu())
+        cut += len(shortened)
+    return torch.cat(results)[torch.tensor(order).argsort()], cut
 
 
 def positions(backbone: nn.Module) -> int | None:
