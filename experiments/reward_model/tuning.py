@@ -15,13 +15,7 @@ from pathlib import Path
 import torch
 
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.model.training import (
-    Recipe,
-    accuracy,
-    batches,
-    every,
-    fit,
-)
+from metaopt.problems.reward_model.model.training import Recipe, batches, every, fit, ordered
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 NOISE = (0.0, 0.2, 0.3, 0.4)
@@ -42,13 +36,16 @@ def search(noise: float) -> list[list[float]]:
     rows = []
     for point in itertools.product(*GRID.values()):
         recipe = Recipe(**dict(zip(GRID, point, strict=True)))
-        seen = batches(worlds._draws("tb"), every(training.chosen), recipe)
+        order = batches(worlds._draws("tb"), every(training.chosen), recipe)
         start = worlds.model.init(worlds._draws("tm"))
-        found = fit(worlds.model, start, training.chosen, training.rejected, seen, recipe)
-        scores = [
-            float(accuracy(worlds.model, found, pairs.chosen, pairs.rejected).mean())
-            for pairs in (noisy, clean)
-        ]
+        params = fit(worlds.model, start, training.chosen, training.rejected, order, recipe)
+        scores = []
+        for pairs in (noisy, clean):
+            with torch.no_grad():
+                chosen, rejected = (
+                    worlds.model.rewards(params, x) for x in (pairs.chosen, pairs.rejected)
+                )
+            scores.append(float(ordered(chosen - rejected).mean()))
         rows.append([noise, *point, *(round(score, 5) for score in scores)])
     return sorted(rows, key=lambda row: -row[-2])
 

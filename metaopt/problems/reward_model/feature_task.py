@@ -19,7 +19,6 @@ from metaopt.problems.reward_model.denoising import Labels
 from metaopt.problems.reward_model.model.contrastive import Contrastive
 from metaopt.problems.reward_model.model.ensemble import AGGREGATES, combine
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
-from metaopt.problems.reward_model.model.training import with_views
 from metaopt.problems.reward_model.report import table
 from metaopt.problems.reward_model.task import PreferenceTask, reward_figures
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
@@ -106,7 +105,7 @@ class FeaturePreferences(PreferenceTask):
 
         if self.auxiliary is None or not train:  # an evaluation is of the pairs alone
             return losses(x)
-        return with_views(losses, tensors, x, self.auxiliary)
+        return self.auxiliary.add_to(losses, tensors, x)
 
     def meta_losses(
         self, tensors: Mapping[str, Tensor], rows: Tensor, train: bool = True

@@ -262,5 +262,5 @@ def test_an_image_is_shrunk_to_its_longer_side_and_has_to_be_there(pictured):
     gone = Answer("q", ("s",), ("nowhere.png",))
     with pytest.raises(FileNotFoundError, match=r"1 of 1 images are not there: nowhere.png"):
         TransformerScorer(pictured, SEEN).encode([gone])
-    with pytest.raises(ValueError, match="longest must be >= 1"):
+    with pytest.raises(ValueError, match="Vision needs longest >= 1"):
         TransformerScorer(pictured, SEEN, longest=0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+import adamw
 import numpy as np
 import pytest
 import torch
@@ -15,13 +17,7 @@ from metaopt.engine.random import generator
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.model.contrastive import Contrastive, simcse, sinkhorn, swav
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
-from metaopt.problems.reward_model.model.training import (
-    Recipe,
-    batches,
-    every,
-    fit,
-    with_views,
-)
+from metaopt.problems.reward_model.model.training import Recipe, batches, every
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -61,7 +57,7 @@ def test_sinkhorn_s_limit_is_optimal_and_balanced():
 
 def test_swav_predicts_the_codes_of_the_other_view():
     one, other, centre = normal(2, 6, 5), normal(2, 6, 5, seed=1), normal(2, 3, 5, seed=2)
-    found = swav(one, other, centre, 0.3, 0.4, 2)
+    found = swav(one, other, centre, 0.3)
     for run in range(2):
         scores = [
             torch.stack([cosine_similarity(row, centre[run]) for row in view[run]])
@@ -69,9 +65,9 @@ def test_swav_predicts_the_codes_of_the_other_view():
         ]
         codes = []
         for score in scores:
-            q = (score / 0.4).exp()
+            q = (score / 0.05).exp()
             q = q / q.sum()
-            for _ in range(2):
+            for _ in range(3):
                 q = q / q.sum(0) / 3
                 q = q / q.sum(1, keepdim=True) / 6
             codes.append(q * 6)
@@ -97,7 +93,17 @@ def test_training_lowers_the_loss_of_each_run_on_its_own(kind, items):
         )
         start = loss.init(model.init(draws(2)[at]), draws(2, 20)[at])
         rows = batches(draws(2, 30)[at], every(x[0, at]), recipe)
-        return fit(model, start, x[0, at], x[1, at], rows, recipe, auxiliary=loss)
+        pairs, run = x[:, at].movedim(0, 2), torch.arange(runs)[:, None]
+
+        def losses(params: dict[str, Tensor]) -> Iterator[Tensor]:
+            for step in rows.unbind(1):
+                yield loss.add_to(
+                    lambda z: bradley_terry(*model.rewards(params, z).unbind(-1)),
+                    params,
+                    pairs[run, step],
+                )
+
+        return adamw.trained(start, losses, recipe)
 
     def value(params: dict[str, Tensor]) -> Tensor:
         judge = Contrastive(model, draws(2, 50), kind, items, 1.0, dropped=0.2, prototypes=8)
@@ -148,7 +154,7 @@ def test_bradley_and_terry_s_loss_is_that_of_the_pairs_and_both_views():
     def losses(x):
         return bradley_terry(*loss.model.rewards(params, x).unbind(-1))
 
-    found = with_views(losses, params, x, loss)
+    found = loss.add_to(losses, params, x)
     expected = (losses(x) + losses(views[0]) + losses(views[1])) / 3
     torch.testing.assert_close(found, expected + loss(params, views)[:, None])
 
@@ -156,11 +162,11 @@ def test_bradley_and_terry_s_loss_is_that_of_the_pairs_and_both_views():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"kind": "byol"}, "kind in"),
-        ({"items": "words"}, "items in"),
+        ({"kind": "byol"}, "kind must be one of simcse, swav"),
+        ({"items": "words"}, "items must be one of"),
         ({"weight": -1.0}, "weight >= 0"),
         ({"temperature": 0.0}, "temperature > 0"),
-        ({"dropped": 0.0}, r"dropped in \(0, 1\)"),
+        ({"dropped": 0.0}, "0 < dropped < 1"),
         ({"prototypes": 1}, "prototypes >= 2"),
         ({"model": FeatureReward(6, ())}, "a hidden layer"),
     ],

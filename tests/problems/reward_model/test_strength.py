@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import adamw
 import numpy as np
 import pytest
 import torch
@@ -26,7 +29,6 @@ from metaopt.problems.reward_model.model.strength import (
 from metaopt.problems.reward_model.model.training import (
     Recipe,
     Targets,
-    accuracy,
     batches,
     every,
     fit,
@@ -146,19 +148,27 @@ def test_strengths_find_wrong_labels():
 
 @pytest.mark.slow
 def test_training_on_flipped_pairs_beats_training_on_the_labels():
-    data = pairs(3, 2048, 0.4)
-    found = strengths(FeatureReward(16), draws(3, "s"), data.chosen, data.rejected, 2, 3)
-    params = FeatureReward(16).init(draws(3, "init"))
+    data, model = pairs(3, 2048, 0.4), FeatureReward(16)
+    mean = strengths(model, draws(3, "s"), data.chosen, data.rejected, 2, 3).mean
+    start, run = model.init(draws(3, "init")), torch.arange(3)[:, None]
     rows = batches(draws(3, "order"), every(data.wrong), Recipe())
     test = PreferenceWorld(draws(3, "world")).pairs(draws(3, "test"), 2000)
 
-    def score(targets: Targets | None) -> Tensor:
-        trained = fit(FeatureReward(16), params, data.chosen, data.rejected, rows, targets=targets)
-        return accuracy(FeatureReward(16), trained, test.chosen, test.rejected)
+    def score(targets: Targets) -> Tensor:
+        def losses(params: dict[str, Tensor]) -> Iterator[Tensor]:
+            for step in rows.unbind(1):
+                sides = (data.chosen[run, step], data.rejected[run, step])
+                chosen, rejected = (model.rewards(params, x) for x in sides)
+                yield targets.at(run, step).losses(chosen, rejected)
 
-    vanilla, oracle = score(None), score(keep(found.mean)._replace(swap=data.wrong))
-    torch.testing.assert_close(score(keep(found.mean)), vanilla)
-    assert score(flip(found.mean, 0.3)).mean() > vanilla.mean() + 0.01
+        params = adamw.trained(start, losses, Recipe())
+        return ordered(model.rewards(params, test.chosen) - model.rewards(params, test.rejected))
+
+    vanilla, oracle = score(keep(mean)), score(keep(mean)._replace(swap=data.wrong))
+    on_labels = fit(model, start, data.chosen, data.rejected, rows)
+    margins = (model.rewards(on_labels, x) for x in (test.chosen, test.rejected))
+    torch.testing.assert_close(ordered(torch.sub(*margins)), vanilla)
+    assert score(flip(mean, 0.3)).mean() > vanilla.mean() + 0.01
     assert (oracle > vanilla + 0.02).all()
 
 

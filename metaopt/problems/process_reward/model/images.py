@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from metaopt.engine.ranges import check_ranges
+
 
 class Vision:
     """How a model of the Qwen2-VL family sees images.
@@ -30,11 +32,11 @@ class Vision:
     def __init__(
         self, config: PretrainedConfig, source: str | Path | None, longest: int = 512
     ) -> None:
-        if longest < 1:
-            raise ValueError(f"longest must be >= 1 pixel; got {longest}.")
+        self.longest = longest
+        check_ranges(self, "longest >= 1")
         ids: Any = config
         self.tokens = (ids.vision_start_token_id, ids.image_token_id, ids.vision_end_token_id)
-        self.merge, self.longest = ids.vision_config.spatial_merge_size, longest
+        self.merge = ids.vision_config.spatial_merge_size
         if source is not None:
             self.processor = Qwen2VLImageProcessorPil.from_pretrained(source)
         else:

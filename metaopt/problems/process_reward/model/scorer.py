@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from metaopt.engine.ranges import check_choices
 from metaopt.nn.network import Functional
 from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.process_reward.model.backbone import (
@@ -98,11 +99,7 @@ class TransformerScorer:
         train: Sequence[Solution],
         tokenizer: str | Path | PreTrainedTokenizerBase | None,
     ) -> None:
-        for name, legal in (("head", HEADS), ("layout", LAYOUTS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in legal:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(legal)}; got {getattr(self, name)!r}."
-                )
+        check_choices(self, head=HEADS, layout=LAYOUTS, precision=tuple(PRECISIONS))
         texts = (text for chain in train for text in (chain.prompt, *chain.steps))
         words = tokenizer_of(self.source, tokenizer, texts)
         if self.separator is None:

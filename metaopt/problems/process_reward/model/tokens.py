@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.process_reward.model.steps import Solution, Steps, check_steps
 
 
@@ -42,8 +43,7 @@ class TokenLayout:
                 f"separator={separator!r} has no token in this vocabulary; give a text that has, "
                 'or "" to read each step at its own last token.'
             )
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be >= 1 or null; got {max_length}.")
+        check_ranges(self, "max_length >= 1 or null")
         begins = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
         self.start = [token for token in tokenizer("")["input_ids"] if token in begins]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn.stacked_features import FeatureReward
 
 KINDS = ("simcse", "swav")
@@ -30,8 +31,8 @@ def simcse(first: Tensor, second: Tensor, temperature: float = 0.05) -> Tensor:
     References: Gao, Yao and Chen, SimCSE, EMNLP 2021.
     """
     scores = normalize(first, dim=-1) @ normalize(second, dim=-1).mT / temperature
-    own = scores.diagonal(dim1=-2, dim2=-1)
-    return (scores.logsumexp(-1) - own).mean(-1)
+    same = scores.diagonal(dim1=-2, dim2=-1)
+    return (scores.logsumexp(-1) - same).mean(-1)
 
 
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
@@ -55,14 +56,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     return log.exp()
 
 
-def swav(
-    first: Tensor,
-    second: Tensor,
-    prototypes: Tensor,
-    temperature: float = 0.1,
-    epsilon: float = 0.05,
-    iterations: int = 3,
-) -> Tensor:
+def swav(first: Tensor, second: Tensor, prototypes: Tensor, temperature: float = 0.1) -> Tensor:
     """Return CE(codes of view 2, p of view 1) + CE(codes of view 1, p of view 2).
 
     p = softmax(cos(h, c_k) / temperature) over prototypes c_k; the codes are `sinkhorn` of the
@@ -72,7 +66,6 @@ def swav(
         first, second: two views of N items, (..., N, h).
         prototypes: (..., K, h).
         temperature: > 0.
-        epsilon, iterations: see `sinkhorn`.
 
     Returns:
         Means over items, (...,).
@@ -81,14 +74,14 @@ def swav(
     """
     centre = normalize(prototypes, dim=-1)
     scores = [normalize(view, dim=-1) @ centre.mT for view in (first, second)]
-    codes = [sinkhorn(score.detach(), epsilon, iterations) for score in scores]
+    codes = [sinkhorn(score.detach()) for score in scores]
     log_p = [(score / temperature).log_softmax(-1) for score in scores]
     return -(codes[1] * log_p[0] + codes[0] * log_p[1]).sum(-1).mean(-1)
 
 
 @dataclass(frozen=True)
 class Contrastive:
-    """A contrastive loss beside Bradley and Terry's, `auxiliary` of `training.fit`.
+    """A contrastive loss beside Bradley and Terry's.
 
     Two views of an answer are two copies of its features, from each of which a share was dropped;
     what is contrasted is their last hidden layer f. Items are the answers' f, or f(chosen) -
@@ -122,18 +115,10 @@ class Contrastive:
     prototypes: int = 20
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.items not in ITEMS:
-            raise ValueError(
-                f"Contrastive needs kind in {KINDS} and items in {ITEMS}; got {self.kind!r} and "
-                f"{self.items!r}."
-            )
-        legal = self.weight >= 0 and 0 < self.dropped < 1 and self.prototypes >= 2
-        if not legal or (self.temperature is not None and not self.temperature > 0):
-            raise ValueError(
-                f"Contrastive needs weight >= 0, temperature > 0, dropped in (0, 1) and "
-                f"prototypes >= 2; got {self.weight}, {self.temperature}, {self.dropped} and "
-                f"{self.prototypes}."
-            )
+        check_choices(self, kind=KINDS, items=ITEMS)
+        check_ranges(
+            self, "weight >= 0", "temperature > 0 or null", "0 < dropped < 1", "prototypes >= 2"
+        )
         if len(self.model.sizes) < 3:
             raise ValueError("Contrastive needs a model with a hidden layer; its widths are empty.")
 
@@ -177,13 +162,27 @@ class Contrastive:
         centre = params[PROTOTYPES]
         return self.weight * swav(first, second, centre, self.temperature or 0.1)
 
+    def add_to(
+        self, losses: Callable[[Tensor], Tensor], params: Mapping[str, Tensor], x: Tensor
+    ) -> Tensor:
+        """Return the mean of each pair's losses on x and on its views, plus this loss, (G, B).
+
+        Args:
+            losses: features (G, B, 2, d) to the pairs' losses (G, B).
+            params: of G models; the loss of each is added to all of its pairs.
+            x: features of the chosen and the rejected answers.
+        """
+        views = self.views(x)
+        each = torch.stack([losses(copy) for copy in (x, *views)])
+        return each.mean(0) + self(params, views)[:, None]
+
     def _view(self, x: Tensor) -> Tensor:
         each = len(x) // len(self.generators)
-        kept = [
+        masks = [
             torch.rand(each, *x.shape[1:], generator=g, device=g.device) >= self.dropped
             for g in self.generators
         ]
-        return x * torch.cat(kept) / (1 - self.dropped)
+        return x * torch.cat(masks) / (1 - self.dropped)
 
     def _items(self, params: Mapping[str, Tensor], view: Tensor) -> Tensor:
         good, bad = self.model.features(params, view).unbind(2)

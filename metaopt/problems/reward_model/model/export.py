@@ -144,7 +144,7 @@ def load(source: str | Path) -> PreTrainedModel:
     if model.config.num_labels != 1:
         raise ValueError(f"{source} has {model.config.num_labels} outputs; a reward model has 1.")
     head: Any = linear_head(model)
-    reads_last = head is not None and head is getattr(model, "score", None) and head.bias is None
+    reads_last = head is getattr(model, "score", None) and head is not None and head.bias is None
     if reads_last and not isinstance(model, RewardModel):
         pad = model.config.get_text_config().pad_token_id
         model = RewardModel.on(model, "last" if pad is None else "last_not_pad")

@@ -76,15 +76,15 @@ def strengths(
         train = held = every(chosen, models)
     else:
         train, held = _folds(generators, count, models, folds)
-    seen = batches(generators, train, recipe)
-    trained = fit(model, params, chosen, rejected, seen, recipe)
+    order = batches(generators, train, recipe)
+    trained = fit(model, params, chosen, rejected, order, recipe)
     run = torch.arange(runs, device=chosen.device)[:, None, None]
     with torch.no_grad():
         ours = [x[run, held].flatten(0, 1) for x in (chosen, rejected)]
         first, second = (model.rewards(trained, x) for x in ours)
     margins = first.new_empty(runs, models, count)
     margins.scatter_(2, held.reshape(runs, models, -1), (first - second).view(runs, models, -1))
-    gradients = models * folds * seen.shape[1]
+    gradients = models * folds * order.shape[1]
     return Strength(margins.mean(1), margins.std(1, correction=0), gradients)
 
 
@@ -113,9 +113,8 @@ def flip(mean: Tensor, share: float = 0.1, targets: Targets | None = None) -> Ta
     """
     if not 0 <= share <= 1:
         raise ValueError(f"flip needs a share in [0, 1]; got {share}.")
-    old = targets or keep(mean)
-    now = torch.where(old.swap, -mean, mean)
-    lowest = now.argsort(dim=-1, stable=True).argsort(dim=-1) < round(share * mean.shape[-1])
+    old, now = _current(mean, targets)
+    lowest = _rank(now) < round(share * mean.shape[-1])
     return old._replace(swap=old.swap ^ lowest, margin=torch.where(lowest, -old.margin, old.margin))
 
 
@@ -137,8 +136,7 @@ def soft(mean: Tensor, smoothing: float = 0.2, targets: Targets | None = None) -
     """
     if not 0 <= smoothing <= 1:
         raise ValueError(f"soft labels need smoothing in [0, 1]; got {smoothing}.")
-    old = targets or keep(mean)
-    now = torch.where(old.swap, -mean, mean)
+    old, now = _current(mean, targets)
     mixed = old.label * (1 - smoothing) + (1 - old.label) * smoothing
     return old._replace(label=torch.where(now < 0, mixed, old.label))
 
@@ -164,8 +162,8 @@ def margin(
     """
     if not scale >= 0:
         raise ValueError(f"margins need scale >= 0; got {scale}.")
-    old = targets or keep(mean)
-    asked = scale * torch.where(old.swap, -mean, mean)
+    old, now = _current(mean, targets)
+    asked = scale * now
     return old._replace(margin=asked.clamp(min=0) if clip else asked)
 
 
@@ -182,13 +180,12 @@ def drop(mean: Tensor, share: float | None = None, targets: Targets | None = Non
     """
     if share is not None and not 0 <= share < 1:
         raise ValueError(f"drop needs a share in [0, 1); got {share}.")
-    old = targets or keep(mean)
-    now = torch.where(old.swap, -mean, mean)
-    rank = now.argsort(dim=-1, stable=True).argsort(dim=-1)
+    old, now = _current(mean, targets)
+    rank = _rank(now)
     count = now.shape[-1]
     low = now < 0 if share is None else rank < min(round(share * count), count - 1)
-    kept = torch.where(low & (rank < count - 1), 0.0, old.weight)
-    return old._replace(weight=kept / kept.mean(-1, keepdim=True).clamp(min=1e-12))
+    weight = torch.where(low & (rank < count - 1), 0.0, old.weight)
+    return old._replace(weight=weight / weight.mean(-1, keepdim=True).clamp(min=1e-12))
 
 
 def bands(mean: Tensor, count: int = 10) -> Tensor:
@@ -220,6 +217,17 @@ def noise_estimate(mean: Tensor) -> Tensor:
         mean: cross-fitted mu, (R, n).
     """
     return (mean < 0).float().mean(-1)
+
+
+def _current(mean: Tensor, targets: Targets | None) -> tuple[Targets, Tensor]:
+    """Return targets, and the strengths of their pairs: -mu where the answers are exchanged."""
+    targets = targets or keep(mean)
+    return targets, torch.where(targets.swap, -mean, mean)
+
+
+def _rank(strength: Tensor) -> Tensor:
+    """Return each pair's place among those of its run, 0 for the weakest."""
+    return strength.argsort(dim=-1, stable=True).argsort(dim=-1)
 
 
 def _folds(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from metaopt.engine.ranges import check_ranges
 from metaopt.problems.reward_model.model.reward_model import RewardModel
 from metaopt.problems.reward_model.model.tokens import read_texts
 
@@ -37,10 +38,8 @@ class TextEncoder:
         device: str = "cpu",
         batch: int = 32,
     ) -> None:
-        if min(max_length, batch) < 1:
-            raise ValueError(
-                f"TextEncoder needs max_length >= 1 and batch >= 1; got {max_length} and {batch}."
-            )
+        self.max_length, self.batch, self.device = max_length, batch, torch.device(device)
+        check_ranges(self, "max_length >= 1", "batch >= 1")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
             model = RewardModel.on(source, pooling)
@@ -49,7 +48,6 @@ class TextEncoder:
                 f"source={str(source)!r} must be a folder, or an id of the hub, with a model in "
                 f"safetensors and its tokenizer; it cannot be read: {error}."
             ) from error
-        self.max_length, self.batch, self.device = max_length, batch, torch.device(device)
         self.model: Any = torch.nn.Module.to(model.eval(), self.device)  # type: ignore[no-untyped-call]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

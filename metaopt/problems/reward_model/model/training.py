@@ -1,27 +1,15 @@
-"""Reward models on features trained on preference pairs, many at once and in step."""
+"""Reward models on features trained on preference pairs, many of them batched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.model.reward_model import bradley_terry
-
-
-class Auxiliary(Protocol):
-    """A loss beside Bradley and Terry's, on altered copies of a batch, its views."""
-
-    def views(self, x: Tensor) -> Sequence[Tensor]:
-        """Return one or more copies of features (G, B, 2, d) of chosen and rejected answers."""
-        ...
-
-    def __call__(self, params: Mapping[str, Tensor], views: Sequence[Tensor]) -> Tensor:
-        """Return the loss of each model, (G,)."""
-        ...
 
 
 class Recipe(NamedTuple):
@@ -70,25 +58,6 @@ class Targets(NamedTuple):
         return self.weight * bradley_terry(first, second, self.margin, self.label)
 
 
-def with_views(
-    losses: Callable[[Tensor], Tensor],
-    params: Mapping[str, Tensor],
-    x: Tensor,
-    auxiliary: Auxiliary,
-) -> Tensor:
-    """Return the mean of each pair's losses on x and on its views, plus the auxiliary loss, (G, B).
-
-    Args:
-        losses: features (G, B, 2, d) to the pairs' losses (G, B).
-        params: of G models.
-        x: features of the chosen and the rejected answers.
-        auxiliary: makes the views, and a loss of each model, which is added to all of its pairs.
-    """
-    views = auxiliary.views(x)
-    each = torch.stack([losses(copy) for copy in (x, *views)])
-    return each.mean(0) + auxiliary(params, views)[:, None]
-
-
 def batches(generators: Sequence[Generator], rows: Tensor, recipe: Recipe) -> Tensor:
     """Return which pairs each step sees, (R k, steps, batch): rows in a new order each epoch.
 
@@ -115,13 +84,13 @@ def batches(generators: Sequence[Generator], rows: Tensor, recipe: Recipe) -> Te
     size = rows.shape[-1]
     batch = min(recipe.batch, size)
     steps = size // batch
-    found = []
-    for generator, own in zip(generators, rows, strict=True):
-        for model in own:
+    orders = []
+    for generator, models in zip(generators, rows, strict=True):
+        for pairs in models:
             for _ in range(recipe.epochs):
                 order = torch.randperm(size, generator=generator, device=generator.device)
-                found.append(model[order[: steps * batch]])
-    return torch.stack(found).view(-1, recipe.epochs * steps, batch)
+                orders.append(pairs[order[: steps * batch]])
+    return torch.stack(orders).view(-1, recipe.epochs * steps, batch)
 
 
 def every(pairs: Tensor, models: int = 1) -> Tensor:
@@ -137,13 +106,11 @@ def fit(
     rejected: Tensor,
     rows: Tensor,
     recipe: Recipe | None = None,
-    targets: Targets | None = None,
-    auxiliary: Auxiliary | None = None,
 ) -> dict[str, Tensor]:
-    """Return the parameters after training on pairs.
+    """Return the parameters after training on labelled pairs.
 
-    Each model minimises the mean of its batches' losses. The models are trained in step, and none
-    depends on those beside it.
+    Each model minimises the mean of its batches' losses. The models are trained at once, and none
+    depends on the others.
 
     Args:
         model: the architecture.
@@ -152,10 +119,6 @@ def fit(
         chosen, rejected: features (R, n, d).
         rows: pairs of each step, (G, steps, batch), as `batches` returns them.
         recipe: step size, betas and weight decay; `None` for the defaults.
-        targets: what the pairs are trained towards; `None` for their labels.
-        auxiliary: a further loss, such as
-            `metaopt.problems.reward_model.model.contrastive.Contrastive`; the pairs' losses are
-            then those of `with_views`.
 
     Raises:
         ValueError: G is no multiple of R, or rows are not those of G models.
@@ -174,32 +137,12 @@ def fit(
     )
     both = torch.stack((chosen, rejected), 2)
     for step in range(rows.shape[1]):
-        seen = rows[:, step]
-        x = both[run, seen]
-        at = None if targets is None else targets.at(run, seen)
-
-        def losses(x: Tensor, at: Targets | None = at) -> Tensor:
-            first, second = model.rewards(trained, x).unbind(-1)
-            return bradley_terry(first, second) if at is None else at.losses(first, second)
-
-        found = losses(x) if auxiliary is None else with_views(losses, trained, x, auxiliary)
+        first, second = model.rewards(trained, both[run, rows[:, step]]).unbind(-1)
         adam.zero_grad()
-        found.mean(-1).sum().backward()
+        # A sum over models: each trains as it would alone.
+        bradley_terry(first, second).mean(-1).sum().backward()
         adam.step()
     return {name: value.detach() for name, value in trained.items()}
-
-
-@torch.no_grad()
-def accuracy(
-    model: FeatureReward, params: Mapping[str, Tensor], chosen: Tensor, rejected: Tensor
-) -> Tensor:
-    """Return the share of pairs whose chosen answer has the higher reward, (G,); ties count half.
-
-    Args:
-        model, params: G models.
-        chosen, rejected: features (G, n, d), or (n, d), which all models read.
-    """
-    return ordered(model.rewards(params, chosen) - model.rewards(params, rejected))
 
 
 def ordered(margin: Tensor) -> Tensor:
