@@ -59,9 +59,9 @@ def reference(algorithm, grads, scheduler=None, clip=None):
     return params
 
 
-def assert_equal(found, expected):
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[k], expected[k]) for k in expected)
+def assert_equal(phi, expected):
+    assert list(phi) == list(expected)
+    assert all(torch.equal(phi[k], expected[k]) for k in expected)
 
 
 @pytest.mark.parametrize("algorithm", [ADAM, SGD, partial(torch.optim.AdamW, lr=0.1)])
@@ -72,16 +72,16 @@ def test_equals_torch(algorithm):
 
 def test_scheduler_and_clipping_equal_torch():
     grads, scheduler = gradients(9), partial(StepLR, step_size=2, gamma=0.5)
-    found = descend(begun(ADAM, scheduler, clip_norm=0.7), grads)
-    assert_equal(found, reference(ADAM, grads, scheduler, clip=0.7))
+    phi = descend(begun(ADAM, scheduler, clip_norm=0.7), grads)
+    assert_equal(phi, reference(ADAM, grads, scheduler, clip=0.7))
 
 
 def test_accumulation_is_the_mean_and_steps_the_scheduler_once_per_update():
     grads, scheduler = gradients(6), partial(StepLR, step_size=1, gamma=0.5)
     means = [{k: sum(g[k] for g in grads[i : i + 3]) / 3 for k in grads[0]} for i in range(0, 6, 3)]
-    found = descend(begun(SGD, scheduler, accumulate=3), grads)
+    phi = descend(begun(SGD, scheduler, accumulate=3), grads)
     for name, value in reference(SGD, means, scheduler).items():
-        torch.testing.assert_close(found[name], value)
+        torch.testing.assert_close(phi[name], value)
 
 
 def test_incomplete_accumulation_changes_nothing():
@@ -90,9 +90,9 @@ def test_incomplete_accumulation_changes_nothing():
 
 def test_gradients_told_are_left_alone():
     grads = gradients(2)
-    kept = {k: v.clone() for k, v in grads[0].items()}
+    copies = {k: v.clone() for k, v in grads[0].items()}
     descend(begun(SGD, accumulate=2, clip_norm=0.1), grads)
-    assert_equal(grads[0], kept)
+    assert_equal(grads[0], copies)
 
 
 def test_the_problems_outer_variable_is_copied():
@@ -173,8 +173,8 @@ def test_named_algorithms_resume_to_the_bit(name, settings, tmp_path):
 
 def test_a_scheduler_steps_a_named_algorithm():
     grads, scheduler = gradients(9), partial(StepLR, step_size=2, gamma=0.5)
-    found = descend(begun("adam", scheduler, lr=0.1), grads)
-    assert_equal(found, reference(ADAM, grads, scheduler))
+    phi = descend(begun("adam", scheduler, lr=0.1), grads)
+    assert_equal(phi, reference(ADAM, grads, scheduler))
 
 
 @pytest.mark.parametrize(

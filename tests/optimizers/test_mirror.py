@@ -14,7 +14,7 @@ P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 GRADS = [torch.tensor(g, dtype=torch.float64) for g in ([1.0, -2.0, 0.5], [0.0, 4.0, -1.0])]
 
 
-def told(grads, **settings):
+def descended(grads, **settings):
     optimizer = MirrorDescent(**settings)
     optimizer.init({"p": P})
     visited = []
@@ -25,7 +25,7 @@ def told(grads, **settings):
 
 
 def test_two_steps_multiply_up():
-    optimizer, _ = told(GRADS, lr=0.3)
+    optimizer, _ = descended(GRADS, lr=0.3)
     expected = P * torch.exp(-0.3 * (GRADS[0] + GRADS[1]))
     torch.testing.assert_close(optimizer.solution["p"], expected / expected.sum())
     assert torch.equal(P, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
@@ -36,26 +36,26 @@ def test_smoothing_mixes_with_uniform_in_every_step():
     for grad in GRADS:
         p = p * torch.exp(-0.3 * grad)
         p = 0.9 * p / p.sum() + 0.1 / 3
-    optimizer, _ = told(GRADS, lr=0.3, smoothing=0.1)
+    optimizer, _ = descended(GRADS, lr=0.3, smoothing=0.1)
     torch.testing.assert_close(optimizer.solution["p"], p)
 
 
 def test_average_is_the_mean_of_what_was_visited():
-    optimizer, visited = told(GRADS, lr=0.3, average=True)
+    optimizer, visited = descended(GRADS, lr=0.3, average=True)
     torch.testing.assert_close(optimizer.solution["p"], torch.stack(visited).mean(0))
     assert torch.equal(optimizer.ask(0)["p"], visited[-1])
 
 
 def test_normalised_steps_do_not_depend_on_the_scale():
-    found, _ = told([1e-6 * g for g in GRADS], lr=0.3, normalise=True)
+    scaled, _ = descended([1e-6 * g for g in GRADS], lr=0.3, normalise=True)
     first = GRADS[0] / GRADS[0].square().mean().sqrt()
     second = GRADS[1] / torch.stack(GRADS).square().mean().sqrt()
     expected = P * torch.exp(-0.3 * (first + second))
-    torch.testing.assert_close(found.solution["p"], expected / expected.sum())
+    torch.testing.assert_close(scaled.solution["p"], expected / expected.sum())
 
 
 def test_a_zero_gradient_changes_nothing():
-    optimizer, _ = told([torch.zeros(3, dtype=torch.float64)], lr=0.3, normalise=True)
+    optimizer, _ = descended([torch.zeros(3, dtype=torch.float64)], lr=0.3, normalise=True)
     torch.testing.assert_close(optimizer.solution["p"], P)
 
 

@@ -14,11 +14,11 @@ def mutants(mutation, outer, count=400):
 
 def test_tensors_get_noise_of_the_given_scale():
     outer = {"w": torch.full((4,), 3.0, dtype=torch.float64), "n": torch.ones(1, dtype=torch.long)}
-    found = mutants(Mutation(scale=0.5), outer)
-    draws = torch.stack([m["w"] for m in found])
+    mutated = mutants(Mutation(scale=0.5), outer)
+    draws = torch.stack([m["w"] for m in mutated])
     assert draws.mean().item() == pytest.approx(3.0, abs=0.05)
     assert draws.std().item() == pytest.approx(0.5, abs=0.03)
-    assert all(torch.equal(m["n"], outer["n"]) for m in found)
+    assert all(torch.equal(m["n"], outer["n"]) for m in mutated)
     assert torch.equal(outer["w"], torch.full((4,), 3.0, dtype=torch.float64))
 
 
@@ -37,8 +37,8 @@ def test_one_edit_changes_a_text_by_one_phrase():
 
 
 def test_every_kind_of_edit_occurs():
-    found = set(mutants(Mutation(vocabulary=["x"]), "a b"))
-    assert {"x a b", "a x b", "a b x", "x b", "a x", "a", "b", "b a"} <= found
+    mutated = set(mutants(Mutation(vocabulary=["x"]), "a b"))
+    assert {"x a b", "a x b", "a b x", "x b", "a x", "a", "b", "b a"} <= mutated
 
 
 def test_the_last_phrase_is_never_deleted():
@@ -60,9 +60,9 @@ def test_a_choice_changes_to_another_value():
 def test_named_choices_change_one_at_a_time_and_leave_the_rest():
     outer = {"kind": "a", "size": 1, "text": "fixed"}
     mutation = Mutation(choices={"kind": ["a", "b"], "size": [1, 2, 3]})
-    for found in mutants(mutation, outer):
-        assert sum(found[k] != outer[k] for k in outer) == 1
-        assert found["text"] == "fixed"
+    for mutated in mutants(mutation, outer):
+        assert sum(mutated[k] != outer[k] for k in outer) == 1
+        assert mutated["text"] == "fixed"
 
 
 def test_with_rate_one_all_named_choices_change():

@@ -65,16 +65,16 @@ def test_before_the_first_value_the_solution_is_the_initial_one():
 
 
 def test_uniform_covers_its_range():
-    found = torch.tensor(draws(Uniform(-1.0, 3.0)))
-    assert found.min() >= -1
-    assert found.max() < 3
-    assert found.mean().item() == pytest.approx(1.0, abs=0.1)
+    drawn = torch.tensor(draws(Uniform(-1.0, 3.0)))
+    assert drawn.min() >= -1
+    assert drawn.max() < 3
+    assert drawn.mean().item() == pytest.approx(1.0, abs=0.1)
 
 
 def test_log_uniform_is_uniform_on_the_logarithm():
-    found = torch.tensor(draws(Uniform(1e-4, 1.0, log=True))).log10()
-    assert found.mean().item() == pytest.approx(-2.0, abs=0.1)
-    assert found.min() >= -4
+    drawn = torch.tensor(draws(Uniform(1e-4, 1.0, log=True))).log10()
+    assert drawn.mean().item() == pytest.approx(-2.0, abs=0.1)
+    assert drawn.min() >= -4
 
 
 def test_normal_is_around_the_initial_value_or_its_mean():
@@ -85,21 +85,21 @@ def test_normal_is_around_the_initial_value_or_its_mean():
 
 
 def test_choice_fills_tensors_entry_by_entry():
-    found = draw(Choice([0.5, 2.0]), {"a": torch.zeros(100)}, generator(0))["a"]
-    assert set(found.tolist()) == {0.5, 2.0}
+    drawn = draw(Choice([0.5, 2.0]), {"a": torch.zeros(100)}, generator(0))["a"]
+    assert set(drawn.tolist()) == {0.5, 2.0}
 
 
 def test_draw_leaves_names_without_a_distribution():
-    found = draw({"a": Normal()}, TENSORS, generator(0))
-    assert torch.equal(found["b"], TENSORS["b"])
+    drawn = draw({"a": Normal()}, TENSORS, generator(0))
+    assert torch.equal(drawn["b"], TENSORS["b"])
     with pytest.raises(ValueError, match=r"\['c'\].*its names are \['a', 'b'\]"):
         draw({"c": Normal()}, TENSORS, generator(0))
 
 
 def test_substitute_casts_and_broadcasts():
-    found = substitute(TENSORS, {"a": [1, 2]})
-    assert found["a"].tolist() == [1.0, 2.0]
-    assert found["b"] is TENSORS["b"]
+    drawn = substitute(TENSORS, {"a": [1, 2]})
+    assert drawn["a"].tolist() == [1.0, 2.0]
+    assert drawn["b"] is TENSORS["b"]
     filled = substitute(TENSORS, 7)
     assert filled["a"].tolist() == [7.0, 7.0]
     assert filled["b"].dtype == torch.float64
@@ -132,9 +132,9 @@ def test_grid_over_the_whole_variable():
 
 
 def test_relative_grid_by_name_leaves_the_rest():
-    (found,) = run(begun(Grid({"b": [0.5]}), TENSORS), [0.0])
-    assert found["b"].item() == 1.5
-    assert torch.equal(found["a"], TENSORS["a"])
+    (drawn,) = run(begun(Grid({"b": [0.5]}), TENSORS), [0.0])
+    assert drawn["b"].item() == 1.5
+    assert torch.equal(drawn["a"], TENSORS["a"])
 
 
 def test_grid_first_point_equal_to_the_initial_one_is_recorded():
@@ -151,8 +151,8 @@ def test_relative_grid_of_texts_is_refused():
 def test_constant_schedule_is_the_initial_variable_unless_given():
     assert run(begun(Schedule(Constant()), "x"), [0.0] * 2) == ["x", "x"]
     assert run(begun(Schedule(Constant("y")), "x"), [0.0]) == ["y"]
-    (found,) = run(begun(Schedule(Constant(3.0)), TENSORS), [0.0])
-    assert found["a"].tolist() == [3.0, 3.0]
+    (drawn,) = run(begun(Schedule(Constant(3.0)), TENSORS), [0.0])
+    assert drawn["a"].tolist() == [3.0, 3.0]
 
 
 def test_linear_schedule_rises_and_falls():

@@ -35,12 +35,12 @@ def test_linear_schedules_of_the_paper():
     both = linear((0, 0), (0.5, 32), (1, 0))
     assert episode(both, 9) == [0, 8, 16, 24, 32, 24, 16, 8, 0]
     for decisions in (10, 12, 15):
-        found = episode(both, decisions)
-        assert found == found[::-1]
-        assert found[0] == 0
+        asked = episode(both, decisions)
+        assert asked == asked[::-1]
+        assert asked[0] == 0
         # With an even number of decisions the peak lies between two of them.
         peak = 32 if decisions % 2 else 32 * (1 - 1 / (decisions - 1))
-        assert max(found) == round(peak)
+        assert max(asked) == round(peak)
     assert episode(linear((0, 32), (1, 0)), 1) == [32]
 
 
@@ -62,31 +62,31 @@ def truncated_linear(epoch, first, last, low, high):
 def test_floored_line_is_the_truncated_linear_schedule(schedule):
     first, last, low, high = schedule
     line = Linear([[first, low], [last, high]], floor=True)
-    found = [line(epoch) for epoch in range(last + 20)]
-    assert found == [truncated_linear(epoch, *schedule) for epoch in range(last + 20)]
-    assert found.index(high) == last, "the largest length comes only with the last epoch"
+    asked = [line(epoch) for epoch in range(last + 20)]
+    assert asked == [truncated_linear(epoch, *schedule) for epoch in range(last + 20)]
+    assert asked.index(high) == last, "the largest length comes only with the last epoch"
     assert Linear([[first, low], [last, high]], integer=True)(last - 1) == high
 
 
 def test_the_step_is_what_the_problem_says():
     schedule = Schedule([5, 6, 7, 8].__getitem__)
     schedule.init(torch.zeros(1, dtype=torch.long))
-    found = []
+    asked = []
     for step, done in [(0, False), (2, False), (1, False), (3, True), (0, False)]:
-        found.append(schedule.ask(0).item())
-        told = observation(1, step=step, steps=3, done=done)
-        schedule.tell(Feedback(0.0, observation=told))
-        assert schedule.solution.item() == found[-1]
-    assert [*found, schedule.ask(0).item()] == [5, 5, 7, 6, 5, 5]
+        asked.append(schedule.ask(0).item())
+        observed = observation(1, step=step, steps=3, done=done)
+        schedule.tell(Feedback(0.0, observation=observed))
+        assert schedule.solution.item() == asked[-1]
+    assert [*asked, schedule.ask(0).item()] == [5, 5, 7, 6, 5, 5]
 
 
 def test_every_episode_repeats_the_schedule():
-    seen = []
+    replayed = []
     optimizer = Schedule([0, 1, 2, 1].__getitem__)
     for _, feedback in Engine(Climb(2), Score(1), optimizer, outer_steps=3 * (T + 1)):
         if feedback.observation["step"]:
-            seen.append(feedback.observation["length"].tolist())
-    assert seen == [[k, k] for k in [0, 1, 2, 1]] * 3
+            replayed.append(feedback.observation["length"].tolist())
+    assert replayed == [[k, k] for k in [0, 1, 2, 1]] * 3
 
 
 def test_recorded_schedules_are_replayed(tmp_path):

@@ -14,16 +14,16 @@ from metaopt.problems.examples.knapsack import MOVES, draw_instances, empty, fol
 
 
 def test_optimum_equals_enumeration():
-    found = draw_instances((5, 9), 12, generator(0))
+    result = draw_instances((5, 9), 12, generator(0))
     subsets = torch.tensor(list(itertools.product([0, 1], repeat=9)))
     for i in range(5):
-        legal = subsets @ found.weights[i] <= found.capacity[i]
-        assert found.optimum[i] == (subsets @ found.values[i])[legal].max()
+        legal = subsets @ result.weights[i] <= result.capacity[i]
+        assert result.optimum[i] == (subsets @ result.values[i])[legal].max()
 
 
 def test_optimum_ignores_items_heavier_than_the_sack():
-    found = optimum(torch.tensor([[9, 2]]), torch.tensor([[99, 3]]), torch.tensor([4]))
-    assert found.tolist() == [3]
+    result = optimum(torch.tensor([[9, 2]]), torch.tensor([[99, 3]]), torch.tensor([4]))
+    assert result.tolist() == [3]
 
 
 @pytest.mark.parametrize("text", [*MOVES, "add swap", "add add worst swap", "drop add swap worst"])

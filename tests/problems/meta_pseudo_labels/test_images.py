@@ -1,4 +1,4 @@
-"""One's own images: every layout gives the same data, and what is wrong is named."""
+"""Images of your own: every layout gives the same data, and what is wrong is named."""
 
 import io
 

@@ -216,14 +216,14 @@ class TestBatchNorm:
     def test_both_networks_statistics_move_once_a_step(self, labels, estimator):
         made = self.made(labels=labels, average=0.5)
         outer, inner = started(made)
-        kept = tree.clone(inner)
+        copied = tree.clone(inner)
         for step in range(3):
             inner, _ = estimator(InnerLoop(made), outer, inner, fold(2, step))
         for name in ("1.num_batches_tracked", "teacher.1.num_batches_tracked"):
             assert inner.buffers[name] == 3
-        assert not torch.equal(inner.buffers["1.running_mean"], kept.buffers["1.running_mean"])
+        assert not torch.equal(inner.buffers["1.running_mean"], copied.buffers["1.running_mean"])
         moved = inner.state["average"]["1.running_mean"]
-        assert not torch.equal(moved, kept.buffers["1.running_mean"])
+        assert not torch.equal(moved, copied.buffers["1.running_mean"])
         assert inner.state["average"]["1.num_batches_tracked"] == 3
 
     def test_feedback_uses_running_statistics(self):

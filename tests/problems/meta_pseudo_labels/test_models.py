@@ -59,15 +59,15 @@ def test_network_equals_functional_call(build, shape):
 def test_network_differentiates_with_respect_to_its_tensors_and_puts_its_own_back():
     module = nn.Linear(2, 1)
     network = Network(lambda: module)
-    own = module.weight
+    weight = module.weight
     tensors = {k: v.requires_grad_() for k, v in network.init(generator(0)).items()}
     x = torch.ones(1, 2)
     (grad,) = torch.autograd.grad(network.train(tensors, x).sum(), tensors["weight"])
     assert torch.equal(grad, x)
-    assert module.weight is own
+    assert module.weight is weight
     with pytest.raises(RuntimeError):
         network.train(tensors, torch.ones(1, 3))
-    assert module.weight is own
+    assert module.weight is weight
 
 
 def test_initial_values_are_a_function_of_the_generator():

@@ -190,6 +190,7 @@ def test_cifar10_says_what_is_missing(tmp_path, monkeypatch):
 HERE = Path(os.environ.get("METAOPT_DATA", "")) / "cifar10_jpeg"
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not HERE.is_dir(), reason=f"CIFAR-10 is not in {HERE}")
 def test_cifar10_is_complete():

@@ -47,8 +47,8 @@ def planned(problem, inner, lengths, key=7):
     """A copy of the runs after planning, and what was planned."""
     inner = tree.clone(inner)
     lengths = torch.as_tensor(lengths).masked_fill(problem.real, 0)
-    found = plan(problem, inner, lengths, generator(key))
-    return inner, found
+    plans = plan(problem, inner, lengths, generator(key))
+    return inner, plans
 
 
 def run(problem, steps=None, lengths=2):

@@ -80,18 +80,20 @@ def test_updates_have_the_double_q_targets():
     dqn = DQN(Ladder(), exploration=[[0, 0.0]], discount=0.9, reward_scale=0.5, **settings)
     dqn.init(torch.zeros(3, dtype=torch.long))
     dqn.ask(0)
-    seen = observation(step=0)
-    dqn.tell(Feedback(0.0, observation=seen))
+    observed = observation(step=0)
+    dqn.tell(Feedback(0.0, observation=observed))
     online, target = sequential(dqn), sequential(dqn)
     adam = torch.optim.Adam(online.parameters(), lr=0.05)
     differed = False
     for step in (1, 2, 3):
-        state, action = seen["state"][0], online(seen["state"][0]).argmax()
+        state, action = observed["state"][0], online(observed["state"][0]).argmax()
         assert dqn.ask(step).tolist() == [[5, 1, 3][action]] * 3
         state_after = state.roll(1) * 2
         reward = torch.full((3,), float(step))
-        seen = observation(step=step, state=state_after.repeat(3, 1), reward=reward, done=step == 3)
-        dqn.tell(Feedback(0.0, observation=seen))
+        observed = observation(
+            step=step, state=state_after.repeat(3, 1), reward=reward, done=step == 3
+        )
+        dqn.tell(Feedback(0.0, observation=observed))
         for _ in range(3 * 2):  # two for each of three transitions
             with torch.no_grad():
                 ahead = target(state_after)
@@ -113,9 +115,9 @@ def test_monte_carlo_labels_every_decision_with_the_final_score():
         asked.append(dqn.ask(fold(0, step)))
         score = torch.tensor([20.0, -3.0]) if step == T else torch.zeros(2)
         state = torch.full((2, 1), float(step))
-        seen = observation(2, step=step, state=state, score=score, done=step == T)
+        observed = observation(2, step=step, state=state, score=score, done=step == T)
         assert len(dqn._replay) == 0
-        dqn.tell(Feedback(0.0, observation=seen))
+        dqn.tell(Feedback(0.0, observation=observed))
     held = unpack(dqn._replay.packed)
     assert held.observation.squeeze(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert held.reward.tolist() == pytest.approx([2.0, -0.3] * 4)
@@ -139,10 +141,10 @@ def test_bootstrapping_learns_the_optimal_policy():
     first, second = value_iteration().topk(2, -1).values.unbind(-1)
     assert (first - second).min() > 0.1, "one action must be clearly the best everywhere"
     best = value_iteration().argmax(-1)
-    dqn, seen = trained(lr=5e-3, exploration=[[64, 1.0], [480, 0.5]])
+    dqn, observed = trained(lr=5e-3, exploration=[[64, 1.0], [480, 0.5]])
     assert torch.equal(dqn.values(STATES.flatten(0, 1)).argmax(-1).view(T, S), best)
-    assert [o["step"] for o in seen] == list(range(T + 1))
-    for before, after in pairwise(seen):
+    assert [o["step"] for o in observed] == list(range(T + 1))
+    for before, after in pairwise(observed):
         state = before["state"].view(16, T + 1, S)[:, before["step"]].argmax(1)
         assert torch.equal(after["length"], best[before["step"], state])
 
@@ -173,14 +175,14 @@ def test_tests_neither_learn_nor_explore():
     learnt, expected = {}, None
     for step, feedback in engine:
         state = engine.state_dict()["optimizer"]
-        kept = clone({k: state[k] for k in ("network", "replay", "episode", "finished")})
-        seen = feedback.observation
+        snapshot = clone({k: state[k] for k in ("network", "replay", "episode", "finished")})
+        observed = feedback.observation
         if step == 2 * (T + 1):
-            learnt = kept
-        elif seen["test"]:
-            assert identical(kept, learnt)
-            assert seen["step"] == 0 or torch.equal(seen["length"], expected)
-            expected = dqn.values(seen["state"]).argmax(-1)
+            learnt = snapshot
+        elif observed["test"]:
+            assert identical(snapshot, learnt)
+            assert observed["step"] == 0 or torch.equal(observed["length"], expected)
+            expected = dqn.values(observed["state"]).argmax(-1)
     assert step == 4 * (T + 1)
     assert learnt["finished"] == 8
 
@@ -188,8 +190,8 @@ def test_tests_neither_learn_nor_explore():
 def test_exploration_counts_every_run_as_an_episode():
     dqn = DQN(ACTIONS, exploration=[[25, 1.0], [50, 0.15]], updates=0)
     engine = Engine(Climb(10), Score(1), dqn, outer_steps=6 * (T + 1))
-    found = [dqn.epsilon for step, _ in engine if step % (T + 1) == 0]
-    assert found == pytest.approx([1.0, 1.0, 0.83, 0.49, 0.15, 0.15])
+    epsilons = [dqn.epsilon for step, _ in engine if step % (T + 1) == 0]
+    assert epsilons == pytest.approx([1.0, 1.0, 0.83, 0.49, 0.15, 0.15])
 
 
 def test_actions_are_as_random_as_epsilon_says():

@@ -57,13 +57,13 @@ def test_physics_equal_gymnasium(name):
                 put(env, state)
         chance = int(torch.randint(task.actions, (), generator=draw))
         actions = [chance, swing(episodes.state[1], task.actions)]
-        episodes, taken = task.step(episodes, torch.tensor(actions), draw)
+        episodes, moved = task.step(episodes, torch.tensor(actions), draw)
         for i, env in enumerate(envs):
-            seen, reward, terminated, truncated, _ = env.step(actions[i])
-            ours.append(taken.next_observation[i])
-            theirs.append(torch.from_numpy(seen).double())
-            assert float(taken.reward[i]) == reward
-            assert (bool(taken.terminated[i]), bool(taken.truncated[i])) == (terminated, truncated)
+            observation, reward, terminated, truncated, _ = env.step(actions[i])
+            ours.append(moved.next_observation[i])
+            theirs.append(torch.from_numpy(observation).double())
+            assert float(moved.reward[i]) == reward
+            assert (bool(moved.terminated[i]), bool(moved.truncated[i])) == (terminated, truncated)
             if terminated or truncated:
                 ends[i].add("terminated" if terminated else "truncated")
                 assert float(episodes.age[i]) == float(episodes.total[i]) == 0
@@ -81,11 +81,11 @@ def test_physics_equal_gymnasium(name):
 def test_episodes_start_where_gymnasiums_do(name):
     states = TASKS[name].begin((4000,), generator(0), torch.float64).state
     env = gymnasium.make(name, disable_env_checker=True)
-    found = []
+    starts = []
     for seed in range(600):
         env.reset(seed=seed)
-        found.append(state_of(env))
-    theirs = torch.stack(found)
+        starts.append(state_of(env))
+    theirs = torch.stack(starts)
     width = (theirs.amax(0) - theirs.amin(0)).clamp(min=1e-9)
     assert ((states.amax(0) - theirs.amax(0)).abs() / width).max() < 0.02
     assert ((states.amin(0) - theirs.amin(0)).abs() / width).max() < 0.02
@@ -119,9 +119,9 @@ def test_parameters_mean_what_gymnasiums_do(name, changes, attributes):
     put(env, state)
     for _ in range(8):
         action = int(torch.randint(task.actions, (), generator=draw))
-        seen, *_ = env.step(action)
+        observation, *_ = env.step(action)
         state, _, _ = task.advance(state, torch.tensor(action))
-        expected = torch.tensor(seen, dtype=torch.float64)
+        expected = torch.tensor(observation, dtype=torch.float64)
         torch.testing.assert_close(task.observe(state), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -148,12 +148,12 @@ def test_library_of_the_paper_ends_at_the_time_limit_with_reward_zero():
     episodes = task.begin((2,), draw, torch.float32)
     rewards, ends = [], []
     for _ in range(5):
-        episodes, taken = task.step(episodes, torch.tensor([1, 1]), draw)
-        rewards.append(taken.reward[0].item())
-        ends.append((bool(taken.terminated[0]), bool(taken.truncated[0])))
+        episodes, moved = task.step(episodes, torch.tensor([1, 1]), draw)
+        rewards.append(moved.reward[0].item())
+        ends.append((bool(moved.terminated[0]), bool(moved.truncated[0])))
     assert rewards == [-1, -1, -1, -1, 0]
     assert ends == [(False, False)] * 4 + [(True, False)]
-    assert taken.total.tolist() == [task.worst] * 2 == [-4, -4]
+    assert moved.total.tolist() == [task.worst] * 2 == [-4, -4]
 
 
 def test_episodes_that_end_do_not_touch_the_others():
@@ -162,14 +162,14 @@ def test_episodes_that_end_do_not_touch_the_others():
     counted = torch.zeros(3, 4)
     for _ in range(60):
         before = episodes
-        episodes, taken = task.step(episodes, torch.ones(3, 4, dtype=torch.long), draw)
+        episodes, moved = task.step(episodes, torch.ones(3, 4, dtype=torch.long), draw)
         counted += 1
-        over = taken.terminated | taken.truncated
-        assert torch.equal(taken.age.float(), counted)
-        assert torch.equal(taken.total, counted)
-        assert torch.equal(taken.first, before.first)
+        over = moved.terminated | moved.truncated
+        assert torch.equal(moved.age.float(), counted)
+        assert torch.equal(moved.total, counted)
+        assert torch.equal(moved.first, before.first)
         going = ~over
-        assert torch.equal(episodes.state[going], taken.next_observation[going])
+        assert torch.equal(episodes.state[going], moved.next_observation[going])
         assert torch.equal(episodes.first[over], episodes.state[over])
         assert bool((episodes.state[over].abs() <= 0.05).all())
         counted[over] = 0
@@ -184,19 +184,19 @@ def test_vector_environments_report_whole_episodes():
     ended = 0
     for _ in range(80):
         action = torch.randint(2, (2, 3), generator=draw)
-        episodes, taken = task.step(episodes, action, draw)
-        expected, _, _ = physics.advance(taken.observation, action)
-        valid = taken.valid
+        episodes, moved = task.step(episodes, action, draw)
+        expected, _, _ = physics.advance(moved.observation, action)
+        valid = moved.valid
         torch.testing.assert_close(
-            taken.next_observation[valid], expected[valid], rtol=1e-5, atol=1e-5
+            moved.next_observation[valid], expected[valid], rtol=1e-5, atol=1e-5
         )
         lengths += valid
-        assert torch.equal(taken.age[valid], lengths[valid].long())
-        assert torch.equal(taken.total[valid], lengths[valid].double())
-        assert not bool((taken.terminated & ~valid).any())
-        assert bool((taken.first.abs() <= 0.05).all())
-        lengths[taken.terminated] = 0
-        ended += int(taken.terminated.sum())
+        assert torch.equal(moved.age[valid], lengths[valid].long())
+        assert torch.equal(moved.total[valid], lengths[valid].double())
+        assert not bool((moved.terminated & ~valid).any())
+        assert bool((moved.first.abs() <= 0.05).all())
+        lengths[moved.terminated] = 0
+        ended += int(moved.terminated.sum())
         skipped += int((~valid).sum())
     assert ended > 5
     assert ended - 6 <= skipped <= ended

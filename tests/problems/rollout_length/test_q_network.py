@@ -33,13 +33,13 @@ def module_of(mlp, flat, run):
 
 def grads_of(module):
     """Its gradient in the order of a stacked network's layers."""
-    found = []
+    grads = []
     for part in module:
         if isinstance(part, nn.Linear):
-            found += [part.weight.grad.mT.reshape(-1), part.bias.grad]
+            grads += [part.weight.grad.mT.reshape(-1), part.bias.grad]
         elif isinstance(part, nn.LayerNorm):
-            found += [part.weight.grad, part.bias.grad]
-    return torch.cat(found)
+            grads += [part.weight.grad, part.bias.grad]
+    return torch.cat(grads)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -52,8 +52,8 @@ def test_stacked_networks_equal_single_ones(sizes, normalise):
     x = torch.randn(R, B, sizes[0], generator=draw, dtype=flat.dtype)
     slope = torch.randn(R, B, sizes[-1], generator=draw, dtype=flat.dtype)
     layers, grad = mlp.layers(flat), torch.full_like(flat, torch.nan)
-    out, kept = mlp.forward(layers, x)
-    mlp.backward(layers, kept, slope, mlp.layers(grad))
+    out, tape = mlp.forward(layers, x)
+    mlp.backward(layers, tape, slope, mlp.layers(grad))
     torch.testing.assert_close(mlp(layers, x), out)
     assert flat.shape == (R, mlp.size)
     for run in range(R):
@@ -171,8 +171,8 @@ def test_values_of_a_chain_are_found():
         action = torch.randint(2, (4, 32), generator=draw)
         ends = (place == 1) & (action == 1)
         after = torch.where(action == 1, 1, 0)
-        seen = Batch(eye[place], action, ends.float(), eye[after], ends.float())
-        network.update_(at, seen, torch.ones(4, 1))
+        data = Batch(eye[place], action, ends.float(), eye[after], ends.float())
+        network.update_(at, data, torch.ones(4, 1))
     values = network.values(at, eye.expand(4, 2, 2))
     expected = torch.tensor([[0.64, 0.8], [0.64, 1.0]])
     torch.testing.assert_close(values, expected.expand(4, 2, 2), atol=0.03, rtol=0)

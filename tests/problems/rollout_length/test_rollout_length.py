@@ -23,15 +23,17 @@ class TestEpisode:
         for score in ("training", "greedy"):
             problem = make(score=score, error_episodes=0)
             _, feedback = run(problem)
-            seen = [f.observation for f in feedback]
-            assert [s["step"] for s in seen] == [0, 1, 2, 3, 4]
-            assert [s["done"] for s in seen] == [False] * 4 + [True]
-            assert not bool(seen[0]["reward"].any())
-            for before, after in pairwise(seen):
+            observed = [f.observation for f in feedback]
+            assert [s["step"] for s in observed] == [0, 1, 2, 3, 4]
+            assert [s["done"] for s in observed] == [False] * 4 + [True]
+            assert not bool(observed[0]["reward"].any())
+            for before, after in pairwise(observed):
                 torch.testing.assert_close(after["score"] - before["score"], after["reward"])
-            total = torch.stack([s["reward"] for s in seen]).sum(0)
-            torch.testing.assert_close(total, seen[-1]["score"] - seen[0]["score"])
-            assert [float(f.value) for f in feedback] == [-float(s["reward"].mean()) for s in seen]
+            total = torch.stack([s["reward"] for s in observed]).sum(0)
+            torch.testing.assert_close(total, observed[-1]["score"] - observed[0]["score"])
+            assert [float(f.value) for f in feedback] == [
+                -float(s["reward"].mean()) for s in observed
+            ]
             assert all(not f.done for f in feedback)
 
     def test_training_comes_before_the_tests(self):
@@ -51,11 +53,11 @@ class TestEpisode:
         problem = make(LIGHT, tests=["default", "light"])
         engine, feedback = run(problem, steps=9)
         scores = torch.stack([f.observation["score"] for f in feedback[:5]], 1).double()
-        found = engine.metrics()
-        assert set(found) == {"eval/return", "eval/return_se", "eval/auc", "eval/auc_se"}
-        assert found["eval/return"] == pytest.approx(float(scores[:, 4].mean()))
-        assert found["eval/return_se"] == pytest.approx(float(scores[:, 4].std() / 2))
-        assert found["eval/auc"] == pytest.approx(float(scores[:, :4].mean()))
+        metrics = engine.metrics()
+        assert set(metrics) == {"eval/return", "eval/return_se", "eval/auc", "eval/auc_se"}
+        assert metrics["eval/return"] == pytest.approx(float(scores[:, 4].mean()))
+        assert metrics["eval/return_se"] == pytest.approx(float(scores[:, 4].std() / 2))
+        assert metrics["eval/auc"] == pytest.approx(float(scores[:, :4].mean()))
 
     def test_tests_have_physics_of_their_own(self):
         """A cart that cannot be moved: every pole falls, whatever the policy."""
@@ -66,8 +68,8 @@ class TestEpisode:
         stuck = CartPole(force=1e-9, gravity=30.0, time_limit=60)
         episodes, lengths = stuck.begin((500,), draw, torch.float32), []
         for _ in range(60):
-            episodes, taken = stuck.step(episodes, torch.zeros(500, dtype=torch.long), draw)
-            lengths.append(taken.age[taken.terminated])
+            episodes, moved = stuck.step(episodes, torch.zeros(500, dtype=torch.long), draw)
+            lengths.append(moved.age[moved.terminated])
         lengths = torch.cat(lengths).double()
         assert float(falls.mean()) == pytest.approx(float(lengths.mean()), rel=0.05)
 
@@ -136,18 +138,18 @@ class TestEpisode:
         problem = make(clip=None)
         engine, feedback = run(problem, lengths=6)
         for step, f in enumerate(feedback):
-            seen = f.observation
-            state = seen["state"]
+            observed = f.observation
+            state = observed["state"]
             assert state.shape == (4, 5)
             remains = 1 - min(step + 1, 4) / 4
             assert state[:, 0].tolist() == pytest.approx([remains] * 4)
             assert state[:, 1].tolist() == pytest.approx([0 if step == 0 else 6 / 8] * 4)
-            torch.testing.assert_close(state[:, 2], seen["score"] / 60)
+            torch.testing.assert_close(state[:, 2], observed["score"] / 60)
         torch.testing.assert_close(state[:, 3:], engine.inner.errors / 60)
         assert bool(engine.inner.errors.any(1).all())
         clipped, _ = run(make(clip=1e-3), lengths=6)
-        seen = clipped.problem.evaluate(0, clipped.inner, 0).observation["state"]
-        assert float(seen.abs().max()) <= 1e-3 + 1e-9
+        observed = clipped.problem.evaluate(0, clipped.inner, 0).observation["state"]
+        assert float(observed.abs().max()) <= 1e-3 + 1e-9
 
     def test_stored_rows_are_what_happened(self):
         """Rows chain into episodes; time-outs are not stored as ends."""

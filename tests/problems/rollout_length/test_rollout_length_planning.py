@@ -14,41 +14,41 @@ class TestPlanning:
         """M rollouts of K steps make S = P steps, where K divides what a slot makes."""
         problem = make()
         lengths = [1, 2, 4, 8]
-        _, found = planned(problem, played(problem), lengths)
-        assert found.steps.tolist() == [64] * 4
-        assert found.rollouts.tolist() == [64 // k for k in lengths]
-        assert found.updates.tolist() == [16] * 4
+        _, plans = planned(problem, played(problem), lengths)
+        assert plans.steps.tolist() == [64] * 4
+        assert plans.rollouts.tolist() == [64 // k for k in lengths]
+        assert plans.updates.tolist() == [16] * 4
 
     @pytest.mark.parametrize(("ratio", "cap"), [(1.0, 12), (2.5, 7), (0.3, 19)])
     def test_synthetic_steps_where_nothing_divides(self, ratio, cap):
         problem = make(planner=Planner(cap=cap, ratio=ratio, end_probability=NEVER))
-        _, found = planned(problem, played(problem), [1, 3, 5, 7])
+        _, plans = planned(problem, played(problem), [1, 3, 5, 7])
         steps = round(64 * ratio)
-        assert found.steps.tolist() == [steps] * 4
+        assert plans.steps.tolist() == [steps] * 4
         side = problem.planner.slots(64)
         shares = [len(range(i, steps, side)) for i in range(side)]
-        assert found.rollouts.tolist() == [sum(-(-n // k) for n in shares) for k in (1, 3, 5, 7)]
-        assert found.updates.tolist() == [steps // 4] * 4
+        assert plans.rollouts.tolist() == [sum(-(-n // k) for n in shares) for k in (1, 3, 5, 7)]
+        assert plans.updates.tolist() == [steps // 4] * 4
 
     def test_each_run_has_its_own_length(self):
         problem = make()
         for lengths in ([1, 3, 7, 8], [8, 0, 2, 5]):
-            _, found = planned(problem, played(problem), lengths)
-            assert found.longest.tolist() == lengths
+            _, plans = planned(problem, played(problem), lengths)
+            assert plans.longest.tolist() == lengths
 
     def test_predicted_ends_cut_rollouts_and_others_follow(self):
         problem = make(planner=Planner(cap=8, end_probability=1e-9))
-        _, found = planned(problem, played(problem), [8, 8, 8, 8])
-        assert found.longest.tolist() == [1] * 4
-        assert found.rollouts.tolist() == found.steps.tolist() == [64] * 4
+        _, plans = planned(problem, played(problem), [8, 8, 8, 8])
+        assert plans.longest.tolist() == [1] * 4
+        assert plans.rollouts.tolist() == plans.steps.tolist() == [64] * 4
 
     def test_length_zero_plans_nothing(self):
         """Parameters, target and Adam's moments of such a run stay as they are, to the bit."""
         problem = make()
         before = played(problem)
-        after, found = planned(problem, before, [0, 4, 0, 4])
-        assert found.steps.tolist() == [0, 64, 0, 64]
-        assert found.updates.tolist() == [0, 16, 0, 16]
+        after, plans = planned(problem, before, [0, 4, 0, 4])
+        assert plans.steps.tolist() == [0, 64, 0, 64]
+        assert plans.updates.tolist() == [0, 16, 0, 16]
         old = [before.agent.params, before.agent.target, *before.agent.moments]
         new = [after.agent.params, after.agent.target, *after.agent.moments]
         for a, b in zip(old, new, strict=True):
@@ -61,9 +61,9 @@ class TestPlanning:
     def test_without_any_length_nothing_is_touched(self):
         problem = make()
         before = played(problem)
-        after, found = planned(problem, before, [0] * 4)
+        after, plans = planned(problem, before, [0] * 4)
         assert identical(after, before)
-        assert not any(bool(t.any()) for t in found)
+        assert not any(bool(t.any()) for t in plans)
 
     def test_rollouts_start_at_real_observations_and_go_on_from_predictions(self):
         problem = make()
@@ -72,16 +72,16 @@ class TestPlanning:
         after, _ = planned(problem, before, lengths)
         side = problem.planner.slots(64)
         made = unpack(after.transitions[:, 256 : 256 + 64])
-        seen = made.observation.view(4, 64 // side, side, 4)
+        observed = made.observation.view(4, 64 // side, side, 4)
         ends = made.next_observation.view(4, 64 // side, side, 4)
         real = unpack(before.transitions[:, :64]).observation
         for run, k in enumerate(lengths):
             for i in range(64 // side):
                 for slot in range(side):
                     if i % k:
-                        assert torch.equal(seen[run, i, slot], ends[run, i - 1, slot])
+                        assert torch.equal(observed[run, i, slot], ends[run, i - 1, slot])
                     else:
-                        assert bool((real[run] == seen[run, i, slot]).all(1).any())
+                        assert bool((real[run] == observed[run, i, slot]).all(1).any())
 
     def test_updates_read_this_phases_synthetic_rows_only(self):
         """Poisoned rewards of real rows and rows of an earlier phase are never read."""
@@ -96,9 +96,9 @@ class TestPlanning:
         problem = make(planning="real")
         before = played(problem)
         before.transitions[:, 64:] = torch.nan
-        after, found = planned(problem, before, [0] * 4)
-        assert found.updates.tolist() == [16] * 4
-        assert not bool(found.steps.any())
+        after, plans = planned(problem, before, [0] * 4)
+        assert plans.updates.tolist() == [16] * 4
+        assert not bool(plans.steps.any())
         assert bool(torch.isfinite(after.agent.params).all())
         assert bool((after.agent.params != before.agent.params).any(1).all())
 
@@ -123,8 +123,8 @@ class TestPlanning:
             for rate in (0.25, 0.5):
                 planner = Planner(cap=8, end_probability=NEVER, interleave=interleave)
                 problem = make(planner=planner, updates_per_step=rate)
-                after, found = planned(problem, before, [1, 2, 4, 8])
-                assert found.updates.tolist() == [64 * rate] * 4
+                after, plans = planned(problem, before, [1, 2, 4, 8])
+                assert plans.updates.tolist() == [64 * rate] * 4
                 made[interleave, rate] = after.transitions[:, 256:]
         assert torch.equal(made[False, 0.25], made[False, 0.5])
         assert not torch.equal(made[True, 0.25], made[True, 0.5])

@@ -26,9 +26,9 @@ RUNGS = [0, 1, 2, 3, 5, 8, 12, 18, 27, 32]
 
 def moved(action, lengths, ladder=LADDER):
     lengths = torch.tensor(lengths)
-    found = ladder(torch.full_like(lengths, action), lengths)
-    assert found.dtype == torch.long
-    return found.tolist()
+    result = ladder(torch.full_like(lengths, action), lengths)
+    assert result.dtype == torch.long
+    return result.tolist()
 
 
 def test_up_climbs_the_rungs_of_the_paper_and_stays_under_the_cap():
@@ -53,8 +53,8 @@ def test_noop_stays():
 
 
 def test_each_run_takes_its_own_action():
-    found = Ladder()(torch.tensor([UP, DOWN, NOOP]), torch.tensor([8, 8, 8]))
-    assert found.tolist() == [12, 4, 8]
+    result = Ladder()(torch.tensor([UP, DOWN, NOOP]), torch.tensor([8, 8, 8]))
+    assert result.tolist() == [12, 4, 8]
 
 
 def test_larger_steps_and_another_cap():
@@ -65,8 +65,8 @@ def test_larger_steps_and_another_cap():
 def test_absolute_actions_forget_the_length():
     actions = Absolute([0, 2, 8, 32])
     assert actions.count == 4
-    found = actions(torch.tensor([3, 0, 2, 1]), torch.tensor([5, 5, 5, 5]))
-    assert found.tolist() == [32, 0, 8, 2]
+    result = actions(torch.tensor([3, 0, 2, 1]), torch.tensor([5, 5, 5, 5]))
+    assert result.tolist() == [32, 0, 8, 2]
 
 
 @pytest.mark.parametrize(
@@ -93,26 +93,26 @@ def test_wrong_settings_are_refused(make):
         make()
 
 
-def seen(runs, **changes):
+def observed(runs, **changes):
     return Observation(**observation(runs, **changes))
 
 
 def test_random_walk_takes_every_action_alike_and_hovers_near_zero():
     walk, runs = RandomWalk(Ladder()), 9000
-    first = walk(seen(runs, length=torch.full((runs,), 8)), generator(0))
+    first = walk(observed(runs, length=torch.full((runs,), 8)), generator(0))
     counts = torch.bincount(first, minlength=13)[[12, 4, 8]]
     assert counts.sum() == runs
     assert (counts / runs).tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
     lengths = first
     for k in range(30):
-        lengths = walk(seen(runs, length=lengths), generator(1 + k))
+        lengths = walk(observed(runs, length=lengths), generator(1 + k))
     assert lengths.median() <= 2
     assert lengths.max() <= 32
 
 
 def test_random_walk_over_absolute_actions():
-    found = RandomWalk(Absolute([0, 2, 8]))(seen(3000), generator(0))
-    assert (torch.bincount(found)[[0, 2, 8]] / 3000).tolist() == pytest.approx(
+    result = RandomWalk(Absolute([0, 2, 8]))(observed(3000), generator(0))
+    assert (torch.bincount(result)[[0, 2, 8]] / 3000).tolist() == pytest.approx(
         [1 / 3] * 3, abs=0.04
     )
 
@@ -124,33 +124,33 @@ def test_error_feedback_plans_longer_the_better_the_model():
     state[:, 3] = 5 * torch.ones(8)
     score = torch.tensor([0.0] * 6 + [160.0, 160.1])
     rule = ErrorFeedback(enough=160.0)
-    found = rule(seen(8, state=state, score=score), generator(0))
-    assert found.tolist() == [16, 16, 16, 8, 8, 2, 2, 0]
+    result = rule(observed(8, state=state, score=score), generator(0))
+    assert result.tolist() == [16, 16, 16, 8, 8, 2, 2, 0]
     ever = ErrorFeedback(lengths=[5, 1], bounds=[1.0], feature=3)
-    assert ever(seen(8, state=state, score=score), generator(0)).tolist() == [1] * 8
+    assert ever(observed(8, state=state, score=score), generator(0)).tolist() == [1] * 8
 
 
 def test_error_feedback_says_which_features_there_are():
     with pytest.raises(ValueError, match="feature 4 of observations that have 2"):
-        ErrorFeedback()(seen(3, features=2), generator(0))
+        ErrorFeedback()(observed(3, features=2), generator(0))
 
 
 def test_a_rule_starts_each_episode_with_the_first_lengths():
     asked = []
 
-    def rule(seen, generator):
-        asked.append((seen.step, seen.length.tolist()))
-        return seen.length + 1
+    def rule(observed, generator):
+        asked.append((observed.step, observed.length.tolist()))
+        return observed.length + 1
 
     optimizer = Rule(rule)
     optimizer.init(torch.tensor([0, 7]))
-    found = []
+    result = []
     for step, done in [(0, False), (1, False), (2, True), (0, False), (1, False)]:
         lengths = optimizer.ask(0)
-        found.append(lengths.tolist())
+        result.append(lengths.tolist())
         tensors = {"state": torch.zeros(2, 1), "length": lengths, "step": step, "done": done}
         optimizer.tell(Feedback(0.0, observation=observation(2, **tensors)))
-    assert found == [[0, 7], [1, 8], [2, 9], [0, 7], [1, 8]]
+    assert result == [[0, 7], [1, 8], [2, 9], [0, 7], [1, 8]]
     assert asked == [(0, [0, 7]), (1, [1, 8]), (0, [0, 7])]
 
 

@@ -1,4 +1,4 @@
-"""Optimizers side by side: each sees and steers its own runs."""
+"""Several optimizers on groups of one batch: each observes and steers its own runs."""
 
 import pytest
 import torch
@@ -39,20 +39,20 @@ def test_each_part_does_what_it_does_alone():
     lengths = dict.fromkeys(alone, FIRST[:2])
     for optimizer in alone.values():
         optimizer.init(FIRST[:2])
-    seen = []
+    observed = []
     for step in range(11):
         asked = together.ask(fold(0, step))
         for name, optimizer in alone.items():
             lengths[name] = optimizer.ask(fold(fold(0, step), name))
         assert torch.equal(asked, torch.cat(list(lengths.values())))
         assert torch.equal(together.solution, asked)
-        seen.append(asked.tolist())
+        observed.append(asked.tolist())
         together.tell(feedback(step % 5, asked))
         for name, optimizer in alone.items():
             optimizer.tell(feedback(step % 5, lengths[name]))
-    assert [s[0] for s in seen] == [5] * 11
-    assert [s[2] for s in seen[1:5]] == [9, 6, 3, 0]
-    assert len({tuple(s[4:]) for s in seen}) > 2
+    assert [s[0] for s in observed] == [5] * 11
+    assert [s[2] for s in observed[1:5]] == [9, 6, 3, 0]
+    assert len({tuple(s[4:]) for s in observed}) > 2
 
 
 def test_parts_see_their_own_rows():

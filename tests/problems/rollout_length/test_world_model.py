@@ -142,8 +142,8 @@ def test_a_fit_continues_from_the_last_one():
 
 def test_packed_transitions_are_unpacked_and_picked():
     data = transitions(11)
-    found = unpack(pack(data))
-    for a, b in zip(found, data, strict=True):
+    unpacked = unpack(pack(data))
+    for a, b in zip(unpacked, data, strict=True):
         assert torch.equal(a, b)
     index = torch.tensor([[0, 10], [5, 5], [3, 1]])
     picked = pick(pack(data), index)

@@ -20,17 +20,17 @@ class TestMeasures:
         listed = [[] for _ in range(3)]
         for _ in range(90):
             action = torch.randint(2, (3, 4), generator=draw)
-            episodes, taken = task.step(episodes, action, draw)
-            finished = finished.with_(taken, taken.first)
-            for run, side in (taken.terminated | taken.truncated).nonzero().tolist():
-                first = taken.first[run, side].tolist()
+            episodes, moved = task.step(episodes, action, draw)
+            finished = finished.with_(moved, moved.first)
+            for run, side in (moved.terminated | moved.truncated).nonzero().tolist():
+                first = moved.first[run, side].tolist()
                 listed[run].append(
-                    [*first, float(taken.total[run, side]), int(taken.age[run, side])]
+                    [*first, float(moved.total[run, side]), int(moved.age[run, side])]
                 )
-        for run, found in enumerate(listed):
-            assert int(finished.number[run]) == len(found) > 5
-            assert float(finished.total[run]) == sum(f[-2] for f in found)
-            assert sorted(finished.latest[run, :-1].tolist()) == sorted(found[-5:])
+        for run, ended in enumerate(listed):
+            assert int(finished.number[run]) == len(ended) > 5
+            assert float(finished.total[run]) == sum(e[-2] for e in ended)
+            assert sorted(finished.latest[run, :-1].tolist()) == sorted(ended[-5:])
         nothing = Finished.none(3, 5, 4, torch.zeros(()))
         assert nothing.mean(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1, 2, 3]
 
@@ -45,12 +45,12 @@ class TestMeasures:
     def test_greedy_returns(self):
         task = MountainCar()
         problem, inner = self.made(task, 2, 1)
-        found, steps = greedy_return(problem, task, inner, 3, generator(0))
-        assert found.tolist() == [-200.0] * 2
+        returns, steps = greedy_return(problem, task, inner, 3, generator(0))
+        assert returns.tolist() == [-200.0] * 2
         assert steps == 2 * 3 * 200
         problem, inner = self.made(CartPole(), 3, 0)
-        found, steps = greedy_return(problem, CartPole(), inner, 400, generator(0))
-        assert steps == pytest.approx(400 * float(found.sum()))
+        returns, steps = greedy_return(problem, CartPole(), inner, 400, generator(0))
+        assert steps == pytest.approx(400 * float(returns.sum()))
         task, draw = CartPole(), generator(9)
         state = task.start((4000,), draw, torch.float32)
         alive, length = torch.ones(4000), torch.zeros(4000)
@@ -59,7 +59,7 @@ class TestMeasures:
             length += alive
             alive *= ~over
         assert not bool(alive.any())
-        torch.testing.assert_close(found, length.mean().expand(3), atol=0.15, rtol=0)
+        torch.testing.assert_close(returns, length.mean().expand(3), atol=0.15, rtol=0)
 
     def test_greedy_episodes_that_do_not_end_count_what_they_gained(self):
         """A simulator that goes on after the 30 steps it was said to take."""

@@ -54,7 +54,7 @@ def test_runs_of_a_method_are_those_of_all_seeds(cells):
 
 
 def test_command_writes_tables_a_figure_and_a_schedule_to_replay(cells, capsys, monkeypatch):
-    """The figure is that of a run, which `test_rollout_length_reports.py` draws."""
+    """The figure is that of a run, which `test_rollout_length_report.py` draws."""
     module, out, drawn = "metaopt.problems.rollout_length.schedules", cells / "out", []
     monkeypatch.setattr(f"{module}.draw_schedules", lambda *given: drawn.append(given) or given[3])
     assert main([str(cells), "--mean", "learned", "--out", str(out)]) == 0

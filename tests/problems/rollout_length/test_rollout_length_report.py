@@ -23,19 +23,19 @@ def finished():
 
 
 class TestReports:
-    def found(self):
+    def results(self):
         scores = torch.tensor([[1.0, 3, 10], [1, 5, 14], [2, 2, 30], [2, 2, 30]])
         lengths = torch.tensor([[0.0, 4], [0, 8], [2, 2], [2, 2]])
         updates = torch.tensor([5.0, 5, 9, 9])
         return {"default": {"scores": scores, "lengths": lengths, "updates": updates}}
 
     def test_table(self):
-        text = summary(self.found(), Groups(4, ["a", "b"], "synthetic"), 50)
+        text = summary(self.results(), Groups(4, ["a", "b"], "synthetic"), 50)
         assert "| a | 0 | 3 | 6 | 12.0 ± 2.0 | 2.5 ± 0.5 | 2 | 5 | 100 |" in text
         assert "| b | 2 | 2 | 2 | 30.0 ± 0.0 | 2.0 ± 0.0 | 2 | 9 | 100 |" in text
 
     def test_written_schedule_can_be_replayed(self, tmp_path):
-        paths = write_tables(self.found(), Groups(4, None, "synthetic"), 50, tmp_path)
+        paths = write_tables(self.results(), Groups(4, None, "synthetic"), 50, tmp_path)
         assert [p.name for p in paths] == ["schedules.md", "schedules.csv", "schedule.csv"]
         replay = recorded(paths[2])
         assert [replay(x) for x in (0.0, 1.0)] == [1, 4]
@@ -52,7 +52,7 @@ class TestReports:
 
     def test_listing(self):
         """The columns of the table that fit a terminal, as wide as their widest cells."""
-        lines = listing(self.found(), Groups(4, ["a", "long name"], "synthetic"), 50).splitlines()
+        lines = listing(self.results(), Groups(4, ["a", "long name"], "synthetic"), 50).splitlines()
         assert lines[0] == "schedule   first K  mean K  last K  return (default)  area (default)"
         assert lines[1] == "a                0       3       6        12.0 ± 2.0       2.5 ± 0.5"
         assert lines[2] == "long name        2       2       2        30.0 ± 0.0       2.0 ± 0.0"
@@ -78,11 +78,11 @@ class TestReports:
     def test_metrics_of_several_rows_are_named_so(self, finished):
         """What averages two rows must not look like the return of one method."""
         problem, inner, _ = finished
-        found = problem.metrics(2, inner)
-        assert set(found) == {
+        results = problem.metrics(2, inner)
+        assert set(results) == {
             f"all_groups_{kind}{suffix}{se}"
             for kind in ("return", "auc") for suffix in ("", "_light") for se in ("", "_se")
         }  # fmt: skip
-        assert found["all_groups_return"] == pytest.approx(
+        assert results["all_groups_return"] == pytest.approx(
             float(inner.records.scores[0, :, -1].mean())
         )
