@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -74,7 +74,8 @@ class FeaturePreferences(PreferenceTask):
         self.model = model(inputs=features.training.chosen.shape[-1])
         # Views are drawn as dropout is, so that two evaluations under one key see the same ones.
         self.auxiliary = auxiliary and auxiliary(self.model, [torch.default_generator])
-        self.training = (labels or Labels())(features, self.model, self._generators("labels"))
+        draws = [_draw(features.seed, "labels", run) for run in range(features.runs)]
+        self.training = (labels or Labels())(features, self.model, draws)
         self._both = torch.stack((features.training.chosen, features.training.rejected), 2)
         # Which run each model belongs to; (R M, 1), to index rows (R M, B) of its run's data.
         self._run = torch.arange(features.runs * members)[:, None] // members
@@ -184,9 +185,6 @@ class FeaturePreferences(PreferenceTask):
         if self.worlds is not None:
             baseline = self._figures(self.worlds.baseline, self.worlds.baseline_conclusion)
         return table({k: (v, baseline.get(k)) for k, v in self.metrics(tensors).items()})
-
-    def _generators(self, purpose: str) -> Sequence[Generator]:
-        return [_draw(self.data.seed, purpose, i) for i in range(self.data.runs)]
 
     def _orders(self) -> Tensor:
         """Return which pair lies at which row for each model, (R M, n')."""

@@ -92,8 +92,9 @@ class TextPreferences(PreferenceTask):
         trained = with_noise([plain(source.pairs[i]) for i in rows], noise_share, seed)
         tests = {HELD_OUT: [plain(source.pairs[i]) for i in other]}
         tests |= {name: [plain(p) for p in s.pairs] for name, s in (transfer or {}).items()}
+        draw = torch.Generator().manual_seed(seed)
         unlabelled_pairs = unlabelled_half(
-            tests, unlabelled, lambda n: torch.randperm(n, generator=_draw(seed)).tolist()
+            tests, unlabelled, lambda n: torch.randperm(n, generator=draw).tolist()
         )
         self.source, self.cut, self.device = source.source, 0, torch.device(device)
         texts = (f"{p.prompt}{side}" for p in trained for side in (p.chosen, p.rejected))
@@ -213,7 +214,3 @@ def _config(settings: Mapping[str, Any], tokenizer: Any) -> Any:
         )
     size, pad = len(tokenizer), tokenizer.pad_token_id
     return AutoConfig.for_model(**{**settings, "vocab_size": size, "pad_token_id": pad})
-
-
-def _draw(seed: int) -> Generator:
-    return torch.Generator().manual_seed(seed)
