@@ -226,7 +226,7 @@ class Exchange:
         """Return the model's reply, or `None` where a policy stopped the exchange meanwhile."""
         await self._pace.wait(guess)
         if isinstance(self.stop, PolicyRefusal):
-            return None
+            return None  # not raised: a refusal would be recorded as this request's answer
         self._speaking.add(key)
         try:
             reply = await self._chat(request)

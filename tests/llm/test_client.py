@@ -16,7 +16,7 @@ from metaopt.llm import Client, SimulatedLM
 
 def run(client: Client, rounds: Sequence[int], rounds_asked: int = 10) -> dict[int, Any]:
     """A little search: answers and costs of each round; later ones build on earlier ones."""
-    found: dict[int, Any] = {}
+    rounds_by_number: dict[int, Any] = {}
     client.ask(requests(3, start=1000))
     for number in rounds:
         client.begin(number)
@@ -24,8 +24,8 @@ def run(client: Client, rounds: Sequence[int], rounds_asked: int = 10) -> dict[i
         ref = client.keep(f"best of round {number}: {answers[-1]}")
         cost = client.end(number)
         client.ask(requests(2, start=2000 + 2 * number))
-        found[number] = (answers, ref, cost)
-    return found
+        rounds_by_number[number] = (answers, ref, cost)
+    return rounds_by_number
 
 
 class Killed(BaseException):
@@ -75,8 +75,8 @@ def test_a_resume_from_an_earlier_round_gives_the_same_costs(
 
 def test_the_costs_of_the_rounds_are_every_use(tmp_path: Path) -> None:
     client = Client({"target": Paid()})
-    found = run(client, [1, 2, 3])
-    calls = [cost["lm_calls"] for _, _, cost in found.values()]
+    rounds_by_number = run(client, [1, 2, 3])
+    calls = [cost["lm_calls"] for _, _, cost in rounds_by_number.values()]
     assert calls == [3 + 10, 2 + 5, 2 + 5]
     assert client.spent()["lm_calls"] == sum(calls) + 2
 

@@ -27,11 +27,11 @@ class Clock:
 def starts(n: int, guess: Usage = NOTHING, **rates: float) -> list[float]:
     clock = Clock()
     pace = Pace(**rates, clock=clock, sleep=clock.sleep)
-    found = []
+    waits = []
     for _ in range(n):
         asyncio.run(pace.wait(guess))
-        found.append(clock.now - 1000.0)
-    return found
+        waits.append(clock.now - 1000.0)
+    return waits
 
 
 def test_no_rate_never_waits() -> None:
@@ -43,8 +43,8 @@ def test_requests_are_spread_evenly() -> None:
 
 
 def test_tokens_are_spread_evenly() -> None:
-    found = starts(4, Usage(100, 200), tokens_per_minute=1800)
-    assert found == pytest.approx([0.0, 10.0, 20.0, 30.0])
+    waits = starts(4, Usage(100, 200), tokens_per_minute=1800)
+    assert waits == pytest.approx([0.0, 10.0, 20.0, 30.0])
 
 
 def test_the_tighter_rate_decides() -> None:
@@ -54,9 +54,9 @@ def test_the_tighter_rate_decides() -> None:
 
 
 def test_no_minute_holds_more_than_the_rate() -> None:
-    found = starts(500, requests_per_minute=90)
-    for start in found:
-        assert sum(start <= other < start + 59.999 for other in found) <= 90
+    waits = starts(500, requests_per_minute=90)
+    for start in waits:
+        assert sum(start <= other < start + 59.999 for other in waits) <= 90
 
 
 def test_requests_at_once_wait_in_their_order() -> None:

@@ -1,6 +1,6 @@
 """Judge calibration: a scoring template evolves until its scores agree with recorded outcomes.
 
-The responses are given, each with its outcome: generated, from a file of one's own, or GSM8K's. The
+The responses are given, each with its outcome: generated, from your own file, or GSM8K's. The
 inner level picks, for every question, the response that the template scores highest; the outer
 level looks for the template under which scores agree with outcomes. It is the outer loop of
 template evolution (Koo et al., Align to Misalign, ICLR 2026) on data that nobody has to generate,
@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from metaopt.data.solutions import Solution, Solutions
 from metaopt.engine.protocols import Feedback
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.llm import LM, Client, Parameters, SimulatedLM
 from metaopt.problems.template_evolution.candidates import judge
 from metaopt.problems.template_evolution.criteria_judge import (
@@ -33,8 +32,9 @@ from metaopt.problems.template_evolution.report import (
     Scores,
     best_of,
     held_out_metrics,
+    scored,
 )
-from metaopt.problems.template_evolution.rubric import parse, unit
+from metaopt.problems.template_evolution.rubric import parse
 from metaopt.problems.template_evolution.template_problem import Parent, TemplateProblem
 
 Judge = LM | Callable[[Texts], LM]
@@ -104,20 +104,14 @@ class JudgeCalibration(TemplateProblem):
         max_tokens: int = 512,
         seed: int = 0,
     ) -> None:
-        if objective not in OBJECTIVES:
+        if labelled < 2 or (held_out is not None and held_out < 1):
             raise ValueError(
-                f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}."
+                f"JudgeCalibration needs labelled >= 2 and held_out >= 1 or null; got "
+                f"labelled={labelled}, held_out={held_out}."
             )
-        for name, count, least in (
-            ("labelled", labelled, 2), ("examples", examples, 0),
-            ("templates_in_context", templates_in_context, 1),
-            ("held_out", 1 if held_out is None else held_out, 1),
-        ):  # fmt: skip
-            if count < least:
-                raise ValueError(f"JudgeCalibration needs {name} >= {least}; got {count}.")
-        if not 0 < coverage <= 1:
-            raise ValueError(f"JudgeCalibration needs 0 < coverage <= 1; got {coverage}.")
         self.data, self.objective, self.seed, self.coverage = data, objective, seed, coverage
+        check_choices(self, objective=OBJECTIVES)
+        check_ranges(self, "0 < coverage <= 1")
         train, test = data.split(training, seed)
         sample = _texts(data, _of(data, train))
         self.labelled = _first_questions(data, train, labelled)
@@ -170,7 +164,7 @@ class JudgeCalibration(TemplateProblem):
     def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
         """Return the template's loss on the labelled examples; their scores are the artifacts."""
         scores: Scores = inner["scores"] or [None] * len(self.labelled)
-        p, y = arrays(scores, self.labelled)
+        p, y = scored(scores, self.labelled)
         numbers = {
             "judge/coverage": len(p) / len(self.labelled),
             "inner/success": best_of(scores, self.labelled),
@@ -231,18 +225,10 @@ class JudgeCalibration(TemplateProblem):
         return None
 
     def _loss(self, scores: Scores) -> float:
-        p, y = arrays(scores, self.labelled)
+        p, y = scored(scores, self.labelled)
         if len(p) < self.coverage * len(scores):
             return float("inf")
         return outer_loss(self.objective, p, y)
-
-
-def arrays(scores: Scores, examples: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores as probabilities in [0, 1], and outcomes in {0, 1}, of the scored examples."""
-    known = [
-        (unit(s), int(r.outcome)) for s, r in zip(scores, examples, strict=True) if s is not None
-    ]
-    return np.array([p for p, _ in known]), np.array([y for _, y in known], dtype=int)
 
 
 def _of(data: Solutions, queries: Sequence[int]) -> list[Solution]:

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from scipy.special import expit, ndtr
 
 from metaopt.engine.random import fold
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.llm import LM, SimulatedLM
 from metaopt.llm.chat import Message
 from metaopt.problems.template_evolution.canary_writers import TOKENS, TRAIT, rewrite, vary
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, read_weights, round_score
 
 TRAITS = (
     "specificity", "directness", "hedging", "politeness", "fluency",
@@ -70,21 +70,16 @@ class CanaryWorld:
         error_rate: float = 0.0,
         template: str = "polish",
     ) -> None:
-        if queries < 1 or noise < 0 or judge_noise < 0:
-            raise ValueError(
-                f"CanaryWorld needs queries >= 1, noise >= 0 and judge_noise >= 0; got "
-                f"queries={queries}, noise={noise}, judge_noise={judge_noise}."
-            )
-        if not 0 <= parse_failures < 1 or not 0 <= checker_error <= 0.5:
-            raise ValueError(
-                f"CanaryWorld needs 0 <= parse_failures < 1 and 0 <= checker_error <= 0.5; got "
-                f"parse_failures={parse_failures}, checker_error={checker_error}."
-            )
-        if template not in ("polish", "oracle"):
-            raise ValueError(f"CanaryWorld needs template polish or oracle; got {template!r}.")
+        if queries < 1:
+            raise ValueError(f"CanaryWorld needs queries >= 1; got {queries}.")
         self.seed, self.noise, self.judge_noise = seed, noise, judge_noise
         self.parse_failures, self.checker_error = parse_failures, checker_error
-        self.error_rate = error_rate
+        self.error_rate, self.template = error_rate, template
+        check_choices(self, template=("polish", "oracle"))
+        check_ranges(
+            self, "noise >= 0", "judge_noise >= 0", "0 <= parse_failures < 1",
+            "0 <= checker_error <= 0.5",
+        )  # fmt: skip
         draw = np.random.default_rng(fold(seed, "canary world"))
         shared = draw.standard_normal((len(TOKENS), len(TRAITS)))
         specific = draw.standard_normal((queries, len(TOKENS), len(TRAITS)))
@@ -165,10 +160,11 @@ class CanaryWorld:
         draw = np.random.default_rng(key)
         noise = self.judge_noise * draw.standard_normal()
         failed = draw.random() < self.parse_failures
-        weights, strictness = _rubric(template.partition("\n\nObjective:")[0])
+        rubric = read_weights(template.partition("\n\nObjective:")[0], TRAITS)
         traits = dict(TRAIT.findall(response))
-        if weights is None or not traits or failed:
+        if rubric is None or not traits or failed:
             return "I would rather not say."
+        weights, strictness = rubric
         values = np.array([float(traits.get(t, 0.5)) for t in TRAITS]) - 0.5
         logit = judged(weights, values) - strictness + noise
         return f"Score: {round_score(LOW + (HIGH - LOW) * float(expit(logit))):.1f}"
@@ -199,13 +195,3 @@ class CanaryWorld:
 def judged(weights: np.ndarray, values: np.ndarray) -> float:
     """Return the judge's logit: the mean of the centred traits, weighted, times 5."""
     return float(5 * weights @ values / max(np.abs(weights).sum(), 1.0))
-
-
-@lru_cache(maxsize=256)
-def _rubric(text: str) -> tuple[np.ndarray | None, float]:
-    """Return the weights in the order of `TRAITS` and the strictness; `None` for no rubric."""
-    try:
-        rubric = parse(text)
-    except ValueError:
-        return None, 0.0
-    return np.array([rubric.weights.get(t, 0.0) for t in TRAITS]), rubric.strictness

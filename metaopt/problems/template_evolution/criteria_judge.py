@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,14 @@ from scipy.special import expit
 from metaopt.llm import SimulatedLM
 from metaopt.llm.chat import Message
 from metaopt.problems.template_evolution.prompts import Example, shown_examples, shown_templates
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score
+from metaopt.problems.template_evolution.rubric import (
+    HIGH,
+    LOW,
+    Rubric,
+    parse,
+    read_weights,
+    round_score,
+)
 from metaopt.problems.template_evolution.solution_criteria import CRITERIA, measure
 
 FIRST = Rubric(
@@ -94,7 +100,7 @@ class CriteriaJudge(SimulatedLM):
     def _judge(self, role: str, messages: Sequence[Message], key: int) -> str:
         template, _, question = messages[-1]["content"].partition("\n\nObjective: ")
         query, _, response = question.partition("\n\nResponse:\n")
-        rubric = _rubric(template)
+        rubric = read_weights(template, tuple(CRITERIA))
         if rubric is None:
             return "There are no criteria here that I know."
         weights, strictness = rubric
@@ -111,26 +117,16 @@ def criteria_judge(sample: Texts) -> CriteriaJudge:
 class RubricWriter:
     """Rewrites the best rubric it is shown: at random, or towards the responses misjudged.
 
-    A blind step adds `step` times standard normal noise to `changed` weights and `strictness`
-    times such noise to the strictness. Shown examples, it first moves the weights by `rate` times
-    the difference between the mean criteria of the misjudged successes and failures.
+    A blind step adds 0.5 times standard normal noise to three weights and 0.3 times such noise to
+    the strictness. Shown examples, it first moves the weights by 0.1 times the difference between
+    the mean criteria of the misjudged successes and failures.
 
     Args:
         criteria: of the examples.
-        step, strictness, rate: see above; >= 0.
-        changed: weights that a step changes, >= 1.
     """
 
-    def __init__(
-        self,
-        criteria: Criteria,
-        step: float = 0.5,
-        strictness: float = 0.3,
-        rate: float = 0.1,
-        changed: int = 3,
-    ) -> None:
-        self.criteria, self.step, self.strictness = criteria, step, strictness
-        self.rate, self.changed = rate, changed
+    def __init__(self, criteria: Criteria) -> None:
+        self.criteria = criteria
 
     def __call__(self, role: str, messages: Sequence[Message], key: int) -> str:
         """Return the answer to `metaopt.problems.template_evolution.prompts.rewriting`."""
@@ -139,11 +135,11 @@ class RubricWriter:
         draw = np.random.default_rng(key)
         weights = dict(rubric.weights)
         for name, move in self._towards(shown_examples(text)).items():
-            weights[name] = weights.get(name, 0.0) + self.rate * move
+            weights[name] = weights.get(name, 0.0) + 0.1 * move
         names = list(weights)
-        for name in draw.choice(names, size=min(self.changed, len(names)), replace=False):
-            weights[str(name)] += self.step * float(draw.standard_normal())
-        strictness = rubric.strictness + self.strictness * float(draw.standard_normal())
+        for name in draw.choice(names, size=min(3, len(names)), replace=False):
+            weights[str(name)] += 0.5 * float(draw.standard_normal())
+        strictness = rubric.strictness + 0.3 * float(draw.standard_normal())
         return f"<template>\n{Rubric(weights, strictness, rubric.preamble).render()}\n</template>"
 
     def _towards(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -171,15 +167,3 @@ def logistic_rubric(criteria: Criteria, texts: Texts, outcomes: Sequence[int]) -
     fitted = LogisticRegression(max_iter=1_000).fit(values, np.asarray(outcomes))
     weights = dict(zip(CRITERIA, fitted.coef_[0].tolist(), strict=True))
     return Rubric(weights, -float(fitted.intercept_[0]), FIRST.preamble)
-
-
-@lru_cache(maxsize=256)
-def _rubric(text: str) -> tuple[np.ndarray, float] | None:
-    """Return weights in the order of `CRITERIA`, and the strictness; `None` for no rubric."""
-    try:
-        rubric = parse(text)
-    except ValueError:
-        return None
-    if not set(rubric.weights) & set(CRITERIA):
-        return None
-    return np.array([rubric.weights.get(name, 0.0) for name in CRITERIA]), rubric.strictness

@@ -14,6 +14,7 @@ import numpy as np
 
 from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.llm import LM, Client, Parameters, Request, SimulatedLM
 from metaopt.llm.authorisation import gate
 from metaopt.problems.template_evolution.candidates import (
@@ -119,25 +120,16 @@ class TemplateEvolution(TemplateProblem):
         inner_steps: int = 5,
         transcripts: bool = False,
     ) -> None:
-        for name, value, legal in (
-            ("objective", objective, OBJECTIVES),
-            ("ranking", ranking, RANKINGS),
-            ("checker", checker, ("task", "lm")),
-        ):
-            if value not in legal:
-                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
-        for name, count, least in (
-            ("candidates", candidates, 2), ("inherited", inherited, 0), ("examples", examples, 0),
-            ("prompts_per_step", prompts_per_step, 1),
-            ("parents_in_context", parents_in_context, 1),
-            ("templates_in_context", templates_in_context, 1),
-            ("screening_pool", screening_pool, 1), ("verify", verify, 1),
-            ("inner_steps", inner_steps, 0),
-        ):  # fmt: skip
-            if count < least:
-                raise ValueError(f"TemplateEvolution needs {name} >= {least}; got {count}.")
-        if inherited > candidates:
-            raise ValueError(f"inherited={inherited} must be <= candidates={candidates}.")
+        self.objective, self.ranking, self.checker = objective, ranking, checker
+        self.candidates, self.inherited, self.verify = candidates, inherited, verify
+        self.prompts_per_step, self.parents_in_context = prompts_per_step, parents_in_context
+        self.screening_pool, self.transcripts = screening_pool, transcripts
+        self.inner_steps = inner_steps
+        check_choices(self, objective=OBJECTIVES, ranking=RANKINGS, checker=("task", "lm"))
+        check_ranges(
+            self, "candidates >= 2", "0 <= inherited <= candidates", "prompts_per_step >= 1",
+            "parents_in_context >= 1", "screening_pool >= 1", "verify >= 1", "inner_steps >= 0",
+        )  # fmt: skip
         lms = {**task.roles(), **(roles or {})}
         unknown = sorted(set(lms) - set(ROLES))
         if unknown:
@@ -168,10 +160,6 @@ class TemplateEvolution(TemplateProblem):
             Parameters(0.0, max_tokens), verify, self.creative,
             ranking == "outcome",
         )  # fmt: skip
-        self.objective, self.ranking = objective, ranking
-        self.candidates, self.inherited = candidates, inherited
-        self.prompts_per_step, self.parents_in_context = prompts_per_step, parents_in_context
-        self.screening_pool, self.transcripts = screening_pool, transcripts
         self.instruction = instruction or INSTRUCTION
         each = len(task.queries)
         first = candidates + inner_steps * prompts_per_step
@@ -279,7 +267,7 @@ class TemplateEvolution(TemplateProblem):
         return [Example(self.client.text(c["response"]), c["score"], c["outcome"]) for c in rows]
 
     def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
-        """Return a template's loss on what earlier trials have recorded, judged anew.
+        """Return a template's loss on what earlier trials have recorded, judged again.
 
         It is +inf where the judge gives less than half of them a score. Once the client has stopped
         it is the loss of the template's own run, since rows are missing.

@@ -10,6 +10,7 @@ import numpy as np
 
 from metaopt.metrics.binary import Array, auroc, reliability
 from metaopt.metrics.calibration import CalibratedJudge
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, STEP
 
 
 class Side(NamedTuple):
@@ -31,7 +32,7 @@ def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
     bins = [reliability(side.judge.probability(side.scores), side.outcomes) for side in sides]
     drawn = np.concatenate([np.append(binned.high, binned.probability) for binned in bins])
     top = min(1.0, 1.08 * float(drawn.max(initial=0.05)))
-    edges = _edges(np.concatenate([side.scores for side in sides]))
+    edges = np.arange(LOW - STEP / 2, HIGH + STEP, STEP)  # a bar for each score of the grid
     with house_style():
         figure = new_figure(3.6 * len(sides) + 0.4, 5.9)
         panels = figure.subplots(
@@ -82,18 +83,6 @@ def _histogram(axes: Any, side: Side, edges: Array) -> None:
     axes.axvline(side.judge.threshold, color="black", linewidth=1.1, linestyle=":",
                  label="threshold")  # fmt: skip
     axes.set(xlabel="score", xlim=(edges[0], edges[-1]))
-
-
-def _edges(scores: Array) -> Array:
-    """Return edges around each score where scores have a coarse grid, else of 24 equal bins."""
-    levels = np.unique(scores[np.isfinite(scores)])
-    if len(levels) < 2:
-        middle = float(levels[0]) if len(levels) else 0.0
-        return np.array([middle - 0.5, middle + 0.5])
-    low, high, step = levels[0], levels[-1], float(np.diff(levels).min())
-    if (high - low) / step <= 60:
-        return np.arange(low - step / 2, high + step, step)
-    return np.linspace(low, high, 25)
 
 
 def draw_evolution(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from metaopt.metrics.binary import Scores, as_scores
 from metaopt.metrics.calibration import CalibratedJudge, Numbers, compare, measure
@@ -44,20 +43,18 @@ RATES = {
 }
 
 
-class HeldOut(NamedTuple):
-    """Rows that no template was chosen or calibrated on; a score is `None` where there is none."""
+class Judged(NamedTuple):
+    """Examples under a template: a query, an outcome and a score (`None` without one) each."""
 
-    outcomes: ArrayLike
-    queries: ArrayLike
-    first_scores: Scores
-    best_scores: Scores
+    queries: Sequence[Any]
+    outcomes: Sequence[int]
+    scores: Scores
 
 
 def write_report(
     folder: Path,
-    first: CalibratedJudge,
-    best: CalibratedJudge,
-    held_out: HeldOut,
+    judges: Sequence[CalibratedJudge],
+    held_out: Sequence[Judged],
     evolution: Sequence[tuple[int, float]],
     provenance: Mapping[str, Any],
     title: str = "Calibrated judge",
@@ -70,9 +67,10 @@ def write_report(
 
     Args:
         folder: made where it is missing.
-        first, best: the judge under the first and under the best template, calibrated on the same
-            rows.
-        held_out: other rows: every number of the report is measured on them.
+        judges: the judge under the first and under the best template, calibrated on the same
+            examples.
+        held_out: other examples, which no template was chosen or calibrated on, under each of the
+            two: every number of the report is measured on them.
         evolution: (outer step, objective) of each template tried, in order; lower is better. No
             figure is drawn where none is finite.
         provenance: where the judge comes from, as JSON values: models, data, seeds, versions.
@@ -88,8 +86,9 @@ def write_report(
             refuses.
     """
     _check_json(provenance)
-    y, queries = np.asarray(held_out.outcomes, dtype=float), held_out.queries
-    scores = as_scores(held_out.first_scores), as_scores(held_out.best_scores)
+    (first, best), queries = judges, held_out[0].queries
+    y = np.asarray(held_out[0].outcomes, dtype=float)
+    scores = [as_scores(examples.scores) for examples in held_out]
     before = measure(first, scores[0], y, queries, seed)
     after = measure(best, scores[1], y, queries, seed)
     difference = compare(first, scores[0], best, scores[1], y, queries, seed)

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,23 +21,15 @@ from metaopt.metrics.binary import auroc, brier, kappa
 from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution.candidates import Candidate, arrays, judged
 from metaopt.problems.template_evolution.criteria_judge import CriteriaJudge
-from metaopt.problems.template_evolution.judge_report import HeldOut, write_report
+from metaopt.problems.template_evolution.judge_report import Judged, write_report
 from metaopt.problems.template_evolution.objectives import alignment, outer_loss
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse, unit
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse
 
 if TYPE_CHECKING:
     from metaopt.problems.template_evolution.calibration import JudgeCalibration
     from metaopt.problems.template_evolution.evolution import TemplateEvolution
 
 Scores = list[float | None]
-
-
-class Judged(NamedTuple):
-    """Examples under a template: a query, an outcome and a score (`None` without one) each."""
-
-    queries: list[int]
-    outcomes: list[int]
-    scores: Scores
 
 
 class EvolutionReport(Report):
@@ -151,10 +143,7 @@ def calibrate(
             CalibratedJudge.fit(template, x.scores, x.outcomes, (LOW, HIGH))
             for template, x in zip(templates, fitting, strict=True)
         ]
-        held_out = HeldOut(
-            testing[0].outcomes, testing[0].queries, testing[0].scores, testing[1].scores
-        )
-        write_report(folder, judges[0], judges[1], held_out, tried, provenance, **options)
+        write_report(folder, judges, testing, tried, provenance, **options)
     except ValueError as reason:
         return f"no calibrated judge: {reason}"
     return f"calibrated judge: {folder / 'judge.json'}, report: {folder / 'report.html'}"
@@ -189,15 +178,14 @@ def held_out_metrics(problem: JudgeCalibration, template: str) -> dict[str, floa
     """
     scores, test = problem.examine(template), problem.test
     outcomes = [int(x.outcome) for x in test]
-    known = [(s, y) for s, y in zip(scores, outcomes, strict=True) if s is not None]
+    p, y = scored(scores, test)
     metrics: dict[str, float | None] = {
-        "coverage": len(known) / len(scores),
+        "coverage": len(p) / len(scores),
         "success": best_of(scores, test),
         "random_success": best_of([0.0] * len(scores), test),
         "oracle_success": best_of(outcomes, test),
     }
-    if known:
-        p, y = np.array([unit(s) for s, _ in known]), np.array([y for _, y in known])
+    if len(p):
         metrics["auroc"] = auroc(p, y)
         metrics["brier"] = outer_loss("brier", p, y)
         metrics["alignment"] = alignment(p, y)
@@ -210,6 +198,12 @@ def held_out_metrics(problem: JudgeCalibration, template: str) -> dict[str, floa
         metrics["calibrated_brier"] = brier(judge.probability(scores), outcomes)
         metrics["kappa"] = kappa(judge.decide(scores), outcomes)
     return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def scored(scores: Scores, examples: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores as probabilities in [0, 1], and outcomes in {0, 1}, of the scored examples."""
+    pairs = zip(scores, examples, strict=True)
+    return arrays([{"score": s, "outcome": x.outcome} for s, x in pairs if s is not None])
 
 
 def best_of(scores: Sequence[float | None], examples: Sequence[Solution]) -> float:

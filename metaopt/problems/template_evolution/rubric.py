@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
+
+import numpy as np
 
 LOW, HIGH, STEP = 1.0, 10.0, 0.5
 """Range of a judge's score, and the distance between two of them."""
@@ -64,6 +67,21 @@ def parse(text: str) -> Rubric:
             f"{text[:80]!r}."
         )
     return Rubric(weights, float(strict[0][1]), lines[0])
+
+
+@lru_cache(maxsize=256)
+def read_weights(text: str, names: tuple[str, ...]) -> tuple[np.ndarray, float] | None:
+    """Return the weights of `names` in their order, and the strictness, for a simulated judge.
+
+    Returns `None` for a text that is no rubric, and for a rubric with none of `names`.
+    """
+    try:
+        rubric = parse(text)
+    except ValueError:
+        return None
+    if not set(rubric.weights) & set(names):
+        return None
+    return np.array([rubric.weights.get(name, 0.0) for name in names]), rubric.strictness
 
 
 def parse_score(text: str) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from metaopt.engine.protocols import Problem, Records
 from metaopt.engine.random import fold
+from metaopt.engine.ranges import check_ranges
 from metaopt.llm import Client, LMError, Parameters, Request
 from metaopt.problems.template_evolution.prompts import Example, quotes, read_template, rewriting
 
@@ -94,6 +95,7 @@ class TemplateProblem(Problem):
         self.client, self.creative, self.examiner = client, creative, examiner
         self.templates_in_context = templates_in_context
         self.examples, self.quoting = examples, quoting
+        check_ranges(self, "templates_in_context >= 1", "examples >= 0")
         self.records = Answers(client, examiner, authorisation)
 
     @abstractmethod

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from metaopt.metrics.calibration import CalibratedJudge, compare, measure
-from metaopt.problems.template_evolution.judge_report import HeldOut, verdict, write_report
+from metaopt.problems.template_evolution.judge_report import Judged, verdict, write_report
 from metaopt.report.page import Table, Verbatim, markdown
 
 RANGE = (1.0, 10.0)
@@ -32,6 +32,10 @@ def rows(seed, n=400):
     return outcomes, [f"query-{i // 4}" for i in range(n)], *scores
 
 
+def held_out(outcomes, queries, *scores):
+    return [Judged(queries, outcomes, each) for each in scores]
+
+
 @pytest.fixture(scope="module")
 def judges():
     outcomes, _, first, best = rows(0)
@@ -45,7 +49,7 @@ def judges():
 def written(judges, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     paths = write_report(
-        folder, *judges, HeldOut(*rows(1)), EVOLUTION, PROVENANCE, "A <judge>", "brier", WEIGHTS
+        folder, judges, held_out(*rows(1)), EVOLUTION, PROVENANCE, "A <judge>", "brier", WEIGHTS
     )
     return folder, paths
 
@@ -168,9 +172,10 @@ def test_verdict_says_when_the_interval_includes_0():
 
 
 def test_equal_scores_are_not_told_apart(judges, tmp_path):
-    outcomes, queries, first, _ = rows(1)
+    outcomes, queries, first, _ = rows(1, n=80)
     other = CalibratedJudge(BEST, judges[0].threshold, judges[0].knots, RANGE)
-    write_report(tmp_path, judges[0], other, HeldOut(outcomes, queries, first, first), [], {})
+    examples = held_out(outcomes, queries, first, first)
+    write_report(tmp_path, (judges[0], other), examples, [], {})
     text = (tmp_path / "report.md").read_text()
     assert "includes 0 for AUROC, Brier score and kappa:" in text
     assert "Evolution" not in text
@@ -178,9 +183,9 @@ def test_equal_scores_are_not_told_apart(judges, tmp_path):
 
 
 def test_an_unreplaced_first_template_is_said_to_be_one(judges, tmp_path):
-    outcomes, queries, first, _ = rows(1)
-    held_out = HeldOut(outcomes, queries, first, first)
-    write_report(tmp_path, judges[0], judges[0], held_out, EVOLUTION[:1], {})
+    outcomes, queries, first, _ = rows(1, n=80)
+    examples = held_out(outcomes, queries, first, first)
+    write_report(tmp_path, (judges[0], judges[0]), examples, EVOLUTION[:1], {})
     assert "nothing that was tried replaced it" in (tmp_path / "report.md").read_text()
 
 
@@ -189,8 +194,8 @@ def test_an_unreplaced_first_template_is_said_to_be_one(judges, tmp_path):
     [([0, 0, 0], [2.0, 5.0, 5.0]), ([0, 1, 1], [None, None, None]), ([0, 1, 1], [3.0, None, 4.0])],
 )
 def test_rows_that_say_little_still_make_a_report(judges, tmp_path, outcomes, scores):
-    held_out = HeldOut(outcomes, [1, 2, 3], scores, scores)
-    write_report(tmp_path, *judges, held_out, [(0, float("inf"))], {}, weights=[{"units": 1.0}])
+    examples = held_out(outcomes, [1, 2, 3], scores, scores)
+    write_report(tmp_path, judges, examples, [(0, float("inf"))], {}, weights=[{"units": 1.0}])
     text = (tmp_path / "report.md").read_text()
     assert "not defined" in text
     assert not re.search(r"\b(nan|inf|None)\b", text)
@@ -200,7 +205,7 @@ def test_rows_that_say_little_still_make_a_report(judges, tmp_path, outcomes, sc
 
 def test_figures_show_what_they_are_given(judges, tmp_path, written):
     plain = tmp_path / "plain"
-    write_report(plain, *judges, HeldOut(*rows(1)), EVOLUTION, {})
+    write_report(plain, judges, held_out(*rows(1, n=80)), EVOLUTION, {})
     with_weights = imread(written[0] / "figures" / "evolution.png")
     without = imread(plain / "figures" / "evolution.png")
     assert with_weights.shape[0] > 1.8 * without.shape[0]
@@ -211,7 +216,7 @@ def test_figures_show_what_they_are_given(judges, tmp_path, written):
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
 def test_provenance_that_is_not_json_is_refused_before_anything_is_written(judges, tmp_path, value):
     with pytest.raises(ValueError, match="provenance must hold JSON values"):
-        write_report(tmp_path, *judges, HeldOut(*rows(1)), EVOLUTION, {"a": value})
+        write_report(tmp_path, judges, held_out(*rows(1)), EVOLUTION, {"a": value})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -61,19 +61,19 @@ def test_concurrency_changes_nothing():
     logs = []
     for concurrency in (1, 64):
         of = problem(client=partial(Client, concurrency=concurrency), world={"error_rate": 0.05})
-        engine, told = run(of, outer_steps=3)
-        logs.append((engine.inner, engine.optimizer.solution, [f.cost for f in told]))
+        engine, feedbacks = run(of, outer_steps=3)
+        logs.append((engine.inner, engine.optimizer.solution, [f.cost for f in feedbacks]))
     assert logs[0] == logs[1]
 
 
 def test_a_run_keeps_the_counts_of_the_paper():
     of = problem(candidates=10, inherited=5, prompts_per_step=5, world={"parse_failures": 0.0})
-    engine, told = run(of, evolve=False, outer_steps=2)
+    engine, feedbacks = run(of, evolve=False, outer_steps=2)
     each = engine.inner["log"]
     assert len(each) <= 2 * (10 + 5 * 5)
     assert of.client.spent("optimizer")["lm_calls"] == 2 * 2 * 5
     assert of.client.spent("target")["lm_calls"] <= 2 * (10 + 25 + 5 + 25)
-    assert sum(f.cost["lm_calls"] for f in told) == of.client.spent()["lm_calls"]
+    assert sum(f.cost["lm_calls"] for f in feedbacks) == of.client.spent()["lm_calls"]
 
 
 def test_the_best_are_inherited_and_judged_anew():
@@ -189,12 +189,12 @@ def test_a_claimed_success_must_hold_more_often_than_not():
 
 def test_a_spent_budget_ends_the_run_and_keeps_what_was_paid_for():
     of = problem(client=partial(Client, limits={"lm_calls": 200}))
-    engine, told = run(of)
+    engine, feedbacks = run(of)
     assert engine.outer_step < 6
     assert "budget of 200 lm_calls" in engine.stopped
-    assert sum(f.cost["lm_calls"] for f in told) <= 200
+    assert sum(f.cost["lm_calls"] for f in feedbacks) <= 200
     assert engine.inner["log"]
-    assert float(told[0].value) < 1
+    assert float(feedbacks[0].value) < 1
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_a_budget_too_small_for_a_step_is_refused_with_the_estimate(limits, budg
 
 def test_a_useless_template_is_rejected_without_a_run():
     of = problem()
-    _, told = run(of, outer_steps=1)
-    trials = [type("Trial", (), {"outer": of.task.template, "artifacts": told[0].artifacts})]
+    _, feedbacks = run(of, outer_steps=1)
+    trials = [type("Trial", (), {"outer": of.task.template, "artifacts": feedbacks[0].artifacts})]
     assert of.screen("Be kind.", trials) == float("inf")
     assert np.isfinite(of.screen(of.task.template, trials))
 
@@ -223,9 +223,9 @@ def test_a_useless_template_is_rejected_without_a_run():
         ({"objective": "accuracy"}, "objective must be one of mae, balanced"),
         ({"ranking": "best"}, "ranking must be one of label_first"),
         ({"checker": "me"}, "checker must be one of task, lm"),
-        ({"candidates": 1}, "candidates >= 2; got 1"),
-        ({"inherited": 11}, "inherited=11 must be <= candidates=10"),
-        ({"verify": 0}, "verify >= 1; got 0"),
+        ({"candidates": 1}, "candidates >= 2; got candidates=1"),
+        ({"inherited": 11}, "0 <= inherited <= candidates; got inherited=11, candidates=10"),
+        ({"verify": 0}, "verify >= 1; got verify=0"),
         ({"checker": "lm"}, "no language model plays the role checker"),
         ({"roles": {"target": Failing()}}, "needs an authorisation"),
         ({"roles": {"optimizer": Failing()}}, "needs problem.instruction"),
@@ -293,9 +293,9 @@ def test_the_template_never_sees_the_queries_it_is_measured_on(tmp_path):
 
 def test_a_template_that_quotes_a_response_is_not_taken():
     of = problem(queries=4)
-    _, told = run(of, outer_steps=1)
-    parent = Trial(of.task.template, 0.5, 1, told[0].artifacts)
-    log = told[0].artifacts
+    _, feedbacks = run(of, outer_steps=1)
+    parent = Trial(of.task.template, 0.5, 1, feedbacks[0].artifacts)
+    log = feedbacks[0].artifacts
     leak = of.client.text(log[0]["response"])
 
     def leaking(role, messages, key):
