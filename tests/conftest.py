@@ -29,16 +29,16 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def shipped_files_are_parsed_once() -> Iterator[None]:
     """Keep what hydra reads from the shipped folder alone; a third of composing is parsing."""
-    read, kept = ConfigRepository.load_config, {}
+    read, cache = ConfigRepository.load_config, {}
     alone = [f"file://{folders.shipped()}"]
 
     def load(self: ConfigRepository, config_path: str) -> Any:
         files = [s.path for s in self.get_sources() if s.scheme() == "file"]
         if files != alone:
             return read(self, config_path)
-        if config_path not in kept:
-            kept[config_path] = read(self, config_path)
-        return copy.deepcopy(kept[config_path])
+        if config_path not in cache:
+            cache[config_path] = read(self, config_path)
+        return copy.deepcopy(cache[config_path])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load)

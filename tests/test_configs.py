@@ -87,13 +87,13 @@ CONTEXT = {
 
 def arguments(group: str, option: str) -> list[str]:
     """Return overrides that choose an option with the problem it is for, made small."""
-    found = chosen(group, option)
+    options = chosen(group, option)
     if option in ("process_reward/process_bench", "process_reward/process_files"):
-        return [*found, *REWEIGHTING]
+        return [*options, *REWEIGHTING]
     if option == "reward_model/preference_texts":
-        return [*found, "problem.task.data.runs=2", "problem.task.model.widths=[8]"]
-    problem = next(a.partition("=")[2] for a in found if a.startswith("problem="))
-    return [*found, *shrunk(problem, Path.cwd())]
+        return [*options, "problem.task.data.runs=2", "problem.task.model.widths=[8]"]
+    problem = next(a.partition("=")[2] for a in options if a.startswith("problem="))
+    return [*options, *shrunk(problem, Path.cwd())]
 
 
 def chosen(group: str, option: str) -> list[str]:
@@ -212,10 +212,10 @@ def test_every_experiment_expands(name: str) -> None:
     assert str(config.hydra.mode).endswith("MULTIRUN")
     assert config.name == name
     assert config.hydra.sweep.dir == f"results/{name}"
-    found = cells(config)
-    assert len(found) > 1
-    assert len({tuple(cell) for cell in found}) == len(found)
-    seeds = {o for cell in found for o in cell if o.startswith("seed=")}
+    expanded = cells(config)
+    assert len(expanded) > 1
+    assert len({tuple(cell) for cell in expanded}) == len(expanded)
+    seeds = {o for cell in expanded for o in cell if o.startswith("seed=")}
     replicates = OmegaConf.select(config, "problem.task.data.runs", default=1)
     assert len(seeds) * replicates >= 3, "a table needs repetitions"
 
@@ -224,9 +224,9 @@ def test_every_experiment_expands(name: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_row_of_an_experiment_composes_and_fits_its_constructors(name: str) -> None:
     """Each value of each axis, the other axes at their first."""
-    found = cells(composed(f"experiment={name}"))
-    seed = next(o for o in found[0] if o.startswith("seed="))
-    rows = [cell for cell in found if seed in cell and len({*cell} - {*found[0]}) <= 1]
+    expanded = cells(composed(f"experiment={name}"))
+    seed = next(o for o in expanded[0] if o.startswith("seed="))
+    rows = [cell for cell in expanded if seed in cell and len({*cell} - {*expanded[0]}) <= 1]
     labels = []
     with composing():
         for overrides in rows:
@@ -304,8 +304,8 @@ def test_the_packages_in_setup_cfg_are_those_of_the_tree() -> None:
     parser.read(source / "setup.cfg")
     listed = parser["options"]["packages"].split()
     folders = {path.parent for path in (source / "metaopt").rglob("*.py")}
-    found = {".".join(folder.relative_to(source).parts) for folder in folders}
-    assert sorted(listed) == sorted({*found, "metaopt.configs"})
+    packages = {".".join(folder.relative_to(source).parts) for folder in folders}
+    assert sorted(listed) == sorted({*packages, "metaopt.configs"})
     assert all((folder / "__init__.py").exists() for folder in folders)
 
 

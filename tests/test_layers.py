@@ -38,14 +38,14 @@ OWNERS = {"hydra": "cli", "omegaconf": "cli", "wandb": "runs.tracking"}
 
 def imports(path: Path) -> set[str]:
     """Return the modules that a file imports, and the names with their modules."""
-    found: set[str] = set()
+    modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 def module(path: Path) -> str:
@@ -59,14 +59,14 @@ def within(name: str, parts: set[str]) -> bool:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_only_what_its_layer_may(path: Path) -> None:
     name = module(path)
-    found = {x.removeprefix("metaopt.") for x in imports(path) if x.startswith("metaopt.")}
+    modules = {x.removeprefix("metaopt.") for x in imports(path) if x.startswith("metaopt.")}
     part = max((part for part in ALLOWED if within(name, {part})), key=len, default=None)
     if part is not None:
         allowed = ALLOWED[part] | EXCEPTIONS.get(name, set()) | {part}
-        strangers = sorted(x for x in found if not within(x, allowed))
+        strangers = sorted(x for x in modules if not within(x, allowed))
         assert not strangers, f"{name} may not import {strangers}"
     assert within(name, {"cli", "__main__", "runs.python"}) or not any(
-        within(x, {"cli"}) for x in found
+        within(x, {"cli"}) for x in modules
     )
 
 

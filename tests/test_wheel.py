@@ -31,8 +31,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(["git", "clone", "--quiet", str(SOURCE), "source"], folder)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run([*pip, "wheel", "--no-deps", "--quiet", "-w", "dist", "./source"], folder)
-    (found,) = (folder / "dist").glob("metaopt-*.whl")
-    return found
+    (actual,) = (folder / "dist").glob("metaopt-*.whl")
+    return actual
 
 
 def test_the_wheel_holds_every_module_and_every_yaml(wheel: Path) -> None:

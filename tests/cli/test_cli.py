@@ -24,8 +24,8 @@ TINY = ("problem=ridge", "debug=tiny", "figures=false")
 
 
 def only(pattern: str) -> Path:
-    (found,) = Path().glob(pattern)
-    return found
+    (actual,) = Path().glob(pattern)
+    return actual
 
 
 def test_a_run_leaves_its_folder_and_says_where_it_is(metaopt: Metaopt) -> None:

@@ -41,10 +41,10 @@ def test_read_curves_skips_what_is_not_a_number(tmp_path):
 
 def test_binned_keeps_the_mean_and_the_length():
     steps = np.arange(1000.0)
-    found = binned(Curve(steps, 2 * steps, steps**2), most=100)
-    assert len(found.outer) == 100
-    assert found.value.mean() == pytest.approx((steps**2).mean())
-    np.testing.assert_allclose(found.inner, 2 * found.outer)
+    actual = binned(Curve(steps, 2 * steps, steps**2), most=100)
+    assert len(actual.outer) == 100
+    assert actual.value.mean() == pytest.approx((steps**2).mean())
+    np.testing.assert_allclose(actual.inner, 2 * actual.outer)
 
 
 def test_the_inner_axis_follows_uneven_inner_steps():

@@ -148,9 +148,9 @@ def test_paired_differences_count_a_lower_loss_as_better(sweep):
     text = (sweep / "report" / "table.md").read_text().split("## Paired")[1]
     rows = [line for line in text.splitlines() if line.startswith("| better | plain |")]
     values = [[100 * accuracy(row, seed) for seed in range(4)] for row in ("better", "plain")]
-    found = paired(*values)
-    assert f"{found.difference.estimate:+.1f} ± {found.difference.half:.1f} | 4 of 4" in rows[0]
-    assert f"{-found.difference.estimate / 100:+.3f}" in rows[1]
+    actual = paired(*values)
+    assert f"{actual.difference.estimate:+.1f} ± {actual.difference.half:.1f} | 4 of 4" in rows[0]
+    assert f"{-actual.difference.estimate / 100:+.3f}" in rows[1]
     assert "4 of 4" in rows[1]
 
 
@@ -358,14 +358,14 @@ def test_interquartile_means_are_a_column_of_their_own(sweep, tmp_path, capsys):
 
 def test_replicates_of_a_run_count_as_seeds(tmp_path):
     values = {row: [float(accuracy(row, i)) for i in range(4)] for row in ("plain", "better")}
-    for row, found in values.items():
-        replicates = {"eval/accuracy": found, "eval/loss": [0.1, 0.2, None, 0.4]}
+    for row, actual in values.items():
+        replicates = {"eval/accuracy": actual, "eval/loss": [0.1, 0.2, None, 0.4]}
         write_run(tmp_path / row, 0, row, report=REPORT, replicates=replicates, stopped="time")
-    found = collect(tmp_path)
-    assert [c.seed for c in found.of("plain")] == [0, 1, 2, 3]
-    assert [c.metrics["eval/accuracy"] for c in found.of("plain")] == values["plain"]
-    assert [("outer/loss" in c.metrics) for c in found.of("plain")] == [True, False, False, False]
-    assert len(found.first_replicates) == 2
+    actual = collect(tmp_path)
+    assert [c.seed for c in actual.of("plain")] == [0, 1, 2, 3]
+    assert [c.metrics["eval/accuracy"] for c in actual.of("plain")] == values["plain"]
+    assert [("outer/loss" in c.metrics) for c in actual.of("plain")] == [True, False, False, False]
+    assert len(actual.first_replicates) == 2
     assert main([str(tmp_path), "--metrics", "eval/accuracy", "eval/loss", "outer/loss"]) == 0
     text = (tmp_path / "report" / "table.md").read_text()
     expected = t_interval([100 * v for v in values["plain"]])

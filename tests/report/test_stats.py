@@ -12,11 +12,11 @@ A, B = DRAW.normal(1.0, 0.5, 12), DRAW.normal(0.7, 0.5, 12)
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
 def test_t_interval_is_scipys(level):
-    found = stats.t_interval(A, level)
+    actual = stats.t_interval(A, level)
     expected = reference.ttest_1samp(A, 0).confidence_interval(level)
-    assert found.estimate == pytest.approx(A.mean())
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.half == pytest.approx(found.high - found.estimate)
+    assert actual.estimate == pytest.approx(A.mean())
+    assert (actual.low, actual.high) == pytest.approx((expected.low, expected.high))
+    assert actual.half == pytest.approx(actual.high - actual.estimate)
 
 
 def test_t_interval_covers_as_often_as_it_says():
@@ -26,13 +26,13 @@ def test_t_interval_covers_as_often_as_it_says():
 
 
 def test_bootstrap_interval_agrees_with_scipys_percentile_bootstrap():
-    found = stats.bootstrap_interval(A, np.median)
+    actual = stats.bootstrap_interval(A, np.median)
     expected = reference.bootstrap(
         (A,), np.median, n_resamples=20_000, method="percentile", rng=np.random.default_rng(3)
     ).confidence_interval
-    assert found.estimate == np.median(A)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03)
-    assert found == stats.bootstrap_interval(A, np.median)
+    assert actual.estimate == np.median(A)
+    assert (actual.low, actual.high) == pytest.approx((expected.low, expected.high), abs=0.03)
+    assert actual == stats.bootstrap_interval(A, np.median)
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
@@ -43,8 +43,8 @@ def test_iqm_is_the_mean_of_the_middle_half():
 
 def test_the_interval_of_an_iqm_ignores_one_outlier():
     values = [*A, 1e6]
-    found = stats.bootstrap_interval(values, stats.iqm, level=0.5)
-    assert A.min() < found.low < found.estimate < found.high < A.max()
+    actual = stats.bootstrap_interval(values, stats.iqm, level=0.5)
+    assert A.min() < actual.low < actual.estimate < actual.high < A.max()
 
 
 def test_values_of_random_splits_are_no_independent_sample():
@@ -63,27 +63,27 @@ def test_values_of_random_splits_are_no_independent_sample():
 
 
 def test_paired_is_scipys():
-    found = stats.paired(A, B)
+    actual = stats.paired(A, B)
     t = reference.ttest_rel(A, B)
-    assert found.difference.estimate == pytest.approx(np.mean(A - B))
-    assert found.difference[1:] == pytest.approx(tuple(t.confidence_interval()))
-    assert found.p_t == pytest.approx(t.pvalue)
-    assert found.p_wilcoxon == pytest.approx(reference.wilcoxon(A, B).pvalue)
-    assert (found.wins, found.losses, found.n) == ((A > B).sum(), (A < B).sum(), 12)
-    assert found.p_sign == pytest.approx(reference.binomtest(found.wins, 12).pvalue)
+    assert actual.difference.estimate == pytest.approx(np.mean(A - B))
+    assert actual.difference[1:] == pytest.approx(tuple(t.confidence_interval()))
+    assert actual.p_t == pytest.approx(t.pvalue)
+    assert actual.p_wilcoxon == pytest.approx(reference.wilcoxon(A, B).pvalue)
+    assert (actual.wins, actual.losses, actual.n) == ((A > B).sum(), (A < B).sum(), 12)
+    assert actual.p_sign == pytest.approx(reference.binomtest(actual.wins, 12).pvalue)
 
 
 def test_paired_of_equal_values_claims_nothing():
-    found = stats.paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
-    assert (found.wins, found.losses, found.p_sign, found.p_wilcoxon) == (0, 0, 1.0, 1.0)
-    assert math.isnan(found.p_t)
+    actual = stats.paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert (actual.wins, actual.losses, actual.p_sign, actual.p_wilcoxon) == (0, 0, 1.0, 1.0)
+    assert math.isnan(actual.p_t)
 
 
 def test_one_seed_has_no_interval():
-    for found in (stats.t_interval([2.0]), stats.bootstrap_interval([2.0])):
-        assert found.estimate == 2.0
-        assert math.isnan(found.low)
-        assert math.isnan(found.high)
+    for actual in (stats.t_interval([2.0]), stats.bootstrap_interval([2.0])):
+        assert actual.estimate == 2.0
+        assert math.isnan(actual.low)
+        assert math.isnan(actual.high)
     assert math.isnan(stats.paired([2.0], [1.0]).p_t)
 
 
@@ -104,11 +104,11 @@ def test_mistakes_are_named(call, words):
 def test_t_intervals_are_those_of_the_columns_without_nans():
     table = DRAW.normal(size=(6, 4))
     table[2:, 1], table[1:, 2], table[:, 3] = math.nan, math.nan, math.nan
-    found = np.array(stats.t_intervals(table, 0.9)).T
-    for column, row in zip(table.T[:3], found, strict=False):
+    actual = np.array(stats.t_intervals(table, 0.9)).T
+    for column, row in zip(table.T[:3], actual, strict=False):
         known = column[np.isfinite(column)]
         assert tuple(row) == pytest.approx(tuple(stats.t_interval(known, 0.9)), nan_ok=True)
-    assert np.isnan(found[3]).all()
+    assert np.isnan(actual[3]).all()
 
 
 def test_paired_differences_equal_but_for_round_off_have_no_p():

@@ -191,11 +191,11 @@ class Replicates(Ridge):
 def test_the_result_keeps_every_replicate(tmp_path: Path) -> None:
     run = build(tmp_path / "a")
     run.engine.problem = Replicates()
-    found = run()
-    assert found["metrics"]["eval/one"] == 1.0
-    assert found["metrics"]["eval/each"] is None
-    assert found["replicates"] == {"eval/each": [1.0, 2.0, None]}
-    assert json.loads(result(tmp_path / "a"))["replicates"] == found["replicates"]
+    actual = run()
+    assert actual["metrics"]["eval/one"] == 1.0
+    assert actual["metrics"]["eval/each"] is None
+    assert actual["replicates"] == {"eval/each": [1.0, 2.0, None]}
+    assert json.loads(result(tmp_path / "a"))["replicates"] == actual["replicates"]
 
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ def records(path):
 
 
 def test_floats_reads_numbers_and_tensors():
-    found = floats({"a": torch.tensor([2.5]), "b": 3, "c": torch.tensor(1, requires_grad=False)})
-    assert found == {"a": 2.5, "b": 3, "c": 1.0}
-    assert all(not isinstance(value, torch.Tensor) for value in found.values())
+    actual = floats({"a": torch.tensor([2.5]), "b": 3, "c": torch.tensor(1, requires_grad=False)})
+    assert actual == {"a": 2.5, "b": 3, "c": 1.0}
+    assert all(not isinstance(value, torch.Tensor) for value in actual.values())
 
 
 def test_floats_detaches():
@@ -64,8 +64,8 @@ def test_tensorboard_writes_scalars(tmp_path):
         tracker.log(3, {"outer/loss": 0.5})
     with TensorBoard(tmp_path, {}, resume_step=3) as tracker:
         tracker.log(4, {"outer/loss": 0.25})
-    found = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in found.Scalars("outer/loss")] == [(3, 0.5), (4, 0.25)]
+    actual = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in actual.Scalars("outer/loss")] == [(3, 0.5), (4, 0.25)]
 
 
 @pytest.mark.parametrize(
