@@ -17,7 +17,7 @@ from metaopt.engine import Engine, distributed
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Estimator, OuterOptimizer, Tree
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.estimators.finite_difference import FiniteDifference
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.inner_run import InnerRun, Result
@@ -75,10 +75,8 @@ class BettyHypergradient(InnerRun):
         relative: bool = False,
     ) -> None:
         super().__init__(inner_steps)
-        if type not in get_args(Type):
-            raise ValueError(f"type must be one of {', '.join(get_args(Type))}; got {type!r}.")
-        self.type, self.iterations = type, iterations
-        self.alpha, self.relative = alpha, relative
+        self.type, self.iterations, self.alpha, self.relative = type, iterations, alpha, relative
+        check_choices(self, type=get_args(Type))
         check_ranges(self, "iterations >= 1" if type == "cg" else "iterations >= 0")
         if distributed.world_size() > 1:
             raise ValueError("betty runs in one process here; under torchrun use engine=metaopt.")

@@ -12,7 +12,7 @@ from metaopt.engine.gradient_problem import Batch, GradientState, SampledProblem
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, replay
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.estimators.constants import along, tangent
 from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
 from metaopt.estimators.one_step import take_step
@@ -59,13 +59,10 @@ class ScoreFunction(InnerRun):
         weight: float = 1.0,
         reversed: bool = False,
     ) -> None:
-        if feedback not in get_args(Kind):
-            raise ValueError(
-                f"ScoreFunction needs feedback in {', '.join(get_args(Kind))}; got {feedback!r}."
-            )
         super().__init__()
         self.feedback, self.baseline, self.clip = feedback, baseline, clip
         self.weight, self.sign = weight, -1.0 if reversed else 1.0
+        check_choices(self, feedback=get_args(Kind))
         check_ranges(self, "0 <= baseline < 1 or null", "clip > 0 or null", "weight >= 0")
         self._average: Tensor | None = None
 

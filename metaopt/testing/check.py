@@ -229,17 +229,13 @@ def _compare(loop: InnerLoop, name: str, estimator: Estimator, points: list[_Poi
     try:
         estimator.check(loop)
         row, used = _row(loop, name, copy.deepcopy(estimator), points[0], warm=False)
-        if len(points) == 1 or not _keeps_tensors(used):
+        if len(points) == 1 or next(tree.tensors(used.state_dict()), None) is None:
             return [row]
         for point in points[1:-1]:
             used(loop, *_as(loop, point))
         return [row, _row(loop, name, used, points[-1], warm=True)[0]]
     except (ValueError, TypeError, NotImplementedError) as error:
         return [Row(name, False, points[0].reference, refused=str(error))]
-
-
-def _keeps_tensors(estimator: Estimator) -> bool:
-    return next(tree.tensors(estimator.state_dict()), None) is not None
 
 
 def _row(

@@ -192,5 +192,5 @@ def test_a_problem_without_decisions_is_refused_with_advice():
     "arguments", [{"feedback": "loss"}, {"baseline": 1.0}, {"clip": 0.0}, {"weight": -1.0}]
 )
 def test_bad_arguments_are_named(arguments):
-    with pytest.raises(ValueError, match="ScoreFunction needs"):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
         ScoreFunction(**arguments)
