@@ -82,7 +82,7 @@ def _label(options: argparse.Namespace) -> None:
     from metaopt.problems.process_reward.labelling.answers import reference_answers
     from metaopt.problems.process_reward.labelling.rollouts import label_steps
 
-    chains = read(options.solutions, options.format).chains[: options.limit]
+    chains = read(options.solutions, options.format)[: options.limit]
     answers = reference_answers(chains, options.answers or options.solutions)
     with ExitStack() as stack:
         policy, judge = _models(options, stack)

@@ -54,7 +54,7 @@ def test_labels_are_written_and_read_back(
 ) -> None:
     source, folder = put(tmp_path / "mine.jsonl", ROWS), tmp_path / "labels"
     main((source, str(folder), "--policy", "arithmetic", "--batch", "2"))
-    labels = [chain.labels for chain in read(folder).chains]
+    labels = [chain.labels for chain in read(folder)]
     assert labels == [(1.0, 1.0), (1.0, 0.0), (1.0,)]
     printed = capsys.readouterr()
     assert "3 solutions, 5 of 5 steps labelled with 20 rollouts; mean label 0.800." in printed.out
@@ -151,7 +151,7 @@ def test_a_model_of_transformers_labels_steps(tmp_path: Path) -> None:
         source, str(tmp_path / "labels"), "--policy", "transformers",
         "--model", str(tmp_path / "model"), "--max-tokens", "3", "--maximum", "4",
     ))  # fmt: skip
-    chains = read(tmp_path / "labels").chains
+    chains = read(tmp_path / "labels")
     counts = np.array([x or 0 for chain in chains for x in chain.rollouts])
     assert counts.max() <= 4
     assert [len(chain.labels) for chain in chains] == [2, 2, 1]

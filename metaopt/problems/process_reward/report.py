@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from metaopt.metrics.best_of_n import best_of_n, interval, majority_vote, pass_at_n
+from metaopt.report.table import Table
 
 
 def compare(
@@ -43,12 +44,8 @@ def compare(
                 bounds = ["" if x is None else f"{100 * x:.4g}" for x in (low, high)]
                 table.writerow([name, n, f"{value:.4g}", *bounds])
     _draw(means, sizes, folder / "figures" / "best_of_n.png")
-    wide = max(len("best of n, %"), *map(len, means))
-    lines = ["best of n, %".ljust(wide) + "".join(f"{n:8d}" for n in sizes)]
-    lines += [
-        name.ljust(wide) + "".join(f"{value:8.1f}" for value in mean)
-        for name, mean in means.items()
-    ]
+    rows = [[name, *(f"{value:.1f}" for value in mean)] for name, mean in means.items()]
+    lines = [Table(["best of n, %", *map(str, sizes)], rows).text()]
     last = ends[next(iter(means))][-1]
     if None not in last:
         low, high = (100 * x for x in last if x is not None)

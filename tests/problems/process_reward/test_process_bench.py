@@ -14,9 +14,8 @@ from small import process_files
 from metaopt.data.solutions import solutions
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.final_answers import agree, canonical, final_answer
-from metaopt.problems.process_reward.data.gsm8k import gsm8k_solutions
 from metaopt.problems.process_reward.data.meta_set import leaked, question_key
-from metaopt.problems.process_reward.data.process_bench import process_bench
+from metaopt.problems.process_reward.data.process_bench import gsm8k_solutions, process_bench
 
 
 def bench(folder: Path, **options: Any) -> ProcessData:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from metaopt.problems.process_reward.data.formats import Chain, read
-from metaopt.problems.process_reward.data.gsm8k import gsm8k_solutions
 from metaopt.problems.process_reward.data.meta_set import leaked, meta_set, question_key
+from metaopt.problems.process_reward.data.process_bench import gsm8k_solutions
 
 
 def lines(*rows: Any) -> str:
@@ -120,8 +120,8 @@ def test_the_meta_set_of_gsm8k_solutions() -> None:
 
 @pytest.mark.data
 def test_every_question_of_process_bench_gsm8k_is_one_of_gsm8ks_test_set() -> None:
-    chains = read(data("processbench/gsm8k.json")).chains
+    chains = read(data("processbench/gsm8k.json"))
     rows = data("gsm8k/test.jsonl").read_text().splitlines()
     assert leaked(chains, [json.loads(row)["question"] for row in rows]) == list(range(400))
     for other in ("math", "olympiadbench", "omnimath"):
-        assert not leaked(read(data(f"processbench/{other}.json")).chains, chains)
+        assert not leaked(read(data(f"processbench/{other}.json")), chains)

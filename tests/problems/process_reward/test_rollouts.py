@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_files(tmp_path: Path) -> None:
     third = Coin()
     assert label_steps(*args, third, tmp_path / "b", batch=3) == whole
     assert third.calls == []
-    assert [c.qid for c in read(tmp_path / "a").chains] == [str(i) for i in range(10)]
+    assert [c.qid for c in read(tmp_path / "a")] == [str(i) for i in range(10)]
     assert label_steps(*args, Coin(), tmp_path / "c", batch=3, seed=1) != whole
 
 

@@ -110,9 +110,12 @@ def test_labels_from_a_local_model(folder: str, tmp_path: Path) -> None:
 
 def test_the_name_tells_whatever_decides_completions(folder: str) -> None:
     given: list[dict[str, Any]] = [
-        {}, {"temperature": 0.6}, {"top_p": 0.9}, {"max_tokens": 20}, {"separator": " "},
-        {"dtype": "bfloat16"}, {"batch_size": 4},
-    ]  # fmt: skip
+        {},
+        {"temperature": 0.6},
+        {"max_tokens": 20},
+        {"dtype": "bfloat16"},
+        {"batch_size": 4},
+    ]
     names = [GenerateCompletion(folder, **options).name for options in given]
     assert len(set(names)) == len(names)
     assert "template=None" in names[0]

@@ -42,15 +42,15 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_chains_come_back_from_the_own_format(name: str, tmp_path: Path) -> None:
-    chains = read(put(tmp_path / "a.json", ROWS[name])).chains
-    assert read(tmp_path / "a.json", format=name).chains == chains
+    chains = read(put(tmp_path / "a.json", ROWS[name]))
+    assert read(tmp_path / "a.json", format=name) == chains
     write(tmp_path / "b.jsonl.gz", chains)
-    assert read(tmp_path / "b.jsonl.gz").chains == chains
+    assert read(tmp_path / "b.jsonl.gz") == chains
 
 
 def test_a_format_says_what_its_rows_hold(name: str, tmp_path: Path) -> None:
     """Labels and outcomes of published rows are those that the table of formats promises."""
-    chains = read(put(tmp_path / "a.json", ROWS[name])).chains
+    chains = read(put(tmp_path / "a.json", ROWS[name]))
     form = FORMATS[name]
     assert set(form.columns) <= ROWS[name][0].keys()
     assert any(any(chain.mask) for chain in chains) == form.labels
@@ -58,11 +58,11 @@ def test_a_format_says_what_its_rows_hold(name: str, tmp_path: Path) -> None:
 
 
 def one(rows: list[dict[str, Any]], number: int, tmp_path: Path) -> Chain:
-    return read(put(tmp_path / "a.json", rows)).chains[number]
+    return read(put(tmp_path / "a.json", rows))[number]
 
 
 def test_dreamprm_keeps_counts_and_merges_missing_steps(tmp_path: Path) -> None:
-    whole, partial = read(put(tmp_path / "a.json", dreamprm())).chains
+    whole, partial = read(put(tmp_path / "a.json", dreamprm()))
     assert whole.steps[0] == "Step 1: Restate."
     assert whole.steps[2:] == ("Step 3: Know.\n\n###", "Step 4: Do.", "5")
     assert (whole.successes, whole.rollouts) == ((7, 4, 0, 1, 2), (11, 4, 4, 5, 3))
@@ -75,7 +75,7 @@ def test_dreamprm_keeps_counts_and_merges_missing_steps(tmp_path: Path) -> None:
 def test_dreamprm_rows_of_another_response_are_another_chain(tmp_path: Path) -> None:
     rows = dreamprm()[:2]
     other = {**rows[1], "add": "Step 1: Differ. Step 2: Too."}
-    chains = read(put(tmp_path / "a.json", [other, *reversed(rows)])).chains
+    chains = read(put(tmp_path / "a.json", [other, *reversed(rows)]))
     assert [len(chain.steps) for chain in chains] == [2, 1]
     assert chains[1].steps == ("Step 1: Differ. Step 2: Too.",)
 
@@ -83,7 +83,7 @@ def test_dreamprm_rows_of_another_response_are_another_chain(tmp_path: Path) -> 
 def test_dreamprm_rows_of_the_fewest_columns(tmp_path: Path) -> None:
     row = {"input": "q", "image_path": "x.png", "dataset": "d", "accuracy": 1}
     rows = [{**row, "add": "Step 1: a Step 2: b"}, {**row, "add": "Step 1: a "}]
-    (chain,) = read(put(tmp_path / "a.json", rows)).chains
+    (chain,) = read(put(tmp_path / "a.json", rows))
     assert chain.steps == ("Step 1: a", "Step 2: b")
     assert chain.labels == (1.0, 1.0)
     assert chain.rollouts == ()
@@ -134,7 +134,7 @@ def test_after_the_first_wrong_step_nothing_is_known(tmp_path: Path) -> None:
     assert (chain.labels, chain.mask) == ((1.0, 0.0, None), (True, True, False))
     assert (chain.domain, chain.policy) == ("olympiad-bench", "Qwen2-7B-Instruct")
     assert truncate(chain).steps == ("12.", "13.")
-    found = read(put(tmp_path / "some_task.json", MISTAKE)).chains
+    found = read(put(tmp_path / "some_task.json", MISTAKE))
     assert [chain.labels for chain in found] == [(0.0, None, None), (1.0,), (1.0, 0.0)]
     assert [chain.outcome for chain in found] == [True, True, False]
     assert {chain.domain for chain in found} == {"some_task"}
@@ -146,7 +146,7 @@ def test_labels_of_trl_are_of_one_type(tmp_path: Path) -> None:
         write(tmp_path / "a.json", chains, "stepwise")
         rows = json.loads((tmp_path / "a.json").read_text())
         assert {type(row["labels"][0]) for row in rows} == {kind}
-        assert [c.labels for c in read(tmp_path / "a.json").chains] == [c.labels for c in chains]
+        assert [c.labels for c in read(tmp_path / "a.json")] == [c.labels for c in chains]
 
 
 def test_a_response_is_a_chain_of_its_lines(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_response_is_a_chain_of_its_lines(tmp_path: Path) -> None:
         {"query": "q", "response": "a\n\nb", "outcome": True, "system": "me"},
         {"question": "r", "response": "c", "outcome": 0},
     ]
-    first, second = read(put(tmp_path / "a.json", rows)).chains
+    first, second = read(put(tmp_path / "a.json", rows))
     assert (first.prompt, first.steps, first.outcome, first.policy) == ("q", ("a", "b"), True, "me")
     assert (second.prompt, second.steps, second.outcome) == ("r", ("c",), False)
 
@@ -192,7 +192,7 @@ def test_published_files_come_back_whole(folder: str, name: str, counts: list[in
             if file.suffix == ".json"
             else [json.loads(line) for line in text.splitlines()]
         )
-        chains = read(file).chains
+        chains = read(file)
         assert {chain.domain for chain in chains} == {file.stem}
         for chain, row in zip(chains, rows, strict=True):
             at, count = row[index], len(row["steps"])
@@ -201,14 +201,14 @@ def test_published_files_come_back_whole(folder: str, name: str, counts: list[in
             assert list(chain.labels) == [1.0] * right + rest
         found.append(len(chains))
     assert found == counts
-    assert len(read(data(folder)).chains) == sum(counts)
+    assert len(read(data(folder))) == sum(counts)
 
 
 @pytest.mark.data
 def test_published_chains_survive_trls_format(tmp_path: Path) -> None:
-    chains = [truncate(chain) for chain in read(data("processbench") / "math.json").chains]
+    chains = [truncate(chain) for chain in read(data("processbench") / "math.json")]
     write(tmp_path / "a.json", chains, "stepwise")
-    again = read(tmp_path / "a.json").chains
+    again = read(tmp_path / "a.json")
     assert [(c.prompt, c.steps, c.labels) for c in again] == [
         (c.prompt, c.steps, c.labels) for c in chains
     ]

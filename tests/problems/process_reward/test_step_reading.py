@@ -30,13 +30,12 @@ def test_every_kind_of_file_gives_the_same_chains(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "b.md").write_text("no data")
-    found = [read(path).chains for path in sorted(tmp_path.glob("a.*"))]
+    found = [read(path) for path in sorted(tmp_path.glob("a.*"))]
     assert len(found) == 5
     assert all(chains == found[0] for chains in found)
     assert [c.steps for c in found[0]] == [("a",), ("b", "c\u2028d")]
-    assert read(tmp_path).chains == found[0] * 5
+    assert read(tmp_path) == found[0] * 5
     assert {chain.domain for chain in found[0]} == {"a"}
-    assert {chain.domain for chain in read(tmp_path, domain="mine").chains} == {"mine"}
 
 
 def test_a_folder_may_mix_formats(tmp_path: Path) -> None:
@@ -44,14 +43,14 @@ def test_a_folder_may_mix_formats(tmp_path: Path) -> None:
     (tmp_path / "sub" / "x.jsonl").write_text(lines(GOOD))
     other = {"id": "1", "generator": "", "problem": "p", "steps": ["s"], "label": 0}
     (tmp_path / "y.json").write_text(json.dumps([other]))
-    assert [(c.domain, c.labels) for c in read(tmp_path).chains] == [("x", (1.0,)), ("y", (0.0,))]
+    assert [(c.domain, c.labels) for c in read(tmp_path)] == [("x", (1.0,)), ("y", (0.0,))]
 
 
 def test_prefixes_of_a_chain_are_joined_across_files(tmp_path: Path) -> None:
     row = {"id": 1, "input": "q", "dataset": "d", "accuracy": 0.5}
     (tmp_path / "a.jsonl").write_text(lines({**row, "sid": 2, "add": "one two"}))
     (tmp_path / "b.jsonl").write_text(lines({**row, "sid": 1, "add": "one "}))
-    (chain,) = read(tmp_path).chains
+    (chain,) = read(tmp_path)
     assert chain.steps == ("one", "two")
 
 
@@ -69,11 +68,6 @@ def test_malformed_rows_are_listed_with_file_and_line(tmp_path: Path) -> None:
         (8, "is not valid JSON: 'utf-8' codec"),
     ]:
         assert sum(x.startswith(f"  {path}:{line}: {reason}") for x in says) == 1
-    with pytest.warns(UserWarning, match=r"5 of 7, left out") as warned:
-        found = read(path, strict=False)
-    assert len(found.chains) == 2
-    assert [x.split(": ")[0] for x in found.malformed] == [f"{path}:{i}" for i in (2, 4, 5, 6, 8)]
-    assert all(x in str(warned[0].message) for x in found.malformed)
 
 
 def test_malformed_rows_of_an_array_have_their_number(tmp_path: Path) -> None:
@@ -119,9 +113,6 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return datasets.Dataset.from_list([GOOD, {**GOOD, "labels": [True, False]}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(ValueError, match=r"1 of 2:\n  some/name, test row 2: 'labels'"):
-        read("some/name", subset="small", split="test")
-    assert asked == [("some/name", "small", "test")]
-    with pytest.warns(UserWarning, match="left out"):
-        (chain,) = read("some/name", strict=False).chains
-    assert (chain.domain, chain.labels) == ("name", (1.0,))
+    with pytest.raises(ValueError, match=r"1 of 2:\n  some/name, train row 2: 'labels'"):
+        read("some/name")
+    assert asked == [("some/name", None, "train")]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from metaopt.data.folder import find_data
+from metaopt.data.solutions import solutions as recorded_solutions
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.final_answers import final_answer
 from metaopt.problems.process_reward.data.formats import Chain, read
-from metaopt.problems.process_reward.data.gsm8k import gsm8k_solutions
 from metaopt.problems.process_reward.data.meta_set import meta_set, question_key
 
 SOURCES = ("bigbench_mistake", "processbench")
@@ -97,9 +97,37 @@ def _sources(source: str | None) -> dict[str, list[Chain]]:
                     f"there is no folder {folder} in problem.data.source={source}. Get it from "
                     f"{ORIGINS[folder]}."
                 )
-        for chain in read(path).chains:
+        for chain in read(path):
             by_domain.setdefault(chain.domain, []).append(chain)
     return by_domain
+
+
+def gsm8k_solutions(source: str | None = None) -> list[Chain]:
+    """Return the recorded solutions as chains: steps are lines, and only the outcome is known.
+
+    Chains of one question share `qid`, its index; `policy` is the system that wrote them (four in
+    the published file: Cobbe et al., 2021). The last line holds the answer.
+
+    Args:
+        source: as for `metaopt.data.solutions.solutions`, which leaves out responses of unknown
+            outcome; `None` is gsm8k/example_model_solutions.jsonl in the data folder.
+
+    Raises:
+        FileNotFoundError: the source is missing.
+        ValueError: malformed rows, listed with file and line; or no row with an outcome.
+    """
+    recorded = recorded_solutions(source)
+    return [
+        Chain(
+            recorded.queries[row.query],
+            tuple(line for line in row.response.split("\n") if line.strip()),
+            outcome=row.outcome,
+            qid=str(row.query),
+            domain="gsm8k_solutions",
+            policy=row.system,
+        )
+        for row in recorded.rows
+    ]
 
 
 def _chosen(names: Sequence[str] | None, known: Sequence[str]) -> list[str]:

@@ -85,7 +85,7 @@ def process_files(
 def _chains(source: str | None, images: str | None) -> list[Chain]:
     if source is None:
         return []
-    chains = list(read(source).chains)
+    chains = list(read(source))
     if images is None:
         return chains
     root = Path(images)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.problems.process_reward.labelling.rollouts import digest
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+SEPARATOR = "\n\n"
+"""Between the steps of a solution."""
 
 
 class GenerateCompletion:
@@ -25,13 +27,10 @@ class GenerateCompletion:
     Args:
         source: a local folder, or an id of the hub.
         temperature: above 0; the released process reward models took 0.3 to 1.
-        top_p: smallest set of tokens of this probability is sampled from.
         max_tokens: longest completion, in tokens.
         batch_size: completions that are generated together.
-        separator: between steps.
         device: cpu, cuda, cuda:1, ...
         dtype: auto (the checkpoint's own), float32, bfloat16 or float16.
-        revision: commit or tag of the hub, or `None` for the newest.
 
     Raises:
         ValueError: an argument out of its range.
@@ -41,27 +40,18 @@ class GenerateCompletion:
         self,
         source: str,
         temperature: float = 0.7,
-        top_p: float = 1.0,
         max_tokens: int = 1_024,
         batch_size: int = 16,
-        separator: str = "\n\n",
         device: str = "cpu",
         dtype: str = "auto",
-        revision: str | None = None,
     ) -> None:
-        if temperature <= 0 or not 0 < top_p <= 1 or max_tokens < 1 or batch_size < 1:
-            raise ValueError(
-                f"GenerateCompletion needs temperature > 0, 0 < top_p <= 1, max_tokens >= 1 and "
-                f"batch_size >= 1; got temperature={temperature}, top_p={top_p}, "
-                f"max_tokens={max_tokens}, batch_size={batch_size}."
-            )
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+        self.temperature, self.max_tokens, self.batch_size = temperature, max_tokens, batch_size
+        self.device, self.dtype = device, dtype
+        check_ranges(self, "temperature > 0", "max_tokens >= 1", "batch_size >= 1")
+        check_choices(self, dtype=("auto", "float32", "bfloat16", "float16"))
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(
-            source, revision=revision, padding_side="left"
-        )
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(source, padding_side="left")
         if self._tokenizer.eos_token_id is None:
             raise ValueError(
                 f"the tokenizer of {source} has no end of sequence, so none would end."
@@ -69,20 +59,16 @@ class GenerateCompletion:
         self._tokenizer.pad_token = self._tokenizer.eos_token
         template = self._tokenizer.chat_template
         self.name = (
-            f"{source}{f'@{revision}' if revision else ''} t={temperature} p={top_p} "
-            f"max_tokens={max_tokens} separator={separator!r} "
+            f"{source} t={temperature} max_tokens={max_tokens} "
             f"template={None if template is None else digest(str(template))} "
             f"dtype={dtype} batch_size={batch_size}"
         )
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, use_safetensors=True
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
         self._model = model.to(device).eval()
-        self._batch_size, self._separator, self._device = batch_size, separator, device
         self._options = {
             "do_sample": True,
             "temperature": temperature,
-            "top_p": top_p,
+            "top_p": 1.0,
             "top_k": 0,
             "repetition_penalty": 1.0,
             "max_new_tokens": max_tokens,
@@ -98,17 +84,17 @@ class GenerateCompletion:
         """Return sampled completions; torch's global generators are left as they were."""
         texts = [self._text(p, x) for p, x in zip(prompts, prefixes, strict=True)]
         completions: list[str | None] = []
-        devices = [self._device] if torch.device(self._device).type == "cuda" else []
+        devices = [self.device] if torch.device(self.device).type == "cuda" else []
         with torch.random.fork_rng(devices), torch.inference_mode():
-            for start in range(0, len(texts), self._batch_size):
+            for start in range(0, len(texts), self.batch_size):
                 torch.manual_seed(int(draw.integers(2**63)))
-                completions += self._generate(texts[start : start + self._batch_size])
+                completions += self._generate(texts[start : start + self.batch_size])
         return completions
 
     def _text(self, prompt: str, prefix: Sequence[str]) -> str:
-        begun = "".join(f"{step}{self._separator}" for step in prefix)
+        begun = "".join(f"{step}{SEPARATOR}" for step in prefix)
         if self._tokenizer.chat_template is None:
-            return f"{prompt}\n\n{begun}"
+            return f"{prompt}{SEPARATOR}{begun}"
         turn = [{"role": "user", "content": prompt}]
         asked: str = self._tokenizer.apply_chat_template(
             turn, tokenize=False, add_generation_prompt=True
@@ -121,7 +107,7 @@ class GenerateCompletion:
         tokens = self._tokenizer(
             list(texts), return_tensors="pt", padding=True, add_special_tokens=special,
             return_token_type_ids=False,
-        ).to(self._device)  # fmt: skip
+        ).to(self.device)  # fmt: skip
         rows = self._model.generate(**tokens, **self._options)[:, tokens["input_ids"].shape[1] :]
         ends = self._model.generation_config.eos_token_id
         stops = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id}

@@ -37,41 +37,28 @@ VERDICT = re.compile(r"\W*(correct|incorrect)\W*", re.I)
 
 
 class ClientCompletion:
-    """Completes solutions by asking a role of a client.
+    """Completes solutions by asking a model of a client.
 
     A completion that was cut off, or failed for good on its way, is `None`. Draws differ in the
     request's rollout, a number from the generator, so a recorded run replays.
 
     Args:
-        client: holds the models.
-        role: who is asked.
+        client: holds the model of the role `policy`.
         temperature: above 0, so that rollouts differ.
         max_tokens: longest completion.
-        template: with the fields {prompt} and {prefix}.
 
     Raises:
-        ValueError: a role without a model, a temperature of 0, or a template without its fields.
+        ValueError: a client without the role, or a temperature of 0.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        role: str = "policy",
-        temperature: float = 0.6,
-        max_tokens: int = 1_024,
-        template: str = CONTINUE,
-    ) -> None:
-        _check(client, role, template, ("{prompt}", "{prefix}"))
+    def __init__(self, client: Client, temperature: float = 0.6, max_tokens: int = 1_024) -> None:
+        model = _model(client, "policy")
         if temperature <= 0:
             raise ValueError(
                 f"temperature must be above 0, or all rollouts are alike; got {temperature}."
             )
-        self._client, self._role, self._template = client, role, template
-        self._parameters = Parameters(temperature, max_tokens)
-        self.name = (
-            f"{client.lms[role].model} t={temperature} max_tokens={max_tokens} "
-            f"template={digest(template)}"
-        )
+        self._client, self._parameters = client, Parameters(temperature, max_tokens)
+        self.name = f"{model} t={temperature} max_tokens={max_tokens} template={digest(CONTINUE)}"
 
     def complete(
         self,
@@ -87,8 +74,8 @@ class ClientCompletion:
         """
         requests = [
             Request(
-                self._role,
-                user(_filled(self._template, prompt=prompt, prefix="\n".join(prefix))),
+                "policy",
+                user(CONTINUE.format(prompt=prompt, prefix="\n".join(prefix))),
                 self._parameters,
                 int(number),
             )
@@ -101,21 +88,18 @@ class ClientCompletion:
 
 
 class ClientJudge:
-    """Decides whether answers agree by asking a role of a client, at temperature 0.
+    """Decides whether answers agree by asking a model at temperature 0.
 
     Args:
-        client: holds the models.
-        role: who is asked.
-        template: with the fields {prompt}, {answer} and {reference}.
+        client: holds the model of the role `judge`.
 
     Raises:
-        ValueError: a role without a model, or a template without its fields.
+        ValueError: a client without the role.
     """
 
-    def __init__(self, client: Client, role: str = "judge", template: str = COMPARE) -> None:
-        _check(client, role, template, ("{prompt}", "{answer}", "{reference}"))
-        self._client, self._role, self._template = client, role, template
-        self.name = f"{client.lms[role].model} template={digest(template)}"
+    def __init__(self, client: Client) -> None:
+        self.name = f"{_model(client, 'judge')} template={digest(COMPARE)}"
+        self._client = client
 
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
@@ -125,25 +109,20 @@ class ClientJudge:
         Raises:
             LMError: nothing more can be asked.
         """
-        rows = zip(prompts, answers, references, strict=True)
+        questions = zip(prompts, answers, references, strict=True)
         requests = [
             Request(
-                self._role,
-                user(_filled(self._template, prompt=p, answer=a, reference=r)),
+                "judge",
+                user(COMPARE.format(prompt=prompt, answer=answer, reference=reference)),
                 Parameters(0.0, 16),
             )
-            for p, a, r in rows
+            for prompt, answer, reference in questions
         ]
         verdicts: list[bool | None] = []
         for reply in _replies(self._client, requests):
             verdict = None if reply is None else VERDICT.fullmatch(reply.text)
             verdicts.append(None if verdict is None else verdict[1].lower() == "correct")
         return verdicts
-
-
-def _filled(template: str, **fields: str) -> str:
-    """Return the template with its fields; braces in a field's text stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda m: fields.get(m[1], m[0]), template)
 
 
 def _replies(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
@@ -155,9 +134,8 @@ def _replies(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
     return replies
 
 
-def _check(client: Client, role: str, template: str, fields: Sequence[str]) -> None:
+def _model(client: Client, role: str) -> str:
+    """Return the name of a role's model."""
     if role not in client.lms:
         raise ValueError(f"role={role!r} has no model; roles are {', '.join(sorted(client.lms))}.")
-    lacking = [field for field in fields if field not in template]
-    if lacking:
-        raise ValueError(f"the template lacks {', '.join(lacking)}.")
+    return client.lms[role].model

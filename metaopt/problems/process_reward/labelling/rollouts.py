@@ -32,10 +32,7 @@ class Policy(Protocol):
         name: names the policy and whatever else decides its completions, but no credentials.
     """
 
-    @property
-    def name(self) -> str:
-        """The policy's name."""
-        ...
+    name: str
 
     def complete(
         self,
@@ -64,10 +61,7 @@ class Judge(Protocol):
         name: names the judge and whatever else decides its verdicts, but no credentials.
     """
 
-    @property
-    def name(self) -> str:
-        """The judge's name."""
-        ...
+    name: str
 
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]

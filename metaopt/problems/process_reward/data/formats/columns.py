@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import checked_text, literal, shown, text
+from metaopt.data.row_texts import checked_text, shown, text
 
 MISSING: Any = object()
 
@@ -17,13 +17,10 @@ def optional(row: Mapping[str, Any], column: str) -> str:
 
 def listed(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Sequence[Any]:
     """Return a column with a list, or the default where it is missing or null."""
-    value = row.get(column)
-    if value is None and default is not MISSING:
-        result: Sequence[Any] = default
-        return result
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{column!r} must be a list; got {shown(row, column)}")
-    return value
+    items: Sequence[Any] = _checked(
+        row, column, "a list", default, lambda value: isinstance(value, (list, tuple))
+    )
+    return items
 
 
 def texts(row: Mapping[str, Any], column: str, default: Any = MISSING) -> tuple[str, ...]:
@@ -31,27 +28,33 @@ def texts(row: Mapping[str, Any], column: str, default: Any = MISSING) -> tuple[
     return tuple(checked_text(x, column) for x in listed(row, column, default))
 
 
-def mapping(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Mapping[str, Any]:
-    """Return a column with an object, or the default where it is missing or null."""
-    value = row.get(column)
-    if value is None and default is not MISSING:
-        result: Mapping[str, Any] = default
-        return result
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{column!r} must be an object; got {shown(row, column)}")
-    return value
+def mapping(row: Mapping[str, Any], column: str) -> Mapping[str, Any]:
+    """Return a column with an object."""
+    fields: Mapping[str, Any] = _checked(
+        row, column, "an object", MISSING, lambda value: isinstance(value, Mapping)
+    )
+    return fields
 
 
 def flag(row: Mapping[str, Any], column: str, default: Any = MISSING) -> bool | None:
     """Return a column with true, false, 1 or 0, or the default where it is missing or null."""
-    value = literal(row.get(column))  # csv has only texts
+    legal = "true, false, 1 or 0" + ("" if default is MISSING else ", or null")
+    value = _checked(
+        row, column, legal, default, lambda value: isinstance(value, int) and value in (0, 1)
+    )
+    return None if value is None else bool(value)
+
+
+def _checked(
+    row: Mapping[str, Any], column: str, legal: str, default: Any, fits: Callable[[Any], bool]
+) -> Any:
+    """Return a column's value if it fits, or the default where it is missing or null."""
+    value = row.get(column)
     if value is None and default is not MISSING:
-        result: bool | None = default
-        return result
-    if not isinstance(value, (bool, int)) or value not in (0, 1):
-        legal = "true, false, 1 or 0" + ("" if default is MISSING else ", or null")
+        return default
+    if not fits(value):
         raise ValueError(f"{column!r} must be {legal}; got {shown(row, column)}")
-    return bool(value)
+    return value
 
 
 def count(value: Any, name: str) -> int | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,22 +13,21 @@ from metaopt.data.records import records
 from metaopt.problems.process_reward.data.formats.chain import Chain, from_chain, to_chain
 from metaopt.problems.process_reward.data.formats.dreamprm import (
     Prefix,
+    from_dreamprm15,
+    from_dreamprm15_meta,
     from_dreamprm_meta,
     from_prefix,
     join_prefixes,
 )
-from metaopt.problems.process_reward.data.formats.dreamprm15 import (
-    from_dreamprm15,
-    from_dreamprm15_meta,
-)
-from metaopt.problems.process_reward.data.formats.first_error import (
-    from_bigbench_mistake,
-    from_process_bench,
-)
 from metaopt.problems.process_reward.data.formats.math_shepherd import from_math_shepherd
 from metaopt.problems.process_reward.data.formats.prm800k import from_prm800k
-from metaopt.problems.process_reward.data.formats.solution import from_solution
-from metaopt.problems.process_reward.data.formats.stepwise import from_stepwise, to_stepwise
+from metaopt.problems.process_reward.data.formats.step_lists import (
+    from_bigbench_mistake,
+    from_process_bench,
+    from_solution,
+    from_stepwise,
+    to_stepwise,
+)
 
 SHOWN = 100
 """Most malformed rows that an error lists."""
@@ -73,38 +71,14 @@ FORMATS = {
 """The formats; "chain" is this project's own, and "stepwise" is TRL's."""
 
 
-@dataclass(frozen=True)
-class Chains:
-    """Chains that were read, and what was not.
+def read(source: str | Path, format: str | None = None) -> tuple[Chain, ...]:
+    """Return the chains of a file, a folder or a data set of the hub, in the order of their rows.
 
-    Args:
-        chains: in the order of their rows.
-        malformed: the rows that are no chain, each with file and line and what is wrong.
-        source: where they come from.
-    """
-
-    chains: tuple[Chain, ...]
-    malformed: tuple[str, ...] = ()
-    source: str = ""
-
-
-def read(
-    source: str | Path,
-    format: str | None = None,
-    domain: str | None = None,
-    subset: str | None = None,
-    split: str = "train",
-    strict: bool = True,
-) -> Chains:
-    """Return the chains of a file, a folder or a data set of the hub.
+    A chain without a domain takes the name of its file.
 
     Args:
         source: see `metaopt.data.records.records`.
         format: name in `FORMATS`; `None` tells it by each row's columns.
-        domain: of every chain; `None` is what the row says, or else the name of its file.
-        subset: of the hub's data set; `None` is its default one.
-        split: of the hub's data set.
-        strict: refuse a source with a malformed row; else warn with the count and go on.
 
     Raises:
         FileNotFoundError: the source is missing.
@@ -117,12 +91,12 @@ def read(
     prefixes: list[Prefix] = []
     wrong: list[str] = []
     total = 0
-    for record in records(source, subset=subset, split=split):
+    for record in records(source):
         total += 1
         try:
             parsed = _parse(record.value, format)
         except ValueError as reason:
-            wrong.append(f"{record.place}: {reason}")
+            wrong.append(f"  {record.place}: {reason}")
             continue
         if isinstance(parsed, Prefix):
             place, *rest = parsed.question
@@ -130,18 +104,14 @@ def read(
         else:
             chains.append(parsed if parsed.domain else replace(parsed, domain=record.part))
     if wrong:
-        more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        listed = "\n  ".join(["", *wrong[:SHOWN]]) + more
-        counted = f"malformed rows of {source}, {len(wrong)} of {total}"
-        if strict:
-            raise ValueError(f"{counted}:{listed}\nstrict=False leaves them out.")
-        warnings.warn(f"{counted}, left out:{listed}", stacklevel=2)
+        more = [f"  and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+        head = f"malformed rows of {source}, {len(wrong)} of {total}:"
+        raise ValueError("\n".join([head, *wrong[:SHOWN], *more]))
+    # A chain's prefixes may be anywhere in the source: they are joined once all are read.
     chains += join_prefixes(prefixes)
     if not chains:
         raise ValueError(f"{source} holds no chain.")
-    if domain is not None:
-        chains = [replace(chain, domain=domain) for chain in chains]
-    return Chains(tuple(chains), tuple(wrong), str(source))
+    return tuple(chains)
 
 
 def _parse(row: Any, format: str | None) -> Chain | Prefix:
