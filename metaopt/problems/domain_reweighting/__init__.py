@@ -14,7 +14,7 @@ and a good weight is one whose model does well on a meta-set that can be trusted
 Reading order: `problem` (the two levels), `task` (what a model and its data offer), `weights`
 (tables, networks and gradients as weights), `batches`, `options` (which settings go together),
 `phases` (references, retraining, the uniform baseline), `diagnostics` (whether a weight is noise),
-`report` and `figures`. The task of the paper, a process reward model, is the family
+`report`. The task of the paper, a process reward model, is the family
 `process_reward`; any object with the methods of `task.ReweightingTask` is another one.
 """
 

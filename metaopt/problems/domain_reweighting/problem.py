@@ -39,14 +39,14 @@ from metaopt.problems.domain_reweighting.phases import (
 )
 from metaopt.problems.domain_reweighting.report import WeightReport
 from metaopt.problems.domain_reweighting.task import Autocast, ReweightingTask
-from metaopt.problems.domain_reweighting.weights import Regulariser, Weights, WeightTable, by_domain
+from metaopt.problems.domain_reweighting.weights import Weights, WeightTable, by_domain
 
 
 class DomainReweighting(GradientProblem):
     """A model theta learns from K domains, each row weighted by phi; meta rows say how well.
 
     g(phi, theta) = mean_b w_b(phi) l_b(theta),  w of mean 1;
-    F(phi, theta) = mean_b m_b(theta) + regulariser(phi)                   (objective=meta).
+    F(phi, theta) = mean_b m_b(theta)                                      (objective=meta).
 
     phi (`outer`) holds the weights (see `weights`), theta (`inner`) the model's parameters,
     kept from step to step. g is linear in w, so that the hypergradient of a domain's weight is
@@ -72,7 +72,6 @@ class DomainReweighting(GradientProblem):
         effective_domains: perplexity of random weights, in [1, K]; `None` for the oracle's.
         keep: share of rows that the filter keeps, in (0, 1].
         reference_steps: steps of the reference of objective=excess and initial=filter, >= 1.
-        regulariser: a term of F in phi, or `None`.
         batch, meta_batch: rows in a batch, each >= 1; see the trap.
         retrain: at the end, train a new model with the final weights of phi, or with the average
             over the run's outer steps, frozen, for as many steps; or `None`.
@@ -101,7 +100,6 @@ class DomainReweighting(GradientProblem):
         effective_domains: float | None = None,
         keep: float = 0.5,
         reference_steps: int = 500,
-        regulariser: Regulariser | None = None,
         batch: int = 96,
         meta_batch: int = 64,
         retrain: Retraining | None = None,
@@ -114,8 +112,7 @@ class DomainReweighting(GradientProblem):
         self.weights: Weights = WeightTable() if weights is None else weights
         self.objective, self.sampling, self.train_on = objective, sampling, train_on
         self.initial, self.effective_domains, self.keep = initial, effective_domains, keep
-        self.reference_steps, self.regulariser = reference_steps, regulariser
-        self.batch, self.meta_batch = batch, meta_batch
+        self.reference_steps, self.batch, self.meta_batch = reference_steps, batch, meta_batch
         self.retrain, self.finetune, self.compare_uniform = retrain, finetune, compare_uniform
         self.seed, self.device = seed, torch.device(device)
         check_options(self)
@@ -206,17 +203,13 @@ class DomainReweighting(GradientProblem):
     def outer_loss(self, outer: Tree, inner: InnerTensors, batch: Rows) -> Tensor:
         """Return the meta-objective, a scalar."""
         if self.objective == "meta":
-            loss = self.task.meta_losses(inner, batch.rows).mean(-1).sum()
-        else:
-            losses = self.task.row_losses(inner, batch.rows)
-            weights = self._weigh(outer, batch.rows, losses)
-            if self.objective == "excess":
-                losses = (losses - inner.state["reference"][batch.rows]).clamp(min=0)
-            # The outer level climbs: it looks for the weights that the model is worst on.
-            loss = -(weights * losses).mean(-1).sum()
-        if self.regulariser is not None and isinstance(self.weights, WeightTable):
-            loss = loss + self.regulariser(self.weights.table(outer))
-        return loss
+            return self.task.meta_losses(inner, batch.rows).mean(-1).sum()
+        losses = self.task.row_losses(inner, batch.rows)
+        weights = self._weigh(outer, batch.rows, losses)
+        if self.objective == "excess":
+            losses = (losses - inner.state["reference"][batch.rows]).clamp(min=0)
+        # The outer level climbs: it looks for the weights that the model is worst on.
+        return -(weights * losses).mean(-1).sum()
 
     def _weigh(self, outer: Tree, rows: Tensor, values: Tensor) -> Tensor:
         rows = rows.to(self.device)

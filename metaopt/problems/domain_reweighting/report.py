@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
-from metaopt.problems.domain_reweighting.figures import draw_weights
 from metaopt.problems.domain_reweighting.task import Delivering, ReweightingTask
+from metaopt.report.table import Table
 
 if TYPE_CHECKING:
     from metaopt.problems.domain_reweighting.problem import DomainReweighting
@@ -47,31 +49,25 @@ class WeightReport(Report):
 
 def weights_table(task: ReweightingTask, summary: Mapping[str, Any], folder: Path) -> str:
     """Write weights.csv and return the weights as a table, the largest first, with a warning."""
-    columns = ["weight", *(name for name in ("hypergradient", "z") if name in summary)]
-    quality = [] if task.quality is None else ["quality"]
-    lines = []
-    for k in summary["weight"].argsort(descending=True, stable=True).tolist():
-        numbers = [float(summary[name][k]) for name in columns]
-        known = [] if task.quality is None else [float(task.quality[k])]
-        lines.append((task.domains[k], numbers, known))
+    summary = dict(summary) if task.quality is None else {**summary, "quality": task.quality}
+    forms = {"weight": ".3f", "hypergradient": ".2e", "z": ".1f", "quality": ".2g"}
+    columns = [name for name in forms if name in summary]
+    lines = [
+        (task.domains[k], [float(summary[name][k]) for name in columns])
+        for k in summary["weight"].argsort(descending=True, stable=True).tolist()
+    ]
     with (folder / "weights.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["domain", *columns, *quality])
-        table.writerows([n, *(f"{x:.6g}" for x in (*xs, *q))] for n, xs, q in lines)
-    wide = max(len("domain"), *(len(name) for name in task.domains))
-    forms = {"weight": "8.3f", "hypergradient": "14.2e", "z": "7.1f", "quality": "8.2g"}
-    heads = [*columns, *quality]
-    text = ["domain".ljust(wide) + "".join(_head(name, forms[name]) for name in heads)]
-    for name, numbers, known in lines:
-        cells = zip(heads, (*numbers, *known), strict=True)
-        text.append(name.ljust(wide) + "".join(f"{x:{forms[head]}}" for head, x in cells))
+        table.writerow(["domain", *columns])
+        table.writerows([name, *(f"{x:.6g}" for x in numbers)] for name, numbers in lines)
+    rows = [
+        [name, *(f"{x:{forms[head]}}" for head, x in zip(columns, numbers, strict=True))]
+        for name, numbers in lines
+    ]
+    text = [Table(["domain", *columns], rows).text()]
     share = 100 * float(summary["effective_share"])
     text.append(f"effective sample size: {share:.0f} % of the rows")
     return "\n".join([*text, *_warning(task, summary)])
-
-
-def _head(name: str, form: str) -> str:
-    return name.rjust(int(form.split(".")[0]))
 
 
 def _warning(task: ReweightingTask, summary: Mapping[str, Any]) -> list[str]:
@@ -89,3 +85,60 @@ def _warning(task: ReweightingTask, summary: Mapping[str, Any]) -> list[str]:
     if unsure:
         return [f"hypergradient within noise (|z| < {sure:.1f}): {', '.join(unsure)}"]
     return []
+
+
+def draw_weights(domains: Sequence[str], snapshots: Snapshots, path: Path) -> Path:
+    """Write a figure: the weight of each domain by outer step, and its hypergradient at the end.
+
+    Bars are means over the outer steps with two standard errors, in units of the largest mean;
+    a negative one raises the weight.
+
+    Args:
+        domains: names.
+        snapshots: (outer step, {"weight": (K,), and where there are hypergradients by domain
+            "hypergradient": (K,), "z": (K,)}), at least one.
+        path: where the figure goes.
+    """
+    from metaopt.report.figures import house_style, line, new_figure, outer_axis, save
+
+    last = snapshots[-1][1]
+    order = last["weight"].argsort(descending=True, stable=True).tolist()
+    measured = "z" in last
+    with house_style():
+        figure = new_figure(9.0 if measured else 5.4, 3.6)
+        axes = figure.subplots(1, 1 + measured, squeeze=False)[0]
+        steps = np.array([step for step, _ in snapshots], float)
+        for style, k in enumerate(order):
+            values = [float(snapshot["weight"][k]) for _, snapshot in snapshots]
+            marker = "o" if len(steps) <= 25 else None
+            axes[0].plot(
+                steps, values, label=domains[k], marker=marker, markersize=3, **line(style)
+            )
+        axes[0].axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
+        axes[0].set(title="weight of each domain", ylim=(0, None))
+        outer_axis(axes[0], steps[-1])
+        if measured:
+            _hypergradients(axes[1], domains, order, last)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center",
+            ncols=min(5, len(domains)),
+        )  # fmt: skip
+        return save(figure, path)
+
+
+def _hypergradients(
+    axes: Any, domains: Sequence[str], order: Sequence[int], last: Mapping[str, Any]
+) -> None:
+    from metaopt.report.figures import line
+
+    mean, z = last["hypergradient"].numpy()[order], last["z"].numpy()[order]
+    largest = max(np.abs(mean).max(), 1e-300)
+    error = np.divide(np.abs(mean), np.abs(z), out=np.zeros_like(mean), where=z != 0)
+    places = np.arange(len(order))
+    colours = [line(i)["color"] for i in range(len(order))]
+    axes.barh(places, mean / largest, xerr=2 * error / largest, color=colours, height=0.7)
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.set(title="mean hypergradient (2 s.e.)", yticks=places, ylim=(len(order) - 0.4, -0.6))
+    axes.set_yticklabels([domains[k] for k in order])
+    axes.set_xlabel("down: weight rises  <  0  <  weight falls")
+    axes.grid(visible=False, axis="y")

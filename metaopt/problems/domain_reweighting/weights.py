@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import relu, softplus
 
 from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_choices, check_ranges
 
 Per = Literal["domain", "row"]
 Link = Literal["softplus", "softmax", "sigmoid", "clamp", "simplex"]
@@ -73,13 +74,12 @@ class WeightTable:
     sigmoid: w = bound sigmoid(r); clamp: w = min(max(r, 0), bound): bounded, and their mean is
     free. An entry that `clamp` cuts off has no gradient and stays.
 
-    w = floor + (1 - floor) times that. With a leading axis of phi there are as many tables.
+    With a leading axis of phi there are as many tables.
 
     Args:
         per: domain (K entries), or row (n entries: DreamPRM-1.5's instance table).
         link: one of the above.
         bound: largest weight of sigmoid and clamp, > 1.
-        floor: what is left of every domain, in [0, 1).
 
     References: Cao et al., DreamPRM, NeurIPS 2025; Cao et al., DreamPRM-1.5, 2025 (rows, clamp);
     Shen et al., SEAL, 2024 (softmax, 2 sigmoid).
@@ -87,26 +87,18 @@ class WeightTable:
 
     reads: Reads = "phi"
 
-    def __init__(
-        self, per: Per = "domain", link: Link = "softplus", bound: float = 2.0, floor: float = 0.0
-    ) -> None:
-        for name, value, legal in (("per", per, get_args(Per)), ("link", link, get_args(Link))):
-            if value not in legal:
-                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
-        if not bound > 1:
-            raise ValueError(f"bound must be > 1, the weight of a row to start with; got {bound}.")
-        if not 0 <= floor < 1:
-            raise ValueError(f"floor must be in [0, 1); got {floor}.")
-        self.per, self.link, self.bound, self.floor = per, link, bound, floor
+    def __init__(self, per: Per = "domain", link: Link = "softplus", bound: float = 2.0) -> None:
+        self.per, self.link, self.bound = per, link, bound
+        check_choices(self, per=get_args(Per), link=get_args(Link))
+        check_ranges(self, "bound > 1")
 
     def init(self, start: Tensor, domain: Tensor, generator: Generator) -> Tree:
         """Return {"weights": (K,) or (n,)}; a domain starts at the mean of its rows."""
         return self.inverse(by_domain(start, domain) if self.per == "domain" else start)
 
     def inverse(self, weights: Tensor) -> Tree:
-        """Return the phi of a table of weights, as near to it as link, bound and floor allow."""
-        free = ((weights - self.floor) / (1 - self.floor)).clamp(min=0)
-        positive = free.clamp(min=MIN_INITIAL_WEIGHT)
+        """Return the phi of a table of weights, as near to it as link and bound allow."""
+        positive = weights.clamp(min=MIN_INITIAL_WEIGHT)
         if self.link == "softplus":
             raw = torch.log(torch.expm1(math.log(2) * positive))
         elif self.link == "softmax":
@@ -114,9 +106,9 @@ class WeightTable:
         elif self.link == "sigmoid":
             raw = torch.logit(positive.clamp(max=self.bound - MIN_INITIAL_WEIGHT) / self.bound)
         elif self.link == "clamp":
-            raw = free.clamp(max=self.bound)
+            raw = weights.clamp(max=self.bound)
         else:
-            raw = free / free.sum(-1, keepdim=True)
+            raw = weights / weights.sum(-1, keepdim=True)
         return {"weights": raw.clone()}
 
     def table(self, outer: Tree) -> Tensor:
@@ -124,16 +116,14 @@ class WeightTable:
         raw = outer["weights"]
         if self.link == "softplus":
             positive = softplus(raw)
-            weights = positive / positive.mean(-1, keepdim=True)
-        elif self.link == "softmax":
-            weights = torch.softmax(raw, -1) * raw.shape[-1]
-        elif self.link == "sigmoid":
-            weights = self.bound * torch.sigmoid(raw)
-        elif self.link == "clamp":
-            weights = raw.clamp(0, self.bound)
-        else:
-            weights = raw * raw.shape[-1]
-        return self.floor + (1 - self.floor) * weights
+            return positive / positive.mean(-1, keepdim=True)
+        if self.link == "softmax":
+            return torch.softmax(raw, -1) * raw.shape[-1]
+        if self.link == "sigmoid":
+            return self.bound * torch.sigmoid(raw)
+        if self.link == "clamp":
+            return raw.clamp(0, self.bound)
+        return raw * raw.shape[-1]
 
     def check(self, outer: Tree) -> None:
         """Refuse a phi of link=simplex that has left the simplex.
@@ -165,32 +155,6 @@ class WeightTable:
         return by_domain(slopes, domain) * torch.bincount(domain)
 
 
-class Regulariser:
-    """A term of F that holds the weights of a table near uniform; p is the table's distribution.
-
-    entropy: strength * KL(p || uniform) = strength * (log n - H(p)), flat where weights are 0.
-    kl: strength * KL(uniform || p), which lets no weight reach 0.
-
-    Args:
-        kind: entropy or kl.
-        strength: > 0.
-    """
-
-    def __init__(self, kind: Literal["entropy", "kl"] = "entropy", strength: float = 1e-3) -> None:
-        if kind not in ("entropy", "kl"):
-            raise ValueError(f"kind must be entropy or kl; got {kind!r}.")
-        if not strength > 0:
-            raise ValueError(f"strength must be > 0; got {strength}.")
-        self.kind, self.strength = kind, strength
-
-    def __call__(self, table: Tensor) -> Tensor:
-        """Return the term for a table of weights, (..., n); a sum over leading axes."""
-        relative = table / table.mean(-1, keepdim=True)
-        if self.kind == "entropy":
-            return self.strength * torch.xlogy(relative, relative).mean(-1).sum()
-        return -self.strength * torch.log(relative).mean(-1).sum()
-
-
 class WeightNetwork:
     """w = V(l; phi), a network of the row's loss: one number in, one hidden layer, sigmoid.
 
@@ -207,9 +171,8 @@ class WeightNetwork:
     reads: Reads = "losses"
 
     def __init__(self, hidden: int = 100, normalise: bool = True) -> None:
-        if hidden < 1:
-            raise ValueError(f"hidden must be >= 1; got {hidden}.")
         self.hidden, self.normalise = hidden, normalise
+        check_ranges(self, "hidden >= 1")
 
     def init(self, start: Tensor, domain: Tensor, generator: Generator) -> Tree:
         """Return weights and biases, uniform in +-1 / sqrt(inputs) as in `torch.nn.Linear`."""
@@ -253,9 +216,8 @@ class LearningToReweight:
     reads: Reads = "gradients"
 
     def __init__(self, per: Per = "row") -> None:
-        if per not in get_args(Per):
-            raise ValueError(f"per must be one of {', '.join(get_args(Per))}; got {per!r}.")
         self.per = per
+        check_choices(self, per=get_args(Per))
 
     def init(self, start: Tensor, domain: Tensor, generator: Generator) -> Tree:
         """Return {"weights": (0,)}."""

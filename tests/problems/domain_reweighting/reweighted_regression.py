@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
+from metaopt.engine import Engine
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
+from metaopt.estimators import FiniteDifference
+from metaopt.optimizers import Descent
 from metaopt.problems.domain_reweighting import DomainReweighting
 
+KEY = 11
 NAMES = ("clean", "inverted", "noisy")
 
 
@@ -17,7 +24,7 @@ class Regression:
 
     Args:
         link: f, the identity or tanh.
-        runs: number of models side by side, or `None`.
+        runs: number of models in one batch, or `None`.
     """
 
     quality: torch.Tensor | None
@@ -56,3 +63,27 @@ class Regression:
 def problem(task=None, lr=0.05, **options) -> DomainReweighting:
     options = {"batch": 24, "meta_batch": 16} | options
     return DomainReweighting(task or Regression(), SGD(lr=lr), **options)
+
+
+def adam(lr=0.1):
+    return Descent(functools.partial(torch.optim.Adam, lr=lr, eps=1e-12))
+
+
+def start(of, phi=None):
+    outer = of.init_outer(generator(3))
+    outer = {k: v.double() for k, v in outer.items()} if phi is None else phi
+    return outer, InnerLoop(of).start(outer, None, KEY)
+
+
+def run(of, steps, estimator=None, optimizer=None):
+    estimator = estimator or FiniteDifference(inner_steps=3)
+    engine = Engine(of, estimator, optimizer or adam(), outer_steps=steps)
+    assert len(list(engine)) == steps
+    return engine
+
+
+def empty(**attributes):
+    task = Regression()
+    for name, value in attributes.items():
+        setattr(task, name, value)
+    return task

@@ -17,7 +17,6 @@ from metaopt.problems.domain_reweighting.diagnostics import (
 )
 from metaopt.problems.domain_reweighting.weights import (
     LearningToReweight,
-    Regulariser,
     WeightNetwork,
     WeightTable,
     by_domain,
@@ -50,14 +49,12 @@ def test_the_other_links_are_their_formulas():
     torch.testing.assert_close(table("clamp", 3 * RAW)[0], torch.tensor(2.0).double())
     point = torch.tensor([0.7, 0.3, 0.0], dtype=torch.float64)
     torch.testing.assert_close(table("simplex", point), 3 * point)
-    torch.testing.assert_close(table("simplex", point, floor=0.1), 0.1 + 0.9 * 3 * point)
 
 
 @pytest.mark.parametrize("link", LINKS)
-@pytest.mark.parametrize("floor", [0.0, 0.2])
 @pytest.mark.parametrize("per", ["domain", "row"])
-def test_a_table_starts_at_the_weights_it_is_given(link, floor, per):
-    table = WeightTable(per, link, bound=2.5, floor=floor)
+def test_a_table_starts_at_the_weights_it_is_given(link, per):
+    table = WeightTable(per, link, bound=2.5)
     start = torch.tensor([1.5, 1.5, 1.2, 0.3, 0.3, 0.3]) / torch.tensor(1.0)
     start = start / (start.mean() if per == "row" else by_domain(start, DOMAIN).mean())
     phi = table.init(start, DOMAIN, generator(0))
@@ -67,12 +64,11 @@ def test_a_table_starts_at_the_weights_it_is_given(link, floor, per):
 
 
 @pytest.mark.parametrize("link", ["softplus", "softmax", "simplex"])
-@pytest.mark.parametrize("floor", [0.0, 0.5])
-def test_these_links_have_mean_one_and_respect_the_floor(link, floor):
+def test_these_links_have_mean_one_and_no_weight_below_zero(link):
     raw = torch.softmax(3 * RAW, -1) if link == "simplex" else 9 * RAW
-    found = WeightTable(link=link, floor=floor).table({"weights": raw})
+    found = WeightTable(link=link).table({"weights": raw})
     assert float(found.mean()) == pytest.approx(1)
-    assert float(found.min()) >= floor
+    assert float(found.min()) >= 0
 
 
 def test_a_phi_that_left_the_simplex_is_refused():
@@ -138,16 +134,6 @@ def test_learning_to_reweight_keeps_what_descends_and_is_even_where_nothing_does
     assert LearningToReweight().init(torch.ones(6), DOMAIN, generator(0))["weights"].shape == (0,)
 
 
-def test_regularisers_are_the_two_divergences_from_uniform():
-    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    uniform = torch.full((3,), 1 / 3, dtype=torch.float64)
-    kl = torch.distributions.kl_divergence
-    a, b = (torch.distributions.Categorical(q) for q in (p, uniform))
-    torch.testing.assert_close(Regulariser("entropy", 2.0)(3 * p), 2 * kl(a, b))
-    torch.testing.assert_close(Regulariser("kl", 2.0)(3 * p), 2 * kl(b, a))
-    assert math.isfinite(Regulariser("entropy")(torch.tensor([0.0, 2.0])))
-
-
 def test_effective_share_and_perplexity():
     w = torch.tensor([2.0, 2.0, 0.0, 0.0])
     assert float(effective_share(w)) == pytest.approx(0.5)
@@ -191,12 +177,9 @@ def test_alignments_are_exact_inner_products_under_one_dropout_mask():
     [
         (lambda: WeightTable("question"), "per must be one of domain, row; got 'question'"),
         (lambda: WeightTable(link="relu"), "link must be one of softplus, softmax, sigmoid, cl"),
-        (lambda: WeightTable(bound=1.0), "bound must be > 1"),
-        (lambda: WeightTable(floor=1.0), r"floor must be in \[0, 1\); got 1.0"),
-        (lambda: WeightNetwork(0), "hidden must be >= 1; got 0"),
+        (lambda: WeightTable(bound=1.0), "WeightTable needs bound > 1; got bound=1.0"),
+        (lambda: WeightNetwork(0), "WeightNetwork needs hidden >= 1; got hidden=0"),
         (lambda: LearningToReweight("chain"), "per must be one of domain, row; got 'chain'"),
-        (lambda: Regulariser("l2"), "kind must be entropy or kl; got 'l2'"),
-        (lambda: Regulariser(strength=0.0), "strength must be > 0; got 0.0"),
         (lambda: random_weights(4, 5.0, generator(0)), r"effective_domains must be in \[1, 4\]"),
     ],
 )
