@@ -59,7 +59,7 @@ def random_weights(count: int, effective: float, generator: Generator) -> Tensor
 
     Args:
         count: K, >= 1.
-        effective: the perplexity, in [1, K]; s is grads by bisection.
+        effective: the perplexity, in [1, K]; s is computed by bisection.
 
     Raises:
         ValueError: a perplexity outside [1, K].

@@ -12,7 +12,7 @@ ProcessBench and others) or from rollouts (Wang et al., Math-Shepherd, ACL 2024)
 | r, whether the final answer is right | `Chain.outcome` |
 
 Reading order: `task` (the losses of both levels, and the test), `data/dataset` and `data/formats`
-(chains of steps and how they are published), `data/process_files` (files of one's own),
+(chains of steps and how they are published), `data/process_files` (your own files),
 `data/arithmetic` (a simulated world whose truth is known), `model/steps` (what a scorer is),
 `model/scorer` (transformers) and `model/feature_scorer`, `model/export` (folders that transformers
 loads), `labelling/rollouts` (step labels; the command is `metaopt-label`), `report`.

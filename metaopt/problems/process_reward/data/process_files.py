@@ -1,4 +1,4 @@
-"""Process supervision of one's own: files of chains, in any of the published formats."""
+"""Process supervision from your own files of chains, in any of the published formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The right answers of questions, from files of one's own or of a benchmark."""
+"""The right answers of questions, from your own files or those of a benchmark."""
 
 from __future__ import annotations
 
