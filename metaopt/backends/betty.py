@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from metaopt.engine import Engine, distributed
+from metaopt.engine import Engine, distributed, tree
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Estimator, OuterOptimizer, Tree
+from metaopt.engine.random import generator
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.estimators.finite_difference import FiniteDifference
 from metaopt.estimators.implicit import Implicit
@@ -84,10 +85,18 @@ class BettyHypergradient(InnerRun):
         self._bound: InnerLoop | None = None
 
     def check(self, loop: InnerLoop) -> None:
-        """Raise an error where betty would crash; see `Estimator.check`."""
+        """Raise an error where betty would crash or solve another system; see `Estimator.check`."""
         super().check(loop)
         if self.type != "darts":
             _import_betty().require_curvature(loop)
+            params = loop.initial(loop.problem.init_outer(generator(0)), 0).params
+            slope = tree.zeros_like(params)
+            if loop.optimizer.stationary_gradient(params, slope) is not slope:
+                raise ValueError(
+                    f"betty's {self.type} solves for the minimum of inner_loss alone, and the "
+                    f"inner optimizer has weight_decay. Put the decay in inner_loss, or use "
+                    f"engine=metaopt."
+                )
 
     def _bind(self, loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
         """Build betty's engine, for a phi and an inner state of these names and shapes."""

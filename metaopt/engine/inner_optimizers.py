@@ -93,6 +93,16 @@ class InnerOptimizer(Protocol):
         """Return the base learning rate of the step after `step` steps."""
         ...
 
+    def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
+        """Return the gradient whose zero is where the steps come to rest, from slope = dg/dtheta.
+
+        `slope` itself where the optimizer adds nothing; differentiable.
+
+        Raises:
+            ValueError: the steps come to rest at no zero of a gradient, or not at this one.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Scheduled:
@@ -135,6 +145,26 @@ class _Scheduled:
     def learning_rate(self, step: int) -> float:
         """Return lr * schedule(step)."""
         return self.lr * (1.0 if self.schedule is None else self.schedule(step))
+
+    def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
+        """Return dg/dtheta + weight_decay * theta, from `slope` = dg/dtheta; differentiable.
+
+        Momentum, Adam's moments and schedules do not move the point where it is zero. Cost without
+        decay: none.
+
+        Raises:
+            ValueError: `slope` is clipped: with a decay, steps then come to rest elsewhere.
+        """
+        decays = {n: decay for names, _, decay in self._grouped(tuple(params), 0) for n in names}
+        if not any(decays.values()):
+            return slope
+        if self.clip_norm is not None and tree.norm(tree.detach(slope)) > self.clip_norm:
+            raise ValueError(
+                f"clip_norm={self.clip_norm} is active where the inner level is differentiated: "
+                f"with weight_decay, clipped steps come to rest at no zero of a gradient. Raise "
+                f"clip_norm, put the decay in inner_loss, or use estimator=unroll."
+            )
+        return {k: s.add(params[k], alpha=decays[k]) for k, s in slope.items()}
 
     def _grouped(self, names: Sequence[str], step: int) -> list[tuple[list[str], float, float]]:
         """Return (names, learning rate, weight decay) of every group that is not empty."""
@@ -260,6 +290,13 @@ class NormalizedSGD:
         """Return lr."""
         return self.lr
 
+    def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
+        """Raise a `ValueError`: steps of one length never come to rest."""
+        raise ValueError(
+            "NormalizedSGD takes steps of one length, which never come to rest. Use SGD for an "
+            "implicit estimator, or estimator=unroll."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(_Scheduled):
@@ -329,3 +366,18 @@ class AdamW(Adam):
     weight_decay: float = 0.01
 
     decoupled = True
+
+    def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
+        """Return `slope`; raise a `ValueError` with a decay, which depends on Adam's moments.
+
+        The steps come to rest where dg/dtheta + weight_decay * (sqrt(v) + eps) * theta = 0, with a
+        second moment v that the batches decide.
+        """
+        if any(decay for _, _, decay in self._grouped(tuple(params), 0)):
+            raise ValueError(
+                "AdamW's decoupled weight decay has no stationary point that a gradient states, "
+                "which an implicit estimator solves for. Put the decay in inner_loss, use Adam "
+                "(its weight_decay is part of the gradient) or weight_decay=0, or "
+                "estimator=unroll."
+            )
+        return slope

@@ -28,7 +28,6 @@ class Direct(InnerRun):
     least_steps = 0
     carries_state = True  # theta and the state are held fixed
     differentiates_inner = False
-    fixed_start = True
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the partial derivative there."""

@@ -38,7 +38,8 @@ class EvolutionStrategies(InnerRun):
 
     Cost: 2 pairs + 1 inner runs and evaluations; `persistent` keeps 2 pairs inner states.
 
-    Trap: theta_0 is held fixed: a start that copies phi is not perturbed with it.
+    Where a gradient problem starts each run from `init_params` (`warm_start=False`), theta_0 is
+    that of the perturbed phi. Trap: the start of a black box is held fixed.
 
     References: Nesterov and Spokoiny, Foundations of Computational Mathematics 2017 (the smoothed
     gradient); Vicol et al., Persistent Evolution Strategies, ICML 2021.
@@ -72,14 +73,19 @@ class EvolutionStrategies(InnerRun):
         particles = [] if fresh else self._particles
         grad, particles_after, costs = tree.zeros_like(outer), [], []
         for i in range(self.pairs):
-            particle = particles[i] if particles else _particle(outer, inner)
             # Each rank perturbs in other directions; the engine averages their estimates.
             draw = generator(fold(key, "perturbation", i, distributed.rank()))
             shift = tree.scale(tree.random_like(outer, draw), self.sigma)
-            total = tree.add(particle["total"], shift)
+            ends = [tree.add(outer, shift, sign) for sign in (1.0, -1.0)]
+            if particles:
+                particle = particles[i]
+                starts, total = [particle["plus"], particle["minus"]], particle["total"]
+                total = tree.add(total, shift)
+            else:
+                starts, total = [_start(loop, end, inner, key) for end in ends], shift
             # One key for both ends and the centre: their noise cancels in the difference.
-            plus, above = self._run(loop, tree.add(outer, shift), particle["plus"], key)
-            minus, below = self._run(loop, tree.add(outer, shift, -1.0), particle["minus"], key)
+            plus, above = self._run(loop, ends[0], starts[0], key)
+            minus, below = self._run(loop, ends[1], starts[1], key)
             gap = torch.as_tensor(above.value).detach() - torch.as_tensor(below.value).detach()
             slope = gap / (2 * self.sigma**2 * self.pairs)
             grad = tree.add(grad, total, slope.to(next(iter(outer.values()))))
@@ -106,7 +112,8 @@ class EvolutionStrategies(InnerRun):
         return total
 
 
-def _particle(outer: Tree, inner: Any) -> dict[str, Any]:
-    """Return a pair at the start of an inner run: two copies of the state, no perturbation."""
-    # Copies: a run is given its state away, and updates it in place.
-    return {"plus": tree.clone(inner), "minus": tree.clone(inner), "total": tree.zeros_like(outer)}
+def _start(loop: BlackBoxLoop | InnerLoop, outer: Tree, inner: Any, key: int) -> Any:
+    """Return where the run of a perturbed phi starts: at its own theta_0, or where `inner` is."""
+    if isinstance(loop, InnerLoop) and not loop.problem.warm_start:
+        return loop.start(outer, None, key)
+    return tree.clone(inner)  # a run is given its state away, and updates it in place

@@ -30,6 +30,7 @@ class FirstOrder(InnerRun):
     arXiv 1803.02999, 2018.
     """
 
+    carries_start = True  # in a first-order approximation
     differentiates_inner = False
 
     def check(self, loop: InnerLoop) -> None:

@@ -41,6 +41,7 @@ class Forward(InnerRun):
     Reference: Franceschi et al., ICML 2017.
     """
 
+    carries_start = True
     carries_state = True
 
     def check(self, loop: InnerLoop) -> None:

@@ -13,7 +13,7 @@ from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
 from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
-from metaopt.estimators.solvers import ConjugateGradient, Solver
+from metaopt.estimators.solvers import ConjugateGradient, Identity, Solver
 
 
 class Implicit(InnerRun):
@@ -24,12 +24,15 @@ class Implicit(InnerRun):
     Scale: free of the inner learning rate. The graph of dg/dtheta is built once and retained for
     all products of a solve.
 
-    Trap: theta_0 is held fixed. Where it is made from phi (`warm_start=False`), what is left of it
-    after K steps is not in the result.
+    The system is that of g plus what the inner optimizer adds to it, its weight decay
+    (`InnerOptimizer.stationary_gradient`).
 
     Args:
         solve: linear solver; see `metaopt.estimators.solvers`.
         inner_steps: number K of inner steps before the solve, >= 0.
+        any_start: accept a theta_0 that is made from phi (`warm_start=False`), since the solution
+            does not depend on it: g has a proximal term, and K steps reach the solution (iMAML,
+            Rajeswaran et al., NeurIPS 2019). Without it such a problem is refused.
 
     Cost: K gradients, then 2 more and the solver's products plus one (a product on the retained
     graph costs about 1.5 gradients).
@@ -40,9 +43,12 @@ class Implicit(InnerRun):
     least_steps = 0
     memory = ("solver",)
 
-    def __init__(self, solve: Solver | None = None, inner_steps: int = 1) -> None:
+    def __init__(
+        self, solve: Solver | None = None, inner_steps: int = 1, any_start: bool = False
+    ) -> None:
         super().__init__(inner_steps)
-        self.solve = solve or ConjugateGradient()
+        self.solve, self.carries_start = solve or ConjugateGradient(), any_start
+        self.needs_stationarity = not isinstance(self.solve, Identity)
         self._solver: dict[str, Any] = {}
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
@@ -54,6 +60,8 @@ class Implicit(InnerRun):
         with twice_differentiable():
             # `at` copies the buffers: no step is taken here, so the state's own stay as they are.
             _, slope = inner_slope(loop, phi, inner.at(theta), draw)
+            if self.needs_stationarity:
+                slope = loop.optimizer.stationary_gradient(theta, slope)
             product = _Product(slope, theta)
             q, self._solver, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
             cross = tree.like(phi, pull_back(slope, list(phi.values()), q))

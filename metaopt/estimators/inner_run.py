@@ -10,9 +10,9 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import generator
+from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
 
 Result = tuple[GradientState, Feedback]
@@ -30,14 +30,17 @@ class InnerRun:
         carries_state: whether the derivative of the problem's own state is in the result.
         differentiates_inner: whether g is differentiated in phi, which decisions of phi without a
             derivative would make wrong.
-        fixed_start: whether a theta_0 made of phi is refused.
+        carries_start: whether the derivative of a theta_0 made of phi is in the result.
+        needs_stationarity: whether the result is that of a theta at which the inner optimizer comes
+            to rest, which AdamW's decoupled decay does not let be stated.
         memory: what is kept from one call to the next: `name` is the attribute `_name`.
     """
 
     least_steps: ClassVar[int] = 1
     carries_state: ClassVar[bool] = False
     differentiates_inner: ClassVar[bool] = True
-    fixed_start: ClassVar[bool] = False
+    carries_start: bool = False
+    needs_stationarity: bool = False
     memory: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, inner_steps: int = 1) -> None:
@@ -48,10 +51,17 @@ class InnerRun:
         """Raise an error that says what to use instead where this estimator would be wrong."""
         name = type(self).__name__
         require_gradients(loop, name, self.differentiates_inner)
-        if self.fixed_start and not loop.problem.warm_start:
-            _refuse_start_from_outer(loop, name)
-        if not self.carries_state and loop.updates_state:
-            _refuse_state(loop, name)
+        # What a problem draws from torch's global generators here must not move those of the run.
+        with replay(0):
+            if not self.carries_start and not loop.problem.warm_start:
+                _refuse_start_from_outer(loop, name)
+            if not self.carries_state and loop.updates_state:
+                _refuse_state(loop, name)
+            if self.differentiates_inner:
+                _refuse_unconnected(loop, name, self.inner_steps)
+            if self.needs_stationarity:
+                params = loop.initial(loop.problem.init_outer(generator(0)), 0).params
+                loop.optimizer.stationary_gradient(params, tree.zeros_like(params))
 
     def result(
         self, inner: GradientState, value: Tensor | float, grad: Tree,
@@ -135,7 +145,7 @@ def _refuse_start_from_outer(loop: InnerLoop, estimator: str) -> None:
         raise ValueError(
             f"{estimator} holds theta_0 fixed, and {type(loop.problem).__name__} makes it from "
             f"the outer variable (warm_start=False): its derivative would be missing. Use "
-            f"estimator=unroll, forward or first_order."
+            f"estimator=unroll, forward or first_order, and no truncation."
         )
 
 
@@ -164,3 +174,34 @@ def _refuse_state(loop: InnerLoop, estimator: str) -> None:
                 f"{type(loop.problem).__name__} reads one that update_state computes. Use "
                 f"estimator=unroll, forward or one_step, or detach the state in {name}."
             )
+
+
+def _refuse_unconnected(loop: InnerLoop, estimator: str, steps: int) -> None:
+    """Raise a `ValueError` if no derivative leads from phi to g or to theta_0.
+
+    A hypergradient that is zero for want of a path would leave phi where it is, and the run would
+    look like one that has converged. A derivative that is zero in value is none of this.
+    """
+    phi = tree.leaves(loop.problem.init_outer(generator(0)))
+    start = loop.initial(phi, 0)
+    made = [*start.params.values(), *tree.tensors(start.state)]
+    if not loop.problem.warm_start and any(t.requires_grad for t in made):
+        return
+    inner = tree.detach(start)
+    # A problem may let phi in later than at the first step: the last one and a solve's count too.
+    draws = [loop.draw(inner, 0, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
+    for draw in [*draws, loop.solve_draw(inner, 0, steps)]:
+        with twice_differentiable():
+            loss = loop.inner_value(phi, inner.at(inner.params), draw)
+            if loss.requires_grad:
+                slopes = torch.autograd.grad(loss, list(phi.values()), allow_unused=True)
+                if any(slope is not None for slope in slopes):
+                    return
+    problem = type(loop.problem).__name__
+    looked = ", ".join(f"{name} {tuple(t.shape)}" for name, t in phi.items())
+    raise ValueError(
+        f"{estimator} differentiates inner_loss in the outer variable ({looked}), and no "
+        f"derivative leads from it to inner_loss or theta_0 of {problem}: the hypergradient would "
+        f"be 0. Look for a detach(), .item(), .data or torch.no_grad() on the way. If only "
+        f"outer_loss reads the outer variable, use estimator=direct."
+    )

@@ -40,7 +40,6 @@ class OneStep(InnerRun):
     """
 
     carries_state = True
-    fixed_start = True
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last."""

@@ -32,6 +32,9 @@ class Penalty(InnerRun):
 
     Cost: 3 K + 3 gradients and one evaluation of F; memory for a second inner state.
 
+    With weight decay in the inner optimizer, z minimises g + r and y minimises F + gamma (g + r),
+    r = (weight_decay / 2) |theta|^2.
+
     Traps: at a small gamma the result is dominated by F along y, not by the hypergradient; at a
     large one, gamma amplifies the noise and the inner error of both copies.
 
@@ -39,6 +42,7 @@ class Penalty(InnerRun):
     NeurIPS 2022; Pan et al., ScaleBiO, arXiv 2406.19976, 2024.
     """
 
+    needs_stationarity = True
     memory = ("copy", "gamma")
 
     def __init__(
@@ -78,8 +82,14 @@ def _penalised_step(
     at = y._replace(params=theta)
     top = loop.outer_value(outer, at, loop.outer_draw(y, key, k))
     loss = (top + gamma * loop.inner_value(outer, at, loop.draw(y, key, k))) / (1 + gamma)
-    grads = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
-    return loop.step_along(outer, y, tree.like(theta, grads), loss)
+    slopes = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
+    grads = tree.like(theta, slopes)
+    with torch.no_grad():
+        rest = loop.optimizer.stationary_gradient(theta, grads)
+        if rest is not grads:
+            # The optimizer adds the whole of dr/dtheta; its share here is gamma / (1 + gamma).
+            grads = tree.add(grads, tree.add(rest, grads, -1.0), -1.0 / (1 + gamma))
+    return loop.step_along(outer, y, grads, loss)
 
 
 def _outer_slope(

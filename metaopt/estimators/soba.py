@@ -25,12 +25,13 @@ class Soba(InnerRun):
 
     Cost: about 4.2 gradients: one with a graph, one product for both derivatives, one of F.
 
-    Traps: q needs a positive definite H near the solution, so weight decay belongs in g rather
-    than in the inner optimizer; with a rate tuned for Adam or for momentum set `step`.
+    H is that of g plus the inner optimizer's weight decay, and needs to be positive definite near
+    the solution. With a rate tuned for Adam or for momentum set `step`.
 
     Reference: Dagréou et al., A framework for bilevel optimization, NeurIPS 2022.
     """
 
+    needs_stationarity = True
     memory = ("q",)
 
     def __init__(self, step: float | None = None) -> None:
@@ -48,7 +49,8 @@ class Soba(InnerRun):
             # The step is taken on this evaluation, so the module updates the state's own buffers.
             at = inner._replace(params=theta)
             loss, slope = inner_slope(loop, phi, at, loop.draw(inner, key, 0))
-            products = pull_back(slope, [*theta.values(), *phi.values()], q)
+            stationary = loop.optimizer.stationary_gradient(theta, slope)
+            products = pull_back(stationary, [*theta.values(), *phi.values()], q)
         curved = distributed.mean(tree.like(theta, products[: len(theta)]))
         cross = tree.like(phi, products[len(theta) :])
         residual = tree.add(curved, v, -1.0)

@@ -32,7 +32,7 @@ class Unroll(InnerRun):
     Args:
         inner_steps: number K of inner steps, >= 1.
         truncation: differentiate through the last `truncation` steps only, or `None` for all
-            (Shaban et al., AISTATS 2019); fewer than all cut a theta_0 made from phi off as well.
+            (Shaban et al., AISTATS 2019); fewer than all are refused for a theta_0 made from phi.
         segments: number S of segments, or "auto": the fewest that fit `memory_budget`,
             about sqrt(K) when that is `None`.
         memory_budget: bytes for graphs and stored states; used with `segments="auto"`.
@@ -60,6 +60,7 @@ class Unroll(InnerRun):
             raise ValueError(f'Unroll needs segments >= 1 or "auto"; got {segments!r}.')
         if memory_budget is not None and segments != "auto":
             raise ValueError('Unroll reads memory_budget only with segments="auto".')
+        self.carries_start = self.truncation == inner_steps
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last of them."""

@@ -12,6 +12,7 @@ from betty_cases import Reweighting, descent, error, gradient, solved
 from metaopt import backends
 from metaopt.backends.betty import BettyEngine, BettyHypergradient, translate
 from metaopt.engine import Engine, tree
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, StepDecay
 from metaopt.estimators import (
     ConjugateGradient,
@@ -53,7 +54,7 @@ def test_ridge_agrees_to_round_off(solve):
         SGD(lr=0.1, momentum=0.9, nesterov=True, clip_norm=0.5),
         SGD(lr=0.1, groups=[{"match": "^0", "lr": 0.01}]),
         Adam(lr=1e-2, schedule=StepDecay([4], 0.1)),
-        AdamW(lr=1e-2, weight_decay=0.1),
+        AdamW(lr=1e-2, weight_decay=0.0),
     ],
     ids=["clipped nesterov", "groups", "scheduled adam", "adamw"],
 )
@@ -172,3 +173,9 @@ def test_a_missing_package_names_the_command(monkeypatch):
 def test_nothing_is_printed(capsys):
     list(BettyEngine(Ridge(), Implicit(Identity()), descent(), outer_steps=2))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_solve_of_betty_refuses_weight_decay():
+    problem = Reweighting(SGD(lr=0.1, weight_decay=0.1))
+    with pytest.raises(ValueError, match="minimum of inner_loss alone"):
+        BettyHypergradient("neumann").check(InnerLoop(problem))

@@ -24,7 +24,7 @@ class Sines(GradientProblem):
         return {"amplitude": torch.zeros(3, dtype=torch.float64)}
 
     def init_params(self, outer, generator):
-        return {"amplitude": outer["amplitude"].detach().clone()}
+        return {"amplitude": outer["amplitude"].clone()}
 
     def inner_batch(self, draw):
         x = 6 * torch.rand(10, 1, generator=draw.generator, dtype=torch.float64)

@@ -1,0 +1,185 @@
+"""A hypergradient for want of a path is refused, and one through theta_0 is right or refused."""
+
+import pytest
+import torch
+
+from metaopt import SGD, GradientProblem
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.estimators import (
+    Direct,
+    EvolutionStrategies,
+    Exact,
+    FiniteDifference,
+    FirstOrder,
+    Forward,
+    Identity,
+    Implicit,
+    Neumann,
+    OneStep,
+    Penalty,
+    Sama,
+    Soba,
+    Unroll,
+)
+
+
+class Adapted(GradientProblem):
+    """MAML on a regression: theta_0 = phi, and g does not read phi otherwise."""
+
+    warm_start = False
+    inner_optimizer = SGD(lr=0.1)
+
+    def __init__(self, proximal=0.0):
+        draw = torch.Generator().manual_seed(0)
+        self.proximal = proximal
+        self.x, self.xv = torch.randn(2, 12, 4, generator=draw, dtype=torch.float64)
+        self.target = torch.randn(4, generator=draw, dtype=torch.float64)
+
+    def init_outer(self, generator):
+        return {"w": torch.full((4,), 0.3, dtype=torch.float64)}
+
+    def init_params(self, outer, generator):
+        return {"w": outer["w"].clone()}
+
+    def inner_batch(self, draw):
+        return self.x
+
+    def outer_batch(self, draw):
+        return self.xv
+
+    def inner_loss(self, outer, inner, batch):
+        loss = self.distance(inner, batch)
+        if self.proximal:
+            loss = loss + self.proximal * ((inner["w"] - outer["w"]) ** 2).sum()
+        return loss
+
+    def outer_loss(self, outer, inner, batch):
+        return self.distance(inner, batch)
+
+    def distance(self, inner, batch):
+        return ((batch @ (inner["w"] - self.target)) ** 2).mean()
+
+
+class Plain(Adapted):
+    """g reads phi through `read`; theta_0 does not."""
+
+    warm_start = True
+
+    def __init__(self, read, direct=False):
+        super().__init__()
+        self.read, self.direct = read, direct
+
+    def init_params(self, outer, generator):
+        return {"w": torch.zeros(4, dtype=torch.float64)}
+
+    def inner_loss(self, outer, inner, batch):
+        return self.distance(inner, batch) + self.read(outer["w"], inner["w"])
+
+    def outer_loss(self, outer, inner, batch):
+        direct = (outer["w"] ** 2).sum() if self.direct else 0.0
+        return self.distance(inner, batch) + direct
+
+
+def value(problem, outer, steps):
+    """Return F after `steps` plain steps of gradient descent, by torch alone."""
+    w = problem.init_params(outer, None)["w"]
+    for _ in range(steps):
+        w = w.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(problem.inner_loss(outer, {"w": w}, problem.x), w)
+        w = w - 0.1 * slope
+    return float(problem.outer_loss(outer, {"w": w.detach()}, problem.xv))
+
+
+def differences(problem, steps, radius=1e-5):
+    """Return central differences of the whole run."""
+    outer, grad = problem.init_outer(None), torch.zeros(4, dtype=torch.float64)
+    for i in range(4):
+        ends = [outer["w"].clone() for _ in range(2)]
+        ends[0][i] += radius
+        ends[1][i] -= radius
+        up, down = (value(problem, {"w": end}, steps) for end in ends)
+        grad[i] = (up - down) / (2 * radius)
+    return grad
+
+
+def hypergradient(problem, estimator):
+    loop, outer = InnerLoop(problem), problem.init_outer(None)
+    estimator.check(loop)
+    return estimator(loop, outer, loop.start(outer, None, 0), 0)[1].grad["w"]
+
+
+HOLDS_START = {
+    "truncated unroll": Unroll(3, truncation=2),
+    "one step": OneStep(3),
+    "implicit": Implicit(inner_steps=3),
+    "identity": Implicit(Identity(), inner_steps=3),
+    "neumann": Implicit(Neumann(), inner_steps=3),
+    "finite difference": FiniteDifference(inner_steps=3),
+    "sama": Sama(inner_steps=3),
+    "soba": Soba(),
+    "penalty": Penalty(inner_steps=3),
+    "direct": Direct(3),
+}
+
+
+@pytest.mark.parametrize("name", HOLDS_START)
+def test_a_start_made_from_phi_is_refused_where_it_is_held_fixed(name):
+    for problem in (Adapted(), Adapted(proximal=0.5)):
+        with pytest.raises(ValueError, match=r"holds theta_0 fixed.*estimator=unroll"):
+            HOLDS_START[name].check(InnerLoop(problem))
+
+
+@pytest.mark.parametrize("estimator", [Unroll(3), Unroll(3, segments=2), Forward(3)])
+@pytest.mark.parametrize("proximal", [0.0, 0.5])
+def test_a_start_made_from_phi_is_differentiated(estimator, proximal):
+    problem = Adapted(proximal)
+    torch.testing.assert_close(
+        hypergradient(problem, estimator), differences(problem, 3), rtol=1e-7, atol=1e-9
+    )
+
+
+def test_first_order_and_evolution_strategies_see_the_start():
+    problem = Adapted()
+    wanted = differences(problem, 3)
+    assert torch.cosine_similarity(hypergradient(problem, FirstOrder(3)), wanted, 0) > 0.9
+    # F is quadratic in phi, so the antithetic estimate is unbiased; its error falls with the pairs.
+    estimate = hypergradient(problem, EvolutionStrategies(pairs=200, inner_steps=3))
+    assert float((estimate - wanted).norm() / wanted.norm()) < 0.4
+
+
+def test_imaml_is_accepted_where_the_solution_does_not_depend_on_the_start():
+    problem = Adapted(proximal=0.5)
+    solved = Implicit(Exact(), inner_steps=300, any_start=True)
+    torch.testing.assert_close(
+        hypergradient(problem, solved), differences(problem, 300), rtol=1e-5, atol=1e-8
+    )
+
+
+CUTS = {
+    "not read": lambda phi, theta: 0.0,
+    "detached": lambda phi, theta: (phi.detach() * theta).sum(),
+    "item": lambda phi, theta: theta.sum() * float(phi.detach().sum()),
+    "no_grad": torch.no_grad()(lambda phi, theta: (phi * 2).sum()),
+}
+DIFFERENTIATES = {k: v for k, v in HOLDS_START.items() if k != "direct"} | {
+    "unroll": Unroll(3),
+    "forward": Forward(3),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", DIFFERENTIATES)
+def test_an_inner_loss_without_a_path_to_phi_is_refused(name, cut):
+    problem = Plain(CUTS[cut], direct=True)
+    with pytest.raises(ValueError, match=r"\(w \(4,\)\), and no derivative .*estimator=direct"):
+        DIFFERENTIATES[name].check(InnerLoop(problem))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATES)
+def test_a_derivative_of_zero_is_no_error(name):
+    DIFFERENTIATES[name].check(InnerLoop(Plain(lambda phi, theta: 0.0 * (phi * theta).sum())))
+
+
+def test_the_direct_term_alone_is_for_direct():
+    problem = Plain(CUTS["not read"], direct=True)
+    torch.testing.assert_close(hypergradient(problem, Direct(3)), 2 * problem.init_outer(None)["w"])
