@@ -60,7 +60,7 @@ class FeatureReward:
         and biases are uniform in +-1 / sqrt(inputs), as in `torch.nn.Linear`.
         """
         drawn: dict[str, list[Tensor]] = {}
-        for generator in generators:
+        for generator in generators:  # one after the other: no model depends on the others
             for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(self.sizes)):
                 for name, rows in (("weight", fan_in), ("bias", 1)):
                     value = torch.rand(rows, fan_out, generator=generator, device=generator.device)

@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -140,18 +139,15 @@ class Backbone:
             reader.vocabulary, reader.head = None, folded
         return reader
 
-    def _model(self) -> PreTrainedModel:
+    def _model(self) -> Any:
         kind: Any = AutoModel
         if self.head == "vocabulary":
-            sees = is_visual(self.config)
-            kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+            visual = is_visual(self.config)
+            kind = AutoModelForImageTextToText if visual else AutoModelForCausalLM
         how = {"attn_implementation": self.attention, "dtype": self.dtype}
-        model: PreTrainedModel
-        if not isinstance(self.source, (str, Path)):
-            model = kind.from_config(copy.deepcopy(self.config), **how)
-            return model
-        model = kind.from_pretrained(self.source, use_safetensors=True, **how)
-        return model
+        if isinstance(self.source, (str, Path)):
+            return kind.from_pretrained(self.source, use_safetensors=True, **how)
+        return kind.from_config(copy.deepcopy(self.config), **how)  # which it would change
 
     def _parts(self, model: Any) -> tuple[Any, Any]:
         text = model.config.get_text_config()
@@ -169,11 +165,10 @@ class Backbone:
         return model.base_model, model.get_output_embeddings()
 
 
-def configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Return the source's configuration; a dict gets the tokenizer's vocabulary."""
     if isinstance(source, (str, Path)):
-        result: PretrainedConfig = AutoConfig.from_pretrained(source)
-        return result
+        return AutoConfig.from_pretrained(source)
     if isinstance(source, PretrainedConfig):
         return source
     if "model_type" not in source:

@@ -40,7 +40,7 @@ class _Checkpointed:
     """The forward function of a layer, checkpointed wherever gradients are enabled.
 
     Whether an argument requires one makes no difference, so that an evaluation that is recorded and
-    one that is replayed make the same calls; see `metaopt.estimators.detached`.
+    one that is replayed make the same calls; see `metaopt.estimators.constants`.
     """
 
     def __init__(self, layer: nn.Module) -> None:

@@ -153,8 +153,8 @@ def _write_transformer(
         head.get_parameter(name).data = torch.cat([torch.zeros_like(value), value.detach()])
     scorer.save_text(folder)
     config = _labelled(copy.deepcopy(backbone.config))
-    own = native(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, config, backbone, head)
-    save_model(folder, own, lambda: _custom(backbone, head), scorer.tokens.tokenizer, texts)
+    standard = native(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, config, backbone, head)
+    save_model(folder, standard, lambda: _custom(backbone, head), scorer.tokens.tokenizer, texts)
     return {"kind": "transformer", **scorer.settings, "head": "hidden", "lora": None}
 
 

@@ -17,7 +17,7 @@ from metaopt.engine.ranges import check_ranges
 
 
 class Vision:
-    """How a model of the Qwen2-VL family sees images.
+    """How a model of the Qwen2-VL family reads images.
 
     Args:
         config: of the model, with a vision_config and the ids of the tokens around an image.
@@ -73,7 +73,7 @@ class Images:
     """Distinct images; the 256 used last are kept as patches.
 
     Args:
-        vision: how the model sees them.
+        vision: how the model reads them.
         paths: where they are.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from metaopt.engine.ranges import check_choices
 from metaopt.nn.network import Functional
@@ -53,8 +53,8 @@ class TransformerScorer:
             as an object, a local folder, or an id of the hub; weights are read from safetensors
             only, and code of the hub is never run.
         tokenizer: folder or id of the hub (with an image processor too, where the source is a
-            configuration of a model that sees), or a tokenizer; `None` for the source's own, and
-            for the words of `train` where the source is a configuration.
+            configuration of a model that reads images), or a tokenizer; `None` for that of the
+            source, and for the words of `train` where the source is a configuration.
         head: hidden, or vocabulary: a linear map of the language model's logits of all words at
             that place, in float32 (what the release of DreamPRM does).
         layout: chain, or prefix: a forward pass for each prefix of each chain, S times the cost.
@@ -67,7 +67,7 @@ class TransformerScorer:
         lora: arguments of `peft.LoraConfig`, such as {r: 16, lora_alpha: 32,
             target_modules: [q_proj, v_proj]}; `None` to train everything.
         seed: draws what is frozen and not pretrained.
-        longest: see `Vision`; models of the Qwen2-VL family see a question's images before it.
+        longest: see `Vision`; models of the Qwen2-VL family read a question's images before it.
         checkpointing: keep the layers' inputs alone and compute each layer again in the backward
             pass, for a third more time; see
             `metaopt.problems.process_reward.model.checkpointed.checkpoint_layers`.
@@ -105,7 +105,7 @@ class TransformerScorer:
         if self.separator is None:
             self.separator = "[STEP]" if "[STEP]" in words.all_special_tokens else "\n\n"
         self.tokens = TokenLayout(words, self.separator, self.max_length)
-        self.config = configuration(self.source, words)
+        self.config: PretrainedConfig = configuration(self.source, words)
         dtype, self.compute_dtype = PRECISIONS[self.precision]
         self.backbone = Backbone(
             self.source, self.config, self.head, dtype, self.compute_dtype, self.attention,
@@ -127,7 +127,7 @@ class TransformerScorer:
         """Return chains as token ids; see `TokenLayout.encode`.
 
         Raises:
-            ValueError: chains that cannot be scored, or images for a model without eyes.
+            ValueError: chains that cannot be scored, or images for a model that reads text only.
             FileNotFoundError: an image is not there.
         """
         check_steps(chains)

@@ -101,8 +101,8 @@ def export(
         backbone = _with_own_padding(backbone, words)
     with new_folder(folder, card) as folder:
         words.save_pretrained(folder)
-        own = _native(model, backbone, words)
-        saved = save_model(folder, own, lambda: _custom(model, backbone, words), words, probes)
+        standard = _native(model, backbone, words)
+        saved = save_model(folder, standard, lambda: _custom(model, backbone, words), words, probes)
         difference = _difference(model, tokenizer, folder, words, probes, max_length)
     architecture = type(saved).__name__
     page = _page(card, architecture, isinstance(saved, RewardModel), max_length)

@@ -78,8 +78,8 @@ def read_texts(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     results, cut = [], 0
     for start in range(0, len(order), batch):
-        some = [texts[i] for i in order[start : start + batch]]
-        ids, mask, shortened = encode(tokenizer, some, max_length, templated)
+        chunk = [texts[i] for i in order[start : start + batch]]
+        ids, mask, shortened = encode(tokenizer, chunk, max_length, templated)
         results.append(read(ids.to(device), mask.to(device)).cpu())
         cut += len(shortened)
     return torch.cat(results)[torch.tensor(order).argsort()], cut
