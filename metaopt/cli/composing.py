@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
@@ -35,12 +35,45 @@ def parts(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: the problem has no such method.
     """
-    made = {"problem": instantiate(config["problem"], _convert_="all")}
+    made = {"problem": _made(config, "problem", config["problem"])}
     for name in names:
         if name != "problem":
             methods, rest = _methods(config[name], made["problem"])
-            made[name] = instantiate(rest, _convert_="all", **methods)
+            made[name] = _made(config, name, rest, **methods)
     return made
+
+
+def _made(whole: Mapping[str, Any], name: str, config: Any, **arguments: Any) -> Any:
+    """Return what a node makes; a message of one of its parts names keys as they are typed."""
+    try:
+        return instantiate(config, _convert_="all", **arguments)
+    except InstantiationException as error:
+        inside = cause(error)
+        place = re.search(r"full_key: (\S+)", str(error))
+        keys = [name, *(place[1].split(".") if place else ())]
+        node = config
+        for key in keys[1:]:
+            node = node.get(key) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and len(inside.args) == 1:
+            # inner_steps=, seed= and other keys of the whole are typed as they stand.
+            names = [key for key in node if key not in whole]
+            inside.args = (with_keys(str(inside.args[0]), ".".join(keys), names),)
+        raise
+
+
+def with_keys(message: str, prefix: str, names: Iterable[str]) -> str:
+    """Return a message about arguments in which their names are the keys that a command takes.
+
+    Replaced are `limit=` anywhere and `limit must ...` where a sentence begins with it.
+
+    Example:
+        >>> with_keys("limit must be >= 1. Set leaks=drop.", "problem.data", ["limit", "leaks"])
+        'problem.data.limit must be >= 1. Set problem.data.leaks=drop.'
+    """
+    name = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+    given = rf"(?<![\w.=/@-])({name})(?==[^=])"
+    leading = rf"(?:^|(?<=\. ))({name})(?= (?:must|may|needs)\b)"
+    return re.sub(f"{given}|{leading}", lambda m: f"{prefix}.{m[1] or m[2]}", message)
 
 
 def _methods(config: Any, problem: Any) -> tuple[dict[str, Any], Any]:

@@ -170,7 +170,9 @@ def build(
         return Run(engine, folder, config, made["tracker"], overrides, **settings, watch=watch)
     except (InstantiationException, ValueError) as error:
         inner = cause(error)
-        raise (ConfigError(str(inner)) if isinstance(inner, ValueError) else inner) from error
+        missing = isinstance(inner, FileNotFoundError) and inner.errno is None  # of this package
+        mistake = missing or isinstance(inner, ValueError)
+        raise (ConfigError(str(inner)) if mistake else inner) from error
 
 
 def _objective(config: Mapping[str, Any], result: Mapping[str, Any], direction: str) -> float:

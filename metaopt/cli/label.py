@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     add("solutions", help="file, folder or data set of the hub (owner/name)")
     add("folder", type=Path, help="where labels are written, one file for each batch of solutions")
     add("--answers", metavar="FILE", help="rows with question and answer, if not the solutions")
+    add("--columns", nargs="+", metavar="COLUMN=NAME", default=[], help="names in the solutions")
+    add("--lenient", action="store_true", help="leave malformed rows out, with a warning")
     add("--format", help="of the solutions, if their columns do not say")
     add("--policy", choices=("transformers", "server", "arithmetic"), required=True)
     add("--model", help="folder, id of the hub, or the server's name of the model")
@@ -78,12 +80,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _label(options: argparse.Namespace) -> None:
-    from metaopt.problems.process_reward.data.formats import harden, read, truncate, write
+    from metaopt.problems.process_reward.data.formats import Renaming, harden, read, truncate, write
     from metaopt.problems.process_reward.labelling.answers import reference_answers
     from metaopt.problems.process_reward.labelling.rollouts import label_steps
 
-    chains = read(options.solutions, options.format)[: options.limit]
-    answers = reference_answers(chains, options.answers or options.solutions)
+    renaming = Renaming(_columns(options.columns))
+    chains = read(options.solutions, options.format, renaming, not options.lenient)
+    chains = chains[: options.limit]
+    if options.answers:
+        answers = reference_answers(chains, options.answers)
+    else:
+        answers = reference_answers(chains, options.solutions, renaming)
+    renaming.refuse_unused()
     with ExitStack() as stack:
         policy, judge = _models(options, stack)
         labelled = label_steps(
@@ -102,6 +110,15 @@ def _label(options: argparse.Namespace) -> None:
         rows = [truncate(chain) for chain in labelled]
         write(options.stepwise, [harden(c) for c in rows] if options.hard else rows, "stepwise")
     print(_summary(labelled, options.folder))
+
+
+def _columns(words: Sequence[str]) -> dict[str, str]:
+    """Return {column: name in the source} of words COLUMN=NAME."""
+    pairs = [word.split("=", 1) for word in words]
+    wrong = [word for word, pair in zip(words, pairs, strict=True) if len(pair) < 2]
+    if wrong:
+        raise ValueError(f"--columns needs COLUMN=NAME, as in question=task; got {wrong[0]}.")
+    return dict(pairs)
 
 
 def _models(options: argparse.Namespace, stack: ExitStack) -> tuple[Policy, Judge | None]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,6 +30,9 @@ LISTS = ("data", "rows", "records", "examples", "instances", "items")
 
 MAX_CELL = 1 << 30
 """Most characters of a value in csv."""
+
+NAMED_LIKE_A_FILE = re.compile(r"\.[A-Za-z]\w*$")
+"""How a source's name ends that cannot be meant for the hub: .json, but not 2.5 or v1.5-mini."""
 
 Item = tuple[int, int, Any]
 """Number of a record, from 1; the line it begins on, 0 where it has none; its value."""
@@ -86,13 +91,51 @@ def records(
         every: Iterator[Record] = chain.from_iterable(map(_file, _files(path)))
     else:
         name = str(source)
-        if name.count("/") != 1 or name[0] in "./~" or name.endswith(ENDINGS):
+        if _is_path(name):
+            close = difflib.get_close_matches(path.name, _names(path.parent), n=1)
+            hint = f"; did you mean {path.parent / close[0]}?" if close else "."
             raise FileNotFoundError(
-                f"source={name} is neither a file, nor a folder, nor a data set of the hub "
-                f"(owner/name)."
+                f"there is no file or folder {name}{hint} Give a file ({', '.join(ENDINGS)}), a "
+                f"folder of them, or a data set of the hub as owner/name."
             )
         every = _hub(name, subset, split, folder)
     return (_renamed(record, columns) for record in every) if columns else every
+
+
+def grouped(mistakes: Iterable[tuple[str, str]], most: int = 10) -> str:
+    """Return malformed rows (place, reason) as text: a line for each distinct reason.
+
+    A line has the number of rows and the first three places. Reasons that differ only in the value
+    that a row has ("...; got 3") are one, shown with the first value.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for place, reason in mistakes:
+        groups.setdefault(re.split(r"; got |: line \d+ column ", reason)[0], []).append(
+            (place, reason)
+        )
+    lines = []
+    for rows in list(groups.values())[:most]:
+        places = ", ".join(place for place, _ in rows[:3]) + (", ..." if len(rows) > 3 else "")
+        count = f"{len(rows)} rows, " if len(rows) > 1 else ""
+        lines.append(f"{count}{places}: {rows[0][1]}")
+    if len(groups) > most:
+        lines.append(f"and {len(groups) - most} more reasons")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a source's name cannot be meant for the hub (owner/name)."""
+    return (
+        name.count("/") != 1
+        or name[0] in "./~"
+        or name.endswith(("/", *ENDINGS))
+        or NAMED_LIKE_A_FILE.search(name) is not None
+        or Path(name).parent.exists()
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _files(path: Path) -> list[Path]:

@@ -33,6 +33,12 @@ def writable(value: str, name: str) -> str:
     return value
 
 
+def truth(value: Any) -> Any:
+    """Return true or false for yes or no in any case, else what `literal` does."""
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return word == "yes" if word in ("yes", "no") else literal(value)
+
+
 def literal(value: Any) -> Any:
     """Return the number, true, false or null that a text stands for; other values as they are.
 

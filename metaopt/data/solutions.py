@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metaopt.data.folder import find_data
-from metaopt.data.records import records
-from metaopt.data.row_texts import literal, shown, text
+from metaopt.data.records import Record, grouped, records
+from metaopt.data.row_texts import shown, text, truth
 
 GSM8K = "gsm8k/example_model_solutions.jsonl"
-MAX_LISTED = 10
 
 
 class Solution(NamedTuple):
@@ -92,26 +91,26 @@ def solutions(
         query: name of the column with the query; `None` makes every row a query of its own, with
             an empty text. Rows of equal text belong to one query, so a split keeps them together.
         response: name of the column with the response.
-        outcome: name of the column with the outcome: true or false, 1 or 0, or null for a response
-            that nobody could decide, which is left out.
+        outcome: name of the column with the outcome: true or false, yes or no, 1 or 0, or null for
+            a response that nobody could decide, which is left out.
         split: part of the hub's data set.
 
     Raises:
         FileNotFoundError: the source is missing.
-        ValueError: malformed rows, listed with file and line; or no row with an outcome.
+        ValueError: malformed rows, by reason and with their places; or no row with an outcome.
     """
     path = str(find_data(GSM8K, "gsm8k")) if source is None else source
     texts: dict[str, int] = {}
     rows: list[Solution] = []
-    wrong: list[str] = []
+    wrong: list[tuple[str, str]] = []
     ambiguous = 0
     local = Path(path).expanduser().exists()
     name = GSM8K if source is None else Path(path).name if local else f"{source} ({split})"
-    for number, record in enumerate(records(path, split=split)):
+    for number, record in enumerate(_records(path, split)):
         try:
             responses = list(_responses(record.value, query, response, outcome))
         except ValueError as reason:
-            wrong.append(f"{record.place}: {reason}")
+            wrong.append((record.place, str(reason)))
             continue
         for question, answer, success, system in responses:
             if success is None:
@@ -121,13 +120,18 @@ def solutions(
             index = texts.setdefault(str(number) if question is None else question, len(texts))
             rows.append(Solution(index, answer, success, system))
     if wrong:
-        more = f"\n  and {len(wrong) - MAX_LISTED} more" if len(wrong) > MAX_LISTED else ""
-        listed = "\n  ".join(wrong[:MAX_LISTED])
-        raise ValueError(f"malformed rows of {name}, {len(wrong)} in all:\n  {listed}{more}")
+        raise ValueError(f"malformed rows of {name}, {len(wrong)} in all:{grouped(wrong)}")
     if not rows:
         raise ValueError(f"{name} holds no response with an outcome.")
     queries = tuple(texts) if query is not None else ("",) * len(texts)
     return Solutions(queries, tuple(rows), ambiguous, name)
+
+
+def _records(source: str, split: str) -> Iterator[Record]:
+    try:
+        return records(source, split=split)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"source={source}: {error}") from error
 
 
 def _responses(
@@ -142,24 +146,37 @@ def _responses(
         raise row
     if not isinstance(row, Mapping):
         raise ValueError("is no object; a row is {column: value}")
-    if response in row:
+    answers = {k: v for k, v in row.items() if isinstance(v, Mapping)}
+    if response in row or not answers:
+        _require(row, query=query, response=response, outcome=outcome)
         asked = None if query is None else text(row, query)
         system = row.get("system")
         named = system if isinstance(system, str) else ""
         yield asked, text(row, response), _outcome(row, outcome), named
         return
-    answers = {k: v for k, v in row.items() if isinstance(v, Mapping)}
-    if not answers:
-        raise ValueError(f"has no column {response!r}; columns are {', '.join(map(str, row))}")
     asked = text(row, "question")
     for system, answer in answers.items():
         yield asked, text(answer, "solution"), _outcome(answer, "is_correct"), system
 
 
+def _require(row: Mapping[str, Any], **columns: str | None) -> None:
+    """Raise a `ValueError` where columns are missing; it says which argument names another."""
+    missing = {k: v for k, v in columns.items() if v is not None and v not in row}
+    if missing:
+        lacking = " and ".join(map(repr, missing.values()))
+        names = " ".join(f"{argument}=NAME" for argument in missing)
+        raise ValueError(
+            f"has no column {lacking}; columns are {', '.join(map(str, row))}. Give the names in "
+            f"the source: {names}"
+        )
+
+
 def _outcome(row: Mapping[str, Any], column: str) -> bool | None:
-    value = literal(row[column]) if column in row else ""
+    value = truth(row[column]) if column in row else ""
     if value is None:
         return None
     if not isinstance(value, (bool, int)) or value not in (0, 1):
-        raise ValueError(f"{column!r} must be true, false, 1, 0 or null; got {shown(row, column)}")
+        raise ValueError(
+            f"{column!r} must be true, false, yes, no, 1, 0 or null; got {shown(row, column)}"
+        )
     return bool(value)

@@ -128,6 +128,17 @@ def test_chains_of_any_format_have_their_answers_in_another_file(
     assert row["labels"] == [True, True]
 
 
+def test_columns_may_have_other_names(sure: None, tmp_path: Path) -> None:
+    rows = [{"task": r["question"], "said": r["response"], "key": r["answer"]} for r in ROWS]
+    source, folder = put(tmp_path / "mine.jsonl", [*rows, {"x": 1}]), tmp_path / "labels"
+    command = (source, str(folder), "--policy", "arithmetic", "--columns", "question=task")
+    names = ("response=said", "answer=key")
+    assert main((*command, *names)) == 2
+    with pytest.warns(UserWarning, match="1 of 4, left out"):
+        assert main((*command, *names, "--lenient")) == 0
+    assert [c.labels for c in read(folder)] == [(1.0, 1.0), (1.0, 0.0), (1.0,)]
+
+
 def test_a_model_of_transformers_labels_steps(tmp_path: Path) -> None:
     """Random words: what ends by itself within three tokens is judged, the rest is not counted."""
     import torch
@@ -168,7 +179,10 @@ def test_mistakes_are_answered_with_a_sentence(
     assert "the first row's columns are question, response, key" in says
     other = put(tmp_path / "two.jsonl", [ROWS[0], {**ROWS[0], "answer": "5"}])
     assert "has the answer '5' here and '4' before" in refused(capsys, other, *command[1:])
-    assert "neither a file, nor a folder" in refused(capsys, "none.jsonl", *command[1:])
+    assert "there is no file or folder none.jsonl" in refused(capsys, "none.jsonl", *command[1:])
+    says = refused(capsys, *command, "--columns", "question")
+    assert "--columns needs COLUMN=NAME" in says
+    assert "columns={steps: x}: no row has" in refused(capsys, *command, "--columns", "steps=x")
     assert "needs 1 <= minimum <= maximum" in refused(capsys, *command, "--minimum", "9")
     assert "--policy server needs --model" in refused(capsys, source, folder, "--policy", "server")
     assert "--judge needs --policy server" in refused(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from metaopt.data.records import Record, records
+from metaopt.data.records import Record, grouped, records
 
 ROWS = [{"text": f"line {i}\u2028", "n": i} for i in range(3)]
 
@@ -168,7 +168,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str, damage: Any) -> N
 
 @pytest.mark.parametrize("source", ["missing.jsonl", "a/missing.json.zst", "./a/b", "~/b", "a"])
 def test_a_missing_source_is_named(source: str) -> None:
-    with pytest.raises(FileNotFoundError, match="neither a file, nor a folder, nor a data set"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder "):
         records(source)
 
 
@@ -188,3 +188,29 @@ def test_a_data_set_as_the_hub_holds_it(monkeypatch: pytest.MonkeyPatch, tmp_pat
     result = list(records("owner/name", split="test", folder="part"))
     assert [record.value for record in result] == ROWS
     assert result[1][1:] == (2, "owner/name, test row 2", "owner/name (test)", "part")
+
+
+@pytest.mark.parametrize("name", ["step/", "mine/chains.json", "mine/chains.txt", "here/chains"])
+def test_what_looks_like_a_path_is_not_asked_of_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "chain").touch()
+    monkeypatch.setattr("metaopt.data.records._hub", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(FileNotFoundError, match=f"there is no file or folder {name}") as error:
+        records(name)
+    assert ("did you mean here/chain?" in str(error.value)) == name.startswith("here")
+
+
+@pytest.mark.parametrize("name", ["owner/name", "owner/model-v1.5", "owner/Qwen2.5-Math"])
+def test_other_names_are_data_sets_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaopt.data.records._hub", lambda *_: iter(()))
+    assert list(records(name)) == []
+
+
+def test_mistakes_are_grouped_by_reason() -> None:
+    rows = [(f"a:{i}", f"must be 1; got {i}") for i in range(5)] + [("b:1", "is empty")]
+    assert grouped(rows) == "\n  5 rows, a:0, a:1, a:2, ...: must be 1; got 0\n  b:1: is empty"
+    many = [(f"a:{i}", f"reason {i}") for i in range(12)]
+    assert grouped(many).splitlines()[-2:] == ["  a:9: reason 9", "  and 2 more reasons"]

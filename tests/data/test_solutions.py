@@ -51,11 +51,11 @@ def test_an_ambiguous_outcome_is_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_outcomes_of_csv_are_texts_and_responses_stay_texts(tmp_path: Path) -> None:
-    outcomes = ["1", "0", "True", "false", "1.0", "0.0", ""]
+    outcomes = ["1", "0", "True", "FALSE", "Yes", "no", "1.0", "0.0", ""]
     path = tmp_path / "a.csv"
     path.write_text("query,response,outcome\n" + "".join(f"q,42,{o}\n" for o in outcomes))
     result = solutions(str(path))
-    assert [row.outcome for row in result.rows] == [True, False] * 3
+    assert [row.outcome for row in result.rows] == [True, False] * 4
     assert {row.response for row in result.rows} == {"42"}
     assert result.ambiguous == 1
     path.write_text("query,response,outcome\nq,r,1\nq,r,maybe\n")
@@ -80,11 +80,17 @@ def test_questions_with_several_systems(tmp_path: Path) -> None:
     [
         ("{", "is not valid JSON"),
         ("[1]", "is no object"),
-        ({"query": "q", "outcome": 1}, "no column 'response'"),
+        (
+            {"query": "q", "outcome": 1},
+            "no column 'response'; columns are query, outcome. Give the names",
+        ),
         (row(response=3), "'response' must be a text; got 3"),
-        ({"response": "r", "outcome": 1}, "'query' must be a text; got no such column"),
-        ({"query": "q", "response": "r"}, "'outcome' must be true, false, 1, 0 or null"),
-        (row(outcome="yes"), "got 'yes'"),
+        (
+            {"response": "r", "outcome": 1},
+            "no column 'query'; columns are response, outcome. Give the",
+        ),
+        ({"query": "q", "response": "r"}, "no column 'outcome'"),
+        (row(outcome="x"), "'outcome' must be true, false, yes, no, 1, 0 or null; got 'x'"),
         (row(outcome=2), "got 2"),
         (row(outcome=0.5), "got 0.5"),
         ('{"query": "q", "response": "\\ud800", "outcome": 1}', "surrogate"),
@@ -99,10 +105,19 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, bad: object, 
     assert says in str(error.value)
 
 
+def test_a_missing_column_is_named_with_the_argument_that_renames_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"query": "q", "said": "r", "ok": 1})
+    with pytest.raises(ValueError, match=r"'response' and 'outcome'.*: response=NAME outcome=NAME"):
+        solutions(path)
+
+
 def test_many_malformed_rows_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *["{"] * 12)
-    with pytest.raises(ValueError, match=r"12 in all(?s:.)*a.jsonl:10: (?s:.)*and 2 more"):
+    with pytest.raises(
+        ValueError, match=r"12 in all:\n  12 rows, .*a.jsonl:3, \.\.\.: is not"
+    ) as e:
         solutions(path)
+    assert len(str(e.value).splitlines()) == 2
 
 
 def test_nothing_with_an_outcome_is_refused(tmp_path: Path) -> None:

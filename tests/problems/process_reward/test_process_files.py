@@ -1,6 +1,7 @@
 """Files of one's own become training chains, a meta-set and test questions."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,25 @@ def test_training_chains_that_ask_a_test_question_are_counted(world, sources, tm
     assert len(process_files(**given, leaks="keep").train) == count
     with pytest.raises(ValueError, match="leaks must be one of refuse, drop, keep; got 'no'"):
         process_files(**given, leaks="no")
+
+
+def test_columns_and_strict_hold_for_every_source(world, sources, tmp_path):
+    path = Path(sources["train"])
+    text = path.read_text().replace('"step_label"', '"mine"')
+    path.write_text(text + "{}\n")
+    columns = {"step_label": "mine"}
+    with pytest.raises(ValueError, match=r"1 of 161:(?s:.)*strict=false"):
+        process_files(**sources, columns=columns)
+    with pytest.warns(UserWarning, match="1 of 161, left out"):
+        data = process_files(**sources, columns=columns, strict=False)
+    assert [c.labels for c in data.train] == [c.labels for c in world.train]
+    with pytest.raises(ValueError, match=r"columns=\{prompt: ask\}: no row has such a column"):
+        process_files(sources["meta"], sources["meta"], columns={"prompt": "ask"})
+
+
+def test_a_missing_file_is_named_by_its_part(sources):
+    with pytest.raises(FileNotFoundError, match=r"^meta=step/: there is no file or folder step/"):
+        process_files(sources["train"], "step/")
 
 
 def test_unequal_candidates_are_refused(world, sources, tmp_path):

@@ -30,7 +30,12 @@ def test_unknown_labels_have_no_place_in_trls_rows(tmp_path: Path) -> None:
     ("row", "says"),
     [
         ({"problem": "p", "steps": []}, "process_bench (problem, steps, label), which lacks label"),
-        ({"answer": "r", "correct": 1}, "solution (response), which lacks response"),
+        ({"answer": "r", "correct": 1}, "chain (prompt, steps, step_label), which lacks prompt"),
+        (
+            {"question": "q", "solution": [], "step_ok": []},
+            "chain (prompt, steps, step_label), by columns={prompt: question, steps: solution, "
+            "step_label: step_ok}; stepwise (prompt, completions, labels), by columns={",
+        ),
         ({"prompt": "p", "completions": []}, "completions, labels), which lacks labels"),
     ],
 )
@@ -78,7 +83,7 @@ def broken(name: str, change: dict[str, Any]) -> dict[str, Any]:
         ("chain", {"steps": [1, 2, 3]}, "'steps' must be a text; got 1"),
         ("chain", {"step_label": [2, 0, 0]}, "'step_label' must be in [0, 1]"),
         ("chain", {"step_rollouts": [1.5, 1, 1]}, "'step_rollouts' must be a whole number"),
-        ("chain", {"outcome": 2}, "'outcome' must be true, false, 1 or 0, or null; got 2"),
+        ("chain", {"outcome": 2}, "'outcome' must be true, false, yes, no, 1 or 0, or null; got 2"),
         ("chain", {"temperature": "hot"}, "'temperature' must be a number"),
         ("chain", {"prompt": "\ud800"}, "half of a surrogate pair"),
         ("dreamprm", {"add": " "}, "no such step"),
@@ -86,7 +91,11 @@ def broken(name: str, change: dict[str, Any]) -> dict[str, Any]:
         ("dreamprm", {"score": 12}, "got 12 of 11"),
         ("dreamprm", {"score": None}, "given together"),
         ("dreamprm", {"score": None, "times": None, "accuracy": None}, "has neither"),
-        ("dreamprm_meta", {"true_false": "yes"}, "'true_false' must be true, false, 1 or 0; got"),
+        (
+            "dreamprm_meta",
+            {"true_false": "x"},
+            "'true_false' must be true, false, yes, no, 1 or 0; got",
+        ),
         ("dreamprm15", {"conversations.2.value": "0"}, "must be + or -; got ['0']"),
         ("dreamprm15", {"conversations.1.value": "q"}, "has no step"),
         ("dreamprm15", {"conversations.3.from": "gpt"}, "one gpt turn after it"),

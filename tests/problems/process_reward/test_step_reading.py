@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from metaopt.problems.process_reward.data.formats import read, write
+from metaopt.problems.process_reward.data.formats import Renaming, read, write
 
 GOOD = {"prompt": "p", "completions": ["a"], "labels": [True]}
 BAD = {"prompt": "p", "completions": ["a"], "labels": []}
@@ -79,9 +79,30 @@ def test_malformed_rows_of_an_array_have_their_number(tmp_path: Path) -> None:
 
 def test_many_malformed_rows_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(lines(*["{"] * 103))
-    with pytest.raises(ValueError, match=r"103 of 103:(?s:.)*a.jsonl:100: (?s:.)*and 3 more") as e:
+    with pytest.raises(ValueError, match=r"103 of 103:\n  103 rows, ") as e:
         read(tmp_path / "a.jsonl")
-    assert "a.jsonl:101: " not in str(e.value)
+    assert "a.jsonl:3, ...: is not valid JSON" in str(e.value)
+    assert str(e.value).splitlines()[2:] == [
+        "strict=false (metaopt-label: --lenient) leaves such rows out."
+    ]
+    (tmp_path / "b.jsonl").write_text(lines(GOOD))
+    with pytest.warns(UserWarning, match="103 of 104, left out:\n  103 rows, "):
+        assert len(read(tmp_path, strict=False)) == 1
+
+
+def test_columns_of_other_names_are_renamed(tmp_path: Path) -> None:
+    row = {"question": "p", "label": "x", "steps": ["a"], "ok": [True]}
+    (tmp_path / "a.jsonl").write_text(lines(row, GOOD))
+    names = {"prompt": "question", "completions": "steps", "labels": "ok"}
+    renaming = Renaming({**names, "outcome": "other"})
+    assert [c.labels for c in read(tmp_path, renaming=renaming)] == [(1.0,), (1.0,)]
+    with pytest.raises(ValueError, match=r"columns=\{outcome: other\}: no row has"):
+        renaming.refuse_unused()
+    exchanged = {"prompt": ["a"], "completions": "p", "labels": [True]}
+    (tmp_path / "a.jsonl").write_text(lines(exchanged))
+    renaming = Renaming({"prompt": "completions", "completions": "prompt"})
+    (chain,) = read(tmp_path, renaming=renaming)
+    assert (chain.prompt, chain.steps) == ("p", ("a",))
 
 
 @pytest.mark.parametrize("text", ["", "\n", "[]"])

@@ -263,7 +263,7 @@ def test_mistakes_end_in_a_line_and_not_in_a_traceback(folder, tmp_path, capsys)
     good = tmp_path / "good.jsonl"
     good.write_text(json.dumps(ROWS[0]))
     for arguments, says in (
-        ([folder, str(tmp_path / "none.json")], "is neither a file"),
+        ([folder, str(tmp_path / "none.json")], "there is no file or folder"),
         ([folder, str(data)], "there is no preference"),
         ([folder, str(good), "--chat"], "no chat template"),
         ([str(tmp_path / "none"), str(good)], "none"),

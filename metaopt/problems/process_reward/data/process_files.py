@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from metaopt.problems.process_reward.data.dataset import ProcessData
-from metaopt.problems.process_reward.data.formats import FORMATS, Chain, read
+from metaopt.problems.process_reward.data.formats import FORMATS, Chain, Renaming, read
 from metaopt.problems.process_reward.data.meta_set import leaked, meta_set, question_key
 
 Leaks = Literal["refuse", "drop", "keep"]
@@ -27,6 +27,8 @@ def process_files(
     limit: int | None = None,
     leaks: Leaks = "refuse",
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    strict: bool = True,
 ) -> ProcessData:
     """Return chains of files, folders or data sets of the hub, in formats told by their columns.
 
@@ -44,10 +46,12 @@ def process_files(
             refuse, drop (a warning counts them) or keep. Questions are compared as by `leaked`:
             equal texts with other images count as equal.
         seed: of the meta-set and of what a limit leaves out.
+        columns: {column of a format: its name in the source}, of all four sources.
+        strict: refuse malformed rows; else leave them out, with a warning that counts them.
 
     Raises:
         FileNotFoundError: a source is missing.
-        ValueError: malformed rows, listed with file and line; chains without a label or an outcome,
+        ValueError: malformed rows, by reason; chains without a label or an outcome,
             with the formats that have one; a meta-set with one class, chains without steps or
             leaked questions; leaked training chains, with their count; candidates
             that are not equally many.
@@ -56,8 +60,11 @@ def process_files(
         raise ValueError(f"limit must be >= 1 or null; got {limit}.")
     if leaks not in get_args(Leaks):
         raise ValueError(f"leaks must be one of {', '.join(get_args(Leaks))}; got {leaks!r}.")
-    training, outcomes = _chains(train, images), _chains(meta, images)
-    tested = _chains(candidates, images)
+    renaming = Renaming(columns)
+    sources = {"train": train, "meta": meta, "candidates": candidates, "held_out": held_out}
+    parts = {part: _chains(part, x, images, renaming, strict) for part, x in sources.items()}
+    renaming.refuse_unused()
+    training, outcomes, tested = parts["train"], parts["meta"], parts["candidates"]
     labelled = [f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items() if f.labels]
     judged = [f"{name} ({f.outcome})" for name, f in FORMATS.items() if f.outcome]
     _refuse("train", [not any(c.mask) for c in training], "label of a step", train, labelled)
@@ -68,7 +75,7 @@ def process_files(
         asked.setdefault((question_key(chain.prompt), chain.images), []).append(chain)
     tests = list(asked.values())
     by_domain: dict[str, list[Chain]] = {}
-    for chain in _chains(held_out, images):
+    for chain in parts["held_out"]:
         by_domain.setdefault(chain.domain, []).append(chain)
     test = {
         "candidates": [chain for row in tests for chain in row],
@@ -82,10 +89,15 @@ def process_files(
     )
 
 
-def _chains(source: str | None, images: str | None) -> list[Chain]:
+def _chains(
+    part: str, source: str | None, images: str | None, renaming: Renaming, strict: bool
+) -> list[Chain]:
     if source is None:
         return []
-    chains = list(read(source))
+    try:
+        chains = list(read(source, renaming=renaming, strict=strict))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{part}={source}: {error}") from error
     if images is None:
         return chains
     root = Path(images)

@@ -9,14 +9,16 @@ from typing import Any
 from metaopt.data.records import records
 from metaopt.problems.process_reward.data.final_answers import boxed
 from metaopt.problems.process_reward.data.formats import Chain
-from metaopt.problems.process_reward.data.formats.columns import identifier
+from metaopt.problems.process_reward.data.formats.columns import Renaming, identifier
 from metaopt.problems.process_reward.data.meta_set import question_key
 
 QUESTIONS = ("question", "prompt", "query", "problem", "input")
 ANSWERS = ("answer", "reference", "target", "ground_truth_answer")
 
 
-def reference_answers(chains: Sequence[Chain], source: str | Path) -> list[str]:
+def reference_answers(
+    chains: Sequence[Chain], source: str | Path, renaming: Renaming | None = None
+) -> list[str]:
     r"""Return the right answer of each chain's question.
 
     A row of the source has a question (question, prompt, query, problem or input) and an answer
@@ -27,18 +29,20 @@ def reference_answers(chains: Sequence[Chain], source: str | Path) -> list[str]:
     Args:
         chains: their questions are looked up.
         source: a file, a folder or a data set of the hub; other rows are passed over.
+        renaming: of columns that have other names in the source.
 
     Raises:
         FileNotFoundError: the source is missing.
         ValueError: questions without an answer, with their count, or with two different ones.
     """
     answers: dict[str, str] = {}
-    columns: list[str] = []
+    first_columns: list[str] = []
     for record in records(source):
         if not isinstance(record.value, Mapping):
             continue
-        columns = columns or list(map(str, record.value))
-        question, answer = _first(record.value, QUESTIONS), _first(record.value, ANSWERS)
+        first_columns = first_columns or list(map(str, record.value))
+        row = renaming(record.value) if renaming else record.value
+        question, answer = _first(row, QUESTIONS), _first(row, ANSWERS)
         if not question or not answer:
             continue
         key, answer = question_key(question), _final(answer)
@@ -54,7 +58,7 @@ def reference_answers(chains: Sequence[Chain], source: str | Path) -> list[str]:
             f"{len(missing)} of {len(chains)} chains ask a question that {source} does not answer; "
             f"the first is {chains[missing[0]].prompt!r:.80}. A row needs one of "
             f"{', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}; the first row's columns are "
-            f"{', '.join(columns) or 'none'}. --answers FILE names another file with them."
+            f"{', '.join(first_columns) or 'none'}. --answers FILE names another file with them."
         )
     return [answers[key] for key in keys]
 

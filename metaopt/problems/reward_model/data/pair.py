@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHOWN = 100
+SHOWN = 3
 
 
 class Message(NamedTuple):

@@ -100,4 +100,4 @@ def _records(name: str, **options: Any) -> Iterator[Record]:
             yield from records(name, **options)
         except FileNotFoundError as error:
             known = ", ".join((GENERATED, *SHARED))
-            raise FileNotFoundError(f"{error} Known by name are {known}.") from error
+            raise FileNotFoundError(f"source={name}: {error} Known by name are {known}.") from error

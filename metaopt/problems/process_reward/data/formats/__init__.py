@@ -6,6 +6,7 @@ outcome), `math_shepherd`, `prm800k`, `dreamprm`. `columns` checks the columns o
 """
 
 from metaopt.problems.process_reward.data.formats.chain import Chain, harden, truncate
+from metaopt.problems.process_reward.data.formats.columns import Renaming
 from metaopt.problems.process_reward.data.formats.reading import FORMATS, read, write
 
-__all__ = ["FORMATS", "Chain", "harden", "read", "truncate", "write"]
+__all__ = ["FORMATS", "Chain", "Renaming", "harden", "read", "truncate", "write"]

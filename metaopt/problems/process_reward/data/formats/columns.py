@@ -5,9 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import checked_text, shown, text
+from metaopt.data.row_texts import checked_text, shown, text, truth
 
 MISSING: Any = object()
+
+
+class Renaming:
+    """Gives the columns of rows the names that the formats know.
+
+    Args:
+        columns: {column of a format: its name in the source}; rows without it stay as they are.
+
+    Attributes:
+        unused: those of which no row has had the column so far.
+    """
+
+    def __init__(self, columns: Mapping[str, str] | None = None) -> None:
+        self.columns = dict(columns or {})
+        self.unused = dict(self.columns)
+
+    def __call__(self, row: Any) -> Any:
+        """Return the row under the formats' names."""
+        if not isinstance(row, Mapping):
+            return row
+        names = {key: name for key, name in self.columns.items() if name in row}
+        for key in names:
+            self.unused.pop(key, None)
+        # The source's names go: with them a row could be taken for another format.
+        rest = {key: value for key, value in row.items() if key not in names.values()}
+        return rest | {key: row[name] for key, name in names.items()}
+
+    def refuse_unused(self) -> None:
+        """Raise a `ValueError` where no row of any source had a column that is to be renamed."""
+        if self.unused:
+            listed = ", ".join(f"{key}: {name}" for key, name in self.unused.items())
+            raise ValueError(
+                f"columns={{{listed}}}: no row has such a column; give {{column of a format: its "
+                f"name in the source}}."
+            )
 
 
 def optional(row: Mapping[str, Any], column: str) -> str:
@@ -37,10 +72,14 @@ def mapping(row: Mapping[str, Any], column: str) -> Mapping[str, Any]:
 
 
 def flag(row: Mapping[str, Any], column: str, default: Any = MISSING) -> bool | None:
-    """Return a column with true, false, 1 or 0, or the default where it is missing or null."""
-    legal = "true, false, 1 or 0" + ("" if default is MISSING else ", or null")
+    """Return a column with true, false, yes, no, 1 or 0, or the default where it is null."""
+    legal = "true, false, yes, no, 1 or 0" + ("" if default is MISSING else ", or null")
     value = _checked(
-        row, column, legal, default, lambda value: isinstance(value, int) and value in (0, 1)
+        {**row, column: truth(row.get(column))},  # csv has only texts
+        column,
+        legal,
+        default,
+        lambda value: isinstance(value, int) and value in (0, 1),
     )
     return None if value is None else bool(value)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaopt.data.records import records
+from metaopt.data.records import grouped, records
 from metaopt.problems.process_reward.data.formats.chain import Chain, from_chain, to_chain
+from metaopt.problems.process_reward.data.formats.columns import Renaming
 from metaopt.problems.process_reward.data.formats.dreamprm import (
     Prefix,
     from_dreamprm15,
@@ -29,8 +31,13 @@ from metaopt.problems.process_reward.data.formats.step_lists import (
     to_stepwise,
 )
 
-SHOWN = 100
-"""Most malformed rows that an error lists."""
+SYNONYMS = (
+    {"prompt", "question", "problem", "query", "input", "instruction"},
+    {"steps", "completions", "solution", "response", "answer", "reasoning", "chain"},
+    {"step_label", "label", "labels", "step_labels", "step_ok", "step_correct", "ratings",
+     "scores", "correct"},
+)  # fmt: skip
+"""Names that columns of one meaning have elsewhere; they rank formats in messages only."""
 
 
 class Format(NamedTuple):
@@ -71,7 +78,12 @@ FORMATS = {
 """The formats; "chain" is this project's own, and "stepwise" is TRL's."""
 
 
-def read(source: str | Path, format: str | None = None) -> tuple[Chain, ...]:
+def read(
+    source: str | Path,
+    format: str | None = None,
+    renaming: Renaming | None = None,
+    strict: bool = True,
+) -> tuple[Chain, ...]:
     """Return the chains of a file, a folder or a data set of the hub, in the order of their rows.
 
     A chain without a domain takes the name of its file.
@@ -79,24 +91,26 @@ def read(source: str | Path, format: str | None = None) -> tuple[Chain, ...]:
     Args:
         source: see `metaopt.data.records.records`.
         format: name in `FORMATS`; `None` tells it by each row's columns.
+        renaming: of columns that have other names in the source.
+        strict: refuse a source with a malformed row; else warn with the count and go on.
 
     Raises:
         FileNotFoundError: the source is missing.
-        ValueError: an unknown format; malformed rows, listed with file and line (the first 100 of
-            them, and the count); or no chain at all.
+        ValueError: an unknown format; malformed rows, by reason and with their places; or no chain
+            at all.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"format={format!r} is none of {', '.join(FORMATS)}.")
     chains: list[Chain] = []
     prefixes: list[Prefix] = []
-    wrong: list[str] = []
+    wrong: list[tuple[str, str]] = []
     total = 0
     for record in records(source):
         total += 1
         try:
-            parsed = _parse(record.value, format)
+            parsed = _parse(renaming(record.value) if renaming else record.value, format)
         except ValueError as reason:
-            wrong.append(f"  {record.place}: {reason}")
+            wrong.append((record.place, str(reason)))
             continue
         if isinstance(parsed, Prefix):
             place, *rest = parsed.question
@@ -104,9 +118,13 @@ def read(source: str | Path, format: str | None = None) -> tuple[Chain, ...]:
         else:
             chains.append(parsed if parsed.domain else replace(parsed, domain=record.part))
     if wrong:
-        more = [f"  and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
-        head = f"malformed rows of {source}, {len(wrong)} of {total}:"
-        raise ValueError("\n".join([head, *wrong[:SHOWN], *more]))
+        counted = f"malformed rows of {source}, {len(wrong)} of {total}"
+        if strict:
+            raise ValueError(
+                f"{counted}:{grouped(wrong)}\nstrict=false (metaopt-label: --lenient) leaves such "
+                f"rows out."
+            )
+        warnings.warn(f"{counted}, left out:{grouped(wrong)}", stacklevel=2)
     # A chain's prefixes may be anywhere in the source: they are joined once all are read.
     chains += join_prefixes(prefixes)
     if not chains:
@@ -131,18 +149,35 @@ def _parse(row: Any, format: str | None) -> Chain | Prefix:
 
 
 def _nearest(columns: Collection[str]) -> str:
-    """Return the three formats that need the fewest columns beyond these, with the columns."""
+    """Return the three formats that share the most columns with these, and how to read them so."""
 
-    def lacking(name: str) -> list[str]:
-        return [column for column in FORMATS[name].columns if column not in columns]
+    def names(form: Format) -> dict[str, str]:
+        """Return {column of the format: the same, or a synonym, among these columns}."""
+        same = {column: column for column in form.columns if column in columns}
+        for column in form.columns:
+            alike = next((group for group in SYNONYMS if column in group), set())
+            free = [x for x in columns if x in alike and x not in same.values()]
+            if column not in same and free:
+                same[column] = free[0]
+        return same
 
-    def distance(name: str) -> tuple[int, int]:
-        return len(lacking(name)), -len(FORMATS[name].columns)
+    def rank(form: Format) -> tuple[int, int, int]:
+        shared = names(form)
+        exact = sum(column == name for column, name in shared.items())
+        return -len(shared), -exact, len(form.columns)
 
-    return "; ".join(
-        f"{name} ({', '.join(FORMATS[name].columns)}), which lacks {', '.join(lacking(name))}"
-        for name in sorted(FORMATS, key=distance)[:3]
-    )
+    def shown(name: str) -> str:
+        form = FORMATS[name]
+        shared = names(form)
+        lacking = ", ".join(column for column in form.columns if column not in shared)
+        others = ", ".join(f"{c}: {x}" for c, x in shared.items() if c != x)
+        return (
+            f"{name} ({', '.join(form.columns)})"
+            + (f", which lacks {lacking}" if lacking else "")
+            + (f", by columns={{{others}}}" if others and not lacking else "")
+        )
+
+    return "; ".join(map(shown, sorted(FORMATS, key=lambda name: rank(FORMATS[name]))[:3]))
 
 
 def write(path: str | Path, chains: Sequence[Chain], format: str = "chain") -> None:
