@@ -72,7 +72,8 @@ def test_an_experiment_and_a_run_to_resume_are_found(metaopt: Metaopt, conf: Pat
 
 
 def test_check_takes_your_own_problem(metaopt: Metaopt, conf: Path) -> None:
-    done = metaopt("check", "-cd", str(conf), "problem=mine", "estimator=unroll", "warm_steps=0")
+    few = "steps=50", "warm_steps=0"
+    done = metaopt("check", "-cd", str(conf), "problem=mine", "estimator=unroll", *few)
     assert done.code == 0, done.err
     assert "unroll" in done.out
 
