@@ -129,7 +129,7 @@ def betty() -> None:
     train = [(problem.inner_batch(draw),) for _ in range(INNER * OUTER)]
     held = [(problem.outer_batch(draw),) for _ in range(OUTER)]
     weights = Weights()
-    # betty builds the optimizer anew from its defaults, among which torch's AdamW has one too many.
+    # betty rebuilds the optimizer from its defaults, among which torch's AdamW has one too many.
     adamw = torch.optim.Adam(
         problem.model.parameters(), lr=LR, weight_decay=0.01, decoupled_weight_decay=True
     )

@@ -1,4 +1,4 @@
-"""A decision process of known solution, R copies of it in lock-step, as a problem that acts."""
+"""A decision process of known solution, R copies of it in one batch, as a problem that acts."""
 
 import torch
 

@@ -157,7 +157,7 @@ def test_learned_actions_beat_random_and_constant_ones(seed):
     assert learned < episodes(Schedule(lambda step: 1), seed=seed)
 
 
-def test_episode_starts_afresh_after_done():
+def test_an_episode_starts_from_scratch_after_done():
     engine = Engine(StepSizeControl(), Score(1), QLearning(3), outer_steps=20)
     steps = []
     for _, feedback in engine:

@@ -141,7 +141,7 @@ def test_non_finite_gradient_leaves_phi_untouched():
     assert torch.equal(descent.solution["log_penalty"], before - 1)
 
 
-def test_done_starts_the_inner_level_afresh():
+def test_done_starts_the_inner_level_from_scratch():
     engine = counting(7, Counter(last=3))
     states = [(engine.inner["count"], engine.done) for _ in engine]
     assert states == [(1, False), (2, False), (3, True)] * 2 + [(1, False)]

@@ -69,7 +69,7 @@ def test_replay_restores_after_an_exception():
     assert torch.equal(result, expected)
 
 
-def test_a_draw_has_one_generator_and_makes_that_of_its_task_afresh():
+def test_a_draw_has_one_generator_and_makes_that_of_its_task_each_time():
     inner, outer = Draw(1, run_key=7), Draw(2, inner_step=None, run_key=7, stream="outer batch")
     first, second = (
         torch.rand(3, generator=inner.generator),

@@ -107,7 +107,7 @@ def test_persistent_pairs_start_again_when_the_run_ends():
     assert estimator.state_dict() == {"particles": []}
 
 
-def test_persistent_pairs_follow_a_gradient_problem_that_starts_afresh():
+def test_persistent_pairs_follow_a_gradient_problem_that_starts_from_scratch():
     problem = Quadratic(outers=2)
     problem.warm_start = False
     outer, grads = problem.init_outer(None), []

@@ -57,7 +57,7 @@ def test_answers_are_in_the_order_of_the_requests_not_of_their_arrival() -> None
     assert 1 < lm.most <= 8
 
 
-def test_the_rollout_index_asks_anew() -> None:
+def test_the_rollout_index_asks_again() -> None:
     lm = Paid()
     client = Client({"target": lm})
     first, second = client.ask([*requests(1), *requests(1, rollout=1)])

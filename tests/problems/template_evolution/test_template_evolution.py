@@ -76,7 +76,7 @@ def test_a_run_keeps_the_counts_of_the_paper():
     assert sum(f.cost["lm_calls"] for f in feedbacks) == of.client.spent()["lm_calls"]
 
 
-def test_the_best_are_inherited_and_judged_anew():
+def test_the_best_are_inherited_and_judged_again():
     of = problem()
     first = of.inner_step("", of.init_inner(of.task.template, None, 1), 2)
     again = of.init_inner(of.task.template, first, 3)
