@@ -200,6 +200,15 @@ def test_a_run_of_the_command_is_loaded_and_extended(tmp_path, monkeypatch, comm
     assert metaopt.resume("short").metrics == long.metrics
 
 
+def test_an_edited_config_is_not_continued(tmp_path):
+    run(3, tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 5", "seed: 6"))
+    with pytest.raises(ConfigError, match=r"was edited since .*\n  seed: 5 -> 6\n"):
+        metaopt.resume(tmp_path / "run", Ridge(seed=3), outer_steps=5)
+    assert metaopt.load(tmp_path / "run").outer_steps == 3
+
+
 def test_the_command_sends_a_python_run_back(tmp_path, command):
     walk(tmp_path / "run")
     done = command(f"resume={tmp_path / 'run'}")

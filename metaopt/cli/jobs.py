@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -21,10 +21,11 @@ from metaopt.cli.composing import cause, parts
 from metaopt.cli.mistakes import nearest
 from metaopt.engine.budget import UNITS
 from metaopt.runs import checkpoint, provenance
+from metaopt.runs.continuing import extended, refuse_edited, started_with, write_config
 from metaopt.runs.errors import ConfigError, report
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
-from metaopt.runs.result import read_config, write_config
+from metaopt.runs.result import read_config
 from metaopt.runs.run import PYTHON, SETTINGS, Run, Watch, prepare_torch, result_of
 
 WORST = 1e12
@@ -67,6 +68,7 @@ def job(config: DictConfig, printed: set[str] | None = None) -> Outcome:
             config.pop("methods", None)  # of the whole table
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         direction = str(OmegaConf.select(state, "sweeper.direction"))
+        _refuse_foreign(folder, resolved)
         return _run(folder, resolved, list(state.overrides.task), sweeping, direction)
     return failed
 
@@ -86,16 +88,19 @@ def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcom
 
 
 def resume(folder: Path, rest: Sequence[str]) -> Outcome:
-    """Continue the run of a folder; `rest` must be empty.
+    """Continue the run of a folder; `rest` may be `outer_steps=N`, which extends it.
 
     Raises:
-        ConfigError: the folder holds no run, or there are overrides.
+        ConfigError: the folder holds no run, its config.yaml was edited since the run was started,
+            or there are other overrides.
     """
-    if rest:
+    wrong = [word for word in rest if not re.fullmatch(r"outer_steps=\d+", word)]
+    if wrong:
         raise ConfigError(
-            f"resume= continues a run as it was started; drop {' '.join(rest)}, "
-            f"or start a new run with it."
+            f"resume= continues a run as it was started, with outer_steps=<number> where it is to "
+            f"take more outer steps; drop {' '.join(wrong)}, or start a new run with it."
         )
+    steps = int(rest[-1].partition("=")[2]) if rest else None
     config = read_config(folder)
     if config.get("started") == PYTHON:
         raise ConfigError(
@@ -103,22 +108,28 @@ def resume(folder: Path, rest: Sequence[str]) -> Outcome:
             f'  metaopt.resume("{folder}", problem=...)'
         )
     with _explained(folder) as failed:
-        return _run(folder, config, [], False, "minimize")
+        refuse_edited(folder, config, extending=steps is not None)
+        longer = extended(folder, config, steps)
+        return _run(folder, longer, [], False, "minimize", again=longer is not config)
     return failed
 
 
 def _run(
-    folder: Path, config: dict[str, Any], overrides: Sequence[str], sweeping: bool, direction: str
+    folder: Path,
+    config: dict[str, Any],
+    overrides: Sequence[str],
+    sweeping: bool,
+    direction: str,
+    again: bool = False,
 ) -> Outcome:
-    _refuse_foreign(folder, config)
-    result = result_of(folder)
+    """Run a config in its folder, unless it is complete and not to be run again."""
+    result = None if again else result_of(folder)
     if result is not None:
         write_config(folder, config)
         print(f"{folder}: already complete; nothing computed.")
         return Outcome("complete", folder, _objective(config, result, direction))
     watch = watcher if not sweeping or sys.stderr.isatty() else None
     run = build(folder, config, overrides, watch)
-    write_config(folder, config)
     started = time.monotonic()
     result = run()
     (folder / "error.log").unlink(missing_ok=True)
@@ -128,10 +139,9 @@ def _run(
 
 def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise a `ConfigError` if the folder holds the work of another config; name what differs."""
-    path = folder / "config.yaml"
-    if not path.exists() or not (checkpoint.steps(folder / "checkpoints") or result_of(folder)):
+    before = started_with(folder)
+    if before is None or not (checkpoint.steps(folder / "checkpoints") or result_of(folder)):
         return
-    before = yaml.safe_load(path.read_text())
     if provenance.config_hash(before) != provenance.config_hash(config):
         changed = "\n  ".join(provenance.differences(before, config)[:8])
         raise ConfigError(

@@ -28,20 +28,27 @@ PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "datasets
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits of what a result depends on; see `IRRELEVANT`."""
-    relevant = {k: v for k, v in config.items() if k not in IRRELEVANT}
-    text = json.dumps(relevant, sort_keys=True, default=str)
+    text = json.dumps(_relevant(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one line, `key: old -> new`, for every relevant key in which two configs differ."""
-    a, b = ({k: v for k, v in c.items() if k not in IRRELEVANT} for c in (old, new))
-    left, right = dict(flatten(a)), dict(flatten(b))
+    left, right = (dict(flatten(_relevant(config))) for config in (old, new))
     return [
         f"{key}: {left.get(key, 'absent')} -> {right.get(key, 'absent')}"
         for key in sorted({*left, *right})
         if left.get(key, "absent") != right.get(key, "absent")
     ]
+
+
+def _relevant(config: Mapping[str, Any]) -> Any:
+    return {k: v for k, v in as_json(config).items() if k not in IRRELEVANT}
+
+
+def as_json(config: Mapping[str, Any]) -> Any:
+    """Return a config as it comes back from a JSON file, where keys are texts, tuples lists."""
+    return json.loads(json.dumps(config, default=str))
 
 
 def flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

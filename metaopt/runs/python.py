@@ -13,11 +13,12 @@ from typing import Any
 from metaopt.engine import Engine
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
 from metaopt.runs import checkpoint, provenance
+from metaopt.runs.continuing import extended, refuse_edited
 from metaopt.runs.description import describe, make
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
-from metaopt.runs.result import Result, read_config, read_history, read_result, write_config
+from metaopt.runs.result import Result, read_config, read_history, read_result
 from metaopt.runs.run import PYTHON, SETTINGS, Run, Service, result_of
 
 
@@ -82,7 +83,6 @@ def run(
     if path is not None:
         _refuse_occupied(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_config(path, config)
     return _drive(made, config)
 
 
@@ -122,26 +122,22 @@ def resume(
         progress: see `run`.
 
     Raises:
-        ConfigError: the folder holds no run, a part must be passed, or is another one.
+        ConfigError: the folder holds no run, its config.yaml was edited since the run was started,
+            a part must be passed, or is another one.
         ValueError: `outer_steps` is below what the run has taken.
     """
     path = Path(folder)
     config = read_config(path)
+    refuse_edited(path, config, extending=outer_steps is not None)
     given = {"problem": problem, "estimator": estimator, "optimizer": optimizer}
     if config.get("started") == PYTHON:
         parts = {name: _part(name, part, config, path) for name, part in given.items()}
     else:
         parts = {name: part for name, part in given.items() if part is not None}
-    extended = _extended(path, config, outer_steps)
-    if extended is config and result_of(path) is not None:
+    longer = extended(path, config, outer_steps)
+    if longer is config and result_of(path) is not None:
         return load(path)
-    made = _made(path, extended, parts, tracker, progress)
-    if extended is not config:
-        # The old result first: a folder with a result counts as finished.
-        for name in ("result.json", "timing.json"):
-            (path / name).unlink(missing_ok=True)
-        write_config(path, extended)
-    return _drive(made, extended)
+    return _drive(_made(path, longer, parts, tracker, progress), longer)
 
 
 def _drive(made: Run, config: Mapping[str, Any]) -> Result:
@@ -191,23 +187,6 @@ def _part(name: str, part: Any, config: Mapping[str, Any], folder: Path) -> Any:
             f"Pass the {name} it was started with, or choose another folder for a new run."
         )
     return part
-
-
-def _extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> dict[str, Any]:
-    """Return the config with another number of outer steps; itself where that is the same."""
-    if outer_steps is None or outer_steps == config["outer_steps"]:
-        return config
-    saved = checkpoint.steps(folder / "checkpoints")
-    done = saved[-1][0] if saved else 0
-    if outer_steps < done:
-        raise ValueError(
-            f"outer_steps={outer_steps} is below the {done} that {folder} has taken; "
-            f"pass a larger number."
-        )
-    extended = {**config, "outer_steps": outer_steps}
-    if isinstance(config.get("engine"), dict):
-        extended["engine"] = {**config["engine"], "outer_steps": outer_steps}
-    return extended
 
 
 def _made(

@@ -75,13 +75,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the config of a run into its folder, unless it is there."""
-    path, text = folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False)
-    if not path.exists() or path.read_text() != text:
-        checkpoint.write_text(path, text)
-
-
 def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
     """Return the result of a finished run, or the last checkpoint of one that is not.
 

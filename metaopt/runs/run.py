@@ -1,9 +1,9 @@
 """One run: logging, evaluation, checkpoints, and a result at the true end.
 
-The folder holds `config.yaml` (written by the caller), `README.md`, `provenance.json`,
-`metrics.jsonl`, `checkpoints/`, `snapshots/` and, once the run is over, `figures/`, the learned
-`outer` and `inner` (see `metaopt.runs.export`), `final.pt` (both as they are), `timing.json` and
-`result.json`. All but the times are functions of the config: a run that was killed and continued
+The folder holds `config.yaml`, `README.md`, `provenance.json` (with the config that the run was
+started with), `metrics.jsonl`, `checkpoints/`, `snapshots/` and, once the run is over, `figures/`,
+the learned `outer` and `inner` (see `metaopt.runs.export`), `final.pt` (both as they are),
+`timing.json` and `result.json`. All but the times are functions of the config: a continued run
 writes the same `result.json`, to the byte. Without a folder a run writes nothing.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from metaopt.engine import Engine
 from metaopt.runs import checkpoint, provenance
+from metaopt.runs.continuing import refuse_foreign, write_config
 from metaopt.runs.export import export
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
@@ -98,14 +99,16 @@ class Run:
         Raises:
             Interrupted: on SIGINT or SIGTERM, after a checkpoint was written.
             CheckpointError: there are checkpoints and none can be read.
+            ConfigError: the last checkpoint is of a run of another config.
             NonFiniteError: from the engine.
             OSError: the folder cannot be written.
         """
-        origin = self._origin()
+        state = self._checkpoint()
+        origin = self._origin(resumed=state is not None)
         if self.folder is not None:
             checkpoint.write_text(self.folder / "README.md", self._readme(self.folder))
         with self._records():
-            self._drive()
+            self._drive(state)
             return self._conclude(origin)
 
     @contextmanager
@@ -121,8 +124,8 @@ class Run:
         finally:
             records.close()
 
-    def _drive(self) -> None:
-        resumed = self._restore()
+    def _drive(self, state: Mapping[str, Any] | None) -> None:
+        resumed = None if state is None else self._restore(state)
         self._started = time.monotonic() - self._seconds
         with listening() as received, self._trackers(resumed) as trackers:
             for step, feedback in self.engine:
@@ -134,21 +137,35 @@ class Run:
                 if step % self.checkpoint_every == 0:
                     self._save(step)
 
-    def _origin(self) -> dict[str, Any]:
-        """Return where the run was started; written once, so that a continuation reports it."""
+    def _checkpoint(self) -> dict[str, Any] | None:
+        """Return the state of the last checkpoint, or `None` where the run is to begin."""
+        folder = self.folder and self.folder / "checkpoints"
+        state = None if folder is None else checkpoint.latest(folder)
+        if folder is not None and state is not None:
+            refuse_foreign(folder, state, self.config)
+        return state
+
+    def _origin(self, resumed: bool) -> dict[str, Any]:
+        """Write config and provenance; return where the run was started, also of a continued one.
+
+        A folder may hold the provenance of a run of another config that never got to a checkpoint.
+        """
+        started = {"overrides": self.overrides, **provenance.provenance()}
         if self.folder is None:
-            return {"overrides": self.overrides, **provenance.provenance()}
+            return started
+        for name in ("result.json", "timing.json"):  # a folder with a result counts as finished
+            (self.folder / name).unlink(missing_ok=True)
+        write_config(self.folder, self.config)
         path = self.folder / "provenance.json"
-        if not path.exists():
-            started = {"overrides": self.overrides, **provenance.provenance()}
-            checkpoint.write_json(path, started)
-        origin: dict[str, Any] = json.loads(path.read_text())
+        before = json.loads(path.read_text()) if path.exists() else {}
+        if not resumed and provenance.differences(before.get("config", {}), self.config):
+            before = {}
+        origin = {**started, **before, "config": provenance.as_json(self.config)}
+        if origin != before:
+            checkpoint.write_json(path, origin)
         return origin
 
-    def _restore(self) -> int | None:
-        state = None if self.folder is None else checkpoint.latest(self.folder / "checkpoints")
-        if state is None:
-            return None
+    def _restore(self, state: Mapping[str, Any]) -> int:
         self.engine.load_state_dict(state["engine"])
         self._last, self._seconds = dict(state["last"]), state["seconds"]
         self._saved = self.engine.outer_step
@@ -217,6 +234,7 @@ class Run:
             "solution": self.engine.optimizer.solution,
             "last": floats(self._last),
             "seconds": time.monotonic() - self._started,
+            "config": provenance.as_json(self.config),
         }
         checkpoint.save(self.folder / "checkpoints", step, state, self.keep_checkpoints)
         self._saved = step

@@ -103,13 +103,11 @@ def test_a_label_may_change_after_the_fact(metaopt: Metaopt) -> None:
 
 
 def test_a_cell_of_another_config_is_refused_and_the_difference_named(metaopt: Metaopt) -> None:
-    metaopt("-m", *TINY, "seed=0")
-    folder = only("results/ridge/*seed=0")
+    sweep = ("-m", *TINY, "seed=0", "hydra.sweep.subdir=cell")
+    metaopt(*sweep, "inner_steps=9")
+    folder = Path("results/ridge/cell")
     before = (folder / "result.json").read_bytes()
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["inner_steps"] = config["estimator"]["inner_steps"] = 9
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    done = metaopt("-m", *TINY, "seed=0")
+    done = metaopt(*sweep)
     assert done.code == 1
     assert "holds a run of another config" in done.err
     assert "estimator.inner_steps: 9 -> 5" in done.err
@@ -231,11 +229,11 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(metaopt: Metaopt) -> None:
     assert "nowhere/config.yaml is missing" in done.err
 
 
-def test_resume_takes_no_changes(metaopt: Metaopt) -> None:
+def test_resume_takes_no_change_but_more_steps(metaopt: Metaopt) -> None:
     metaopt(*TINY)
-    done = metaopt(f"resume={only('runs/ridge/*')}", "outer_steps=9")
+    done = metaopt(f"resume={only('runs/ridge/*')}", "outer_steps=9", "seed=9")
     assert done.code == 1
-    assert "drop outer_steps=9" in done.err
+    assert "drop seed=9" in done.err
 
 
 def test_a_missing_file_is_named(metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch) -> None:
