@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
+from metaopt.engine.gradient_problem import GradientState
 from metaopt.report.figures import records
 from metaopt.runs import checkpoint
 from metaopt.runs.errors import ConfigError
@@ -52,6 +54,17 @@ class Result:
     folder: Path | None = None
     make_problem: Callable[[], Any] = field(default=lambda: None, repr=False)
 
+    def __repr__(self) -> str:
+        """Return one line for each part: shapes of tensors in place of their numbers."""
+        state = "finished" if self.finished else "not finished"
+        steps = f"{self.outer_steps} outer steps" + (f", {self.stopped}" if self.stopped else "")
+        metrics = {k: float(f"{v:.4g}") for k, v in self.metrics.items()}
+        return (
+            f"Result({str(self.folder) if self.folder else 'no folder'}: {state}, {steps}\n"
+            f"  outer: {_shapes(self.outer)}\n  inner: {_shapes(self.inner)}\n"
+            f"  metrics: {metrics})"
+        )
+
     @cached_property
     def problem(self) -> Any:
         """The problem, made from the config where the run was read from a folder.
@@ -60,6 +73,20 @@ class Result:
             ConfigError: it cannot be made again.
         """
         return self.make_problem()
+
+
+def _shapes(value: Any, most: int = 6) -> str:
+    """Return what a value holds: names and shapes, and the start of anything else."""
+    if isinstance(value, Tensor):
+        return f"tensor{list(value.shape)}"
+    if isinstance(value, GradientState):
+        return _shapes(value.params)
+    if isinstance(value, Mapping):
+        some = [f"{key}: {_shapes(value[key], 0)}" for key in list(value)[:most]]
+        more = [f"... ({len(value)} in all)"] if len(value) > most else []
+        return f"{{{', '.join(some + more)}}}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def read_config(folder: Path) -> dict[str, Any]:

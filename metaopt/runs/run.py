@@ -27,6 +27,12 @@ from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
 from metaopt.runs.tracking import History, Jsonl, Tracker, floats, or_null
 
+RUN_FILES = (
+    "README.md", "checkpoints", "config.yaml", "error.log", "figures", "final.pt", "metrics.jsonl",
+    "provenance.json", "result.json", "snapshots", "tensorboard", "timing.json", "wandb",
+)  # fmt: skip
+"""What every run may have in its folder; the rest is the problem's."""
+
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
 
@@ -191,7 +197,7 @@ class Run:
         return f"{name}, seed {self.engine.seed}"
 
     def _readme(self, folder: Path) -> str:
-        """Return three lines: what this run is, how to resume it, how to load it."""
+        """Return what this run is, how to resume and load it, and what else it has delivered."""
         roles = self.engine.problem, self.engine.estimator, self.engine.optimizer
         parts = ", ".join(type(role).__name__ for role in roles)
         resume = f"`metaopt resume={folder}`"
@@ -201,7 +207,7 @@ class Run:
             f"{self._label()}: {parts}; {self.engine.outer_steps} outer steps.\n\n"
             f"To resume it: {resume}.\n\n"
             f'To load it: `metaopt.load("{folder}")`; `outer.*` and `inner.safetensors` are for '
-            "other programs.\n"
+            f"other programs.\n{_products(folder)}"
         )
 
     def _record(self, trackers: Sequence[Tracker], step: int) -> None:
@@ -272,6 +278,7 @@ class Run:
             seconds = time.monotonic() - self._started
             checkpoint.write_json(self.folder / "timing.json", {"seconds": seconds})
             checkpoint.write_json(self.folder / "result.json", result)
+            checkpoint.write_text(self.folder / "README.md", self._readme(self.folder))
         return result
 
     def _spent(self) -> dict[str, float]:
@@ -296,6 +303,18 @@ class Run:
         report.figures(snapshots, figures)
         solution, inner = self.engine.optimizer.solution, self.engine.inner
         self.delivered = report.deliver(solution, inner, snapshots, folder)
+
+
+def _products(folder: Path) -> str:
+    """Return a paragraph with the files of a folder that its problem has delivered, or nothing."""
+    names = [f"`{p.name}{'/' * p.is_dir()}`" for p in sorted(folder.iterdir()) if _delivered(p)]
+    if not names:
+        return ""
+    return f"\nDelivered: {', '.join(names)}; the docs' page of the family has how to use them.\n"
+
+
+def _delivered(path: Path) -> bool:
+    return path.name not in RUN_FILES and not path.name.startswith((".", "outer.", "inner."))
 
 
 def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:

@@ -46,7 +46,8 @@ def run(words, monkeypatch, capsys):
     """Run a command of metaopt in this process, short; return its exit status and its errors."""
     script, *arguments = words
     runs = script == "metaopt" and any(a.startswith(("problem=", "experiment=")) for a in arguments)
-    small = [*arguments, *TINY] if runs else arguments
+    kept = any(a.startswith("hydra.run.dir=") for a in arguments)  # its products are used
+    small = [*arguments, *(TINY[:1] if kept else TINY)] if runs else arguments
     if "-m" in arguments:
         small = [*arguments, *TINY, "seed=0"]
     monkeypatch.setattr(sys, "argv", [script, *small])

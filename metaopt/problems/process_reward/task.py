@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -284,8 +285,19 @@ class ProcessSupervision:
         )
         difference = export(self.scorer, tensors, folder, card, self.data.train[:PROBES])
         return (
-            f"process reward model: {folder}, read back: scores differ by at most {difference:.1g}"
+            f"process reward model: {folder}, read back: scores differ by at most "
+            f"{difference:.1g}\n{_how_to_load(folder)}"
         )
+
+
+def _how_to_load(folder: Path) -> str:
+    """Return what reads an exported model: transformers knows some of them only."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return "read by metaopt.problems.process_reward.model.export.load; its README shows how"
+    custom = "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+    trust = " with trust_remote_code=True, since its code is in the folder" if custom else ""
+    return f"read by transformers' AutoModelForTokenClassification{trust}; its README shows how"
 
 
 def _check_labels(known: Tensor) -> None:

@@ -134,7 +134,7 @@ def variants(environment: Environment, tests: Sequence[str]) -> list[Environment
         return [environment if name == "default" else environment.variant(name) for name in tests]
     if list(tests) != ["default"]:
         raise ValueError(
-            f"RolloutLength finds variants of physics only; a {type(environment).__name__} has "
-            f"none, so that tests must be [default]; got {list(tests)}."
+            f"a {type(environment).__name__} has no perturbed variants, as the physics have that "
+            f"metaopt implements: set tests=[default]; got {list(tests)}."
         )
     return [environment]

@@ -47,7 +47,10 @@ class ScheduleReport(Report):
         """Return the table of schedules and the path of their figure."""
         tests = self._over(snapshots)
         if not tests:
-            return f"No test is over; that takes outer_steps={self.outer_steps}."
+            return (
+                f"No test was finished in {snapshots[-1][0]} outer steps, so there are no returns "
+                f"to compare: one takes outer_steps={self.outer_steps} (debug=tiny stops before)."
+            )
         table = listing(tests, self.groups, self.phase)
         return f"{table}\nfigure: {folder / 'figures' / 'schedules.png'}"
 

@@ -62,7 +62,10 @@ class TestReports:
         """The table and the path of the figure, or why there is none."""
         problem, inner, snapshots = finished
         early = problem.report.deliver(2, inner, snapshots[:4], tmp_path)
-        assert early == "No test is over; that takes outer_steps=10."
+        assert early == (
+            f"No test was finished in {snapshots[3][0]} outer steps, so there are no returns to "
+            f"compare: one takes outer_steps=10 (debug=tiny stops before)."
+        )
         half = problem.report.deliver(2, inner, snapshots[:5], tmp_path)
         assert "return (default)" in half
         assert "light" not in half

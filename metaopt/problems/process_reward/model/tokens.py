@@ -40,8 +40,9 @@ class TokenLayout:
         self.separator = self._ids([separator])[0] if separator else []
         if separator and not self.separator:
             raise ValueError(
-                f"separator={separator!r} has no token in this vocabulary; give a text that has, "
-                'or "" to read each step at its own last token.'
+                f"separator={separator!r} has no token in this vocabulary: give separator= a text "
+                "that the tokenizer knows, such as a full stop, or '' to read each step at its own "
+                "last token."
             )
         check_ranges(self, "max_length >= 1 or null")
         begins = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
