@@ -187,8 +187,8 @@ def main() -> None:
             path = Path(folder, f"{i}.json")
             command = [sys.executable, "-m", "benchmarks.memory", "--measure", name, str(path)]
             subprocess.run(command, check=True, env=RETURNING, stdout=subprocess.DEVNULL)
-            found = json.loads(path.read_text())
-            print(f"{name:<28}{found['live']:10.2f}{found['resident']:10.2f}", flush=True)
+            result = json.loads(path.read_text())
+            print(f"{name:<28}{result['live']:10.2f}{result['resident']:10.2f}", flush=True)
 
 
 if __name__ == "__main__":

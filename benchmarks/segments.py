@@ -47,10 +47,10 @@ def measure(name: str, path: str, steps: int) -> None:
     unroll = Unroll(steps, segments=count, memory_budget=budget and budget * 2**20)  # type: ignore[arg-type]
     before, started = peak_mib(), time.thread_time()
     grad = unroll(InnerLoop(problem), phi, tree.clone(inner), 0)[1].grad
-    found = {"seconds": time.thread_time() - started, "resident": peak_mib() - before}
+    result = {"seconds": time.thread_time() - started, "resident": peak_mib() - before}
     with PeakMemory() as meter:
         unroll(InnerLoop(problem), phi, inner, 0)
-    torch.save({**found, "live": meter.peak / 2**20, "grad": grad}, path)
+    torch.save({**result, "live": meter.peak / 2**20, "grad": grad}, path)
 
 
 def main() -> None:
@@ -68,11 +68,11 @@ def main() -> None:
             path = Path(folder, f"{i}.pt")
             command = [sys.executable, "-m", "benchmarks.segments", "--steps", str(chosen.steps)]
             subprocess.run([*command, "--measure", name, str(path)], check=True, env=RETURNING)
-            found = torch.load(path, weights_only=True)
-            whole = whole or found
-            gap = tree.norm(tree.add(found["grad"], whole["grad"], -1.0))
+            result = torch.load(path, weights_only=True)
+            whole = whole or result
+            gap = tree.norm(tree.add(result["grad"], whole["grad"], -1.0))
             shown = "".join(
-                f"{found[k]:10.{digits}f}{found[k] / whole[k]:8.2f}"
+                f"{result[k]:10.{digits}f}{result[k] / whole[k]:8.2f}"
                 for k, digits in (("resident", 0), ("live", 0), ("seconds", 2))
             )
             print(f"{name:<13}{shown}  {float(gap / tree.norm(whole['grad'])):.1e}")

@@ -118,10 +118,10 @@ def test_a_text_has_a_reference_of_sixteen_digits(tmp_path: Path) -> None:
     assert ref == "ba7816bf8f01cfea"  # sha256("abc"), FIPS 180-2
     assert Client({"target": Paid()}).text(ref) == "abc", "memory is shared by the process"
     client.open(tmp_path / "run")
-    kept = client.keep("kept in the file only")
-    assert client.text(kept) == "kept in the file only"
-    with pytest.raises(LookupError, match=f"{kept}.*folder"):
-        Client({"target": Paid()}).text(kept)
+    reference = client.keep("kept in the file only")
+    assert client.text(reference) == "kept in the file only"
+    with pytest.raises(LookupError, match=f"{reference}.*folder"):
+        Client({"target": Paid()}).text(reference)
     with pytest.raises(LookupError, match=r"run\.cassette has no text 0000"):
         client.text("0000")
 

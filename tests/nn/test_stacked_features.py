@@ -19,7 +19,9 @@ from metaopt.problems.reward_model.model.reward_model import bradley_terry
 def test_batched_heads_are_single_networks():
     heads = FeatureReward(6, (5, 4))
     params = heads.init([generator(i) for i in range(3)])
-    shared, own = (torch.randn(*shape, 6, generator=generator(9)) for shape in ((8,), (3, 2, 7)))
+    shared, separate = (
+        torch.randn(*shape, 6, generator=generator(9)) for shape in ((8,), (3, 2, 7))
+    )
     for i in range(3):
         single = MLP((6,), 1, (5, 4), activation="tanh")
         linear = [layer for layer in single if isinstance(layer, nn.Linear)]
@@ -27,11 +29,11 @@ def test_batched_heads_are_single_networks():
             layer.weight.data = params[f"{k}.weight"][i].T.contiguous()
             layer.bias.data = params[f"{k}.bias"][i, 0]
         torch.testing.assert_close(heads.rewards(params, shared)[i], single(shared)[:, 0])
-        torch.testing.assert_close(heads.rewards(params, own)[i], single(own[i])[..., 0])
+        torch.testing.assert_close(heads.rewards(params, separate)[i], single(separate[i])[..., 0])
         torch.testing.assert_close(
-            heads.features(params, own)[i], nn.Sequential(*list(single)[:-1])(own[i])
+            heads.features(params, separate)[i], nn.Sequential(*list(single)[:-1])(separate[i])
         )
-    assert heads.rewards(params, own).shape == (3, 2, 7)
+    assert heads.rewards(params, separate).shape == (3, 2, 7)
     assert FeatureReward(6, ()).rewards(
         FeatureReward(6, ()).init([generator(0)]), shared
     ).shape == (
@@ -62,11 +64,11 @@ def test_dropout_of_heads_is_drawn_from_its_generator():
     heads = FeatureReward(6, (400,), dropout=0.25)
     params = heads.init([generator(0), generator(1)])
     x = torch.randn(5, 6, generator=generator(9))
-    kept = heads.features(params, x)
+    hidden = heads.features(params, x)
     dropped = heads.features(params, x, generator(2))
     assert torch.equal(dropped, heads.features(params, x, generator(2)))
     assert 0.7 < (dropped != 0).float().mean() < 0.8
-    torch.testing.assert_close(dropped[dropped != 0], kept[dropped != 0] / 0.75)
+    torch.testing.assert_close(dropped[dropped != 0], hidden[dropped != 0] / 0.75)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_wrong_settings_of_heads_are_refused(settings, says):
 
 
 @pytest.mark.parametrize("shape", [(8, 5), (6,), (3, 8, 6)])
-def test_features_of_another_shape_are_refused(shape):
+def test_hiddenof_another_shape_are_refused(shape):
     heads = FeatureReward(6)
     with pytest.raises(ValueError, match=r"x must be \(B, 6\) or \(2, ..., 6\)"):
         heads.rewards(heads.init([generator(0), generator(1)]), torch.zeros(shape))

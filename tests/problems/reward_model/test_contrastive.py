@@ -30,14 +30,14 @@ def draws(runs: int, first: int = 0) -> list[torch.Generator]:
 
 def test_simcse_is_the_cross_entropy_of_cosines():
     one, other = normal(3, 7, 5), normal(3, 7, 5, seed=1)
-    found = simcse(one, other, 0.2)
+    losses = simcse(one, other, 0.2)
     for run in range(3):
         scores = torch.stack([cosine_similarity(row, other[run]) for row in one[run]]) / 0.2
-        torch.testing.assert_close(found[run], cross_entropy(scores, torch.arange(7)))
+        torch.testing.assert_close(losses[run], cross_entropy(scores, torch.arange(7)))
     same = torch.eye(5).double()
     expected = math.log1p(4 * math.exp(-1 / 0.05))
     torch.testing.assert_close(simcse(same, 3 * same).item(), expected)
-    torch.testing.assert_close(simcse(one * 9, other, 0.2), found)
+    torch.testing.assert_close(simcse(one * 9, other, 0.2), losses)
 
 
 def test_sinkhorn_s_limit_is_optimal_and_balanced():
@@ -57,7 +57,7 @@ def test_sinkhorn_s_limit_is_optimal_and_balanced():
 
 def test_swav_predicts_the_codes_of_the_other_view():
     one, other, centre = normal(2, 6, 5), normal(2, 6, 5, seed=1), normal(2, 3, 5, seed=2)
-    found = swav(one, other, centre, 0.3)
+    losses = swav(one, other, centre, 0.3)
     for run in range(2):
         scores = [
             torch.stack([cosine_similarity(row, centre[run]) for row in view[run]])
@@ -73,7 +73,7 @@ def test_swav_predicts_the_codes_of_the_other_view():
             codes.append(q * 6)
         expected = cross_entropy(scores[0] / 0.3, codes[1])
         expected = expected + cross_entropy(scores[1] / 0.3, codes[0])
-        torch.testing.assert_close(found[run], expected)
+        torch.testing.assert_close(losses[run], expected)
     views = [view.clone().requires_grad_() for view in (one, other)]
     points = centre.clone().requires_grad_()
     swav(*views, points).sum().backward()
@@ -154,9 +154,9 @@ def test_bradley_and_terry_s_loss_is_that_of_the_pairs_and_both_views():
     def losses(x):
         return bradley_terry(*loss.model.rewards(params, x).unbind(-1))
 
-    found = loss.add_to(losses, params, x)
+    summed = loss.add_to(losses, params, x)
     expected = (losses(x) + losses(views[0]) + losses(views[1])) / 3
-    torch.testing.assert_close(found, expected + loss(params, views)[:, None])
+    torch.testing.assert_close(summed, expected + loss(params, views)[:, None])
 
 
 @pytest.mark.parametrize(

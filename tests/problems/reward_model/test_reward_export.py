@@ -94,8 +94,8 @@ def test_an_exported_tokenizer_cuts_as_the_test_did(kind, pooling, tmp_path):
     with torch.no_grad():
         expected = model.eval().rewards(ids, mask).tolist()
     scorer = transformers.pipeline("text-classification", str(folder), device="cpu")
-    found = [row["score"] for row in scorer(TEXTS, truncation=True)]
-    assert found == pytest.approx(expected, abs=1e-5)
+    scores = [row["score"] for row in scorer(TEXTS, truncation=True)]
+    assert scores == pytest.approx(expected, abs=1e-5)
     page = (folder / "README.md").read_text()
     assert "| most tokens of a text | 5 |" in page
     assert "reward(prompt + answer, truncation=True)" in page
@@ -115,8 +115,8 @@ def test_an_exported_tokenizer_cuts_as_the_test_did(kind, pooling, tmp_path):
     ],
 )
 def test_an_exported_model_scores_the_same(kind, pooling, pad, architecture, tmp_path):
-    own = EOS if pooling == "last_not_pad" else PAD
-    model, words = RewardModel.on(config(kind, own), pooling), tokenizer(pad)
+    end = EOS if pooling == "last_not_pad" else PAD
+    model, words = RewardModel.on(config(kind, end), pooling), tokenizer(pad)
     size = model.get_input_embeddings().weight.shape
     done = export(model, words, tmp_path / "out", CARD, TEXTS)
     assert done.architecture == architecture
@@ -132,10 +132,10 @@ def test_an_exported_model_scores_the_same(kind, pooling, pad, architecture, tmp
     )
     assert type(read).__name__ == architecture
     batch = AutoTokenizer.from_pretrained(done.folder)(TEXTS, padding=True, return_tensors="pt")
-    found = read(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits[:, 0]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    found = load(done.folder).rewards(ids, mask)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    scores = read(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits[:, 0]
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    scores = load(done.folder).rewards(ids, mask)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
     assert {f.suffix for f in done.folder.iterdir()} <= {".json", ".safetensors", ".md", ".py"}
 
 
@@ -152,9 +152,9 @@ def test_a_pipeline_returns_the_reward_itself(pooling, pad, tmp_path):
     with torch.no_grad():
         expected = model.eval().rewards(*encode(words, TEXTS)[:2]).tolist()
     for batch_size in (1, 4):
-        found = scorer(TEXTS, batch_size=batch_size)
-        assert [row["score"] for row in found] == pytest.approx(expected, abs=1e-5)
-        assert {row["label"] for row in found} == {"reward"}
+        scores = scorer(TEXTS, batch_size=batch_size)
+        assert [row["score"] for row in scores] == pytest.approx(expected, abs=1e-5)
+        assert {row["label"] for row in scores} == {"reward"}
 
 
 def test_a_model_that_trl_trained_is_read_where_transformers_reads_it(tmp_path):
@@ -166,8 +166,8 @@ def test_a_model_that_trl_trained_is_read_where_transformers_reads_it(tmp_path):
     ids, mask = padded(ROWS, "right", EOS)
     with torch.no_grad():
         expected = native(ids, attention_mask=mask).logits[:, 0]
-        found = load(tmp_path).rewards(ids, mask)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        scores = load(tmp_path).rewards(ids, mask)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
 
 
 def test_a_model_without_a_head_is_not_given_a_random_one(tmp_path):

@@ -44,8 +44,8 @@ def test_rewards_do_not_depend_on_the_batch_or_the_padding(kind, pooling, pad):
     assert expected.std() > 0.05
     for side in ("left", "right"):
         for extra in (0, 7):
-            found = model.rewards(*padded(ROWS, side, pad, extra))
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+            result = model.rewards(*padded(ROWS, side, pad, extra))
+            torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     for i, row in enumerate(ROWS):
         one = model.rewards(*padded([row], "left", pad, 3))
         torch.testing.assert_close(one[0], expected[i], rtol=0, atol=1e-5)
@@ -105,9 +105,9 @@ def test_a_backbone_keeps_its_weights_and_leaves_its_other_heads(tmp_path):
     state = torch.get_rng_state()
     for source in (tmp_path, str(tmp_path), language_model):
         model = RewardModel.on(source)
-        found = model.backbone.state_dict()
-        assert found.keys() == before.keys()
-        assert all(torch.equal(found[k], before[k]) for k in before)
+        result = model.backbone.state_dict()
+        assert result.keys() == before.keys()
+        assert all(torch.equal(result[k], before[k]) for k in before)
         assert model.score.weight.shape == (1, 16)
         if source is not language_model:
             assert model.backbone.config._attn_implementation == "eager"
@@ -153,13 +153,13 @@ def test_bradley_terry_is_cross_entropy_with_the_margin_inside():
     draw = generator(0)
     chosen, rejected, margin = torch.randn(3, 5, 7, generator=draw, dtype=torch.float64)
     label = torch.rand(5, 7, generator=draw, dtype=torch.float64)
-    found = bradley_terry(chosen, rejected, margin, label)
+    result = bradley_terry(chosen, rejected, margin, label)
     expected = binary_cross_entropy_with_logits(chosen - rejected - margin, label, reduction="none")
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
     plain = -torch.log(chosen.exp() / (chosen.exp() + rejected.exp()))
     torch.testing.assert_close(bradley_terry(chosen, rejected), plain)
-    torch.testing.assert_close(bradley_terry(rejected, chosen, -margin, 1 - label), found)
-    torch.testing.assert_close(bradley_terry(chosen + 3, rejected + 3, margin, label), found)
+    torch.testing.assert_close(bradley_terry(rejected, chosen, -margin, 1 - label), result)
+    torch.testing.assert_close(bradley_terry(chosen + 3, rejected + 3, margin, label), result)
     ones = torch.ones_like(margin)
     assert torch.equal(
         bradley_terry(chosen, rejected, margin, ones), bradley_terry(chosen, rejected, margin)

@@ -57,7 +57,7 @@ def test_training_in_step_is_training_one_model_with_torch():
     params = MODEL.init([g for g in draws(2, "init") for _ in range(3)])
     rows = batches(draws(2, "order"), every(data.wrong, 3), recipe)
     assert rows.shape == (6, 12, 16)
-    found = fit(MODEL, params, data.chosen, data.rejected, rows, recipe)
+    result = fit(MODEL, params, data.chosen, data.rejected, rows, recipe)
     single = MLP((16,), 1, (8,), activation="tanh")
     linear = [layer for layer in single if isinstance(layer, nn.Linear)]
     for k, layer in enumerate(linear):
@@ -70,31 +70,31 @@ def test_training_in_step_is_training_one_model_with_torch():
         nn.functional.softplus(-difference).mean().backward()
         adam.step()
     for k, layer in enumerate(linear):
-        torch.testing.assert_close(found[f"{k}.weight"][4], layer.weight.T, atol=1e-5, rtol=1e-4)
-    assert not torch.equal(found["0.weight"], params["0.weight"])
+        torch.testing.assert_close(result[f"{k}.weight"][4], layer.weight.T, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(result["0.weight"], params["0.weight"])
 
 
 def test_batches_are_whole_passes_in_another_order_each():
     rows = torch.stack([torch.randperm(50, generator=generator(i))[:20] for i in range(4)])
-    found = batches(draws(2, "order"), rows.view(2, 2, 20), Recipe(batch=6, epochs=3))
-    assert found.shape == (4, 9, 6)
-    for own, seen in zip(rows, found.view(4, 3, 18), strict=True):
+    result = batches(draws(2, "order"), rows.view(2, 2, 20), Recipe(batch=6, epochs=3))
+    assert result.shape == (4, 9, 6)
+    for own, seen in zip(rows, result.view(4, 3, 18), strict=True):
         for epoch in seen:
             assert len(set(epoch.tolist())) == 18
             assert set(epoch.tolist()) <= set(own.tolist())
         assert not torch.equal(seen[0], seen[1])
     again = batches(draws(1, "order", 1), rows.view(2, 2, 20)[1:], Recipe(batch=6, epochs=3))
-    assert torch.equal(again, found[2:])
+    assert torch.equal(again, result[2:])
     assert batches(draws(1, "order"), rows[None, :1], Recipe(batch=64)).shape == (1, 2, 20)
 
 
 def test_a_run_s_strengths_do_not_depend_on_those_beside_it():
     data, alone = pairs(3, 60), pairs(1, 60, first=1)
     recipe = Recipe(batch=16)
-    found = strengths(MODEL, draws(3, "s"), data.chosen, data.rejected, 3, 4, recipe)
+    result = strengths(MODEL, draws(3, "s"), data.chosen, data.rejected, 3, 4, recipe)
     single = strengths(MODEL, draws(1, "s", 1), alone.chosen, alone.rejected, 3, 4, recipe)
-    assert found.gradients == single.gradients == 3 * 4 * 2 * (45 // 16)
-    for one, other in zip(found[:2], single[:2], strict=True):
+    assert result.gradients == single.gradients == 3 * 4 * 2 * (45 // 16)
+    for one, other in zip(result[:2], single[:2], strict=True):
         assert one.shape == (3, 60)
         torch.testing.assert_close(one[1:2], other, atol=1e-5, rtol=1e-4)
 
@@ -113,36 +113,36 @@ def test_cross_fitted_margins_come_from_models_that_have_not_seen_the_pair(count
 
 def test_strengths_are_the_mean_and_the_population_deviation_of_margins(monkeypatch):
     """Models that give the reward w . x of their initial weights, judged by numpy."""
-    kept = {}
+    held_out = {}
 
     def untrained(model, params, chosen, rejected, rows, recipe):
-        kept.update(params)
+        held_out.update(params)
         return params
 
     monkeypatch.setattr(strength, "fit", untrained)
     linear, data = FeatureReward(16, ()), pairs(2, 30)
-    found = strengths(linear, draws(2, "s"), data.chosen, data.rejected, 4, 1)
-    weight = kept["0.weight"].view(2, 4, 16).numpy()
+    result = strengths(linear, draws(2, "s"), data.chosen, data.rejected, 4, 1)
+    weight = held_out["0.weight"].view(2, 4, 16).numpy()
     margins = np.einsum("rmd,rnd->rmn", weight, (data.chosen - data.rejected).numpy())
-    np.testing.assert_allclose(found.mean, margins.mean(1), atol=1e-5)
-    np.testing.assert_allclose(found.std, margins.std(1), atol=1e-5)
+    np.testing.assert_allclose(result.mean, margins.mean(1), atol=1e-5)
+    np.testing.assert_allclose(result.std, margins.std(1), atol=1e-5)
     weights = torch.from_numpy(weight)
     assert len(torch.unique(weights.flatten(0, 1), dim=0)) == 8
 
 
 def test_strengths_find_wrong_labels():
     data = pairs(3, 2048)
-    found = strengths(FeatureReward(16), draws(3, "s"), data.chosen, data.rejected, 2, 3)
+    result = strengths(FeatureReward(16), draws(3, "s"), data.chosen, data.rejected, 2, 3)
     for run in range(3):
         bad = data.wrong[run]
-        u = mannwhitneyu(-found.mean[run][bad], -found.mean[run][~bad]).statistic
+        u = mannwhitneyu(-result.mean[run][bad], -result.mean[run][~bad]).statistic
         assert u / (bad.sum() * (~bad).sum()).item() > 0.8
-    order = bands(found.mean)
+    order = bands(result.mean)
     dirty = data.wrong.float().gather(-1, order.flatten(1)).view(order.shape).mean((0, 2))
     assert dirty[0] > 0.75
     assert dirty[-1] < 0.06
     assert (dirty.diff() < 0.02).all()
-    estimate = noise_estimate(found.mean)
+    estimate = noise_estimate(result.mean)
     assert (estimate > 0.3).all()
 
 
@@ -205,8 +205,8 @@ def test_targets_make_the_losses_of_the_paper():
         ),
     }
     for name, (targets, expected) in cases.items():
-        found = targets.losses(chosen, rejected).numpy()
-        np.testing.assert_allclose(found, expected, atol=1e-9, err_msg=name)
+        result = targets.losses(chosen, rejected).numpy()
+        np.testing.assert_allclose(result, expected, atol=1e-9, err_msg=name)
         np.testing.assert_allclose(targets.weight.mean(-1), 1, atol=1e-9)
 
 

@@ -95,17 +95,17 @@ def test_the_optimizer_writes_prompts_near_the_best(world, client):
     shown = [(p, 5.0) for p in world.prompts(2, 5, key=3)]
     messages = prompting(world.queries[2], shown, 50, "Write.")
     (reply,) = client.ask([Request("optimizer", messages, Parameters(1.0), 0)])
-    found = read_prompts(reply.text, 50)
-    assert len(found) > 40
-    assert all(p.startswith("query 2: ") for p in found)
-    assert all(set(p.split()[2:]) <= set(TOKENS) and len(p.split()) == 8 for p in found)
+    written = read_prompts(reply.text, 50)
+    assert len(written) > 40
+    assert all(p.startswith("query 2: ") for p in written)
+    assert all(set(p.split()[2:]) <= set(TOKENS) and len(p.split()) == 8 for p in written)
 
     def kept(prompt, rank):
         return np.mean(
             [a == b for a, b in zip(prompt.split(), shown[rank][0].split(), strict=True)]
         )
 
-    assert np.mean([kept(p, 0) for p in found]) > np.mean([kept(p, 4) for p in found])
+    assert np.mean([kept(p, 0) for p in written]) > np.mean([kept(p, 4) for p in written])
 
 
 def test_the_rewriter_moves_towards_what_it_is_shown(world, client):
@@ -119,10 +119,10 @@ def test_the_rewriter_moves_towards_what_it_is_shown(world, client):
     ]
     moved, blind = [], []
     for rollout in range(20):
-        for shown, found in ((examples, moved), ([], blind)):
+        for shown, written in ((examples, moved), ([], blind)):
             messages = rewriting([(first, 50.0)], shown)
             (reply,) = client.ask([Request("template", messages, Parameters(1.0), rollout)])
-            found.append(parse(read_template(reply.text)).weights["directness"])
+            written.append(parse(read_template(reply.text)).weights["directness"])
     assert np.mean(moved) > 2
     assert abs(np.mean(blind)) < 1
 

@@ -92,12 +92,12 @@ def markdown_cells(text):
 
 def test_files_are_those_returned(written):
     folder, paths = written
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert found == {
+    result = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert result == {
         "judge.json", "report.md", "report.html", "figures/reliability.png",
         "figures/evolution.png",
     }  # fmt: skip
-    assert {str(p.relative_to(folder)) for p in paths} == found
+    assert {str(p.relative_to(folder)) for p in paths} == result
 
 
 def test_judge_json_restores_the_judge_and_holds_the_measured_numbers(written, judges):
@@ -164,9 +164,9 @@ def difference(**ends):
 
 
 def test_verdict_says_when_the_interval_includes_0():
-    found = verdict(difference(auroc_low=-0.01, brier_low=-2.0, brier_high=-1.0))
-    assert "better than the first in Brier score and kappa:" in found
-    assert "includes 0 for AUROC:" in found
+    result = verdict(difference(auroc_low=-0.01, brier_low=-2.0, brier_high=-1.0))
+    assert "better than the first in Brier score and kappa:" in result
+    assert "includes 0 for AUROC:" in result
     assert "worse than the first in Brier score:" in verdict(difference())
     assert "too few rows to compare kappa." in verdict(difference(kappa_low=None, kappa_high=None))
 

@@ -32,10 +32,10 @@ def named(question: str, solution: str) -> dict[str, float]:
 
 
 def test_criteria_of_a_solution_counted_by_hand() -> None:
-    found = named(QUESTION, SOLUTION)
+    criteria = named(QUESTION, SOLUTION)
     words = ["sam", "buys", "pens", "he", "gives", "away", "pens", "he", "keeps", "pens", "a"]
     triples = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
-    assert found == {
+    assert criteria == {
         "length": math.log(1 + len(SOLUTION)),
         "steps": 3.0,
         "calculations": 3.0,

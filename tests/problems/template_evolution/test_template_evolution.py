@@ -49,12 +49,12 @@ def run(of, evolve=True, outer_steps=6, inner_steps=5, seed=0):
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @pytest.mark.slow
 def test_the_default_beats_the_fixed_template(seed):
-    found = {}
+    metrics = {}
     for evolve, ranking in ((True, "label_first"), (False, "dense")):
         engine, _ = run(problem(seed, 5, ranking=ranking), evolve, seed=seed)
-        found[evolve] = engine.metrics()
-    assert found[True]["eval/success"] > found[False]["eval/success"] + 20
-    assert found[True]["eval/auroc"] > found[False]["eval/auroc"] + 0.1
+        metrics[evolve] = engine.metrics()
+    assert metrics[True]["eval/success"] > metrics[False]["eval/success"] + 20
+    assert metrics[True]["eval/auroc"] > metrics[False]["eval/auroc"] + 0.1
 
 
 def test_concurrency_changes_nothing():
@@ -146,10 +146,10 @@ def panel(lm, check=lambda query, response, key: "good" in response, **settings)
 
 def test_a_failed_request_makes_neither_score_nor_outcome():
     of = panel(Failing())
-    found = of.answer([(0, "good"), (0, "fail"), (0, "bad")])
-    assert [c["outcome"] for c in found] == [True, False]
+    answered = of.answer([(0, "good"), (0, "fail"), (0, "bad")])
+    assert [c["outcome"] for c in answered] == [True, False]
     ref = of.client.keep("Response: fail")
-    scored = of.judge("t", [*found, {**found[0], "response": ref}])
+    scored = of.judge("t", [*answered, {**answered[0], "response": ref}])
     assert [c["score"] for c in scored] == [9.0, 9.0, None]
 
 
@@ -174,16 +174,16 @@ def test_an_unclear_verdict_of_the_checker_is_no_outcome():
             return next(verdict for word, verdict in said.items() if f"\n{word}\n" in text)
         return text
 
-    found = panel(SimulatedLM(answer), check=None).answer([(0, w) for w in said])
-    assert [c["outcome"] for c in found] == [True, False, None]
+    answered = panel(SimulatedLM(answer), check=None).answer([(0, w) for w in said])
+    assert [c["outcome"] for c in answered] == [True, False, None]
 
 
 def test_a_claimed_success_must_hold_more_often_than_not():
     draws = iter([True, False, False, False])
     lm = Failing()
     of = panel(lm, check=lambda query, response, key: next(draws), verify=3)
-    found = of.answer([(0, "a"), (0, "b")])
-    assert [c["outcome"] for c in found] == [False, False]
+    answered = of.answer([(0, "a"), (0, "b")])
+    assert [c["outcome"] for c in answered] == [False, False]
     assert len(lm.asked) == 4  # "b" failed at once and was not asked again
 
 
@@ -265,12 +265,12 @@ def test_the_template_never_sees_the_queries_it_is_measured_on(tmp_path):
     """A judge that is noise must not look informative on the held-out half."""
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(json.dumps({"query": f"q{i}", "success": "yes"}) for i in range(4)))
-    seen = []
+    asked = []
 
     def answer(role, messages, key):
         text = messages[-1]["content"]
         if role == "template":
-            seen.append(text)
+            asked.append(text)
             return f"<template>\nTemplate {key}\nScore: <number>\n</template>"
         if role == "optimizer":
             return "\n".join(
@@ -285,7 +285,7 @@ def test_the_template_never_sees_the_queries_it_is_measured_on(tmp_path):
     engine, _ = run(of, outer_steps=3)
     logged = {c["query"] for c in engine.inner["log"]}
     assert logged == {0, 1, 2, 3}
-    shown = " ".join(seen)
+    shown = " ".join(asked)
     assert shown.count("<response") > 0
     quoted = [c for c in engine.inner["log"] if of.client.text(c["response"]) in shown]
     assert {c["query"] for c in quoted} <= {0, 2}
@@ -313,10 +313,10 @@ def test_a_template_that_quotes_a_response_is_not_taken():
 def test_verification_counts_known_outcomes_only():
     outcomes = iter([True, None, None, True, None, True])
     of = panel(Failing(), check=lambda query, response, key: next(outcomes), verify=3)
-    found = of.answer([(0, "a")])
-    assert [c["outcome"] for c in found] == [None]
-    found = of.answer([(0, "b")])
-    assert [c["outcome"] for c in found] == [True]
+    answered = of.answer([(0, "a")])
+    assert [c["outcome"] for c in answered] == [None]
+    answered = of.answer([(0, "b")])
+    assert [c["outcome"] for c in answered] == [True]
 
 
 def test_a_model_that_may_cost_something_needs_a_budget():

@@ -43,13 +43,13 @@ def answer(asked: Asked) -> Served:
 
 def real(server: Scripted, *roles: str) -> list[str]:
     """Return overrides that hand roles to a server."""
-    found = []
+    overrides = []
     for role in roles:
         node = f"problem.roles.{role}"
-        found += [f"+llm@{node}=openai_compatible", f"{node}.base_url={server.url}",
+        overrides += [f"+llm@{node}=openai_compatible", f"{node}.base_url={server.url}",
                   f"{node}.model=canary-{role}", f"{node}.key_variable=null"]  # fmt: skip
-    found += ["problem.client.limits={lm_calls: 100000}"]
-    return [*found, *(f"+problem.roles.target.authorisation.{field}" for field in PERMISSION)]
+    overrides += ["problem.client.limits={lm_calls: 100000}"]
+    return [*overrides, *(f"+problem.roles.target.authorisation.{field}" for field in PERMISSION)]
 
 
 def test_a_killed_run_continues_without_asking_twice(
@@ -76,8 +76,8 @@ def test_a_killed_run_continues_without_asking_twice(
             assert done.code == 0, done.err
             asked = [(a.body["model"], a.text) for a in server.log]
         assert len(asked) == len(set(asked)) > 100
-        found = json.loads((tmp_path / run / "result.json").read_text())
-        results.append({k: found[k] for k in ("metrics", "budget", "outer_steps", "stopped")})
+        summary = json.loads((tmp_path / run / "result.json").read_text())
+        results.append({k: summary[k] for k in ("metrics", "budget", "outer_steps", "stopped")})
     assert ("canary-target", lost.text) in asked or ("canary-judge", lost.text) in asked
     assert results[0] == results[1]
 
