@@ -9,6 +9,7 @@ and what comes out is a calibrated judge with its worth on other questions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -115,6 +116,13 @@ class JudgeCalibration(TemplateProblem):
         train, test = data.split(training, seed)
         sample = _texts(data, _of(data, train))
         self.labelled = _first_questions(data, train, labelled)
+        if len(self.labelled) < labelled:
+            logging.getLogger(__name__).warning(
+                "labelled=%d is more than the %d training responses with an outcome: all of them "
+                "are used.",
+                labelled,
+                len(self.labelled),
+            )
         self.test = _of(data, test[:held_out])
         _both_outcomes(self.labelled, "labelled", "labelled")
         _both_outcomes(self.test, "held-out", "held_out")

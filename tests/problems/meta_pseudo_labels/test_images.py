@@ -95,6 +95,15 @@ def test_without_a_test_part_a_share_of_each_class_is_held_out(tmp_path):
                        images(str(tmp_path / "test"), seed=0).test)  # fmt: skip
 
 
+def test_images_outside_of_a_class_folder_are_mentioned(tmp_path, caplog):
+    folder(tmp_path / "mine")
+    images(tmp_path / "mine", size=16, labels_per_class=None)
+    assert caplog.messages == []
+    (tmp_path / "mine" / "train" / "notes.txt").write_text("x")
+    images(tmp_path / "mine", size=16, labels_per_class=None)
+    assert "1 files lie in no class folder and are left out: notes.txt" in caplog.text
+
+
 def test_grey_images_and_limits(tmp_path):
     np.savez(tmp_path / "grey.npz", images=TRAIN[..., 0], labels=np.arange(12) % 3)
     data = images(str(tmp_path / "grey.npz"), size=16, limit=9)

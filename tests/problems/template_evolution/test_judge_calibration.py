@@ -57,6 +57,18 @@ def test_a_template_without_known_criteria_gets_no_score(data: Solutions) -> Non
     assert "Score" not in score(lm, Rubric({"kindness": 1.0}).render(), "q", "r")
 
 
+def test_more_labels_than_there_are_are_mentioned(
+    data: Solutions, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = len(make(data, labelled=5000).labelled)
+    assert caplog.messages == [
+        f"labelled=5000 is more than the {count} training responses with an outcome: all of them "
+        "are used."
+    ]
+    make(data, labelled=count)
+    assert len(caplog.messages) == 1
+
+
 def test_training_and_held_out_questions_are_apart_and_labels_are_whole_questions(
     data: Solutions,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -126,6 +127,14 @@ def _folders(source: Path) -> Iterator[Lazy]:
     places = [("train", f, f.name) for f in classes]
     places += [("test", f, f.name) for f in tested if f.is_dir()]
     places += [("unlabelled", f, None) for f in unlabelled if f.is_dir()]
+    strays = [f.name for f in sorted(train.iterdir()) if f.is_file() and f.name[0] != "."]
+    if strays:
+        logging.getLogger(__name__).warning(
+            "%s: %d files lie in no class folder and are left out: %s",
+            train,
+            len(strays),
+            ", ".join(strays[:3]) + (", ..." if len(strays) > 3 else ""),
+        )
     for part, folder, label in places:
         for file in sorted(folder.rglob("*")):
             if file.suffix.lower() in SUFFIXES:
