@@ -61,6 +61,10 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
+PARTS = ("data", "model", "weights")
+"""Groups whose options are parts of a problem."""
+
+
 def overview(groups: Mapping[str, Mapping[str, str]]) -> str:
     """Return the one screen of `metaopt --help`."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 110) if sys.stdout.isatty() else 110
@@ -107,7 +111,11 @@ def _one_line(names: Sequence[str], width: int) -> str:
 def _group(group: str, groups: Mapping[str, Mapping[str, str]]) -> None:
     if group not in groups:
         raise ValueError(f"There is no group {group!r}. There are {', '.join(groups)}, and train.")
-    print(f"Group {group}: choose with {group}=OPTION; keys with `metaopt --help {group}=OPTION`")
+    # A part of a problem is chosen at its place in the problem, as data@problem.task.data=OPTION.
+    place = f"{group}@problem.<key>" if group in PARTS else group
+    print(f"Group {group}: choose with {place}=OPTION; keys with `metaopt --help {group}=OPTION`")
+    if group in PARTS:
+        print("The <key> is in the defaults that `metaopt --help problem=NAME` shows.")
     options = groups[group]
     column = max(map(len, options)) + 4
     for name, text in options.items():

@@ -115,3 +115,8 @@ def test_runs_are_listed_with_their_state(metaopt: Metaopt) -> None:
 def test_a_folder_without_runs_is_named(metaopt: Metaopt) -> None:
     assert "There is no folder runs" in metaopt("ls").err
     assert "nowhere/config.yaml is missing" in metaopt("show", "nowhere").err
+
+
+def test_a_part_of_a_problem_is_chosen_at_its_place(metaopt: Metaopt) -> None:
+    assert "choose with data@problem.<key>=OPTION" in metaopt("--help", "data").out
+    assert "choose with estimator=OPTION" in metaopt("--help", "estimator").out
