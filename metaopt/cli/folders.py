@@ -11,6 +11,7 @@ from pathlib import Path
 VARIABLE = "METAOPT_CONFIG_DIR"
 
 _users: list[Path] = []
+_given: list[str] = []
 
 
 def shipped() -> Path:
@@ -23,6 +24,11 @@ def shipped() -> Path:
 def of_user() -> list[Path]:
     """Return the user's config folders: those of `--config-dir`."""
     return list(_users)
+
+
+def given() -> list[str]:
+    """Return the user's config folders as they were given, for commands that are printed."""
+    return list(_given)
 
 
 def use(arguments: Sequence[str]) -> list[str]:
@@ -42,11 +48,13 @@ def use(arguments: Sequence[str]) -> list[str]:
     parser.add_argument("-cd", "--config-dir", action="append", metavar="FOLDER", default=[])
     flags, rest = parser.parse_known_args(arguments)
     _users.clear()
+    _given.clear()
     for name in flags.config_dir or filter(None, [os.environ.get(VARIABLE)]):
         if not Path(name).is_dir():
             flag = "--config-dir" if flags.config_dir else VARIABLE
             raise ValueError(f"{flag}={name} is no folder.")
         _users.append(Path(name).resolve())
+        _given.append(name)
     _make_importable([str(path) for f in _users for path in (Path.cwd(), f.parent)])
     return rest
 

@@ -16,6 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from metaopt.cli import folders
 from metaopt.cli.checks import check, check_call
 from metaopt.cli.composing import cause, parts
 from metaopt.cli.mistakes import nearest
@@ -79,7 +80,8 @@ def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcom
     try:
         yield Outcome("failed", folder)
     except Interrupted as stop:
-        print(f"Stopped: {stop}. Continue with\n  metaopt resume={folder}", file=sys.stderr)
+        command = provenance.resume_command(folder)
+        print(f"Stopped: {stop}. Continue with\n  {command}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except Exception as error:
         report(cause(error), folder, printed)
@@ -177,7 +179,16 @@ def build(
         prepare_torch(config["threads"], config["device"])
         made = {**parts(config, PARTS), **(given or {})}
         engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
-        return Run(engine, folder, config, made["tracker"], overrides, **settings, watch=watch)
+        return Run(
+            engine,
+            folder,
+            config,
+            made["tracker"],
+            overrides,
+            config_dirs=folders.given(),
+            **settings,
+            watch=watch,
+        )
     except (InstantiationException, ValueError) as error:
         inner = cause(error)
         missing = isinstance(inner, FileNotFoundError) and inner.errno is None  # of this package

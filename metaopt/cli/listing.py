@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from metaopt.report.collect import failure
-from metaopt.report.figures import records
 
 
 def ls(arguments: Sequence[str]) -> int:
@@ -56,8 +55,7 @@ def show(arguments: Sequence[str]) -> int:
     lines |= {name: f"{value:.6g}" for name, value in metrics.items() if value is not None}
     lines |= {f"budget/{unit}": f"{n:,}" for unit, n in (result.get("budget") or {}).items()}
     lines["files"] = ", ".join(sorted(path.name for path in folder.iterdir()))
-    finished = bool(result)
-    lines["next"] = f"metaopt-report {folder}" if finished else f"metaopt resume={folder}"
+    lines["next"] = f"metaopt-report {folder}" if result else _resume_command(folder)
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
         print(f"{name:<{width}}{text}")
@@ -65,15 +63,19 @@ def show(arguments: Sequence[str]) -> int:
 
 
 def state(folder: Path, config: dict[str, Any]) -> str:
-    """Return `finished`, `failed: <why>`, or how many outer steps there are."""
+    """Return `finished`, `failed: <why>`, or the outer step that a continuation starts from."""
     if (folder / "result.json").is_file():
         stopped = _result(folder).get("stopped")
         return f"finished (stopped by {stopped})" if stopped else "finished"
-    steps = [record["outer_step"] for record in records(folder / "metrics.jsonl")]
-    unfinished = (
-        f"unfinished, outer step {steps[-1] if steps else 0} of {config.get('outer_steps')}"
-    )
-    return failure(folder) or unfinished
+    steps = [int(path.stem[5:]) for path in (folder / "checkpoints").glob("step_*.pt")]
+    step = f"outer step {max(steps, default=0)} of {config.get('outer_steps')}"
+    return failure(folder) or f"unfinished, {step}"
+
+
+def _resume_command(folder: Path) -> str:
+    from metaopt.runs.provenance import resume_command  # it imports torch, which takes a second
+
+    return resume_command(folder)
 
 
 def _config(folder: Path) -> dict[str, Any]:

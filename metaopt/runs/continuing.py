@@ -41,7 +41,7 @@ def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = Fal
         return
     advice = "Put the old values back, or start a new run with the new ones."
     if any(line.partition(":")[0] in STEPS for line in changed):
-        advice += f" More outer steps: metaopt resume={folder} outer_steps=<number>."
+        advice += f" More outer steps: {provenance.resume_command(folder)} outer_steps=<number>."
     raise ConfigError(
         f"{folder / 'config.yaml'} was edited since the run was started (then -> now):\n"
         + "".join(f"  {line}\n" for line in changed[:8])

@@ -12,6 +12,7 @@ from pathlib import Path
 from metaopt.engine.protocols import NonFiniteError
 from metaopt.llm.errors import LMError
 from metaopt.runs import checkpoint
+from metaopt.runs.provenance import resume_command
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -99,15 +100,15 @@ def _where(error: OSError, folder: Path | None) -> str:
 def _continue(folder: Path | None) -> str:
     if folder is None or not (folder / "config.yaml").exists():
         return " and start again"
-    return f", then continue with\n  metaopt resume={folder}"
+    return f", then continue with\n  {resume_command(folder)}"
 
 
 def _after_divergence(folder: Path | None) -> str:
     saved = checkpoint.steps(folder / "checkpoints") if folder else []
     advice = "Lower a learning rate or clip a gradient (outer_lr, optimizer.clip_norm)"
-    if not saved:
+    if folder is None or not saved:
         return f"{advice}; there is no checkpoint before it."
     return (
         f"{advice} in a new run.\nThe last checkpoint before it is {saved[-1][1]};\n"
-        f"  metaopt resume={folder}\nrepeats the run from there."
+        f"  {resume_command(folder)}\nrepeats the run from there."
     )

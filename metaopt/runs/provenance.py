@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -63,6 +64,14 @@ def flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def provenance() -> dict[str, Any]:
     """Return versions, commit and hardware, as primitives."""
     return {"versions": dict(versions()), "commit": commit(), "hardware": hardware()}
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that continues the run of a folder, with its config folders."""
+    path = folder / "provenance.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    places = [word for place in record.get("config_dirs", []) for word in ("--config-dir", place)]
+    return shlex.join(["metaopt", *places, f"resume={folder}"])
 
 
 @cache

@@ -54,6 +54,7 @@ class Run:
         config: the resolved config, hashed into the result and handed to the trackers.
         service: makes the tracker beside file and console, or `None`.
         overrides: what the command line changed, for the result.
+        config_dirs: the user's config folders, which a continuation needs.
         log_every, eval_every, checkpoint_every: outer steps between two records, two evaluations
             on held-out data, two checkpoints; each >= 1.
         keep_checkpoints: how many of the newest checkpoints are kept, >= 1.
@@ -75,6 +76,7 @@ class Run:
         service: Service | None = None,
         overrides: Sequence[str] = (),
         *,
+        config_dirs: Sequence[str] = (),
         log_every: int = 1,
         eval_every: int = 10,
         checkpoint_every: int = 50,
@@ -91,6 +93,7 @@ class Run:
                 raise ValueError(f"{name} must be >= 1; got {value}.")
         self.engine, self.folder, self.config = engine, folder, config
         self.service, self.overrides = service, list(overrides)
+        self.config_dirs = list(config_dirs)
         self.log_every, self.eval_every = log_every, eval_every
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.figures, self.watch = figures, watch
@@ -167,6 +170,8 @@ class Run:
         if not resumed and provenance.differences(before.get("config", {}), self.config):
             before = {}
         origin = {**started, **before, "config": provenance.as_json(self.config)}
+        if self.config_dirs:
+            origin["config_dirs"] = self.config_dirs
         if origin != before:
             checkpoint.write_json(path, origin)
         return origin
@@ -200,7 +205,7 @@ class Run:
         """Return what this run is, how to resume and load it, and what else it has delivered."""
         roles = self.engine.problem, self.engine.estimator, self.engine.optimizer
         parts = ", ".join(type(role).__name__ for role in roles)
-        resume = f"`metaopt resume={folder}`"
+        resume = f"`{provenance.resume_command(folder)}`"
         if self.config.get("started") == PYTHON:
             resume = f'`metaopt.resume("{folder}", problem=<the one it was started with>)`'
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from metaopt.cli import folders
+from metaopt.runs.python import resume
 
 Metaopt = Callable[..., Any]
 TINY = ("debug=tiny", "figures=false")
@@ -69,6 +71,27 @@ def test_an_experiment_and_a_run_to_resume_are_found(metaopt: Metaopt, conf: Pat
     assert metaopt("-cd", str(conf), "problem=mine", *TINY, "hydra.run.dir=run").code == 0
     (Path("run") / "result.json").unlink()
     assert metaopt("-cd", str(conf), "resume=run").code == 0
+
+
+def test_the_command_that_continues_a_run_names_the_config_folder(
+    metaopt: Metaopt, conf: Path
+) -> None:
+    place = os.path.relpath(conf)
+    arguments = ("problem=mine", *TINY, "checkpoint_every=2", "hydra.run.dir=run")
+    assert metaopt("-cd", place, *arguments).code == 0
+    command = f"metaopt --config-dir {place} resume=run"
+    resume("run", outer_steps=4, progress=False)  # from Python, which has no such flag
+    assert f"`{command}`" in Path("run/README.md").read_text()
+    for name in ("result.json", "checkpoints/step_00000004.pt"):
+        Path("run", name).unlink()
+    assert "unfinished, outer step 3 of 4" in metaopt("ls", ".").out
+    assert command in metaopt("show", "run").out
+    assert metaopt(*command.split()[1:]).code == 0
+    done = metaopt(
+        "-cd", place, *arguments[:-1], "hydra.run.dir=diverged", "outer_lr=1.0e+6",
+        "outer_steps=20", "checkpoint_every=1",
+    )  # fmt: skip
+    assert f"metaopt --config-dir {place} resume=diverged" in done.err
 
 
 def test_check_takes_your_own_problem(metaopt: Metaopt, conf: Path) -> None:
