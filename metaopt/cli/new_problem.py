@@ -36,11 +36,12 @@ def main(arguments: Sequence[str]) -> int:
         title = "".join(word.capitalize() for word in name.split("_"))
         path.write_text(text.replace("CLASS", title).replace("NAME", name))
         print(f"wrote {path}")
-    print(
-        f"Next:\n  metaopt --config-dir conf problem={name} debug=tiny   # a run of seconds\n"
-        f"  metaopt-check --config-dir conf problem={name}        # its hypergradients\n"
-        f"  pytest test_{name}.py                              # what a problem promises"
-    )
+    commands = {f"metaopt --config-dir conf problem={name} debug=tiny": "a run of seconds"}
+    if not options.black_box:  # it has none to check
+        commands[f"metaopt-check --config-dir conf problem={name}"] = "its hypergradients"
+    commands[f"pytest test_{name}.py"] = "what a problem promises"
+    width = max(map(len, commands))
+    print("Next:", *(f"  {c:<{width}}   # {text}" for c, text in commands.items()), sep="\n")
     return 0
 
 

@@ -63,6 +63,15 @@ def test_a_new_problem_runs_is_checked_and_keeps_its_contract(
     assert re.fullmatch(r"\d+ passed.*", passes(tmp_path).splitlines()[-1])
 
 
+@pytest.mark.parametrize("flags", [[], ["--black-box"]])
+def test_a_check_of_hypergradients_is_next_only_where_there_are_some(
+    metaopt: Callable[..., Any], flags: list[str]
+) -> None:
+    lines = metaopt("new", "words", *flags).out.partition("Next:\n")[2].splitlines()
+    commands = [line.partition("#")[0].split()[0] for line in lines]
+    assert commands == ["metaopt", *([] if flags else ["metaopt-check"]), "pytest"]
+
+
 @pytest.mark.parametrize("name", ["my-lab", "Sines", "class", "torch"])
 def test_a_name_that_cannot_be_a_module_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
