@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ def _label(options: argparse.Namespace) -> None:
     else:
         answers = reference_answers(chains, options.solutions, renaming)
     renaming.refuse_unused()
+    _check_writable(options.folder, "FOLDER")
+    if options.stepwise is not None:
+        _check_writable(options.stepwise.parent, "--stepwise FILE")
     with ExitStack() as stack:
         policy, judge = _models(options, stack)
         labelled = label_steps(
@@ -119,6 +123,18 @@ def _columns(words: Sequence[str]) -> dict[str, str]:
     if wrong:
         raise ValueError(f"--columns needs COLUMN=NAME, as in question=task; got {wrong[0]}.")
     return dict(pairs)
+
+
+def _check_writable(folder: Path, argument: str) -> None:
+    """Make a folder and a file in it, which vanishes: loading a model and labelling take long."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written to ({error.strerror}). Name another place as {argument}."
+        ) from error
 
 
 def _models(options: argparse.Namespace, stack: ExitStack) -> tuple[Policy, Judge | None]:

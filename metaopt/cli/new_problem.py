@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write a problem, its YAML and its test in the current folder; return the exit code.
 
     Raises:
-        ValueError: the name cannot be a module's, or a file is there already.
+        ValueError: the name cannot be a module's, or a file is there already or cannot be written.
     """
     options = _parser().parse_args(arguments)
     name = options.name
@@ -31,10 +31,16 @@ def main(arguments: Sequence[str]) -> int:
         if path.exists():
             raise ValueError(f"{path} is there already; nothing was written.")
     for path, template in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = (resources.files("metaopt.cli") / "template" / template).read_text(encoding="utf-8")
         title = "".join(word.capitalize() for word in name.split("_"))
-        path.write_text(text.replace("CLASS", title).replace("NAME", name))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.replace("CLASS", title).replace("NAME", name))
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be written in {Path.cwd()} ({error.strerror}). Run metaopt-new in "
+                "a folder that you may write to."
+            ) from error
         print(f"wrote {path}")
     commands = {f"metaopt --config-dir conf problem={name} debug=tiny": "a run of seconds"}
     if not options.black_box:  # it has none to check

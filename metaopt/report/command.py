@@ -70,7 +70,14 @@ def _report(options: argparse.Namespace, command: str) -> int:
     shown = [tables.results(summary), *(table for table in optional if table is not None)]
     footer = [*notes(summary), f"Table made by: {command}"]
     gaps = missing(summary, options.folder)
-    paths = _write(summary, shown, footer, gaps, options.out or options.folder / "report")
+    out = options.out or options.folder / "report"
+    try:
+        paths = _write(summary, shown, footer, gaps, out)
+    except OSError as error:
+        raise ReportError(
+            f"{error.filename or out} cannot be written ({error.strerror}). Name another folder "
+            "with --out FOLDER."
+        ) from error
     _print(shown, footer, gaps, paths)
     for text in off:
         print(f"off: {text}", file=sys.stderr)

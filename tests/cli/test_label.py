@@ -197,3 +197,17 @@ def test_mistakes_are_answered_with_a_sentence(
     with pytest.raises(SystemExit, match="2"):
         main((source, folder))
     assert "the following arguments are required: --policy" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, blocked = put(tmp_path / "mine.jsonl", ROWS), tmp_path / "mine.jsonl"
+    model = ("--policy", "transformers", "--model", str(tmp_path / "no model"))
+    said = refused(capsys, source, str(blocked / "labels"), *model)
+    assert f"{blocked / 'labels'} cannot be written to (Not a directory)" in said
+    assert "Name another place as FOLDER" in said
+    stepwise = ("--stepwise", str(blocked / "rows.jsonl"))
+    said = refused(capsys, source, str(tmp_path / "labels"), *model, *stepwise)
+    assert f"{blocked} cannot be written to" in said
+    assert "--stepwise FILE" in said

@@ -92,3 +92,12 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match=r"sines\.py is there already; nothing was written"):
         main(["sines"])
     assert [p.name for p in tmp_path.iterdir()] == ["sines.py"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(metaopt: Callable[..., Any]) -> None:
+    Path("conf").touch()
+    done = metaopt("new", "sines")
+    assert done.code == 1
+    assert "conf/problem/sines.yaml cannot be written in " in done.err
+    assert "Run metaopt-new in a folder that you may write to." in done.err
+    assert "hydra" not in done.err

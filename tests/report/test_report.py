@@ -393,3 +393,11 @@ def test_replicates_of_unequal_number_are_unreadable(tmp_path):
     write_run(tmp_path / "good", 0, "plain")
     write_run(tmp_path / "bad", 1, "plain", replicates={"a": [1.0], "b": [1.0, 2.0]})
     assert "its metrics have [1, 2] replicates" in collect(tmp_path).incomplete[0][1]
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_option(sweep, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(sweep), "--out", str(tmp_path / "file" / "report")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'report'} cannot be written (Not a directory)" in said
+    assert "--out FOLDER" in said
