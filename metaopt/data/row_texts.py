@@ -39,6 +39,20 @@ def truth(value: Any) -> Any:
     return word == "yes" if word in ("yes", "no") else literal(value)
 
 
+def flag(row: Mapping[str, Any], column: str, optional: bool = False) -> bool | None:
+    """Return a column with true, false, yes, no, 1 or 0; `None` where it is null and may be.
+
+    A column that is missing counts as null.
+    """
+    value = truth(row.get(column))  # csv has only texts
+    if value is None and optional:
+        return None
+    if not isinstance(value, int) or value not in (0, 1):
+        legal = "true, false, yes, no, 1, 0 or null" if optional else "true, false, yes, no, 1 or 0"
+        raise ValueError(f"{column!r} must be {legal}; got {shown(row, column)}")
+    return bool(value)
+
+
 def literal(value: Any) -> Any:
     """Return the number, true, false or null that a text stands for; other values as they are.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from metaopt.data.folder import find_data
 from metaopt.data.records import Record, grouped, records
-from metaopt.data.row_texts import shown, text, truth
+from metaopt.data.row_texts import flag, text
 
 GSM8K = "gsm8k/example_model_solutions.jsonl"
 
@@ -152,11 +152,13 @@ def _responses(
         asked = None if query is None else text(row, query)
         system = row.get("system")
         named = system if isinstance(system, str) else ""
-        yield asked, text(row, response), _outcome(row, outcome), named
+        yield asked, text(row, response), flag(row, outcome, optional=True), named
         return
     asked = text(row, "question")
     for system, answer in answers.items():
-        yield asked, text(answer, "solution"), _outcome(answer, "is_correct"), system
+        if "is_correct" not in answer:
+            raise ValueError(f"'is_correct' must be true, false or null; {system!r} has none")
+        yield asked, text(answer, "solution"), flag(answer, "is_correct", optional=True), system
 
 
 def _require(row: Mapping[str, Any], **columns: str | None) -> None:
@@ -169,14 +171,3 @@ def _require(row: Mapping[str, Any], **columns: str | None) -> None:
             f"has no column {lacking}; columns are {', '.join(map(str, row))}. Give the names in "
             f"the source: {names}"
         )
-
-
-def _outcome(row: Mapping[str, Any], column: str) -> bool | None:
-    value = truth(row[column]) if column in row else ""
-    if value is None:
-        return None
-    if not isinstance(value, (bool, int)) or value not in (0, 1):
-        raise ValueError(
-            f"{column!r} must be true, false, yes, no, 1, 0 or null; got {shown(row, column)}"
-        )
-    return bool(value)

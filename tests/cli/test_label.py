@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from metaopt.cli.label import main
-from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy
+from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy, solve
 from metaopt.problems.process_reward.data.formats import Chain, read, write
 from metaopt.problems.process_reward.data.process_files import process_files
 from metaopt.problems.process_reward.labelling import arithmetic
@@ -38,15 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A solver without mistakes, whose labels are those of an exact check."""
-    solver = ArithmeticPolicy(misconceptions=0, slip=0)
-
-    def exact(policy: ArithmeticPolicy) -> Any:
-        return Exact(solver)
-
-    class Exact(arithmetic.ArithmeticCompletion):
-        pass
-
-    monkeypatch.setattr(arithmetic, "ArithmeticCompletion", exact)
+    monkeypatch.setattr(ArithmeticPolicy, "walk", lambda _, start, moves, draw: solve(start, moves))
 
 
 def test_labels_are_written_and_read_back(

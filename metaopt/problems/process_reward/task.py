@@ -13,11 +13,13 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.metrics.best_of_n import best_of_n, majority_vote, pass_at_n
 from metaopt.metrics.binary import auroc, expected_calibration_error
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.formats.chain import refuse
 from metaopt.problems.process_reward.model.aggregation import (
     AGGREGATES,
     LOSSES,
@@ -36,7 +38,7 @@ PROBES = 8
 
 
 class ProcessSupervision:
-    """Rows are chains with step labels, meta rows are chains with an outcome.
+    """Training examples are chains with step labels, meta examples chains with an outcome.
 
     l_i = mean over labelled steps of (sigma(z) - p)^2;   m_j = (sigma(A(z)) - r)^2,
     z the log-odds of the steps, p their labels, A an aggregate over the chain, r its outcome.
@@ -80,20 +82,13 @@ class ProcessSupervision:
         save_model: bool = True,
         device: str = "cpu",
     ) -> None:
-        for name, value, legal in (
-            ("row_loss", row_loss, LOSSES),
-            ("meta_loss", meta_loss, LOSSES),
-            ("aggregation", aggregation, AGGREGATES),
-            ("ranking", ranking, AGGREGATES),
-        ):
-            if value not in legal:
-                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}.")
-        if evaluation_batch < 1:
-            raise ValueError(f"evaluation_batch must be >= 1; got {evaluation_batch}.")
         self.data, self.device = data, torch.device(device)
         self.row_loss, self.meta_loss = row_loss, meta_loss
         self.aggregation, self.ranking = aggregation, ranking
         self.evaluation_batch, self.save_model = evaluation_batch, save_model
+        check_choices(self, row_loss=LOSSES, meta_loss=LOSSES)
+        check_choices(self, aggregation=AGGREGATES, ranking=AGGREGATES)
+        check_ranges(self, "evaluation_batch >= 1")
         self.scorer = scorer(data.train)
         self.compute_dtype: torch.dtype | None = getattr(self.scorer, "compute_dtype", None)
         self.domains = data.domains
@@ -106,7 +101,10 @@ class ProcessSupervision:
         self._train = self._encode("train", data.train)
         self._labels, known = self._labelled(data.train, self._train)
         self._known = known & self._train.mask
-        _check_labels(self._known)
+        refuse(
+            "train", (~self._known.any(1)).tolist(), "labelled step within the scorer's max_length",
+            "Raise it, or leave them out.",
+        )  # fmt: skip
         if data.meta:
             self._meta = self._encode("meta", data.meta)
         self.meta_kinds = torch.tensor([int(bool(chain.outcome)) for chain in data.meta])
@@ -298,17 +296,6 @@ def _how_to_load(folder: Path) -> str:
     custom = "auto_map" in json.loads(config.read_text(encoding="utf-8"))
     trust = " with trust_remote_code=True, since its code is in the folder" if custom else ""
     return f"read by transformers' AutoModelForTokenClassification{trust}; its README shows how"
-
-
-def _check_labels(known: Tensor) -> None:
-    """Refuse training chains without a label on a step that is read."""
-    bare = (~known.any(1)).nonzero()[:, 0].tolist()
-    if bare:
-        few = ", ".join(map(str, bare[:5])) + (", ..." if len(bare) > 5 else "")
-        raise ValueError(
-            f"train: {len(bare)} of {len(known)} chains lose all their labelled steps to the "
-            f"scorer's max_length (chains {few}). Raise it, or leave them out."
-        )
 
 
 def first_error_f1(

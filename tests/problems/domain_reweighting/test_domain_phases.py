@@ -22,11 +22,11 @@ from metaopt.testing.trees import identical
 def test_the_reference_is_a_model_trained_with_uniform_weights():
     task = Regression()
     of = problem(task, objective="excess", reference_steps=400, lr=0.02, batch=120)
-    found = start(of)[1].state["reference"]
+    reference = start(of)[1].state["reference"]
     theta = torch.linalg.lstsq(task.x, task.y).solution
     losses = task.row_losses({"theta": theta}, torch.arange(120))
-    assert found.shape == (120,)
-    assert abs(float(found.mean() - losses.mean())) < 0.05 * float(losses.mean())
+    assert reference.shape == (120,)
+    assert abs(float(reference.mean() - losses.mean())) < 0.05 * float(losses.mean())
 
 
 @pytest.mark.parametrize("per", ["domain", "row"])
@@ -91,14 +91,14 @@ def test_what_is_trained_beside_the_loop_is_charged(settings, monkeypatch):
 def test_retraining_trains_a_new_model_with_the_weights_frozen():
     engine = run(problem(retrain="final"), 10)
     of, phi, before = engine.problem, tree.clone(engine.optimizer.solution), engine.inner
-    kept = tree.clone(before.params)
+    start_params = tree.clone(before.params)
     engine.finish()
     anew = fold(fold(0, "finish"), "retrain")
     loop = InnerLoop(of)
     new = untrained(loop, of.task, anew)
     state = fit(loop, new, lambda k, g: of.sampler.rows(g, of.batch), 30, anew, phi)
     assert identical(engine.inner.params, state.params)
-    assert not identical(engine.inner.params, kept)
+    assert not identical(engine.inner.params, start_params)
     assert engine.inner.step == 30
     assert engine.inner.state["moments"]["count"] == 10
 
@@ -127,8 +127,8 @@ def test_the_uniform_model_is_a_run_without_weights():
     of = problem(compare_uniform=True)
     engine = run(of, 40)
     engine.finish()
-    found = engine.metrics()
+    metrics = engine.metrics()
     alone = run(problem(initial="uniform"), 40, Direct(3))
-    assert found["eval/uniform/error"] == pytest.approx(alone.metrics()["eval/error"], rel=0.3)
-    assert found["eval/error"] < 0.5 * found["eval/uniform/error"]
+    assert metrics["eval/uniform/error"] == pytest.approx(alone.metrics()["eval/error"], rel=0.3)
+    assert metrics["eval/error"] < 0.5 * metrics["eval/uniform/error"]
     assert "theta" in of.models(engine.inner)["uniform"]

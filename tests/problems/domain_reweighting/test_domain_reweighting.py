@@ -79,9 +79,9 @@ def test_one_step_unrolled_is_the_alignment_times_the_rate(link):
     torch.testing.assert_close(
         OneStep(1)(InnerLoop(of), outer, tree.clone(inner), KEY)[1].grad["weights"], exact
     )
-    found = FiniteDifference(inner_steps=0)(InnerLoop(of), outer, inner, KEY)[1].grad["weights"]
-    assert torch.cosine_similarity(found, exact, dim=0) > 0.9999
-    torch.testing.assert_close(found * 1e-3, exact, rtol=0.02, atol=1e-7)
+    actual = FiniteDifference(inner_steps=0)(InnerLoop(of), outer, inner, KEY)[1].grad["weights"]
+    assert torch.cosine_similarity(actual, exact, dim=0) > 0.9999
+    torch.testing.assert_close(actual * 1e-3, exact, rtol=0.02, atol=1e-7)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -110,9 +110,9 @@ def test_a_table_of_rows_tells_good_rows_from_bad_ones():
     uniform = run(problem(), 60, Direct(3))
     assert uniform.metrics()["eval/error"] > 1
     engine = run(problem(weights=WeightTable("row")), 60, optimizer=adam(0.3))
-    found = engine.metrics()
-    assert found["eval/error"] < 0.6
-    assert found["eval/weight/clean"] > 2 * found["eval/weight/inverted"]
+    metrics = engine.metrics()
+    assert metrics["eval/error"] < 0.6
+    assert metrics["eval/weight/clean"] > 2 * metrics["eval/weight/inverted"]
 
 
 def test_learning_to_reweight_takes_the_rows_whose_gradients_agree_with_the_meta_rows():
@@ -158,10 +158,10 @@ def test_several_batched_models_share_the_weights_or_have_their_own():
     one, many = Regression(), Regression(runs=2)
     of, both = (with_one_batch(problem(t), KEY) for t in (one, many))
     outer, state = start(both)
-    own = {"weights": torch.stack([outer["weights"], outer["weights"] + 0.3])}
-    grads = FiniteDifference(inner_steps=0)(InnerLoop(both), own, tree.clone(state), KEY)[1].grad[
-        "weights"
-    ]
+    tables = {"weights": torch.stack([outer["weights"], outer["weights"] + 0.3])}
+    grads = FiniteDifference(inner_steps=0)(InnerLoop(both), tables, tree.clone(state), KEY)[
+        1
+    ].grad["weights"]
     shared = FiniteDifference(inner_steps=0)(InnerLoop(both), outer, tree.clone(state), KEY)[
         1
     ].grad["weights"]
@@ -169,23 +169,25 @@ def test_several_batched_models_share_the_weights_or_have_their_own():
     for model in range(2):
         _, inner = start(of)
         inner = inner._replace(params={"theta": state.params["theta"][model].clone()})
-        for phi in ({"weights": own["weights"][model]}, outer):
+        for phi in ({"weights": tables["weights"][model]}, outer):
             singles.append(
                 FiniteDifference(inner_steps=0)(InnerLoop(of), phi, tree.clone(inner), KEY)[1]
             )
-    found = [s.grad["weights"] for s in singles]
-    torch.testing.assert_close(grads, torch.stack([found[0], found[2]]), rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(shared, found[1] + found[3], rtol=1e-5, atol=1e-8)
-    assert both.metrics(own, state)["error"].shape == (2,)
+    single_grads = [s.grad["weights"] for s in singles]
+    torch.testing.assert_close(
+        grads, torch.stack([single_grads[0], single_grads[2]]), rtol=1e-5, atol=1e-8
+    )
+    torch.testing.assert_close(shared, single_grads[1] + single_grads[3], rtol=1e-5, atol=1e-8)
+    assert both.metrics(tables, state)["error"].shape == (2,)
 
 
 def test_observed_moments_are_those_of_the_hypergradients():
     of = problem()
     engine = Engine(of, FiniteDifference(inner_steps=3), adam(), outer_steps=6)
-    seen = torch.stack([feedback.grad["weights"] for _, feedback in engine])
+    grads = torch.stack([feedback.grad["weights"] for _, feedback in engine])
     snapshot = of.report.snapshot(engine.optimizer.solution, engine.inner)
-    torch.testing.assert_close(snapshot["hypergradient"].to(seen), seen.mean(0))
-    expected = scipy.stats.ttest_1samp(seen.numpy(), 0.0).statistic
+    torch.testing.assert_close(snapshot["hypergradient"].to(grads), grads.mean(0))
+    expected = scipy.stats.ttest_1samp(grads.numpy(), 0.0).statistic
     torch.testing.assert_close(
         snapshot["z"], torch.tensor(expected), check_dtype=False, rtol=1e-4, atol=1e-4
     )

@@ -30,11 +30,11 @@ RAW = torch.tensor([1.2, -0.7, 0.3], dtype=torch.float64)
 def test_softplus_is_the_formula_of_the_release():
     """dw_k / dr_j = sigma(r_j) / m ([j = k] - w_k / K) with m = mean softplus(r)."""
     table = WeightTable()
-    found = torch.func.jacrev(lambda r: table.table({"weights": r}))(RAW)
+    jacobian = torch.func.jacrev(lambda r: table.table({"weights": r}))(RAW)
     w = softplus(RAW) / softplus(RAW).mean()
     m = softplus(RAW).mean()
     expected = torch.sigmoid(RAW) / m * (torch.eye(3) - w[:, None] / 3)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(jacobian, expected)
     torch.testing.assert_close(table.table({"weights": torch.zeros(4)}), torch.ones(4))
 
 
@@ -59,16 +59,16 @@ def test_a_table_starts_at_the_weights_it_is_given(link, per):
     start = start / (start.mean() if per == "row" else by_domain(start, DOMAIN).mean())
     phi = table.init(start, DOMAIN, generator(0))
     rows = torch.tensor([5, 0, 2])
-    found = table(phi, rows, DOMAIN[rows], torch.zeros(3))
-    torch.testing.assert_close(found, start[rows], rtol=1e-5, atol=1e-5)
+    weights = table(phi, rows, DOMAIN[rows], torch.zeros(3))
+    torch.testing.assert_close(weights, start[rows], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("link", ["softplus", "softmax", "simplex"])
 def test_these_links_have_mean_one_and_no_weight_below_zero(link):
     raw = torch.softmax(3 * RAW, -1) if link == "simplex" else 9 * RAW
-    found = WeightTable(link=link).table({"weights": raw})
-    assert float(found.mean()) == pytest.approx(1)
-    assert float(found.min()) >= 0
+    weights = WeightTable(link=link).table({"weights": raw})
+    assert float(weights.mean()) == pytest.approx(1)
+    assert float(weights.min()) >= 0
 
 
 def test_a_phi_that_left_the_simplex_is_refused():
@@ -89,14 +89,14 @@ def test_weights_of_zero_are_reached_as_nearly_as_the_link_allows():
     start = torch.tensor([2.0, 2.0, 1.0, 0.0, 0.0, 0.0])
     for link in LINKS:
         table = WeightTable(link=link, bound=3.0)
-        found = table.table(table.init(start, DOMAIN, generator(0)))
-        torch.testing.assert_close(found, torch.tensor([2.0, 1.0, 0.0]), atol=1e-5, rtol=1e-5)
+        weights = table.table(table.init(start, DOMAIN, generator(0)))
+        torch.testing.assert_close(weights, torch.tensor([2.0, 1.0, 0.0]), atol=1e-5, rtol=1e-5)
 
 
 def test_slopes_sum_the_hypergradient_over_the_rows_of_a_domain():
     grad = torch.arange(6.0)
-    found = WeightTable("row").slopes({"weights": grad}, DOMAIN)
-    torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 12.0]))
+    slopes = WeightTable("row").slopes({"weights": grad}, DOMAIN)
+    torch.testing.assert_close(slopes, torch.tensor([1.0, 2.0, 12.0]))
     two = torch.stack([RAW, 3 * RAW])
     torch.testing.assert_close(WeightTable().slopes({"weights": two}, DOMAIN), 2 * RAW)
     assert WeightNetwork().slopes({}, DOMAIN) is None
@@ -115,22 +115,22 @@ def test_the_weight_network_is_torch_s_perceptron_of_the_detached_loss():
     losses = torch.rand(5, generator=generator(1), requires_grad=True)
     expected = torch.nn.Sequential(first, torch.nn.ReLU(), last, torch.nn.Sigmoid())
     leaves = {k: v.requires_grad_() for k, v in phi.items()}
-    found = network(leaves, torch.arange(5), DOMAIN[:5], losses)
-    torch.testing.assert_close(found, expected(losses[:, None])[:, 0])
-    assert torch.autograd.grad(found.sum(), losses, allow_unused=True) == (None,)
+    weights = network(leaves, torch.arange(5), DOMAIN[:5], losses)
+    torch.testing.assert_close(weights, expected(losses[:, None])[:, 0])
+    assert torch.autograd.grad(weights.sum(), losses, allow_unused=True) == (None,)
     even = WeightNetwork(hidden=7)(phi, torch.arange(5), DOMAIN[:5], losses)
-    torch.testing.assert_close(even, found / found.mean())
+    torch.testing.assert_close(even, weights / weights.mean())
 
 
 def test_learning_to_reweight_keeps_what_descends_and_is_even_where_nothing_does():
     u = torch.tensor([2.0, -1.0, 4.0, 0.0, -3.0])
     rows, domain = torch.arange(5), DOMAIN[:5]
-    found = LearningToReweight()({}, rows, domain, u)
-    torch.testing.assert_close(found, torch.tensor([2.0, 0.0, 4.0, 0.0, 0.0]) * 5 / 6)
+    weights = LearningToReweight()({}, rows, domain, u)
+    torch.testing.assert_close(weights, torch.tensor([2.0, 0.0, 4.0, 0.0, 0.0]) * 5 / 6)
     torch.testing.assert_close(LearningToReweight()({}, rows, domain, -u.abs()), torch.ones(5))
-    found = LearningToReweight("domain")({}, rows, domain, u)
+    weights = LearningToReweight("domain")({}, rows, domain, u)
     means = torch.tensor([0.5, 0.5, 4.0, 0.0, 0.0])
-    torch.testing.assert_close(found, means / means.mean())
+    torch.testing.assert_close(weights, means / means.mean())
     assert LearningToReweight().init(torch.ones(6), DOMAIN, generator(0))["weights"].shape == (0,)
 
 
@@ -160,16 +160,16 @@ def test_alignments_are_exact_inner_products_under_one_dropout_mask():
         hidden = torch.dropout(torch.tanh(x @ theta["a"]), 0.3, True)
         return hidden.sum(-1) ** 2
 
-    found = alignments(lambda t: rows(t, meta).mean(), rows, params, 5)
+    actual = alignments(lambda t: rows(t, meta).mean(), rows, params, 5)
     leaf = params["a"].clone().requires_grad_()
     torch.manual_seed(5)
     v = torch.autograd.grad(rows({"a": leaf}, meta).mean(), leaf)[0]
     torch.manual_seed(5)
     losses = rows({"a": leaf})
-    own = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
-    expected = torch.stack([(g * v).sum() for g in own])
+    row_grads = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
+    expected = torch.stack([(g * v).sum() for g in row_grads])
     assert expected.abs().min() > 0
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -48,21 +48,23 @@ def slopes(loss, tensors, **settings):
     "settings", [{}, {"lora": LORA}, {"precision": "master"}, {"head": "vocabulary"}], ids=str
 )
 def test_losses_and_gradients_are_the_same_and_less_is_kept(settings, train):
-    found = []
+    runs = []
     for scorer in scorers(**settings):
         params = leaves(scorer.init(generator(0))[0])
-        kept = {}
+        storages = {}
 
-        def keep(x, kept=kept):
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        def keep(x, storages=storages):
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
             return x
 
         with replay(3), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             loss = losses(scorer, params, train)
-        own = {p.untyped_storage().data_ptr() for p in (*params.values(), *frozen(scorer).values())}
-        size = sum(v for k, v in kept.items() if k not in own)
-        found.append((loss, *slopes(loss.sum(), params), torch.tensor(size)))
-    (*plain, more), (*checkpointed, less) = found
+        weights = {
+            p.untyped_storage().data_ptr() for p in (*params.values(), *frozen(scorer).values())
+        }
+        size = sum(v for k, v in storages.items() if k not in weights)
+        runs.append((loss, *slopes(loss.sum(), params), torch.tensor(size)))
+    (*plain, more), (*checkpointed, less) = runs
     assert all(map(torch.equal, plain, checkpointed))
     assert less < 0.6 * more
 
@@ -80,38 +82,38 @@ def test_dropout_is_drawn_once():
 
 
 def test_second_derivatives_are_the_same():
-    found = []
+    runs = []
     for scorer in scorers():
         params = leaves(scorer.init(generator(0))[0])
         with replay(3):
             loss = losses(scorer, params).sum()
         first = slopes(loss, params, create_graph=True)
-        found.append(slopes(sum(g.square().sum() for g in first), params))
-    for plain, checkpointed in zip(*found, strict=True):
+        runs.append(slopes(sum(g.square().sum() for g in first), params))
+    for plain, checkpointed in zip(*runs, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
 
 def test_two_models_of_one_module_keep_their_own_weights():
     """Tensors that differ between the calls, gradients of both taken after both."""
-    found = []
+    runs = []
     for scorer in scorers():
         one, two = (leaves(scorer.init(generator(i))[0]) for i in (0, 1))
         with replay(3):
             total = losses(scorer, one).sum() - 2 * losses(scorer, two).sum()
-        found.append([*slopes(total, one, retain_graph=True), *slopes(total, two)])
-    assert all(map(torch.equal, *found))
+        runs.append([*slopes(total, one, retain_graph=True), *slopes(total, two)])
+    assert all(map(torch.equal, *runs))
 
 
 def test_functional_call_of_torch_has_the_same_gradients():
-    found = []
+    runs = []
     for scorer in scorers():
         params = leaves(scorer.init(generator(0))[0])
         module = scorer.backbone.build(5)
         steps = scorer.encode(CHAINS)
         batch = {"input_ids": steps.ids}, steps.lengths, steps.ends
         z = functional_call(module, params, (batch,))[steps.mask]
-        found.append((z, *slopes(z.square().sum(), params)))
-    assert all(map(torch.equal, *found))
+        runs.append((z, *slopes(z.square().sum(), params)))
+    assert all(map(torch.equal, *runs))
 
 
 class Weighted(GradientProblem):
@@ -132,8 +134,8 @@ class Weighted(GradientProblem):
     outer_batch = inner_batch
 
     def inner_loss(self, outer, inner, batch):
-        found = losses(self.scorer, inner)
-        return (outer["w"] * found / found.detach().mean()).mean()
+        values = losses(self.scorer, inner)
+        return (outer["w"] * values / values.detach().mean()).mean()
 
     def outer_loss(self, outer, inner, batch):
         return losses(self.scorer, inner).square().mean()
@@ -142,16 +144,16 @@ class Weighted(GradientProblem):
 @pytest.mark.parametrize("estimator", [FiniteDifference(inner_steps=2), Unroll(inner_steps=2)])
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_hypergradients_are_the_same(estimator, lora):
-    found = []
+    runs = []
     for scorer in scorers(lora=lora):
         problem = Weighted(scorer)
         outer = problem.init_outer(generator(0))
         inner, feedback = estimator(
             InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 2), 7
         )
-        found.append((feedback.grad["w"], *inner.params.values()))
-    assert float(found[0][0].abs().max()) > 0
-    for plain, checkpointed in zip(*found, strict=True):
+        runs.append((feedback.grad["w"], *inner.params.values()))
+    assert float(runs[0][0].abs().max()) > 0
+    for plain, checkpointed in zip(*runs, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
 

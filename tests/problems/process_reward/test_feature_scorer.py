@@ -27,10 +27,10 @@ NEW = [Answer("What is rain?", ("unseen words", "rain is 4", "So two")), Answer(
 
 def test_features_are_scikit_learn_s_tfidf_of_question_prefix_and_step():
     size = 5
-    found = TextFeatures.fit(CHAINS, size)
+    features = TextFeatures.fit(CHAINS, size)
     texts = [t for c in CHAINS for t in (c.prompt, *c.steps)]
     theirs = TfidfVectorizer(token_pattern=TOKEN, sublinear_tf=True).fit(texts)
-    assert found.vocabulary == tuple(theirs.get_feature_names_out())
+    assert features.vocabulary == tuple(theirs.get_feature_names_out())
     svd = TruncatedSVD(size, random_state=0).fit(theirs.transform(texts))
 
     def raw(chains):
@@ -49,15 +49,15 @@ def test_features_are_scikit_learn_s_tfidf_of_question_prefix_and_step():
     deviation[deviation < 1e-6] = 1
     for chains in (CHAINS, NEW):
         expected = torch.from_numpy((raw(chains) - train.mean(0)) / deviation).float()
-        torch.testing.assert_close(found(chains), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(features(chains), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_question_unlike_those_of_training_stays_within_ten_deviations():
     alike = [Answer(f"the question {i % 2}", ("so it is", "done")) for i in range(400)]
-    found = TextFeatures.fit([*alike, Answer("a rare question 1", ("so it is", "done"))], 6)
-    far = found([Answer("rare rare rare", ("a rare rare a",))])
+    features = TextFeatures.fit([*alike, Answer("a rare question 1", ("so it is", "done"))], 6)
+    far = features([Answer("rare rare rare", ("a rare rare a",))])
     assert far.abs().max() == 10
-    assert found(alike).abs().max() < 10
+    assert features(alike).abs().max() < 10
 
 
 def test_logits_are_a_network_of_torch_on_the_rows_of_the_table():
@@ -68,13 +68,13 @@ def test_logits_are_a_network_of_torch_on_the_rows_of_the_table():
     for i, layer in enumerate(layers[::2]):
         layer.weight.data, layer.bias.data = params[f"{i}.weight"].T, params[f"{i}.bias"][0]
     steps = scorer.encode(CHAINS)
-    found = scorer.logits(params, steps, False)
+    logits = scorer.logits(params, steps, False)
     expected = nn.Sequential(*layers)(scorer.features(CHAINS)).squeeze(1)
-    assert found.shape == (4, 3)
-    torch.testing.assert_close(found[steps.mask], expected)
+    assert logits.shape == (4, 3)
+    torch.testing.assert_close(logits[steps.mask], expected)
     part = steps.take(torch.tensor([2, 0]))
-    torch.testing.assert_close(scorer.logits(params, part, False), found[[2, 0]])
-    torch.testing.assert_close(scores(scorer, params, steps, batch=3), found)
+    torch.testing.assert_close(scorer.logits(params, part, False), logits[[2, 0]])
+    torch.testing.assert_close(scores(scorer, params, steps, batch=3), logits)
 
 
 def test_models_with_a_leading_axis_are_those_without():
@@ -82,16 +82,16 @@ def test_models_with_a_leading_axis_are_those_without():
     several = [scorer.init(generator(seed))[0] for seed in range(3)]
     together = {k: torch.stack([p[k] for p in several]).requires_grad_() for k in several[0]}
     steps = scorer.encode(CHAINS)
-    found = scorer.logits(together, steps, False)
-    assert found.shape == (3, 4, 3)
-    for one, params in zip(found, several, strict=True):
+    logits = scorer.logits(together, steps, False)
+    assert logits.shape == (3, 4, 3)
+    for one, params in zip(logits, several, strict=True):
         torch.testing.assert_close(one, scorer.logits(params, steps, False))
     with replay(1):
         a = scorer.logits(together, steps, True)
     with replay(1):
         b = scorer.logits(together, steps, True)
     assert torch.equal(a, b)
-    assert not torch.allclose(a, found)
+    assert not torch.allclose(a, logits)
     grads = torch.autograd.grad(a[0][steps.mask].sum(), list(together.values()))
     assert all(g[0].abs().sum() > 0 and g[1:].abs().sum() == 0 for g in grads)
 
@@ -120,10 +120,10 @@ def test_it_learns_labels_that_depend_on_the_words_of_a_step():
         step_loss(scorer.logits(params, steps, True), target, steps.mask, "bce").mean().backward()
         optimizer.step()
     held = scorer.encode(test)
-    found = scores(scorer, params, held)[held.mask] > 0
+    right = scores(scorer, params, held)[held.mask] > 0
     truth = labels(test, held.mask.shape[1])[held.mask] > 0
     assert 0.3 < truth.float().mean() < 0.7
-    assert (found == truth).float().mean() > 0.95
+    assert (right == truth).float().mean() > 0.95
 
 
 def test_wrong_arguments_are_named():
@@ -137,5 +137,5 @@ def test_wrong_arguments_are_named():
             FeatureScorer(CHAINS, **options)
     with pytest.raises(ValueError, match="no word"):
         FeatureScorer([Answer(" ", (" ",))])
-    with pytest.raises(ValueError, match="needs chains with steps"):
+    with pytest.raises(ValueError, match="1 of 1 chains have no steps"):
         FeatureScorer(CHAINS, size=2).encode([Answer("q", ())])

@@ -129,13 +129,13 @@ def test_rules_judge_gsm8k_as_its_authors_did() -> None:
     lines = (FOLDER / "gsm8k" / "test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     reference = {row["question"]: final_answer(row["answer"]) for row in rows}
-    found = solutions()
+    recorded = solutions()
     judged = [
-        bool(agree(final_answer(row.response), reference[found.queries[row.query]]))
-        for row in found.rows
+        bool(agree(final_answer(row.response), reference[recorded.queries[row.query]]))
+        for row in recorded.rows
     ]
     assert len(judged) == 5_276
-    assert judged == [row.outcome for row in found.rows]
+    assert judged == [row.outcome for row in recorded.rows]
 
 
 @pytest.mark.parametrize(

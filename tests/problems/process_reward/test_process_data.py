@@ -34,11 +34,20 @@ def test_soft_labels_may_be_held_out_once_they_are_rounded() -> None:
     ("wrong", "says"),
     [
         ({"train": []}, "train holds no chain"),
-        ({"train": [Chain("q", ("s",), (1.0,))]}, "train: chain 0 '' has no domain"),
-        ({"train": [Chain("q", ("s",), domain="a")]}, "train: chain 0 '' has no label"),
-        ({"meta": [RIGHT, Chain("q", ("s",), qid="x")]}, "meta: chain 1 'x' has no known outcome"),
-        ({"meta": [Chain("q", (), outcome=True)]}, "meta: chain 0 '' has no steps"),
-        ({"candidates": [[RIGHT], [LABELLED]]}, "candidates of question 1: chain 0 '' has no kno"),
+        ({"train": [Chain("q", ("s",), (1.0,))]}, "train: 1 of 1 chains have no domain: chains 0"),
+        (
+            {"train": [Chain("q", ("s",), domain="a")]},
+            "train: 1 of 1 chains have no label: chains 0",
+        ),
+        (
+            {"meta": [RIGHT, Chain("q", ("s",), qid="x")]},
+            "meta: 1 of 2 chains have no outcome: chains 1",
+        ),
+        ({"meta": [Chain("q", (), outcome=True)]}, "meta: 1 of 1 chains have no steps: chains 0"),
+        (
+            {"candidates": [[RIGHT], [LABELLED]]},
+            "candidates: 1 of 2 chains have no outcome: chains 1",
+        ),
         (
             {"candidates": [[RIGHT], [RIGHT, WRONG]]},
             r"equally many .* got 1 for 1 questions .'p'.; 2 for 1",

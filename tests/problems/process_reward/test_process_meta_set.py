@@ -47,11 +47,11 @@ def chain(question: str, outcome: bool | None, steps: tuple[str, ...] = ("s",)) 
 def test_a_meta_set_is_balanced_and_prefers_pairs() -> None:
     chains = [chain(f"q{i}", True) for i in range(20)] + [chain(f"q{i}", False) for i in (3, 5, 40)]
     for seed in range(5):
-        found = meta_set(chains, ["other"], seed=seed)
-        assert Counter(c.outcome for c in found) == {True: 3, False: 3}
-        assert {"q3", "q5"} <= {c.prompt for c in found if c.outcome}
-        assert len({id(c) for c in found}) == 6
-        assert meta_set(chains, [], seed=seed) == found
+        chosen = meta_set(chains, ["other"], seed=seed)
+        assert Counter(c.outcome for c in chosen) == {True: 3, False: 3}
+        assert {"q3", "q5"} <= {c.prompt for c in chosen if c.outcome}
+        assert len({id(c) for c in chosen}) == 6
+        assert meta_set(chains, [], seed=seed) == chosen
         pair = meta_set(chains, [], size=2, seed=seed)
         assert pair[0].prompt == pair[1].prompt
     assert len({tuple(c.prompt for c in meta_set(chains, [], seed=s)) for s in range(5)}) > 1
@@ -68,12 +68,10 @@ def test_a_meta_set_with_anything_wrong_is_refused_with_every_count() -> None:
     with pytest.raises(ValueError, match="no meta-set from these 19 chains") as error:
         meta_set(chains, [Chain("Question:  leak\n'A'", ("x",)), "leak too"])
     says = str(error.value)
-    assert "13 of 19 have no steps: chains 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, ..." in says
-    assert "1 of 19 have no outcome: chains 16" in says
-    assert (
-        "2 of 19 ask one of 1 questions of the test set (`leaked` finds them): chains 17, 18"
-        in (says)
-    )
+    assert "13 of 19 chains have no steps: chains 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, ..." in says
+    assert "1 of 19 chains have no outcome: chains 16" in says
+    assert "2 of 19 chains ask one of 1 questions of the test set" in says
+    assert "(`leaked` finds them): chains 17, 18" in says
     assert "18 are right and 0 are wrong" in says
     with pytest.raises(ValueError, match="0 are right and 1 are wrong"):
         meta_set([chain("q", False)], [])
@@ -95,10 +93,10 @@ def test_questions_are_alike_whatever_their_spaces_and_quotes() -> None:
 
 
 def data(path: str) -> Path:
-    found = Path(os.environ.get("METAOPT_DATA", "")) / path
-    if not found.exists():
-        pytest.skip(f"{found} is missing")
-    return found
+    local = Path(os.environ.get("METAOPT_DATA", "")) / path
+    if not local.exists():
+        pytest.skip(f"{local} is missing")
+    return local
 
 
 @pytest.mark.data
@@ -111,11 +109,13 @@ def test_the_meta_set_of_gsm8k_solutions() -> None:
     texts = [r[s]["solution"] for r in rows for s in r if isinstance(r[s], dict)]
     assert ["\n".join(c.steps) for c in chains] == texts
     test = [r["question"].upper() for r in rows[:300]]
-    with pytest.raises(ValueError, match="1200 of 5276 ask one of 300 questions of the test set"):
+    with pytest.raises(
+        ValueError, match="1200 of 5276 chains ask one of 300 questions of the test set"
+    ):
         meta_set(chains, test)
-    found = meta_set(chains[1200:], test, size=500)
-    assert Counter(c.outcome for c in found) == {True: 250, False: 250}
-    assert max(Counter(c.qid for c in found).values()) == 2
+    chosen = meta_set(chains[1200:], test, size=500)
+    assert Counter(c.outcome for c in chosen) == {True: 250, False: 250}
+    assert max(Counter(c.qid for c in chosen).values()) == 2
 
 
 @pytest.mark.data

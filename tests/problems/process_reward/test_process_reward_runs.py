@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 
@@ -12,9 +13,13 @@ import torch
 from published_rows import ROWS
 
 from metaopt.cli.label import main as label
+from metaopt.engine.random import generator
+from metaopt.problems.process_reward import ProcessSupervision
 from metaopt.problems.process_reward.data.arithmetic import arithmetic
 from metaopt.problems.process_reward.data.formats import FORMATS
+from metaopt.problems.process_reward.data.process_files import process_files
 from metaopt.problems.process_reward.model.export import load
+from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
 from metaopt.problems.process_reward.model.steps import scores
 
 RUN = ("problem=domain_reweighting", "debug=tiny", "hydra.run.dir=run")
@@ -24,10 +29,20 @@ SMALL = (
     "problem.task.data.held_out=20",
 )  # fmt: skip
 FILES = ("data@problem.task.data=process_reward/process_files", "problem.batch=4")
+NETWORK = tuple(
+    f"problem.task.scorer.source.{size}"
+    for size in (
+        "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2",
+        "num_key_value_heads=2", "intermediate_size=16",
+    )
+)  # fmt: skip
 FEATURES = (
     "model@problem.task.scorer=process_reward/prm_features", "problem.task.scorer.size=4",
     "problem.task.scorer.widths=[4]",
 )  # fmt: skip
+
+
+LABELLED = [name for name, form in FORMATS.items() if form.labels]
 
 
 def by_transformers(folder, prompt, steps):
@@ -40,9 +55,12 @@ def by_transformers(folder, prompt, steps):
     return names["log_odds"]
 
 
-@pytest.mark.parametrize("method", ["reweighted", "uniform", "rows"])
+@pytest.mark.parametrize(
+    "method",
+    ["reweighted", *(pytest.param(x, marks=pytest.mark.slow) for x in ("uniform", "rows"))],
+)
 def test_a_run_writes_its_model_which_transformers_loads(metaopt, tmp_path, method):
-    done = metaopt(*RUN, *SMALL, f"method=domain_reweighting/{method}")
+    done = metaopt(*RUN, *SMALL, *NETWORK, f"method=domain_reweighting/{method}")
     assert done.code == 0, done.err
     assert "process reward model: run/process_reward_model, read back" in done.out
     folder = tmp_path / "run" / "process_reward_model"
@@ -62,7 +80,7 @@ def test_a_run_writes_its_model_which_transformers_loads(metaopt, tmp_path, meth
 
 
 def test_a_model_is_not_written_where_nobody_wants_it(metaopt, tmp_path):
-    done = metaopt(*RUN, *SMALL, "problem.task.save_model=false")
+    done = metaopt(*RUN, *SMALL, *FEATURES, "problem.task.save_model=false")
     assert done.code == 0, done.err
     assert not (tmp_path / "run" / "process_reward_model").exists()
 
@@ -81,13 +99,28 @@ def meta(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.labels])
-def test_files_of_each_format_are_trained_on(metaopt, tmp_path, meta, name):
-    train = put(tmp_path / "train.jsonl", ROWS[name])
-    candidates = put(
+@pytest.fixture
+def candidates(tmp_path):
+    return put(
         tmp_path / "candidates.jsonl",
         [{"query": f"{i}.", "response": f"{j}\nyes", "outcome": j} for i in (1, 2) for j in (0, 1)],
     )
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_files_of_each_format_are_training_data(tmp_path, meta, candidates, name):
+    data = process_files(put(tmp_path / "train.jsonl", ROWS[name]), meta, candidates)
+    task = ProcessSupervision(data, functools.partial(FeatureScorer, size=4, widths=(4,)))
+    params, buffers = task.init(generator(0))
+    losses = task.row_losses(params | buffers, torch.arange(len(data.train)))
+    assert bool((losses > 0).all())
+
+
+@pytest.mark.parametrize(
+    "name", [x if x == "dreamprm" else pytest.param(x, marks=pytest.mark.slow) for x in LABELLED]
+)
+def test_files_of_each_format_are_trained_on(metaopt, tmp_path, meta, candidates, name):
+    train = put(tmp_path / "train.jsonl", ROWS[name])
     done = metaopt(
         *RUN, *FILES, *FEATURES, f"problem.task.data.train={train}",
         f"problem.task.data.meta={meta}", f"problem.task.data.candidates={candidates}",
@@ -112,9 +145,15 @@ def test_every_format_with_outcomes_of_both_kinds_is_tried():
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_files_of_each_format_with_outcomes_are_a_meta_set(metaopt, tmp_path, name):
+def test_files_of_each_format_with_outcomes_are_a_meta_set(tmp_path, name):
     train = put(tmp_path / "train.jsonl", ROWS["stepwise"])
-    meta = put(tmp_path / "meta.jsonl", OUTCOMES[name])
+    data = process_files(train, put(tmp_path / "meta.jsonl", OUTCOMES[name]))
+    assert len(data.meta) >= 2
+    assert 2 * sum(chain.outcome for chain in data.meta) == len(data.meta)
+
+
+def test_a_run_without_test_data_states_its_training_loss(metaopt, tmp_path, meta):
+    train = put(tmp_path / "train.jsonl", ROWS["stepwise"])
     done = metaopt(
         *RUN,
         *FILES,
@@ -123,10 +162,8 @@ def test_files_of_each_format_with_outcomes_are_a_meta_set(metaopt, tmp_path, na
         f"problem.task.data.meta={meta}",
     )
     assert done.code == 0, done.err
-    assert (
-        "training loss; there is no test data"
-        in (tmp_path / "run" / "process_reward_model" / "README.md").read_text()
-    )
+    page = (tmp_path / "run" / "process_reward_model" / "README.md").read_text()
+    assert "training loss; there is no test data" in page
 
 
 def test_labels_of_a_simulated_solver_are_trained_on(metaopt, tmp_path, meta):

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact_success import exact_success
 from scipy.stats import binom
 
-from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy
+from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy, solve
 from metaopt.problems.process_reward.data.arithmetic_world import ArithmeticWorld
 from metaopt.problems.process_reward.data.formats import Chain, read
 from metaopt.problems.process_reward.labelling.arithmetic import ArithmeticCompletion
@@ -77,14 +78,14 @@ def test_labels_are_the_exact_success_but_for_the_known_bias_of_stopping(tmp_pat
     chains, answers = some(12)
     copies = [chain for chain in chains for _ in range(60)]
     wanted = [answer for answer in answers for _ in range(60)]
-    found = label_steps(copies, wanted, ArithmeticCompletion(POLICY), tmp_path, batch=720)
+    labelled = label_steps(copies, wanted, ArithmeticCompletion(POLICY), tmp_path, batch=720)
     compared = 0
     for i, chain in enumerate(chains):
-        same = found[i * 60 : (i + 1) * 60]
+        same = labelled[i * 60 : (i + 1) * 60]
         moves = ["+-*".index(sign) * 4 + int(b) - 1 for sign, b in chain.prompt.split()[1:]]
         values = [int(step.split()[-1]) for step in chain.steps]
-        p = POLICY.success(np.array([values]), np.array([moves]), np.array([int(answers[i])]))[0]
-        for s, likely in enumerate(p):
+        for s in range(len(moves)):
+            likely = exact_success(POLICY, values[s], moves[s + 1 :], int(answers[i]))
             mean, deviation = early_stopped(likely)
             q = 1 - likely
             assert mean - likely == pytest.approx(
@@ -99,8 +100,8 @@ def test_labels_are_the_exact_success_but_for_the_known_bias_of_stopping(tmp_pat
 def test_rollouts_go_to_the_undecided(tmp_path: Path) -> None:
     chains = [Chain("q", ("s",), qid=str(i)) for i in range(400)]
     coin = Coin(0.8)
-    found = label_steps(chains, ["1"] * 400, coin, tmp_path, minimum=3, maximum=10, batch=400)
-    counts = [(c.successes[0], c.rollouts[0]) for c in found]
+    labelled = label_steps(chains, ["1"] * 400, coin, tmp_path, minimum=3, maximum=10, batch=400)
+    counts = [(c.successes[0], c.rollouts[0]) for c in labelled]
     assert {tried for _, tried in counts} == {3, 10}
     assert all((tried == 3) == (right in (0, 3) and tried == 3) for right, tried in counts)
     decided = np.mean([tried == 3 for _, tried in counts])
@@ -108,7 +109,7 @@ def test_rollouts_go_to_the_undecided(tmp_path: Path) -> None:
     assert decided == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 400))
     assert coin.calls[:4] == [400, 400, 400, sum(tried == 10 for _, tried in counts)]
     assert all(
-        c.labels[0] == right / tried for c, (right, tried) in zip(found, counts, strict=True)
+        c.labels[0] == right / tried for c, (right, tried) in zip(labelled, counts, strict=True)
     )
 
 
@@ -135,16 +136,16 @@ def test_a_killed_run_goes_on_to_the_same_files(tmp_path: Path) -> None:
 
 def test_counts_that_a_chain_brings_are_added_to(tmp_path: Path) -> None:
     chain = Chain("q", ("s", "t"), successes=(1, None), rollouts=(2, None), labels=(0.5, None))
-    (found,) = label_steps([chain], ["1"], Coin(1.0), tmp_path, minimum=3, maximum=6)
-    assert (found.successes, found.rollouts) == ((5, 3), (6, 3))
+    (labelled,) = label_steps([chain], ["1"], Coin(1.0), tmp_path, minimum=3, maximum=6)
+    assert (labelled.successes, labelled.rollouts) == ((5, 3), (6, 3))
 
 
 def test_what_is_no_completion_is_not_counted(tmp_path: Path) -> None:
     chains = [Chain("q", ("s",))] * 300
-    found = label_steps(chains, ["1"] * 300, Coin(0.5, silent=0.5), tmp_path / "a", batch=300)
-    assert min(c.rollouts[0] or 0 for c in found) < 4
-    assert np.mean([c.labels[0] for c in found if c.rollouts[0]]) == pytest.approx(0.5, abs=0.1)
-    bare = found[next(i for i, chain in enumerate(found) if not chain.rollouts[0])]
+    labelled = label_steps(chains, ["1"] * 300, Coin(0.5, silent=0.5), tmp_path / "a", batch=300)
+    assert min(c.rollouts[0] or 0 for c in labelled) < 4
+    assert np.mean([c.labels[0] for c in labelled if c.rollouts[0]]) == pytest.approx(0.5, abs=0.1)
+    bare = labelled[next(i for i, chain in enumerate(labelled) if not chain.rollouts[0])]
     assert (bare.labels, bare.successes, bare.rollouts) == ((None,), (0,), (0,))
 
 
@@ -190,8 +191,8 @@ def test_rules_come_before_the_judge() -> None:
     judge = Says()
     responses = ["A: 3.0", "A: 4", "A: three", None, "", "A: drei"]
     wanted = ["3"] * 6
-    found = judged(list("abcdef"), responses, wanted, judge)
-    assert found == [True, False, True, None, False, None]
+    verdicts = judged(list("abcdef"), responses, wanted, judge)
+    assert verdicts == [True, False, True, None, False, None]
     assert judge.asked == [("c", "three", "3"), ("f", "drei", "3")]
     assert judged(list("abcdef"), responses, wanted) == [True, False, False, None, False, False]
 
@@ -219,7 +220,7 @@ def test_a_folder_of_other_rollouts_is_refused(tmp_path: Path) -> None:
         ({"minimum": 9}, "minimum=9, maximum=8"),
         ({"batch": 0}, "batch=0"),
         ({"references": []}, "references must be one per chain; got 0 for 1"),
-        ({"chains": [Chain("q", ())]}, "1 chains have no steps; the first is 0"),
+        ({"chains": [Chain("q", ())]}, "label_steps: 1 of 1 chains have no steps: chains 0"),
     ],
 )
 def test_arguments_out_of_range_are_named(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:
@@ -228,13 +229,15 @@ def test_arguments_out_of_range_are_named(tmp_path: Path, wrong: dict[str, Any],
         label_steps(**{**given, **wrong})
 
 
-def test_the_arithmetic_policy_completes_texts() -> None:
-    sure = ArithmeticCompletion(ArithmeticPolicy(misconceptions=0, slip=0))
+def test_the_arithmetic_policy_completes_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = ArithmeticPolicy()
+    monkeypatch.setattr(policy, "walk", lambda start, moves, draw: solve(start, moves))
+    sure = ArithmeticCompletion(policy)
     draw = np.random.default_rng(0)
     prompts = ["clean_1 : 1 +2 *3 -4", "1 +2 *3", "1 +2 *3"]
-    found = sure.complete(prompts, [["1+2 is 0"], CHAIN.steps, []], draw)
-    assert found[:2] == ["0*3 is 0\n0-4 is 1", ""]
-    assert found[2] in ("1+2 = 3\n3*3 = 4", "1+2 is 3\n3*3 is 4")
+    completions = sure.complete(prompts, [["1+2 is 0"], CHAIN.steps, []], draw)
+    assert completions[:2] == ["0*3 is 0\n0-4 is 1", ""]
+    assert completions[2] in ("1+2 = 3\n3*3 = 4", "1+2 is 3\n3*3 is 4")
     for wrong in ("", "x +1", "7 +1", "1 +5", "1 /2", "1 +"):
         with pytest.raises(ValueError, match=r"arithmetic simulates .* this is none"):
             sure.complete([wrong], [[]], draw)

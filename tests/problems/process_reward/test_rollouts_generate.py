@@ -53,18 +53,18 @@ def test_the_first_word_has_the_models_distribution(folder: str) -> None:
     policy = GenerateCompletion(folder, temperature=0.7, max_tokens=100, batch_size=600)
     prompts = ["1 + 1 =", "0"] * 300
     prefixes: list[list[str]] = [["so 1", "+ 2 = 3"], []] * 300
-    found = policy.complete(prompts, prefixes, np.random.default_rng(0))
-    assert len(found) == 600
+    completions = policy.complete(prompts, prefixes, np.random.default_rng(0))
+    assert len(completions) == 600
     for kind, text in enumerate(("1 + 1 = so 1 + 2 = 3", "0")):
-        said = [x for x in found[kind::2] if x is not None]
+        said = [x for x in completions[kind::2] if x is not None]
         assert len(said) > 290
         firsts = [next(i for i, w in enumerate(WORDS) if x.startswith(w)) if x else 0 for x in said]
         expected = len(said) * law(folder, text, 0.7)
-        kept = expected > 5
-        seen = np.bincount(firsts, minlength=len(WORDS))
-        rest = seen[~kept].sum(), expected[~kept].sum()
-        observed, wanted = np.append(seen[kept], rest[0]), np.append(expected[kept], rest[1])
-        assert kept.sum() > 2
+        often = expected > 5
+        counts = np.bincount(firsts, minlength=len(WORDS))
+        rest = counts[~often].sum(), expected[~often].sum()
+        observed, wanted = np.append(counts[often], rest[0]), np.append(expected[often], rest[1])
+        assert often.sum() > 2
         assert chisquare(observed, wanted).pvalue > 1e-3
 
 
@@ -80,10 +80,10 @@ def test_draws_are_a_function_of_the_generator(folder: str) -> None:
 
 def test_a_completion_that_is_cut_off_is_none(folder: str) -> None:
     policy = GenerateCompletion(folder, temperature=1.0, max_tokens=1)
-    found = policy.complete(["1"] * 200, [[]] * 200, np.random.default_rng(0))
+    completions = policy.complete(["1"] * 200, [[]] * 200, np.random.default_rng(0))
     ended = law(folder, "1", 1.0)[0]
-    assert set(found) <= {None, ""}
-    share = np.mean([x == "" for x in found])
+    assert set(completions) <= {None, ""}
+    share = np.mean([x == "" for x in completions])
     assert share == pytest.approx(ended, abs=4 * np.sqrt(ended * (1 - ended) / 200) + 1e-9)
 
 
@@ -101,11 +101,11 @@ def test_a_chat_template_puts_the_steps_into_the_answers_turn(
 def test_labels_from_a_local_model(folder: str, tmp_path: Path) -> None:
     policy = GenerateCompletion(folder, temperature=1.0, max_tokens=30)
     chains = [Chain("1 + 1 =", ("so 1", "+ 1"), qid=str(i)) for i in range(4)]
-    found = label_steps(chains, ["2"] * 4, policy, tmp_path, batch=3)
-    assert {r in range(9) for c in found for r in c.rollouts} == {True}
-    assert sum(r or 0 for c in found for r in c.rollouts) >= 26
+    labelled = label_steps(chains, ["2"] * 4, policy, tmp_path, batch=3)
+    assert {r in range(9) for c in labelled for r in c.rollouts} == {True}
+    assert sum(r or 0 for c in labelled for r in c.rollouts) >= 26
     again = label_steps(chains, ["2"] * 4, policy, tmp_path / "again", batch=3)
-    assert again == found
+    assert again == labelled
 
 
 def test_the_name_tells_whatever_decides_completions(folder: str) -> None:

@@ -47,10 +47,10 @@ def exact(answer: int) -> float:
 
 def test_labels_from_a_client_are_the_models_success(tmp_path: Path) -> None:
     client = Client({"policy": policy()})
-    found = label_steps(
+    labelled = label_steps(
         [CHAIN] * 60, ["0"] * 60, ClientCompletion(client), tmp_path, minimum=8, maximum=8
     )
-    share = sum(c.successes[1] or 0 for c in found) / 480
+    share = sum(c.successes[1] or 0 for c in labelled) / 480
     assert share == pytest.approx(exact(0), abs=4 * np.sqrt(exact(0) * (1 - exact(0)) / 480))
     assert 0.02 < exact(0) < 0.98
     assert client.spent("policy")["lm_calls"] == 2 * 480
@@ -62,10 +62,10 @@ def test_a_judge_decides_what_rules_cannot(tmp_path: Path) -> None:
     client = Client(models)
     rollouts = ClientCompletion(client)
     args: Any = ([CHAIN] * 40, ["0"] * 40, rollouts)
-    found = label_steps(*args, tmp_path / "a", ClientJudge(client), minimum=8, maximum=8)
-    share = sum(c.successes[1] or 0 for c in found) / 320
+    labelled = label_steps(*args, tmp_path / "a", ClientJudge(client), minimum=8, maximum=8)
+    share = sum(c.successes[1] or 0 for c in labelled) / 320
     assert share == pytest.approx(exact(0), abs=4 * np.sqrt(exact(0) * (1 - exact(0)) / 320))
-    assert {c.rollouts for c in found} == {(8, 8)}
+    assert {c.rollouts for c in labelled} == {(8, 8)}
     without = label_steps(*args, tmp_path / "b", minimum=8, maximum=8)
     assert {c.successes for c in without} == {(0, 0)}
     client.close()
@@ -108,13 +108,13 @@ def test_a_recorded_run_replays(tmp_path: Path) -> None:
     lm = policy()
     paid = Paid(lm._answer)
     file = tmp_path / "answers"
-    found = []
+    runs = []
     for mode in ("record", "replay"):
         client = Client({"policy": paid}, mode, file, limits={"lm_calls": 100, "tokens": 1e6})
-        found.append(label_steps([CHAIN], ["0"], ClientCompletion(client), tmp_path / mode))
+        runs.append(label_steps([CHAIN], ["0"], ClientCompletion(client), tmp_path / mode))
         sent = client.sent
         client.close()
-    assert found[0] == found[1]
+    assert runs[0] == runs[1]
     assert not any(sent.values())
 
 
@@ -127,9 +127,9 @@ def test_a_spent_budget_stops_between_shards_and_keeps_them(tmp_path: Path) -> N
     client.close()
     assert len(list(tmp_path.glob("*.jsonl"))) == 1
     client = Client({"policy": policy()})
-    found = label_steps(chains, ["0"] * 4, ClientCompletion(client), tmp_path, **options)
+    labelled = label_steps(chains, ["0"] * 4, ClientCompletion(client), tmp_path, **options)
     assert client.spent()["lm_calls"] == 12
-    assert len(found) == 4
+    assert len(labelled) == 4
     client.close()
 
 
@@ -139,8 +139,8 @@ def test_a_reply_that_is_no_verdict_is_none() -> None:
 
     client = Client({"judge": SimulatedLM(answer)})
     said = ["Correct.", "**incorrect**", "correct, I think", "", "not correct"]
-    found = ClientJudge(client)(["q"] * 5, said, ["r"] * 5)
-    assert found == [True, False, None, None, None]
+    verdicts = ClientJudge(client)(["q"] * 5, said, ["r"] * 5)
+    assert verdicts == [True, False, None, None, None]
     client.close()
 
 
@@ -163,6 +163,6 @@ def test_wrong_arguments_are_named() -> None:
     client = Client({"policy": policy()})
     with pytest.raises(ValueError, match="role='judge' has no model; roles are policy"):
         ClientJudge(client)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
+    with pytest.raises(ValueError, match="ClientCompletion needs temperature > 0"):
         ClientCompletion(client, temperature=0.0)
     client.close()

@@ -26,8 +26,8 @@ def log_odds(p: float) -> float:
 @pytest.mark.parametrize("how", AGGREGATES)
 def test_each_aggregate_is_its_definition_on_probabilities(how):
     expected = []
-    for row, seen in zip(LOGITS.double(), MASK, strict=True):
-        z = row[seen]
+    for row, present in zip(LOGITS.double(), MASK, strict=True):
+        z = row[present]
         p = z.sigmoid().tolist()
         expected.append(
             {
@@ -38,8 +38,8 @@ def test_each_aggregate_is_its_definition_on_probabilities(how):
                 "product": log_odds(math.prod(p)),
             }[how]
         )
-    found = aggregate(LOGITS, MASK, how)
-    torch.testing.assert_close(found.double(), torch.tensor(expected).double())
+    actual = aggregate(LOGITS, MASK, how)
+    torch.testing.assert_close(actual.double(), torch.tensor(expected).double())
     runs = torch.stack([LOGITS, 2 * LOGITS, -LOGITS])
     together = aggregate(runs, MASK, how)
     for alone, z in zip(together, runs, strict=True):
@@ -57,9 +57,9 @@ def test_gradients_reach_the_steps_and_nothing_else(how):
 
 def test_a_product_of_certain_steps_stays_finite():
     z = torch.tensor([[200.0, 200.0], [-200.0, -300.0], [200.0, -200.0]])
-    found = aggregate(z, torch.ones(3, 2, dtype=torch.bool), "product")
+    actual = aggregate(z, torch.ones(3, 2, dtype=torch.bool), "product")
     # 1/P - 1 = (1 + e^-z1)(1 + e^-z2) - 1, by hand: 2 e^-200; e^500; e^200
-    torch.testing.assert_close(found, torch.tensor([200 - math.log(2), -500.0, -200.0]))
+    torch.testing.assert_close(actual, torch.tensor([200 - math.log(2), -500.0, -200.0]))
 
 
 @pytest.mark.parametrize("kind", ["mse", "bce"])
@@ -68,11 +68,11 @@ def test_losses_are_torch_s_own(kind):
     labels = torch.tensor([[0.25, 1.0, 0.0], [0.5, torch.nan, torch.nan], [1.0, 0.0, 0.0]])
     known = MASK & ~labels.isnan()
     known[2] = False
-    found = step_loss(LOGITS, labels, known, kind)
+    actual = step_loss(LOGITS, labels, known, kind)
     for i in range(2):
         z, p = LOGITS[i][known[i]], labels[i][known[i]]
-        torch.testing.assert_close(found[i], theirs(z.sigmoid(), p))
-    assert found[2] == 0
+        torch.testing.assert_close(actual[i], theirs(z.sigmoid(), p))
+    assert actual[2] == 0
     score, outcome = torch.tensor([[0.5, -1.5], [2.0, 0.0]]), torch.tensor([True, False])
     expected = theirs(score.sigmoid(), outcome.float().expand(2, 2), reduction="none")
     torch.testing.assert_close(outcome_loss(score, outcome, kind), expected)

@@ -134,10 +134,10 @@ def test_after_the_first_wrong_step_nothing_is_known(tmp_path: Path) -> None:
     assert (chain.labels, chain.mask) == ((1.0, 0.0, None), (True, True, False))
     assert (chain.domain, chain.policy) == ("olympiad-bench", "Qwen2-7B-Instruct")
     assert truncate(chain).steps == ("12.", "13.")
-    found = read(put(tmp_path / "some_task.json", MISTAKE))
-    assert [chain.labels for chain in found] == [(0.0, None, None), (1.0,), (1.0, 0.0)]
-    assert [chain.outcome for chain in found] == [True, True, False]
-    assert {chain.domain for chain in found} == {"some_task"}
+    read_back = read(put(tmp_path / "some_task.json", MISTAKE))
+    assert [chain.labels for chain in read_back] == [(0.0, None, None), (1.0,), (1.0, 0.0)]
+    assert [chain.outcome for chain in read_back] == [True, True, False]
+    assert {chain.domain for chain in read_back} == {"some_task"}
 
 
 def test_labels_of_trl_are_of_one_type(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def data(folder: str) -> Path:
 )
 def test_published_files_come_back_whole(folder: str, name: str, counts: list[int]) -> None:
     index, wrong = ("label", -1) if name == "process_bench" else ("mistake_index", None)
-    found = []
+    sizes = []
     for file in sorted(data(folder).iterdir()):
         text = file.read_text()
         rows = (
@@ -199,8 +199,8 @@ def test_published_files_come_back_whole(folder: str, name: str, counts: list[in
             right = count if at == wrong else at
             rest = [] if at == wrong else [0.0] + [None] * (count - at - 1)
             assert list(chain.labels) == [1.0] * right + rest
-        found.append(len(chains))
-    assert found == counts
+        sizes.append(len(chains))
+    assert sizes == counts
     assert len(read(data(folder))) == sum(counts)
 
 

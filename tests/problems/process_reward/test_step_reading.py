@@ -30,12 +30,12 @@ def test_every_kind_of_file_gives_the_same_chains(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "b.md").write_text("no data")
-    found = [read(path) for path in sorted(tmp_path.glob("a.*"))]
-    assert len(found) == 5
-    assert all(chains == found[0] for chains in found)
-    assert [c.steps for c in found[0]] == [("a",), ("b", "c\u2028d")]
-    assert read(tmp_path) == found[0] * 5
-    assert {chain.domain for chain in found[0]} == {"a"}
+    parts = [read(path) for path in sorted(tmp_path.glob("a.*"))]
+    assert len(parts) == 5
+    assert all(chains == parts[0] for chains in parts)
+    assert [c.steps for c in parts[0]] == [("a",), ("b", "c\u2028d")]
+    assert read(tmp_path) == parts[0] * 5
+    assert {chain.domain for chain in parts[0]} == {"a"}
 
 
 def test_a_folder_may_mix_formats(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def test_lora_trains_adapters_and_head_and_is_what_peft_merges():
     steps = model.encode(CHAINS)
     start = model.logits(params, steps, False)
     changed = scrambled(params)
-    found = model.logits(changed, steps, False)[steps.mask]
-    assert (found - start[steps.mask]).abs().max() > 0.05
+    logits = model.logits(changed, steps, False)[steps.mask]
+    assert (logits - start[steps.mask]).abs().max() > 0.05
 
     theirs = AutoModel.from_config(model.config, attn_implementation="eager").eval()
     base = {
@@ -86,7 +86,7 @@ def test_lora_names_what_is_missing(monkeypatch):
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_precisions_differ_in_what_is_stored_and_agree_in_what_is_computed(lora):
-    found = {}
+    logits = {}
     for precision in ("float32", "master", "official"):
         model = TransformerScorer(CHAINS, SOURCE, precision=precision, lora=lora)
         params, _ = model.init(generator(0))
@@ -103,10 +103,10 @@ def test_precisions_differ_in_what_is_stored_and_agree_in_what_is_computed(lora)
         assert z.dtype == torch.float32
         grads = torch.autograd.grad(z[steps.mask].sum(), list(leaves.values()), allow_unused=True)
         assert all(g is not None and g.isfinite().all() for g in grads)
-        found[precision] = z[steps.mask].detach()
-    scale = found["float32"].std()
+        logits[precision] = z[steps.mask].detach()
+    scale = logits["float32"].std()
     for precision in ("master", "official"):
-        difference = (found[precision] - found["float32"]).abs().max() / scale
+        difference = (logits[precision] - logits["float32"]).abs().max() / scale
         assert 0 < difference < 0.2
 
 
@@ -151,9 +151,9 @@ def test_two_forward_passes_give_the_gradient_of_an_exact_unrolled_step(precisio
             for sign in (1, -1)
         ]
     slope = (ends[0] - ends[1]) / (2 * radius)
-    found = -rate * torch.zeros(4).index_add(0, domain, slope)
-    assert torch.cosine_similarity(found, exact, dim=0) > 0.99
-    assert (found - exact).norm() < 0.05 * exact.norm()
+    actual = -rate * torch.zeros(4).index_add(0, domain, slope)
+    assert torch.cosine_similarity(actual, exact, dim=0) > 0.99
+    assert (actual - exact).norm() < 0.05 * exact.norm()
 
 
 SEEN = {
@@ -197,7 +197,7 @@ def test_images_are_seen_as_transformers_own_processor_and_model_see_them(pictur
     steps = model.encode(pictured)
     assert len(steps.images.paths) == 3
     assert steps.pictures.tolist() == [[0, -1], [-1, -1], [1, 2], [0, -1]]
-    found = model.logits(params, steps, False)
+    logits = model.logits(params, steps, False)
     theirs = Qwen2VLModel._from_config(model.config, attn_implementation="eager").eval()
     weights = {k.removeprefix("backbone."): v for k, v in params.items() if k[:9] == "backbone."}
     assert set(weights) == {k for k, _ in theirs.named_parameters()}
@@ -220,8 +220,8 @@ def test_images_are_seen_as_transformers_own_processor_and_model_see_them(pictur
         hidden = functional_call(theirs, weights, (), {"input_ids": ids, **given})[0][0]
         read = hidden[ids[0] == words.convert_tokens_to_ids("[STEP]")][1:]
         z = read @ params["head.weight"][0] + params["head.bias"][0]
-        close(found[i][steps.mask[i]], z, atol=5e-5)
-    assert found[steps.mask].std() > 0.05
+        close(logits[i][steps.mask[i]], z, atol=5e-5)
+    assert logits[steps.mask].std() > 0.05
 
 
 @torch.no_grad()
@@ -244,15 +244,15 @@ def test_images_do_not_depend_on_batch_or_layout(pictured, head):
 
 
 def test_a_checkpointed_model_sees_images_and_learns_from_them_as_another_does(pictured):
-    found = []
+    grads = []
     for on in (False, True):
         model = TransformerScorer(pictured, SEEN, checkpointing=on)
         leaves = {k: v.requires_grad_() for k, v in model.init(generator(0))[0].items()}
         steps = model.encode(pictured)
         loss = model.logits(leaves, steps, True)[steps.mask].square().sum()
-        found.append(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
-    assert all(map(torch.equal, *found))
-    assert any("visual" in k and bool(g.any()) for k, g in zip(leaves, found[1], strict=True))
+        grads.append(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
+    assert all(map(torch.equal, *grads))
+    assert any("visual" in k and bool(g.any()) for k, g in zip(leaves, grads[1], strict=True))
 
 
 def test_an_image_is_shrunk_to_its_longer_side_and_has_to_be_there(pictured):

@@ -31,8 +31,8 @@ TEXT = {
 SOURCE = {"model_type": "qwen2", **TEXT}
 
 
-def close(found, expected, atol=1e-5):
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+def close(actual, expected, atol=1e-5):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 def frozen(scorer):

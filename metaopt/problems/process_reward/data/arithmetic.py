@@ -45,7 +45,7 @@ def arithmetic(
         held_out: chains of test questions with true step labels.
         rollouts: from each step.
         domain_token: start each prompt with the name of its domain. The meta-set and the test
-            carry that of the first clean domain, so this row knows one that can be trusted.
+            carry that of the first clean domain, so this method knows one that can be trusted.
         seed: of the policy's misconceptions and of everything that is drawn.
 
     Raises:
@@ -53,7 +53,10 @@ def arithmetic(
 
     Cost: about two seconds for the default.
     """
-    _check(domains, chains, meta_size, meta_noise, questions, candidates, held_out, rollouts)
+    _check(
+        domains, meta_size, meta_noise, chains=(chains, 1), questions=(questions, 2),
+        candidates=(candidates, 1), held_out=(held_out, 0), rollouts=(rollouts, 1),
+    )  # fmt: skip
     names = named(domains)
     if domain_token and "clean" not in domains:
         raise ValueError("domain_token needs a clean domain, whose name the test carries.")
@@ -93,30 +96,18 @@ def _quality(names: Sequence[str], kinds: Sequence[str]) -> dict[str, float] | N
 
 
 def _check(
-    domains: Sequence[str],
-    chains: int,
-    meta_size: int,
-    meta_noise: float,
-    questions: int,
-    candidates: int,
-    held_out: int,
-    rollouts: int,
+    domains: Sequence[str], meta_size: int, meta_noise: float, **least: tuple[int, int]
 ) -> None:
+    """Raise a `ValueError` unless each argument is in its range; `least`: (value, smallest)."""
     unknown = sorted(set(domains) - set(KINDS))
     if unknown or not domains:
         raise ValueError(f"domains must be of {', '.join(KINDS)}; got {', '.join(unknown)}.")
-    least = {
-        "chains": (chains, 1),
-        "meta_size": (meta_size, 2),
-        "questions": (questions, 2),
-        "candidates": (candidates, 1),
-        "held_out": (held_out, 0),
-        "rollouts": (rollouts, 1),
-    }
     for name, (value, lowest) in least.items():
         if value < lowest:
             raise ValueError(f"{name} must be >= {lowest}; got {value}.")
-    if meta_size % 2:
-        raise ValueError(f"meta_size must be even, half right and half wrong; got {meta_size}.")
+    if meta_size < 2 or meta_size % 2:
+        raise ValueError(
+            f"meta_size must be even and >= 2, half right, half wrong; got {meta_size}."
+        )
     if not 0 <= meta_noise <= 1:
         raise ValueError(f"meta_noise must be in [0, 1]; got {meta_noise}.")

@@ -7,8 +7,6 @@ result stays wrong unless a second mistake undoes the first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +27,15 @@ NONE = -1
 
 RELATIONS = ("=", "is")
 """The two styles of a step: `3+2 = 0` and `3+2 is 0`."""
+
+SLIP = 0.13
+"""Probability that a result is any of the five, whatever the fact."""
+
+MISCONCEPTIONS = 0.15
+"""Share of the 60 facts (move and value) that are misconceived."""
+
+STRENGTHS = (0.4, 0.85)
+"""Ends of the interval of the misconceptions' strengths, on both sides of one half."""
 
 
 def results() -> Ints:
@@ -54,47 +61,29 @@ def solve(start: Ints, moves: Ints) -> Ints:
 class ArithmeticPolicy:
     """Writes a result for every step; what it has written before, it goes on with.
 
-    With probability `slip` a result is any of the five; else it is the truth, but on a share of
-    the 60 facts (move and value) it is, with a probability of that fact's own, always the same
-    wrong one. These strengths are even over an interval from below to above one half, so that
+    With probability `SLIP` a result is any of the five; else it is the truth, but on a share
+    `MISCONCEPTIONS` of the facts it is, with a probability of each fact's own, always the same
+    wrong one. These strengths are even over `STRENGTHS`, from below to above one half, so that
     some misconceptions win a majority vote and others do not.
 
     Args:
         seed: of the facts that are misconceived, what is believed, and how strongly.
-        misconceptions: share of facts, in [0, 1].
-        strength: ends of the interval of strengths, in [0, 1].
-        slip: probability in [0, 1].
-
-    Raises:
-        ValueError: an argument out of its range.
     """
 
     name = "arithmetic"
 
-    def __init__(
-        self,
-        seed: int = 0,
-        misconceptions: float = 0.15,
-        strength: Sequence[float] = (0.4, 0.85),
-        slip: float = 0.13,
-    ) -> None:
-        low, high = strength
-        if not (0 <= misconceptions <= 1 and 0 <= slip <= 1 and 0 <= low <= high <= 1):
-            raise ValueError(
-                f"ArithmeticPolicy needs misconceptions, slip and both ends of strength in [0, 1]; "
-                f"got misconceptions={misconceptions}, slip={slip}, strength={list(strength)}."
-            )
+    def __init__(self, seed: int = 0) -> None:
         draw = np.random.default_rng([seed, 1])
         facts = MOVES * MODULUS
-        count = round(misconceptions * facts)
-        held = np.zeros(facts)
-        held[draw.permutation(facts)[:count]] = np.linspace(low, high, count)
-        self.strength: Floats = held.reshape(MOVES, MODULUS)
+        count = round(MISCONCEPTIONS * facts)
+        strength = np.zeros(facts)
+        strength[draw.permutation(facts)[:count]] = np.linspace(*STRENGTHS, count)
+        self.strength: Floats = strength.reshape(MOVES, MODULUS)
         self.believed: Ints = (TRUE + draw.integers(1, MODULUS, TRUE.shape)) % MODULUS
         one = np.eye(MODULUS)
         h = self.strength[..., None]
-        self.table: Floats = (1 - slip) * ((1 - h) * one[TRUE] + h * one[self.believed])
-        self.table += slip / MODULUS
+        self.table: Floats = (1 - SLIP) * ((1 - h) * one[TRUE] + h * one[self.believed])
+        self.table += SLIP / MODULUS
         self._cumulative = self.table.cumsum(-1)[..., :-1].copy()
 
     def step(self, value: Ints, move: Ints, draw: np.random.Generator) -> Ints:
@@ -130,13 +119,3 @@ class ArithmeticPolicy:
                 value = self.step(value, np.repeat(moves[:, later], rollouts), draw)
             counts[:, s] = (value.reshape(-1, rollouts) == answer[:, None]).sum(1)
         return counts
-
-    def success(self, values: Ints, moves: Ints, answer: Ints) -> Floats:
-        """Return the exact probability that each prefix ends with the answer, (n, S)."""
-        chances = np.empty(values.shape)
-        ends = np.eye(MODULUS)[answer]
-        for s in reversed(range(values.shape[1])):
-            chances[:, s] = np.take_along_axis(ends, values[:, s : s + 1], 1)[:, 0]
-            through = np.einsum("nij,nj->ni", self.table[moves[:, s]], ends)
-            ends = np.where(moves[:, s : s + 1] == NONE, ends, through)
-        return chances

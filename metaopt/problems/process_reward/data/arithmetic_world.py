@@ -20,6 +20,7 @@ from metaopt.problems.process_reward.data.arithmetic_policy import (
     solve,
 )
 from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.formats.step_lists import labels_until
 from metaopt.problems.process_reward.data.meta_set import meta_set
 
 STEPS = 3
@@ -150,8 +151,7 @@ class ArithmeticWorld:
         repeated = Questions(*(np.repeat(x, count, axis=0) for x in asked))
         chains = list(self._judged(self._write(repeated, draw), token, "test"))
         for i in range(len(asked.start)):
-            mine = chains[i * count : (i + 1) * count]
-            yield [replace(chain, qid=f"test/{i}") for chain in mine]
+            yield [replace(c, qid=f"test/{i}") for c in chains[i * count : (i + 1) * count]]
 
     def held_out(self, count: int, token: str) -> list[Chain]:
         """Return chains of test questions with true labels up to the first wrong step."""
@@ -161,8 +161,7 @@ class ArithmeticWorld:
         chains = []
         for chain, steps in zip(self._judged(written, token, "held_out"), right, strict=True):
             steps = steps[: len(chain.steps)]
-            end = steps.index(False) if False in steps else len(steps)
-            labels = tuple(1.0 if s < end else 0.0 if s == end else None for s in range(len(steps)))
+            labels = labels_until(steps.index(False) if False in steps else None, len(steps))
             chains.append(replace(chain, labels=labels, domain="arithmetic"))
         return chains
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.formats.chain import refuse
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ProcessData:
         answers: the final answer of every candidate, for the majority vote, or `None`.
 
     Raises:
-        ValueError: names the argument and the first entry that breaks one of these rules.
+        ValueError: names the argument and the first entries that break one of these rules.
     """
 
     train: Sequence[Chain]
@@ -36,13 +37,12 @@ class ProcessData:
     def __post_init__(self) -> None:
         if not self.train:
             raise ValueError("train holds no chain.")
-        for i, chain in enumerate(self.train):
-            if not chain.domain or not any(chain.mask):
-                lacks = "label" if chain.domain else "domain"
-                raise ValueError(f"train: chain {i} {chain.qid!r} has no {lacks}.")
-        _known("meta", self.meta)
-        for number, chains in enumerate(self.candidates):
-            _known(f"candidates of question {number}", chains)
+        refuse("train", (not chain.domain for chain in self.train), "domain")
+        refuse("train", (not any(chain.mask) for chain in self.train), "label")
+        candidates = [chain for chains in self.candidates for chain in chains]
+        for name, chains in (("meta", self.meta), ("candidates", candidates)):
+            refuse(name, (chain.outcome is None for chain in chains), "outcome")
+            refuse(name, (not chain.steps for chain in chains), "steps")
         counts = {len(chains) for chains in self.candidates}
         if len(counts) > 1 or 0 in counts:
             raise ValueError(
@@ -72,14 +72,6 @@ def _counted(candidates: Sequence[Sequence[Chain]]) -> str:
         f"{count} for {len(rows)} questions" + (f" ({rows[0][0].prompt!r:.40})" if count else "")
         for count, rows in sorted(by_count.items())
     )
-
-
-def _known(name: str, chains: Sequence[Chain]) -> None:
-    """Refuse chains without steps or outcome."""
-    for i, chain in enumerate(chains):
-        if chain.outcome is None or not chain.steps:
-            lacks = "steps" if chain.outcome is not None else "known outcome"
-            raise ValueError(f"{name}: chain {i} {chain.qid!r} has no {lacks}.")
 
 
 def _true(domain: str, chains: Sequence[Chain]) -> None:

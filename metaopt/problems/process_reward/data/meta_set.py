@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.formats.chain import counted
 
 ALIKE = str.maketrans("‘’‚‛“”„‟‐‑‒–—―−", "''''\"\"\"\"-------")
 HEADING = re.compile(r"(?:#+ *)?question: *")
-SHOWN = 10
 
 
 def question_key(text: str) -> str:
@@ -94,21 +94,14 @@ def _check(chains: Sequence[Chain], test: Iterable[Chain | str], right: int, wro
     Raises:
         ValueError: lists what is wrong with them, each with its count.
     """
-    count = len(chains)
-    reasons = []
-    stepless = [i for i, chain in enumerate(chains) if not any(s.strip() for s in chain.steps)]
-    if stepless:
-        reasons.append(f"{len(stepless)} of {count} have no steps: {_some(stepless)}")
-    unknown = [i for i, chain in enumerate(chains) if chain.outcome is None]
-    if unknown:
-        reasons.append(f"{len(unknown)} of {count} have no outcome: {_some(unknown)}")
-    leaks = leaked(chains, test)
-    if leaks:
-        questions = len({question_key(chains[i].prompt) for i in leaks})
-        reasons.append(
-            f"{len(leaks)} of {count} ask one of {questions} questions of the test set (`leaked` "
-            f"finds them): {_some(leaks)}"
-        )
+    count, leaks = len(chains), leaked(chains, test)
+    questions = len({question_key(chains[i].prompt) for i in leaks})
+    wrongs = {
+        "have no steps": [i for i, x in enumerate(chains) if not any(s.strip() for s in x.steps)],
+        "have no outcome": [i for i, x in enumerate(chains) if x.outcome is None],
+        f"ask one of {questions} questions of the test set (`leaked` finds them)": leaks,
+    }
+    reasons = [counted(places, count, what) for what, places in wrongs.items() if places]
     if not right or not wrong:
         reasons.append(
             f"{right} are right and {wrong} are wrong: a meta-set needs both, or it teaches "
@@ -117,8 +110,3 @@ def _check(chains: Sequence[Chain], test: Iterable[Chain | str], right: int, wro
     if reasons:
         listed = "\n  ".join(reasons)
         raise ValueError(f"no meta-set from these {count} chains:\n  {listed}")
-
-
-def _some(positions: Sequence[int]) -> str:
-    more = ", ..." if len(positions) > SHOWN else ""
-    return "chains " + ", ".join(map(str, positions[:SHOWN])) + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.formats import FORMATS, Chain, Renaming, read
+from metaopt.problems.process_reward.data.formats.chain import refuse
 from metaopt.problems.process_reward.data.meta_set import leaked, meta_set, question_key
 
 Leaks = Literal["refuse", "drop", "keep"]
@@ -64,12 +66,15 @@ def process_files(
     sources = {"train": train, "meta": meta, "candidates": candidates, "held_out": held_out}
     parts = {part: _chains(part, x, images, renaming, strict) for part, x in sources.items()}
     renaming.refuse_unused()
-    training, outcomes, tested = parts["train"], parts["meta"], parts["candidates"]
+    training, tested = parts["train"], parts["candidates"]
     labelled = [f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items() if f.labels]
     judged = [f"{name} ({f.outcome})" for name, f in FORMATS.items() if f.outcome]
-    _refuse("train", [not any(c.mask) for c in training], "label of a step", train, labelled)
-    _refuse("meta", [c.outcome is None for c in outcomes], "outcome", meta, judged)
-    _refuse("candidates", [c.outcome is None for c in tested], "outcome", candidates, judged)
+    advice = f"Formats with one: {', '.join(labelled)}."
+    refuse(f"train={train}", (not any(c.mask) for c in training), "label of a step", advice)
+    advice = f"Formats with one: {', '.join(judged)}."
+    for part in ("meta", "candidates"):
+        lacking = (c.outcome is None for c in parts[part])
+        refuse(f"{part}={sources[part]}", lacking, "outcome", advice)
     asked: dict[tuple[str, tuple[str, ...]], list[Chain]] = {}
     for chain in tested:
         asked.setdefault((question_key(chain.prompt), chain.images), []).append(chain)
@@ -78,12 +83,12 @@ def process_files(
     for chain in parts["held_out"]:
         by_domain.setdefault(chain.domain, []).append(chain)
     test = {
-        "candidates": [chain for row in tests for chain in row],
+        "candidates": [chain for chains in tests for chain in chains],
         "held_out": [chain for chains in by_domain.values() for chain in chains],
     }
     return ProcessData(
         train=_limited(_apart(training, test, leaks), limit, seed),
-        meta=meta_set(outcomes, [*test["candidates"], *test["held_out"]], meta_size, seed),
+        meta=meta_set(parts["meta"], [*test["candidates"], *test["held_out"]], meta_size, seed),
         candidates=tests,
         held_out=by_domain,
     )
@@ -102,17 +107,6 @@ def _chains(
         return chains
     root = Path(images)
     return [replace(c, images=tuple(str(root / path) for path in c.images)) for c in chains]
-
-
-def _refuse(
-    part: str, lacking: Sequence[bool], what: str, source: str | None, formats: Sequence[str]
-) -> None:
-    """Raise a `ValueError` where chains lack what their part of the data needs."""
-    if any(lacking):
-        raise ValueError(
-            f"{part}: {sum(lacking)} of {len(lacking)} chains of {source} have no {what}; the "
-            f"first is chain {lacking.index(True)}. Formats with one: {', '.join(formats)}."
-        )
 
 
 def _apart(chains: list[Chain], test: Mapping[str, list[Chain]], leaks: Leaks) -> list[Chain]:
@@ -139,10 +133,9 @@ def _limited(chains: Sequence[Chain], limit: int | None, seed: int) -> list[Chai
         return list(chains)
     rank = np.random.default_rng(seed).permutation(len(chains))
     chosen: set[int] = set()
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for i in np.argsort(rank).tolist():
-        domain = chains[i].domain
-        if counts.setdefault(domain, 0) < limit:
-            counts[domain] += 1
+        counts[chains[i].domain] += 1
+        if counts[chains[i].domain] <= limit:
             chosen.add(i)
     return [chain for i, chain in enumerate(chains) if i in chosen]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from metaopt.engine.ranges import check_ranges
 from metaopt.llm.chat import Parameters, Reply, Request, user
 from metaopt.llm.client import Client
 from metaopt.llm.errors import LMError, Transient, Truncated
@@ -53,10 +54,8 @@ class ClientCompletion:
 
     def __init__(self, client: Client, temperature: float = 0.6, max_tokens: int = 1_024) -> None:
         model = _model(client, "policy")
-        if temperature <= 0:
-            raise ValueError(
-                f"temperature must be above 0, or all rollouts are alike; got {temperature}."
-            )
+        self.temperature = temperature
+        check_ranges(self, "temperature > 0")
         self._client, self._parameters = client, Parameters(temperature, max_tokens)
         self.name = f"{model} t={temperature} max_tokens={max_tokens} template={digest(CONTINUE)}"
 

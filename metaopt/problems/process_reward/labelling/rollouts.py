@@ -19,7 +19,7 @@ import numpy as np
 
 from metaopt.problems.process_reward.data.final_answers import agree, final_answer
 from metaopt.problems.process_reward.data.formats import Chain
-from metaopt.problems.process_reward.data.formats.chain import from_chain, to_chain
+from metaopt.problems.process_reward.data.formats.chain import from_chain, refuse, to_chain
 
 SETTINGS = "labelling.settings"
 """File of a folder of shards that says what was asked for."""
@@ -123,9 +123,7 @@ def label_steps(
         raise ValueError(
             f"references must be one per chain; got {len(references)} for {len(chains)} chains."
         )
-    stepless = [i for i, chain in enumerate(chains) if not chain.steps]
-    if stepless:
-        raise ValueError(f"{len(stepless)} chains have no steps; the first is {stepless[0]}.")
+    refuse("label_steps", (not chain.steps for chain in chains), "steps")
     folder = Path(folder)
     content = [[to_chain(chain) for chain in chains], list(references)]
     _claim(

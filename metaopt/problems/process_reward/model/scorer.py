@@ -24,7 +24,7 @@ from metaopt.problems.process_reward.model.backbone import (
 )
 from metaopt.problems.process_reward.model.images import Vision
 from metaopt.problems.process_reward.model.steps import Solution, Steps, check_steps
-from metaopt.problems.process_reward.model.tokens import TokenLayout
+from metaopt.problems.process_reward.model.tokens import TokenLayout, padded
 
 HEADS = ("hidden", "vocabulary")
 LAYOUTS = ("chain", "prefix")
@@ -134,13 +134,8 @@ class TransformerScorer:
         if self._vision is not None:
             images, pictures, tokens = self._vision.images(chains)
             width = max(map(len, pictures))
-            padded = [row + [-1] * (width - len(row)) for row in pictures]
             steps = self.tokens.encode(chains, tokens)
-            return replace(
-                steps,
-                images=images,
-                pictures=torch.tensor(padded, dtype=torch.long).reshape(len(chains), width),
-            )
+            return replace(steps, images=images, pictures=padded(pictures, width, -1))
         with_images = sum(bool(chain.images) for chain in chains)
         if with_images:
             raise ValueError(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Generator, Tensor
 
+from metaopt.problems.process_reward.data.formats.chain import refuse
+
 if TYPE_CHECKING:
     from metaopt.problems.process_reward.model.images import Images
 
@@ -123,12 +125,7 @@ def scores(
         scorer, tensors: the model.
         steps: from `encode`.
         batch: chains at a time, >= 1.
-
-    Raises:
-        ValueError: a batch below 1.
     """
-    if batch < 1:
-        raise ValueError(f"scores needs batch >= 1; got {batch}.")
     length = steps.mask.sum(1) if steps.lengths is None else steps.lengths
     order = length.argsort(stable=True)
     parts = [scorer.logits(tensors, steps.take(rows), False) for rows in order.split(batch)]
@@ -138,8 +135,6 @@ def scores(
 
 def check_steps(chains: Sequence[Solution]) -> None:
     """Raise a `ValueError` if there is no chain, or one without steps."""
-    empty = [i for i, chain in enumerate(chains) if not chain.steps]
-    if empty or not chains:
-        few = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
-        problem = f"{len(empty)} of {len(chains)} have none (chains {few})" if empty else "none"
-        raise ValueError(f"a process reward model needs chains with steps; got {problem}.")
+    if not chains:
+        raise ValueError("a process reward model needs chains with steps; got none.")
+    refuse("a process reward model", (not chain.steps for chain in chains), "steps")

@@ -75,9 +75,9 @@ class TokenLayout:
         counts = torch.tensor([len(at) for at in ends])
         return Steps(
             mask=torch.arange(width) < counts[:, None],
-            ends=_padded(ends, width, 0),
+            ends=padded(ends, width, 0),
             cut=torch.tensor(cut),
-            ids=_padded(rows, max(map(len, rows)), self.pad),
+            ids=padded(rows, max(map(len, rows)), self.pad),
             lengths=torch.tensor([len(row) for row in rows]),
         )
 
@@ -123,5 +123,7 @@ class TokenLayout:
         return [known[text] for text in texts]
 
 
-def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+def padded(lists: list[list[int]], width: int, value: int) -> Tensor:
+    """Return lists of integers as the rows of a tensor, filled up on the right."""
+    filled = [items + [value] * (width - len(items)) for items in lists]
+    return torch.tensor(filled, dtype=torch.long)  # of no items it would be of floats

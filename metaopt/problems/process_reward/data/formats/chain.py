@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metaopt.data.row_texts import text
+from metaopt.data.row_texts import flag, text
 from metaopt.problems.process_reward.data.formats.columns import (
     count,
-    flag,
     listed,
     optional,
     share,
@@ -82,6 +81,27 @@ class Chain:
         return tuple(label is not None for label in self.labels)
 
 
+def refuse(part: str, lacking: Iterable[bool], what: str, advice: str = "") -> None:
+    """Raise a `ValueError` where chains lack something; it counts them and lists the first.
+
+    Args:
+        part: what the chains are for.
+        lacking: of each chain whether it does.
+        what: what they lack.
+        advice: what to do about it.
+    """
+    flags = list(lacking)
+    if any(flags):
+        lacks = counted([i for i, flag in enumerate(flags) if flag], len(flags), f"have no {what}")
+        raise ValueError(" ".join(filter(None, [f"{part}: {lacks}.", advice])))
+
+
+def counted(positions: Sequence[int], total: int, what: str) -> str:
+    """Return how many of all chains do what is said, and the places of the first ten."""
+    places = ", ".join([*map(str, positions[:10]), *(["..."] if len(positions) > 10 else [])])
+    return f"{len(positions)} of {total} chains {what}: chains {places}"
+
+
 def harden(chain: Chain, threshold: float = 0.0) -> Chain:
     """Return the chain with labels 1 where they exceed the threshold and 0 elsewhere.
 
@@ -126,7 +146,7 @@ def from_chain(row: Mapping[str, Any]) -> Chain:
         tuple(share(x, "step_label") for x in listed(row, "step_label", ())),
         tuple(count(x, "step_success") for x in listed(row, "step_success", ())),
         tuple(count(x, "step_rollouts") for x in listed(row, "step_rollouts", ())),
-        flag(row, "outcome", None),
+        flag(row, "outcome", optional=True),
         optional(row, "qid"),
         optional(row, "domain"),
         texts(row, "images", ()),

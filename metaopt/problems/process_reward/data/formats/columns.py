@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import checked_text, shown, text, truth
+from metaopt.data.row_texts import checked_text, shown, text
 
 MISSING: Any = object()
 
@@ -69,19 +69,6 @@ def mapping(row: Mapping[str, Any], column: str) -> Mapping[str, Any]:
         row, column, "an object", MISSING, lambda value: isinstance(value, Mapping)
     )
     return fields
-
-
-def flag(row: Mapping[str, Any], column: str, default: Any = MISSING) -> bool | None:
-    """Return a column with true, false, yes, no, 1 or 0, or the default where it is null."""
-    legal = "true, false, yes, no, 1 or 0" + ("" if default is MISSING else ", or null")
-    value = _checked(
-        {**row, column: truth(row.get(column))},  # csv has only texts
-        column,
-        legal,
-        default,
-        lambda value: isinstance(value, int) and value in (0, 1),
-    )
-    return None if value is None else bool(value)
 
 
 def _checked(

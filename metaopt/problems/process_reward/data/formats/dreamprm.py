@@ -12,11 +12,10 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from metaopt.data.row_texts import text
+from metaopt.data.row_texts import flag, text
 from metaopt.problems.process_reward.data.formats.chain import Chain
 from metaopt.problems.process_reward.data.formats.columns import (
     count,
-    flag,
     identifier,
     listed,
     optional,

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import text
-from metaopt.problems.process_reward.data.formats.chain import Chain
+from metaopt.data.row_texts import flag, text
+from metaopt.problems.process_reward.data.formats.chain import Chain, refuse
 from metaopt.problems.process_reward.data.formats.columns import (
-    flag,
     identifier,
     index,
     listed,
@@ -44,13 +43,10 @@ def to_stepwise(chains: Sequence[Chain]) -> list[dict[str, Any]]:
         ValueError: chains with an unknown label, for which the type has no place; `truncate` ends
             a chain before it.
     """
-    partial = [i for i, chain in enumerate(chains) if not all(chain.mask)]
-    if partial:
-        raise ValueError(
-            f"{len(partial)} of {len(chains)} chains have a step without a label, which stepwise "
-            f"rows cannot hold; the first is chain {partial[0]} {chains[partial[0]].qid!r}. "
-            "`truncate` ends a chain before that step."
-        )
+    refuse(
+        "stepwise", (not all(chain.mask) for chain in chains), "label on one of their steps",
+        "`truncate` ends a chain before that step.",
+    )  # fmt: skip
     hard = all(label in (0, 1) for chain in chains for label in chain.labels)
     return [
         {
@@ -85,7 +81,7 @@ def from_process_bench(row: Mapping[str, Any]) -> Chain:
         text(row, "problem"),
         steps,
         labels_until(index(row, "label", len(steps), none=-1), len(steps)),
-        outcome=flag(row, "final_answer_correct", None),
+        outcome=flag(row, "final_answer_correct", optional=True),
         qid=name,
         domain=source[1] if source else "",
         policy=optional(row, "generator"),
@@ -125,6 +121,6 @@ def from_solution(row: Mapping[str, Any]) -> Chain:
     return Chain(
         text(row, asked),
         tuple(line for line in lines if line.strip()),
-        outcome=flag(row, "outcome", None),
+        outcome=flag(row, "outcome", optional=True),
         policy=optional(row, "system"),
     )
