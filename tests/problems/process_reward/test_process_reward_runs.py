@@ -24,6 +24,7 @@ from metaopt.problems.process_reward.model.steps import scores
 
 RUN = ("problem=domain_reweighting", "debug=tiny", "hydra.run.dir=run")
 SMALL = (
+    "problem.task.data.domains=[clean,inverted]",  # each has three panels in a figure
     "problem.task.data.chains=40", "problem.task.data.meta_size=20",
     "problem.task.data.questions=4", "problem.task.data.candidates=4",
     "problem.task.data.held_out=20",
@@ -65,11 +66,13 @@ def test_a_run_writes_its_model_which_transformers_loads(metaopt, tmp_path, meth
     assert "process reward model: run/process_reward_model, read back" in done.out
     folder = tmp_path / "run" / "process_reward_model"
     page = (folder / "README.md").read_text()
-    assert "320 chains with step labels of 8 domains, weighted by a meta-set of 20 chains" in page
+    assert "80 chains with step labels of 2 domains, weighted by a meta-set of 20 chains" in page
     assert "| best_of_4 |" in page
-    assert "| clean_1 | " in page
+    assert "| clean | " in page
     scorer, tensors = load(folder)
-    data = arithmetic(chains=40, meta_size=20, questions=4, candidates=4, held_out=20)
+    data = arithmetic(
+        ("clean", "inverted"), chains=40, meta_size=20, questions=4, candidates=4, held_out=20
+    )
     chains = [chain for row in data.candidates for chain in row][:6]
     steps = scorer.encode(chains)
     expected = scores(scorer, tensors, steps)
