@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientStat
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import BilevelProblem, Feedback, Problem, Tree
 from metaopt.engine.random import Draw, fold, generator, replay
+
+T = TypeVar("T")
 
 
 class BlackBoxLoop:
@@ -119,9 +121,11 @@ class InnerLoop:
 
     def initial(self, outer: Tree, key: int) -> GradientState:
         """Return a new state; what is made from `outer` hangs on its graph."""
-        params = self.problem.init_params(outer, generator(fold(key, "params")))
-        state = self.problem.init_state(outer, params)
-        buffers = self.problem.init_buffers(outer, params)
+        # Copied, on the graph: `step_` works in place, and what a problem returns may be phi itself
+        # or the weights of a module of its own.
+        params = _copied(self.problem.init_params(outer, generator(fold(key, "params"))))
+        state = _copied(self.problem.init_state(outer, params))
+        buffers = _copied(self.problem.init_buffers(outer, params))
         loss = next(iter(params.values())).new_full((), torch.nan)
         return GradientState(params, buffers, state, self.optimizer.init(params), 0, loss)
 
@@ -255,6 +259,10 @@ class InnerLoop:
         if not self.updates_state:
             return inner.state
         return self.problem.update_state(outer, self.tensors(inner), step)
+
+
+def _copied(state: T) -> T:
+    return tree.map_tensors(torch.clone, state)
 
 
 def loop_of(problem: BilevelProblem) -> InnerLoop | BlackBoxLoop:

@@ -94,12 +94,12 @@ class InnerOptimizer(Protocol):
         ...
 
     def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
-        """Return the gradient whose zero is where the steps come to rest, from slope = dg/dtheta.
+        """Return the gradient that is zero where the steps converge, from slope = dg/dtheta.
 
         `slope` itself where the optimizer adds nothing; differentiable.
 
         Raises:
-            ValueError: the steps come to rest at no zero of a gradient, or not at this one.
+            ValueError: the optimizer has no stationary point of the form gradient = 0, or not here.
         """
         ...
 
@@ -153,7 +153,7 @@ class _Scheduled:
         decay: none.
 
         Raises:
-            ValueError: `slope` is clipped: with a decay, steps then come to rest elsewhere.
+            ValueError: `slope` is clipped: with a decay, the steps then converge elsewhere.
         """
         decays = {n: decay for names, _, decay in self._grouped(tuple(params), 0) for n in names}
         if not any(decays.values()):
@@ -161,7 +161,7 @@ class _Scheduled:
         if self.clip_norm is not None and tree.norm(tree.detach(slope)) > self.clip_norm:
             raise ValueError(
                 f"clip_norm={self.clip_norm} is active where the inner level is differentiated: "
-                f"with weight_decay, clipped steps come to rest at no zero of a gradient. Raise "
+                f"with weight_decay, clipped steps do not converge to a zero of a gradient. Raise "
                 f"clip_norm, put the decay in inner_loss, or use estimator=unroll."
             )
         return {k: s.add(params[k], alpha=decays[k]) for k, s in slope.items()}
@@ -274,7 +274,9 @@ class NormalizedSGD:
 
     def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
         """Return parameters after one step; new tensors, differentiable."""
-        squares = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0)
+        squares = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads.values()]).sum(
+            0
+        )
         length = safe_sqrt(squares)
         rate = self.lr / torch.where(length > 0, length, 1.0)
         rates = {k: rate.view(-1, *[1] * (p.ndim - 1)) for k, p in params.items()}
@@ -291,9 +293,9 @@ class NormalizedSGD:
         return self.lr
 
     def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
-        """Raise a `ValueError`: steps of one length never come to rest."""
+        """Raise a `ValueError`: steps of one length do not converge."""
         raise ValueError(
-            "NormalizedSGD takes steps of one length, which never come to rest. Use SGD for an "
+            "NormalizedSGD takes steps of one length, which do not converge. Use SGD for an "
             "implicit estimator, or estimator=unroll."
         )
 
@@ -370,7 +372,7 @@ class AdamW(Adam):
     def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
         """Return `slope`; raise a `ValueError` with a decay, which depends on Adam's moments.
 
-        The steps come to rest where dg/dtheta + weight_decay * (sqrt(v) + eps) * theta = 0, with a
+        The steps converge to where dg/dtheta + weight_decay * (sqrt(v) + eps) * theta = 0, with a
         second moment v that the batches decide.
         """
         if any(decay for _, _, decay in self._grouped(tuple(params), 0)):

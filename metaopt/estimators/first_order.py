@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
@@ -24,6 +26,7 @@ class FirstOrder(InnerRun):
 
     Raises:
         ValueError: the problem starts warm, so theta does not start at phi.
+        ValueError: theta_0 is not phi, in value.
         TypeError: a parameter of theta has no namesake of its shape in phi.
 
     Reference: Finn et al., MAML, ICML 2017 (first-order approximation); Nichol et al.,
@@ -60,4 +63,9 @@ def _check_fork(loop: InnerLoop) -> None:
                 f"FirstOrder needs theta to be a copy of phi, name by name; {name} has theta "
                 f"{key!r} of shape {tuple(value.shape)} and phi holds {match}. Let init_params "
                 f"copy the outer variable, or use estimator=unroll."
+            )
+        if not torch.equal(outer[key], value):
+            raise ValueError(
+                f"FirstOrder reads dF/dtheta as dF/dphi, so theta_0 must equal phi; {name} starts "
+                f"{key!r} at another value. Use estimator=unroll, which differentiates the start."
             )

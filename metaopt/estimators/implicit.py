@@ -47,7 +47,8 @@ class Implicit(InnerRun):
         self, solve: Solver | None = None, inner_steps: int = 1, any_start: bool = False
     ) -> None:
         super().__init__(inner_steps)
-        self.solve, self.carries_start = solve or ConjugateGradient(), any_start
+        self.solve, self.any_start = solve or ConjugateGradient(), any_start
+        self.carries_start = any_start
         self.needs_stationarity = not isinstance(self.solve, Identity)
         self._solver: dict[str, Any] = {}
 

@@ -31,8 +31,8 @@ class InnerRun:
         differentiates_inner: whether g is differentiated in phi, which decisions of phi without a
             derivative would make wrong.
         carries_start: whether the derivative of a theta_0 made of phi is in the result.
-        needs_stationarity: whether the result is that of a theta at which the inner optimizer comes
-            to rest, which AdamW's decoupled decay does not let be stated.
+        needs_stationarity: whether the result is that of a theta to which the inner optimizer
+            converges, which AdamW's decoupled decay does not let be stated.
         memory: what is kept from one call to the next: `name` is the attribute `_name`.
     """
 

@@ -73,7 +73,9 @@ class Nystrom:
         positive = values > shift
         root = vectors[:, positive] * values[positive].rsqrt()
         basis, values = _orthonormal(_mix(root.T, image))
-        return basis, (values - shift).clamp_min(0)
+        # Directions without curvature are left out: without damping their gain would be 0 / 0.
+        curved = values > shift
+        return {k: rows[curved] for k, rows in basis.items()}, values[curved] - shift
 
 
 def _gram(a: Tree, b: Tree) -> Tensor:

@@ -61,7 +61,7 @@ class ScoreFunction(InnerRun):
     ) -> None:
         super().__init__()
         self.feedback, self.baseline, self.clip = feedback, baseline, clip
-        self.weight, self.sign = weight, -1.0 if reversed else 1.0
+        self.weight, self.reversed = weight, reversed
         check_choices(self, feedback=get_args(Kind))
         check_ranges(self, "0 <= baseline < 1 or null", "clip > 0 or null", "weight >= 0")
         self._average: Tensor | None = None
@@ -120,7 +120,7 @@ class ScoreFunction(InnerRun):
             self._average = self.baseline * self._average + (1 - self.baseline) * mean
         if self.clip is not None:
             advantage = advantage.clamp(-self.clip, self.clip)
-        return self.sign * advantage
+        return -advantage if self.reversed else advantage
 
 
 @torch.no_grad()

@@ -229,7 +229,7 @@ class Exact:
         """Return the solution of the dense system.
 
         Raises:
-            ValueError: v has more than `limit` entries.
+            ValueError: v has more than `limit` entries, or the system is singular.
         """
         sizes = [t.numel() for t in v.values()]
         n = sum(sizes)
@@ -241,7 +241,13 @@ class Exact:
         flat = _flatten(v)
         rows = torch.eye(n, dtype=flat.dtype, device=flat.device)
         hessian = torch.stack([_flatten(product(_unflatten(row, v, sizes))) for row in rows])
-        q = torch.linalg.solve(hessian + self.damping * rows, flat)
+        q, info = torch.linalg.solve_ex(hessian + self.damping * rows, flat)
+        if info.item():
+            raise ValueError(
+                f"Exact: the Hessian of the inner loss is singular (damping={self.damping}): a "
+                f"direction in theta changes nothing, as a shift of all logits of a softmax. Set "
+                f"damping > 0, add a decay to inner_loss, or use ConjugateGradient."
+            )
         return _unflatten(q, v, sizes), {}, {}
 
 

@@ -13,7 +13,15 @@ from torch.optim.lr_scheduler import (
 )
 
 from metaopt.engine import tree
-from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, Cosine, StepDecay, safe_sqrt
+from metaopt.engine.inner_optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    Cosine,
+    NormalizedSGD,
+    StepDecay,
+    safe_sqrt,
+)
 
 STEPS = 12
 
@@ -245,3 +253,11 @@ def test_safe_sqrt_has_slope_zero_at_zero():
 def test_wrong_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_step_of_one_length_takes_a_scalar_of_each_model():
+    params = {"bias": torch.zeros(2), "weight": torch.zeros(2, 3)}
+    grads = {"bias": torch.tensor([3.0, 0.0]), "weight": torch.tensor([[4.0, 0, 0], [0, 2.0, 0]])}
+    new, _ = NormalizedSGD(lr=0.5).update(params, grads, {}, 0)
+    torch.testing.assert_close(new["bias"], torch.tensor([-0.3, 0.0]))
+    torch.testing.assert_close(new["weight"], torch.tensor([[-0.4, 0, 0], [0, -0.5, 0]]))

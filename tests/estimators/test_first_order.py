@@ -7,7 +7,7 @@ from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
-from metaopt.estimators import FirstOrder, Forward, OneStep, Unroll
+from metaopt.estimators import FirstOrder, Forward, OneStep, Score, Unroll
 from metaopt.problems.examples import Quadratic
 
 
@@ -145,3 +145,24 @@ def test_names_that_do_not_match_are_refused():
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="inner_steps"):
         FirstOrder(inner_steps=0)
+
+
+def test_a_start_at_another_value_than_phi_is_refused():
+    class Scaled(Adaptation):
+        def init_params(self, outer, generator):
+            return {k: -3 * v for k, v in outer.items()}
+
+    with pytest.raises(ValueError, match="theta_0 must equal phi"):
+        FirstOrder().check(InnerLoop(Scaled()))
+
+
+def test_a_start_that_is_phi_itself_leaves_phi_alone():
+    class Aliased(Adaptation):
+        def init_params(self, outer, generator):
+            return dict(outer)
+
+    outer = Aliased().init_outer(None)
+    for estimator in (FirstOrder(3), Score(3), Unroll(3)):
+        loop = InnerLoop(Aliased())
+        estimator(loop, outer, loop.start(outer, None, 0), 0)
+        assert torch.equal(outer["weight"], Aliased().init_outer(None)["weight"])

@@ -218,7 +218,9 @@ def random_direction(params: Tree, draw: Generator) -> Tree:
         k: torch.stack([torch.randn(p.shape[1:], generator=g, dtype=p.dtype) for g in each])
         for k, p in params.items()
     }
-    length = torch.stack([d.flatten(1).square().sum(1) for d in drawn.values()]).sum(0).sqrt()
+    length = (
+        torch.stack([d.reshape(len(d), -1).square().sum(1) for d in drawn.values()]).sum(0).sqrt()
+    )
     return {
         k: (d / length.view(-1, *[1] * (d.ndim - 1))).to(params[k].device) for k, d in drawn.items()
     }

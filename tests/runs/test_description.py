@@ -1,0 +1,55 @@
+"""A run started from Python is remade from its folder: every argument is kept under its name."""
+
+import inspect
+
+import pytest
+
+from metaopt import estimators, optimizers
+from metaopt.estimators import ConjugateGradient, Implicit, Nystrom, ScoreFunction
+from metaopt.runs.description import describe, make
+
+CLASSES = [
+    kind
+    for module in (estimators, optimizers)
+    for kind in (getattr(module, name) for name in module.__all__)
+    if inspect.isclass(kind)
+    and not inspect.isabstract(kind)
+    and not getattr(kind, "_is_protocol", False)
+]
+
+
+def needed(kind):
+    """Return the arguments without a default."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+
+
+DEFAULT = [kind for kind in CLASSES if not needed(kind)]
+
+
+@pytest.mark.parametrize("kind", DEFAULT, ids=lambda kind: kind.__name__)
+def test_what_is_made_by_defaults_is_remade(kind):
+    node = describe(kind())
+    assert "_missing_" not in node
+    assert describe(make(node, "it")) == node
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ScoreFunction(reversed=True, clip=2.0, weight=0.5),
+        Implicit(ConjugateGradient(7, preconditioner=Nystrom(rank=3)), 4, any_start=True),
+    ],
+    ids=["score function", "implicit"],
+)
+def test_arguments_that_differ_are_told_apart(value):
+    node = describe(value)
+    assert describe(make(node, "it")) == node != describe(type(value)())
+
+
+def test_most_classes_are_made_by_defaults():
+    assert len(DEFAULT) > 15
