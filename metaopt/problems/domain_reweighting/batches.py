@@ -1,4 +1,4 @@
-"""Batches of training rows and of meta rows."""
+"""Batches of training examples and of meta examples."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ REPORTED_ROWS = 64
 
 
 class Rows(NamedTuple):
-    """A batch: indices of training rows or of meta rows.
+    """A batch: indices of training examples or of meta examples.
 
     Args:
         rows: (B,).
-        meta: whether they are meta rows.
+        meta: whether they are meta examples.
         weights: what each counts, (B,), or `None` where phi says so.
     """
 
@@ -30,16 +30,16 @@ class Rows(NamedTuple):
 
 
 class Sampler:
-    """Draws rows of a task with replacement: a batch is a function of its generator alone.
+    """Draws examples of a task with replacement: a batch is a function of its generator alone.
 
     Args:
-        task: whose rows.
+        task: whose examples.
         sampling: domains, each equally often (count / K rows of a batch, and who has one more is
             random); or rows, each row equally often.
 
     Attributes:
-        order: training rows, domain by domain.
-        share: of the rows drawn, those of each domain, (K,).
+        order: training examples, domain by domain.
+        share: of the examples drawn, those of each domain, (K,).
     """
 
     def __init__(self, task: ReweightingTask, sampling: Sampling) -> None:
@@ -55,7 +55,7 @@ class Sampler:
         self.share = sizes / sizes.sum()
 
     def rows(self, draw: Generator, count: int) -> Rows:
-        """Return training rows."""
+        """Return training examples."""
         if self.sampling == "rows":
             return Rows(torch.randint(len(self.order), (count,), generator=draw))
         domains = len(self._sizes)
@@ -64,11 +64,11 @@ class Sampler:
         return Rows(self.order[self._starts[domain] + within.long()])
 
     def even(self, draw: Generator, count: int) -> Rows:
-        """Return the same rows with weights 1."""
+        """Return the same examples with weights 1."""
         return self.rows(draw, count)._replace(weights=torch.ones(count))
 
     def meta(self, draw: Generator, count: int) -> Rows:
-        """Return meta rows, each equally likely; of each kind its share, up to one row."""
+        """Return meta examples, each equally likely; of each kind its share, up to one example."""
         if not self._stratified:
             return Rows(torch.randint(len(self._meta), (count,), generator=draw), meta=True)
         place = (
@@ -77,6 +77,6 @@ class Sampler:
         return Rows(self._meta[(place * len(self._meta)).long()], meta=True)
 
     def reported(self) -> Tensor:
-        """Return at most `REPORTED_ROWS` rows of each domain, the same every time."""
+        """Return at most `REPORTED_ROWS` examples of each domain, the same every time."""
         rank = torch.arange(len(self.order)) - self._starts.repeat_interleave(self._sizes)
         return self.order[rank < REPORTED_ROWS]

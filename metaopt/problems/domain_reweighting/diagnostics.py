@@ -82,10 +82,10 @@ def alignments(
     key: int,
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return <dF/dtheta, dl_i/dtheta> of each row, (B,), by one gradient and two forward passes.
+    """Return <dF/dtheta, dl_i/dtheta> of each example, (B,), by a gradient and two forward passes.
 
     (l_i(theta + e v) - l_i(theta - e v)) / 2e with v = dF/dtheta: nothing is differentiated
-    through the rows. Both passes see the dropout masks of one key.
+    through the examples. Both passes see the dropout masks of one key.
 
     Args:
         meta_loss: theta -> F, a scalar.

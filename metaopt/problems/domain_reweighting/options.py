@@ -52,7 +52,7 @@ def _check_meta(problem: DomainReweighting) -> None:
     if not problem.task.meta_rows and any(needed.values()):
         names = ", ".join(name for name, used in needed.items() if used)
         raise ValueError(
-            f"the task has no meta rows, which {names} needs. Give it some, or set "
+            f"the task has no meta examples, which {names} needs. Give it some, or set "
             "objective=worst_domain or excess."
         )
     if problem.initial == "filter" and problem.objective == "excess":

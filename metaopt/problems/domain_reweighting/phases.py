@@ -42,7 +42,7 @@ def fit(
 def reference_losses(
     loop: InnerLoop, task: ReweightingTask, sample: Sample, steps: int, key: int
 ) -> Tensor:
-    """Return the losses (..., n) of all training rows under a model fitted to sampled batches."""
+    """Return the losses (..., n) of all training examples under a model fitted to batches."""
     inner = fit(loop, untrained(loop, task, key), sample, steps, key)
     tensors = inner.params | inner.buffers
     parts = torch.arange(len(task.domain)).split(256)
@@ -50,7 +50,7 @@ def reference_losses(
 
 
 def filter_weights(losses: Tensor, share: float) -> Tensor:
-    """Return weights (n,) of mean 1: equal for the share of rows with the least loss, else 0."""
+    """Return weights (n,) of mean 1: equal for the share of least loss, 0 for others."""
     weights = torch.zeros_like(losses)
     weights[losses.argsort(stable=True)[: max(1, round(share * len(losses)))]] = 1
     return weights / weights.mean()

@@ -43,7 +43,7 @@ from metaopt.problems.domain_reweighting.weights import Weights, WeightTable, by
 
 
 class DomainReweighting(GradientProblem):
-    """A model theta learns from K domains, each row weighted by phi; meta rows say how well.
+    """A model theta learns from K domains, weighted by phi; meta examples say how well.
 
     g(phi, theta) = mean_b w_b(phi) l_b(theta),  w of mean 1;
     F(phi, theta) = mean_b m_b(theta)                                      (objective=meta).
@@ -53,36 +53,36 @@ class DomainReweighting(GradientProblem):
     -<dF/dtheta, dl_k/dtheta>: what `FiniteDifference` measures by two forward passes.
 
     The problem's own state holds `moments` of the hypergradient, `weights`, the sum of the table of
-    weights over outer steps, `reference`, the rows' losses under the reference model, and at the
-    end `uniform`, the model trained with uniform weights.
+    weights over outer steps, `reference`, the losses under the reference model, and at the end
+    `uniform`, the model trained with uniform weights.
 
     Args:
-        task: rows, domains and losses; see `ReweightingTask`.
+        task: examples, domains and losses; see `ReweightingTask`.
         inner_optimizer: how the model is stepped.
-        weights: phi and what rows count under it.
+        weights: phi and what examples count under it.
         objective: meta; worst_domain, F = -mean w_b l_b, the ascent of group DRO; or excess,
             F = -mean w_b max(l_b - l_b(reference), 0), that of DoReMi, whose reference was trained
-            with uniform weights. The last two have no meta rows and want estimator=direct.
+            with uniform weights. The last two have no meta examples and want estimator=direct.
         sampling: domains (each equally often) or rows (each row equally often: uniform weights
             are then proportional to size).
-        train_on: domains; or meta, the model that knows the meta rows alone (a baseline).
+        train_on: domains; or meta, the model that knows the meta examples alone (a baseline).
         initial: the weights to start from. uniform; oracle, proportional to the task's `quality`;
-            random, of a given `effective_domains`; filter, 1 / `keep` for the share `keep` of rows
-            with the least loss under a model trained on the meta rows, and 0 for the others.
+            random, of a given `effective_domains`; filter, 1 / `keep` for the share `keep` with the
+            least loss under a model trained on the meta examples, and 0 for other examples.
         effective_domains: perplexity of random weights, in [1, K]; `None` for the oracle's.
-        keep: share of rows that the filter keeps, in (0, 1].
+        keep: share of examples that the filter keeps, in (0, 1].
         reference_steps: steps of the reference of objective=excess and initial=filter, >= 1.
-        batch, meta_batch: rows in a batch, each >= 1; see the trap.
+        batch, meta_batch: examples in a batch, each >= 1; see the trap.
         retrain: at the end, train a new model with the final weights of phi, or with the average
             over the run's outer steps, frozen, for as many steps; or `None`.
-        finetune: steps on meta rows at the end, >= 0.
+        finetune: steps on meta examples at the end, >= 0.
         compare_uniform: train a model with uniform weights at the end, for the same number of
             steps, and report it beside.
         seed: of the random weights and of the reference.
         device: where the weights live; the task's tensors must be there, too.
 
-    Trap: at batches of one row the hypergradient is noise. A meta batch of 64 carries a signal in
-    a single step, one of 1 does not in a hundred; see z in `metrics`.
+    Trap: at batches of one example the hypergradient is noise. A meta batch of 64 carries a signal
+    in a single step, one of 1 does not in a hundred; see z in `metrics`.
 
     References: Cao et al., DreamPRM, NeurIPS 2025; Sagawa et al., group DRO, ICLR 2020; Xie et
     al., DoReMi, NeurIPS 2023; Fan et al., DoGE, ICML 2024.
@@ -142,7 +142,7 @@ class DomainReweighting(GradientProblem):
 
     @cached_property
     def _reference_losses(self) -> Tensor:
-        """The losses (n,) of all rows under the model of the filter or of the excess."""
+        """The losses (n,) of all examples under the model of the filter or of the excess."""
         sample = self.sampler.meta if self.initial == "filter" else self.sampler.even
         return reference_losses(
             InnerLoop(self), self.task, lambda k, g: sample(g, self.batch), self.reference_steps,
@@ -158,7 +158,7 @@ class DomainReweighting(GradientProblem):
         return self.task.init(generator(fold(self.seed, "buffers")))[1]
 
     def init_state(self, outer: Tree, params: Tree) -> dict[str, Any]:
-        """Return zero moments, and what the reference says of the rows."""
+        """Return zero moments, and what the reference says of the examples."""
         state: dict[str, Any] = {"moments": zero_moments(len(self.task.domains), self.device)}
         if isinstance(self.weights, WeightTable):
             state["weights"] = torch.zeros_like(self.weights.table(outer))
@@ -167,7 +167,7 @@ class DomainReweighting(GradientProblem):
         return state
 
     def inner_batch(self, draw: Draw) -> Rows:
-        """Return training rows; meta rows where those are trained on."""
+        """Return training examples; meta examples where those are trained on."""
         return self._training_rows(draw.generator)
 
     def _training_rows(self, generator: Generator) -> Rows:
@@ -176,13 +176,13 @@ class DomainReweighting(GradientProblem):
         return self.sampler.rows(generator, self.batch)
 
     def outer_batch(self, draw: Draw) -> Rows:
-        """Return meta rows, or training rows for an objective without a meta-loss."""
+        """Return meta examples, or training examples for an objective without a meta-loss."""
         if self.objective == "meta":
             return self.sampler.meta(draw.generator, self.meta_batch)
         return self.sampler.rows(draw.generator, self.meta_batch)
 
     def prepare_batch(self, outer: Tree, inner: InnerTensors, batch: Rows, draw: Draw) -> Rows:
-        """Return the batch; weights that read gradients are decided here, on new meta rows."""
+        """Return the batch; weights that read gradients are decided here, on new meta examples."""
         if self.weights.reads != "gradients" or batch.meta or batch.weights is not None:
             return batch
         meta = self.sampler.meta(draw.generator, self.meta_batch).rows
@@ -191,7 +191,7 @@ class DomainReweighting(GradientProblem):
         return batch._replace(weights=self._weigh(outer, batch.rows, values))
 
     def inner_loss(self, outer: Tree, inner: InnerTensors, batch: Rows) -> Tensor:
-        """Return the weighted loss of the rows, a scalar; a sum over the task's runs."""
+        """Return the weighted loss of the examples, a scalar; a sum over the task's runs."""
         if batch.meta:
             return self.task.meta_losses(inner, batch.rows).mean(-1).sum()
         losses = self.task.row_losses(inner, batch.rows)
@@ -216,7 +216,7 @@ class DomainReweighting(GradientProblem):
         return self.weights(outer, rows, self.domain[rows], values)
 
     def _aligned(self, params: Tree, rest: Tree, rows: Tensor, meta: Tensor, key: int) -> Tensor:
-        """Return <dF/dtheta, dl/dtheta> of rows."""
+        """Return <dF/dtheta, dl/dtheta> of examples."""
         return alignments(
             lambda theta: self.task.meta_losses(theta | rest, meta).mean(-1).sum(),
             lambda theta: self.task.row_losses(theta | rest, rows),
@@ -292,9 +292,9 @@ class DomainReweighting(GradientProblem):
 
     @torch.no_grad()
     def domain_weights(self, outer: Tree, inner: GradientState) -> tuple[Tensor, Tensor]:
-        """Return the mean weight of each domain, (K,), and the effective share of the rows.
+        """Return the mean weight of each domain, (K,), and the effective share of the examples.
 
-        Of weights that depend on losses or gradients: over the same few rows of each domain.
+        Of weights that depend on losses or gradients: over the same few examples of each domain.
         """
         rows, values = self.sampler.order, torch.zeros(0, device=self.device)
         if self.weights.reads != "phi":
@@ -318,7 +318,7 @@ class DomainReweighting(GradientProblem):
 
         Names: the task's own; `uniform/<name>` for the uniform model; `weight/<domain>`,
         `hypergradient/<domain>`, `z/<domain>`; `effective_share`, the effective sample size as a
-        share of the rows.
+        share of the examples.
         """
         metrics: dict[str, float | Tensor] = {}
         for name, tensors in self.models(inner).items():
@@ -335,7 +335,7 @@ class DomainReweighting(GradientProblem):
 
     @torch.no_grad()
     def weight_summary(self, outer: Tree, inner: GradientState) -> dict[str, Tensor]:
-        """Return weights and hypergradients by domain, and the effective share of the rows.
+        """Return weights and hypergradients by domain, and the effective share of the examples.
 
         The hypergradients' mean and z, (K,) each, are there once one was not zero.
         """

@@ -13,15 +13,15 @@ from metaopt.engine.protocols import Tree
 
 
 class ReweightingTask(Protocol):
-    """Training rows of K domains and meta rows, each with a loss under a model.
+    """Training examples of K domains and meta examples, each with a loss under a model.
 
     A task may train R models at once: its losses then have a leading axis, (R, B), and its
     metrics are (R,).
 
     Attributes:
         domains: the K domains' names.
-        domain: the domain of each training row, integers (n,) on the CPU; none is empty.
-        meta_rows: number of meta rows; 0 where there are none.
+        domain: the domain of each training example, integers (n,) on the CPU; none is empty.
+        meta_rows: number of meta examples; 0 where there are none.
         quality: how far each domain can be trusted, (K,), >= 0; `None` where nobody knows.
     """
 
@@ -35,17 +35,17 @@ class ReweightingTask(Protocol):
         ...
 
     def row_losses(self, tensors: Tree, rows: Tensor, train: bool = True) -> Tensor:
-        """Return the training loss of each row, (B,).
+        """Return the training loss of each example, (B,).
 
         Args:
             tensors: parameters and buffers.
-            rows: indices of training rows, (B,), on the CPU.
+            rows: indices of training examples, (B,), on the CPU.
             train: whether dropout is on.
         """
         ...
 
     def meta_losses(self, tensors: Tree, rows: Tensor, train: bool = True) -> Tensor:
-        """Return the meta-loss of each meta row, (B,)."""
+        """Return the meta-loss of each meta example, (B,)."""
         ...
 
     def metrics(self, tensors: Tree) -> Mapping[str, float | Tensor]:
@@ -55,13 +55,13 @@ class ReweightingTask(Protocol):
 
 @runtime_checkable
 class Stratified(Protocol):
-    """A task whose meta rows are of several kinds, such as right and wrong ones.
+    """A task whose meta examples are of several kinds, such as right and wrong ones.
 
     Meta batches then hold each kind in its share. Where chance sets the shares, they move the
     model's mean score in every meta-gradient, and that outweighs what tells domains apart.
 
     Attributes:
-        meta_kinds: the kind of each meta row, integers (m,) on the CPU.
+        meta_kinds: the kind of each meta example, integers (m,) on the CPU.
     """
 
     meta_kinds: Tensor
@@ -96,7 +96,7 @@ class Delivering(Protocol):
 
 
 def check_task(task: ReweightingTask) -> None:
-    """Raise a `ValueError` unless domains, rows and quality fit together."""
+    """Raise a `ValueError` unless domains, examples and quality fit together."""
     count = len(task.domains)
     if count < 1 or len(set(task.domains)) != count:
         raise ValueError(f"the task needs domains of different names; got {list(task.domains)}.")

@@ -1,6 +1,6 @@
-"""What a training row counts: a table by domain or by row, a network of its loss, or its gradient.
+"""What a training example counts: by a table, a network of its loss, or its gradient.
 
-A row of weight 1 counts as it would without weights. Losses are linear in the weights.
+An example of weight 1 counts as it would without weights. Losses are linear in the weights.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SIMPLEX_TOLERANCE = 1e-3
 
 
 class Weights(Protocol):
-    """Weights of rows as a function of the outer variable.
+    """Weights of examples as a function of the outer variable.
 
     Attributes:
-        reads: what else they depend on: nothing (`phi`), the rows' losses, or their gradients.
+        reads: what else they depend on: nothing (`phi`), the examples' losses, or their gradients.
     """
 
     reads: Reads
@@ -39,13 +39,13 @@ class Weights(Protocol):
         """Return the phi whose weights are nearest to `start`; only a `WeightTable` heeds it.
 
         Args:
-            start: weights of all training rows, >= 0, (n,).
-            domain: the domain of every training row, (n,).
+            start: weights of all training examples, >= 0, (n,).
+            domain: the domain of every training example, (n,).
         """
         ...
 
     def __call__(self, outer: Tree, rows: Tensor, domain: Tensor, losses: Tensor) -> Tensor:
-        """Return the weights of rows, (..., B).
+        """Return the weights of examples, (..., B).
 
         Args:
             outer: phi.
@@ -55,18 +55,18 @@ class Weights(Protocol):
         ...
 
     def slopes(self, grad: Tree, domain: Tensor) -> Tensor | None:
-        """Return a hypergradient by domain, (K,); `None` where phi is not by domain or row."""
+        """Return a hypergradient by domain, (K,); `None` where phi is not by domain or example."""
         ...
 
 
 def by_domain(values: Tensor, domain: Tensor) -> Tensor:
-    """Return the mean of values (n,) over the rows of each domain, (K,)."""
+    """Return the mean of values (n,) over the examples of each domain, (K,)."""
     count = torch.bincount(domain)
     return values.new_zeros(len(count)).index_add_(0, domain, values) / count
 
 
 class WeightTable:
-    """One entry of phi for each domain, or for each row.
+    """One entry of phi for each domain, or for each example.
 
     softplus: w = softplus(r) / mean softplus(r), what DreamPRM's code has; softmax: w = K
     softmax(r); simplex: w = K p, where p >= 0 sums to 1, for `MirrorDescent` (`check` refuses
@@ -93,7 +93,7 @@ class WeightTable:
         check_ranges(self, "bound > 1")
 
     def init(self, start: Tensor, domain: Tensor, generator: Generator) -> Tree:
-        """Return {"weights": (K,) or (n,)}; a domain starts at the mean of its rows."""
+        """Return {"weights": (K,) or (n,)}; a domain starts at the mean of its examples."""
         return self.inverse(by_domain(start, domain) if self.per == "domain" else start)
 
     def inverse(self, weights: Tensor) -> Tree:
@@ -142,11 +142,11 @@ class WeightTable:
             )
 
     def __call__(self, outer: Tree, rows: Tensor, domain: Tensor, losses: Tensor) -> Tensor:
-        """Return the weights of rows, (..., B)."""
+        """Return the weights of examples, (..., B)."""
         return self.table(outer)[..., domain if self.per == "domain" else rows]
 
     def slopes(self, grad: Tree, domain: Tensor) -> Tensor | None:
-        """Return the hypergradient of each domain, the sum over its rows; a mean over tables."""
+        """Return the hypergradient of each domain, summed over examples, averaged over tables."""
         slopes = grad["weights"]
         if slopes.ndim > 1:
             slopes = slopes.flatten(0, -2).mean(0)
@@ -156,7 +156,7 @@ class WeightTable:
 
 
 class WeightNetwork:
-    """w = V(l; phi), a network of the row's loss: one number in, one hidden layer, sigmoid.
+    """w = V(l; phi), a network of the example's loss: one number in, one hidden layer, sigmoid.
 
     Meta-Weight-Net. The loss goes in detached. Weights are in (0, 1); normalised, their mean over
     the batch is 1.
@@ -188,7 +188,7 @@ class WeightNetwork:
         }  # fmt: skip
 
     def __call__(self, outer: Tree, rows: Tensor, domain: Tensor, losses: Tensor) -> Tensor:
-        """Return the weights of rows, (..., B)."""
+        """Return the weights of examples, (..., B)."""
         x = losses.detach()[..., None].to(outer["weight"].dtype)
         hidden = relu(x * outer["hidden.weight"] + outer["hidden.bias"])
         weights = torch.sigmoid((hidden * outer["weight"]).sum(-1) + outer["bias"])
@@ -202,11 +202,11 @@ class WeightNetwork:
 class LearningToReweight:
     """w_i = max(u_i, 0) / mean_j max(u_j, 0), u_i = <dF/dtheta, dl_i/dtheta>, in each batch.
 
-    The descent that row i brings to the meta-loss; nothing is learned or kept, and phi is empty.
-    All weights are 1 where no row brings any. Set estimator=direct: there is no hypergradient.
+    The descent that example i brings to the meta-loss; nothing is learned, and phi is empty.
+    All weights are 1 where no example brings any. Set estimator=direct: there is no hypergradient.
 
     Args:
-        per: row; or domain, where u is averaged over the rows of one domain.
+        per: row; or domain, where u is averaged over the examples of one domain.
 
     Cost: for each inner step, one more gradient and two more forward passes.
 
@@ -224,7 +224,7 @@ class LearningToReweight:
         return {"weights": start.new_zeros(0)}
 
     def __call__(self, outer: Tree, rows: Tensor, domain: Tensor, losses: Tensor) -> Tensor:
-        """Return the weights of rows, (..., B), from their alignments u."""
+        """Return the weights of examples, (..., B), from their alignments u."""
         useful = losses
         if self.per == "domain":
             same = (domain[:, None] == domain[None, :]).to(losses.dtype)

@@ -1,4 +1,4 @@
-"""Batches of training rows and of meta rows."""
+"""Batches of training examples and of meta examples."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ from metaopt.problems.domain_reweighting.weights import (
         (lambda: problem(reference_steps=0), "needs reference_steps >= 1; got ref"),
         (lambda: problem(keep=0.0), "needs 0 < keep <= 1; got keep=0.0"),
         (lambda: problem(effective_domains=3.5), r"effective_domains must be in \[1, 3\]"),
-        (lambda: problem(Regression(meta_rows=0)), "no meta rows, which objective=meta needs"),
+        (lambda: problem(Regression(meta_rows=0)), "no meta examples, which objective=meta needs"),
         (
             lambda: problem(Regression(meta_rows=0), objective="excess", finetune=2),
-            "no meta rows, which finetune needs",
+            "no meta examples, which finetune needs",
         ),
         (lambda: problem(objective="excess", initial="filter"), "each need a reference"),
         (lambda: problem(initial="filter"), "a weight for each domain cannot. Set weights.per=row"),
