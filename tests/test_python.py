@@ -242,3 +242,25 @@ def test_an_exception_in_a_loss_says_where_it_was():
     assert "outer step 1" in note
     assert "key" in note
     assert issubclass(Broken, GradientProblem)
+
+
+class PerExample(Ridge):
+    def inner_loss(self, outer, inner, batch):
+        return torch.ones(3) * super().inner_loss(outer, inner, batch)
+
+
+class Number(Ridge):
+    def outer_loss(self, outer, inner, batch):
+        return 0.5
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (PerExample, r"inner_loss must return a scalar tensor, .*; got shape \(3,\)\."),
+        (Number, r"outer_loss must return a scalar tensor, .*; got float\."),
+    ],
+)
+def test_a_loss_that_is_no_scalar_is_named(problem, words):
+    with pytest.raises(ValueError, match=words):
+        metaopt.run(problem(), Unroll(2), Descent("sgd", lr=0.1), 1, progress=False)

@@ -21,6 +21,10 @@ from metaopt.runs.errors import ConfigError
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
+class ArgumentError(ConfigError):
+    """A node has an argument that its constructor does not take."""
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Check every `_target_` of a nested config: its name, its arguments, their types.
 
@@ -34,7 +38,7 @@ def check_call(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None
     """Check top-level keys against the annotations of the function that takes them."""
     for name, hint in _hints(target).items():
         if name in arguments and not fits(arguments[name], hint):
-            raise _wrong_type(name, arguments[name], hint)
+            raise wrong_type(name, arguments[name], hint)
 
 
 def _walk(node: Any, path: str, root: Mapping[str, Any]) -> None:
@@ -59,7 +63,7 @@ def _check_target(node: Mapping[str, Any], path: str, root: Mapping[str, Any]) -
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in given:
         if key not in parameters and not open_ended:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{path}.{key}: {name} has no argument {key!r}.{nearest(key, parameters)}"
                 f" It takes {', '.join(parameters) or 'none'}."
             )
@@ -68,7 +72,7 @@ def _check_target(node: Mapping[str, Any], path: str, root: Mapping[str, Any]) -
     for key, hint in _hints(target).items():
         if key in given and not fits(given[key], hint):
             short = key in root and root[key] == given[key]
-            raise _wrong_type(key if short else f"{path}.{key}", given[key], hint)
+            raise wrong_type(key if short else f"{path}.{key}", given[key], hint)
 
 
 def _require(
@@ -170,6 +174,7 @@ def describe(hint: Any) -> str:
     return f"a node with a _target_ that makes a {getattr(kind, '__name__', kind)}"
 
 
-def _wrong_type(path: str, value: Any, hint: Any) -> ConfigError:
+def wrong_type(path: str, value: Any, hint: Any) -> ConfigError:
+    """Return the error that names a key, what it must be, and what was given."""
     shown = "null" if value is None else repr(value)
     return ConfigError(f"{path} must be {describe(hint)}; got {shown}.")

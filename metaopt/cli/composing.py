@@ -121,6 +121,11 @@ def explanation(error: BaseException) -> str:
     text = str(error)
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return mistakes.unknown_key(unknown[1], mistakes.given())
+    if missing_value := re.search(r"Missing mandatory value[^\n]*\n\s*full_key: (\S+)", text):
+        key = missing_value[1]
+        return f"{key} must be given: add {key}=VALUE."
+    if single := re.search(r"Error parsing override '([\w./-]+)'\s+missing EQUAL", text):
+        return mistakes.without_value(single[1])
     if again := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
         return f"The key {again[1]!r} is there already; give it without the +."
     if again := re.search(r"Multiple values for (\S+)\. ", text):

@@ -17,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metaopt.cli import folders
-from metaopt.cli.checks import check, check_call
+from metaopt.cli.checks import ArgumentError, check, check_call, fits, wrong_type
 from metaopt.cli.composing import cause, parts
-from metaopt.cli.mistakes import nearest
+from metaopt.cli.mistakes import foreign_method, nearest
 from metaopt.engine.budget import UNITS
 from metaopt.runs import checkpoint, provenance
 from metaopt.runs.continuing import extended, refuse_edited, started_with, write_config
@@ -70,7 +70,11 @@ def job(config: DictConfig, printed: set[str] | None = None) -> Outcome:
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         direction = str(OmegaConf.select(state, "sweeper.direction"))
         _refuse_foreign(folder, resolved)
-        return _run(folder, resolved, list(state.overrides.task), sweeping, direction)
+        try:
+            return _run(folder, resolved, list(state.overrides.task), sweeping, direction)
+        except ArgumentError as error:
+            hint = foreign_method(state.runtime.choices)
+            raise ConfigError(f"{error}{hint}") from error
     return failed
 
 
@@ -173,6 +177,8 @@ def build(
     """
     settings = {name: config[name] for name in SETTINGS}
     check(config)
+    if not fits(rate := config.get("outer_lr", 0.0), float):  # algorithms take any keyword
+        raise wrong_type("outer_lr", rate, float)
     check_call(Run, settings)
     check_call(prepare_torch, config)
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metaopt.cli import folders
+from metaopt.cli.verbs import VERBS
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -31,6 +32,36 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
     if not options:
         return f"{start} There is no group {group}; `metaopt --help` lists them."
     return f"{start} The nearest: {', '.join(three)}. `metaopt --help {group}` lists all."
+
+
+def without_value(word: str) -> str:
+    """Return what to say to an argument without `=`: a verb or an option that it may stand for."""
+    start = f"{word!r} is no command, and an argument of a run is KEY=VALUE."
+    groups = folders.groups()
+    places = [group for group in ("problem", *groups) if word in groups[group]]
+    if places:
+        return f"{start} Did you mean {places[0]}={word}?"
+    known = {option: f"problem={option}" for option in groups["problem"]}
+    known |= {verb: verb for verb in VERBS}
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"{start} Did you mean {known[close[0]]}?" if close else f"{start} See `metaopt --help`."
+
+
+def foreign_method(choices: Mapping[str, Any]) -> str:
+    """Return what to add to a wrong argument where the method is another problem's, or nothing."""
+    method, problem = choices.get("method"), str(choices.get("problem"))
+    path = folders.file_of("method", method) if method else None
+    text = path.read_text(encoding="utf-8") if path else ""
+    made_for = re.search(r"^ *- override /problem: *(\S+)", text, flags=re.M)
+    family = made_for[1] if made_for else str(method).partition("/")[0]
+    if path is None or family.partition("/")[0] == problem.partition("/")[0]:
+        return ""
+    if family not in folders.groups()["problem"]:
+        return ""
+    return (
+        f"\nmethod={method} is one of problem={family}: drop problem={problem}, or choose a method "
+        "of it (`metaopt --help method`)."
+    )
 
 
 def unknown_key(key: str, overrides: Iterable[str]) -> str:

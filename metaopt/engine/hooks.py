@@ -38,8 +38,8 @@ def check_names(kind: type, hooks: frozenset[str]) -> None:
             most = 1 if len(hook) < SHORT else 2
             if abs(len(name) - len(hook)) <= most and edit_distance(name, hook) <= most:
                 raise ValueError(
-                    f"{kind.__name__}.{name} is never called by metaopt: did you mean {hook}? A "
-                    f"name that is the problem's own must look less like {hook}."
+                    f"{kind.__name__}.{name} is never called by metaopt: did you mean {hook}? "
+                    f"If not, rename it: a name that looks like {hook} is taken for a misspelling."
                 )
 
 

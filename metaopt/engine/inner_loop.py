@@ -182,13 +182,14 @@ class InnerLoop:
         # Dropout masks follow from the draw: a finite difference and a rebuilt segment evaluate the
         # loss of one step more than once.
         with replay(fold(draw.key, "noise")):
-            return self.problem.inner_loss(outer, self.tensors(inner), batch)
+            return _scalar(self.problem.inner_loss(outer, self.tensors(inner), batch), "inner_loss")
 
     def outer_value(self, outer: Tree, inner: GradientState, draw: Draw) -> Tensor:
         """Return F(phi, theta) on the outer batch and masks of `draw`; buffers are left alone."""
         with replay(fold(draw.key, "outer noise")):
             copied = self.tensors(inner.at(inner.params))
-            return self.problem.outer_loss(outer, copied, self.outer_batch(draw))
+            loss = self.problem.outer_loss(outer, copied, self.outer_batch(draw))
+            return _scalar(loss, "outer_loss")
 
     @torch.no_grad()
     def evaluate(self, outer: Tree, inner: GradientState, key: int) -> Feedback:
@@ -263,6 +264,16 @@ class InnerLoop:
 
 def _copied(state: T) -> T:
     return tree.map_tensors(torch.clone, state)
+
+
+def _scalar(loss: Tensor, name: str) -> Tensor:
+    """Return a loss that is one number, or raise a `ValueError` that names the method."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"{name} must return a scalar tensor, such as the mean over the batch; got {shape}."
+        )
+    return loss
 
 
 def loop_of(problem: BilevelProblem) -> InnerLoop | BlackBoxLoop:

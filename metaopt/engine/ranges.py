@@ -28,8 +28,9 @@ def check_ranges(owner: object, *ranges: str) -> None:
             continue
         operands = [values[term] if term in values else float(term) for term in terms[::2]]
         pairs = zip(operands, terms[1::2], operands[1:], strict=False)
-        if not all(_COMPARISONS[sign](left, right) for left, sign, right in pairs):
-            got = ", ".join(f"{name}={value}" for name, value in values.items())
+        wrong = [name for name, value in values.items() if isinstance(value, (str, type(None)))]
+        if wrong or not all(_COMPARISONS[sign](left, right) for left, sign, right in pairs):
+            got = ", ".join(f"{name}={value!r}" for name, value in values.items())
             raise ValueError(f"{type(owner).__name__} needs {text}; got {got}.")
 
 

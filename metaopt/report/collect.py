@@ -154,11 +154,17 @@ def _reason(folder: Path, error: Exception) -> str:
 
 
 def failure(folder: Path) -> str | None:
-    """Return the last line of the traceback of a run that failed, else `None`."""
-    if (folder / "error.log").exists():
-        lines = (folder / "error.log").read_text(encoding="utf-8").strip().splitlines()
-        return f"failed: {lines[-1]}" if lines else "failed"
-    return None
+    """Return the error in the log of a run that failed, else `None`.
+
+    Notes, such as the outer step, follow the error in a traceback, whose frames are indented.
+    """
+    if not (folder / "error.log").exists():
+        return None
+    lines = (folder / "error.log").read_text(encoding="utf-8").strip().splitlines()
+    frames = [at for at, line in enumerate(lines) if line.startswith("  ")]
+    rest = lines[max(frames, default=-1) + 1 :]
+    errors = [line for line in rest if line and not line.startswith("Traceback")]
+    return f"failed: {errors[0]}" if errors else "failed"
 
 
 def _nothing(folder: Path, incomplete: Sequence[tuple[Path, str]]) -> str:

@@ -347,5 +347,5 @@ def prepare_torch(threads: int, device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={device} cannot be used: {reason} Use device=cpu.") from error
+        reason = str(error).splitlines()[0].rstrip(". ")
+        raise ValueError(f"device={device} cannot be used: {reason}. Use device=cpu.") from error

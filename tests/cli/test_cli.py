@@ -195,7 +195,21 @@ MISTAKES = {
     "illegal value": (["inner_steps=0"], ["Unroll needs inner_steps >= 1; got inner_steps=0"]),
     "illegal interval": (["eval_every=0"], ["eval_every must be >= 1; got 0"]),
     "unknown unit": (["limits={steps: 3}"], ["the unit 'steps'", "gradients"]),
-    "device": (["device=cuda:99"], ["device=cuda:99 cannot be used", "device=cpu"]),
+    "device": (["device=cuda:99"], ["device=cuda:99 cannot be used: ", ". Use device=cpu."]),
+    "text for a rate": (["outer_lr=abc"], ["outer_lr must be a number; got 'abc'"]),
+    "option alone": (["reward_model"], ["'reward_model' is no", "mean problem=reward_model?"]),
+    "misspelt verb": (["reprot"], ["'reprot' is no command", "Did you mean report?"]),
+    "value that must be given": (
+        [
+            "problem=domain_reweighting",
+            "data@problem.task.data=process_reward/process_files",
+        ],
+        ["problem.task.data.train must be given: add problem.task.data.train=VALUE."],
+    ),
+    "method of another family": (
+        ["problem=domain_reweighting", "method=reward_model/flip"],
+        ["no argument 'variant'", "reward_model/flip is one of problem=reward_model: drop"],
+    ),
     "threads": (["threads=0"], ["threads must be >= 1; got 0"]),
     "unfinished text": (["outer_steps=[1"], ["no viable alternative at input '[1'"]),
     "no value": (["outer_steps"], ["outer_steps"]),

@@ -120,3 +120,9 @@ def test_a_folder_without_runs_is_named(metaopt: Metaopt) -> None:
 def test_a_part_of_a_problem_is_chosen_at_its_place(metaopt: Metaopt) -> None:
     assert "choose with data@problem.<key>=OPTION" in metaopt("--help", "data").out
     assert "choose with estimator=OPTION" in metaopt("--help", "estimator").out
+
+
+def test_a_failed_run_is_listed_with_its_error_and_not_the_note_behind(metaopt: Metaopt) -> None:
+    assert metaopt("problem=ridge", "debug=tiny", "outer_lr=1.0e+6", "outer_steps=20").code == 1
+    assert "In outer step" in next(Path().glob("runs/ridge/*/error.log")).read_text()
+    assert "failed: metaopt.engine.protocols.NonFiniteError: outer loss is" in metaopt("ls").out
