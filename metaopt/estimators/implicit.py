@@ -35,7 +35,7 @@ class Implicit(InnerRun):
             Rajeswaran et al., NeurIPS 2019). Without it such a problem is refused.
 
     Cost: K gradients, then 2 more and the solver's products plus one (a product on the retained
-    graph costs about 1.5 gradients).
+    graph costs about 2.1 gradients; see benchmarks/README.md).
 
     References: Pedregosa, ICML 2016; Lorraine et al., AISTATS 2020; Grazzi et al., ICML 2020.
     """
