@@ -41,11 +41,14 @@ def check_choices(owner: object, **choices: Sequence[object]) -> None:
         check_choices(self, deploy=("theta", "theta_prime"), initial=("ones", None))
 
     Args:
-        owner: an object whose constructor has set its arguments as attributes.
+        owner: an object whose constructor has set its arguments as attributes; its class is named
+            in the message.
         choices: what is legal, by attribute.
     """
     for name, legal in choices.items():
         value = getattr(owner, name)
         if value not in legal:
             listed = ", ".join("null" if option is None else str(option) for option in legal)
-            raise ValueError(f"{name} must be one of {listed}; got {value!r}.")
+            raise ValueError(
+                f"{type(owner).__name__} needs {name} to be one of {listed}; got {name}={value!r}."
+            )

@@ -33,8 +33,8 @@ def test_values_in_range_are_accepted(settings):
         ({"lr": float("nan")}, "Settings needs lr > 0 or null; got lr=nan."),
         ({"lr": "abc"}, "Settings needs lr > 0 or null; got lr='abc'."),
         ({"warmup": -1}, "Settings needs 0 <= warmup < total; got warmup=-1, total=10."),
-        ({"decay": "step"}, "decay must be one of cosine, null; got 'step'."),
-        ({"total": 5}, "total must be one of 1, 10; got 5."),
+        ({"decay": "step"}, "Settings needs decay to be one of cosine, null; got decay='step'."),
+        ({"total": 5}, "Settings needs total to be one of 1, 10; got total=5."),
         ({"warmup": 10}, "Settings needs 0 <= warmup < total; got warmup=10, total=10."),
     ],
 )

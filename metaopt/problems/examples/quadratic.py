@@ -11,7 +11,7 @@ from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, generator
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 
 
 class Quadratic(GradientProblem):
@@ -45,9 +45,9 @@ class Quadratic(GradientProblem):
     ) -> None:
         self.features, self.outers, self.condition, self.rho = features, outers, condition, rho
         check_ranges(self, "features >= 2", "outers >= 1", "condition >= 1", "rho >= 0")
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"Quadratic needs dtype float32 or float64; got {dtype!r}.")
-        self.inner_optimizer, self.dtype = inner_optimizer or SGD(lr=1.0), getattr(torch, dtype)
+        self.dtype = dtype
+        check_choices(self, dtype=("float32", "float64"))
+        self.inner_optimizer, self._dtype = inner_optimizer or SGD(lr=1.0), getattr(torch, dtype)
         draw = generator(fold(seed, "quadratic"))
 
         def normal(*shape: int) -> Tensor:
@@ -56,13 +56,16 @@ class Quadratic(GradientProblem):
         directions = torch.linalg.qr(normal(features, features)).Q
         eigenvalues = torch.logspace(0, -1, features, base=condition, dtype=torch.float64)
         curvature = directions * eigenvalues @ directions.T
-        self.curvature = ((curvature + curvature.T) / 2).to(self.dtype)
-        self.coupling = (normal(features, outers) / features**0.5).to(self.dtype)
-        self.offset, self.target = normal(features).to(self.dtype), normal(features).to(self.dtype)
+        self.curvature = ((curvature + curvature.T) / 2).to(self._dtype)
+        self.coupling = (normal(features, outers) / features**0.5).to(self._dtype)
+        self.offset, self.target = (
+            normal(features).to(self._dtype),
+            normal(features).to(self._dtype),
+        )
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return zeros, (outers,)."""
-        return {"phi": torch.zeros(self.coupling.shape[1], dtype=self.dtype)}
+        return {"phi": torch.zeros(self.coupling.shape[1], dtype=self._dtype)}
 
     def init_params(self, outer: Tree, generator: Generator) -> Tree:
         """Return zeros, (features,)."""
@@ -109,7 +112,7 @@ class Quadratic(GradientProblem):
         slope = torch.linalg.solve(self.curvature, self.coupling)
         rest = self.target - torch.linalg.solve(self.curvature, self.offset)
         outers = slope.shape[1]
-        matrix = slope.T @ slope + self.rho * torch.eye(outers, dtype=self.dtype)
+        matrix = slope.T @ slope + self.rho * torch.eye(outers, dtype=self._dtype)
         return {"phi": torch.linalg.solve(matrix, slope.T @ rest)}
 
     def _force(self, outer: Tree) -> Tensor:

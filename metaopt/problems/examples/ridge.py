@@ -15,7 +15,7 @@ from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, generator
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 
 Data = tuple[Tensor, Tensor]
 
@@ -53,9 +53,9 @@ class Ridge(GradientProblem):
     ) -> None:
         self.features, self.rows, self.penalty = features, rows, penalty
         check_ranges(self, "features >= 1", "rows >= 1", "penalty > 0")
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"Ridge needs dtype float32 or float64; got {dtype!r}.")
-        self.inner_optimizer, self.dtype = inner_optimizer or SGD(lr=0.1), getattr(torch, dtype)
+        self.dtype = dtype
+        check_choices(self, dtype=("float32", "float64"))
+        self.inner_optimizer, self._dtype = inner_optimizer or SGD(lr=0.1), getattr(torch, dtype)
         draw = generator(fold(seed, "ridge"))
         scales = torch.logspace(0, -1, features, base=spread, dtype=torch.float64)
         truth = torch.randn(features, generator=draw, dtype=torch.float64)
@@ -64,18 +64,18 @@ class Ridge(GradientProblem):
         def examples(n: int) -> Data:
             x = torch.randn(n, features, generator=draw, dtype=torch.float64) * scales
             y = x @ truth + noise * torch.randn(n, generator=draw, dtype=torch.float64)
-            return x.to(self.dtype), y.to(self.dtype)
+            return x.to(self._dtype), y.to(self._dtype)
 
         self.train, self.validation, self.test = examples(rows), examples(rows), examples(rows)
 
     def init_outer(self, generator: Generator) -> Tree:
         """Return log-penalties, (features,)."""
-        start = torch.full((self.features,), self.penalty, dtype=self.dtype)
+        start = torch.full((self.features,), self.penalty, dtype=self._dtype)
         return {"log_penalty": start.log()}
 
     def init_params(self, outer: Tree, generator: Generator) -> Tree:
         """Return zero weights, (features,)."""
-        return {"weight": torch.zeros(self.features, dtype=self.dtype)}
+        return {"weight": torch.zeros(self.features, dtype=self._dtype)}
 
     def inner_batch(self, draw: Draw) -> Data:
         """Return all training examples."""

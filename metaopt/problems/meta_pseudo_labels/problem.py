@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, replay
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn import Architecture, Network
 from metaopt.problems.meta_pseudo_labels.data import SemiSupervised
 from metaopt.problems.meta_pseudo_labels.evaluation import (
@@ -102,10 +102,9 @@ class MetaPseudoLabels(GradientProblem):
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        _check_choice("labels", labels, get_args(Labels))
-        _check_choice("objective", objective, get_args(Objective))
-        _check_choice("view", view, get_args(View))
-        _check_choice("compat", compat, (None, *get_args(Compat)))
+        self.labels, self.objective, self.view, self.compat = labels, objective, view, compat
+        check_choices(self, labels=get_args(Labels), objective=get_args(Objective))
+        check_choices(self, view=get_args(View), compat=(None, *get_args(Compat)))
         if objective == "consistency" and consistency is None:
             raise ValueError("objective=consistency needs problem.consistency; it is null.")
         self.data = data.to(device)
@@ -117,10 +116,10 @@ class MetaPseudoLabels(GradientProblem):
                 "random for ever. Set problem.pretraining."
             )
         self.inner_optimizer, self.pretraining = inner_optimizer, pretraining
-        self.labels, self.temperature, self.objective = labels, temperature, objective
-        self.feedback, self.batch, self.labelled_batch = feedback, batch, labelled_batch
-        self.view, self.average, self.fine_tuning = view, average, fine_tuning
-        self.compat, self.seed, self.device = compat, seed, torch.device(device)
+        self.temperature, self.feedback = temperature, feedback
+        self.batch, self.labelled_batch = batch, labelled_batch
+        self.average, self.fine_tuning = average, fine_tuning
+        self.seed, self.device = seed, torch.device(device)
         check_ranges(
             self, "temperature > 0", "feedback >= 0", "batch >= 1", "labelled_batch >= 1 or null",
             "0 <= average < 1 or null",
@@ -346,9 +345,3 @@ class MetaPseudoLabels(GradientProblem):
 
 def _to(tensors: Tree, device: torch.device) -> Tree:
     return {k: v.to(device) for k, v in tensors.items()}
-
-
-def _check_choice(name: str, value: str | None, legal: Sequence[str | None]) -> None:
-    if value not in legal:
-        options = ", ".join("null" if option is None else option for option in legal)
-        raise ValueError(f"{name} must be one of {options}; got {value!r}.")

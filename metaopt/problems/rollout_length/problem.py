@@ -8,7 +8,7 @@ Rollout Length for Model-Based RL Using Model-Free Deep RL", arXiv 2206.02380, 2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback, Problem
 from metaopt.engine.random import fold, generator
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.problems.rollout_length.acting import act
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork
 from metaopt.problems.rollout_length.dyna.stacked import denormals_as_zero
@@ -35,6 +35,8 @@ from metaopt.problems.rollout_length.options import (
 from metaopt.problems.rollout_length.planning import Planned, Planner, plan
 from metaopt.problems.rollout_length.report import ScheduleReport
 from metaopt.problems.rollout_length.state import Records, Runs
+
+Score = Literal["training", "greedy"]
 
 
 class RolloutLength(Problem):
@@ -116,7 +118,7 @@ class RolloutLength(Problem):
         planning: str | Sequence[str] = "synthetic",
         exploration: Exploration | None = None,
         first_length: int = 0,
-        score: Literal["training", "greedy"] = "training",
+        score: Score = "training",
         score_episodes: int = 8,
         error_episodes: int = 4,
         training_episodes: int = 0,
@@ -166,8 +168,7 @@ class RolloutLength(Problem):
                 f"RolloutLength needs error_episodes=0 or at least "
                 f"environments={self.environments}; got {self.error_episodes}."
             )
-        if self.score not in ("training", "greedy"):
-            raise ValueError(f"RolloutLength needs score=training or greedy; got {self.score!r}.")
+        check_choices(self, score=get_args(Score))
         self.planner.slots(self.phase)  # refuses a phase that is too short
         if not 0 <= self.first_length <= self.planner.cap:
             raise ValueError(

@@ -16,11 +16,11 @@ from metaopt.problems.domain_reweighting.weights import (
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: problem(objective="best"), "objective must be one of meta, worst_domain, excess"),
-        (lambda: problem(sampling="size"), "sampling must be one of domains, rows; got 'size'"),
-        (lambda: problem(train_on="all"), "train_on must be one of domains, meta"),
-        (lambda: problem(initial="equal"), "initial must be one of uniform, oracle, random, fil"),
-        (lambda: problem(retrain="last"), "retrain must be one of null, final, average"),
+        (lambda: problem(objective="best"), "objective to be one of meta, worst_domain, excess"),
+        (lambda: problem(sampling="size"), "sampling to be one of domains, rows; got sampling="),
+        (lambda: problem(train_on="all"), "train_on to be one of domains, meta"),
+        (lambda: problem(initial="equal"), "initial to be one of uniform, oracle, random, fil"),
+        (lambda: problem(retrain="last"), "retrain to be one of null, final, average"),
         (lambda: problem(batch=0), "needs batch >= 1; got batch=0"),
         (lambda: problem(meta_batch=0), "needs meta_batch >= 1; got meta_batch=0"),
         (lambda: problem(finetune=-1), "needs finetune >= 0; got finetune=-1"),

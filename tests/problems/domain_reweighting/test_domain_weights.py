@@ -175,11 +175,11 @@ def test_alignments_are_exact_inner_products_under_one_dropout_mask():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: WeightTable("question"), "per must be one of domain, row; got 'question'"),
-        (lambda: WeightTable(link="relu"), "link must be one of softplus, softmax, sigmoid, cl"),
+        (lambda: WeightTable("question"), "per to be one of domain, row; got per='question'"),
+        (lambda: WeightTable(link="relu"), "link to be one of softplus, softmax, sigmoid, cl"),
         (lambda: WeightTable(bound=1.0), "WeightTable needs bound > 1; got bound=1.0"),
         (lambda: WeightNetwork(0), "WeightNetwork needs hidden >= 1; got hidden=0"),
-        (lambda: LearningToReweight("chain"), "per must be one of domain, row; got 'chain'"),
+        (lambda: LearningToReweight("chain"), "per to be one of domain, row; got per='chain'"),
         (lambda: random_weights(4, 5.0, generator(0)), r"effective_domains must be in \[1, 4\]"),
     ],
 )

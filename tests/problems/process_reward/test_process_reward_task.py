@@ -219,7 +219,7 @@ def test_the_comparison_is_written_with_what_needs_no_model(tmp_path):
 
 @pytest.mark.parametrize("option", ["row_loss", "meta_loss", "aggregation", "ranking"])
 def test_an_unknown_option_is_refused_by_name(option):
-    with pytest.raises(ValueError, match=f"{option} must be one of .*; got 'best'"):
+    with pytest.raises(ValueError, match=f"{option} to be one of .*; got {option}='best'"):
         known(**{option: "best"})
     with pytest.raises(ValueError, match="evaluation_batch >= 1; got evaluation_batch=0"):
         known(evaluation_batch=0)

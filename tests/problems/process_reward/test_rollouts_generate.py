@@ -125,7 +125,7 @@ def test_the_name_tells_whatever_decides_completions(folder: str) -> None:
     ("wrong", "says"),
     [
         ({"temperature": 0.0}, "temperature > 0.*got temperature=0.0"),
-        ({"dtype": "int8"}, "dtype must be one of auto, .*'int8'"),
+        ({"dtype": "int8"}, "dtype to be one of auto, .*'int8'"),
         ({"max_tokens": 0}, "max_tokens=0"),
     ],
 )

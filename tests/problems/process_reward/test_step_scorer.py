@@ -151,7 +151,7 @@ def test_a_long_prompt_loses_its_beginning_and_what_does_not_fit_is_counted():
 
 def test_wrong_arguments_are_named():
     for name in ("head", "layout", "precision"):
-        with pytest.raises(ValueError, match=f"{name} must be one of .*; got 'x'"):
+        with pytest.raises(ValueError, match=f"{name} to be one of .*; got {name}='x'"):
             scorer(**{name: "x"})
     with pytest.raises(ValueError, match="1 of 2 chains have no steps: chains 1"):
         scorer().encode([CHAINS[0], Answer("q", ())])

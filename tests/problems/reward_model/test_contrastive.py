@@ -162,8 +162,8 @@ def test_bradley_and_terry_s_loss_is_that_of_the_pairs_and_both_views():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"kind": "byol"}, "kind must be one of simcse, swav"),
-        ({"items": "words"}, "items must be one of"),
+        ({"kind": "byol"}, "kind to be one of simcse, swav"),
+        ({"items": "words"}, "items to be one of"),
         ({"weight": -1.0}, "weight >= 0"),
         ({"temperature": 0.0}, "temperature > 0"),
         ({"dropped": 0.0}, "0 < dropped < 1"),

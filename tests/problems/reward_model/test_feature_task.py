@@ -169,7 +169,7 @@ def test_a_run_is_judged_and_tells(world, tmp_path):
         (lambda w: PreferenceWorlds(WIDTHS, runs=0), "runs >= 1"),
         (lambda w: PreferenceWorlds(WIDTHS, source="ppo"), "one of shifted, sft, noise"),
         (lambda w: PreferenceWorlds(WIDTHS, beta=0.2), "betas must hold beta=0.2"),
-        (lambda w: OracleLabels("some"), "which must be one of all, trusted"),
+        (lambda w: OracleLabels("some"), "which to be one of all, trusted"),
         (lambda w: Band(index=10), "0 <= index < count; got index=10, count=10"),
         (
             lambda w: PreferenceFeatures(w.features.training, 0, w.features.responses, {}),

@@ -335,10 +335,10 @@ def test_an_estimator_that_would_train_nothing_is_refused(task):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"variant": "undo"}, "variant must be one of restore, no_restore, joint, vanilla"),
-        ({"sign": 0}, "sign must be one of 1, -1; got 0"),
-        ({"ascent": "up"}, "ascent must be one of reward_spread, random"),
-        ({"deploy": "both"}, "deploy must be one of theta, theta_prime"),
+        ({"variant": "undo"}, "variant to be one of restore, no_restore, joint, vanilla"),
+        ({"sign": 0}, "sign to be one of 1, -1; got sign=0"),
+        ({"ascent": "up"}, "ascent to be one of reward_spread, random"),
+        ({"deploy": "both"}, "deploy to be one of theta, theta_prime"),
         ({"batch": 0}, "batch >= 1"),
         ({"weight": -1.0}, "weight >= 0"),
         ({"deploy": "theta_prime", "variant": "joint"}, "use variant=restore or deploy=theta"),

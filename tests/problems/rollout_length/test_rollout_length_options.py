@@ -20,7 +20,7 @@ from metaopt.problems.rollout_length.planning import Planner
         ({"environments": 3}, "phase by environments"),
         ({"error_episodes": 3}, "at least environments=4; got 3"),
         ({"updates_per_step": 0.0}, "updates_per_step > 0"),
-        ({"score": "best"}, "score=training or greedy; got 'best'"),
+        ({"score": "best"}, "one of training, greedy; got score='best'"),
         ({"clip": 0.0}, "clip > 0"),
         ({"training_episodes": -1}, "training_episodes >= 0"),
         ({"first_length": 9}, "first_length in 0..8"),

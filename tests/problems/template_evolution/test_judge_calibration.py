@@ -214,7 +214,7 @@ def test_a_template_of_ones_own_needs_a_footer_and_a_writer_that_reads_it(data: 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"objective": "nll"}, "objective must be one of mae"),
+        ({"objective": "nll"}, "objective to be one of mae"),
         ({"labelled": 1}, "labelled >= 2"),
         ({"templates_in_context": 0}, "templates_in_context >= 1"),
         ({"examples": -1}, "examples >= 0"),

@@ -220,9 +220,9 @@ def test_a_useless_template_is_rejected_without_a_run():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"objective": "accuracy"}, "objective must be one of mae, balanced"),
-        ({"ranking": "best"}, "ranking must be one of label_first"),
-        ({"checker": "me"}, "checker must be one of task, lm"),
+        ({"objective": "accuracy"}, "objective to be one of mae, balanced"),
+        ({"ranking": "best"}, "ranking to be one of label_first"),
+        ({"checker": "me"}, "checker to be one of task, lm"),
         ({"candidates": 1}, "candidates >= 2; got candidates=1"),
         ({"inherited": 11}, "0 <= inherited <= candidates; got inherited=11, candidates=10"),
         ({"verify": 0}, "verify >= 1; got verify=0"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -12,13 +12,15 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold, generator
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.optimizers.schedule import Linear
 from metaopt.problems.rollout_length.dyna.q_network import QNetwork, QState, QViews
 from metaopt.problems.rollout_length.dyna.transitions import Batch
 from metaopt.problems.rollout_length.policies.policy import Observation, Policy, observe
 from metaopt.problems.rollout_length.policies.replay import Replay
 from metaopt.problems.rollout_length.policies.rules import Actions
+
+Targets = Literal["bootstrap", "monte_carlo"]
 
 
 @final
@@ -65,7 +67,7 @@ class DQN(Policy):
     def __init__(
         self,
         actions: Actions,
-        targets: Literal["bootstrap", "monte_carlo"] = "bootstrap",
+        targets: Targets = "bootstrap",
         discount: float = 0.99,
         lr: float = 1e-4,
         widths: Sequence[int] = (64, 32),
@@ -76,14 +78,13 @@ class DQN(Policy):
         exploration: Sequence[Sequence[float]] = ((25, 1.0), (50, 0.15)),
         reward_scale: float = 1.0,
     ) -> None:
-        if targets not in ("bootstrap", "monte_carlo"):
-            raise ValueError(f"DQN needs targets=bootstrap or monte_carlo; got {targets!r}.")
         self._exploration = Linear(exploration)
         if not all(0 <= p <= 1 for _, p in exploration):
             raise ValueError(f"DQN explores with probabilities in [0, 1]; got {exploration!r}.")
         self.actions, self.targets, self.discount, self.lr = actions, targets, discount, lr
         self.widths, self.batch, self.updates = tuple(widths), batch, updates
         self.target_update_every, self.reward_scale = target_update_every, reward_scale
+        check_choices(self, targets=get_args(Targets))
         check_ranges(
             self, "0 <= discount <= 1", "lr > 0", "reward_scale > 0", "batch >= 1", "updates >= 0",
             "target_update_every >= 1",
