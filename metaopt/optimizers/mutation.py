@@ -10,11 +10,11 @@ from torch import Generator, Tensor
 
 from metaopt.engine.random import generator
 from metaopt.engine.ranges import check_ranges
-from metaopt.optimizers.search import Trial
+from metaopt.optimizers.search import PureProposer, Trial
 from metaopt.optimizers.spaces import require_names
 
 
-class Mutation:
+class Mutation(PureProposer):
     """Change one parent, drawn with equal probability from those given.
 
     By the parent's kind: floating-point tensors and numbers get `scale` times standard normal

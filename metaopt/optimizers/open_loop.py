@@ -35,8 +35,14 @@ class OpenLoop(ABC):
 
     @final
     def init(self, outer: Any) -> None:
-        """Keep the first outer variable: proposals take its shapes, dtypes and names."""
+        """Keep the first outer variable: proposals take its shapes, dtypes and names.
+
+        Raises:
+            TypeError: a proposal of this kind cannot be made; say before the run, not in it.
+            ValueError: it names something that the outer variable does not hold.
+        """
         self._initial = self._best = tree.clone(outer)
+        self._propose(self._initial, 0, 0)  # a function of its arguments: only to see it fail
 
     @final
     def ask(self, key: int) -> Any:

@@ -143,12 +143,13 @@ class Schedule:
         """Keep the first outer variable, whose shapes, dtypes and names the values take.
 
         Raises:
-            ValueError: the function exceeds `cap`.
+            ValueError: the function exceeds `cap`, or its first value does not fit.
         """
         largest = getattr(self.function, "largest", None)
         if largest is not None:
             check_cap("Schedule", "values", largest, self.cap)
         self._initial = tree.clone(outer)
+        self._at(0)  # raises where the values do not fit, before the run
 
     def ask(self, key: int) -> Any:
         """Return the value at this step.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
+
+Accept = Literal["always", "if_better", "archive"]
+Rank = Literal["value", "screen"]
 
 
 class Trial(NamedTuple):
@@ -41,6 +45,14 @@ class Proposer(Protocol):
             key: all randomness must be a function of it.
         """
         ...
+
+
+class PureProposer(ABC):
+    """A `Proposer` that is a function of its arguments alone, and free: no model, no request."""
+
+    @abstractmethod
+    def __call__(self, parents: Sequence[Trial], key: int) -> Any:
+        """Return a candidate."""
 
 
 Screen = Callable[[Any, Sequence[Trial]], float]
@@ -79,22 +91,19 @@ class Search:
         self,
         proposer: Proposer | None = None,
         screen: Screen | None = None,
-        accept: Literal["always", "if_better", "archive"] = "if_better",
+        accept: Accept = "if_better",
         archive_size: int | None = 16,
         repeats: int = 1,
         proposals: int = 1,
         redraws: int = 10,
-        rank: Literal["value", "screen"] = "value",
+        rank: Rank = "value",
     ) -> None:
-        if accept not in ("always", "if_better", "archive"):
-            raise ValueError(f"Search needs accept always, if_better or archive; got {accept!r}.")
-        if rank not in ("value", "screen"):
-            raise ValueError(f"Search needs rank value or screen; got {rank!r}.")
         if screen is None and (proposals > 1 or rank == "screen"):
             raise ValueError("Search needs a screen for proposals > 1 and for rank=screen.")
         self.proposer, self.screen, self.accept, self.rank = proposer, screen, accept, rank
         self.archive_size, self.repeats = archive_size, repeats
         self.proposals, self.redraws = proposals, redraws
+        check_choices(self, accept=get_args(Accept), rank=get_args(Rank))
         check_ranges(
             self, "archive_size >= 1 or null", "repeats >= 1", "proposals >= 1", "redraws >= 0"
         )
@@ -104,8 +113,13 @@ class Search:
         self._pending: Trial | None = None
 
     def init(self, outer: Any) -> None:
-        """Keep the first outer variable, which is the first to be run."""
+        """Keep the first outer variable, which is the first to be run.
+
+        A `PureProposer` is called once, so that one that cannot change it fails before the run.
+        """
         self._initial = tree.clone(outer)
+        if isinstance(self.proposer, PureProposer):
+            self.proposer([Trial(self._initial, math.inf)], 0)
 
     def ask(self, key: int) -> Any:
         """Return the candidate to run next; the same one until its repeats are told."""

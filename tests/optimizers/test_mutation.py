@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from metaopt.optimizers import Mutation, Trial
+from metaopt.optimizers import Mutation, Search, Trial
 
 
 def mutants(mutation, outer, count=400):
@@ -78,6 +78,11 @@ def test_every_parent_is_drawn():
 def test_unknown_kind_says_what_to_give():
     with pytest.raises(TypeError, match="`vocabulary` for a text"):
         Mutation()([Trial("a text", 0.0)], 0)
+
+
+def test_a_search_refuses_before_the_run_what_its_mutation_cannot_change():
+    with pytest.raises(TypeError, match="`vocabulary` for a text"):
+        Search(Mutation()).init("a text")
 
 
 def test_unknown_name_is_refused():

@@ -56,7 +56,7 @@ def test_random_draws_texts_and_actions():
 
 def test_random_says_which_space_a_text_needs():
     with pytest.raises(TypeError, match="Give a space"):
-        begun(Random(), "a text").ask(0)
+        begun(Random(), "a text")
 
 
 def test_before_the_first_value_the_solution_is_the_initial_one():
@@ -145,7 +145,7 @@ def test_grid_first_point_equal_to_the_initial_one_is_recorded():
 
 def test_relative_grid_of_texts_is_refused():
     with pytest.raises(TypeError, match="relative=true"):
-        begun(Grid(["x"]), "x").ask(0)
+        begun(Grid(["x"]), "x")
 
 
 def test_constant_schedule_is_the_initial_variable_unless_given():

@@ -146,6 +146,8 @@ def test_half_a_step_is_refused_where_lengths_are_whole():
     schedule.tell(Feedback(0.0))
     with pytest.raises(ValueError, match=r"gives 0\.5 at step 1.*integer=true"):
         schedule.ask(0)
+    with pytest.raises(ValueError, match=r"gives 0\.5 at step 0"):
+        Schedule(Constant(0.5)).init(torch.zeros(2, dtype=torch.long))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_half_a_step_is_refused_where_lengths_are_whole():
 def test_functions_say_how_far_they_go(function, largest):
     assert function.largest == largest
     for cap in (None, 9, 100):
-        Schedule(function, cap=cap).init(torch.tensor([1]))
+        Schedule(function, cap=cap).init({"a": torch.tensor([1])})
     if largest is not None:
         with pytest.raises(ValueError, match=f"at most cap=6, .*; got {largest}"):
-            Schedule(function, cap=6).init(torch.tensor([1]))
+            Schedule(function, cap=6).init({"a": torch.tensor([1])})

@@ -237,8 +237,8 @@ def test_same(a, b, expected):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"accept": "sometimes"}, "always, if_better or archive"),
-        ({"rank": "luck"}, "value or screen"),
+        ({"accept": "sometimes"}, "accept to be one of always, if_better, archive; got accept="),
+        ({"rank": "luck"}, "rank to be one of value, screen; got rank="),
         ({"archive_size": 0}, "archive_size"),
         ({"repeats": 0}, "repeats"),
         ({"proposals": 0, "screen": reject_known}, "proposals"),
