@@ -35,9 +35,8 @@ class PreferenceReweighting(DomainReweighting):
         bound: largest weight of sigmoid and clamp, > 1.
         batch: pairs in a batch.
         meta_batch: trusted pairs in a batch, with replacement.
-        retrain: whether reward models are retrained from scratch at the end, in place of those that
-            the weights were learned on.
-        steps: how long that takes, >= 1.
+        retrain_steps: steps of reward models that are trained from scratch at the end, in place of
+            those that the weights were learned on; 0 keeps the latter.
         seed: of the order of the pairs.
 
     References: Ren et al., Learning to reweight examples, ICML 2018; Cao et al., DreamPRM-1.5,
@@ -52,16 +51,16 @@ class PreferenceReweighting(DomainReweighting):
         bound: float = 2.0,
         batch: int = 64,
         meta_batch: int = 64,
-        retrain: bool = True,
-        steps: int = 64,
+        retrain_steps: int = 64,
         seed: int = 0,
     ) -> None:
         super().__init__(
             task, inner_optimizer, WeightTable("row", link, bound), sampling="rows", batch=batch,
             meta_batch=meta_batch, seed=seed,
         )  # fmt: skip
-        self.preferences, self.retrain_models, self.steps = task, retrain, steps
-        check_ranges(self, "steps >= 1")
+        self.preferences, self.retrain_steps = task, retrain_steps
+        self.link, self.bound = link, bound
+        check_ranges(self, "retrain_steps >= 0")
         self.replicates = task.data.runs * task.members
 
     def init_outer(self, generator: Generator) -> Tree:
@@ -79,16 +78,15 @@ class PreferenceReweighting(DomainReweighting):
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
         """Return the gradients of labels, of members but the first, and of retraining."""
-        steps = self.steps if self.retrain_models else 0
-        trained = {"gradients": spent.get("gradients", 0) + steps}
-        return {"gradients": steps + self.preferences.overhead(trained)["gradients"]}
+        trained = {"gradients": spent.get("gradients", 0) + self.retrain_steps}
+        return {"gradients": self.retrain_steps + self.preferences.overhead(trained)["gradients"]}
 
     def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
         """Return reward models trained with the final weights, judged by the task."""
-        if self.retrain_models:
+        if self.retrain_steps:
             key = fold(key, "retrain")
             new = untrained(loop, self.task, fold(self.seed, "outer"))._replace(state=inner.state)
-            inner = fit(loop, new, lambda k, g: self._pairs(k), self.steps, key, outer)
+            inner = fit(loop, new, lambda k, g: self._pairs(k), self.retrain_steps, key, outer)
         verdict = self.preferences.conclude(inner.params | inner.buffers, key)
         return inner._replace(state=inner.state | {"verdict": verdict})
 

@@ -18,6 +18,7 @@ from metaopt.problems.reward_model import MetaRewardModel
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
 from metaopt.problems.reward_model.pair_weights import PreferenceReweighting
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
+from metaopt.runs.description import describe
 
 WIDTHS = partial(FeatureReward, widths=(16,))
 SMALL = {
@@ -86,7 +87,7 @@ def test_wrong_labels_get_smaller_weights(task):
 
 
 def test_weights_of_one_train_as_a_vanilla_model_does(task):
-    engine = run(task, 4, Direct(1), steps=6)
+    engine = run(task, 4, Direct(1), retrain_steps=6)
     engine.finish()
     weights = engine.optimizer.solution["weights"]
     assert torch.equal(weights, torch.zeros_like(weights))
@@ -102,23 +103,30 @@ def test_weights_of_one_train_as_a_vanilla_model_does(task):
 
 
 def test_retraining_and_further_members_are_charged(task):
-    engine = run(task, 4, Direct(1), steps=6)
+    engine = run(task, 4, Direct(1), retrain_steps=6)
     assert engine.ledger.spent["gradients"] == 4
     engine.finish()
     assert engine.ledger.spent["gradients"] == 4 + 6
     three = FeaturePreferences(PreferenceWorlds(WIDTHS, runs=2, seed=3, **SMALL), WIDTHS, members=3)
-    engine = run(three, 4, Direct(1), steps=6)
+    engine = run(three, 4, Direct(1), retrain_steps=6)
     engine.finish()
     assert engine.ledger.spent["gradients"] == 3 * (4 + 6)
 
 
 def test_retraining_may_be_left_out(task):
-    engine = run(task, 2, Direct(1), retrain=False)
+    engine = run(task, 2, Direct(1), retrain_steps=0)
     before = {k: v.clone() for k, v in engine.inner.params.items()}
     engine.finish()
     assert all(torch.equal(before[k], engine.inner.params[k]) for k in before)
 
 
+def test_a_description_holds_all_arguments(task):
+    for steps in (0, 6):
+        node = describe(PreferenceReweighting(task, SGD(lr=0.1), bound=3.0, retrain_steps=steps))
+        assert "_missing_" not in node
+        assert (node["retrain_steps"], node["link"], node["bound"]) == (steps, "sigmoid", 3.0)
+
+
 def test_mistakes_are_named(task):
-    with pytest.raises(ValueError, match="steps >= 1; got steps=0"):
-        PreferenceReweighting(task, SGD(lr=0.1), steps=0)
+    with pytest.raises(ValueError, match="retrain_steps >= 0; got retrain_steps=-1"):
+        PreferenceReweighting(task, SGD(lr=0.1), retrain_steps=-1)
