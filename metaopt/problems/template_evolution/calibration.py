@@ -181,8 +181,9 @@ class JudgeCalibration(TemplateProblem):
             numbers["judge/alignment"] = alignment(p, y)
             numbers["judge/auroc"] = 1 - outer_loss("auroc", p, y)
         cost = self.client.end(inner["round"])
-        loss = self._loss(scores)
-        return Feedback(loss, None, None, scores, False, numbers, cost, self._stop())
+        return Feedback(
+            self._loss(scores), artifacts=scores, metrics=numbers, cost=cost, stop=self._stop()
+        )
 
     def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
         """Return what the template is worth on the held-out questions."""
