@@ -136,9 +136,11 @@ def missing(summary: Summary, root: Path) -> list[str]:
     for method in dict.fromkeys([*settings.methods, *settings.baselines]):
         if method not in runs.methods:
             lines.append(f"method {method}: no finished run")
-    seeds = {c.seed for c in runs.cells}
+    batched = {c.method for c in runs.cells if c.replicate}
     for method in summary.methods:
-        absent = seeds - {c.seed for c in runs.of(method)}
+        # A replicate's seed is no seed of a run: a single run beside batches lacks none of theirs.
+        alike = [c for c in runs.cells if (c.method in batched) == (method in batched)]
+        absent = {c.seed for c in alike} - {c.seed for c in runs.of(method)}
         if absent:
             lines.append(f"method {method}: no finished run with seed {ranges(absent)}")
         lines += _absent_metrics(summary, method, root)

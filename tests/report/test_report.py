@@ -401,3 +401,11 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_option(sweep, tmp_pat
     said = capsys.readouterr().err
     assert f"{tmp_path / 'file' / 'report'} cannot be written (Not a directory)" in said
     assert "--out FOLDER" in said
+
+
+def test_a_single_run_lacks_no_seed_of_replicates_beside_it(tmp_path):
+    replicates = {"eval/accuracy": [0.1, 0.2, 0.3]}
+    write_run(tmp_path / "batch", 0, "batch", report=REPORT, replicates=replicates)
+    write_run(tmp_path / "single", 0, "single", report=REPORT)
+    assert main([str(tmp_path)]) == 0
+    assert "no finished run with seed" not in (tmp_path / "report" / "table.md").read_text()
