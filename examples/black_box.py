@@ -18,7 +18,7 @@ ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 
 
 class Architecture(Problem):
-    """Inner level: 30 steps of Adam an inner step. F = validation loss + 0.0005 a parameter."""
+    """Inner level: 30 steps of Adam per inner step. F = validation loss + 0.0005 per parameter."""
 
     def __init__(self):
         x, y = make_moons(300, noise=0.15, random_state=0)

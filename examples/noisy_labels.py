@@ -61,7 +61,7 @@ class NoisyLabels(GradientProblem):
         return losses(inner, batch).mean()
 
     def metrics(self, outer, inner):
-        return {"judged_rightly": ((outer["logit"] < 0) == self.wrong).float().mean()}
+        return {"noise_detection_accuracy": ((outer["logit"] < 0) == self.wrong).float().mean()}
 
 
 def losses(inner, batch):
@@ -73,13 +73,13 @@ def losses(inner, batch):
 
 
 def main(name="unroll", outer_steps=60):
-    """Return the share of examples whose weight says rightly whether the label is wrong."""
+    """Return the share of labels that the weights correctly identify as clean or wrong."""
     result = run(
         NoisyLabels(), ESTIMATORS[name], Descent("adam", lr=0.2), outer_steps, progress=False
     )
-    return result.metrics["eval/judged_rightly"]
+    return result.metrics["eval/noise_detection_accuracy"]
 
 
 if __name__ == "__main__":
     for name in ESTIMATORS:
-        print(f"{name}: {100 * main(name):.0f} % of the labels judged rightly")
+        print(f"{name}: {100 * main(name):.0f} % of the labels correctly identified")

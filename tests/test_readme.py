@@ -57,7 +57,7 @@ def test_learned_weights_beat_equal_ones(folder):
     equal, learned = metrics(folder / "equal"), metrics(folder / "command")
     assert equal["eval/test_accuracy"] < 0.75
     assert learned["eval/test_accuracy"] > 0.85
-    assert learned["eval/labels_judged_right"] > 0.85
+    assert learned["eval/noise_detection_accuracy"] > 0.85
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():

@@ -60,7 +60,10 @@ class Lower(_Level):
         self.constants: Constants | None = None
 
     def start(self, state: GradientState, key: int) -> None:
-        """Begin an inner run from `state`, which is given away."""
+        """Begin an inner run from `state`.
+
+        It may be modified in place; do not use it afterwards.
+        """
         self.take(state.params)
         self.state, self.key, self.steps = state, key, 0
 

@@ -115,7 +115,7 @@ class Engine:
         else:
             metrics["outer/grad_norm"] = norm = tree.norm(feedback.grad)
             bad = ~torch.isfinite(value + norm.to(value))
-        if bad:  # one comparison a step: on a GPU each waits for the device
+        if bad:  # one comparison per step: on a GPU each waits for the device
             what, number = "outer loss", float(value)
             if math.isfinite(number):
                 what, number = "norm of the hypergradient", float(metrics["outer/grad_norm"])

@@ -1,6 +1,7 @@
-"""What a user states of a problem with two differentiable levels; estimators never see it alone.
+"""What a user states of a problem with two differentiable levels.
 
-`metaopt.engine.inner_loop.InnerLoop` draws the batches, evaluates the losses and takes the steps.
+Estimators access it through `metaopt.engine.inner_loop.InnerLoop`, which draws the batches,
+evaluates the losses and takes the steps.
 """
 
 from __future__ import annotations

@@ -47,7 +47,10 @@ class BlackBoxLoop:
         return self.problem.init_inner(outer, last, key)
 
     def run(self, outer: Any, inner: Any, key: int, steps: int) -> Any:
-        """Return the inner state after `steps` steps; `inner` is given away."""
+        """Return the inner state after `steps` steps.
+
+        `inner` may be modified in place; do not use it afterwards.
+        """
         for k in range(steps):
             inner = self.problem.inner_step(outer, inner, fold(key, k))
         return inner
@@ -203,7 +206,10 @@ class InnerLoop:
     # Steps.
 
     def run(self, outer: Tree, inner: GradientState, key: int, steps: int) -> GradientState:
-        """Return the state after `steps` steps without a graph; `inner` is given away."""
+        """Return the state after `steps` steps without a graph.
+
+        `inner` is modified in place; do not use it afterwards.
+        """
         for k in range(steps):
             inner = self.step_(outer, inner, self.draw(inner, key, k))
         return inner

@@ -234,7 +234,7 @@ class Estimator(Protocol):
     def __call__(self, loop: Any, outer: Any, inner: Any, key: int) -> tuple[Any, Feedback]:
         """Return the inner state after the run, and what it says about `outer`.
 
-        `inner` is given away: an estimator may update its tensors in place.
+        `inner` may be modified in place; do not use it afterwards.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Only what the meta-objective says of phi itself."""
+"""The direct gradient dF/dphi at fixed theta."""
 
 from __future__ import annotations
 

@@ -116,4 +116,4 @@ def _start(loop: BlackBoxLoop | InnerLoop, outer: Tree, inner: Any, key: int) ->
     """Return where the run of a perturbed phi starts: at its own theta_0, or where `inner` is."""
     if isinstance(loop, InnerLoop) and not loop.problem.warm_start:
         return loop.start(outer, None, key)
-    return tree.clone(inner)  # a run is given its state away, and updates it in place
+    return tree.clone(inner)  # cloned, since a run modifies its state in place

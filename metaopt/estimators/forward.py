@@ -32,7 +32,7 @@ class Forward(InnerRun):
     Args:
         inner_steps: number K of inner steps, >= 1.
 
-    Cost: about 10 + 2 n gradients a step for n outer numbers; memory for n + 1 inner states and
+    Cost: about 10 + 2 n gradients per step for n outer numbers; memory for n + 1 inner states and
     the graph of one step.
 
     Raises:
@@ -75,7 +75,7 @@ def _basis(outer: Tree) -> list[list[Tensor]]:
     count = sum(p.numel() for p in outer.values())
     if count > MOST_OUTERS:
         raise ValueError(
-            f"Forward costs two gradients an outer number and inner step, and takes at most "
+            f"Forward costs two gradients per outer number and inner step, and takes at most "
             f"{MOST_OUTERS} numbers; this outer variable has {count}. Use estimator=unroll."
         )
     basis = []

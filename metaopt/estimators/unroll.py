@@ -37,7 +37,7 @@ class Unroll(InnerRun):
             about sqrt(K) when that is `None`.
         memory_budget: bytes for graphs and stored states; used with `segments="auto"`.
 
-    Cost: 3 gradients a step with one segment, 4 with more.
+    Cost: 3 gradients per step with one segment, 4 with more.
 
     References: Maclaurin et al., ICML 2015; Franceschi et al., ICML 2017 (reverse mode); Finn et
     al., MAML, ICML 2017; Chen et al., arXiv 1604.06174, 2016 (segments).

@@ -4,7 +4,7 @@ An outcome is 0 or 1. An example without a score (`None` or NaN: a parse failure
 is left out of every figure and never becomes a score.
 
 Each figure has one formula, of weighted examples: a table of weights (resamples, examples) says how
-often each example was drawn, and gives one number a resample, NaN where it is not defined. The
+often each example was drawn, and gives one number per resample, NaN where it is not defined. The
 plain figure is that of all weights 1, `None` where it is not defined.
 """
 
@@ -63,7 +63,7 @@ def wilson(rate: ArrayLike, count: ArrayLike) -> tuple[Array, Array]:
 
 
 class Reliability(NamedTuple):
-    """Bins of equal mass, in ascending order; each field has one number a bin.
+    """Bins of equal mass, in ascending order; each field has one number per bin.
 
     `low` and `high` are Wilson's interval of the observed rate.
     """
@@ -183,7 +183,7 @@ def paired(scores: Scores, outcomes: ArrayLike) -> tuple[Array, Array]:
     s, y = as_scores(scores), np.asarray(outcomes, dtype=float)
     if s.shape != y.shape:
         raise ValueError(
-            f"scores and outcomes need one number an example each; got {s.shape} and {y.shape}."
+            f"scores and outcomes need one number per example each; got {s.shape} and {y.shape}."
         )
     _check_binary(y, "outcomes")
     return s, y

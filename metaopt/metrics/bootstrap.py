@@ -54,7 +54,7 @@ def clustered_intervals(
 
     Args:
         statistics: from weights (resamples, examples) to named numbers (resamples,).
-        queries: one label an example; equal labels are drawn together.
+        queries: one label per example; equal labels are drawn together.
         resamples: number of resamples.
         seed: the same intervals every time.
     """

@@ -1,4 +1,4 @@
-"""A judge made of a scoring template, a threshold and a probability map, and what it is worth.
+"""A judge of a template, a threshold and a probability map: its AUROC, Brier score, sensitivity.
 
 A judge gives each example a score; a checker gave it an outcome, 0 or 1. An example whose answer
 could not be parsed, or whose request failed, has no score (`None` or NaN): it lowers the coverage,
@@ -168,13 +168,13 @@ def measure(
     Half of the queries, drawn at random, play examples that nobody has checked: `apparent_rate` is
     their share decided for success, `corrected_rate` its `rogan_gladen` with sensitivity and
     specificity of the other half, `checked_rate` their true share. (Examples corrected by their own
-    sensitivity and specificity give back their base rate, whatever the judge is worth.) A resample
+    sensitivity and specificity give back their base rate, however poor the judge is.) A resample
     re-estimates every figure under the judge as it was fitted; the ends of its interval are
     `<name>_low` and `<name>_high`. `None` stands where a figure is not defined.
 
     Args:
-        scores, outcomes: one an example; a score is `None` or NaN where there is none.
-        queries: one label an example; intervals resample queries.
+        scores, outcomes: one per example; a score is `None` or NaN where there is none.
+        queries: one label per example; intervals resample queries.
         seed: of the halves and of the resampling.
         resamples: number of bootstrap resamples.
     """
@@ -292,7 +292,7 @@ def _codes(queries: ArrayLike, count: int) -> Any:
     labels = np.asarray(queries)
     if labels.shape != (count,):
         raise ValueError(
-            f"queries must be a list with one label an example, {count} here; got the shape "
+            f"queries must be a list with one label per example, {count} here; got the shape "
             f"{labels.shape}."
         )
     return np.unique(labels, return_inverse=True)[1]

@@ -60,7 +60,7 @@ class Descent:
 
         Raises:
             TypeError: phi is not a dict of floating-point tensors, or the algorithm or scheduler
-                needs more than a gradient a step.
+                needs more than one gradient per step.
         """
         self._outer = tree.clone(tree.named_tensors(outer, "Descent"))
         self._moments: State = {} if self._named is None else self._named.init(self._outer)

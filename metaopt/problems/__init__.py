@@ -1,1 +1,1 @@
-"""Problems: one folder a family."""
+"""Problems: one folder per family."""

@@ -11,7 +11,7 @@ from metaopt.report.tables import Summary
 
 
 def check(summary: Summary, path: Path) -> list[str]:
-    """Return what differs from `{"method": {"metric": {"mean": m, "tolerance": t}}}`, one a line.
+    """Return what differs from `{"method": {"metric": {"mean": m, "tolerance": t}}}`, one per line.
 
     Means and tolerances are in the units of the table, after `report.scale`; a mean is right when
     |mean - m| <= t. A method or a metric that is missing counts as different.

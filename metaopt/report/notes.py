@@ -18,7 +18,7 @@ _SWEPT = ("experiment", "method", "seed", "label")
 
 
 def notes(summary: Summary) -> list[str]:
-    """Return what a reader needs to trust and to repeat the table, one fact a line."""
+    """Return what a reader needs to trust and to repeat the table, one fact per line."""
     settings, cells = summary.settings, summary.runs.first_replicates
     lines = [_seeds(summary), *_replicates(summary), _intervals(summary)]
     if settings.baseline is not None:
@@ -77,7 +77,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 def _intervals(summary: Summary) -> str:
     if all(len(summary.runs.of(method)) == 1 for method in summary.methods):
-        return "Intervals: none, there is one seed a method."
+        return "Intervals: none, there is one seed per method."
     percent = f"{100 * summary.level:g} %"
     student = f"± is half the {percent} interval of the mean over seeds by Student's t"
     if summary.settings.resplit:

@@ -23,7 +23,7 @@ class Settings:
         baseline: the method that the others are compared with, seed by seed; or, by method, the
             one that it is compared with; or `None`.
         methods: order of the table's lines; methods that are not named follow.
-        group: what precedes the label of a run, such as "2 labels a class", where one table shows
+        group: what precedes the label of a run, such as "2 labels per class", where one table shows
             the methods under several settings.
         scale: factor of the numbers shown, one for all metrics or by metric (100 for percent).
         digits: digits after the point, one for all metrics or by metric.

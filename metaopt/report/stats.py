@@ -1,6 +1,6 @@
 """What a table says about its seeds: means, intervals and paired comparisons.
 
-Every function takes plain sequences of numbers, one a seed, and nothing here knows of runs.
+Every function takes plain sequences of numbers, one per seed, and nothing here knows of runs.
 scipy.stats is imported where it is used: it takes longer to import than most reports to write.
 """
 
@@ -54,7 +54,7 @@ def t_interval(values: ArrayLike, level: float = 0.95, resplit: float = 0.0) -> 
     sample: with rho = `resplit`, se^2 = (1 / n + rho) s^2, which no number of splits brings to 0.
 
     Args:
-        values: n numbers, one a seed.
+        values: n numbers, one per seed.
         level: coverage, in (0, 1).
         resplit: test examples for each training example where seeds are splits of one data set,
             >= 0; 0 where they are independent.
@@ -106,7 +106,7 @@ def bootstrap_interval(
     """Return `statistic` of the values and its percentile bootstrap interval.
 
     Args:
-        values: n numbers, one a seed.
+        values: n numbers, one per seed.
         statistic: takes an array and `axis`, such as `numpy.median` or `iqm`.
         level: coverage, in (0, 1).
 
@@ -152,7 +152,9 @@ def paired(
         ValueError: lengths that differ, or no values.
     """
     if len(a) != len(b):
-        raise ValueError(f"paired needs one value a seed on both sides; got {len(a)} and {len(b)}.")
+        raise ValueError(
+            f"paired needs one value per seed on both sides; got {len(a)} and {len(b)}."
+        )
     from scipy import stats
 
     gap = _sample(a) - _sample(b)

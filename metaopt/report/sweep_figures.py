@@ -56,7 +56,7 @@ class Band:
 
 
 def learning_curves(summary: Summary, path: Path) -> Path | None:
-    """Draw every metric of the table, and the outer loss, along the runs; one line a method.
+    """Draw every metric of the table, and the outer loss, along the runs; one line per method.
 
     The band is the t-interval of the mean over seeds. Where all methods take as many inner
     steps per outer step, the inner steps are a second axis; where they differ, a second line of
@@ -134,7 +134,7 @@ def _draw(axes: Axes, summary: Summary, name: str, bands: Bands, by_inner: bool 
 
 
 def dots(summary: Summary, path: Path) -> Path:
-    """Draw the table: one panel a metric, one line a method, a dot with its interval, each seed."""
+    """Draw the table: a panel per metric, a line per method, a dot with its interval, each seed."""
     methods, metrics = summary.methods, summary.settings.metrics
     columns = min(len(metrics), 3)
     lines = math.ceil(len(metrics) / columns)

@@ -39,7 +39,7 @@ def run(
     figures: bool = True,
     tracker: Service | None = None,
 ) -> Result:
-    """Run a problem to the end and return what it has come to.
+    """Run a problem to the end and return the result of the run.
 
     Args:
         problem, estimator, optimizer: the three roles; see `metaopt.engine.protocols`.
@@ -87,7 +87,7 @@ def run(
 
 
 def load(folder: str | Path) -> Result:
-    """Return what a run in a folder has come to: its end, or its last checkpoint.
+    """Return the result of a run in a folder: of its end, or of its last checkpoint.
 
     `problem` of the result is made from the config when it is asked for.
 
@@ -108,7 +108,7 @@ def resume(
     tracker: Service | None = None,
     progress: bool = True,
 ) -> Result:
-    """Continue a run, or extend a finished one, and return what it has come to.
+    """Continue a run, or extend a finished one, and return the result of the run.
 
     The numbers are those of a run that was never interrupted, to the bit. What the run's config
     has computed from the number of outer steps, such as the length of a schedule, stays.

@@ -1,4 +1,4 @@
-"""What a run has come to, as a value: of a call in Python, or read from a folder."""
+"""The result of a run, as a value: returned by a call in Python, or read from a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from metaopt.runs.tracking import History
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has come to.
+    """The result of a run.
 
     Args:
         outer: the learned outer variable.
@@ -34,7 +34,7 @@ class Result:
         config: what was run.
         budget: what was spent, by unit.
         outer_steps: outer steps taken.
-        finished: whether the run has come to its end; else this is its last checkpoint.
+        finished: whether the run is finished; else this is its last checkpoint.
         stopped: why it ended before its last outer step, or `None`.
         delivered: what the problem says of its product.
         folder: where it is, or `None`.

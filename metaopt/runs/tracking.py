@@ -46,7 +46,7 @@ class Tracker(Protocol):
 
 
 def floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Return numbers and tensors of one element as Python numbers, one transfer a device."""
+    """Return numbers and tensors of one element as Python numbers, one transfer per device."""
     tensors = {k: v.detach() for k, v in metrics.items() if isinstance(v, Tensor)}
     numbers = {k: v for k, v in metrics.items() if not isinstance(v, Tensor)}
     for device in {v.device for v in tensors.values()}:

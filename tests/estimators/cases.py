@@ -14,7 +14,7 @@ class Classification(GradientProblem):
     g = mean_i w_i(phi) l_i(theta) on the training rows, F = mean_i l_i(theta) on clean ones.
 
     `pattern` says how a row's weight comes about:
-    - "rows": sigmoid(phi_i), one number a row; phi reaches g only;
+    - "rows": sigmoid(phi_i), one number per row; phi reaches g only;
     - "net": sigmoid(net_phi(l_i.detach())), the Meta-Weight-Net;
     - "no_grad": the same, with the loss computed a second time under `torch.no_grad()`;
     - "direct": weight 1; phi reaches F only.

@@ -175,7 +175,7 @@ def test_an_answer_that_ends_by_itself(folder: Path) -> None:
     ended = [reply for reply in replies if reply.finish == "stop"]
     assert ended
     for reply in replies:
-        shown = len(reply.text) + (reply.finish == "stop")  # one character a token, and the end
+        shown = len(reply.text) + (reply.finish == "stop")  # one character per token, and the end
         assert reply.usage.completion >= shown
         assert reply.usage.completion == 40 or reply.finish == "stop"
 

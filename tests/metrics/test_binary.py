@@ -110,7 +110,7 @@ def test_rogan_gladen_inverts_the_apparent_rate():
     ("call", "message"),
     [
         (lambda: binary.auroc([1.0], [0.5]), "outcomes must be 0 or 1; got 0.5"),
-        (lambda: binary.auroc([1.0, 2.0], [1]), "one number an example"),
+        (lambda: binary.auroc([1.0, 2.0], [1]), "one number per example"),
         (lambda: binary.auroc([np.inf], [1]), "infinite"),
         (lambda: binary.auroc([[1.0]], [[1]]), r"a list .* the shape \(1, 1\)"),
         (lambda: binary.brier([1.2], [1]), r"in \[0, 1\]; got 1.2"),

@@ -246,7 +246,7 @@ def test_one_seed_and_two_rates_of_inner_steps_are_drawn(tmp_path, inner_steps):
     for row, steps in zip("ab", inner_steps, strict=True):
         write_run(tmp_path / row, 0, row, inner_steps=steps)
     assert main([str(tmp_path)]) == 0
-    assert "there is one seed a method" in (tmp_path / "report" / "table.md").read_text()
+    assert "there is one seed per method" in (tmp_path / "report" / "table.md").read_text()
     assert (tmp_path / "report" / "learning_curves.png").exists()
 
 

@@ -1,4 +1,4 @@
-"""What the weights are worth: hypergradients against their noise, effective sample size, starts."""
+"""Diagnostics of weights: signal-to-noise of hypergradients, effective sample size, alignments."""
 
 from __future__ import annotations
 

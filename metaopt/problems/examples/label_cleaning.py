@@ -77,13 +77,14 @@ class LabelCleaning(GradientProblem):
         return _losses(inner, *batch).mean()
 
     def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, Tensor]:
-        """Return test accuracy, and the share of training labels judged rightly."""
+        """Return test accuracy, and the share of labels correctly identified as clean or wrong."""
         x, y = self.test
         right = F.linear(x, **inner.params).argmax(1) == y
-        judged = (outer["logit"] < 0) == self.wrong
+        detected = (outer["logit"] < 0) == self.wrong
         return {
-            "test_accuracy": right.float().mean(), "labels_judged_right": judged.float().mean(),
-        }  # fmt: skip
+            "test_accuracy": right.float().mean(),
+            "noise_detection_accuracy": detected.float().mean(),
+        }
 
 
 def _losses(inner: Tree, x: Tensor, y: Tensor) -> Tensor:

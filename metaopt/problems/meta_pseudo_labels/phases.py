@@ -82,7 +82,7 @@ class Pretraining:
 class FineTuning:
     """Train the student on the labelled examples once the outer loop is over.
 
-    With a handful of labels a class this overfits and lowers the accuracy.
+    With a handful of labels per class this overfits and lowers the accuracy.
 
     Args:
         optimizer: how the student is stepped; a small learning rate.

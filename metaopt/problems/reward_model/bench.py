@@ -98,7 +98,7 @@ def evaluate(
     asymmetry and is not empty where all pairs are right.
 
     Args:
-        chosen, rejected: rewards of the answers, one a pair.
+        chosen, rejected: rewards of the answers, one per pair.
         subsets: of each pair.
 
     Raises:

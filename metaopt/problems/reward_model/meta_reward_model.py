@@ -160,7 +160,7 @@ class MetaRewardModel(GradientProblem):
         return loss - self.weight * spread
 
     def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, Tensor]:
-        """Return the task's figures of the deployed models, one a run."""
+        """Return the task's figures of the deployed models, one per run."""
         return self.task.metrics(self.deployed(outer, inner))
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:

@@ -50,7 +50,7 @@ class TextPreferences(PreferenceTask):
             random weights, whose vocabulary size is the tokenizer's.
         transfer: further tests by name; `None` for none.
         unlabelled: which test, `held_out` or one of these, gives half of its pairs, without their
-            labels, as two responses a prompt; the test is then on the other half.
+            labels, as two responses per prompt; the test is then on the other half.
         tokenizer: a folder or an id; `None` for the backbone's, or, with a configuration, one token
             for each word of the training texts.
         pooling: see `RewardModel.on`.

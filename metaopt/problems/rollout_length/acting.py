@@ -28,7 +28,7 @@ def act(
     Args:
         problem: its options, and what the runs' learners are.
         environment: where.
-        runs: given away: their tensors are updated in place.
+        runs: modified in place; do not use them afterwards.
         draw: where randomness comes from, on the device of the runs.
 
     Cost: no wait for the device.

@@ -24,7 +24,7 @@ class ScheduleReport(Report):
 
     Args:
         names: of the tests.
-        groups: the equal groups of the runs, one a method.
+        groups: the equal groups of the runs, one per method.
         phase: real steps P between two decisions.
         outer_steps: outer steps of the whole run.
     """

@@ -23,7 +23,7 @@ class Side(NamedTuple):
 
 
 def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
-    """Write one column a judge: observed rate against probability, and scores by outcome below.
+    """Write one column per judge: observed rate against probability, and scores by outcome below.
 
     Bins have equal mass and the bars are Wilson's 95 % intervals; the axes end where they do.
     """
@@ -96,7 +96,7 @@ def draw_evolution(
     Args:
         tried: (outer step, objective), lower is better; those that are not finite are left out.
         objective: its name.
-        weights: criteria weights of the best template, one mapping an outer step from the first of
+        weights: criteria weights of the best template, one mapping per outer step from the first of
             `tried` on: a second panel. A criterion that a template lacks has weight 0.
         path: where the figure goes.
     """

@@ -76,7 +76,7 @@ def write_report(
         provenance: where the judge comes from, as JSON values: models, data, seeds, versions.
         title: heading of the report.
         objective: name of the outer objective.
-        weights: criteria weights of the best template, one mapping an outer step, where templates
+        weights: criteria weights of the best template, one mapping per outer step, where templates
             are weighted rubrics.
         seed: of the bootstrap.
         criteria: how a judge made of criteria standardises them, so that it can be loaded.

@@ -25,7 +25,7 @@ class Task(Protocol):
     """What is evolved on.
 
     Attributes:
-        queries: the objectives, one text a query.
+        queries: the objectives, one text per query.
         template: the first scoring template.
     """
 
@@ -59,7 +59,7 @@ class KnownTruth(Protocol):
 
 
 class PromptFile:
-    """Queries from a file of JSON lines, one object a query.
+    """Queries from a file of JSON lines, one object per query.
 
         {"query": "name the capital of France", "success": "\\\\bParis\\\\b", "prompts": ["..."]}
 

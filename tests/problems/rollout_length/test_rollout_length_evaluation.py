@@ -72,7 +72,7 @@ class TestMeasures:
         assert steps == 2 * 3 * 30
 
     def test_errors_of_a_model_that_never_ends(self):
-        """It pays 0.5 a step for all 40 steps: the errors are 20 - return and 40 - length."""
+        """It pays 0.5 per step for all 40 steps: the errors are 20 - return and 40 - length."""
         task = CartPole(time_limit=40)
         problem, inner = self.made(task, 2, 1)
         inner.model.params.zero_()

@@ -33,7 +33,7 @@ class ArithmeticCompletion:
         prefixes: Sequence[Sequence[str]],
         draw: np.random.Generator,
     ) -> list[str]:
-        """Return the steps that are missing, one a line, in the style of those that are written.
+        """Return the steps that are missing, one per line, in the style of those that are written.
 
         Raises:
             ValueError: a prompt that is no question of the arithmetic world.

@@ -51,7 +51,7 @@ def sample(policy: Policy, generators: Sequence[Generator], prompts: int, count:
 
     Args:
         policy: policies without a further axis.
-        generators: one a run.
+        generators: one per run.
         prompts, count: numbers >= 1.
 
     Raises:
@@ -101,7 +101,7 @@ def optimise(
     Args:
         reward: differentiable; (R, B, prompt + response) to (R, B).
         reference: where policies start and what the KL is measured from.
-        generators: one a run.
+        generators: one per run.
         betas: coefficients of the KL, each > 0.
         steps, batch: numbers >= 1 of updates and of prompts in each.
         lr: first step size, in units of the reference's deviations, > 0.

@@ -58,7 +58,7 @@ def preference_texts(
         source: pairs that are split into a training part and the test `held_out`.
         transfer: further tests by name; `None` for none.
         unlabelled: which test, `held_out` or one of these, gives half of its pairs, without their
-            labels, as two responses a prompt; the test is then on the other half.
+            labels, as two responses per prompt; the test is then on the other half.
         runs: number R of splits, >= 1; split i is a function of (seed, i).
         training: pairs that train, or their share; see
             `metaopt.problems.reward_model.data.pair.split`.

@@ -115,7 +115,7 @@ class PreferenceWorld:
         makes a superset of labels wrong.
 
         Args:
-            generators: one a run.
+            generators: one per run.
             count: number n of pairs >= 1, each with a prompt of its own.
             noise: share of wrong labels, in [0, 1]: round(noise n) labels, chosen uniformly.
             policy: whose responses; `None` for the SFT policy's.
@@ -150,7 +150,7 @@ class PreferenceWorld:
 
         Args:
             reward: (R, B, d) to (R, B).
-            generators: one a run; in one state, every reward chooses among the same responses.
+            generators: one per run; in one state, every reward chooses among the same responses.
             count, prompts: numbers >= 1 of responses to a prompt, and of prompts.
             policy: whose responses; `None` for the SFT policy's.
         """

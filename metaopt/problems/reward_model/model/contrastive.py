@@ -90,7 +90,7 @@ class Contrastive:
 
     Args:
         model: the architecture; f is not empty, so it has a hidden layer.
-        generators: one a run, or one for all, for the dropped features.
+        generators: one per run, or one for all, for the dropped features.
         kind: simcse or swav.
         items: pairs or differences.
         weight: beta, factor of the loss, >= 0 (the paper: 1 for SimCSE, 0.5 for SwAV on
@@ -129,7 +129,7 @@ class Contrastive:
 
         Args:
             params: of the model, as `FeatureReward.init` returns them.
-            generators: one a model.
+            generators: one per model.
         """
         if self.kind == "simcse":
             return dict(params)

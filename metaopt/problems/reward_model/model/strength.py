@@ -50,7 +50,7 @@ def strengths(
 
     Args:
         model: the architecture.
-        generators: one a run, for all that is random of it.
+        generators: one per run, for all that is random of it.
         chosen, rejected: features (R, n, d).
         models: M >= 1 (the paper has 10).
         folds: >= 2 and at most n; or 1 for margins on the training pairs themselves, as the paper

@@ -65,7 +65,7 @@ def batches(generators: Sequence[Generator], rows: Tensor, recipe: Recipe) -> Te
     given generators in one state see identical batches.
 
     Args:
-        generators: one a run.
+        generators: one per run.
         rows: indices of the pairs of k models a run, (R, k, m).
         recipe: batch size and epochs.
 

@@ -19,7 +19,7 @@ VALLEY = -math.pi / 6
 @final
 @dataclass(frozen=True, kw_only=True)
 class CartPole(Physics):
-    """Balance a pole: reward 1 a step until it leans or the cart leaves the track.
+    """Balance a pole: reward 1 per step until it leans or the cart leaves the track.
 
     The equations, the Euler integration and the start, uniform in [-0.05, 0.05]^4, are those of
     gymnasium's CartPole-v1 (Barto, Sutton and Anderson, IEEE Transactions on Systems, Man, and
@@ -81,7 +81,7 @@ class CartPole(Physics):
 @final
 @dataclass(frozen=True, kw_only=True)
 class MountainCar(Physics):
-    """Reach the goal on a slope: reward -1 a step until then.
+    """Reach the goal on a slope: reward -1 per step until then.
 
     The equations and the start, uniform in [-0.6, -0.4] at rest, are those of gymnasium's
     MountainCar-v0 (Moore, PhD thesis, University of Cambridge, 1990). State and observation:
@@ -143,7 +143,7 @@ class MountainCar(Physics):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Acrobot(Physics):
-    """Raise the tip by one link's length above the pivot: reward -1 a step until then, 0 there.
+    """Raise the tip by one link's length above the pivot: reward -1 per step until then, 0 there.
 
     The "book" equations, one step of fourth-order Runge-Kutta, and the bounds are those of
     gymnasium's Acrobot-v1 (Sutton, NeurIPS 1996; Sutton and Barto, 2018). State: two angles (rad;

@@ -51,8 +51,8 @@ class DQN(Policy):
         capacity: transitions in the replay.
         target_update_every: episodes between two copies of the network into the target network,
             >= 1, counted in the updates of one run's episode, `target_update_every * decisions *
-            updates` of them: R runs are learnt from between two decisions, and one copy a batch of
-            runs would be too few.
+            updates` of them: R runs are learnt from between two decisions, and one copy per batch
+            of runs would be too few.
         exploration: points [episodes finished, probability of a random action], joined by straight
             lines; a batch of R runs counts R episodes, and all its runs share one probability.
         reward_scale: factor on rewards and scores, > 0, which keeps values near 1.

@@ -181,7 +181,7 @@ def _nearest(columns: Collection[str]) -> str:
 
 
 def write(path: str | Path, chains: Sequence[Chain], format: str = "chain") -> None:
-    """Write chains to a file: one array for .json, one row a line for .jsonl; either with .gz.
+    """Write chains to a file: one array for .json, one row per line for .jsonl; either with .gz.
 
     Args:
         path: of the file.
