@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.budget import Ledger
+from metaopt.engine.hooks import check_attributes
 from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.protocols import (
     BilevelProblem,
@@ -59,9 +61,11 @@ class Engine:
     ) -> None:
         self.outer_steps, self.seed = outer_steps, seed
         check_ranges(self, "outer_steps >= 0")
-        self.problem, self.estimator, self.optimizer = problem, estimator, optimizer
+        # A copy, since what an estimator keeps from step to step belongs to one run.
+        self.problem, self.estimator, self.optimizer = problem, copy.copy(estimator), optimizer
         self.loop = loop_of(problem)
-        estimator.check(self.loop)
+        check_attributes(problem)
+        self.estimator.check(self.loop)
         self.outer_step = 0
         self.inner: Any = None
         self.done = True

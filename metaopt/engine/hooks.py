@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 COMMON = frozenset({
@@ -20,6 +21,18 @@ GRADIENT = frozenset({
 })  # fmt: skip
 """What else it looks for on a `GradientProblem`, of a `SampledProblem`'s names the last three."""
 
+SETTINGS = frozenset({
+    "inner_optimizer", "warm_start", "compute_dtype", "frozen", "hard_decisions", "report",
+    "records", "replicates",
+})  # fmt: skip
+"""Those of them that a constructor may set."""
+
+REPORT = frozenset({"snapshot", "figures", "deliver"})
+"""What it looks for on a `Report`."""
+
+RECORDS = frozenset({"open", "spent", "close", "authorisation"})
+"""What it looks for on `Records`."""
+
 SHORT = 8
 """A shorter name is a near miss at one edit, a longer one at two: `reports` and `resort` are words
 of their own."""
@@ -27,18 +40,27 @@ of their own."""
 
 @cache
 def check_names(kind: type, hooks: frozenset[str]) -> None:
-    """Raise a `ValueError` if a problem's class has a public name that is a near miss of a hook's.
+    """Raise a `ValueError` if a class has a public name that is a near miss of a hook's.
 
     A hook that is misspelt would never be called, and nothing would say so.
     """
-    for name in dir(kind):
+    _check(kind.__name__, dir(kind), hooks)
+
+
+def check_attributes(thing: object) -> None:
+    """Raise the same error for an attribute of an object that is a near miss of a setting."""
+    _check(type(thing).__name__, vars(thing), SETTINGS)
+
+
+def _check(kind: str, names: Iterable[str], hooks: frozenset[str]) -> None:
+    for name in names:
         if name.startswith("_") or name in hooks:
             continue
         for hook in sorted(hooks):
             most = 1 if len(hook) < SHORT else 2
             if abs(len(name) - len(hook)) <= most and edit_distance(name, hook) <= most:
                 raise ValueError(
-                    f"{kind.__name__}.{name} is never called by metaopt: did you mean {hook}? "
+                    f"{kind}.{name} is never used by metaopt: did you mean {hook}? "
                     f"If not, rename it: a name that looks like {hook} is taken for a misspelling."
                 )
 

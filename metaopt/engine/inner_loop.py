@@ -82,6 +82,7 @@ class InnerLoop:
     Attributes:
         outer_step: outer steps taken so far; the engine sets it.
         updates_state: whether inner steps change the problem's own state.
+        prepares_batches: whether the problem adds to its inner batches.
     """
 
     def __init__(self, problem: GradientProblem) -> None:
@@ -90,6 +91,7 @@ class InnerLoop:
         # Where update_state is the base's, no step changes the state, and no estimator has to carry
         # or refuse its derivative.
         self.updates_state = type(problem).update_state is not GradientProblem.update_state
+        self.prepares_batches = type(problem).prepare_batch is not GradientProblem.prepare_batch
 
     @property
     def optimizer(self) -> InnerOptimizer:
@@ -129,6 +131,13 @@ class InnerLoop:
         params = _copied(self.problem.init_params(outer, generator(fold(key, "params"))))
         state = _copied(self.problem.init_state(outer, params))
         buffers = _copied(self.problem.init_buffers(outer, params))
+        shared = sorted(params.keys() & {*buffers, *self.frozen})
+        if shared:
+            raise ValueError(
+                f"{type(self.problem).__name__}.init_params returns {shared[0]!r}, and so do its "
+                f"buffers or frozen weights, which a loss would get in its place; each name is one "
+                f"tensor."
+            )
         loss = next(iter(params.values())).new_full((), torch.nan)
         return GradientState(params, buffers, state, self.optimizer.init(params), 0, loss)
 
@@ -153,7 +162,10 @@ class InnerLoop:
         # same batch however often it is asked for. Decisions have a stream to themselves, so that
         # they do not depend on how much the batch has drawn.
         batch = self.problem.inner_batch(replace(draw))
-        with torch.no_grad():
+        if not self.prepares_batches:
+            return batch
+        # Labels that a network with dropout decides: a step that is recomputed gets them again.
+        with torch.no_grad(), replay(fold(draw.key, "decide")):
             return self.problem.prepare_batch(
                 outer, self.tensors(inner), batch, replace(draw, stream="decide")
             )

@@ -155,7 +155,14 @@ class _Scheduled:
         Raises:
             ValueError: `slope` is clipped: with a decay, the steps then converge elsewhere.
         """
-        decays = {n: decay for names, _, decay in self._grouped(tuple(params), 0) for n in names}
+        groups = self._grouped(tuple(params), 0)
+        if any(lr == 0 for _, lr, _ in groups) and any(lr for _, lr, _ in groups):
+            raise ValueError(
+                "a group with lr=0 never moves, while an implicit estimator solves for all "
+                "parameters. Return those weights as the problem's `frozen`, or use "
+                "estimator=unroll."
+            )
+        decays = {n: decay for names, _, decay in groups for n in names}
         if not any(decays.values()):
             return slope
         if self.clip_norm is not None and tree.norm(tree.detach(slope)) > self.clip_norm:

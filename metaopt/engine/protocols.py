@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
 
-from metaopt.engine.hooks import BLACK_BOX, COMMON, check_names
+from metaopt.engine.hooks import BLACK_BOX, COMMON, RECORDS, REPORT, check_names
 
 Tree = dict[str, Tensor]
 """Named tensors, as `torch.nn.Module.state_dict` names them."""
@@ -64,6 +64,7 @@ Snapshots = Sequence[tuple[int, dict[str, Any]]]
 
 P = TypeVar("P", bound="BilevelProblem")
 R = TypeVar("R", bound="Report")
+S = TypeVar("S", bound="Records")
 
 
 class Report:
@@ -76,7 +77,9 @@ class Report:
     """
 
     def __new__(cls: type[R], *args: Any, **kwargs: Any) -> R:
-        """Return a report whose parts fit each other."""
+        """Return a report whose parts fit each other and are spelt as the engine calls them."""
+        kind: type = cls
+        check_names(kind, REPORT)
         if cls.figures is not Report.figures and cls.snapshot is Report.snapshot:
             raise TypeError(
                 f"{cls.__name__}.figures draws snapshots, and {cls.__name__} takes none; define "
@@ -111,6 +114,12 @@ class Records:
     """
 
     authorisation: Mapping[str, str] | None = None
+
+    def __new__(cls: type[S], *args: Any, **kwargs: Any) -> S:
+        """Return records whose parts are spelt as the engine calls them."""
+        kind: type = cls
+        check_names(kind, RECORDS)
+        return super().__new__(cls)
 
     def open(self, folder: Path) -> None:
         """Continue the records of the run in `folder`; called once, before the first step."""
@@ -252,7 +261,10 @@ class OuterOptimizer(Protocol):
     """Proposes outer variables and learns from the feedback; `ask` and `tell` alternate."""
 
     def init(self, outer: Any) -> None:
-        """Take the problem's first outer variable; called once, before everything else."""
+        """Start over from the problem's first outer variable.
+
+        Called before everything else; what an earlier run left in the optimizer is forgotten.
+        """
         ...
 
     def ask(self, key: int) -> Any:

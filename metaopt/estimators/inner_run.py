@@ -141,7 +141,7 @@ def require_gradients(loop: Any, estimator: str, through_decisions: bool = True)
 def _refuse_start_from_outer(loop: InnerLoop, estimator: str) -> None:
     """Raise a `ValueError` if each run starts from a theta_0 made of phi."""
     start = loop.initial(tree.leaves(loop.problem.init_outer(generator(0))), 0)
-    if any(t.requires_grad for t in start.params.values()):
+    if any(t.requires_grad for t in [*start.params.values(), *tree.tensors(start.state)]):
         raise ValueError(
             f"{estimator} holds theta_0 fixed, and {type(loop.problem).__name__} makes it from "
             f"the outer variable (warm_start=False): its derivative would be missing. Use "
@@ -185,8 +185,8 @@ def _refuse_unconnected(loop: InnerLoop, estimator: str, steps: int) -> None:
     phi = tree.leaves(loop.problem.init_outer(generator(0)))
     start = loop.initial(phi, 0)
     made = [*start.params.values(), *tree.tensors(start.state)]
-    if not loop.problem.warm_start and any(t.requires_grad for t in made):
-        return
+    if any(t.requires_grad for t in made) and not loop.problem.warm_start:
+        return  # and an estimator that does not carry it has refused it before
     inner = tree.detach(start)
     # A problem may let phi in later than at the first step: the last one and a solve's count too.
     draws = [loop.draw(inner, 0, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]

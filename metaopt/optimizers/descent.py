@@ -62,7 +62,7 @@ class Descent:
             TypeError: phi is not a dict of floating-point tensors, or the algorithm or scheduler
                 needs more than one gradient per step.
         """
-        self._outer = tree.clone(tree.named_tensors(outer, "Descent"))
+        self._outer, self._steps = tree.clone(tree.named_tensors(outer, "Descent")), 0
         self._moments: State = {} if self._named is None else self._named.init(self._outer)
         self._optimizer = self._torch_optimizer()
         self._schedule = None

@@ -56,7 +56,7 @@ class MirrorDescent:
         """
         for name, value in tree.named_tensors(outer, "MirrorDescent").items():
             _require_simplex(name, value)
-        self._outer = tree.clone(outer)
+        self._outer, self._steps = tree.clone(outer), 0
         self._sum = tree.zeros_like(outer)
         self._square = {k: torch.zeros((), dtype=v.dtype, device=v.device)
                         for k, v in outer.items()}  # fmt: skip

@@ -42,6 +42,7 @@ class OpenLoop(ABC):
             ValueError: it names something that the outer variable does not hold.
         """
         self._initial = self._best = tree.clone(outer)
+        self._outer, self._value, self._step, self._again = None, math.inf, 0, False
         self._propose(self._initial, 0, 0)  # a function of its arguments: only to see it fail
 
     @final

@@ -149,6 +149,8 @@ class Schedule:
         if largest is not None:
             check_cap("Schedule", "values", largest, self.cap)
         self._initial = tree.clone(outer)
+        self._step = self._asked = 0
+        self._steps = 1
         self._at(0)  # raises where the values do not fit, before the run
 
     def ask(self, key: int) -> Any:

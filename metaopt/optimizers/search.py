@@ -118,6 +118,7 @@ class Search:
         A `PureProposer` is called once, so that one that cannot change it fails before the run.
         """
         self._initial = tree.clone(outer)
+        self._archive, self._latest, self._pending = [], None, None
         if isinstance(self.proposer, PureProposer):
             self.proposer([Trial(self._initial, math.inf)], 0)
 

@@ -8,9 +8,11 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Mapping, Sized
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metaopt.runs.errors import ConfigError
@@ -109,6 +111,7 @@ def _name(thing: Any) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return f"a tensor of shape {tuple(value.shape)}, {blake2b(data, digest_size=8).hexdigest()}"
     # An address would make equal runs differ.
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:80]

@@ -50,6 +50,15 @@ class RunContract:
         torch.manual_seed(2)
         assert identical(first, _run(make(), self.outer_steps))
 
+    def test_roles_used_before_start_over(self, make: Callable[[], Parts]) -> None:
+        """An estimator and an optimizer that another run has used give what new ones give."""
+        problem, estimator, optimizer = make()
+        if problem.records is not None:
+            pytest.skip("its optimizer asks by the problem's own records")
+        first = _run((problem, estimator, optimizer), self.outer_steps)
+        again = _run((make()[0], estimator, optimizer), self.outer_steps)
+        assert identical(first, again)
+
     def test_resumed_run_continues_to_the_bit(
         self, make: Callable[[], Parts], tmp_path: Path
     ) -> None:

@@ -103,7 +103,7 @@ class QLearning:
         self.table, self.seen, self.action = {}, "start", None
 
     def init(self, outer):
-        self.action = outer
+        self.action, self.table, self.seen = outer, {}, "start"
 
     def ask(self, key):
         draw = generator(key)

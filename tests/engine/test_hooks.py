@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metaopt import Engine, GradientProblem, Problem
+from metaopt import Engine, GradientProblem, Problem, Records, Report
 from metaopt.engine.gradient_problem import SampledProblem
 from metaopt.engine.hooks import BLACK_BOX, COMMON, GRADIENT, edit_distance
 from metaopt.engine.inner_optimizers import SGD
@@ -42,7 +42,7 @@ def test_the_list_of_hooks_is_what_the_bases_have():
 )
 def test_a_near_miss_of_a_hook_is_refused(name, hook):
     kind = type("Mine", (Ridge,), {name: lambda self, *arguments: None})
-    with pytest.raises(ValueError, match=rf"Mine\.{name} is never called.*did you mean {hook}\?"):
+    with pytest.raises(ValueError, match=rf"Mine\.{name} is never used.*did you mean {hook}\?"):
         kind()
 
 
@@ -105,3 +105,22 @@ def test_attributes_of_the_same_names_are_free():
 )
 def test_edit_distance(a, b, distance):
     assert edit_distance(a, b) == edit_distance(b, a) == distance
+
+
+def test_a_hook_misspelt_in_the_constructor_is_refused():
+    class Cold(Ridge):
+        def __init__(self):
+            super().__init__()
+            self.warmstart = False
+
+    with pytest.raises(ValueError, match=r"Cold\.warmstart is never used .* mean warm_start"):
+        Engine(Cold(), Unroll(1), Descent("sgd", lr=0.1), outer_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "hook"),
+    [(Report, "snapshots", "snapshot"), (Report, "figure", "figures"), (Records, "opens", "open")],
+)
+def test_a_misspelt_part_of_a_report_or_records_is_refused(base, name, hook):
+    with pytest.raises(ValueError, match=f"mean {hook}"):
+        type("Mine", (base,), {name: lambda self: None})()

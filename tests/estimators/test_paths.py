@@ -183,3 +183,47 @@ def test_a_derivative_of_zero_is_no_error(name):
 def test_the_direct_term_alone_is_for_direct():
     problem = Plain(CUTS["not read"], direct=True)
     torch.testing.assert_close(hypergradient(problem, Direct(3)), 2 * problem.init_outer(None)["w"])
+
+
+class Anchored(Adapted):
+    """iMAML's anchor kept in the state: g pulls theta to a copy of phi that the start made."""
+
+    def init_params(self, outer, generator):
+        return {"w": torch.zeros(4, dtype=torch.float64)}
+
+    def init_state(self, outer, params):
+        return {"anchor": outer["w"].clone()}
+
+    def inner_loss(self, outer, inner, batch):
+        return self.distance(inner, batch) + ((inner["w"] - inner.state["anchor"]) ** 2).sum()
+
+
+@pytest.mark.parametrize("name", HOLDS_START)
+def test_a_state_made_from_phi_is_refused_where_it_is_held_fixed(name):
+    with pytest.raises(ValueError, match=r"holds theta_0 fixed.*estimator=unroll"):
+        HOLDS_START[name].check(InnerLoop(Anchored()))
+
+
+def test_a_state_made_from_phi_is_differentiated():
+    exact = hypergradient(Anchored(), Unroll(3))
+    torch.testing.assert_close(hypergradient(Anchored(), Forward(3)), exact)
+    outer, problem, grad = Anchored().init_outer(None), Anchored(), []
+    for i in range(4):
+        ends = []
+        for radius in (1e-5, -1e-5):
+            phi = {"w": outer["w"].clone()}
+            phi["w"][i] += radius
+            loop = InnerLoop(problem)
+            inner = loop.run(phi, loop.start(phi, None, 0), 0, 3)
+            ends.append(float(loop.evaluate(phi, inner, 0).value))
+        grad.append((ends[0] - ends[1]) / 2e-5)
+    torch.testing.assert_close(exact, torch.tensor(grad, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_names_that_would_hide_each_other_are_refused():
+    class Hidden(Adapted):
+        def init_buffers(self, outer, params):
+            return {"w": torch.ones(4)}
+
+    with pytest.raises(ValueError, match="init_params returns 'w', and so do its buffers"):
+        InnerLoop(Hidden()).start(Hidden().init_outer(None), None, 0)

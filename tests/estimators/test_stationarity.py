@@ -144,3 +144,13 @@ def test_a_sketch_of_a_singular_system_is_finite_without_damping():
     v = {"weight": torch.ones(4, dtype=torch.float64) * (weights > 0)}
     q, _, _ = solver(lambda p: {"weight": weights * p["weight"]}, v, {}, 0)
     torch.testing.assert_close(q["weight"][:2], 1 / weights[:2], rtol=1e-3, atol=0)
+
+
+def test_a_group_that_never_moves_is_refused_in_a_solve():
+    optimizer = SGD(lr=0.1, groups=[{"match": "weight", "lr": 0.0}])
+    loop = InnerLoop(Ridge(inner_optimizer=optimizer))
+    Implicit().check(loop)  # nothing moves, so nothing is solved for in vain
+    stationary = optimizer.stationary_gradient
+    zeros = {"weight": torch.zeros(2), "bias": torch.zeros(2)}
+    with pytest.raises(ValueError, match="a group with lr=0 never moves"):
+        stationary(zeros, zeros)

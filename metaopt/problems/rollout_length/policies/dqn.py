@@ -91,7 +91,16 @@ class DQN(Policy):
         )  # fmt: skip
         if any(width < 1 for width in widths):
             raise ValueError(f"DQN needs widths >= 1; got {list(widths)}.")
-        self._replay = Replay(capacity)
+        self.capacity = capacity
+        self._forget()
+
+    def init(self, outer: Any) -> None:
+        """Forget what was learned and copy the first lengths; see `Policy.init`."""
+        super().init(outer)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._replay = Replay(self.capacity)
         self._network: tuple[QNetwork, QViews] | None = None
         self._action: Tensor | None = None
         self._episode: list[Batch] = []  # decisions that wait for their final score

@@ -61,7 +61,7 @@ class Policy(ABC):
             TypeError: the outer variable is not one whole number per run.
         """
         self._initial = lengths_of(outer, type(self).__name__)
-        self._outer = self._initial.clone()
+        self._outer, self._observed = self._initial.clone(), None
 
     def ask(self, key: int) -> Tensor:
         """Return the lengths of the next outer step, long [R]."""
