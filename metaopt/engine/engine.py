@@ -29,7 +29,7 @@ from metaopt.engine.ranges import check_ranges
 class Engine:
     """Alternates the outer optimizer and the estimator.
 
-    for step, feedback in engine: log, checkpoint, stop: whatever the caller wants.
+    The caller iterates over it, and logs, writes checkpoints or stops between two steps.
 
     Args:
         problem, estimator, optimizer: the three roles; see `metaopt.engine.protocols`.
@@ -47,6 +47,14 @@ class Engine:
         NonFiniteError: from iteration, when a meta-objective or a hypergradient is not finite;
             the optimizer has then not been told, so its state is still good. Without a gradient
             +inf is legal: an infeasible candidate.
+
+    Example:
+        >>> from metaopt import Descent, Engine, Unroll
+        >>> from metaopt.problems.examples import Ridge
+        >>> engine = Engine(Ridge(), Unroll(inner_steps=5), Descent("adam", lr=0.1), outer_steps=30)
+        >>> losses = [float(feedback.value) for step, feedback in engine]
+        >>> losses[-1] < losses[0]
+        True
     """
 
     def __init__(

@@ -212,6 +212,10 @@ class SGD(_Scheduled):
     d = g + weight_decay * theta;  b = momentum * b + d;
     theta <- theta - lr * (d + momentum * b if nesterov else b).
     Equal to `torch.optim.SGD` with dampening 0.
+
+    Example:
+        >>> SGD(lr=0.1).update({"w": torch.ones(1)}, {"w": torch.full((1,), 2.0)}, {}, 0)
+        ({'w': tensor([0.8000])}, {})
     """
 
     momentum: float = 0.0
@@ -314,6 +318,13 @@ class Adam(_Scheduled):
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
     theta <- theta - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
     Weight decay is added to g, as in `torch.optim.Adam`.
+
+    Example:
+        >>> adam, params = Adam(lr=0.1), {"w": torch.ones(1)}
+        >>> state = adam.init(params)
+        >>> adam.update_(params, {"w": torch.full((1,), 2.0)}, state, 0)  # in place
+        >>> params
+        {'w': tensor([0.9000])}
     """
 
     betas: Sequence[float] = (0.9, 0.999)
@@ -370,6 +381,12 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019).
 
     theta <- (1 - lr * weight_decay) theta before Adam's step; equal to `torch.optim.AdamW`.
+
+    Example:
+        >>> adamw, params = AdamW(lr=0.1, weight_decay=0.5), {"w": torch.ones(1)}
+        >>> adamw.update_(params, {"w": torch.full((1,), 2.0)}, adamw.init(params), 0)
+        >>> params
+        {'w': tensor([0.8500])}
     """
 
     weight_decay: float = 0.01

@@ -23,6 +23,13 @@ class Direct(InnerRun):
     Cost: K gradients and one evaluation of F, with a reverse pass only through what depends on phi.
 
     Reference: Sagawa et al., group DRO, ICLR 2020.
+
+    Example:
+        >>> from metaopt import Direct, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> (row,) = check(Quadratic(), {"direct": Direct()})
+        >>> row.cosine  # F holds phi only as rho |phi|^2 / 2, and phi starts at 0
+        0.0
     """
 
     least_steps = 0

@@ -43,6 +43,14 @@ class EvolutionStrategies(InnerRun):
 
     References: Nesterov and Spokoiny, Foundations of Computational Mathematics 2017 (the smoothed
     gradient); Vicol et al., Persistent Evolution Strategies, ICML 2021.
+
+    Example:
+        >>> from metaopt import EvolutionStrategies, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> strategies = EvolutionStrategies(pairs=64, inner_steps=5)
+        >>> (row,) = check(Quadratic(), {"strategies": strategies})
+        >>> row.cosine > 0.8
+        True
     """
 
     least_steps = 0

@@ -84,6 +84,14 @@ class FiniteDifference(CentralDifference):
     recomputed without the replay.
 
     Reference: Liu et al., DARTS, ICLR 2019.
+
+    Example:
+        >>> from metaopt import FiniteDifference, Identity, Implicit, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> estimators = {"difference": FiniteDifference(), "t1-t2": Implicit(Identity())}
+        >>> rows = check(Quadratic(), estimators)
+        >>> abs(rows[0].error - rows[1].error) < 1e-6
+        True
     """
 
     def direction(

@@ -31,6 +31,19 @@ class FirstOrder(InnerRun):
 
     Reference: Finn et al., MAML, ICML 2017 (first-order approximation); Nichol et al.,
     arXiv 1803.02999, 2018.
+
+    Example:
+        >>> import torch
+        >>> from metaopt import SGD, Descent, FirstOrder, GradientProblem, run
+        >>> class Adaptation(GradientProblem):
+        ...     inner_optimizer, warm_start = SGD(lr=0.1), False
+        ...     init_outer = lambda self, generator: {"x": torch.ones(1)}
+        ...     init_params = lambda self, outer, generator: dict(outer)
+        ...     inner_batch = outer_batch = lambda self, draw: None
+        ...     inner_loss = outer_loss = lambda self, phi, theta, batch: theta["x"].square().sum()
+        >>> done = run(Adaptation(), FirstOrder(), Descent(lr=0.1), outer_steps=20, progress=False)
+        >>> done.outer["x"] < 0.05
+        tensor([True])
     """
 
     carries_start = True  # in a first-order approximation

@@ -39,6 +39,14 @@ class Forward(InnerRun):
         ValueError: from `check`, when the outer variable has more than 64 numbers.
 
     Reference: Franceschi et al., ICML 2017.
+
+    Example:
+        >>> from metaopt import Forward, Unroll, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> estimators = {"forward": Forward(inner_steps=10), "unroll": Unroll(inner_steps=10)}
+        >>> rows = check(Quadratic(), estimators)
+        >>> abs(rows[0].error - rows[1].error) < 1e-6
+        True
     """
 
     carries_start = True

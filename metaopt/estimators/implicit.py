@@ -38,6 +38,13 @@ class Implicit(InnerRun):
     graph costs about 2.1 gradients; see benchmarks/README.md).
 
     References: Pedregosa, ICML 2016; Lorraine et al., AISTATS 2020; Grazzi et al., ICML 2020.
+
+    Example:
+        >>> from metaopt import ConjugateGradient, Implicit, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> (row,) = check(Quadratic(), {"cg": Implicit(ConjugateGradient(iterations=20))})
+        >>> row.error < 0.001
+        True
     """
 
     least_steps = 0

@@ -30,6 +30,14 @@ class Nystrom:
 
     References: Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 2023;
     Hataya and Yamada, AISTATS 2023.
+
+    Example:
+        >>> from metaopt import ConjugateGradient, Implicit, Nystrom, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> solve = ConjugateGradient(iterations=5, preconditioner=Nystrom(rank=5))
+        >>> (row,) = check(Quadratic(), {"preconditioned": Implicit(solve)})
+        >>> row.error < 0.01
+        True
     """
 
     rank: int = 20

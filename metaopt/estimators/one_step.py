@@ -37,6 +37,13 @@ class OneStep(InnerRun):
 
     References: Pham et al., Meta Pseudo Labels, CVPR 2021 (the one-step hypergradient);
     Liu et al., DARTS, ICLR 2019.
+
+    Example:
+        >>> from metaopt import OneStep, Unroll, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> rows = check(Quadratic(), {"one step": OneStep(), "unroll": Unroll(inner_steps=1)})
+        >>> abs(rows[0].error - rows[1].error) < 1e-6
+        True
     """
 
     carries_state = True

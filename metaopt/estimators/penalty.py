@@ -40,6 +40,14 @@ class Penalty(InnerRun):
 
     References: Kwon et al., F2SA, ICML 2023; Shen and Chen, PBGD, ICML 2023; Liu et al., BOME,
     NeurIPS 2022; Pan et al., ScaleBiO, arXiv 2406.19976, 2024.
+
+    Example:
+        >>> from metaopt import Penalty, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> penalty = Penalty(strength=1000.0, initial=1000.0, inner_steps=20)
+        >>> (row,) = check(Quadratic(), {"penalty": penalty})
+        >>> row.error < 0.1
+        True
     """
 
     needs_stationarity = True

@@ -29,6 +29,13 @@ class Sama(CentralDifference):
     a few inner steps before the first hypergradient tame it.
 
     Reference: Choe et al., Making Scalable Meta Learning Practical, NeurIPS 2023.
+
+    Example:
+        >>> from metaopt import Sama, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> (row,) = check(Quadratic(), {"sama": Sama()})
+        >>> row.cosine > 0.95, row.error > 0.5
+        (True, True)
     """
 
     direction_gradients = 1

@@ -17,6 +17,15 @@ class Score(InnerRun):
         inner_steps: number K of inner steps, >= 0.
 
     Cost: K inner steps and one evaluation, beside what the problem charges itself.
+
+    Example:
+        >>> from metaopt import Score, Search, run
+        >>> from metaopt.optimizers import Mutation
+        >>> from metaopt.problems.examples import Knapsack
+        >>> search = Search(Mutation(vocabulary=["add", "drop", "worst", "swap"]))
+        >>> result = run(Knapsack(), Score(inner_steps=2), search, 20, progress=False)
+        >>> result.outer != "add"  # a better list of moves than the first one
+        True
     """
 
     least_steps = 0

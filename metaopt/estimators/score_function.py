@@ -46,6 +46,15 @@ class ScoreFunction(InnerRun):
     `per_example` one forward-mode evaluation of g.
 
     References: Williams, Machine Learning 1992; Pham et al., Meta Pseudo Labels, CVPR 2021.
+
+    Example:
+        >>> from metaopt import SGD, Descent, ScoreFunction, run
+        >>> from metaopt.nn import MLP
+        >>> from metaopt.problems.meta_pseudo_labels import MetaPseudoLabels
+        >>> from metaopt.problems.meta_pseudo_labels.data import two_moons
+        >>> problem = MetaPseudoLabels(two_moons(), MLP, MLP, SGD(lr=0.1))
+        >>> estimator = ScoreFunction(baseline=0.9)
+        >>> result = run(problem, estimator, Descent("sgd", lr=0.1), 5, progress=False)
     """
 
     differentiates_inner = False

@@ -29,6 +29,13 @@ class Soba(InnerRun):
     the solution. With a rate tuned for Adam or for momentum set `step`.
 
     Reference: Dagréou et al., A framework for bilevel optimization, NeurIPS 2022.
+
+    Example:
+        >>> from metaopt import Soba, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> cold, warm = check(Quadratic(), {"soba": Soba()}, warm_steps=50)
+        >>> cold.error, warm.error < 0.2
+        (1.0, True)
     """
 
     needs_stationarity = True

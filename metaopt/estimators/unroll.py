@@ -41,6 +41,13 @@ class Unroll(InnerRun):
 
     References: Maclaurin et al., ICML 2015; Franceschi et al., ICML 2017 (reverse mode); Finn et
     al., MAML, ICML 2017; Chen et al., arXiv 1604.06174, 2016 (segments).
+
+    Example:
+        >>> from metaopt import Unroll, check
+        >>> from metaopt.problems.examples import Quadratic
+        >>> (row,) = check(Quadratic(), {"unroll": Unroll(inner_steps=50)})
+        >>> row.error < 0.01
+        True
     """
 
     carries_state = True

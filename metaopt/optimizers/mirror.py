@@ -30,6 +30,13 @@ class MirrorDescent:
     References: Kivinen and Warmuth, Information and Computation 132, 1997; with smoothing and
     average, Xie et al., DoReMi, NeurIPS 2023; Fan et al., DoGE, ICML 2024; without, on the worst
     group, Sagawa et al., group DRO, ICLR 2020.
+
+    Example:
+        >>> mirror = MirrorDescent(lr=1.0)
+        >>> mirror.init({"weights": torch.tensor([0.5, 0.5])})
+        >>> mirror.tell(Feedback(0.0, {"weights": torch.tensor([1.0, -1.0])}))
+        >>> mirror.solution
+        {'weights': tensor([0.1192, 0.8808])}
     """
 
     def __init__(

@@ -93,6 +93,15 @@ class Random(OpenLoop):
             names; `None` draws tensors and numbers from Normal(initial value, 1).
 
     References: Bergstra and Bengio, JMLR 2012.
+
+    Example:
+        >>> from metaopt.optimizers import Uniform
+        >>> random = Random(Uniform(-1.0, 1.0))
+        >>> random.init(3.0)
+        >>> for key in range(50):
+        ...     random.tell(Feedback(random.ask(key) ** 2))
+        >>> abs(random.solution) < 0.1
+        True
     """
 
     def __init__(self, space: Space | None = None) -> None:
@@ -117,6 +126,15 @@ class Grid(OpenLoop):
 
     Raises:
         ValueError: an axis is empty.
+
+    Example:
+        >>> grid = Grid({"lr": [0.1, 0.2], "steps": [1, 2]}, relative=False)
+        >>> grid.init({"lr": 0.0, "steps": 0})
+        >>> for key in range(grid.size):
+        ...     point = grid.ask(key)
+        ...     grid.tell(Feedback(abs(point["lr"] * point["steps"] - 0.2) + point["lr"]))
+        >>> grid.solution
+        {'lr': 0.1, 'steps': 2}
     """
 
     def __init__(

@@ -129,6 +129,14 @@ class Schedule:
             last decision of an episode; needs a problem with such observations.
         cap: largest value that the problem takes, for a check before the first step of functions
             that say how far they go (those above); `None` for no check.
+
+    Example:
+        >>> schedule = Schedule(Linear([[0, 0], [2, 8]], integer=True))
+        >>> schedule.init(0)
+        >>> for key in range(3):
+        ...     print(schedule.ask(key), end=" ")
+        ...     schedule.tell(Feedback(0.0))
+        0 4 8
     """
 
     def __init__(

@@ -85,6 +85,15 @@ class Search:
 
     References: Yang et al., Large Language Models as Optimizers, ICLR 2024 (an archive shown to a
     proposer); Rechenberg, Evolutionsstrategie, 1973 (a mutation with "if_better").
+
+    Example:
+        >>> from metaopt.optimizers import Mutation
+        >>> search = Search(Mutation(scale=0.5))
+        >>> search.init(3.0)
+        >>> for key in range(50):
+        ...     search.tell(Feedback(search.ask(key) ** 2))
+        >>> abs(search.solution) < 0.5
+        True
     """
 
     def __init__(
