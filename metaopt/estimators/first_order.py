@@ -41,8 +41,7 @@ class FirstOrder(InnerRun):
         ...     init_params = lambda self, outer, generator: dict(outer)
         ...     inner_batch = outer_batch = lambda self, draw: None
         ...     inner_loss = outer_loss = lambda self, phi, theta, batch: theta["x"].square().sum()
-        >>> done = run(Adaptation(), FirstOrder(), Descent(lr=0.1), outer_steps=20, progress=False)
-        >>> done.outer["x"] < 0.05
+        >>> run(Adaptation(), FirstOrder(), Descent(lr=0.1), 20, progress=False).outer["x"] < 0.05
         tensor([True])
     """
 
