@@ -8,7 +8,7 @@ QUIET ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(QUIET) $(PIP_EXTRA) -c constraints.txt
-# Public data for the tests: a folder beside this one, unless METAOPT_DATA names another.
+# Public data for the tests: a folder next to this one, unless METAOPT_DATA names another.
 DATA := $(abspath $(wildcard ../shared/data))
 # Processes that train at once in the demo
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)

@@ -1,4 +1,4 @@
-"""Cost of an inner run by how many go batched, and of an update beside stable-baselines3's."""
+"""Cost of an inner run by the size of its batch, and of an update against stable-baselines3's."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def main() -> None:
         print(f"{'stable-baselines3, updates alone':<36}{alone:9.0f}")
         print(f"{'stable-baselines3, DQN.learn':<36}{learning:9.0f}")
         for name, rate in rates.items():
-            beside = alone if "alone" in name else learning
-            print(f"{name:<36}{rate:9.0f} {rate / beside:7.1f} times stable-baselines3's")
+            reference = alone if "alone" in name else learning
+            print(f"{name:<36}{rate:9.0f} {rate / reference:7.1f} times stable-baselines3's")
     else:
         for name, rate in rates.items():
             print(f"{name:<36}{rate:9.0f}")

@@ -82,7 +82,7 @@ CONTEXT = {
     },
     "tracker": {"wandb": ["tracker.mode=disabled"]},
 }
-"""What an option needs beside `problem=ridge`, where that is not enough."""
+"""What an option needs in addition to `problem=ridge`, where that is not enough."""
 
 
 def arguments(group: str, option: str) -> list[str]:

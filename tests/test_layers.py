@@ -23,7 +23,7 @@ ALLOWED = {
     **{f"problems.{family}": FAMILY for family in FAMILIES},
     "problems.rollout_length.policies": FAMILY | {"optimizers", "problems.rollout_length"},
 }
-"""What each part may import of metaopt beside itself; parts that are not listed: all but `cli`."""
+"""What each part may import of metaopt except itself; parts that are not listed: all but `cli`."""
 
 EXCEPTIONS = {
     "problems.reward_model.pair_weights": {"problems.domain_reweighting"},
@@ -31,7 +31,7 @@ EXCEPTIONS = {
     "runs.errors": {"llm.errors"},
     "runs.python": {"cli"},  # within functions: a run of the command is made as the command does
 }
-"""What single modules may import beside that."""
+"""What single modules may import in addition to that."""
 
 OWNERS = {"hydra": "cli", "omegaconf": "cli", "wandb": "runs.tracking"}
 

@@ -1,4 +1,4 @@
-"""Where YAML files and the Python beside them are looked for."""
+"""Where YAML files and the Python files next to them are looked for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def given() -> list[str]:
 
 
 def use(arguments: Sequence[str]) -> list[str]:
-    """Take `--config-dir` out of the arguments and let its folder, and the Python beside, be found.
+    """Take `--config-dir` out of the arguments; make its YAML and the Python next to it available.
 
     The working folder and the parent of the config folder come first on the import path, of this
     process and, by PYTHONPATH, of those that launchers start. Without the flag, the environment

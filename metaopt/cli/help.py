@@ -32,7 +32,7 @@ MORE = {
     "metaopt --help train": "the keys of every run: outer_steps, seed, device, ...",
     "metaopt --cfg job problem=ridge": "the composed config; run nothing",
     "metaopt resume=<run folder>": "continue from the last checkpoint",
-    "metaopt --config-dir conf problem=mine": "options of your own, and the Python beside them",
+    "metaopt --config-dir conf problem=mine": "options of your own, and the Python next to them",
     "metaopt --hydra-help, --info": "Hydra's own flags",
 }
 

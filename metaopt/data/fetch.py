@@ -59,7 +59,7 @@ def _get(url: str, target: Path, sha256: str) -> None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Written beside the target and moved once its hash is right; removed where it fails.
+        # Written next to the target and moved once its hash is right; removed where it fails.
         download_url_to_file(url, str(target), sha256, progress=False)
     except RuntimeError as error:
         raise FetchError(

@@ -104,7 +104,7 @@ class Report:
 
 
 class Records:
-    """What a problem keeps beside the run: answers of language models that were paid for.
+    """What a problem keeps outside of the run: answers of language models that were paid for.
 
     Override what is needed. `Problem.records` holds an instance of the subclass.
 
@@ -142,7 +142,7 @@ class BilevelProblem(ABC):
 
     Attributes:
         report: what is drawn and delivered, or `None`.
-        records: what is kept beside the run, or `None`.
+        records: what is kept outside of the run, or `None`.
         replicates: number R of independent replicates that a vectorized problem trains at once.
             Its losses are sums over them, so that each trains as it would alone; the log has the
             means.
@@ -184,7 +184,7 @@ class BilevelProblem(ABC):
         return inner
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
-        """Return what the run has cost beside `spent`, the outer steps' sum, by unit.
+        """Return what the run has cost in addition to `spent`, the outer steps' sum, by unit.
 
         Called once, after `finish`; the engine adds it to the ledger.
         """

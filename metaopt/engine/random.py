@@ -55,7 +55,7 @@ def replay(key: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Draw:
-    """Which batch is drawn: everything that a batch may depend on, beside the problem itself.
+    """Which batch is drawn: everything that a batch may depend on, apart from the problem itself.
 
     Example:
         def inner_batch(self, draw):

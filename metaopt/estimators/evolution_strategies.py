@@ -112,7 +112,7 @@ class EvolutionStrategies(InnerRun):
         return inner, loop.evaluate(outer, inner, key)
 
     def _cost(self, costs: list[Mapping[str, float]]) -> dict[str, float]:
-        """Return what the runs cost beside what the problem charged for them."""
+        """Return what the runs cost in addition to what the problem charged for them."""
         total = {"inner_steps": float(len(costs) * self.inner_steps), "evaluations": len(costs)}
         for cost in costs:
             for unit, amount in cost.items():

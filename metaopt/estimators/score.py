@@ -16,7 +16,7 @@ class Score(InnerRun):
     Args:
         inner_steps: number K of inner steps, >= 0.
 
-    Cost: K inner steps and one evaluation, beside what the problem charges itself.
+    Cost: K inner steps and one evaluation, in addition to what the problem charges itself.
 
     Example:
         >>> from metaopt import Score, Search, run

@@ -141,7 +141,7 @@ def endpoint(base_url: str, hosts: Collection[str] = ()) -> tuple[str, bool]:
 
     Args:
         base_url: http or https, a host, a port or not, a path or not; no credentials, no query.
-        hosts: host names that may be asked beside this machine: exact names, no ports.
+        hosts: host names that may be asked in addition to this machine: exact names, no ports.
 
     Raises:
         TypeError: `hosts` is one text.

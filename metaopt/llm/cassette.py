@@ -163,7 +163,7 @@ class Cassette:
                 )
 
     def close(self) -> None:
-        """Close the file; the last one to close it leaves a single file, with no log beside it."""
+        """Close the file; the last one to close it leaves a single file, with no log next to it."""
         with self._lock:
             if self._end.alive and self.path and not self._read_only:
                 with suppress(sqlite3.OperationalError):  # another process has it open

@@ -143,7 +143,7 @@ class Client:
     def open(self, folder: Path) -> None:
         """Keep answers, uses and texts in the private file of a run, `<folder>.cassette`.
 
-        The file lies beside the run's folder, so that the folder holds no text. What was asked
+        The file lies next to the run's folder, so that the folder holds no text. What was asked
         and kept before is added to it; what it holds counts as asked by this run.
 
         Raises:
@@ -228,7 +228,7 @@ class Client:
         if text is None:
             raise LookupError(
                 f"{run_file.path or 'this process'} has no text {ref}; a run is resumed with the "
-                f".cassette file beside its folder."
+                f".cassette file next to its folder."
             )
         return text
 

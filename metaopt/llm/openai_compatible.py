@@ -41,7 +41,7 @@ class OpenAICompatibleLM:
         base_url: where the server is, up to and with /v1.
         key_variable: environment variable that holds the key, or `None` where none is needed.
         timeout: longest wait for one answer, in seconds.
-        hosts: host names that may be asked beside this machine.
+        hosts: host names that may be asked in addition to this machine.
         authorisation: the permission to ask it, or its fields; the role target needs one.
         seed: send each sampled request a seed made of this number and of the request, or `None`.
         limit_field: the server's name of the longest answer; some vendors refuse max_tokens.

@@ -30,7 +30,7 @@ class Pace:
     """Two leaky buckets: a request starts when those before it have drained.
 
     n requests (tokens) take n / per_minute of a minute, so that no 60 seconds hold more than
-    per_minute of them beside the one that ends the window; there is no burst at the start.
+    per_minute of them in addition to the one that ends the window; there is no burst at the start.
 
     Args:
         requests_per_minute: most requests, or `None`.

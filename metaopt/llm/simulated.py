@@ -29,7 +29,7 @@ class SimulatedLM:
     Raises:
         ValueError: an error rate that is no probability.
 
-    Cost: one hash of the request beside `answer`; no network, nothing is recorded.
+    Cost: one hash of the request in addition to `answer`; no network, nothing is recorded.
     """
 
     deterministic = True

@@ -16,7 +16,7 @@ from metaopt.nn.model_card import ModelCard
 
 
 def register(config: Any, model: Any, auto: Any) -> None:
-    """Let an auto class of transformers make a model, and copy its source file beside weights."""
+    """Let an auto class of transformers make a model, and copy its source file to the weights."""
     AutoConfig.register(config.model_type, config, exist_ok=True)
     auto.register(config, model, exist_ok=True)
     config.register_for_auto_class()
@@ -83,7 +83,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
 ) -> PreTrainedModel:
-    """Write a model beside its tokenizer, as transformers' own class where that reads it.
+    """Write a model next to its tokenizer, as transformers' own class where that reads it.
 
     For some configurations, such as Qwen2's, `AutoTokenizer` takes the model's own tokenizer class
     whatever the folder says, and splits words of another tokenizer into letters.

@@ -26,7 +26,7 @@ class CheckpointError(RuntimeError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that takes its place once it is complete and on the disk.
+    """Open a file next to `path` that takes its place once it is complete and on the disk.
 
     When the block raises, `path` is as it was and nothing is left behind.
     """

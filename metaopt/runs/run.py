@@ -52,7 +52,7 @@ class Run:
         engine: made and not yet iterated.
         folder: the run's folder, which must exist; `None` writes nothing.
         config: the resolved config, hashed into the result and handed to the trackers.
-        service: makes the tracker beside file and console, or `None`.
+        service: makes the tracker used in addition to file and console, or `None`.
         overrides: what the command line changed, for the result.
         config_dirs: the user's config folders, which a continuation needs.
         log_every, eval_every, checkpoint_every: outer steps between two records, two evaluations

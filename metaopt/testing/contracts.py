@@ -275,7 +275,7 @@ def _run(parts: Parts, steps: int) -> list[Any]:
 
 @contextmanager
 def _recorded(parts: Parts, folder: Path) -> Iterator[Parts]:
-    """Let the problem keep its own records, where it keeps any, beside `folder`."""
+    """Let the problem keep its own records, where it keeps any, next to `folder`."""
     records = parts[0].records
     if records is None:
         yield parts

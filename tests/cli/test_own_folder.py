@@ -1,4 +1,4 @@
-"""A project of your own: YAML in a config folder, and the Python beside it."""
+"""A project of your own: YAML in a config folder, and the Python next to it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def import_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PYTHONPATH", "")
     yield
     folders.use([])
-    for name in ("mine_alone", "beside"):
+    for name in ("mine_alone", "elsewhere"):
         sys.modules.pop(name, None)
 
 
 @pytest.fixture
 def conf(tmp_path: Path) -> Path:
-    """A config folder with a problem, an experiment, and the module `mine_alone` beside it."""
+    """A config folder with a problem, an experiment, and the module `mine_alone` next to it."""
     shipped = (folders.shipped() / "problem" / "ridge.yaml").read_text()
     mine = shipped.replace("name: ridge", "name: mine").replace(
         "metaopt.problems.examples.Ridge", "mine_alone.Mine"
@@ -113,7 +113,7 @@ def test_hydras_own_ways_keep_working(metaopt: Metaopt, conf: Path) -> None:
 
 
 def test_a_message_says_where_it_looked(metaopt: Metaopt, conf: Path) -> None:
-    (conf.parent / "mine_alone.py").rename(conf.parent / "beside.py")
+    (conf.parent / "mine_alone.py").rename(conf.parent / "elsewhere.py")
     done = metaopt("--config-dir", str(conf), "problem=mine", *TINY)
     assert done.code == 1
     assert "no module 'mine_alone'" in done.err

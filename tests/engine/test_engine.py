@@ -237,7 +237,7 @@ def test_loading_a_state_shares_nothing_with_it():
 
 
 class Sides(Counter):
-    """Reports a value for each of three replicates, beside a number."""
+    """Reports a value for each of three replicates, and a number."""
 
     shape = (3,)
 

@@ -65,7 +65,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_it_is_an_lm() -> None:
+def test_transformers_lm_satisfies_the_protocol_of_language_models() -> None:
     assert isinstance(TransformersLM("nowhere"), LM)
 
 

@@ -77,7 +77,7 @@ class DomainReweighting(GradientProblem):
             over the run's outer steps, frozen, for as many steps; or `None`.
         finetune: steps on meta examples at the end, >= 0.
         compare_uniform: train a model with uniform weights at the end, for the same number of
-            steps, and report it beside.
+            steps, and report it as well.
         seed: of the random weights and of the reference.
         device: where the weights live; the task's tensors must be there, too.
 
@@ -224,7 +224,7 @@ class DomainReweighting(GradientProblem):
         )  # fmt: skip
 
     def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
-        """Return the state to report: retrained, fine-tuned, with a uniform model beside it."""
+        """Return the state to report: retrained, fine-tuned, with a uniform model to compare."""
         steps = inner.step
         self._beside = self._costs(steps)
         if self.retrain is not None:

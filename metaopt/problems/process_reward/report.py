@@ -1,4 +1,4 @@
-"""Best-of-n by model, beside what needs no model: a table, a file, a figure."""
+"""Best-of-n by model and by baselines without a model: a table, a file, a figure."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class FeaturePreferences(PreferenceTask):
     def deliver(self, tensors: Mapping[str, Tensor], folder: Path) -> str:
         """Write the parameters as reward_models.safetensors; return a table of the figures.
 
-        Beside the baseline of worlds: means over runs, and on how many runs the figure is higher.
+        Next to the baseline of worlds: means over runs, and on how many runs the figure is higher.
         """
         params = {k: v.contiguous() for k, v in tensors.items() if not k.startswith(JUDGED)}
         save_file(params, folder / "reward_models.safetensors")

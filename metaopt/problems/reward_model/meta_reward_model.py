@@ -212,7 +212,7 @@ def random_direction(params: Tree, draw: Generator) -> Tree:
     """
     models = len(next(iter(params.values())))
     key = int(torch.randint(2**62, (), generator=draw))
-    # Folded with the model's index, so that model i's direction is the same beside any others.
+    # Folded with the model's index: model i's direction does not depend on the number of models.
     each = [generator(fold(key, i)) for i in range(models)]
     drawn = {
         k: torch.stack([torch.randn(p.shape[1:], generator=g, dtype=p.dtype) for g in each])

@@ -1,4 +1,4 @@
-"""Tables and figures of reward models beside a baseline."""
+"""Tables and figures of reward models, compared with a baseline."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TaskReport(Report):
 
 
 def table(figures: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:
-    """Return a table of figures (R,) by name, each beside the baseline's, as text.
+    """Return a table of figures (R,) by name, each next to the baseline's, as text.
 
     Args:
         figures: (of the models, of the baseline or `None`).

@@ -60,7 +60,7 @@ class PreferenceTask(ABC):
         """Write the trained models into a folder; return what to print."""
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
-        """Return what labels and further models cost beside `spent`, by unit."""
+        """Return what labels and further models cost in addition to `spent`, by unit."""
         return {}
 
     def conclude(self, tensors: Mapping[str, Tensor], key: int) -> Tree:

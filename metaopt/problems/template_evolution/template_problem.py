@@ -31,7 +31,7 @@ class Parent(Protocol):
 
 
 class Answers(Records):
-    """The answers of the language models, kept beside the run's folder.
+    """The answers of the language models, kept next to the run's folder.
 
     Args:
         client: what is charged.
@@ -52,7 +52,7 @@ class Answers(Records):
         self.folder: Path | None = None
 
     def open(self, folder: Path) -> None:
-        """Keep texts and answers beside the run's folder."""
+        """Keep texts and answers next to the run's folder."""
         self.client.open(folder)
         self.folder = folder
 

@@ -137,7 +137,7 @@ def test_responses_come_from_the_policy_that_is_named():
     assert not torch.equal(result["sft"], result["shifted"])
 
 
-def test_a_run_is_judged_and_tells(world, tmp_path):
+def test_a_run_measures_gold_rewards_and_writes_figures_and_models(world, tmp_path):
     task = FeaturePreferences(world, WIDTHS)
     problem = MetaRewardModel(task, NormalizedSGD(lr=0.05))
     engine = Engine(

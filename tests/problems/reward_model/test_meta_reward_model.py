@@ -54,11 +54,11 @@ def deployed(engine):
     return engine.problem.deployed(engine.optimizer.solution, engine.inner)
 
 
-# The difference loss.
+# The reward spread J.
 
 
 @pytest.mark.parametrize("k", [2, 5])
-def test_equal_rewards_have_the_least_difference(k):
+def test_equal_rewards_have_the_least_spread(k):
     assert float(reward_spread(torch.full((k,), 3.0))) == pytest.approx((k - 1) / (2 * k))
     far = 100.0 * torch.arange(k)
     assert float(reward_spread(far)) == pytest.approx((k - 1) / k)
@@ -68,7 +68,7 @@ def test_five_equal_rewards_have_the_papers_value():
     assert float(reward_spread(torch.zeros(5))) == pytest.approx(0.4)
 
 
-def test_difference_is_the_sum_over_pairs():
+def test_spread_is_the_sum_of_sigmoids_over_pairs():
     rewards = torch.randn(3, 4, generator=generator(0), dtype=torch.float64)
     expected = [
         2 / 16 * sum(1 / (1 + math.exp(-abs(r[i] - r[j]))) for i in range(4) for j in range(i))
@@ -84,7 +84,7 @@ def test_ties_have_no_gradient_and_near_ties_the_largest():
     assert grad[1, 1] > grad[2, 1] > 0
 
 
-def test_one_response_has_no_difference():
+def test_one_response_has_no_spread():
     with pytest.raises(ValueError, match="two or more rewards a prompt; got 1"):
         reward_spread(torch.zeros(3, 1))
 
@@ -105,7 +105,7 @@ def test_a_unit_step_has_its_length_for_every_model():
     assert all(torch.equal(params[k], new[k]) for k in new)
 
 
-def test_a_random_direction_is_each_models_own():
+def test_a_random_direction_of_a_model_does_not_depend_on_the_other_models():
     params = {"a": torch.zeros(3, 2, 4), "b": torch.zeros(3, 1)}
     three = random_direction(params, generator(5))
     two = random_direction({k: v[:2] for k, v in params.items()}, generator(5))
@@ -114,7 +114,7 @@ def test_a_random_direction_is_each_models_own():
     assert length.tolist() == pytest.approx([1.0] * 3)
 
 
-def test_a_random_step_is_as_long_as_one_along_the_difference(task):
+def test_a_random_step_is_as_long_as_one_along_the_spread(task):
     for ascent in ("reward_spread", "random"):
         engine = run(task, steps=1, inner=NormalizedSGD(lr=0.3), lr=0.0, ascent=ascent)
         moved = tree.add(engine.inner.params, engine.optimizer.solution, -1.0)

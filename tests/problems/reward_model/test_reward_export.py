@@ -70,7 +70,9 @@ def test_what_a_tokenizer_puts_around_texts_is_never_cut():
     words.bos_token = "<eos>"
     ids = encode(words, ["<eos> Yes two : What", "Yes two : What"], 3, templated=True)[0]
     assert ids.tolist() == [[EOS, 9, 5], [7, 9, 5]]
-    with pytest.raises(ValueError, match="max_length=2 leaves no token of a text beside 2 special"):
+    with pytest.raises(
+        ValueError, match="max_length=2 leaves no token of a text next to 2 special"
+    ):
         encode(framed(), ["Yes Yes"], 2)
 
 

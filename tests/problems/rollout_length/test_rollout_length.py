@@ -86,7 +86,7 @@ class TestEpisode:
         assert engine.inner.size.flatten().tolist() == [64] * 4
         assert engine.inner.agent.moments.steps.flatten().tolist() == [9] * 4
 
-    def test_costs(self):
+    def test_each_phase_costs_its_steps_and_updates(self):
         """Updates begin once a batch is there: after 32 of 64 steps, a quarter update a step.
 
         Each phase ends with the 15 steps of the model's fit.
@@ -134,7 +134,7 @@ class TestEpisode:
         for test in engine.inner.records.lengths:
             assert test.tolist() == [[8, 5, 3, 0]] * 4
 
-    def test_features(self):
+    def test_a_meta_policy_observes_the_remaining_phases_the_length_and_the_errors(self):
         problem = make(clip=None)
         engine, feedback = run(problem, lengths=6)
         for step, f in enumerate(feedback):

@@ -84,7 +84,7 @@ class TestMeasures:
         errors = model_errors(problem, task, inner, finished, generator(1))
         assert errors.tolist() == [[(10 - 6) / 2, (29 - 3) / 2], [7, 7]]
 
-    def test_exploration(self):
+    def test_exploration_decays_by_phase_or_over_the_given_steps(self):
         by_phase, given = Exploration(), Exploration(random=10, decay=20, last=0.5)
         assert [by_phase(t, 100) for t in (0, 99, 100, 150, 200, 900)] == pytest.approx(
             [1, 1, 1, 0.55, 0.1, 0.1]

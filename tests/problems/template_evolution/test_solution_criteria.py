@@ -70,7 +70,7 @@ def test_criteria_of_a_solution_counted_by_hand() -> None:
         ("<<4/0=0>>", "arithmetic", 0.0),
     ],
 )
-def test_criterion(solution: str, criterion: str, value: float) -> None:
+def test_criterion_has_its_value_on_a_solution(solution: str, criterion: str, value: float) -> None:
     assert named(QUESTION, solution)[criterion] == pytest.approx(value)
 
 

@@ -112,7 +112,7 @@ def test_unscored_and_ambiguous_candidates_are_left_out():
     assert y.tolist() == [0, 1, 1, 1]
 
 
-def test_evidence_is_the_same_while_it_lasts():
+def test_recorded_candidates_are_the_same_when_a_log_is_read_again():
     few = recorded([LOG], 2)
     assert [c["prompt"] for c in few] == ["b", "c", "a"]
     assert recorded([LOG, LOG[:2]], 2) == few

@@ -173,7 +173,7 @@ def configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> Any:
         return source
     if "model_type" not in source:
         raise ValueError(
-            f"source needs a model_type, such as qwen2, beside {', '.join(source)}; or give a "
+            f"source needs a model_type, such as qwen2, with {', '.join(source)}; or give a "
             "folder or an id of the hub."
         )
     ids = {k: getattr(tokenizer, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")}
@@ -227,7 +227,7 @@ def _adapt(backbone: nn.Module, vocabulary: nn.Module | None, lora: Mapping[str,
 
 
 def _merge_adapters(model: nn.Module) -> None:
-    """Add each adapter's product to the weight it stands beside, and take it out."""
+    """Add each adapter's product to the weight it adapts, and take it out."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, part in list(model.named_modules()):

@@ -60,7 +60,7 @@ class Vision:
         return images, pictures, [[t for row in chain for t in tokens[row]] for chain in pictures]
 
     def inputs(self, ids: Tensor, images: Images | None, pictures: Tensor) -> dict[str, Tensor]:
-        """Return what the model takes beside the token ids (B, T) of images (B, I)."""
+        """Return what the model takes in addition to the token ids (B, T) of images (B, I)."""
         if images is None or not bool((pictures >= 0).any()):
             return {}
         return {

@@ -1,6 +1,6 @@
 """A classifier of tokens on any transformers model, for backbones that have none of their own.
 
-This file is copied beside the weights of such a model, so it imports nothing but torch and
+This file is copied next to the weights of such a model, so it imports nothing but torch and
 transformers, and keeps its name: exported models name it in `auto_map`.
 """
 

@@ -119,7 +119,7 @@ ScorerFactory = Callable[[Sequence[Solution]], StepScorer]
 def scores(
     scorer: StepScorer, tensors: Mapping[str, Tensor], steps: Steps, batch: int = 256
 ) -> Tensor:
-    """Return the log-odds (n, S) of all chains without dropout, long chains beside long ones.
+    """Return the log-odds (n, S) of all chains without dropout, long chains next to long ones.
 
     Args:
         scorer, tensors: the model.

@@ -168,7 +168,7 @@ def _number(row: Mapping[str, Any], column: str) -> float | None:
 def _checked(pair: Pair, chosen: str, rejected: str) -> Pair:
     """Return the pair, whose answers come from the columns `chosen` and `rejected`."""
     first, second = _stripped(pair.chosen), _stripped(pair.rejected)
-    if first == second:  # first, since two equal dialogues leave nothing beside their prompt
+    if first == second:  # first, since two equal dialogues leave nothing but their prompt
         raise ValueError(f"{chosen!r} and {rejected!r} are equal")
     for words, column in ((first, chosen), (second, rejected)):
         if not words or not words[-1]:

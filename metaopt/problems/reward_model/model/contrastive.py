@@ -81,7 +81,7 @@ def swav(first: Tensor, second: Tensor, prototypes: Tensor, temperature: float =
 
 @dataclass(frozen=True)
 class Contrastive:
-    """A contrastive loss beside Bradley and Terry's.
+    """A contrastive loss that is added to Bradley and Terry's.
 
     Two views of an answer are two copies of its features, from each of which a share was dropped;
     what is contrasted is their last hidden layer f. Items are the answers' f, or f(chosen) -

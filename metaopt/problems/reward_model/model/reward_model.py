@@ -1,6 +1,6 @@
 """Scalar rewards of texts: a linear head on any transformers model, and Bradley-Terry's loss.
 
-This file is copied beside the weights of a model that transformers has no class for, so it imports
+This file is copied next to the weights of a model that transformers has no class for, so it imports
 nothing but torch and transformers.
 """
 

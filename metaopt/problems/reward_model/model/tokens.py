@@ -32,7 +32,7 @@ def encode(
             none is added, and one that begins texts stays where a text is cut.
 
     Raises:
-        ValueError: a text without tokens, or a limit that leaves no room beside special tokens.
+        ValueError: a text without tokens, or a limit that leaves no room next to special tokens.
     """
     rows = tokenizer(list(texts), verbose=False, add_special_tokens=not templated)["input_ids"]
     if not all(rows):
@@ -44,7 +44,7 @@ def encode(
         room = (max_length or 0) - before - after
         if room < 1:
             raise ValueError(
-                f"max_length={max_length} leaves no token of a text beside {before + after} "
+                f"max_length={max_length} leaves no token of a text next to {before + after} "
                 f"special ones; use {before + after + 1} or more."
             )
         rows[i] = rows[i][:before] + rows[i][-room - after :]

@@ -124,7 +124,7 @@ class StackedMLP:
 
         Args:
             layers: as in `forward`.
-            tape: what it returned beside the outputs.
+            tape: what it returned in addition to the outputs.
             slope: derivative with respect to the outputs, (R, B, o).
             into: `layers` of the gradient.
         """

@@ -1,4 +1,4 @@
-"""PRM800K: human ratings -1, 0 and 1 of steps, with the alternatives that were rated beside."""
+"""PRM800K: human ratings -1, 0 and 1 of steps, with the alternatives that were rated as well."""
 
 from __future__ import annotations
 
