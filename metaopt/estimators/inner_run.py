@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
@@ -177,7 +178,7 @@ def _refuse_state(loop: InnerLoop, estimator: str) -> None:
 
 
 def _refuse_unconnected(loop: InnerLoop, estimator: str, steps: int) -> None:
-    """Raise a `ValueError` if no derivative leads from phi to g or to theta_0.
+    """Raise a `ValueError` if no derivative leads from phi to g, to F or to theta_0.
 
     A hypergradient that is zero for want of a path would leave phi where it is, and the run would
     look like one that has converged. A derivative that is zero in value is none of this.
@@ -190,18 +191,23 @@ def _refuse_unconnected(loop: InnerLoop, estimator: str, steps: int) -> None:
     inner = tree.detach(start)
     # A problem may let phi in later than at the first step: the last one and a solve's count too.
     draws = [loop.draw(inner, 0, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
-    for draw in [*draws, loop.solve_draw(inner, 0, steps)]:
-        with twice_differentiable():
-            loss = loop.inner_value(phi, inner.at(inner.params), draw)
-            if loss.requires_grad:
-                slopes = torch.autograd.grad(loss, list(phi.values()), allow_unused=True)
-                if any(slope is not None for slope in slopes):
-                    return
+    draws.append(loop.solve_draw(inner, 0, steps))
+    losses = [partial(loop.inner_value, phi, inner.at(inner.params), draw) for draw in draws]
+    losses.append(partial(loop.outer_value, phi, inner, loop.outer_draw(inner, 0)))
+    if any(_reaches(loss(), phi) for loss in losses):
+        return
     problem = type(loop.problem).__name__
     looked = ", ".join(f"{name} {tuple(t.shape)}" for name, t in phi.items())
     raise ValueError(
-        f"{estimator} differentiates inner_loss in the outer variable ({looked}), and no "
-        f"derivative leads from it to inner_loss or theta_0 of {problem}: the hypergradient would "
-        f"be 0. Look for a detach(), .item(), .data or torch.no_grad() on the way. If only "
-        f"outer_loss reads the outer variable, use estimator=direct."
+        f"{estimator} would return 0: no derivative leads from the outer variable ({looked}) to "
+        f"inner_loss, outer_loss or theta_0 of {problem}. Look for a detach(), .item(), .data or "
+        f"torch.no_grad() on the way, or use a black-box estimator "
+        f"(estimator=evolution_strategies)."
     )
+
+
+def _reaches(loss: Tensor, phi: Tree) -> bool:
+    if not loss.requires_grad:
+        return False
+    slopes = torch.autograd.grad(loss, list(phi.values()), allow_unused=True)
+    return any(slope is not None for slope in slopes)

@@ -1,5 +1,7 @@
 """Forward equals Unroll to round-off, whatever the optimizer and the network."""
 
+from functools import partial
+
 import pytest
 import torch
 from cases import Classification, relative_error
@@ -70,7 +72,8 @@ def test_leaves_no_graph():
 def test_shapes_of_several_outer_tensors():
     class Split(Quadratic):
         def init_outer(self, generator):
-            return {"a": torch.ones(2, 1, dtype=self.dtype), "b": torch.ones(3, dtype=self.dtype)}
+            one = partial(torch.ones, dtype=torch.float64)
+            return {"a": one(2, 1), "b": one(3)}
 
         def inner_loss(self, outer, inner, batch):
             return super().inner_loss(joined(outer), inner, batch)
