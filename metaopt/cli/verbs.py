@@ -33,7 +33,7 @@ VERBS = {
         "metaopt.cli.new_problem:main", "NAME", "a problem of your own: Python, YAML and test"
     ),
     "label": Verb(
-        "metaopt.cli.label:main", "SOLUTIONS FOLDER", "step labels for solutions, by rollouts"
+        "metaopt.cli.labelling:main", "SOLUTIONS FOLDER", "step labels for solutions, by rollouts"
     ),
     "fetch": Verb("metaopt.data.fetch:main", "NAME", "a public data set, by its hash"),
     "ls": Verb("metaopt.cli.listing:ls", "[FOLDER]", "the runs of a folder and their state", False),

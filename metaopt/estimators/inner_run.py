@@ -184,6 +184,8 @@ def _refuse_unconnected(loop: InnerLoop, estimator: str, steps: int) -> None:
     look like one that has converged. A derivative that is zero in value is none of this.
     """
     phi = tree.leaves(loop.problem.init_outer(generator(0)))
+    if not any(t.numel() for t in phi.values()):
+        return  # nothing to learn, as where weights are a function of each batch
     start = loop.initial(phi, 0)
     made = [*start.params.values(), *tree.tensors(start.state)]
     if any(t.requires_grad for t in made) and not loop.problem.warm_start:

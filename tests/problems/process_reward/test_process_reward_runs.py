@@ -12,7 +12,7 @@ import pytest
 import torch
 from published_rows import ROWS
 
-from metaopt.cli.label import main as label
+from metaopt.cli.labelling import main as label
 from metaopt.engine.random import generator
 from metaopt.problems.process_reward import ProcessSupervision
 from metaopt.problems.process_reward.data.arithmetic import arithmetic

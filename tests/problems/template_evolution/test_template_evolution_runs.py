@@ -178,7 +178,10 @@ def test_texts_are_in_the_folder_only_when_asked_for(
         ("~problem.roles.target.authorisation", "needs an authorisation"),
         ("problem.roles.target.authorisation.expiry=2001-01-01", "expired on 2001-01-01"),
         ("problem.roles.target.authorisation.owner=''", "lacks owner"),
-        ("problem.roles.target.base_url=http://example.com/v1", "not in hosts"),
+        (
+            "problem.roles.target.base_url=http://example.com/v1",
+            "not in problem.roles.target.hosts=",
+        ),
     ],
 )
 def test_a_real_target_needs_a_permission(

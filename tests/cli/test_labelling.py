@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from metaopt.cli.label import main
+from metaopt.cli.labelling import main
 from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy, solve
 from metaopt.problems.process_reward.data.formats import Chain, read, write
 from metaopt.problems.process_reward.data.process_files import process_files
