@@ -285,10 +285,8 @@ class NormalizedSGD:
 
     def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
         """Return parameters after one step; new tensors, differentiable."""
-        squares = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads.values()]).sum(
-            0
-        )
-        length = safe_sqrt(squares)
+        squares = [g.reshape(len(g), -1).square().sum(1) for g in grads.values()]
+        length = safe_sqrt(torch.stack(squares).sum(0))
         rate = self.lr / torch.where(length > 0, length, 1.0)
         rates = {k: rate.view(-1, *[1] * (p.ndim - 1)) for k, p in params.items()}
         return {k: p - grads[k] * rates[k] for k, p in params.items()}, state
