@@ -54,15 +54,23 @@ class InnerRun:
         require_gradients(loop, name, self.differentiates_inner)
         # What a problem draws from torch's global generators here must not move those of the run.
         with replay(0):
-            if not self.carries_start and not loop.problem.warm_start:
-                _refuse_start_from_outer(loop, name)
+            phi = tree.leaves(loop.problem.init_outer(generator(0)))
+            start = loop.initial(phi, 0)
+            made = [*start.params.values(), *tree.tensors(start.state)]
+            forks = not loop.problem.warm_start and any(t.requires_grad for t in made)
+            start = tree.detach(start)
+            if forks and not self.carries_start:
+                raise ValueError(
+                    f"{name} holds theta_0 fixed, and {type(loop.problem).__name__} makes it from "
+                    f"the outer variable (warm_start=False): its derivative would be missing. Use "
+                    f"estimator=unroll, forward or first_order, and no truncation."
+                )
             if not self.carries_state and loop.updates_state:
-                _refuse_state(loop, name)
-            if self.differentiates_inner:
-                _refuse_unconnected(loop, name, self.inner_steps)
+                _refuse_state(loop, name, phi, start)
+            if self.differentiates_inner and not forks:
+                _refuse_unconnected(loop, name, phi, start, self.inner_steps)
             if self.needs_stationarity:
-                params = loop.initial(loop.problem.init_outer(generator(0)), 0).params
-                loop.optimizer.stationary_gradient(params, tree.zeros_like(params))
+                loop.optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
 
     def result(
         self, inner: GradientState, value: Tensor | float, grad: Tree,
@@ -139,24 +147,11 @@ def require_gradients(loop: Any, estimator: str, through_decisions: bool = True)
         )
 
 
-def _refuse_start_from_outer(loop: InnerLoop, estimator: str) -> None:
-    """Raise a `ValueError` if each run starts from a theta_0 made of phi."""
-    start = loop.initial(tree.leaves(loop.problem.init_outer(generator(0))), 0)
-    if any(t.requires_grad for t in [*start.params.values(), *tree.tensors(start.state)]):
-        raise ValueError(
-            f"{estimator} holds theta_0 fixed, and {type(loop.problem).__name__} makes it from "
-            f"the outer variable (warm_start=False): its derivative would be missing. Use "
-            f"estimator=unroll, forward or first_order, and no truncation."
-        )
-
-
-def _refuse_state(loop: InnerLoop, estimator: str) -> None:
+def _refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientState) -> None:
     """Raise a `ValueError` if a loss reads the state that inner steps change.
 
     One evaluation of both losses, with a derivative in the state, tells: metrics may read it.
     """
-    outer = loop.problem.init_outer(generator(0))
-    inner = loop.start(outer, None, 0)
     state = tree.map_tensors(tree.leaf, inner.state)
     leaves = [t for t in tree.tensors(state) if t.requires_grad]
     at = inner.at(inner.params)._replace(state=state)
@@ -177,20 +172,16 @@ def _refuse_state(loop: InnerLoop, estimator: str) -> None:
             )
 
 
-def _refuse_unconnected(loop: InnerLoop, estimator: str, steps: int) -> None:
-    """Raise a `ValueError` if no derivative leads from phi to g, to F or to theta_0.
+def _refuse_unconnected(
+    loop: InnerLoop, estimator: str, phi: Tree, inner: GradientState, steps: int
+) -> None:
+    """Raise a `ValueError` if no derivative leads from phi to g or to F; theta_0 has none.
 
     A hypergradient that is zero for want of a path would leave phi where it is, and the run would
     look like one that has converged. A derivative that is zero in value is none of this.
     """
-    phi = tree.leaves(loop.problem.init_outer(generator(0)))
     if not any(t.numel() for t in phi.values()):
         return  # nothing to learn, as where weights are a function of each batch
-    start = loop.initial(phi, 0)
-    made = [*start.params.values(), *tree.tensors(start.state)]
-    if any(t.requires_grad for t in made) and not loop.problem.warm_start:
-        return  # and an estimator that does not carry it has refused it before
-    inner = tree.detach(start)
     # A problem may let phi in later than at the first step: the last one and a solve's count too.
     draws = [loop.draw(inner, 0, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
     draws.append(loop.solve_draw(inner, 0, steps))
