@@ -82,6 +82,17 @@ def test_a_run_without_a_folder_writes_nothing(tmp_path, monkeypatch):
     assert result.history.to_pandas().loc[20, "outer/loss"] == result.metrics["outer/loss"]
 
 
+def test_a_problem_whose_seeds_split_one_data_set_says_so_in_its_result(tmp_path):
+    class Resplit(Ridge):
+        resplit = 0.5
+
+    for kind, expected in ((Resplit, 0.5), (Ridge, None)):
+        folder = tmp_path / kind.__name__
+        roles = Unroll(inner_steps=2), Descent("adam", lr=0.1)
+        metaopt.run(kind(), *roles, 2, folder=folder, progress=False, figures=False)
+        assert json.loads((folder / "result.json").read_text()).get("resplit") == expected
+
+
 def test_a_folder_gives_the_same_result_back(tmp_path):
     result = run(20, tmp_path / "run")
     alone = run(20)

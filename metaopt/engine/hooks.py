@@ -7,7 +7,7 @@ from functools import cache
 
 COMMON = frozenset({
     "init_outer", "metrics", "finish", "overhead", "observe", "report", "records", "replicates",
-    "hooks",
+    "resplit", "hooks",
 })  # fmt: skip
 """What the engine looks for on every problem."""
 
@@ -23,7 +23,7 @@ GRADIENT = frozenset({
 
 SETTINGS = frozenset({
     "inner_optimizer", "warm_start", "compute_dtype", "frozen", "hard_decisions", "report",
-    "records", "replicates",
+    "records", "replicates", "resplit",
 })  # fmt: skip
 """Those of them that a constructor may set."""
 

@@ -146,6 +146,9 @@ class BilevelProblem(ABC):
         replicates: number R of independent replicates that a vectorized problem trains at once.
             Its losses are sums over them, so that each trains as it would alone; the log has the
             means.
+        resplit: test examples for each training example where a seed is a random split of one data
+            set, >= 0, which widens the intervals of a report; 0 where each seed draws its own data
+            or all of them share a test set.
 
     Raises:
         ValueError: when one is made whose class has a misspelt hook.
@@ -154,6 +157,7 @@ class BilevelProblem(ABC):
     report: Report | None = None
     records: Records | None = None
     replicates: int = 1
+    resplit: float = 0.0
     hooks: ClassVar[frozenset[str]] = COMMON
 
     def __new__(cls: type[P], *args: Any, **kwargs: Any) -> P:

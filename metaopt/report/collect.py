@@ -81,6 +81,14 @@ class Collection:
         return [c for c in self.cells if c.replicate == 0]
 
     @property
+    def resplit(self) -> float:
+        """Test examples for each training example where seeds are splits of one data set; else 0.
+
+        The largest of the runs', as each says it; see `metaopt.report.stats.t_interval`.
+        """
+        return max(float(c.result.get("resplit", 0.0)) for c in self.cells)
+
+    @property
     def methods(self) -> list[str]:
         """The methods, in the order of their folders."""
         return list(dict.fromkeys(c.method for c in self.cells))

@@ -59,10 +59,10 @@ def _level(text: str) -> float:
 def _report(options: argparse.Namespace, command: str) -> int:
     runs = collect(options.folder)
     settings = settings_for(runs, options.metrics, options.baseline, options.iqm)
-    if settings.resplit and (options.interval != "t" or settings.iqm):
+    if runs.resplit and (options.interval != "t" or settings.iqm):
         raise ReportError(
             "--interval bootstrap and --iqm take seeds to be independent, and those of this "
-            "experiment are splits of one data set (report.resplit); use --interval t."
+            "experiment are splits of one data set; use --interval t."
         )
     summary = Summary(runs, settings, options.interval, options.level)
     off = check(summary, options.check) if options.check else []

@@ -80,11 +80,11 @@ def _intervals(summary: Summary) -> str:
         return "Intervals: none, there is one seed per method."
     percent = f"{100 * summary.level:g} %"
     student = f"± is half the {percent} interval of the mean over seeds by Student's t"
-    if summary.settings.resplit:
+    if summary.runs.resplit:
         student += (
             ", widened for seeds that are splits of one data set by Nadeau and Bengio's factor "
-            f"sqrt(1 + {summary.settings.resplit:.3g} n), and so is Student's p; Wilcoxon's and "
-            "the sign test's take the splits to be independent and are too small"
+            f"sqrt(1 + {summary.runs.resplit:.3g} n), and so is Student's p; tests that take the "
+            "splits to be independent are not shown"
         )
     if summary.settings.iqm:
         student += (
@@ -105,7 +105,8 @@ def _wins(summary: Summary) -> str:
     ]
     return (
         "Paired differences: method minus the one it is compared with, on the seeds that both "
-        f"have; better means {', '.join(ways)}; p values are two-sided and not corrected."
+        f"have; better means {', '.join(ways)}; p values are two-sided "
+        "and corrected for the number of rows by Holm's method, each column by itself."
     )
 
 

@@ -30,8 +30,6 @@ class Settings:
         labels: heading of a metric's column, by metric.
         lower_is_better: metrics where a smaller value wins; by default those whose names speak of
             a loss, an error, a perplexity, a regret or a distance.
-        resplit: test examples for each training example where seeds are splits of one data set,
-            which widens intervals and Student's p; see `metaopt.report.stats.t_interval`.
         command: the command that made the runs.
         reported: figures of papers, each {method, metric, value, source} and perhaps `recall: true`
             for one that was quoted from memory.
@@ -47,7 +45,6 @@ class Settings:
     digits: int | Mapping[str, int] = 3
     labels: Mapping[str, str] = field(default_factory=dict)
     lower_is_better: Sequence[str] | None = None
-    resplit: float = 0.0
     command: str | None = None
     reported: Sequence[Mapping[str, Any]] = ()
 

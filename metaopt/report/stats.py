@@ -75,12 +75,15 @@ def t_interval(values: ArrayLike, level: float = 0.95, resplit: float = 0.0) -> 
     return Interval(mean, mean - half, mean + half)
 
 
-def t_intervals(table: ArrayLike, level: float = 0.95) -> tuple[Any, Any, Any]:
+def t_intervals(
+    table: ArrayLike, level: float = 0.95, resplit: float = 0.0
+) -> tuple[Any, Any, Any]:
     """Return the means and the ends of the t-intervals of each column, without its NaNs.
 
     Args:
         table: (seeds, points); NaN where a seed has no value.
         level: coverage, in (0, 1).
+        resplit: as for `t_interval`.
 
     Returns:
         Three arrays of (points,); an end is NaN where a column has fewer than two values, and the
@@ -95,7 +98,8 @@ def t_intervals(table: ArrayLike, level: float = 0.95) -> tuple[Any, Any, Any]:
     mean = np.where(n > 0, np.where(known, x, 0).sum(axis=0) / np.maximum(n, 1), np.nan)
     squares = np.where(known, (x - mean) ** 2, 0).sum(axis=0)
     free = np.maximum(n - 1, 1)
-    half = stats.t.ppf((1 + level) / 2, free) * np.sqrt(squares / free / np.maximum(n, 1))
+    error = np.sqrt(squares / free * (1 / np.maximum(n, 1) + resplit))
+    half = stats.t.ppf((1 + level) / 2, free) * error
     half = np.where(n > 1, half, np.nan)
     return mean, mean - half, mean + half
 
@@ -171,6 +175,27 @@ def paired(
         float(stats.wilcoxon(gap).pvalue) if gap.any() else 1.0,
         float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
     )
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """Return p values corrected for their number m, by Holm's method.
+
+    With p_1 <= ... <= p_m, p_i becomes max_{j <= i} min(1, (m - j + 1) p_j): the chance that any
+    true null hypothesis is rejected at a corrected p <= alpha is at most alpha, whatever the
+    dependence between the tests.
+
+    Args:
+        p: m numbers in [0, 1]; NaN is a comparison that was not tested, and stays.
+
+    Reference: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal
+    of Statistics, 1979.
+    """
+    raw = np.asarray(p, dtype=float)
+    corrected = np.full(raw.shape, np.nan)
+    order = np.argsort(raw)[: int(np.isfinite(raw).sum())]  # NaN sorts last
+    steps = raw[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
 
 
 def _standard_error(x: NDArray[np.float64], resplit: float) -> float:

@@ -35,7 +35,9 @@ Bands = Mapping[str, "Band"]
 class Band:
     """A method's curve over its seeds: the mean and the ends of its t-interval at every step."""
 
-    def __init__(self, curves: Sequence[Curve], factor: float, level: float) -> None:
+    def __init__(
+        self, curves: Sequence[Curve], factor: float, level: float, resplit: float
+    ) -> None:
         outer = np.unique(np.concatenate([c.outer for c in curves]))
         table = np.full((len(curves), len(outer)), np.nan)
         inner = np.full(len(outer), np.nan)
@@ -43,7 +45,7 @@ class Band:
             where = np.searchsorted(outer, curve.outer)
             table[at, where] = curve.value * factor
             inner[where] = curve.inner
-        mean, low, high = t_intervals(table, level)
+        mean, low, high = t_intervals(table, level, resplit)
         self.mean = binned(Curve(outer, inner, mean))
         self.low = binned(Curve(outer, inner, low)).value
         self.high = binned(Curve(outer, inner, high)).value
@@ -89,7 +91,7 @@ def _bands(summary: Summary, logs: Mapping[str, list[dict[str, Curve]]], name: s
     bands = {}
     for method, runs in logs.items():
         if curves := [log[name] for log in runs if name in log]:
-            bands[method] = Band(curves, factor, summary.level)
+            bands[method] = Band(curves, factor, summary.level, summary.runs.resplit)
     return bands
 
 

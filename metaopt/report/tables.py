@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from metaopt.engine.budget import UNITS
+from metaopt.report import stats
 from metaopt.report.collect import Cell, Collection
 from metaopt.report.settings import Settings
 from metaopt.report.stats import Interval, Paired, bootstrap_interval, iqm, paired, t_interval
@@ -52,7 +53,7 @@ class Summary:
             return Interval(math.nan, math.nan, math.nan)
         if self.interval == "bootstrap":
             return bootstrap_interval(values, level=self.level)
-        return t_interval(values, self.level, self.settings.resplit)
+        return t_interval(values, self.level, self.runs.resplit)
 
     def comparison(self, method: str, metric: str) -> Paired | None:
         """Return method - baseline over their common seeds, or `None` where there are none."""
@@ -64,7 +65,7 @@ class Summary:
         if not seeds:
             return None
         a, b = [values[s] for s in seeds], [reference[s] for s in seeds]
-        return paired(a, b, self.level, self.settings.resplit)
+        return paired(a, b, self.level, self.runs.resplit)
 
     def spread(self, metric: str, of: Interval, symmetric: bool, sign: bool = False) -> str:
         """Return `estimate ± half width`, or `estimate [low, high]` of an asymmetric interval."""
@@ -109,22 +110,25 @@ def _entries(summary: Summary, method: str, metric: str) -> list[str]:
 
 def differences(summary: Summary) -> Table | None:
     """Return each method minus its baseline on the same seeds, or `None` without a baseline."""
-    rows = []
-    for method in summary.methods:
-        for metric in summary.settings.metrics:
-            if (comparison := summary.comparison(method, metric)) is not None:
-                rows.append(_difference(summary, method, metric, comparison))
-    header = [
-        "method",
-        "against",
-        "metric",
-        "difference",
-        "better on",
-        "p (t)",
-        "p (Wilcoxon)",
-        "p (sign)",
+    comparisons = [
+        (method, metric, comparison)
+        for method in summary.methods
+        for metric in summary.settings.metrics
+        if (comparison := summary.comparison(method, metric)) is not None
     ]
-    return Table(header, rows, "Paired differences", words=3) if rows else None
+    if not comparisons:
+        return None
+    tests = {"p (t)": [c.p_t for *_, c in comparisons]}
+    if not summary.runs.resplit:  # these two take seeds to be independent
+        tests["p (Wilcoxon)"] = [c.p_wilcoxon for *_, c in comparisons]
+        tests["p (sign)"] = [c.p_sign for *_, c in comparisons]
+    corrected = zip(*(stats.holm(p) for p in tests.values()), strict=True)
+    rows = [
+        [*_difference(summary, *comparison), *map(_p, p)]
+        for comparison, p in zip(comparisons, corrected, strict=True)
+    ]
+    header = ["method", "against", "metric", "difference", "better on", *tests]
+    return Table(header, rows, "Paired differences", words=3)
 
 
 def _difference(summary: Summary, method: str, metric: str, comparison: Paired) -> list[str]:
@@ -136,7 +140,6 @@ def _difference(summary: Summary, method: str, metric: str, comparison: Paired) 
         settings.label(metric),
         summary.spread(metric, comparison.difference, symmetric=True, sign=True),
         f"{wins} of {comparison.n}",
-        *(_p(p) for p in (comparison.p_t, comparison.p_wilcoxon, comparison.p_sign)),
     ]
 
 

@@ -276,6 +276,8 @@ class Run:
         replicates = {name: value.tolist() for name, value in measured.items() if value.ndim}
         if replicates:
             result["replicates"] = {k: list(map(or_null, v)) for k, v in replicates.items()}
+        if self.engine.problem.resplit:
+            result["resplit"] = self.engine.problem.resplit
         records = self.engine.problem.records
         if records is not None and records.authorisation is not None:
             result["authorisation"] = dict(records.authorisation)

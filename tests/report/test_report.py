@@ -4,79 +4,11 @@ import json
 import numpy as np
 import pytest
 import yaml
+from run_folders import REPORT, accuracy, cells, write_run
 
 from metaopt.report.collect import collect
 from metaopt.report.command import main
-from metaopt.report.stats import bootstrap_interval, iqm, paired, t_interval
-
-REPORT = {
-    "title": "Two methods",
-    "metrics": ["eval/accuracy", "eval/loss"],
-    "baseline": "plain",
-    "methods": ["plain", "better"],
-    "scale": {"eval/accuracy": 100},
-    "digits": {"eval/accuracy": 1},
-    "labels": {"eval/accuracy": "accuracy, %"},
-    "command": "metaopt experiment=some/table",
-    "reported": [
-        {
-            "method": "paper",
-            "metric": "eval/accuracy",
-            "value": "96.1",
-            "source": "A",
-            "recall": True,
-        }
-    ],
-}
-
-
-def accuracy(row, seed):
-    return {"plain": 0.8, "better": 0.9}.get(row, 0.5) + 0.01 * np.cos(7.0 * seed + len(row or ""))
-
-
-def write_run(folder, seed, row=None, overrides=(), inner_steps=5, report=None, **result):
-    folder.mkdir(parents=True)
-    config = {"name": "demo", "label": row, "seed": seed, "report": report}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    value = float(accuracy(row, seed))
-    lines = [
-        {
-            "outer_step": step,
-            "outer/loss": 1 / step,
-            "eval/accuracy": value * step / 10,
-            "budget/inner_steps": step * inner_steps,
-        }
-        for step in range(1, 11)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    content = {
-        "name": "demo",
-        "overrides": [*overrides, f"seed={seed}"],
-        "metrics": {"eval/accuracy": value, "eval/loss": 1 - value, "outer/loss": 0.1},
-        "budget": {"gradients": 100.0},
-        "outer_steps": 10,
-        "stopped": None,
-        "versions": {"torch": "2.13"},
-        "commit": "abc",
-        "hardware": {"cpu": "some"},
-        **result,
-    }
-    (folder / "result.json").write_text(json.dumps(content))
-    (folder / "timing.json").write_text('{"seconds": 2.0}')
-    return folder
-
-
-@pytest.fixture
-def sweep(tmp_path):
-    for row in ("better", "plain"):
-        for seed in range(4):
-            write_run(tmp_path / f"{row}-{seed}", seed, row, report=REPORT)
-    return tmp_path
-
-
-def cells(text, row):
-    line = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+from metaopt.report.stats import paired, t_interval
 
 
 def test_the_table_holds_means_and_intervals_in_the_stated_order(sweep, capsys):
@@ -109,27 +41,6 @@ def test_the_footer_says_what_ran(sweep):
         "| paper | accuracy, % | 96.1 | A [recall] |",
     ):
         assert line in text
-
-
-def test_intervals_over_splits_of_one_data_set_are_wider(tmp_path, capsys):
-    for seed in range(4):
-        write_run(tmp_path / f"plain-{seed}", seed, "plain", report={**REPORT, "resplit": 0.5})
-    assert main([str(tmp_path)]) == 0
-    text = (tmp_path / "report" / "table.md").read_text()
-    half = t_interval([100 * accuracy("plain", seed) for seed in range(4)]).half * 3**0.5
-    assert cells(text, "plain")[2].endswith(f"± {half:.1f}")
-    assert "splits of one data set by Nadeau and Bengio's factor sqrt(1 + 0.5 n)" in text
-    assert "sign test's take the splits to be independent" in text
-    assert main([str(tmp_path), "--interval", "bootstrap"]) == 2
-    assert "report.resplit" in capsys.readouterr().err
-
-
-def test_costs_are_labelled_in_words(tmp_path):
-    write_run(tmp_path / "a", 0, "a", budget={"hvps": 7.0, "inner_steps": 3000.0})
-    main([str(tmp_path)])
-    text = (tmp_path / "report" / "table.md").read_text()
-    assert "| method | outer steps | inner steps | products | seconds |" in text
-    assert "| a | 10 | 3,000 | 7 | 2.0 |" in text
 
 
 def test_the_footer_repeats_what_the_runs_were_given(tmp_path):
@@ -338,48 +249,6 @@ def test_a_level_outside_the_unit_interval_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), "--level", "95"])
     assert "between 0 and 1" in capsys.readouterr().err
-
-
-def test_interquartile_means_are_a_column_of_their_own(sweep, tmp_path, capsys):
-    assert main([str(sweep), "--iqm", "--out", str(tmp_path / "out")]) == 0
-    text = (tmp_path / "out" / "table.md").read_text()
-    assert "| method | n | accuracy, % | accuracy, %, IQM | eval/loss | eval/loss, IQM |" in text
-    expected = bootstrap_interval([100 * accuracy("plain", seed) for seed in range(4)], iqm)
-    assert cells(text, "plain")[3] == "{:.1f} [{:.1f}, {:.1f}]".format(*expected)
-    assert "IQM is the interquartile mean over seeds with its 95 % percentile bootstrap" in text
-    for path in sweep.glob("*/config.yaml"):
-        config = yaml.safe_load(path.read_text())
-        config["report"] |= {"iqm": True, "resplit": 0.5}
-        path.write_text(yaml.safe_dump(config))
-    capsys.readouterr()
-    assert main([str(sweep)]) == 2
-    assert "--iqm take seeds to be independent" in capsys.readouterr().err
-
-
-def test_replicates_of_a_run_count_as_seeds(tmp_path):
-    values = {row: [float(accuracy(row, i)) for i in range(4)] for row in ("plain", "better")}
-    for row, actual in values.items():
-        replicates = {"eval/accuracy": actual, "eval/loss": [0.1, 0.2, None, 0.4]}
-        write_run(tmp_path / row, 0, row, report=REPORT, replicates=replicates, stopped="time")
-    actual = collect(tmp_path)
-    assert [c.seed for c in actual.of("plain")] == [0, 1, 2, 3]
-    assert [c.metrics["eval/accuracy"] for c in actual.of("plain")] == values["plain"]
-    assert [("outer/loss" in c.metrics) for c in actual.of("plain")] == [True, False, False, False]
-    assert len(actual.first_replicates) == 2
-    assert main([str(tmp_path), "--metrics", "eval/accuracy", "eval/loss", "outer/loss"]) == 0
-    text = (tmp_path / "report" / "table.md").read_text()
-    expected = t_interval([100 * v for v in values["plain"]])
-    name, n, shown, loss, once = cells(text, "plain")
-    assert (name, n, once) == ("plain", "4", "0.100 (n = 1)")
-    assert shown == f"{expected.estimate:.1f} ± {expected.half:.1f}"
-    assert loss.endswith("(n = 3)")
-    difference = next(line for line in text.splitlines() if "| 4 of 4 |" in line)
-    assert difference.startswith("| better | plain | accuracy, % |")
-    assert "Seeds: 0-3 for every method." in text
-    assert "Replicates: a run trains several seeds as one batch" in text
-    assert text.count("stopped early") == 2
-    assert "plain: eval/loss is not finite in 1 of 4 replicates and is left out" in text
-    assert "Commit: abc" in text
 
 
 def test_runs_with_replicates_share_no_seed(tmp_path):

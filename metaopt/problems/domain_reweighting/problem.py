@@ -108,7 +108,7 @@ class DomainReweighting(GradientProblem):
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        self.task, self.inner_optimizer = task, inner_optimizer
+        self.task, self.inner_optimizer, self.resplit = task, inner_optimizer, task.resplit
         self.weights: Weights = WeightTable() if weights is None else weights
         self.objective, self.sampling, self.train_on = objective, sampling, train_on
         self.initial, self.effective_domains, self.keep = initial, effective_domains, keep

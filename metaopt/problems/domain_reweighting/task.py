@@ -23,12 +23,14 @@ class ReweightingTask(Protocol):
         domain: the domain of each training example, integers (n,) on the CPU; none is empty.
         meta_rows: number of meta examples; 0 where there are none.
         quality: how far each domain can be trusted, (K,), >= 0; `None` where nobody knows.
+        resplit: see `metaopt.engine.protocols.BilevelProblem`.
     """
 
     domains: tuple[str, ...]
     domain: Tensor
     meta_rows: int
     quality: Tensor | None
+    resplit: float
 
     def init(self, generator: Generator) -> tuple[Tree, Tree]:
         """Return the model's parameters and its buffers, by name."""

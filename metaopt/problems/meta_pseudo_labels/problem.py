@@ -107,7 +107,7 @@ class MetaPseudoLabels(GradientProblem):
         check_choices(self, view=get_args(View), compat=(None, *get_args(Compat)))
         if objective == "consistency" and consistency is None:
             raise ValueError("objective=consistency needs problem.consistency; it is null.")
-        self.data = data.to(device)
+        self.data, self.resplit = data.to(device), data.resplit
         self.teacher = Network(lambda: teacher(data.shape, data.classes))
         self.student = Network(lambda: student(data.shape, data.classes))
         if self.teacher.frozen and pretraining is None:

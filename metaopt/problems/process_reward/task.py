@@ -56,7 +56,7 @@ class ProcessSupervision:
         device: where chains and parameters live.
 
     Attributes:
-        domains, domain, meta_rows, quality: see `ReweightingTask`.
+        domains, domain, meta_rows, quality, resplit: see `ReweightingTask`.
         meta_kinds: outcomes of the meta-set, in whose shares meta batches are drawn.
         correct: which candidates are right, (Q, C).
 
@@ -94,7 +94,7 @@ class ProcessSupervision:
         self.domains = data.domains
         index = {name: k for k, name in enumerate(self.domains)}
         self.domain = torch.tensor([index[chain.domain] for chain in data.train])
-        self.meta_rows = len(data.meta)
+        self.meta_rows, self.resplit = len(data.meta), data.resplit
         self.quality: Tensor | None = None
         if data.quality is not None:
             self.quality = torch.tensor([data.quality[name] for name in self.domains])

@@ -69,6 +69,7 @@ class FeaturePreferences(PreferenceTask):
         self.worlds = data if isinstance(data, PreferenceWorlds) else None
         features = data.features if isinstance(data, PreferenceWorlds) else data
         self.data, self.members, self.aggregate = features, members, aggregate
+        self.resplit = features.resplit
         check_ranges(self, "members >= 1")
         check_choices(self, aggregate=AGGREGATES)
         self.model = model(inputs=features.training.chosen.shape[-1])

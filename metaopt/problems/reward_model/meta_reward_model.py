@@ -105,7 +105,7 @@ class MetaRewardModel(GradientProblem):
                 f"deploy=theta_prime is one inner step beyond phi, which variant={variant} does "
                 f"not take; use variant=restore or deploy=theta."
             )
-        self.warm_start = variant == "no_restore"
+        self.warm_start, self.resplit = variant == "no_restore", task.resplit
         self.report = TaskReport(self)
 
     def init_outer(self, generator: Generator) -> Tree:

@@ -23,10 +23,12 @@ class PreferenceTask(ABC):
     Attributes:
         rows: number of labelled pairs.
         prompts: number of prompts with unlabelled responses.
+        resplit: test pairs for each training pair where seeds are splits of one data set; else 0.
     """
 
     rows: int
     prompts: int
+    resplit: float = 0.0
 
     @abstractmethod
     def init(self, generator: Generator) -> tuple[Tree, Tree]:

@@ -117,6 +117,7 @@ class TextPreferences(PreferenceTask):
         self.noise_share = noise_share
         self._tests = {name: self._encoded(pairs) for name, pairs in tests.items()}
         self.rows, self.prompts = len(trained), len(unlabelled_pairs)
+        self.resplit = len(other) / len(trained)
 
     def init(self, generator: Generator) -> tuple[Tree, Tree]:
         """Return the backbone's and the head's parameters, (1, ...), and the module's buffers."""

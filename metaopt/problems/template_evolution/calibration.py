@@ -114,6 +114,7 @@ class JudgeCalibration(TemplateProblem):
         check_choices(self, objective=OBJECTIVES)
         check_ranges(self, "0 < coverage <= 1")
         train, test = data.split(training, seed)
+        self.resplit = len(test) / len(train)
         sample = _texts(data, _of(data, train))
         self.labelled = _first_questions(data, train, labelled)
         if len(self.labelled) < labelled:

@@ -41,7 +41,7 @@ class Regression:
         spread = torch.tensor([0.1, 0.1, 3.0], dtype=torch.float64)[self.domain]
         noise = torch.randn(sum(sizes), generator=draw, dtype=torch.float64)
         self.y = sign * (self.x @ self.truth) + spread * noise
-        self.meta_rows = meta_rows
+        self.meta_rows, self.resplit = meta_rows, 0.0
         self.meta_x = torch.randn(meta_rows, features, generator=draw, dtype=torch.float64)
         self.meta_y = self.meta_x @ self.truth
 

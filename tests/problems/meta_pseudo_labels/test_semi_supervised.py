@@ -50,6 +50,8 @@ def test_digits_keeps_its_test_part_apart():
     assert data.labels.bincount().tolist() == [2] * 10
     assert data.unlabelled.min() == 0
     assert data.unlabelled.max() == 1
+    assert data.resplit == 500 / 1297
+    assert two_moons().resplit == 0
 
 
 @pytest.mark.parametrize(

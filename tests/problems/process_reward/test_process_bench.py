@@ -38,6 +38,7 @@ def test_the_parts_share_no_question(tmp_path: Path) -> None:
     assert (len(data.meta), len(data.candidates)) == (16, 12)
     assert sum(bool(chain.outcome) for chain in data.meta) == 8
     assert data.quality is None
+    assert data.resplit == pytest.approx(12 / 8)  # of twenty questions with solutions
 
 
 def test_candidates_are_the_systems_answers(tmp_path: Path) -> None:

@@ -207,3 +207,4 @@ def test_hh_rlhf_has_its_splits():
     data = preference_texts(source, transfer, "llmbar", runs=1, training=1700)
     assert data.training.chosen.shape == (1, 1700, 128)
     assert data.tests["held_out"].chosen.shape == (1, 608, 128)
+    assert data.resplit == 608 / 1700

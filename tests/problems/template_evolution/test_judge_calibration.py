@@ -77,6 +77,7 @@ def test_training_and_held_out_questions_are_apart_and_labels_are_whole_question
     trained, held_out = ({r.query for r in rows} for rows in (problem.labelled, problem.test))
     assert len(trained) == 11
     assert len(held_out) == 30
+    assert problem.resplit == 1
     assert not trained & held_out
     assert {r.query for r in make(data, seed=1).test} != held_out
     assert len({r.query for r in make(data, held_out=4).test}) == 4

@@ -81,6 +81,7 @@ def images(
     else:
         chosen = _held_out(y, test_share, names, draw)
         test, test_labels, x, y = x[chosen], y[chosen], x[~chosen], y[~chosen]
+    resplit = 0.0 if parts["test"] else len(test) / len(x)
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp(min=1e-3)
     further, hidden = tensors(parts["unlabelled"], names, size)
     x, further, test = ((t - mean.view(3, 1, 1)) / std.view(3, 1, 1) for t in (x, further, test))
@@ -90,7 +91,7 @@ def images(
     )
     return few_labels(
         x, y, test, test_labels, len(names), labels_per_class, draw, unlabelled=(further, hidden),
-        weak=Shift(shift, flip=flip), strong=strong,
+        resplit=resplit, weak=Shift(shift, flip=flip), strong=strong,
     )  # fmt: skip
 
 

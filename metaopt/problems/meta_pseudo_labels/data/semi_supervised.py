@@ -30,6 +30,8 @@ class SemiSupervised:
         test, test_labels: examples that training never sees.
         classes: number of classes.
         weak, strong: augmentations; the strong one is what a consistency loss asks for.
+        resplit: test examples for each other one where the test is a random part of one data set;
+            0 where it is a set of its own.
     """
 
     labelled: Tensor
@@ -41,6 +43,7 @@ class SemiSupervised:
     classes: int
     weak: Augmentation = identity
     strong: Augmentation = identity
+    resplit: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,7 +60,8 @@ class SemiSupervised:
 
 def few_labels(
     x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, classes: int, per_class: int | None,
-    draw: Generator, unlabelled: tuple[Tensor, Tensor] | None = None, **views: Augmentation,
+    draw: Generator, unlabelled: tuple[Tensor, Tensor] | None = None, resplit: float = 0.0,
+    **views: Augmentation,
 ) -> SemiSupervised:  # fmt: skip
     """Return a data set with `per_class` random labels of each class; the others are hidden.
 
@@ -68,6 +72,7 @@ def few_labels(
         per_class: labels of each class, or `None` for all.
         draw: where the choice of labels comes from.
         unlabelled: further inputs, and their classes, -1 where one is not known.
+        resplit: as for `SemiSupervised`.
         views: the augmentations `weak` and `strong`.
 
     Raises:
@@ -77,7 +82,9 @@ def few_labels(
     u, hidden = x, y
     if unlabelled is not None:
         u, hidden = torch.cat([x, unlabelled[0]]), torch.cat([y, unlabelled[1]])
-    return SemiSupervised(x[chosen], y[chosen], u, hidden, test, test_labels, classes, **views)
+    return SemiSupervised(
+        x[chosen], y[chosen], u, hidden, test, test_labels, classes, resplit=resplit, **views
+    )
 
 
 def _chosen(labels: Tensor, per_class: int, classes: int, draw: Generator) -> Tensor:

@@ -71,5 +71,5 @@ def digits(
     test, train = order[:test_points], order[test_points:]
     return few_labels(
         x[train], y[train], x[test], y[test], 10, labels_per_class, draw,
-        strong=Shift(shift, sigma),
+        resplit=len(test) / len(train), strong=Shift(shift, sigma),
     )  # fmt: skip

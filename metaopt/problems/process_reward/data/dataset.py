@@ -22,6 +22,9 @@ class ProcessData:
         quality: of each training domain how far its labels can be trusted, in [0, 1]; `None` where
             nobody knows.
         answers: the final answer of every candidate, for the majority vote, or `None`.
+        resplit: test questions for each question of the meta-set where a seed splits one set; or
+            the like of `held_out` and `train` where that is more; 0 where the tests are sets of
+            their own.
 
     Raises:
         ValueError: names the argument and the first entries that break one of these rules.
@@ -33,6 +36,7 @@ class ProcessData:
     held_out: Mapping[str, Sequence[Chain]] = field(default_factory=dict)
     quality: Mapping[str, float] | None = None
     answers: Sequence[Sequence[str]] | None = None
+    resplit: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.train:

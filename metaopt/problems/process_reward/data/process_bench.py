@@ -81,6 +81,7 @@ def process_bench(
         candidates=candidates,
         held_out=held_out,
         answers=[[final_answer("\n".join(c.steps)) for c in row] for row in candidates],
+        resplit=max((1 - meta_share) / meta_share, held_out_share / (1 - held_out_share)),
     )
 
 

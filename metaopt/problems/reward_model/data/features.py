@@ -20,6 +20,7 @@ class PreferenceFeatures:
         responses: unlabelled responses, k >= 2 to each of P prompts, (R, P, k, d).
         tests: pairs with right labels by name, features (R, n', d).
         seed: what the runs' own randomness is made of: run i's is a function of (seed, i).
+        resplit: test pairs for each training pair where runs are splits of one data set; else 0.
     """
 
     training: Pairs
@@ -27,6 +28,7 @@ class PreferenceFeatures:
     responses: Tensor
     tests: Mapping[str, Pairs]
     seed: int = 0
+    resplit: float = 0.0
 
     def __post_init__(self) -> None:
         runs, count, width = self.training.chosen.shape

@@ -113,6 +113,7 @@ def preference_texts(
         stacked.pop("responses"),
         {name: _pairs(features) for name, features in stacked.items()},
         seed,
+        resplit=sizes[1] / sizes[0],
     )
 
 
