@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from metaopt.report import sweep_figures, tables
+from metaopt.report.cells import check_cells, write_cells
 from metaopt.report.check import check
 from metaopt.report.collect import ReportError, collect
 from metaopt.report.notes import missing, notes
@@ -44,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--level", type=_level, default=0.95, help="coverage (default 0.95)")
     parser.add_argument("--out", type=Path, help="where to write (default: FOLDER/report)")
     parser.add_argument(
-        "--check", type=Path, metavar="JSON", help="expected means; exit 1 when one is off"
+        "--check", type=Path, metavar="FILE", help="expected means (JSON); exit 1 when one is off"
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="FILE is a table.csv, compared cell by cell"
     )
     return parser
 
@@ -65,7 +68,7 @@ def _report(options: argparse.Namespace, command: str) -> int:
             "experiment are splits of one data set; use --interval t."
         )
     summary = Summary(runs, settings, options.interval, options.level)
-    off = check(summary, options.check) if options.check else []
+    off, checked = _check(options, summary)
     optional = [tables.differences(summary), tables.costs(summary), tables.reported(summary)]
     shown = [tables.results(summary), *(table for table in optional if table is not None)]
     footer = [*notes(summary), f"Table made by: {command}"]
@@ -81,9 +84,21 @@ def _report(options: argparse.Namespace, command: str) -> int:
     _print(shown, footer, gaps, paths)
     for text in off:
         print(f"off: {text}", file=sys.stderr)
-    if options.check and not off:
-        print(f"Every mean is within its tolerance of {options.check}.")
+    if checked:
+        print(checked + (f"; {len(off)} numbers are off." if off else ": all as expected."))
     return 1 if off else 0
+
+
+def _check(options: argparse.Namespace, summary: Summary) -> tuple[list[str], str]:
+    """Return what is off, and what was compared; nothing where nothing is to be checked."""
+    if options.check is None:
+        if options.exact:
+            raise ReportError("--exact needs the table to compare with: --check TABLE.csv --exact")
+        return [], ""
+    if not options.exact:
+        return check(summary, options.check), f"Means and tolerances of {options.check}"
+    comparison = check_cells(summary.runs, options.check)
+    return comparison.off, comparison.text(options.check)
 
 
 def _write(
@@ -98,27 +113,10 @@ def _write(
     comments = "\n".join(f"% {text}" for text in [*footer, *(f"Incomplete: {x}" for x in gaps)])
     blocks = [*(table.latex() for table in shown), comments]
     paths[1].write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-    _write_cells(summary, paths[2])
+    write_cells(summary, paths[2])
     curves = sweep_figures.learning_curves(summary, out / "learning_curves.png")
     figures = [sweep_figures.dots(summary, out / "table.png"), curves]
     return paths + [path for path in figures if path is not None]
-
-
-def _write_cells(summary: Summary, path: Path) -> None:
-    runs = summary.runs
-    units = list(dict.fromkeys(unit for c in runs.cells for unit in c.cost))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        costs = [f"budget/{unit}" for unit in units]
-        ends = ["outer_steps", "seconds", "stopped", "commit"]
-        writer.writerow(["method", "seed", *runs.metric_names, *costs, *ends])
-        for cell in (c for method in summary.methods for c in runs.of(method)):
-            values = [cell.metrics.get(name, "") for name in runs.metric_names]
-            spent = [cell.cost.get(unit, 0) for unit in units]
-            steps, stopped, commit = map(cell.result.get, ("outer_steps", "stopped", "commit"))
-            writer.writerow(
-                [cell.method, cell.seed, *values, *spent, steps, cell.seconds, stopped, commit]
-            )
 
 
 def _print(
