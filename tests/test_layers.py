@@ -12,14 +12,19 @@ ROOT = Path(__file__).parent.parent / "metaopt"
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("problems/*/__init__.py"))
 
-FAMILY = {"engine", "nn", "data", "llm", "metrics", "report.figures", "report.page", "report.table"}
+FAMILY = {
+    "engine", "files", "nn", "data", "llm", "metrics", "report.figures", "report.page",
+    "report.table",
+}  # fmt: skip
 ALLOWED = {
+    "files": set(),
     "engine": set(),
     "estimators": {"engine"},
     "optimizers": {"engine"},
-    **{part: {"engine.tree", "engine.random"} for part in ("nn", "data", "llm", "metrics")},
-    "runs": {"engine", "report.figures"},
-    "report": {"engine"},
+    **{part: {"engine.tree", "engine.random"} for part in ("nn", "metrics")},
+    **{part: {"engine.tree", "engine.random", "files"} for part in ("data", "llm")},
+    "runs": {"engine", "files", "report.figures"},
+    "report": {"engine", "files", "runs.continuing", "runs.folder"},
     **{f"problems.{family}": FAMILY for family in FAMILIES},
     "problems.rollout_length.policies": FAMILY | {"optimizers", "problems.rollout_length"},
 }

@@ -21,13 +21,14 @@ from metaopt.cli.checks import ArgumentError, check, check_call, fits, wrong_typ
 from metaopt.cli.composing import cause, parts
 from metaopt.cli.mistakes import foreign_method, nearest
 from metaopt.engine.budget import UNITS
-from metaopt.runs import checkpoint, provenance
-from metaopt.runs.continuing import extended, refuse_edited, started_with, write_config
+from metaopt.files.lock import refuse_held
+from metaopt.runs import provenance
+from metaopt.runs.continuing import extended, refuse_edited, write_config
 from metaopt.runs.errors import ConfigError, report
+from metaopt.runs.folder import read_config, result_of, started_with, steps
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
-from metaopt.runs.result import read_config
-from metaopt.runs.run import PYTHON, SETTINGS, Run, Watch, prepare_torch, result_of
+from metaopt.runs.run import PYTHON, SETTINGS, Run, Watch, prepare_torch
 
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
@@ -134,6 +135,7 @@ def _run(
         write_config(folder, config)
         print(f"{folder}: already complete; nothing computed.")
         return Outcome("complete", folder, _objective(config, result, direction))
+    refuse_held(folder)  # before the parts are made, which may take long
     watch = watcher if not sweeping or sys.stderr.isatty() else None
     run = build(folder, config, overrides, watch)
     started = time.monotonic()
@@ -146,7 +148,7 @@ def _run(
 def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise a `ConfigError` if the folder holds the work of another config; name what differs."""
     before = started_with(folder)
-    if before is None or not (checkpoint.steps(folder / "checkpoints") or result_of(folder)):
+    if before is None or not (steps(folder / "checkpoints") or result_of(folder)):
         return
     if provenance.config_hash(before) != provenance.config_hash(config):
         changed = "\n  ".join(provenance.differences(before, config)[:8])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from metaopt.files.errors import FolderError
 from metaopt.report.collect import failure
+from metaopt.runs.continuing import refuse_edited
+from metaopt.runs.folder import read_config, result_of, steps
+from metaopt.runs.provenance import resume_command
 
 
 def ls(arguments: Sequence[str]) -> int:
@@ -26,9 +27,14 @@ def ls(arguments: Sequence[str]) -> int:
     if not paths:
         raise ValueError(f"There is no run below {folder}: no folder in it has a config.yaml.")
     for path in paths:
-        config = _config(path)
+        try:
+            config, result = read_config(path), result_of(path) or {}
+            refuse_edited(path, config)
+        except FolderError as error:
+            print(f"{path}  {' '.join(str(error).split())}")
+            continue
         label = config.get("label") or config.get("name") or ""
-        metrics = _result(path).get("metrics") or {}
+        metrics = result.get("metrics") or {}
         shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k, v))
         print(
             f"{path}  {state(path, config)}  {label}, seed {config.get('seed')}  {shown}".rstrip()
@@ -41,21 +47,20 @@ def show(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("metaopt show", description="One run: what it is, its result.")
     parser.add_argument("run", type=Path, help="the run's folder")
     folder = parser.parse_args(arguments).run
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is no run's folder: {folder / 'config.yaml'} is missing.")
-    config, result = _config(folder), _result(folder)
+    config, result = read_config(folder), result_of(folder) or {}
+    refuse_edited(folder, config)
     lines = {"folder": str(folder), "state": state(folder, config)}
     lines |= {k: str(config[k]) for k in ("name", "label", "seed") if config.get(k) is not None}
-    lines |= {
-        p: config[p]["_target_"] for p in ("problem", "estimator", "optimizer") if p in config
-    }
+    for part in ("problem", "estimator", "optimizer"):
+        if isinstance(node := config.get(part), dict):
+            lines[part] = str(node.get("_target_") or node.get("_class_"))
     if overrides := result.get("overrides"):
-        lines["overrides"] = " ".join(overrides)
+        lines["overrides"] = " ".join(map(str, overrides))
     metrics = result.get("metrics") or {}
     lines |= {name: f"{value:.6g}" for name, value in metrics.items() if value is not None}
     lines |= {f"budget/{unit}": f"{n:,}" for unit, n in (result.get("budget") or {}).items()}
     lines["files"] = ", ".join(sorted(path.name for path in folder.iterdir()))
-    lines["next"] = f"metaopt-report {folder}" if result else _resume_command(folder)
+    lines["next"] = f"metaopt-report {folder}" if result else resume_command(folder)
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
         print(f"{name:<{width}}{text}")
@@ -64,28 +69,13 @@ def show(arguments: Sequence[str]) -> int:
 
 def state(folder: Path, config: dict[str, Any]) -> str:
     """Return `finished`, `failed: <why>`, or the outer step that a continuation starts from."""
-    if (folder / "result.json").is_file():
-        stopped = _result(folder).get("stopped")
+    result = result_of(folder)
+    if result is not None:
+        stopped = result.get("stopped")
         return f"finished (stopped by {stopped})" if stopped else "finished"
-    steps = [int(path.stem[5:]) for path in (folder / "checkpoints").glob("step_*.pt")]
-    step = f"outer step {max(steps, default=0)} of {config.get('outer_steps')}"
+    done = max((step for step, _ in steps(folder / "checkpoints")), default=0)
+    step = f"outer step {done} of {config.get('outer_steps')}"
     return failure(folder) or f"unfinished, {step}"
-
-
-def _resume_command(folder: Path) -> str:
-    from metaopt.runs.provenance import resume_command  # it imports torch, which takes a second
-
-    return resume_command(folder)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return dict(config or {})
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    path = folder / "result.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _shown(name: str, value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -11,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from metaopt.files.errors import FolderError
+from metaopt.files.reading import read_json, read_records
+from metaopt.runs.continuing import refuse_edited
+from metaopt.runs.folder import read_config, result_of
 
 _NOT_METHOD = ("seed", "name", "label", "experiment", "tracker", "device", "threads")
 """Keys that do not tell methods apart."""
@@ -111,10 +113,13 @@ def collect(folder: Path) -> Collection:
         raise ReportError(f"There is no folder {folder}.\nGive the folder of a run or of a sweep.")
     cells, incomplete = [], []
     for path in sorted(folder.rglob("config.yaml"), key=_natural):
+        if not (path.parent / "result.json").exists():
+            incomplete.append((path.parent, failure(path.parent) or "not finished"))
+            continue
         try:
             cells += _cells(path.parent)
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-            incomplete.append((path.parent, _reason(path.parent, error)))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            incomplete.append((path.parent, _reason(error)))
     if not cells:
         raise ReportError(_nothing(folder, incomplete))
     return Collection(_labelled(cells), incomplete)
@@ -127,11 +132,12 @@ def _natural(path: Path) -> list[Any]:
 
 
 def _cells(folder: Path) -> list[Cell]:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    config, result = read_config(folder), result_of(folder) or {}
+    refuse_edited(folder, config)
     metrics = {name: _number(value) for name, value in result["metrics"].items()}
-    timing = folder / "timing.json"
-    seconds = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else None
+    seconds = _seconds(folder / "timing.json")
+    if (log := folder / "metrics.jsonl").exists():
+        read_records(log)  # for its damaged lines: curves are drawn from it
     label = config.get("label") or ""
     if group := (config.get("report") or {}).get("group"):
         label = f"{group}: {label}"
@@ -151,14 +157,19 @@ def _cells(folder: Path) -> list[Cell]:
     ]
 
 
+def _seconds(path: Path) -> float | None:
+    if not path.exists():
+        return None
+    return float(read_json(path, "Delete it: the seconds are then unknown.")["seconds"])
+
+
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _reason(folder: Path, error: Exception) -> str:
-    if (folder / "result.json").exists():
-        return f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"
-    return failure(folder) or "not finished"
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FolderError) else f"unreadable: {type(error).__name__}: {text}"
 
 
 def failure(folder: Path) -> str | None:
@@ -168,7 +179,8 @@ def failure(folder: Path) -> str | None:
     """
     if not (folder / "error.log").exists():
         return None
-    lines = (folder / "error.log").read_text(encoding="utf-8").strip().splitlines()
+    text = (folder / "error.log").read_text(encoding="utf-8", errors="replace")
+    lines = text.strip().splitlines()
     frames = [at for at, line in enumerate(lines) if line.startswith("  ")]
     rest = lines[max(frames, default=-1) + 1 :]
     errors = [line for line in rest if line and not line.startswith("Traceback")]

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from metaopt.files.errors import FolderError
+from metaopt.files.writing import refuse_links, write_text
 from metaopt.report import sweep_figures, tables
 from metaopt.report.cells import check_cells, write_cells
 from metaopt.report.check import check
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["metaopt-report", *arguments])
     try:
         return _report(options, command)
-    except (ReportError, OSError) as error:
+    except (ReportError, FolderError, OSError) as error:
         print(f"metaopt-report: {error}", file=sys.stderr)
         return 2
 
@@ -74,6 +76,8 @@ def _report(options: argparse.Namespace, command: str) -> int:
     footer = [*notes(summary), f"Table made by: {command}"]
     gaps = missing(summary, options.folder)
     out = options.out or options.folder / "report"
+    if options.out is None and out.is_symlink():
+        raise ReportError(f"{out} is a symbolic link; name the folder to write to with --out.")
     try:
         paths = _write(summary, shown, footer, gaps, out)
     except OSError as error:
@@ -105,14 +109,15 @@ def _write(
     summary: Summary, shown: Sequence[Table], footer: Sequence[str], gaps: Sequence[str], out: Path
 ) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
+    refuse_links(out)
     paths = [out / "table.md", out / "table.tex", out / "table.csv"]
     lists = [("Notes", footer), ("Incomplete", gaps)]
     parts = [table.markdown() for table in shown]
     parts += ["\n".join([f"## {name}", "", *(f"- {x}" for x in xs)]) for name, xs in lists if xs]
-    paths[0].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(paths[0], "\n\n".join(parts) + "\n")
     comments = "\n".join(f"% {text}" for text in [*footer, *(f"Incomplete: {x}" for x in gaps)])
     blocks = [*(table.latex() for table in shown), comments]
-    paths[1].write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    write_text(paths[1], "\n\n".join(blocks) + "\n")
     write_cells(summary, paths[2])
     curves = sweep_figures.learning_curves(summary, out / "learning_curves.png")
     figures = [sweep_figures.dots(summary, out / "table.png"), curves]

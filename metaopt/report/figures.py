@@ -6,15 +6,17 @@ imported where a figure is made: it takes longer to import than a small run take
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from metaopt.files.reading import read_records
+from metaopt.files.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +77,8 @@ def line(index: int) -> dict[str, Any]:
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure, making the folder, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:])
     return path
 
 
@@ -93,27 +96,18 @@ def read_curves(path: Path, names: Container[str] | None = None) -> dict[str, Cu
     Inner steps are those a line counts as `inner_step`, else its `budget/inner_steps`. A value that
     was not finite, and a line cut short by a kill, is left out. Of two values at one outer step the
     later counts.
+
+    Raises:
+        DamagedFileError: a line is no record.
     """
     points: dict[str, dict[int, tuple[float, float]]] = {}
-    for record in records(path):
+    for record in read_records(path) if path.exists() else ():
         inner = _number(record.get("inner_step", record.get("budget/inner_steps")))
         for name, value in record.items():
             included = "/" in name if names is None else name in names
             if included and math.isfinite(number := _number(value)):
                 points.setdefault(name, {})[record["outer_step"]] = (inner, number)
     return {name: _curve(by_step) for name, by_step in points.items()}
-
-
-def records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a metrics.jsonl; a line that was cut short by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for text in lines:
-        try:
-            record = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("outer_step"), int):
-            yield record
 
 
 def _number(value: Any) -> float:

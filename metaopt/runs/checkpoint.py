@@ -1,56 +1,25 @@
-"""Files that are whole or absent, and the checkpoints made of them."""
+"""States of tensors in files, and the checkpoints made of them."""
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import re
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from metaopt.engine import tree
+from metaopt.files.errors import DamagedFileError
+from metaopt.files.writing import replacing
+from metaopt.runs.folder import steps as steps
 
-STEP = re.compile(r"step_(\d{8,})\.pt")
-
-
-class CheckpointError(RuntimeError):
-    """There are checkpoints, and none of them can be read."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file next to `path` that takes its place once it is complete and on the disk.
-
-    When the block raises, `path` is as it was and nothing is left behind.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+PARTS = ("engine", "solution", "last", "seconds", "config", "log")
+"""What the state in a checkpoint has; see `metaopt.runs.run.Run`."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the content of `path` by `text`, in one step."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace the content of `path` by JSON, in one step."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+class CheckpointError(DamagedFileError):
+    """A file of tensors is damaged, or there are checkpoints and none of them can be read."""
 
 
 def write_tensors(path: Path, state: Any) -> None:
@@ -72,21 +41,22 @@ def read_tensors(path: Path) -> Any:
     """Return what `write_tensors` wrote.
 
     Raises:
-        CheckpointError: the file is damaged, or holds something else.
+        CheckpointError: the file is missing, damaged, or holds something else.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-        if broken is not None:
-            raise CheckpointError(f"{path} is damaged: {broken} has a wrong checksum.")
-        state = torch.load(path, weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
-    return tree.unpack(state)
+        if broken is None:
+            return tree.unpack(torch.load(path, weights_only=True))
+    except Exception as error:  # what a flipped bit makes zip, pickle and torch raise has no end
+        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}.") from error
+    raise CheckpointError(f"{path} is damaged: {broken} has a wrong checksum.")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` as the checkpoint of outer step `step`, drop all but the newest `keep`.
+    """Write `state` as the checkpoint of outer step `step`, drop all but the `keep` up to it.
+
+    Later ones are dropped, too: they were damaged, or this run would not be at `step`.
 
     Args:
         folder: made when absent.
@@ -95,16 +65,11 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.pt"
     write_tensors(path, state)
-    for _, old in steps(folder)[:-keep]:
-        old.unlink()
+    kept = [number for number, _ in steps(folder) if number <= step][-keep:]
+    for number, old in steps(folder):
+        if number not in kept:
+            old.unlink()
     return path
-
-
-def steps(folder: Path) -> list[tuple[int, Path]]:
-    """Return the (step, file) pairs of `folder`, the oldest first; empty when it is absent."""
-    files = folder.iterdir() if folder.is_dir() else iter(())
-    matched = ((STEP.fullmatch(path.name), path) for path in files)
-    return sorted((int(match[1]), path) for match, path in matched if match)
 
 
 def latest(folder: Path) -> dict[str, Any] | None:
@@ -116,9 +81,9 @@ def latest(folder: Path) -> dict[str, Any] | None:
         CheckpointError: there are checkpoints and all are damaged; names the newest.
     """
     errors: dict[Path, CheckpointError] = {}
-    for _, path in reversed(steps(folder)):
+    for step, path in reversed(steps(folder)):
         try:
-            state: dict[str, Any] = read_tensors(path)
+            state = _read(path, step)
         except CheckpointError as error:
             errors[path] = error
         else:
@@ -133,5 +98,16 @@ def latest(folder: Path) -> dict[str, Any] | None:
     ) from newest
 
 
+def _read(path: Path, step: int) -> dict[str, Any]:
+    """Return the state of the checkpoint of outer step `step`."""
+    state = read_tensors(path)
+    if not isinstance(state, dict) or not {*PARTS} <= {*state}:
+        raise CheckpointError(f"{path} is damaged: it holds no state of a run.")
+    done = state["engine"].get("outer_step") if isinstance(state["engine"], dict) else None
+    if done != step:
+        raise CheckpointError(f"{path} is damaged: it holds the state of outer step {done}.")
+    return state
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

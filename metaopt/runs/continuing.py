@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from metaopt.runs import checkpoint, provenance
-from metaopt.runs.errors import ConfigError
+from metaopt.files.errors import FolderError
+from metaopt.files.reading import LOG, damaged, numbered
+from metaopt.files.writing import write_text
+from metaopt.runs import provenance
+from metaopt.runs.folder import started_with, steps
 
 STEPS = ("outer_steps", "engine.outer_steps")
 """Keys that hold the number of outer steps, the one setting that a continued run may change."""
 
 
-def started_with(folder: Path) -> dict[str, Any] | None:
-    """Return the config that the run of a folder was started with, or `None` where none is kept."""
-    path = folder / "provenance.json"
-    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return record.get("config")
-
-
 def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = False) -> None:
-    """Raise a `ConfigError` if a run's config.yaml is not what the run was started with.
+    """Raise a `FolderError` if a run's config.yaml is not what the run was started with.
+
+    Edits that leave the numbers as they are are said on the standard error.
 
     Args:
         folder: the run's.
@@ -37,36 +36,61 @@ def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = Fal
     changed = provenance.differences(before, config)
     if extending:
         changed = [line for line in changed if line.partition(":")[0] not in STEPS]
-    if not changed:
-        return
-    advice = "Put the old values back, or start a new run with the new ones."
-    if any(line.partition(":")[0] in STEPS for line in changed):
-        advice += f" More outer steps: {provenance.resume_command(folder)} outer_steps=<number>."
-    raise ConfigError(
-        f"{folder / 'config.yaml'} was edited since the run was started (then -> now):\n"
-        + "".join(f"  {line}\n" for line in changed[:8])
-        + f"Nothing was computed. A run continues with what it was started with. {advice}"
-    )
+    path = folder / "config.yaml"
+    if changed:
+        advice = "Put the old values back, or start a new run with the new ones."
+        if any(line.partition(":")[0] in STEPS for line in changed):
+            command = provenance.resume_command(folder)
+            advice += f" More outer steps: {command} outer_steps=<number>."
+        raise FolderError(
+            f"{path} was edited since the run was started (then -> now):\n{_listed(changed)}"
+            f"Nothing was computed: a run continues with what it was started with. {advice}"
+        )
+    if harmless := provenance.differences(before, config, relevant=False):
+        print(f"{path} was edited since the run was started (then -> now), which leaves the "
+              f"numbers as they are:\n{_listed(harmless)}", end="", file=sys.stderr)  # fmt: skip
 
 
 def refuse_foreign(folder: Path, state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raise a `ConfigError` if the state of a checkpoint in `folder` is of another run's config."""
-    changed = provenance.differences(state.get("config", {}), config)
+    """Raise a `FolderError` if the state of a checkpoint in `folder` is of another run's config."""
+    changed = provenance.differences(state["config"], config)
     changed = [line for line in changed if line.partition(":")[0] not in STEPS]
     if changed:
         path = folder / f"step_{state['engine']['outer_step']:08d}.pt"
-        raise ConfigError(
+        raise FolderError(
             f"{path} is a checkpoint of a run of another config (its -> this run's):\n"
-            + "".join(f"  {line}\n" for line in changed[:8])
-            + "Nothing was computed. Delete it to continue from the checkpoint before it."
+            f"{_listed(changed)}"
+            f"Nothing was computed. Delete it to continue from the checkpoint before it."
         )
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "".join(f"  {line}\n" for line in lines[:8])
+
+
+def log_until(folder: Path, state: Mapping[str, Any]) -> bytes:
+    """Return what metrics.jsonl held when a checkpoint was written; nothing where it is deleted.
+
+    Raises:
+        DamagedFileError: the file is no longer what was written until then.
+    """
+    path, log = folder / "metrics.jsonl", state["log"]
+    try:
+        content = path.read_bytes()[: log["bytes"]]
+    except FileNotFoundError:
+        return b""
+    if sha256(content).hexdigest() != log["sha256"]:
+        numbered(content, path)  # which names the line, where it is no record
+        step = state["engine"]["outer_step"]
+        raise damaged(path, f"it is not what was written until outer step {step}", LOG)
+    return content
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the config of a run into its folder, unless it is there."""
     path, text = folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False)
-    if not path.exists() or path.read_text() != text:
-        checkpoint.write_text(path, text)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> dict[str, Any]:
@@ -81,7 +105,7 @@ def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> d
     before = started_with(folder) or config
     if outer_steps is None or outer_steps == config["outer_steps"] == before["outer_steps"]:
         return config
-    saved = checkpoint.steps(folder / "checkpoints")
+    saved = steps(folder / "checkpoints")
     done = saved[-1][0] if saved else 0
     if outer_steps < done:
         raise ValueError(

@@ -10,16 +10,14 @@ import traceback
 from pathlib import Path
 
 from metaopt.engine.protocols import NonFiniteError
+from metaopt.files.errors import ConfigError as ConfigError
+from metaopt.files.writing import write_text
 from metaopt.llm.errors import LMError
-from metaopt.runs import checkpoint
+from metaopt.runs.folder import steps
 from metaopt.runs.provenance import resume_command
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-class ConfigError(ValueError):
-    """A mistake in a config; the message says what to type instead."""
 
 
 def explain(error: BaseException, folder: Path | None = None) -> str:
@@ -48,7 +46,7 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
         return f"A file is missing: {error.filename}\nCheck the path in the config."
     if isinstance(error, LMError):
         return f"{error}\nCheck the model's server, key and name{_continue(folder)}."
-    if isinstance(error, (ValueError, TypeError, ImportError, checkpoint.CheckpointError)):
+    if isinstance(error, (ValueError, TypeError, ImportError)):
         return str(error)
     return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
@@ -81,7 +79,7 @@ def report(
 def _keep(trace: str, folder: Path, silent: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.log").write_text(trace)
+        write_text(folder / "error.log", trace)
     except OSError:
         print("The traceback could not be kept; METAOPT_DEBUG=1 prints it.", file=sys.stderr)
     else:
@@ -98,13 +96,13 @@ def _where(error: OSError, folder: Path | None) -> str:
 
 
 def _continue(folder: Path | None) -> str:
-    if folder is None or not (folder / "config.yaml").exists():
+    if folder is None or not (folder / "provenance.json").exists():
         return " and start again"
     return f", then continue with\n  {resume_command(folder)}"
 
 
 def _after_divergence(folder: Path | None) -> str:
-    saved = checkpoint.steps(folder / "checkpoints") if folder else []
+    saved = steps(folder / "checkpoints") if folder else []
     advice = "Lower a learning rate or clip a gradient (outer_lr, optimizer.clip_norm)"
     if folder is None or not saved:
         return f"{advice}; there is no checkpoint before it."

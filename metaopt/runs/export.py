@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.runs import checkpoint
+from metaopt.files.writing import replacing, write_text
 
 
 def export(outer: Any, inner: Any, folder: Path) -> None:
@@ -25,11 +25,11 @@ def export(outer: Any, inner: Any, folder: Path) -> None:
     if isinstance(outer, Tensor):
         outer = {"outer": outer}
     if isinstance(outer, str):
-        checkpoint.write_text(folder / "outer.txt", outer)
+        write_text(folder / "outer.txt", outer)
     elif isinstance(outer, dict) and outer and _all_tensors(outer):
         _write_tensors(folder / "outer.safetensors", outer)
     elif (text := _json(outer)) is not None:
-        checkpoint.write_text(folder / "outer.json", text + "\n")
+        write_text(folder / "outer.json", text + "\n")
     if isinstance(inner, GradientState):
         _write_tensors(folder / "inner.safetensors", inner.params | inner.buffers)
 
@@ -43,7 +43,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     # Cloned because safetensors refuses tensors that share memory, as views of one buffer do.
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with checkpoint.replacing(path) as file:
+    with replacing(path) as file:
         file.write(save(plain, {"format": "pt"}))
 
 

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import metaopt
+from metaopt.files.errors import DamagedFileError
+from metaopt.runs.folder import read_provenance
 
 IRRELEVANT = (
     "checkpoint_every", "figures", "keep_checkpoints", "log_every", "objective", "report", "label",
@@ -29,13 +29,18 @@ PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "datasets
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits of what a result depends on; see `IRRELEVANT`."""
-    text = json.dumps(_relevant(config), sort_keys=True)
+    text = json.dumps(_part(config, relevant=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one line, `key: old -> new`, for every relevant key in which two configs differ."""
-    left, right = (dict(flatten(_relevant(config))) for config in (old, new))
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], relevant: bool = True) -> list[str]:
+    """Return one line, `key: old -> new`, for every key in which two configs differ.
+
+    Args:
+        old, new: the configs.
+        relevant: of the keys that a result depends on; else of the others, see `IRRELEVANT`.
+    """
+    left, right = (dict(flatten(_part(config, relevant))) for config in (old, new))
     return [
         f"{key}: {left.get(key, 'absent')} -> {right.get(key, 'absent')}"
         for key in sorted({*left, *right})
@@ -43,8 +48,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _relevant(config: Mapping[str, Any]) -> Any:
-    return {k: v for k, v in as_json(config).items() if k not in IRRELEVANT}
+def _part(config: Mapping[str, Any], relevant: bool) -> Any:
+    return {k: v for k, v in as_json(config).items() if (k not in IRRELEVANT) == relevant}
 
 
 def as_json(config: Mapping[str, Any]) -> Any:
@@ -68,8 +73,10 @@ def provenance() -> dict[str, Any]:
 
 def resume_command(folder: Path) -> str:
     """Return the command that continues the run of a folder, with its config folders."""
-    path = folder / "provenance.json"
-    record = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        record = read_provenance(folder)
+    except DamagedFileError:  # which the command then names
+        record = {}
     places = [word for place in record.get("config_dirs", []) for word in ("--config-dir", place)]
     return shlex.join(["metaopt", *places, f"resume={folder}"])
 
@@ -114,6 +121,8 @@ def hardware() -> dict[str, Any]:
     Numbers depend on the instruction set that torch dispatches to (`cpu_capability`, which
     `ATEN_CPU_CAPABILITY` lowers) and on the number of threads: both change the order of sums.
     """
+    import torch  # here, since comparing configs need not wait for it
+
     return {
         "cpu": _cpu(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -12,14 +12,16 @@ from typing import Any
 
 from metaopt.engine import Engine
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
-from metaopt.runs import checkpoint, provenance
+from metaopt.files.lock import refuse_held
+from metaopt.runs import provenance
 from metaopt.runs.continuing import extended, refuse_edited
 from metaopt.runs.description import describe, make
 from metaopt.runs.errors import ConfigError
+from metaopt.runs.folder import read_config, result_of, steps
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
-from metaopt.runs.result import Result, read_config, read_history, read_result
-from metaopt.runs.run import PYTHON, SETTINGS, Run, Service, result_of
+from metaopt.runs.result import Result, read_history, read_result
+from metaopt.runs.run import PYTHON, SETTINGS, Run, Service
 
 
 def run(
@@ -162,7 +164,7 @@ def _drive(made: Run, config: Mapping[str, Any]) -> Result:
 
 
 def _refuse_occupied(folder: Path) -> None:
-    if (folder / "config.yaml").exists() or checkpoint.steps(folder / "checkpoints"):
+    if (folder / "config.yaml").exists() or steps(folder / "checkpoints"):
         raise FileExistsError(
             f'{folder} holds a run; metaopt.resume("{folder}", ...) continues it and '
             f'metaopt.load("{folder}") reads it. Choose another folder for a new run.'
@@ -198,6 +200,8 @@ def _made(
 ) -> Run:
     """Make a run of its config and its roles; of a run of the command, the roles to replace."""
     watch = watcher if progress else None
+    if folder is not None:
+        refuse_held(folder)
     if folder is None or config.get("started") == PYTHON:
         engine = Engine(
             **parts, outer_steps=config["outer_steps"], seed=config["seed"], limits=config["limits"]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.report.figures import records
+from metaopt.files.errors import FolderError
+from metaopt.files.reading import numbered, read_records
 from metaopt.runs import checkpoint
-from metaopt.runs.errors import ConfigError
-from metaopt.runs.run import result_of
+from metaopt.runs.continuing import log_until, refuse_edited, refuse_foreign
+from metaopt.runs.folder import read_config, result_of, started_with
 from metaopt.runs.tracking import History
 
 
@@ -89,41 +90,47 @@ def _shapes(value: Any, most: int = 6) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the config of a run's folder.
-
-    Raises:
-        ConfigError: the folder holds no run.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{folder} is no run's folder: {path} is missing.")
-    config: dict[str, Any] = yaml.safe_load(path.read_text())
-    return config
-
-
 def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
     """Return the result of a finished run, or the last checkpoint of one that is not.
 
     Raises:
-        ConfigError: the folder holds no run, or one without a checkpoint.
-        CheckpointError: a file is damaged.
+        FolderError: the folder holds no run, one without a checkpoint, or a damaged file.
     """
-    config, history = read_config(folder), read_history(folder)
-    result = result_of(folder)
-    if result is not None:
+    config, result = _config(folder), result_of(folder)
+    if result is None:
+        return _unfinished(folder, config, make_problem)
+    advice = f"Delete {folder / 'result.json'}; metaopt resume={folder} computes its end again."
+    try:
         final = checkpoint.read_tensors(folder / "final.pt")
-        metrics = {k: math.nan if v is None else v for k, v in result["metrics"].items()}
-        return Result(
-            final["outer"], final["inner"], metrics, history, config, result["budget"],
-            result["outer_steps"], stopped=result["stopped"], folder=folder,
-            make_problem=make_problem,
-        )  # fmt: skip
+        outer, inner = final["outer"], final["inner"]
+        budget, steps, stopped = (result[k] for k in ("budget", "outer_steps", "stopped"))
+    except (checkpoint.CheckpointError, KeyError, TypeError) as error:
+        raise FolderError(f"{folder} holds a damaged result: {error} {advice}") from error
+    metrics = {k: math.nan if v is None else v for k, v in result["metrics"].items()}
+    return Result(
+        outer, inner, metrics, read_history(folder), config, budget, steps, stopped=stopped,
+        folder=folder, make_problem=make_problem,
+    )  # fmt: skip
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return what the run was started with, whatever config.yaml says by now."""
+    config = read_config(folder)
+    try:
+        refuse_edited(folder, config)
+    except FolderError as error:
+        print(f"{error}\nLoaded is what the run was started with.", file=sys.stderr)
+        return started_with(folder) or config
+    return config
+
+
+def _unfinished(folder: Path, config: Mapping[str, Any], make_problem: Callable[[], Any]) -> Result:
     state = checkpoint.latest(folder / "checkpoints")
     if state is None:
-        raise ConfigError(f"{folder} holds a run without a checkpoint yet: nothing to load.")
+        raise FolderError(f"{folder} holds a run without a checkpoint yet: nothing to load.")
+    refuse_foreign(folder / "checkpoints", state, config)
     engine, last = state["engine"], dict(state["last"])
-    history = History(r for r in history if r["outer_step"] <= engine["outer_step"])
+    history = History(r for _, r in numbered(log_until(folder, state), folder / "metrics.jsonl"))
     for record in history:
         last |= {k: math.nan if v is None else v for k, v in record.items() if k[:5] == "eval/"}
     return Result(
@@ -134,5 +141,6 @@ def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
 
 
 def read_history(folder: Path) -> History:
-    """Return the records of a folder's metrics.jsonl."""
-    return History(records(folder / "metrics.jsonl"))
+    """Return the records of a folder's metrics.jsonl; none where it is deleted."""
+    path = folder / "metrics.jsonl"
+    return History(read_records(path) if path.exists() else ())

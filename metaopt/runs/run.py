@@ -9,7 +9,7 @@ writes the same `result.json`, to the byte. Without a folder a run writes nothin
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,16 +20,21 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import Engine
+from metaopt.files import sums
+from metaopt.files.lock import locked
+from metaopt.files.writing import as_text, refuse_links, write_json, write_text
 from metaopt.runs import checkpoint, provenance
-from metaopt.runs.continuing import refuse_foreign, write_config
+from metaopt.runs.continuing import log_until, refuse_foreign, write_config
 from metaopt.runs.export import export
+from metaopt.runs.folder import read_provenance, steps
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
 from metaopt.runs.tracking import History, Jsonl, Tracker, floats, or_null
 
 RUN_FILES = (
-    "README.md", "checkpoints", "config.yaml", "error.log", "figures", "final.pt", "metrics.jsonl",
-    "provenance.json", "result.json", "snapshots", "tensorboard", "timing.json", "wandb",
+    "README.md", "SHA256SUMS", "checkpoints", "config.yaml", "error.log", "figures", "final.pt",
+    "metrics.jsonl", "provenance.json", "report", "result.json", "snapshots", "tensorboard",
+    "timing.json", "wandb",
 )  # fmt: skip
 """What every run may have in its folder; the rest is the problem's."""
 
@@ -98,7 +103,7 @@ class Run:
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.figures, self.watch = figures, watch
         self._last: Mapping[str, float | Tensor] = {}
-        self._seconds = 0.0
+        self._seconds, self._log = 0.0, b""
         self._saved: int | None = None
         self.delivered, self.history = "", History()
 
@@ -108,15 +113,17 @@ class Run:
         Raises:
             Interrupted: on SIGINT or SIGTERM, after a checkpoint was written.
             CheckpointError: there are checkpoints and none can be read.
-            ConfigError: the last checkpoint is of a run of another config.
+            FolderError: another process writes to the folder, its last checkpoint is of a run of
+                another config, it holds a symbolic link or a damaged file.
             NonFiniteError: from the engine.
             OSError: the folder cannot be written.
         """
-        state = self._checkpoint()
-        origin = self._origin(resumed=state is not None)
-        if self.folder is not None:
-            checkpoint.write_text(self.folder / "README.md", self._readme(self.folder))
-        with self._records():
+        with ExitStack() as stack:
+            if self.folder is not None:
+                stack.enter_context(locked(self.folder))
+            state = self._checkpoint()
+            origin = self._origin(resumed=state is not None)
+            stack.enter_context(self._records())
             self._drive(state)
             return self._conclude(origin)
 
@@ -147,11 +154,18 @@ class Run:
                     self._save(step)
 
     def _checkpoint(self) -> dict[str, Any] | None:
-        """Return the state of the last checkpoint, or `None` where the run is to begin."""
-        folder = self.folder and self.folder / "checkpoints"
-        state = None if folder is None else checkpoint.latest(folder)
-        if folder is not None and state is not None:
-            refuse_foreign(folder, state, self.config)
+        """Return the state of the last checkpoint, or `None` where the run is to begin.
+
+        Whatever is wrong with the folder is said here, before anything in it changes.
+        """
+        if self.folder is None:
+            return None
+        refuse_links(self.folder)
+        read_provenance(self.folder)
+        state = checkpoint.latest(self.folder / "checkpoints")
+        if state is not None:
+            refuse_foreign(self.folder / "checkpoints", state, self.config)
+            self._log = log_until(self.folder, state)
         return state
 
     def _origin(self, resumed: bool) -> dict[str, Any]:
@@ -162,18 +176,21 @@ class Run:
         started = {"overrides": self.overrides, **provenance.provenance()}
         if self.folder is None:
             return started
-        for name in ("result.json", "timing.json"):  # a folder with a result counts as finished
-            (self.folder / name).unlink(missing_ok=True)
-        write_config(self.folder, self.config)
-        path = self.folder / "provenance.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
-        if not resumed and provenance.differences(before.get("config", {}), self.config):
-            before = {}
+        before = read_provenance(self.folder)
+        if not resumed:  # all numbers are then this process's; only what was asked for stays
+            same = not provenance.differences(before.get("config", {}), self.config)
+            before = {"overrides": before["overrides"]} if same and "overrides" in before else {}
         origin = {**started, **before, "config": provenance.as_json(self.config)}
         if self.config_dirs:
             origin["config_dirs"] = self.config_dirs
-        if origin != before:
-            checkpoint.write_json(path, origin)
+        _say_changes(self.folder, origin, started)
+        for name in ("result.json", sums.NAME, "timing.json"):  # a result says: it is finished
+            (self.folder / name).unlink(missing_ok=True)
+        # Before config.yaml, which can be written again from it.
+        write_json(self.folder / "provenance.json", origin)
+        write_config(self.folder, self.config)
+        sums.write(self.folder, [self.folder / "provenance.json"], {})
+        write_text(self.folder / "README.md", self._readme(self.folder))
         return origin
 
     def _restore(self, state: Mapping[str, Any]) -> int:
@@ -188,7 +205,9 @@ class Run:
         with ExitStack() as stack:
             trackers: list[Tracker] = [self.history]
             if self.folder is not None:
-                trackers = [Jsonl(self.folder / "metrics.jsonl", resumed)]
+                _discard_later(self.folder, resumed or 0)
+                self._jsonl = Jsonl(self.folder / "metrics.jsonl", self._log)
+                trackers = [self._jsonl]
                 if self.service is not None:
                     service = self.service(self.folder, self.config, resumed)
                     trackers.append(stack.enter_context(service))
@@ -246,6 +265,7 @@ class Run:
             "last": floats(self._last),
             "seconds": time.monotonic() - self._started,
             "config": provenance.as_json(self.config),
+            "log": self._jsonl.commit(),
         }
         checkpoint.save(self.folder / "checkpoints", step, state, self.keep_checkpoints)
         self._saved = step
@@ -282,11 +302,16 @@ class Run:
         if records is not None and records.authorisation is not None:
             result["authorisation"] = dict(records.authorisation)
         if self.folder is not None:
-            seconds = time.monotonic() - self._started
-            checkpoint.write_json(self.folder / "timing.json", {"seconds": seconds})
-            checkpoint.write_json(self.folder / "result.json", result)
-            checkpoint.write_text(self.folder / "README.md", self._readme(self.folder))
+            self._write(self.folder, result)
         return result
+
+    def _write(self, folder: Path, result: dict[str, Any]) -> None:
+        """Write the result last: it says that everything else is there."""
+        write_json(folder / "timing.json", {"seconds": time.monotonic() - self._started})
+        write_text(folder / "README.md", self._readme(folder))
+        files = [p for p in folder.rglob("*") if p.is_file() and _is_product(p.relative_to(folder))]
+        sums.write(folder, files, {"result.json": as_text(result)})
+        write_json(folder / "result.json", result)
 
     def _spent(self) -> dict[str, float]:
         """Return what the run has cost, by unit; records know what came after the last step."""
@@ -303,7 +328,7 @@ class Run:
         report = self.engine.problem.report
         if report is None or self.engine.inner is None:
             return
-        saved = checkpoint.steps(folder / "snapshots")
+        saved = steps(folder / "snapshots")
         snapshots = [(step, checkpoint.read_tensors(path)) for step, path in saved]
         figures = folder / "figures"
         figures.mkdir(exist_ok=True)
@@ -328,13 +353,41 @@ def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value.mean()) for name, value in measured.items()}
 
 
-def result_of(folder: Path) -> dict[str, Any] | None:
-    """Return the content of the folder's `result.json`, or `None` while the run is not over."""
-    path = folder / "result.json"
-    if not path.is_file():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result
+UNHASHED = (
+    "README.md",
+    "checkpoints",
+    "config.yaml",
+    "error.log",
+    "report",
+    "tensorboard",
+    "wandb",
+)
+"""What changes after the end, has checksums of its own, or is compared with provenance.json."""
+
+
+def _is_product(path: Path) -> bool:
+    """Return whether a file of a finished run, relative to its folder, stays as it is."""
+    return path.parts[0] not in (*UNHASHED, sums.NAME) and not path.parts[0].startswith(".")
+
+
+def _discard_later(folder: Path, step: int) -> None:
+    """Remove what an earlier process of the run, or another run, has left beyond a step."""
+    for number, path in steps(folder / "snapshots"):
+        if number > step:
+            path.unlink()
+    for place in (folder, folder / "checkpoints", folder / "snapshots"):
+        for part in place.glob("*.part"):
+            part.unlink()
+
+
+def _say_changes(folder: Path, origin: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say on the standard error where a run goes on with other code or on another machine."""
+    then, new = ({k: x[k] for k in ("versions", "commit", "hardware")} for x in (origin, now))
+    if changed := provenance.differences(then, new):
+        listed = "".join(f"\n  {line}" for line in changed)
+        print(f"{folder} goes on with other code or hardware than it was started with (then -> "
+              f"now), and its numbers may differ from an uninterrupted run's:{listed}",
+              file=sys.stderr)  # fmt: skip
 
 
 def prepare_torch(threads: int, device: str) -> None:

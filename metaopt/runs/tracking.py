@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from metaopt.report.figures import records
+from metaopt.files.writing import replacing
 
 MODES = ("online", "offline", "disabled")
 
@@ -81,23 +81,27 @@ class Jsonl(Tracker):
 
     Args:
         path: the file; its folder must exist.
-        resume_step: outer step of the checkpoint a run continues from: later lines, and a line
-            that was cut short, are removed, and new ones appended. `None` starts an empty file.
+        kept: what the file begins with: its lines up to the checkpoint that a run continues from.
     """
 
-    def __init__(self, path: Path, resume_step: int | None = None) -> None:
-        self.path = path
-        before = [] if resume_step is None else records(path)
-        lines = [json.dumps(r) + "\n" for r in before if r["outer_step"] <= (resume_step or 0)]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(lines), encoding="utf-8")
-        part.replace(path)
+    def __init__(self, path: Path, kept: bytes = b"") -> None:
+        self.path, self._size, self._hash = path, len(kept), sha256(kept)
+        with replacing(path) as file:
+            file.write(kept)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line."""
-        line = json.dumps(_record(step, metrics), allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = (json.dumps(_record(step, metrics), allow_nan=False) + "\n").encode()
+        with self.path.open("ab") as file:
+            file.write(line)
+        self._size += len(line)
+        self._hash.update(line)
+
+    def commit(self) -> dict[str, Any]:
+        """Bring the file to the disk and return its size and hash, for a checkpoint."""
+        with self.path.open("ab") as file:
+            os.fsync(file.fileno())
+        return {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
 
 def _record(step: int, metrics: Mapping[str, float]) -> dict[str, float | None]:

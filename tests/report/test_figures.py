@@ -29,7 +29,6 @@ def test_read_curves_skips_what_is_not_a_number(tmp_path):
         {"outer_step": 1, "inner_step": 3, "outer/loss": 2.0, "eval/x": None},
         {"outer_step": 2, "budget/inner_steps": 8, "outer/loss": 1.0},
         {"outer_step": 2, "budget/inner_steps": 8, "outer/loss": 0.5},
-        {"outer/loss": 9.0},
     )
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"outer_step": 3, "outer/lo')

@@ -112,7 +112,7 @@ def test_incomplete_cells_are_listed(sweep, capsys):
     printed, text = capsys.readouterr().out, (sweep / "report" / "table.md").read_text()
     for line in (
         "plain-3: failed: NonFiniteError: outer loss is nan",
-        "plain-2: unreadable: JSONDecodeError",
+        "plain-2/result.json is damaged: it is not valid JSON",
         "better-0: not finished",
         "method plain: no finished run with seed 2-3",
         "method better: no finished run with seed 0",

@@ -1,62 +1,105 @@
 from __future__ import annotations
 
-import errno
 import os
+import random
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from metaopt.files import writing
 from metaopt.runs import checkpoint
+from metaopt.testing.trees import identical
 
 
-def state(value: float) -> dict[str, object]:
-    return {"weight": torch.full((64,), value), "step": 3, "names": ["a", "b"], "none": None}
+def state(value: float, step: int = 1) -> dict[str, Any]:
+    solution = {"weight": torch.full((64,), value), "names": ["a", "b"], "none": None}
+    rest = {"last": {}, "seconds": 0.0, "config": {}, "log": {}}
+    return {"engine": {"outer_step": step}, "solution": solution, **rest}
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return checkpoint.save(folder, step, state(float(step), step), keep)
 
 
 def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "c", 7, state(1 / 3), keep=2)
+    checkpoint.save(tmp_path / "c", 7, state(1 / 3, 7), keep=2)
     loaded = checkpoint.latest(tmp_path / "c")
     assert loaded is not None
-    assert torch.equal(loaded["weight"], torch.full((64,), 1 / 3))
-    assert {k: v for k, v in loaded.items() if k != "weight"} == {
-        "step": 3, "names": ["a", "b"], "none": None,
-    }  # fmt: skip
+    assert identical(loaded, state(1 / 3, 7))
 
 
 def test_only_the_newest_are_kept_in_the_order_of_steps(tmp_path: Path) -> None:
-    for step in (1, 5, 20, 100_000_000, 100):
-        checkpoint.save(tmp_path, step, state(step), keep=3)
+    for step in (1, 5, 20, 100, 100_000_000):
+        save(tmp_path, step, keep=3)
     assert [step for step, _ in checkpoint.steps(tmp_path)] == [20, 100, 100_000_000]
+
+
+def test_a_damaged_newest_one_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 9).write_bytes(b"")
+    save(tmp_path, 6, keep=1)
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == [6]
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "absent") is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+DAMAGE = ("cut", "flip", "empty", "text", "no state", "other step", "unknown tag", "folder")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_named_and_the_one_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    older = checkpoint.save(tmp_path, 1, state(1.0), keep=2)
-    newest = checkpoint.save(tmp_path, 2, state(2.0), keep=2)
-    newest.write_bytes(damaged(newest.read_bytes(), damage))
+    older, newest = save(tmp_path, 1), save(tmp_path, 2)
+    break_(newest, damage)
     loaded = checkpoint.latest(tmp_path)
     assert loaded is not None
-    assert loaded["weight"][0] == 1.0
+    assert loaded["engine"]["outer_step"] == 1
     assert capsys.readouterr().err == f"{newest} is damaged; continuing from {older.name}.\n"
 
 
-def damaged(content: bytes, how: str) -> bytes:
+def break_(path: Path, how: str) -> None:
+    content = path.read_bytes()
     if how == "flip":
         at = content.index(torch.full((64,), 2.0).numpy().tobytes()) + 10
-        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
-    return {"cut": content[: len(content) // 2], "empty": b"", "text": b"not a checkpoint"}[how]
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    elif how == "folder":
+        path.unlink()
+        path.mkdir()
+    elif how in ("cut", "empty", "text"):
+        size = len(content) // 2
+        path.write_bytes({"cut": content[:size], "empty": b"", "text": b"no checkpoint"}[how])
+    else:
+        states = {
+            "no state": {"outer": 1.0}, "other step": state(3.0, 3),
+            "unknown tag": {**state(2.0, 2), "last": {"__tag__": "nothing has this name"}},
+        }  # fmt: skip
+        checkpoint.write_tensors(path, states[how])
+
+
+def test_every_bit_of_the_frame_of_a_file_is_damage_or_does_not_matter(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    content = path.read_bytes()
+    # Headers and directory of the zip file, which its checksums leave out.
+    rng = random.Random(0)
+    names = (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06")
+    starts = [i for name in names for i in range(len(content)) if content.startswith(name, i)]
+    for at in [min(rng.choice(starts) + rng.randrange(48), len(content) - 1) for _ in range(150)]:
+        path.write_bytes(
+            content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+        )
+        with suppress(checkpoint.CheckpointError):
+            assert identical(checkpoint.latest(tmp_path), state(1.0, 1)), at
 
 
 def test_when_all_are_damaged_the_newest_is_named(tmp_path: Path) -> None:
     for step in (1, 2):
-        checkpoint.save(tmp_path, step, state(step), keep=2).write_bytes(b"")
+        save(tmp_path, step).write_bytes(b"")
     with pytest.raises(checkpoint.CheckpointError, match=r"step_00000002\.pt.*delete"):
         checkpoint.latest(tmp_path)
 
@@ -67,29 +110,11 @@ def test_a_pickled_object_is_refused(tmp_path: Path) -> None:
         checkpoint.latest(tmp_path)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "result.json"
-    checkpoint.write_text(path, "old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_text(path, "new")
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_tensors(tmp_path / "a.pt", state(1.0))
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["result.json"]
-
-
 def test_a_disk_that_fills_inside_torch_is_an_os_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Path("/dev/full").open("wb", buffering=0) as full:
-        monkeypatch.setattr(Path, "open", lambda *_: full)
+        monkeypatch.setattr(writing, "open", lambda *_, **__: full, raising=False)
         with pytest.raises(OSError, match="No space left"):
             checkpoint.write_tensors(tmp_path / "a.pt", state(1.0))
     assert os.listdir(tmp_path) == []

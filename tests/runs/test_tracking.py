@@ -1,5 +1,6 @@
 import builtins
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -37,25 +38,17 @@ def test_jsonl_appends_a_line_at_once(tmp_path):
     assert records(path)[1] == {"outer_step": 2, "outer/loss": None, "inner/loss": None}
 
 
-def test_jsonl_starts_empty_without_a_resume_step(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"outer_step": 1}\n')
-    Jsonl(path)
-    assert path.read_text() == ""
-
-
-def test_jsonl_resume_drops_later_and_broken_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"outer_step": 1}\n{"outer_step": 2}\n{"outer_step": 3}\n{"outer_step": 2, "o')
-    tracker = Jsonl(path, resume_step=2)
+def test_jsonl_goes_on_after_what_is_kept(tmp_path):
+    path, kept = tmp_path / "metrics.jsonl", b'{"outer_step": 1}\n'
+    path.write_bytes(kept + b'{"outer_step": 2}\n{"outer_step": 2, "o')
+    tracker = Jsonl(path, kept)
     tracker.log(3, {"a": 1.0})
-    assert records(path) == [{"outer_step": 1}, {"outer_step": 2}, {"outer_step": 3, "a": 1.0}]
+    assert records(path) == [{"outer_step": 1}, {"outer_step": 3, "a": 1.0}]
+    content = path.read_bytes()
+    assert tracker.commit() == {"bytes": len(content), "sha256": sha256(content).hexdigest()}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-def test_jsonl_resume_without_a_file(tmp_path):
-    Jsonl(tmp_path / "metrics.jsonl", resume_step=4).log(5, {"a": 1.0})
-    assert records(tmp_path / "metrics.jsonl") == [{"outer_step": 5, "a": 1.0}]
+    Jsonl(path)
+    assert path.read_bytes() == b""
 
 
 def test_tensorboard_writes_scalars(tmp_path):

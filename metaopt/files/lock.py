@@ -1,0 +1,108 @@
+"""One folder, one process: a lock of the operating system, which a crash does not leave behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from metaopt.files.errors import FolderInUseError
+from metaopt.files.writing import NO_FOLLOW
+
+NAME = ".lock"
+
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # beyond the text: Windows bars its readers
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes, and other threads of this one, from writing to a folder.
+
+    The lock is `flock` on the file `.lock`, so it ends with the process, whatever ends it. It holds
+    between machines that share the folder where their file system passes locks on: NFS from version
+    4 on, or version 3 with its lock daemon; not mounts with `nolock` or `local_lock`. A file system
+    without locks is said on the standard error.
+
+    Raises:
+        FolderInUseError: somebody else holds it; says who.
+        OSError: `.lock` is a symbolic link, or cannot be made.
+    """
+    path = folder / NAME
+    descriptor = _acquire(path)
+    try:
+        _say_who(descriptor)
+        yield
+    finally:
+        # Removed while it is held: who opened it before finds that it is no longer the file.
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def refuse_held(folder: Path) -> None:
+    """Raise a `FolderInUseError` if another process writes to a folder; a folder may be missing."""
+    if (folder / NAME).exists():
+        with locked(folder):
+            pass
+
+
+def _acquire(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
+        try:
+            _try_lock(descriptor)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                holder = _holder(descriptor)
+                os.close(descriptor)
+                raise FolderInUseError(
+                    f"{path.parent} is being written to by {holder}. Wait for it, stop it, or "
+                    f"choose another folder."
+                ) from None
+            print(f"{path.parent}: its file system has no locks; make sure that no other process "
+                  f"writes to it.", file=sys.stderr)  # fmt: skip
+            return descriptor
+        if _is(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # the last holder has removed it in the meantime
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _say_who(descriptor: int) -> None:
+    now = datetime.now(timezone.utc).astimezone().isoformat(" ", "seconds")
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(holder).encode())
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        who = json.loads(os.read(descriptor, 1000))
+        return f"process {who['pid']} on {who['host']} since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # which has not said yet who it is

@@ -1,0 +1,60 @@
+"""`SHA256SUMS`: the hashes of a folder's files, so that a flipped bit is no other number.
+
+cd runs/first && sha256sum --check SHA256SUMS
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from metaopt.files.errors import DamagedFileError
+from metaopt.files.writing import write_text
+
+NAME = "SHA256SUMS"
+LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+def matches(path: Path, content: bytes) -> bool:
+    """Return whether a file's content is what its folder's sums say; `True` where they do not.
+
+    Raises:
+        DamagedFileError: the sums cannot be read.
+    """
+    listed = read(path.parent).get(path.name)
+    return listed is None or listed == sha256(content).hexdigest()
+
+
+def read(folder: Path) -> dict[str, str]:
+    """Return {name: hash} of a folder's sums, empty where it has none."""
+    path = folder / NAME
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError):
+        lines = [""]
+    pairs = [match for line in lines if (match := LINE.fullmatch(line))]
+    if len(pairs) < len(lines):
+        raise DamagedFileError(
+            f"{path} is damaged: it is not lines of a hash and a name. Delete it if the other "
+            f"files are known to be good; they are then read without a check."
+        )
+    return {name: digest for digest, name in (match.groups() for match in pairs)}
+
+
+def write(folder: Path, files: Sequence[Path], texts: Mapping[str, str]) -> None:
+    """Write the sums of files in a folder, and of texts by name that are yet to be written."""
+    hashes = {path.relative_to(folder).as_posix(): _of_file(path) for path in files}
+    hashes |= {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    write_text(folder / NAME, "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)))
+
+
+def _of_file(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

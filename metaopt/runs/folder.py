@@ -1,0 +1,105 @@
+"""What the folder of a run says of it, checked; nothing here needs torch or runs anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaopt.files.errors import FolderError
+from metaopt.files.reading import damaged, read_json, read_yaml
+
+STEP = re.compile(r"step_(\d{8,})\.pt")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config of a run's folder; where it is deleted, the one the run was started with.
+
+    Raises:
+        FolderError: the folder holds no run, or the file is damaged.
+    """
+    path = folder / "config.yaml"
+    if path.exists():
+        return read_yaml(path, f"Delete it; metaopt resume={folder} writes it again.")
+    before = started_with(folder)
+    if before is not None:
+        return before
+    cells = sorted(x.parent for x in folder.glob("*/config.yaml"))
+    hint = f" It holds {len(cells)} runs, such as {cells[0]}; give one of them." if cells else ""
+    raise FolderError(f"{folder} is no run's folder: {path} is missing.{hint}")
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's `provenance.json`, empty where there is none.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+    """
+    path = folder / "provenance.json"
+    if not path.exists():
+        return {}
+    advice = (
+        "Restore it from a copy, or delete it: the run then continues from its checkpoints, which "
+        "hold its config, and forgets its overrides."
+    )
+    record = read_json(path, advice)
+    kinds = {"config": dict, "overrides": list, "config_dirs": list}
+    for key, kind in kinds.items():
+        if not isinstance(record.get(key, kind()), kind):
+            raise damaged(path, f"{key} is no {kind.__name__}", advice)
+    return record
+
+
+def started_with(folder: Path) -> dict[str, Any] | None:
+    """Return the config that the run of a folder was started with, or `None` where none is kept."""
+    return read_provenance(folder).get("config")
+
+
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """Return the content of the folder's `result.json`, or `None` while the run is not over.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    advice = f"Delete it; metaopt resume={folder} computes it again from the last checkpoint."
+    result = read_json(path, advice)
+    for key, (valid, what) in RESULT.items():
+        if (key in result and not valid(result[key])) or (key == "metrics" and key not in result):
+            raise damaged(path, f"{key} is not {what}", advice)
+    return result
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """Return the (step, file) pairs of a folder of checkpoints, the oldest first.
+
+    Empty where the folder is absent.
+    """
+    files = folder.iterdir() if folder.is_dir() else iter(())
+    matched = ((STEP.fullmatch(path.name), path) for path in files)
+    return sorted((int(match[1]), path) for match, path in matched if match)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(x is None or _number(x) for x in value.values())
+
+
+RESULT = {
+    "metrics": (_numbers, "a mapping of numbers"),
+    "budget": (_numbers, "a mapping of numbers"),
+    "outer_steps": (lambda x: type(x) is int, "a whole number"),
+    "stopped": (lambda x: x is None or isinstance(x, str), "a text or null"),
+    "overrides": (lambda x: isinstance(x, list), "a list"),
+    "replicates": (
+        lambda x: isinstance(x, Mapping) and all(isinstance(v, list) for v in x.values()),
+        "a mapping of lists",
+    ),
+}
+"""What the keys of `result.json` hold."""
