@@ -27,7 +27,10 @@ from metaopt.estimators.unroll import Unroll
 from metaopt.report.table import Table
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.run import prepare_torch
-from metaopt.testing.check import ClosedForm, Row, check_hypergradient
+from metaopt.testing.check import Row, check_hypergradient
+from metaopt.testing.reference import ClosedForm
+
+OPTIONS = ("steps", "warm_steps", "directions", "json")
 
 USAGE = """metaopt-check [--config-dir CONF] problem=<name> [key=value ...]
 
@@ -38,17 +41,20 @@ are those of metaopt, and
   estimator=a,b    the estimators to check; all of configs/estimator by default
   steps=N          most inner steps to the start, and through the reference
   warm_steps=N     outer steps before the rows marked warm (20)
+  directions=N     random directions in which the whole run is differenced (2; 0 for none)
   json=FILE        write the rows to a file as well"""
 
 
 HEADINGS = (
-    "estimator", "start", "cosine", "error", "error, best scale", "error, closed form",
-    "ms", "peak KiB", "cost",
+    "estimator", "start", "cosine", "error", "error, best scale", "error, differences",
+    "error, closed form", "ms", "peak KiB", "cost",
 )  # fmt: skip
 
 LEGEND = (
     "error: |g - r| / |r| with the reference r above; best scale: min over s of |s g - r| / |r|, "
     "for estimators that carry a learning rate or a curvature.\n"
+    "differences: central differences of the whole run along random directions, which share no "
+    "code with the estimators.\n"
     "warm: after {warm} outer steps. ms: one call. peak KiB: largest live tensor storage made by "
     "one call. cost: gradients + products with a second derivative."
 )
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         print(USAGE)
         return 0
     split = [a.partition("=") for a in arguments]
-    options = {k: v for k, _, v in split if k in ("steps", "warm_steps", "json")}
+    options = {k: v for k, _, v in split if k in OPTIONS}
     chosen = [v for k, _, v in split if k == "estimator"]
     overrides = [a for a in arguments if a.partition("=")[0] not in (*options, "estimator")]
     names = chosen[-1].split(",") if chosen else [*folders.groups()["estimator"]]
@@ -83,7 +89,8 @@ def main(arguments: Sequence[str]) -> int:
         forks = isinstance(problem, GradientProblem) and not problem.warm_start
         rows = check_hypergradient(
             problem, {**estimators, **(_converged(steps) if closed else {}), **_betty()},
-            steps=steps, warm_steps=warm_steps, key=config["seed"],
+            steps=steps, warm_steps=warm_steps, directions=_count(options, "directions", 2),
+            key=config["seed"],
             reference_steps=config["inner_steps"] if forks else None,
             optimizer=lambda: instantiate(config["optimizer"], _convert_="all"),
         )  # fmt: skip
@@ -148,12 +155,14 @@ def show(rows: Sequence[Row], name: str, warm_steps: int) -> None:
 
 def _cells(row: Row) -> dict[str, str]:
     """Return the entries of a row by heading; one without a value is empty."""
-    closed = "" if row.closed_error is None else f"{row.closed_error:.1e}"
     spent = [_amount(row.cost[u], u) for u in ("gradients", "hvps", "evaluations") if u in row.cost]
+    cosine = "" if row.cosine is None else f"{row.cosine:.4f}"
+    errors = (row.error, row.scaled_error, row.difference_error, row.closed_error)
     values = (
-        row.estimator, "warm" if row.warm else "cold", f"{row.cosine:.4f}", f"{row.error:.1e}",
-        f"{row.scaled_error:.1e}", closed, f"{1e3 * (row.seconds or 0):,.2f}",
-        f"{(row.peak_bytes or 0) / 1024:,.0f}", ", ".join(spent),
+        row.estimator, "warm" if row.warm else "cold", cosine,
+        *("" if e is None else f"{e:.1e}" for e in errors),
+        f"{1e3 * (row.seconds or 0):,.2f}", f"{(row.peak_bytes or 0) / 1024:,.0f}",
+        ", ".join(spent),
     )  # fmt: skip
     return dict(zip(HEADINGS, values, strict=True))
 

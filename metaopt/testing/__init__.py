@@ -7,13 +7,16 @@ The contracts need pytest. Subclass one, override its fixture `make`, and pytest
         def make(self):
             return lambda: (MyProblem(), Unroll(5), Descent(partial(torch.optim.Adam, lr=0.1)))
 
-`check_hypergradient` compares estimators with an exact derivative, on any gradient problem.
+`check_hypergradient` compares estimators with an exact derivative, on any gradient problem;
+`run_differences` differences whole runs, an oracle that shares no code with the estimators.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from metaopt.testing.check import Row, check_hypergradient
+from metaopt.testing.differences import Differences, run_differences
+from metaopt.testing.precision import in_float64
 
 if TYPE_CHECKING:
     from metaopt.testing.contracts import (
@@ -24,12 +27,15 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Differences",
     "EstimatorContract",
     "OptimizerContract",
     "ProblemContract",
     "Row",
     "RunContract",
     "check_hypergradient",
+    "in_float64",
+    "run_differences",
 ]
 
 

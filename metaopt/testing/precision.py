@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientProblem
 from metaopt.engine.random import Draw, fold
 
@@ -24,12 +23,24 @@ def in_float64(problem: GradientProblem) -> GradientProblem:
     comes as a batch.
     """
     twin = copy.copy(problem)
+    copies: dict[int, Any] = {}  # a module that two attributes share stays shared
     for name, value in vars(problem).items():
-        vars(twin)[name] = _cast(value)
+        vars(twin)[name] = _cast(value, copies)
     batches = ("inner_batch", "outer_batch")
     for name in (*batches, "init_outer", "init_params", "init_buffers", "init_state"):
         vars(twin)[name] = functools.partial(_cast_result, getattr(twin, name))
     return twin
+
+
+def require_float64(problem: GradientProblem, name: str, value: Any) -> None:
+    """Raise a `ValueError` if what a problem in float64 returns as `name` is of another dtype."""
+    dtype = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    if dtype != torch.float64:
+        raise ValueError(
+            f"{name} of {type(problem).__name__} is {dtype} where its parameters and batches are "
+            f"float64, so that nothing exact can be computed of it. Take .float() and other casts "
+            f"out of it, or pass the problem built in float64."
+        )
 
 
 def with_one_batch(problem: GradientProblem, key: int) -> GradientProblem:
@@ -49,14 +60,19 @@ def _same(batch: Batch, draw: Draw) -> Batch:
 
 
 def _cast_result(method: Callable[..., Any], *arguments: Any) -> Any:
-    return _cast(method(*arguments))
+    return _cast(method(*arguments), {})
 
 
-def _cast(node: Any) -> Any:
+def _cast(node: Any, copies: dict[int, Any]) -> Any:
     if isinstance(node, torch.dtype):
         return torch.float64 if node.is_floating_point else node
     if isinstance(node, Module):
-        return copy.deepcopy(node).double()
-    if isinstance(node, (Tensor, dict, list, tuple)):
-        return tree.map_tensors(lambda t: t.double() if t.is_floating_point() else t, node)
+        return copy.deepcopy(node, copies).double()
+    if isinstance(node, Tensor):
+        return node.double() if node.is_floating_point() else node
+    if isinstance(node, dict):
+        return {k: _cast(v, copies) for k, v in node.items()}
+    if isinstance(node, (list, tuple)):
+        parts = [_cast(v, copies) for v in node]
+        return type(node)(*parts) if hasattr(node, "_fields") else type(node)(parts)
     return node

@@ -39,12 +39,15 @@ def test_the_command_prints_a_table_and_writes_its_rows(command: Command, tmp_pa
     )  # fmt: skip
     assert code == 0, errors
     assert "through 5 inner steps in float64" in out
+    assert "Differences of the whole run, good to " in out
+    assert "error, differences" in out
     assert "score: gives no gradient" in out
     lines = [line.split()[:2] for line in out.splitlines()]
     assert [line for line in lines if line[:1] == ["implicit"]] == [
         ["implicit", "cold"], ["implicit", "warm"]
     ]  # fmt: skip
     rows = {row["estimator"]: row for row in json.loads(path.read_text())}
+    assert rows["implicit"]["difference_error"] > 0.1  # five steps are no solution
     assert {"unroll, converged", "cg, converged", "neumann, converged"} <= rows.keys()
     assert 0 < rows["implicit"]["cosine"] <= 1
     assert "no gradient" in rows["score"]["refused"]
@@ -65,6 +68,7 @@ def test_a_column_without_values_is_left_out(capsys: pytest.CaptureFixture[str])
     show([Row("cg", False, "exact", **NUMBERS), Row("no", False, "exact", refused="!")], "Some", 0)
     text = capsys.readouterr().out
     assert "closed form" not in text
+    assert "error, differences" not in text
     assert "no: !" in text
 
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, split_module
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.inner_optimizers import SGD
+from metaopt.engine.inner_optimizers import SGD, AdamW
 from metaopt.engine.random import Draw, generator
 from metaopt.estimators import (
     Exact,
@@ -21,7 +21,7 @@ from metaopt.estimators import (
     Unroll,
 )
 from metaopt.problems.examples import Quadratic, Ridge
-from metaopt.testing import check_hypergradient
+from metaopt.testing import check_hypergradient, reference
 from metaopt.testing.meter import PeakMemory
 from metaopt.testing.precision import in_float64, with_one_batch
 
@@ -156,6 +156,111 @@ def test_settings_out_of_range_are_named(settings):
 def test_other_problems_are_refused():
     with pytest.raises(TypeError, match="GradientProblem"):
         check_hypergradient(object(), {})
+
+
+class Broken(Unroll):
+    """An estimator that torch stops, or that returns NaN."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.error = error
+
+    def __call__(self, loop, outer, inner, key):
+        if self.error:
+            raise self.error
+        inner, feedback = super().__call__(loop, outer, inner, key)
+        vars(feedback)["grad"] = tree.scale(feedback.grad, float("nan"))
+        return inner, feedback
+
+
+def test_a_failure_of_one_estimator_is_a_line_of_the_table():
+    broken = {
+        "torch": Broken(RuntimeError("derivative for aten::flash is not implemented\nmore")),
+        "bug": Broken(KeyError("w")),
+        "nan": Broken(),
+    }
+    rows = rows_of(Quadratic(), {**broken, "ok": Unroll()}, steps=3)
+    reasons = {name: rows[name, False].refused for name in broken}
+    assert reasons == {
+        "torch": "RuntimeError: derivative for aten::flash is not implemented",
+        "bug": "KeyError: 'w'",
+        "nan": "gives a gradient that is not finite.",
+    }
+    assert rows["ok", False].error is not None
+
+
+def test_the_reference_is_held_against_differences_of_whole_runs(monkeypatch):
+    good = rows_of(Ridge(), {"unroll": Unroll(5), "wrong": Scaled(Exact())}, steps=5)
+    assert "are 1e" in good["unroll", False].reference
+    assert good["unroll", False].difference_error < 1e-8
+    assert good["wrong", False].difference_error > 0.5
+    # A reference by code that is wrong is said to be wrong, and no row agrees with both.
+    monkeypatch.setattr(reference, "Unroll", lambda *_, **__: Scaled(Exact(), inner_steps=5))
+    bad = rows_of(Ridge(), {"unroll": Unroll(5)}, steps=5)["unroll", False]
+    assert "from r: wrong, unless a loss detaches on purpose" in bad.reference
+    assert bad.error > 0.5
+    assert bad.difference_error < 1e-8
+
+
+class Square(torch.autograd.Function):
+    """A square with a first derivative alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError("Square has no second derivative")
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+class Once(Quadratic):
+    """A problem without second derivatives."""
+
+    def inner_loss(self, outer, inner, batch):
+        loss = super().inner_loss(outer, inner, batch)
+        return loss + 0.05 * sum(Square.apply(v).sum() for v in inner.params.values())
+
+
+def test_without_a_reference_the_differences_remain():
+    estimators = {"unroll": Unroll(2), "difference": FiniteDifference(inner_steps=2)}
+    rows = rows_of(Once(), estimators, steps=2, warm_steps=2)
+    assert "no second derivative" in rows["unroll", False].refused
+    row = rows["difference", False]
+    assert row.reference.startswith("none through 2 inner steps")
+    assert row.cosine is None
+    assert 0.1 < row.difference_error < 1.0
+    assert rows["rows marked warm", True].refused.startswith("no solve moves phi along. Runtime")
+
+
+def test_decay_that_no_solve_can_state_costs_the_warm_rows_alone():
+    problem = Ridge(inner_optimizer=AdamW(lr=0.1, weight_decay=0.1))
+    rows = rows_of(problem, {"unroll": Unroll(3), "cg": Implicit()}, steps=3, warm_steps=2)
+    assert rows["unroll", False].difference_error < 1e-7
+    assert "AdamW" in rows["cg", False].refused
+    assert "AdamW" in rows["rows marked warm", True].refused
+
+
+class Coarse(Ridge):
+    def inner_loss(self, outer, inner, batch):
+        return super().inner_loss(outer, inner, batch).float()
+
+
+def test_a_loss_that_leaves_float64_is_refused():
+    with pytest.raises(ValueError, match=r"inner_loss of Coarse is torch.float32.*\.float\(\)"):
+        check_hypergradient(Coarse(), {"unroll": Unroll(3)}, steps=3)
+
+
+def test_modules_in_lists_are_cast_and_shared_ones_stay_shared():
+    problem = Dropped()
+    problem.parts, problem.same = [nn.Linear(2, 2)], problem.model
+    twin = in_float64(problem)
+    assert twin.parts[0].weight.dtype == torch.float64
+    assert twin.same is twin.model
+    assert problem.parts[0].weight.dtype == torch.float32
 
 
 class Stubborn(Ridge):
