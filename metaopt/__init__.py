@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         split_module,
     )
     from metaopt.engine.inner_loop import InnerLoop
-    from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, Cosine, NormalizedSGD, StepDecay
+    from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, NormalizedSGD
     from metaopt.engine.protocols import (
         Estimator,
         Feedback,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Report,
     )
     from metaopt.engine.random import Draw, epoch_batch, fold, generator
+    from metaopt.engine.schedules import Cosine, StepDecay
     from metaopt.estimators import (
         ConjugateGradient,
         Direct,
@@ -136,9 +137,10 @@ _MODULES = {
     "engine.engine": "Engine",
     "engine.gradient_problem": "GradientProblem GradientState SampledProblem split_module",
     "engine.inner_loop": "InnerLoop",
-    "engine.inner_optimizers": "SGD Adam AdamW Cosine NormalizedSGD StepDecay",
+    "engine.inner_optimizers": "SGD Adam AdamW NormalizedSGD",
     "engine.protocols": ("Estimator Feedback NonFiniteError OuterOptimizer Problem Records Report"),
     "engine.random": "Draw epoch_batch fold generator",
+    "engine.schedules": "Cosine StepDecay",
     "estimators": (
         "ConjugateGradient Direct EvolutionStrategies Exact FiniteDifference FirstOrder "
         "Forward Identity Implicit Neumann Nystrom OneStep Penalty Sama Score ScoreFunction "

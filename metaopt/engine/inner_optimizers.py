@@ -24,54 +24,9 @@ from torch.optim.sgd import sgd
 from metaopt.engine import tree
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
+from metaopt.engine.schedules import Schedule
 
 State = dict[str, Tree]
-
-
-class Schedule(Protocol):
-    """A factor on the learning rate, as a function of the number of steps already taken."""
-
-    def __call__(self, step: int) -> float:
-        """Return the factor for the step after `step` steps."""
-        ...
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Linear warm-up to 1 over `warmup` steps, then half a cosine down to `floor` at `total`.
-
-    factor(t) = floor + (1 - floor) (1 + cos(pi (t - warmup) / (total - warmup))) / 2
-    (Loshchilov and Hutter, SGDR, ICLR 2017).
-    """
-
-    total: int
-    warmup: int = 0
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "0 <= warmup < total", "0 <= floor <= 1")
-
-    def __call__(self, step: int) -> float:
-        """Return the factor for the step after `step` steps."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = min(1.0, (step - self.warmup) / (self.total - self.warmup))
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
-
-
-@dataclass(frozen=True)
-class StepDecay:
-    """Multiply by `factor` at each milestone: factor ** (number of milestones <= t)."""
-
-    milestones: Sequence[int]
-    factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "factor > 0")
-
-    def __call__(self, step: int) -> float:
-        """Return the factor for the step after `step` steps."""
-        return self.factor ** sum(step >= m for m in self.milestones)
 
 
 class InnerOptimizer(Protocol):

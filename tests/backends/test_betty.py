@@ -13,7 +13,8 @@ from metaopt import backends
 from metaopt.backends.betty import BettyEngine, BettyHypergradient, translate
 from metaopt.engine import Engine, tree
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, StepDecay
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW
+from metaopt.engine.schedules import StepDecay
 from metaopt.estimators import (
     ConjugateGradient,
     Exact,

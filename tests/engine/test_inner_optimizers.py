@@ -17,11 +17,10 @@ from metaopt.engine.inner_optimizers import (
     SGD,
     Adam,
     AdamW,
-    Cosine,
     NormalizedSGD,
-    StepDecay,
     safe_sqrt,
 )
+from metaopt.engine.schedules import Cosine, StepDecay
 
 STEPS = 12
 

@@ -8,7 +8,8 @@ from cases import Classification, relative_error
 
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, Cosine
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW
+from metaopt.engine.schedules import Cosine
 from metaopt.estimators import Forward, Unroll
 from metaopt.problems.examples import Quadratic
 
