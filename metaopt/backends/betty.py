@@ -89,9 +89,10 @@ class BettyHypergradient(InnerRun):
         super().check(loop)
         if self.type != "darts":
             _import_betty().require_curvature(loop)
-            params = loop.initial(loop.problem.init_outer(generator(0)), 0).params
+            outer = loop.problem.init_outer(generator(0))
+            params = loop.initial(outer, 0).params
             slope = tree.zeros_like(params)
-            if loop.optimizer.stationary_gradient(params, slope) is not slope:
+            if loop.optimizer(outer, 0).stationary_gradient(params, slope) is not slope:
                 raise ValueError(
                     f"betty's {self.type} solves for the minimum of inner_loss alone, and the "
                     f"inner optimizer has weight_decay. Put the decay in inner_loss, or use "

@@ -7,7 +7,7 @@ evaluates the losses and takes the steps.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -15,9 +15,10 @@ from torch import Generator, Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.hooks import COMMON, GRADIENT
-from metaopt.engine.inner_optimizers import InnerOptimizer, State
+from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import BilevelProblem, Tree
 from metaopt.engine.random import Draw
+from metaopt.engine.scheduled import State
 
 if TYPE_CHECKING:
     from metaopt.engine.inner_loop import InnerLoop
@@ -130,8 +131,21 @@ class GradientProblem(BilevelProblem):
                 x, y = batch
                 return ((x @ inner["weight"] - y) ** 2).mean()
 
+    Learned rates are a method in place of the attribute, `inner_optimizer(outer, step)`, with
+    `step` inner steps taken since theta_0:
+
+        def inner_optimizer(self, outer, step):
+            return SGD(lr=outer["log_rates"][step].exp(), momentum=outer["momentum"].sigmoid())
+
+    Any number of an optimizer may be a tensor of one element, `lr` and `weight_decay` a dict of
+    tensors by the parameter's name that broadcast to it, and those of `groups` tensors as well. The
+    values of tensors are not checked: a negative rate climbs (Meta-SGD, Li et al.,
+    arXiv 1707.09835, 2017, allows it), so learn the logarithm of what has to be positive. The
+    kind of the optimizer must not depend on phi or the step.
+
     Attributes:
-        inner_optimizer: how theta is stepped; see `metaopt.engine.inner_optimizers`.
+        inner_optimizer: how theta is stepped; see `metaopt.engine.inner_optimizers`. Where phi
+            decides learning rates or other hyperparameters, a method that returns it; see below.
         warm_start: whether an inner run starts where the last one ended (`True`), or from
             `init_params(outer, ...)`: a fork of phi, or from scratch.
         compute_dtype: what the losses are computed in where it is coarser than the parameters
@@ -142,7 +156,7 @@ class GradientProblem(BilevelProblem):
             `prepare_batch` (hard pseudo labels); estimators that differentiate g refuse it then.
     """
 
-    inner_optimizer: InnerOptimizer
+    inner_optimizer: InnerOptimizer | Callable[[Tree, int], InnerOptimizer]
     warm_start: bool = True
     compute_dtype: torch.dtype | None = None
     frozen: Mapping[str, Tensor] = {}

@@ -93,10 +93,26 @@ class InnerLoop:
         self.updates_state = type(problem).update_state is not GradientProblem.update_state
         self.prepares_batches = type(problem).prepare_batch is not GradientProblem.prepare_batch
 
-    @property
-    def optimizer(self) -> InnerOptimizer:
-        """How theta is stepped."""
-        return self.problem.inner_optimizer
+    def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
+        """Return how theta is stepped after `step` steps, on the graph of `outer`."""
+        optimizer = self.problem.inner_optimizer
+        if not callable(optimizer):
+            return optimizer
+        name = f"{type(self.problem).__name__}.inner_optimizer(outer, step={step})"
+        try:
+            made = optimizer(outer, step)
+        except IndexError as error:
+            raise ValueError(
+                f"{name}: {error}. step counts the inner steps since theta_0, on through the outer "
+                f"steps of a warm start: hold one rate for each, or index by min(step, ...) or "
+                f"step % ..."
+            ) from error
+        if not hasattr(made, "update_"):
+            raise TypeError(
+                f"{name} returned {type(made).__name__}; return an inner optimizer, such as "
+                f"SGD(lr=outer['log_lr'].exp())."
+            )
+        return made
 
     @cached_property
     def frozen(self) -> Tree:
@@ -139,7 +155,8 @@ class InnerLoop:
                 f"tensor."
             )
         loss = next(iter(params.values())).new_full((), torch.nan)
-        return GradientState(params, buffers, state, self.optimizer.init(params), 0, loss)
+        moments = self.optimizer(outer, 0).init(params)
+        return GradientState(params, buffers, state, moments, 0, loss)
 
     # Batches.
 
@@ -247,7 +264,8 @@ class InnerLoop:
         `loss` is reported with the state.
         """
         mean = distributed.mean(grads)
-        self.optimizer.update_(inner.params, mean, inner.optimizer, inner.step)
+        optimizer = self.optimizer(outer, inner.step)
+        optimizer.update_(inner.params, mean, inner.optimizer, inner.step)
         return self.stepped(outer, inner, loss)
 
     def step(self, outer: Tree, inner: GradientState, draw: Draw) -> GradientState:
@@ -263,7 +281,8 @@ class InnerLoop:
             loss, list(params.values()), create_graph=True, materialize_grads=True
         )
         mean = distributed.mean_on_graph(tree.like(params, grads))
-        new, moments = self.optimizer.update(inner.params, mean, inner.optimizer, inner.step)
+        optimizer = self.optimizer(outer, inner.step)
+        new, moments = optimizer.update(inner.params, mean, inner.optimizer, inner.step)
         return self.stepped(outer, copied._replace(params=new, optimizer=moments), loss)
 
     def stepped(self, outer: Tree, inner: GradientState, loss: Tensor) -> GradientState:

@@ -34,6 +34,7 @@ class Direct(InnerRun):
 
     least_steps = 0
     carries_state = True  # theta and the state are held fixed
+    carries_optimizer = True  # the same
     differentiates_inner = False
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:

@@ -51,6 +51,7 @@ class Forward(InnerRun):
 
     carries_start = True
     carries_state = True
+    carries_optimizer = True
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""

@@ -57,6 +57,7 @@ class Implicit(InnerRun):
         self.solve, self.any_start = solve or ConjugateGradient(), any_start
         self.carries_start = any_start
         self.needs_stationarity = not isinstance(self.solve, Identity)
+        self.carries_optimizer = self.needs_stationarity
         self._solver: dict[str, Any] = {}
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
@@ -69,7 +70,9 @@ class Implicit(InnerRun):
             # `at` copies the buffers: no step is taken here, so the state's own stay as they are.
             _, slope = inner_slope(loop, phi, inner.at(theta), draw)
             if self.needs_stationarity:
-                slope = loop.optimizer.stationary_gradient(theta, slope)
+                # Of the last step: a learned schedule may end there.
+                optimizer = loop.optimizer(phi, max(inner.step - 1, 0))
+                slope = optimizer.stationary_gradient(theta, slope)
             product = _Product(slope, theta)
             q, self._solver, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
             cross = tree.like(phi, pull_back(slope, list(phi.values()), q))

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.hyperparameters import learned
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
@@ -34,6 +36,8 @@ class InnerRun:
         carries_start: whether the derivative of a theta_0 made of phi is in the result.
         needs_stationarity: whether the result is that of a theta to which the inner optimizer
             converges, which AdamW's decoupled decay does not let be stated.
+        carries_optimizer: whether the derivative of hyperparameters of the inner optimizer that are
+            made of phi is in the result; where stationarity is needed, of its decay alone.
         memory: what is kept from one call to the next: `name` is the attribute `_name`.
     """
 
@@ -42,6 +46,7 @@ class InnerRun:
     differentiates_inner: ClassVar[bool] = True
     carries_start: bool = False
     needs_stationarity: bool = False
+    carries_optimizer: bool = False
     memory: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, inner_steps: int = 1) -> None:
@@ -69,8 +74,11 @@ class InnerRun:
                 _refuse_state(loop, name, phi, start)
             if self.differentiates_inner and not forks:
                 _refuse_unconnected(loop, name, phi, start, self.inner_steps)
-            if self.needs_stationarity:
-                loop.optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
+            for optimizer in _optimizers(loop, phi, self.inner_steps):
+                if not self.carries_optimizer:
+                    _refuse_learned(loop, name, optimizer)
+                if self.needs_stationarity:
+                    optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
 
     def result(
         self, inner: GradientState, value: Tensor | float, grad: Tree,
@@ -172,6 +180,21 @@ def _refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientS
             )
 
 
+def _optimizers(loop: InnerLoop, phi: Tree, steps: int) -> list[InnerOptimizer]:
+    """Return how the first and the last step of a run are taken."""
+    return [loop.optimizer(phi, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
+
+
+def _refuse_learned(loop: InnerLoop, estimator: str, optimizer: InnerOptimizer) -> None:
+    """Raise a `ValueError` if phi decides a hyperparameter of the inner optimizer."""
+    for name in learned(optimizer):
+        raise ValueError(
+            f"{estimator} does not differentiate the inner optimizer, and "
+            f"{type(loop.problem).__name__}.inner_optimizer makes {name} of the outer variable: "
+            f"its derivative would be missing. Use estimator=unroll, forward or one_step."
+        )
+
+
 def _refuse_unconnected(
     loop: InnerLoop, estimator: str, phi: Tree, inner: GradientState, steps: int
 ) -> None:
@@ -187,14 +210,16 @@ def _refuse_unconnected(
     draws.append(loop.solve_draw(inner, 0, steps))
     losses = [partial(loop.inner_value, phi, inner.at(inner.params), draw) for draw in draws]
     losses.append(partial(loop.outer_value, phi, inner, loop.outer_draw(inner, 0)))
+    if any(learned(optimizer) for optimizer in _optimizers(loop, phi, steps)):
+        return  # who does not carry this refuses it
     if any(_reaches(loss(), phi) for loss in losses):
         return
     problem = type(loop.problem).__name__
     looked = ", ".join(f"{name} {tuple(t.shape)}" for name, t in phi.items())
     raise ValueError(
         f"{estimator} would return 0: no derivative leads from the outer variable ({looked}) to "
-        f"inner_loss, outer_loss or theta_0 of {problem}. Look for a detach(), .item(), .data or "
-        f"torch.no_grad() on the way, or use a black-box estimator "
+        f"inner_loss, outer_loss, inner_optimizer or theta_0 of {problem}. Look for a detach(), "
+        f".item(), .data or torch.no_grad() on the way, or use a black-box estimator "
         f"(estimator=evolution_strategies)."
     )
 

@@ -8,6 +8,7 @@ import torch
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import Batch, GradientState
+from metaopt.engine.hyperparameters import learned
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
@@ -26,6 +27,8 @@ class OneStep(InnerRun):
 
     Args:
         inner_steps: number K of inner steps, >= 1; the derivative is through the last one.
+
+    Where phi decides hyperparameters of the inner optimizer, dF/dtheta' du/dphi is added.
 
     Cost: K + 1 gradients and one forward-mode evaluation of g (about 2 forward passes).
 
@@ -47,6 +50,7 @@ class OneStep(InnerRun):
     """
 
     carries_state = True
+    carries_optimizer = True
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last."""
@@ -56,23 +60,25 @@ class OneStep(InnerRun):
         after, _, transpose = take_step(loop, outer, inner, draw, batch)
         value, v, direct = outer_gradients(loop, outer, after, key, before=inner.state)
 
+        w, through_rates = transpose(v)
         phi = tree.leaves(outer)
         # <dg/dtheta, w> is the derivative of g along w: forward in theta, then reverse in phi.
-        with along(inner.params, transpose(v)) as theta:
+        with along(inner.params, w) as theta:
             loss = loop.inner_value(phi, inner.at(theta), draw, batch)
             slope = tangent(loss)
-        grad = direct
+        grad = tree.add(direct, through_rates) if through_rates else direct
         if slope is not None and slope.requires_grad:
-            grad = tree.add(direct, tree.gradient(slope, phi)[0], -1.0)
+            grad = tree.add(grad, tree.gradient(slope, phi)[0], -1.0)
         return self.result(after, value, grad, gradients=self.inner_steps + 1, hvps=1)
 
 
 def take_step(
     loop: InnerLoop, outer: Tree, inner: GradientState, draw: Draw, batch: Batch
-) -> tuple[GradientState, Tree, Callable[[Tree], Tree]]:
-    """Return the state one step on, the gradient it used, and v -> w = -(du/dgrad)^T v.
+) -> tuple[GradientState, Tree, Callable[[Tree], tuple[Tree, Tree]]]:
+    """Return the state one step on, the gradient it used, and v -> (w, (du/dphi)^T v).
 
-    The old parameters stay as they are.
+    w = -(du/dgrad)^T v. du/dphi is that of the optimizer's hyperparameters, and its product is
+    empty where phi decides none of them. The old parameters stay as they are.
     """
     params = tree.leaves(inner.params)
     copied = inner.at(params)
@@ -80,15 +86,19 @@ def take_step(
     slopes = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
     # New leaves: `transpose` differentiates the optimizer's update alone, not g a second time.
     grads = tree.leaves(distributed.mean(tree.like(params, slopes)))
-    new, moments = loop.optimizer.update(inner.params, grads, inner.optimizer, inner.step)
+    phi = tree.leaves(outer)
+    optimizer = loop.optimizer(phi, inner.step)
+    new, moments = optimizer.update(inner.params, grads, inner.optimizer, inner.step)
     moved = copied._replace(params=tree.detach(new), optimizer=tree.detach(moments))
     with torch.no_grad():
         after = loop.stepped(outer, moved, loss)
 
-    def transpose(v: Tree) -> Tree:
+    def transpose(v: Tree) -> tuple[Tree, Tree]:
+        inputs = [*grads.values(), *(phi.values() if learned(optimizer) else ())]
         pulled = torch.autograd.grad(
-            list(new.values()), list(grads.values()), [-v[k] for k in new], materialize_grads=True
+            list(new.values()), inputs, [v[k] for k in new], materialize_grads=True
         )
-        return tree.like(grads, pulled)
+        w, through_rates = torch._foreach_neg(pulled[: len(grads)]), pulled[len(grads) :]
+        return tree.like(grads, w), tree.like(phi, through_rates) if through_rates else {}
 
     return after, tree.detach(grads), transpose

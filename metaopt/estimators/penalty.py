@@ -93,7 +93,7 @@ def _penalised_step(
     slopes = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
     grads = tree.like(theta, slopes)
     with torch.no_grad():
-        rest = loop.optimizer.stationary_gradient(theta, grads)
+        rest = loop.optimizer(outer, y.step).stationary_gradient(theta, grads)
         if rest is not grads:
             # The optimizer adds the whole of dr/dtheta; its share here is gamma / (1 + gamma).
             grads = tree.add(grads, tree.add(rest, grads, -1.0), -1.0 / (1 + gamma))

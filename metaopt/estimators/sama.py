@@ -44,4 +44,4 @@ class Sama(CentralDifference):
         self, loop: InnerLoop, outer: Tree, inner: GradientState, v: Tree, draw: Draw, batch: Batch
     ) -> Tree:
         """Return v through the inner optimizer's next step."""
-        return take_step(loop, outer, inner, draw, batch)[2](v)
+        return take_step(loop, outer, inner, draw, batch)[2](v)[0]

@@ -33,6 +33,8 @@ class ScoreFunction(InnerRun):
     - `per_example`: h_b = <w, dl_b/dtheta> / B, each example its own credit, from one forward-mode
       evaluation; the lowest variance.
 
+    Where phi decides hyperparameters of the inner optimizer, dF/dtheta' du/dphi is added.
+
     Scale: all but `cosine` carry the inner learning rate.
 
     Args:
@@ -58,6 +60,7 @@ class ScoreFunction(InnerRun):
     """
 
     differentiates_inner = False
+    carries_optimizer = True
     memory = ("average",)
 
     def __init__(
@@ -91,15 +94,16 @@ class ScoreFunction(InnerRun):
         batch = loop.batch(outer, inner, draw)
         after, slope, transpose = take_step(loop, outer, inner, draw, batch)
         value, v, direct = outer_gradients(loop, outer, after, key)
+        w, through_rates = transpose(v)
         if self.feedback == "loss_difference":
             reward = _loss_difference(loop, outer, inner, after, loop.outer_draw(after, key))
         elif self.feedback == "per_example":
-            reward = _per_example(loop, outer, inner, transpose(v), draw, batch)
+            reward = _per_example(loop, outer, inner, w, draw, batch)
         elif self.feedback == "cosine":
             norms = (tree.norm(v) * tree.norm(slope)).clamp_min(1e-12)
             reward = tree.dot(v, slope) / norms
         else:
-            reward = tree.dot(transpose(v), slope)
+            reward = tree.dot(w, slope)
 
         phi = tree.leaves(outer)
         problem: Any = loop.problem
@@ -113,6 +117,7 @@ class ScoreFunction(InnerRun):
         # One number for the batch rewards the examples of all ranks: log p of each rank counts in
         # full, so the average that the engine takes over ranks is undone.
         shared = 1 if self.feedback == "per_example" else distributed.world_size()
+        direct = tree.add(direct, through_rates) if through_rates else direct
         grad = tree.add(direct, tree.like(phi, score), self.weight * shared)
         metrics = {"outer/feedback": reward.mean(), "outer/feedback_size": reward.abs().mean()}
         return self.result(after, value, grad, metrics, gradients=3, evaluations=1)

@@ -39,6 +39,7 @@ class Soba(InnerRun):
     """
 
     needs_stationarity = True
+    carries_optimizer = True
     memory = ("q",)
 
     def __init__(self, step: float | None = None) -> None:
@@ -56,12 +57,13 @@ class Soba(InnerRun):
             # The step is taken on this evaluation, so the module updates the state's own buffers.
             at = inner._replace(params=theta)
             loss, slope = inner_slope(loop, phi, at, loop.draw(inner, key, 0))
-            stationary = loop.optimizer.stationary_gradient(theta, slope)
+            optimizer = loop.optimizer(phi, inner.step)
+            stationary = optimizer.stationary_gradient(theta, slope)
             products = pull_back(stationary, [*theta.values(), *phi.values()], q)
         curved = distributed.mean(tree.like(theta, products[: len(theta)]))
         cross = tree.like(phi, products[len(theta) :])
         residual = tree.add(curved, v, -1.0)
-        rate = self.step or loop.optimizer.learning_rate(inner.step)
+        rate = self.step or optimizer.learning_rate(inner.step)
         self._q = tree.add(q, residual, -rate)
         inner = loop.step_along(outer, inner, tree.detach(slope), loss)
         metrics = {"solve/residual": tree.norm(residual)}

@@ -51,6 +51,7 @@ class Unroll(InnerRun):
     """
 
     carries_state = True
+    carries_optimizer = True
 
     def __init__(
         self,

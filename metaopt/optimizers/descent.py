@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from metaopt.engine import tree
-from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, State
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_ranges
+from metaopt.engine.scheduled import State
 
 ALGORITHMS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 """Algorithms by name; every step equals that of the class of `torch.optim`, to the bit."""

@@ -18,8 +18,8 @@ from metaopt.engine.inner_optimizers import (
     Adam,
     AdamW,
     NormalizedSGD,
-    safe_sqrt,
 )
+from metaopt.engine.scheduled import safe_sqrt
 from metaopt.engine.schedules import Cosine, StepDecay
 
 STEPS = 12

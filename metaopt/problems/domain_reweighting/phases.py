@@ -22,7 +22,8 @@ def untrained(loop: InnerLoop, task: ReweightingTask, key: int) -> GradientState
     """Return a model that has learned nothing."""
     params, buffers = task.init(generator(key))
     loss = torch.full((), torch.nan)
-    return GradientState(params, buffers, {}, loop.optimizer.init(params), 0, loss)
+    moments = loop.optimizer({}, 0).init(params)
+    return GradientState(params, buffers, {}, moments, 0, loss)
 
 
 def fit(

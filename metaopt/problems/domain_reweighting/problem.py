@@ -233,8 +233,9 @@ class DomainReweighting(GradientProblem):
             phi = self._final_phi(outer, inner)
             inner = fit(loop, new, lambda k, g: self._training_rows(g), steps, retrain_key, phi)
         if self.finetune:
+            moments = loop.optimizer(outer, 0).init(inner.params)
             inner = fit(
-                loop, inner._replace(optimizer=self.inner_optimizer.init(inner.params), step=0),
+                loop, inner._replace(optimizer=moments, step=0),
                 lambda k, g: self.sampler.meta(g, self.batch), self.finetune, fold(key, "finetune"),
             )  # fmt: skip
         if self.compare_uniform:

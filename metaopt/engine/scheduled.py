@@ -1,0 +1,187 @@
+"""What inner optimizers share: rates, a schedule, clipping and parameter groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.engine import tree
+from metaopt.engine.hyperparameters import (
+    Hyperparameter,
+    Number,
+    check_hyperparameters,
+    check_names,
+    fixed,
+    is_zero,
+    learned,
+    number_of,
+    plus,
+    scalar,
+)
+from metaopt.engine.protocols import Tree
+from metaopt.engine.schedules import Schedule
+
+State = dict[str, Tree]
+"""An optimizer's moments: one dict of tensors each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled:
+    """What all inner optimizers share: rate, schedule, clipping and parameter groups.
+
+    Args:
+        lr: learning rate, > 0 (0 freezes the inner level); a dict has one for each parameter.
+        weight_decay: coefficient of the decay, >= 0; a dict has one for each parameter.
+        schedule: factor on the learning rate by step, or `None` for a constant rate.
+        clip_norm: largest Euclidean norm of the whole gradient, or `None`
+            (as `torch.nn.utils.clip_grad_norm_`).
+        groups: parameter groups, each `{"match": <regular expression on the name>}` with its own
+            `lr` and `weight_decay`; the first match wins, the rest keep the values above.
+    """
+
+    lr: Hyperparameter
+    weight_decay: Hyperparameter = 0.0
+    schedule: Schedule | None = None
+    clip_norm: Number | None = None
+    groups: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        check_hyperparameters(self, "lr >= 0", "weight_decay >= 0", "clip_norm > 0 or null")
+        for group in self.groups:
+            rates = {k: v for k, v in group.items() if k != "match"}
+            if "match" not in group or not rates.keys() <= {"lr", "weight_decay"}:
+                raise ValueError(
+                    f"a group of {type(self).__name__} needs `match` and may set `lr` and "
+                    f"`weight_decay`; got {dict(group)}."
+                )
+            try:
+                re.compile(group["match"])
+            except re.error as error:
+                raise ValueError(
+                    f"{type(self).__name__} needs a regular expression on names; "
+                    f"{group['match']!r} is none: {error}."
+                ) from error
+            if any(isinstance(rate, dict) for rate in rates.values()):
+                raise TypeError(
+                    f"a group of {type(self).__name__} has one number for all its parameters; got "
+                    f"a dict. Give {type(self).__name__} itself the dict, or make smaller groups."
+                )
+            replace(self, groups=(), **rates)  # checks their ranges
+
+    def learning_rate(self, step: int) -> Number:
+        """Return lr * schedule(step).
+
+        Raises:
+            ValueError: there is one for each parameter.
+        """
+        if isinstance(self.lr, dict):
+            raise ValueError(
+                f"lr of {type(self).__name__} is one for each parameter, where one number is "
+                f"needed; set the step of the estimator itself."
+            )
+        return self.lr * (1.0 if self.schedule is None else self.schedule(step))
+
+    @torch.no_grad()
+    def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
+        """Do the same step as `update` in place."""
+        if fixed(self):
+            self._kernel(params, self._clipped(grads), state, step)
+            return
+        # Torch's kernels take numbers only, and reading a tensor's would wait for the device.
+        new, moments = self.update(params, grads, state, step)
+        for old, values in ((params, new), *((state[k], v) for k, v in moments.items())):
+            torch._foreach_copy_(list(old.values()), [values[k] for k in old])
+
+    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
+        """Return parameters and state after one step; new tensors, differentiable."""
+        raise NotImplementedError
+
+    def _kernel(self, params: Tree, grads: Tree, state: State, step: int) -> None:
+        """Take a step of fixed numbers in place, by torch's kernels, along clipped gradients."""
+        raise NotImplementedError
+
+    def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
+        """Return dg/dtheta + weight_decay * theta, from `slope` = dg/dtheta; differentiable.
+
+        Momentum, Adam's moments and schedules do not move the point where it is zero. Cost without
+        decay: none.
+
+        Raises:
+            ValueError: `slope` is clipped: with a decay, the steps then converge elsewhere.
+            ValueError: phi makes another hyperparameter than the decay.
+        """
+        idle = [name for name in learned(self) if name != "weight_decay"]
+        if idle:
+            raise ValueError(
+                f"phi makes {idle[0]} of {type(self).__name__}, which does not move the stationary "
+                f"point that an implicit estimator solves for: its derivative there is 0. Use "
+                f"estimator=unroll, forward or one_step."
+            )
+        groups = self._grouped(params, 0)
+        if len({is_zero(lr) for _, lr, _ in groups}) > 1:
+            raise ValueError(
+                "a group with lr=0 never moves, while an implicit estimator solves for all "
+                "parameters. Return those weights as the problem's `frozen`, or use "
+                "estimator=unroll."
+            )
+        decays = {n: decay for names, _, decay in groups for n in names}
+        if all(map(is_zero, decays.values())):
+            return slope
+        if self.clip_norm is not None and tree.norm(tree.detach(slope)) > self.clip_norm:
+            raise ValueError(
+                f"clip_norm={self.clip_norm} is active where the inner level is differentiated: "
+                f"with weight_decay, clipped steps do not converge to a zero of a gradient. Raise "
+                f"clip_norm, put the decay in inner_loss, or use estimator=unroll."
+            )
+        return {k: plus(s, params[k], decays[k]) for k, s in slope.items()}
+
+    def _grouped(self, params: Tree, step: int) -> list[tuple[list[str], Number, Number]]:
+        """Return (names, learning rate, weight decay) of every group that is not empty.
+
+        Where a dict gives each parameter its own number, each is a group.
+        """
+        lr, decay, rest = self.lr, self.weight_decay, list(params)
+        for name, value in (("lr", lr), ("weight_decay", decay)):
+            if isinstance(value, dict):
+                check_names(value, name, params, type(self).__name__)
+        factor = 1.0 if self.schedule is None else self.schedule(step)
+        grouped: list[tuple[list[str], Number, Number]] = []
+
+        def add(names: list[str], lr: Hyperparameter, decay: Hyperparameter) -> None:
+            each = isinstance(lr, dict) or isinstance(decay, dict)
+            for part in [[n] for n in names] if each else [names] if names else []:
+                first = part[0], params[part[0]]
+                rate = number_of(lr, *first)
+                grouped.append((part, rate * factor, number_of(decay, *first)))
+
+        for group in self.groups:
+            hit = [n for n in rest if re.search(group["match"], n)]
+            rest = [n for n in rest if n not in set(hit)]
+            add(hit, group.get("lr", lr), group.get("weight_decay", decay))
+        add(rest, lr, decay)
+        return grouped
+
+    def _clipped(self, grads: Tree) -> Tree:
+        """Return the gradients with their norm cut to `clip_norm`; differentiable."""
+        if self.clip_norm is None:
+            return grads
+        # Not `clip_grad_norm_`, which works in place and off the graph.
+        norms = torch.stack([safe_sqrt(torch.sum(g * g)) for g in grads.values()])
+        most = scalar(self.clip_norm, norms)
+        coefficient = (most / (safe_sqrt(torch.sum(norms * norms)) + 1e-6)).clamp(max=1.0)
+        return {k: g * coefficient for k, g in grads.items()}
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """Return sqrt(x) with derivative 0 at x = 0, where the usual one is infinite.
+
+    A dead unit has a second moment of exactly 0; without this, the derivative through Adam is NaN.
+    """
+    positive = x > 0
+    # The inner `where` keeps the infinite slope out: 0 * inf in the reverse pass would be NaN.
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
