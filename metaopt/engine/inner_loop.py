@@ -116,8 +116,8 @@ class InnerLoop:
 
     @cached_property
     def frozen(self) -> Tree:
-        """The weights that nobody trains."""
-        return dict(self.problem.frozen)
+        """The weights that nobody trains, off every graph; the problem's own memory."""
+        return tree.detach(dict(self.problem.frozen))
 
     @cached_property
     def frozen_hash(self) -> str | None:
