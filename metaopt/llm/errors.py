@@ -46,3 +46,7 @@ class BudgetSpent(LMError):
 
 class CassetteMiss(LMError):
     """A replay holds no answer to the request."""
+
+
+class NotUnderstood(LMError):
+    """A model answers, and its answers hold nothing of what was asked for."""

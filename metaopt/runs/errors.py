@@ -12,7 +12,7 @@ from pathlib import Path
 from metaopt.engine.protocols import NonFiniteError
 from metaopt.files.errors import ConfigError as ConfigError
 from metaopt.files.writing import write_text
-from metaopt.llm.errors import LMError
+from metaopt.llm.errors import LMError, NotUnderstood
 from metaopt.runs.folder import steps
 from metaopt.runs.provenance import resume_command
 
@@ -44,9 +44,9 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
         )
     if isinstance(error, FileNotFoundError):
         return f"A file is missing: {error.filename}\nCheck the path in the config."
-    if isinstance(error, LMError):
+    if isinstance(error, LMError) and not isinstance(error, NotUnderstood):
         return f"{error}\nCheck the model's server, key and name{_continue(folder)}."
-    if isinstance(error, (ValueError, TypeError, ImportError)):
+    if isinstance(error, (ValueError, TypeError, ImportError, NotUnderstood)):
         return str(error)
     return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 

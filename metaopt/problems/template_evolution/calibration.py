@@ -53,7 +53,8 @@ class JudgeCalibration(TemplateProblem):
     `metaopt.optimizers.Search`.
 
     A request that fails makes no score. A template that leaves too many examples without one has
-    the loss +inf, so that it is not chosen on the rest. The run ends while the budget of calls
+    the loss +inf, so that it is not chosen on the rest; a judge whose replies to the first template
+    are not understood stops the run with an error. The run ends while the budget of calls
     still lasts for the report.
 
     Args:
@@ -166,7 +167,7 @@ class JudgeCalibration(TemplateProblem):
         """Return the state with every labelled example scored."""
         if inner["scores"] is not None:
             return inner
-        scores = self.score(outer, self.labelled)
+        scores = self.score(outer, self.labelled, first=inner["round"] == 1)
         tried = [*inner["tried"], {"template": outer, "loss": self._loss(scores)}]
         return {**inner, "scores": scores, "tried": tried}
 
@@ -203,9 +204,9 @@ class JudgeCalibration(TemplateProblem):
         """Return +inf for a template that has been tried, which spares its calls; else 0."""
         return float("inf") if any(candidate == t.outer for t in trials) else 0.0
 
-    def score(self, template: str, examples: Sequence[Solution]) -> Scores:
-        """Return the judge's scores of examples under a template."""
-        return self._asked(self.client, template, examples)
+    def score(self, template: str, examples: Sequence[Solution], first: bool = False) -> Scores:
+        """Return the judge's scores of examples under a template; see `judge`."""
+        return self._asked(self.client, template, examples, first)
 
     def examine(self, template: str) -> Scores:
         """Return scores of the held-out examples, charged only where the judge costs something."""
@@ -219,9 +220,11 @@ class JudgeCalibration(TemplateProblem):
                 return self.score(template, self.test)
         return self._examined[template]
 
-    def _asked(self, client: Client, template: str, examples: Sequence[Solution]) -> Scores:
+    def _asked(
+        self, client: Client, template: str, examples: Sequence[Solution], first: bool = False
+    ) -> Scores:
         texts = [(x.query, x.response) for x in examples]
-        return judge(client, template, self.data.queries, texts, self.answers)
+        return judge(client, template, self.data.queries, texts, self.answers, first)
 
     def _stop(self) -> str | None:
         """Return why no further template can be judged with enough left for the report."""

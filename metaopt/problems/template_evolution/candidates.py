@@ -22,13 +22,16 @@ from metaopt.llm import (
     CassetteMiss,
     Client,
     LMError,
+    NotUnderstood,
     Parameters,
     PolicyRefusal,
+    Reply,
     Request,
     user,
 )
 from metaopt.problems.template_evolution.prompts import checking, judging, read_verdict
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse_score, unit
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, STEP, parse_score, unit
+from metaopt.problems.template_evolution.score_replies import UNDERSTOOD, form
 
 Candidate = dict[str, Any]
 
@@ -85,13 +88,15 @@ class Panel:
         ]  # fmt: skip
         return self._verified(candidates) if self.verify > 1 else candidates
 
-    def judge(self, template: str, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates with the scores that the template gives them."""
+    def judge(
+        self, template: str, candidates: Sequence[Candidate], first: bool = False
+    ) -> list[Candidate]:
+        """Return the candidates with the scores that the template gives them; see `judge`."""
         if self.outcome_is_score:
             fixed = {True: HIGH, False: LOW, None: None}
             return [{**c, "score": fixed[c["outcome"]]} for c in candidates]
         responses = [(c["query"], self.client.text(c["response"])) for c in candidates]
-        scores = judge(self.client, template, self.queries, responses, self.parameters)
+        scores = judge(self.client, template, self.queries, responses, self.parameters, first)
         return [{**c, "score": score} for c, score in zip(candidates, scores, strict=True)]
 
     def _verified(self, candidates: list[Candidate]) -> list[Candidate]:
@@ -115,7 +120,7 @@ class Panel:
     ) -> tuple[list[str | None], list[bool | None]]:
         """Return the target's responses to (query, prompt, rollout), and their outcomes."""
         requests = [Request("target", user(p), parameters, r) for _, p, r in asked]
-        replies = texts(self.client, requests)
+        replies = [reply and reply.text for reply in ask(self.client, requests)]
         if self.check is None:
             return replies, self._checked([q for q, _, _ in asked], replies)
         keys = [fold(0, "check", q, self.client.keep(p), r) for q, p, r in asked]
@@ -134,7 +139,7 @@ class Panel:
             Request("checker", checking(self.queries[query], response), self.parameters)
             for query, response in pairs
         ]
-        verdicts = iter([read_verdict(text) for text in texts(self.client, requests)])
+        verdicts = iter([read_verdict(whole(reply)) for reply in ask(self.client, requests)])
         return [None if r is None else next(verdicts) for r in responses]
 
 
@@ -144,18 +149,58 @@ def judge(
     queries: Sequence[str],
     responses: Sequence[tuple[int, str]],
     parameters: Parameters,
+    first: bool = False,
 ) -> list[float | None]:
-    """Return the template's scores of (query, response) pairs; `None` where there is none."""
+    """Return the template's scores of (query, response) pairs; `None` where there is none.
+
+    A reply that was cut at its longest length has none: `Score: 1` may be the start of 10.
+
+    Args:
+        first: whether this is the template that a search starts from, whose replies must be
+            understood; a template that a writer proposes may be a bad one.
+
+    Raises:
+        LMError: see `ask`.
+        NotUnderstood: under the first template less than a tenth of three replies or more have a
+            score.
+    """
     requests = [
         Request("judge", judging(template, queries[query], response), parameters)
         for query, response in responses
     ]
-    answers = texts(client, requests)
-    return [None if text is None else parse_score(text) for text in answers]
+    replies = ask(client, requests)
+    scores = [None if (text := whole(reply)) is None else parse_score(text) for reply in replies]
+    answered = [reply for reply in replies if reply is not None]
+    understood = len(scores) - scores.count(None)
+    if first and len(answered) >= 3 and 10 * understood < len(answered):
+        raise NotUnderstood(_not_understood(replies, scores, parameters), "judge")
+    return scores
 
 
-def texts(client: Client, requests: Sequence[Request]) -> list[str | None]:
-    """Return the answers' texts; `None` in the place of a failure.
+def _not_understood(
+    replies: Sequence[Reply | None], scores: Sequence[float | None], parameters: Parameters
+) -> str:
+    """Return what is wrong with a judge's replies, and the form of one; never its words."""
+    pairs = [(r, s) for r, s in zip(replies, scores, strict=True) if r is not None]
+    missed = [reply for reply, score in pairs if score is None]
+    cut = sum(reply.finish == "length" for reply in missed)
+    shown = next((reply for reply in missed if reply.finish != "length"), missed[0])
+    lines = "".join(f"\n    {line}" for line in form(shown.text).splitlines())
+    return (
+        f"judge: {len(missed)} of {len(pairs)} replies are not understood"
+        + (f", of which {cut} are cut at max_tokens={parameters.max_tokens}" if cut else "")
+        + f". One of {len(shown.text)} characters ends with (letters shown as x, digits as 9):"
+        + (lines or " nothing")
+        + "\nUnderstood are last lines such as "
+        + ", ".join(f"`{line}`" for line in UNDERSTOOD)
+        + f", from {LOW:g} to {HIGH:g} in steps of {STEP:g}. Let the template ask for one"
+        + (", raise max_tokens" if cut else "")
+        + ", or take another judge. The replies are kept in the run's .cassette file."
+    )
+
+
+def ask(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
+    """Return the replies; `None` in the place of a failure.
 
     Raises:
         CassetteMiss: a replay holds no answer to one of them.
@@ -171,7 +216,19 @@ def texts(client: Client, requests: Sequence[Request]) -> list[str | None]:
     if len(failures) == len(replies) >= 3 and not stopping:
         role, count = requests[0].role, len(requests)
         raise LMError(f"{role}: {count} of {count} requests failed: {failures[0]}", role)
-    return [None if isinstance(reply, LMError) else reply.text for reply in replies]
+    return [None if isinstance(reply, LMError) else reply for reply in replies]
+
+
+def whole(reply: Reply | None) -> str | None:
+    """Return a reply's text; `None` of a failure and where the text was cut at its length."""
+    return None if reply is None or reply.finish == "length" else reply.text
+
+
+def whole_lines(reply: Reply | None) -> str:
+    """Return a reply's text without a last line that was cut; nothing of a failure."""
+    if reply is None or reply.finish != "length":
+        return "" if reply is None else reply.text
+    return reply.text.rpartition("\n")[0]
 
 
 def best(log: Iterable[Candidate], query: int, count: int, ranking: Ranking) -> list[Candidate]:

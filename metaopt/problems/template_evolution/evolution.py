@@ -23,11 +23,12 @@ from metaopt.problems.template_evolution.candidates import (
     Panel,
     Ranking,
     arrays,
+    ask,
     best,
     judge,
     judged,
     recorded,
-    texts,
+    whole_lines,
 )
 from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
 from metaopt.problems.template_evolution.prompts import Example, prompting, read_prompts
@@ -54,8 +55,9 @@ class TemplateEvolution(TemplateProblem):
 
     Candidates are kept by reference, their texts in the client's own file. A request that fails
     makes no score and no outcome. A spent budget or a policy's refusal ends the run after the step
-    it happens in, with everything that was paid for; a role whose every answer fails stops it with
-    an error, and it can be resumed.
+    it happens in, with everything that was paid for; a role whose every answer fails, and a judge
+    whose replies to the first template are not understood, stop it with an error, and it can be
+    resumed.
 
     Where the truth is unknown, every second query is kept from the template: its candidates are
     searched for and judged, but they are in no loss, no screening pool and no example, so that the
@@ -188,7 +190,8 @@ class TemplateEvolution(TemplateProblem):
             inherited_candidates += inherited
             count, draw = self.candidates - len(inherited), fold(key, "first", query)
             fresh += [(query, prompt) for prompt in self.task.prompts(query, count, draw)]
-        log = self.panel.judge(outer, inherited_candidates + self.panel.answer(fresh))
+        candidates = inherited_candidates + self.panel.answer(fresh)
+        log = self.panel.judge(outer, candidates, first=number == 1)
         return {"round": number, "template": outer, "log": log}
 
     def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
@@ -293,8 +296,8 @@ class TemplateEvolution(TemplateProblem):
             requests.append(Request("optimizer", messages, self.creative, rollout))
         return [
             (query, prompt)
-            for query, text in zip(queries, texts(self.client, requests), strict=True)
-            for prompt in read_prompts(text or "", self.prompts_per_step)
+            for query, reply in zip(queries, ask(self.client, requests), strict=True)
+            for prompt in read_prompts(whole_lines(reply), self.prompts_per_step)
         ]
 
     def _best(self, log: Sequence[Candidate], query: int, count: int) -> list[Candidate]:

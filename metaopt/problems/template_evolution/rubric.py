@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metaopt.problems.template_evolution.score_replies import final_score
+
 LOW, HIGH, STEP = 1.0, 10.0, 0.5
 """Range of a judge's score, and the distance between two of them."""
 
@@ -20,7 +22,6 @@ FOOTER = (
 
 _CRITERION = re.compile(r"- ([a-z][a-z ]*): ([+-]\d+\.\d\d)")
 _STRICTNESS = re.compile(r"Strictness: ([+-]\d+\.\d\d)")
-_SCORE = re.compile(r"Score:[ \t]*([0-9]+(?:\.[0-9]+)?)")
 _LIMIT = 9.99
 
 
@@ -87,18 +88,15 @@ def read_weights(text: str, names: tuple[str, ...]) -> tuple[np.ndarray, float] 
 def parse_score(text: str) -> float | None:
     """Return the score that a judge's answer ends with, or `None` without a single valid one.
 
-    The last line that is not blank must be `Score: <number>` and nothing else, with a number from
-    `LOW` to `HIGH` in steps of `STEP`. An answer that is not understood is no score: it is never
-    read as a low one, which would earn alignment on failures.
+    The last line must state it, in one of the forms of `score_replies.UNDERSTOOD`, from `LOW` to
+    `HIGH` in steps of `STEP`. An answer that is not understood is no score: it is never read as a
+    low one, which would earn alignment on failures.
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines or not _SCORE.fullmatch(lines[-1]):
+    score = final_score(text, HIGH)
+    if score is None or not LOW <= score <= HIGH:
         return None
-    scores = {float(match[1]) for match in map(_SCORE.fullmatch, lines) if match}
-    score = scores.pop()
     steps = (score - LOW) / STEP
-    valid = not scores and LOW <= score <= HIGH and abs(steps - round(steps)) <= 1e-9
-    return score if valid else None
+    return score if abs(steps - round(steps)) <= 1e-9 else None
 
 
 def round_score(score: float) -> float:

@@ -49,7 +49,7 @@ def written(folder: Path) -> Path:
 class Paid:
     """A judge that costs something, answers like `answer`, and counts what it is asked."""
 
-    model, deterministic = "paid", False
+    model, deterministic, finish = "paid", False, "stop"
 
     def __init__(self, answer: Any, fails: Any = lambda text: False) -> None:
         self.answer, self.fails = answer, fails
@@ -62,7 +62,7 @@ class Paid:
         self.asked.append(text)
         if self.fails(text):
             raise Rejected("no", role)
-        return Reply(self.answer(text), Usage(10, 5), "stop", self.model)
+        return Reply(self.answer(text), Usage(10, 5), self.finish, self.model)
 
     async def close(self) -> None:
         pass

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from small_judges import Paid, by_length, make, run, written
 
 from metaopt.data.solutions import Solution, Solutions, solutions
-from metaopt.llm import Client, Request, SimulatedLM
+from metaopt.llm import Client, NotUnderstood, Request, SimulatedLM
 from metaopt.llm.chat import Message, Reply
 from metaopt.optimizers.search import Trial
 from metaopt.problems.template_evolution import JudgeCalibration
@@ -154,6 +154,34 @@ def test_a_template_that_leaves_rows_without_a_score_is_not_chosen_on_the_rest(
     engine = run(problem, 1)
     assert engine.inner["tried"][0]["loss"] == float("inf")
     assert problem.metrics(problem.template, engine.inner)["coverage"] < 0.9
+
+
+def test_a_judge_that_is_not_understood_stops_at_the_first_step(data: Solutions) -> None:
+    judge = Paid(lambda text: f"{text[-40:]}\nI give it eight.")
+    with pytest.raises(NotUnderstood) as stop:
+        run(make(data, judge=judge), 5)
+    words = str(stop.value)
+    assert "judge: 60 of 60 replies are not understood" in words
+    assert "x xxxx xx xxxxx." in words
+    assert "`**Score: 8**`" in words
+    assert "A: " not in words, "nothing that a reply says is shown"
+    assert len(judge.asked) <= 60
+
+
+def test_a_reply_that_was_cut_has_no_score(data: Solutions) -> None:
+    judge = Paid(lambda text: "Score: 1")
+    judge.finish = "length"
+    with pytest.raises(NotUnderstood, match=r"(?s)60 are cut at max_tokens=512.*raise max_tokens"):
+        run(make(data, judge=judge), 1)
+
+
+def test_a_template_of_the_writer_that_gets_no_score_does_not_stop(data: Solutions) -> None:
+    def write(role: str, messages: Sequence[Message], key: int) -> str:
+        return "<template>\nSay it in words.\n</template>"
+
+    judge = Paid(lambda text: "eight" if text.startswith("Say it") else by_length(text))
+    engine = run(make(data, judge=judge, writer=SimulatedLM(write)), 2)
+    assert [np.isfinite(trial["loss"]) for trial in engine.inner["tried"]] == [True, False]
 
 
 def test_the_writer_is_shown_what_the_best_template_misjudges_most(data: Solutions) -> None:
