@@ -20,10 +20,12 @@ from metaopt.cli import folders
 from metaopt.cli.checks import ArgumentError, check, check_call, fits, wrong_type
 from metaopt.cli.composing import cause, parts
 from metaopt.cli.mistakes import foreign_method, nearest
+from metaopt.cli.trust import needed, refuse_strange
 from metaopt.engine.budget import UNITS
 from metaopt.files.lock import refuse_held
 from metaopt.runs import provenance
 from metaopt.runs.continuing import extended, refuse_edited, write_config
+from metaopt.runs.description import describe, refuse_other
 from metaopt.runs.errors import ConfigError, report
 from metaopt.runs.folder import read_config, result_of, started_with, steps
 from metaopt.runs.interrupts import Interrupted
@@ -85,7 +87,7 @@ def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcom
     try:
         yield Outcome("failed", folder)
     except Interrupted as stop:
-        command = provenance.resume_command(folder)
+        command = provenance.resume_command(folder, trusting=True)
         print(f"Stopped: {stop}. Continue with\n  {command}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
     except Exception as error:
@@ -95,19 +97,26 @@ def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcom
 
 
 def resume(folder: Path, rest: Sequence[str]) -> Outcome:
-    """Continue the run of a folder; `rest` may be `outer_steps=N`, which extends it.
+    """Continue the run of a folder.
+
+    Args:
+        folder: the run's.
+        rest: `outer_steps=N`, which extends it, and `trust=[package]`; see `metaopt.cli.trust`.
 
     Raises:
         ConfigError: the folder holds no run, its config.yaml was edited since the run was started,
             or there are other overrides.
     """
+    trust = [word.partition("=")[2] for word in rest if word.startswith("trust=")]
+    rest = [word for word in rest if not word.startswith("trust=")]
     wrong = [word for word in rest if not re.fullmatch(r"outer_steps=\d+", word)]
     if wrong:
         raise ConfigError(
             f"resume= continues a run as it was started, with outer_steps=<number> where it is to "
-            f"take more outer steps; drop {' '.join(wrong)}, or start a new run with it."
+            f"take more outer steps and trust=[<package>] for code that it names; drop "
+            f"{' '.join(wrong)}, or start a new run with it."
         )
-    steps = int(rest[-1].partition("=")[2]) if rest else None
+    extending = int(rest[-1].partition("=")[2]) if rest else None
     config = read_config(folder)
     if config.get("started") == PYTHON:
         raise ConfigError(
@@ -115,8 +124,10 @@ def resume(folder: Path, rest: Sequence[str]) -> Outcome:
             f'  metaopt.resume("{folder}", problem=...)'
         )
     with _explained(folder) as failed:
-        refuse_edited(folder, config, extending=steps is not None)
-        longer = extended(folder, config, steps)
+        refuse_edited(folder, config, extending=extending is not None)
+        longer = extended(folder, config, extending)
+        if longer is not config or result_of(folder) is None:
+            refuse_strange(folder, config, re.findall(r"[^\s,\[\]]+", ",".join(trust)))
         return _run(folder, longer, [], False, "minimize", again=longer is not config)
     return failed
 
@@ -185,7 +196,10 @@ def build(
     check_call(prepare_torch, config)
     try:
         prepare_torch(config["threads"], config["device"])
-        made = {**parts(config, PARTS), **(given or {})}
+        made = parts(config, PARTS)
+        for name, part in (given or {}).items():
+            refuse_other(folder, name, describe(made[name]), part)
+            made[name] = part
         engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
         return Run(
             engine,
@@ -194,6 +208,7 @@ def build(
             made["tracker"],
             overrides,
             config_dirs=folders.given(),
+            trust=needed(folder, config),
             **settings,
             watch=watch,
         )

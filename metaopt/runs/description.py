@@ -5,17 +5,20 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Mapping, Sized
 from hashlib import blake2b
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaopt.runs.errors import ConfigError
+from metaopt.runs.provenance import differences
 
 DEPTH = 8
 MOST = 1000
@@ -43,11 +46,31 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
     if isinstance(value, functools.partial):
         if value.args:
             return {"_text_": _short(value)}
-        node = {"_class_": _name(value.func), "_partial_": True}
-        return {**node, **describe(value.keywords, depth)}
+        return {**_callable(value.func, depth), **describe(value.keywords, depth)}
     if inspect.isroutine(value) or isinstance(value, type):
-        return {"_class_": _name(value), "_partial_": True}
+        return _callable(value, depth)
     return {"_class_": _name(type(value)), **_arguments(value, depth - 1)}
+
+
+def _callable(value: Any, depth: int) -> dict[str, Any]:
+    """Describe a function or a class by its name; a local function or a lambda by what it does."""
+    if "<" in _name(value) and inspect.isfunction(value):
+        around = describe(list(inspect.getclosurevars(value).nonlocals.items()), depth - 1)
+        around = [around, describe([value.__defaults__, value.__kwdefaults__], depth - 1)]
+        code = json.dumps([_code(value.__code__), around], sort_keys=True, default=str)
+        return {"_text_": f"{_name(value)}, {blake2b(code.encode(), digest_size=8).hexdigest()}"}
+    return {"_class_": _name(value), "_partial_": True}
+
+
+def _code(code: CodeType) -> list[Any]:
+    constants: list[Any] = []
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            constants.append(_code(constant))
+        else:  # a set has another order in each process
+            unordered = isinstance(constant, frozenset)
+            constants.append(sorted(map(repr, constant)) if unordered else repr(constant))
+    return [code.co_code.hex(), list(code.co_names), constants]
 
 
 def _arguments(value: Any, depth: int) -> dict[str, Any]:
@@ -103,6 +126,24 @@ def make(node: Any, what: str) -> Any:
             f"the run's {what} made again from its folder differs from the first one; {pass_it}"
         )
     return made
+
+
+def refuse_other(folder: Path, name: str, recorded: Any, part: Any) -> None:
+    """Raise a `ConfigError` if a part is not the one that the run of a folder was started with.
+
+    Args:
+        folder: the run's.
+        name: of the part, such as "problem".
+        recorded: how the first one is described.
+        part: what was passed.
+    """
+    changed = differences({name: recorded}, {name: describe(part)})
+    if changed:
+        lines = "\n  ".join(changed[:8])
+        raise ConfigError(
+            f"{folder} was started with another {name}:\n  {lines}\n"
+            f"Pass the {name} it was started with, or choose another folder for a new run."
+        )
 
 
 def _name(thing: Any) -> str:

@@ -98,7 +98,7 @@ def _where(error: OSError, folder: Path | None) -> str:
 def _continue(folder: Path | None) -> str:
     if folder is None or not (folder / "provenance.json").exists():
         return " and start again"
-    return f", then continue with\n  {resume_command(folder)}"
+    return f", then continue with\n  {resume_command(folder, trusting=True)}"
 
 
 def _after_divergence(folder: Path | None) -> str:
@@ -108,5 +108,5 @@ def _after_divergence(folder: Path | None) -> str:
         return f"{advice}; there is no checkpoint before it."
     return (
         f"{advice} in a new run.\nThe last checkpoint before it is {saved[-1][1]};\n"
-        f"  {resume_command(folder)}\nrepeats the run from there."
+        f"  {resume_command(folder, trusting=True)}\nrepeats the run from there."
     )

@@ -44,7 +44,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         "hold its config, and forgets its overrides."
     )
     record = read_json(path, advice)
-    kinds = {"config": dict, "overrides": list, "config_dirs": list}
+    kinds = {"config": dict, "overrides": list, "config_dirs": list, "trust": list}
     for key, kind in kinds.items():
         if not isinstance(record.get(key, kind()), kind):
             raise damaged(path, f"{key} is no {kind.__name__}", advice)

@@ -71,14 +71,21 @@ def provenance() -> dict[str, Any]:
     return {"versions": dict(versions()), "commit": commit(), "hardware": hardware()}
 
 
-def resume_command(folder: Path) -> str:
-    """Return the command that continues the run of a folder, with its config folders."""
+def resume_command(folder: Path, trusting: bool = False) -> str:
+    """Return the command that continues the run of a folder, with its config folders.
+
+    Args:
+        folder: the run's.
+        trusting: name the packages that the run needs, too; only of a run that this process has
+            run, since a folder from elsewhere may say anything.
+    """
     try:
         record = read_provenance(folder)
     except DamagedFileError:  # which the command then names
         record = {}
     places = [word for place in record.get("config_dirs", []) for word in ("--config-dir", place)]
-    return shlex.join(["metaopt", *places, f"resume={folder}"])
+    trust = [f"trust=[{','.join(record['trust'])}]"] if trusting and record.get("trust") else []
+    return shlex.join(["metaopt", *places, f"resume={folder}", *trust])
 
 
 @cache

@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metaopt.engine import Engine
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
 from metaopt.files.lock import refuse_held
-from metaopt.runs import provenance
 from metaopt.runs.continuing import extended, refuse_edited
-from metaopt.runs.description import describe, make
+from metaopt.runs.description import describe, make, refuse_other
 from metaopt.runs.errors import ConfigError
-from metaopt.runs.folder import read_config, result_of, steps
+from metaopt.runs.folder import read_config, result_of, started_with, steps
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
 from metaopt.runs.result import Result, read_history, read_result
@@ -88,16 +87,21 @@ def run(
     return _drive(made, config)
 
 
-def load(folder: str | Path) -> Result:
+def load(folder: str | Path, *, trust: Sequence[str] = ()) -> Result:
     """Return the result of a run in a folder: of its end, or of its last checkpoint.
 
-    `problem` of the result is made from the config when it is asked for.
+    `problem` of the result is made from the config when it is asked for; nothing else runs code
+    that the folder names.
+
+    Args:
+        folder: the run's.
+        trust: packages whose objects `problem` may be made of, in addition to metaopt's.
 
     Raises:
-        ConfigError: the folder holds no run, or one without a checkpoint.
+        ConfigError: the folder holds no run, one without a checkpoint, or a damaged file.
     """
     path = Path(folder)
-    return read_result(path, lambda: _problem_of(path))
+    return read_result(path, lambda: _problem_of(path, trust))
 
 
 def resume(
@@ -109,6 +113,7 @@ def resume(
     optimizer: OuterOptimizer | None = None,
     tracker: Service | None = None,
     progress: bool = True,
+    trust: Sequence[str] = (),
 ) -> Result:
     """Continue a run, or extend a finished one, and return the result of the run.
 
@@ -122,10 +127,13 @@ def resume(
         estimator, optimizer: those it was started with, where the folder cannot make them again.
         tracker: see `run`; of a run that was started from Python.
         progress: see `run`.
+        trust: packages whose objects the folder's config may name, in addition to metaopt's and
+            the optimizers of `torch.optim`: a folder from elsewhere runs no code unasked.
 
     Raises:
         ConfigError: the folder holds no run, its config.yaml was edited since the run was started,
-            a part must be passed, or is another one.
+            names code that is not trusted, or is in use by another process; a part must be
+            passed, or is another one; a file is damaged.
         ValueError: `outer_steps` is below what the run has taken.
     """
     path = Path(folder)
@@ -133,12 +141,14 @@ def resume(
     refuse_edited(path, config, extending=outer_steps is not None)
     given = {"problem": problem, "estimator": estimator, "optimizer": optimizer}
     if config.get("started") == PYTHON:
-        parts = {name: _part(name, part, config, path) for name, part in given.items()}
+        parts = {name: _part(name, part, config, path, trust) for name, part in given.items()}
     else:
         parts = {name: part for name, part in given.items() if part is not None}
     longer = extended(path, config, outer_steps)
     if longer is config and result_of(path) is not None:
-        return load(path)
+        return load(path, trust=trust)
+    if config.get("started") != PYTHON:
+        _refuse_strange(path, config, trust)
     return _drive(_made(path, longer, parts, tracker, progress), longer)
 
 
@@ -171,7 +181,9 @@ def _refuse_occupied(folder: Path) -> None:
         )
 
 
-def _part(name: str, part: Any, config: Mapping[str, Any], folder: Path) -> Any:
+def _part(
+    name: str, part: Any, config: Mapping[str, Any], folder: Path, trust: Sequence[str]
+) -> Any:
     """Return a role of a run that was started from Python: as passed, or as recorded."""
     recorded = config[name]
     if part is None and name == "problem":
@@ -180,14 +192,9 @@ def _part(name: str, part: Any, config: Mapping[str, Any], folder: Path) -> Any:
             f'metaopt.resume("{folder}", problem={recorded["_class_"].rpartition(":")[2]}(...)).'
         )
     if part is None:
+        _refuse_strange(folder, {name: recorded}, trust)
         return make(recorded, name)
-    changed = provenance.differences({name: recorded}, {name: describe(part)})
-    if changed:
-        lines = "\n  ".join(changed[:8])
-        raise ConfigError(
-            f"{folder} was started with another {name}:\n  {lines}\n"
-            f"Pass the {name} it was started with, or choose another folder for a new run."
-        )
+    refuse_other(folder, name, recorded, part)
     return part
 
 
@@ -213,10 +220,19 @@ def _made(
     return build(folder, config, watch=watch, given=parts)
 
 
-def _problem_of(folder: Path) -> Any:
-    config = read_config(folder)
+def _problem_of(folder: Path, trust: Sequence[str]) -> Any:
+    config = started_with(folder) or read_config(folder)
+    _refuse_strange(folder, {"problem": config["problem"]}, trust)
     if config.get("started") == PYTHON:
         return make(config["problem"], "problem")
     from metaopt.cli.composing import parts
 
     return parts(config, ())["problem"]
+
+
+def _refuse_strange(folder: Path, config: Mapping[str, Any], trust: Sequence[str]) -> None:
+    from metaopt.cli.trust import refuse_strange  # it imports hydra
+
+    if isinstance(trust, str):
+        raise TypeError(f"trust must be a list of packages, such as ['{trust}']; got a text.")
+    refuse_strange(folder, config, trust)

@@ -59,7 +59,8 @@ class Run:
         config: the resolved config, hashed into the result and handed to the trackers.
         service: makes the tracker used in addition to file and console, or `None`.
         overrides: what the command line changed, for the result.
-        config_dirs: the user's config folders, which a continuation needs.
+        config_dirs, trust: the user's config folders, and the packages that the command that
+            continues the run must name.
         log_every, eval_every, checkpoint_every: outer steps between two records, two evaluations
             on held-out data, two checkpoints; each >= 1.
         keep_checkpoints: how many of the newest checkpoints are kept, >= 1.
@@ -82,6 +83,7 @@ class Run:
         overrides: Sequence[str] = (),
         *,
         config_dirs: Sequence[str] = (),
+        trust: Sequence[str] = (),
         log_every: int = 1,
         eval_every: int = 10,
         checkpoint_every: int = 50,
@@ -98,7 +100,7 @@ class Run:
                 raise ValueError(f"{name} must be >= 1; got {value}.")
         self.engine, self.folder, self.config = engine, folder, config
         self.service, self.overrides = service, list(overrides)
-        self.config_dirs = list(config_dirs)
+        self.config_dirs, self.trust = list(config_dirs), list(trust)
         self.log_every, self.eval_every = log_every, eval_every
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.figures, self.watch = figures, watch
@@ -183,6 +185,7 @@ class Run:
         origin = {**started, **before, "config": provenance.as_json(self.config)}
         if self.config_dirs:
             origin["config_dirs"] = self.config_dirs
+        origin["trust"] = self.trust  # what a folder from elsewhere says of it does not count
         _say_changes(self.folder, origin, started)
         for name in ("result.json", sums.NAME, "timing.json"):  # a result says: it is finished
             (self.folder / name).unlink(missing_ok=True)
@@ -224,7 +227,7 @@ class Run:
         """Return what this run is, how to resume and load it, and what else it has delivered."""
         roles = self.engine.problem, self.engine.estimator, self.engine.optimizer
         parts = ", ".join(type(role).__name__ for role in roles)
-        resume = f"`{provenance.resume_command(folder)}`"
+        resume = f"`{provenance.resume_command(folder, trusting=True)}`"
         if self.config.get("started") == PYTHON:
             resume = f'`metaopt.resume("{folder}", problem=<the one it was started with>)`'
         return (
