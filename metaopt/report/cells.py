@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,13 +135,17 @@ def _expected(row: Row) -> dict[str, float]:
 
 
 def _numbers(cell: Cell, row: Row) -> Iterator[tuple[str, float, float]]:
-    """Yield column, number and expected number; NaN stands for one that is not there."""
+    """Yield column, number and expected number.
+
+    NaN stands for a number that is not there; a unit that is not there was not spent.
+    """
     actual = dict(cell.metrics)
     actual |= {f"budget/{unit}": amount for unit, amount in cell.cost.items()}
     actual["outer_steps"] = float(cell.result.get("outer_steps", math.nan))
     expected = _expected(row)
     for column in sorted({*actual, *expected}):
-        yield column, float(actual.get(column, math.nan)), expected.get(column, math.nan)
+        absent = 0.0 if column.startswith("budget/") else math.nan
+        yield column, float(actual.get(column, absent)), expected.get(column, absent)
 
 
 class _Spread:
@@ -153,6 +157,7 @@ class _Spread:
             self._rows.setdefault(method, []).append(row)
 
     def room(self, method: str, column: str, expected: float) -> float:
-        values: Sequence[float] = [float(row[column]) for row in self._rows[method] if row[column]]
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        values = [_expected(row).get(column, math.nan) for row in self._rows[method]]
+        finite = [value for value in values if math.isfinite(value)]
+        deviation = float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
         return max(DEVIATIONS * deviation, SHARE * abs(expected))

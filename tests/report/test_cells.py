@@ -70,9 +70,9 @@ def test_on_another_machine_within_what_seeds_differ_by(table, tmp_path, capsys)
     ("result", "words"),
     [
         ({"budget": {"gradients": 101.0}}, "budget/gradients: 100.0; got 101.0"),
-        ({"budget": {}}, "budget/gradients: 100.0; got nan"),
+        ({"budget": {}}, "budget/gradients: 100.0; got 0.0"),
         ({"outer_steps": 9}, "outer_steps: 10.0; got 9.0"),
-        ({"budget": {"gradients": 100.0, "hvps": 3.0}}, "budget/hvps: nan; got 3.0"),
+        ({"budget": {"gradients": 100.0, "hvps": 3.0}}, "budget/hvps: 0.0; got 3.0"),
         ({"seed": 7}, "plain, seed 7: "),
     ],
 )
@@ -80,6 +80,16 @@ def test_costs_steps_and_seeds_are_compared_too(result, words, table, tmp_path, 
     code, _, err = check(again(tmp_path / "cell", **result), table, capsys)
     assert code == 1
     assert words in err
+
+
+def test_seeds_without_a_finite_number_do_not_count_in_the_spread(tmp_path, capsys):
+    for seed, value in enumerate((0.8, None, 0.82)):
+        metrics = {"eval/accuracy": value, "eval/loss": 0.1}
+        write_run(tmp_path / "a" / str(seed), seed, "plain", report=REPORT, metrics=metrics)
+    main([str(tmp_path / "a")])
+    metrics = {"eval/accuracy": 0.81, "eval/loss": 0.1}
+    write_run(tmp_path / "b", 0, "plain", report=REPORT, **ELSEWHERE, metrics=metrics)
+    assert check(tmp_path / "b", tmp_path / "a" / "report" / "table.csv", capsys)[0] == 0
 
 
 def test_a_number_that_is_not_finite_is_equal_to_another(tmp_path, capsys):
