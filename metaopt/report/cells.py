@@ -80,7 +80,7 @@ class Comparison:
 def check_cells(runs: Collection, path: Path) -> Comparison:
     """Compare every cell of `runs` with the one of the same method and seed in a table.csv.
 
-    Every number that either has is compared: metrics, costs, outer steps. It must be equal to the
+    Every metric of the table is compared, every cost, and the outer steps. It must be equal to the
     bit where `MACHINE` is the same, and else within
     max(`DEVIATIONS` * s, `SHARE` * |x|), with x the table's number and s the standard deviation of
     its method over seeds.
@@ -137,9 +137,10 @@ def _expected(row: Row) -> dict[str, float]:
 def _numbers(cell: Cell, row: Row) -> Iterator[tuple[str, float, float]]:
     """Yield column, number and expected number.
 
-    NaN stands for a number that is not there; a unit that is not there was not spent.
+    NaN stands for a number that is not there; a unit that is not there was not spent. A metric
+    that the table has no column for is new and is not compared.
     """
-    actual = dict(cell.metrics)
+    actual = {name: value for name, value in cell.metrics.items() if name in row}
     actual |= {f"budget/{unit}": amount for unit, amount in cell.cost.items()}
     actual["outer_steps"] = float(cell.result.get("outer_steps", math.nan))
     expected = _expected(row)

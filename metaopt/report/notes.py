@@ -137,6 +137,8 @@ def missing(summary: Summary, root: Path) -> list[str]:
     for method in dict.fromkeys([*settings.methods, *settings.baselines]):
         if method not in runs.methods:
             lines.append(f"method {method}: no finished run")
+    unmeasured = [m for m in settings.metrics if m not in runs.metric_names]
+    lines += [f"metric {name}: measured by no finished run" for name in unmeasured]
     batched = {c.method for c in runs.cells if c.replicate}
     for method in summary.methods:
         # A replicate's seed is no seed of a run: a single run next to batches lacks none of theirs.

@@ -106,7 +106,9 @@ def settings_for(
             )
     held_out = [name for name in runs.metric_names if name.startswith("eval/")]
     chosen = metrics or settings.metrics or held_out or runs.metric_names
-    _check_known("metric", chosen, runs.metric_names)
+    # Of an experiment's own metrics, its first runs may measure only some.
+    stated_alone = not metrics and any(name in runs.metric_names for name in chosen)
+    _check_known("metric", [] if stated_alone else chosen, runs.metric_names)
     if baseline is not None:
         _check_known("baseline", [baseline], runs.methods)
     return replace(

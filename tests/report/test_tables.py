@@ -91,3 +91,12 @@ def test_replicates_of_a_run_count_as_seeds(tmp_path):
     assert text.count("stopped early") == 2
     assert "plain: eval/loss is not finite in 1 of 4 replicates and is left out" in text
     assert "Commit: abc" in text
+
+
+def test_a_metric_that_only_later_runs_measure_is_a_column_already(tmp_path):
+    metrics = ["eval/accuracy", "eval/teacher_accuracy"]
+    write_run(tmp_path / "a", 0, "plain", report={**REPORT, "metrics": metrics})
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert cells(text, "plain")[-1] == "–"
+    assert "metric eval/teacher_accuracy: measured by no finished run" in text
