@@ -20,24 +20,33 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up to 1 over `warmup` steps, then half a cosine down to `floor` at `total`.
+    """0 for `wait` steps, linear up to 1 over `warmup` more, then half a cosine to `floor`.
 
-    factor(t) = floor + (1 - floor) (1 + cos(pi (t - warmup) / (total - warmup))) / 2
-    (Loshchilov and Hutter, SGDR, ICLR 2017).
+    factor(t) = floor + (1 - floor) (1 + cos(pi (t - w) / (total - w))) / 2,  w = wait + warmup,
+    and `floor` from t = total on (Loshchilov and Hutter, SGDR, ICLR 2017).
     """
 
     total: int
     warmup: int = 0
     floor: float = 0.0
+    wait: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self, "0 <= warmup < total", "0 <= floor <= 1")
+        check_ranges(self, "warmup >= 0", "wait >= 0", "0 <= floor <= 1")
+        if self.wait + self.warmup >= self.total:
+            raise ValueError(
+                f"Cosine needs wait + warmup < total; got wait={self.wait}, warmup={self.warmup}, "
+                f"total={self.total}."
+            )
 
     def __call__(self, step: int) -> float:
         """Return the factor for the step after `step` steps."""
+        step, total = step - self.wait, self.total - self.wait
+        if step < 0:
+            return 0.0
         if step < self.warmup:
             return (step + 1) / self.warmup
-        done = min(1.0, (step - self.warmup) / (self.total - self.warmup))
+        done = min(1.0, (step - self.warmup) / (total - self.warmup))
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
 
 

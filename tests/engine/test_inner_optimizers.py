@@ -172,6 +172,15 @@ def test_schedules_equal_torch(schedule, scheduler):
     assert optimizer.learning_rate(0) == 0.2 * schedule(0)
 
 
+def test_cosine_waits_before_it_warms_up():
+    schedule = Cosine(12, warmup=4, wait=3)
+    assert [schedule(t) for t in range(3)] == [0.0] * 3
+    assert [schedule(t + 3) for t in range(9)] == [Cosine(9, warmup=4)(t) for t in range(9)]
+    assert schedule(12) == 0.0
+    with pytest.raises(ValueError, match=r"wait \+ warmup < total; got wait=3, warmup=9"):
+        Cosine(12, warmup=9, wait=3)
+
+
 def test_cosine_ends_at_its_floor_and_stays():
     schedule = Cosine(10, floor=0.1)
     assert schedule(0) == 1.0

@@ -81,23 +81,28 @@ class DirectLoss:
     Args:
         supervised: weight of the labelled part, >= 0.
         consistency: the unlabelled part, or `None`.
+        label_smoothing: share of each label that is spread evenly over all classes, in [0, 1).
     """
 
     supervised: float = 1.0
     consistency: Consistency | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, "supervised >= 0")
+        check_ranges(self, "supervised >= 0", "0 <= label_smoothing < 1")
 
     def __call__(self, network: Network, tensors: Tree, batch: Examples) -> Tensor:
         """Return the loss of `network`, with dropout and batch statistics."""
         if self.consistency is None:
             logits = network.train(tensors, batch.labelled)
-            return self.supervised * cross_entropy(logits, batch.classes)
+            return self.supervised * self._labelled(logits, batch.classes)
         stacked = torch.cat([batch.labelled, batch.weak, batch.strong])
         sizes = [len(batch.labelled), len(batch.weak), len(batch.strong)]
         labelled, weak, strong = network.train(tensors, stacked).split(sizes)
         loss = self.consistency(weak, strong, batch.step)
         if self.supervised:
-            loss = loss + self.supervised * cross_entropy(labelled, batch.classes)
+            loss = loss + self.supervised * self._labelled(labelled, batch.classes)
         return loss
+
+    def _labelled(self, logits: Tensor, classes: Tensor) -> Tensor:
+        return cross_entropy(logits, classes, label_smoothing=self.label_smoothing)

@@ -64,6 +64,7 @@ class WideResNet(nn.Module):
         dropout: probability of dropping a feature before the classifier, in [0, 1).
         slope: negative slope of the activations; 0 is ReLU, 0.1 usual in semi-supervised learning.
         momentum: share of a new batch in BatchNorm's running statistics.
+        eps: what BatchNorm adds to a variance.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class WideResNet(nn.Module):
         dropout: float = 0.0,
         slope: float = 0.1,
         momentum: float = 0.01,
+        eps: float = 1e-5,
     ) -> None:
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"WideResNet needs depth = 6 n + 4 with n >= 1; got {depth}.")
@@ -88,9 +90,9 @@ class WideResNet(nn.Module):
             for i in range((depth - 4) // 6):
                 fan_in = channels[group + (i > 0)]
                 stride = 2 if group > 0 and i == 0 else 1
-                blocks.append(_Block(fan_in, channels[group + 1], stride, slope, momentum))
+                blocks.append(_Block(fan_in, channels[group + 1], stride, slope, momentum, eps))
         self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.BatchNorm2d(channels[3], momentum=momentum)
+        self.norm = nn.BatchNorm2d(channels[3], eps, momentum)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels[3], classes)
         for module in self.modules():
@@ -110,13 +112,13 @@ class _Block(nn.Module):
     """Two 3 x 3 convolutions; where the shape changes, the shortcut sees the activation too."""
 
     def __init__(
-        self, fan_in: int, fan_out: int, stride: int, slope: float, momentum: float
+        self, fan_in: int, fan_out: int, stride: int, slope: float, momentum: float, eps: float
     ) -> None:
         super().__init__()
         self.slope = slope
-        self.norm1 = nn.BatchNorm2d(fan_in, momentum=momentum)
+        self.norm1 = nn.BatchNorm2d(fan_in, eps, momentum)
         self.conv1 = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(fan_out, momentum=momentum)
+        self.norm2 = nn.BatchNorm2d(fan_out, eps, momentum)
         self.conv2 = nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False)
         same = fan_in == fan_out and stride == 1
         self.shortcut = None if same else nn.Conv2d(fan_in, fan_out, 1, stride, bias=False)

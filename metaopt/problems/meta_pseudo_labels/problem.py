@@ -60,10 +60,14 @@ class MetaPseudoLabels(GradientProblem):
         feedback: weight of the student's labelled loss in F, >= 0; 0 gives the no-feedback control.
         supervised: weight of the teacher's own labelled loss, >= 0.
         consistency: the teacher's UDA loss, or `None`.
+        label_smoothing: share of each target that is spread evenly over all classes, in [0, 1): of
+            labels and pseudo labels, and not of the feedback or UDA.
         objective: what the student learns from: pseudo_labels; supervised, only the labelled
             examples; or consistency, the labelled examples plus UDA (baselines).
         batch: unlabelled examples in a batch.
         labelled_batch: labelled examples in a batch, or `None` for all of them.
+        labelled_in_batch: whether labelled inputs pass through the student next to those with
+            pseudo labels, without a loss, so that BatchNorm sees both, as in the released code.
         view: which view the student sees, strong or weak.
         average: decay of the student's moving average, which is then the one evaluated, or `None`;
             at step t it is at most (1 + t) / (10 + t), so that the first steps are forgotten.
@@ -91,9 +95,11 @@ class MetaPseudoLabels(GradientProblem):
         feedback: float = 1.0,
         supervised: float = 1.0,
         consistency: Consistency | None = None,
+        label_smoothing: float = 0.0,
         objective: Objective = "pseudo_labels",
         batch: int = 128,
         labelled_batch: int | None = None,
+        labelled_in_batch: bool = False,
         view: View = "strong",
         average: float | None = None,
         pretraining: Pretraining | None = None,
@@ -118,14 +124,16 @@ class MetaPseudoLabels(GradientProblem):
         self.inner_optimizer, self.pretraining = inner_optimizer, pretraining
         self.temperature, self.feedback = temperature, feedback
         self.batch, self.labelled_batch = batch, labelled_batch
+        self.label_smoothing, self.labelled_in_batch = label_smoothing, labelled_in_batch
         self.average, self.fine_tuning = average, fine_tuning
         self.seed, self.device = seed, torch.device(device)
         check_ranges(
             self, "temperature > 0", "feedback >= 0", "batch >= 1", "labelled_batch >= 1 or null",
             "0 <= average < 1 or null",
         )  # fmt: skip
-        self.teacher_loss = DirectLoss(supervised, consistency)
-        self.student_loss = DirectLoss(1.0, consistency if objective == "consistency" else None)
+        self.teacher_loss = DirectLoss(supervised, consistency, label_smoothing)
+        unlabelled = consistency if objective == "consistency" else None
+        self.student_loss = DirectLoss(1.0, unlabelled, label_smoothing)
         decided = labels != "soft" and objective == "pseudo_labels"
         self.hard_decisions = decided and feedback > 0
         if data.shape == (2,) and data.classes == 2:
@@ -193,7 +201,8 @@ class MetaPseudoLabels(GradientProblem):
 
     def inner_batch(self, draw: Draw) -> Examples:
         """Return two views of random unlabelled inputs, and labelled ones where they are used."""
-        labelled, unlabelled = self.objective != "pseudo_labels", self.objective != "supervised"
+        labelled = self.objective != "pseudo_labels" or self.labelled_in_batch
+        unlabelled = self.objective != "supervised"
         return self._examples(draw.generator, draw.total_inner_step, labelled, unlabelled)
 
     def outer_batch(self, draw: Draw) -> Examples:
@@ -232,7 +241,11 @@ class MetaPseudoLabels(GradientProblem):
         if target is None:
             target = torch.softmax(self._label_logits(outer, inner, batch, "weak"), -1)
         inputs = batch.strong if self.view == "strong" else batch.weak
-        return cross_entropy(self.student.train(inner, inputs), target, reduction="none")
+        if self.labelled_in_batch:
+            inputs = torch.cat([inputs, batch.labelled])
+        logits = self.student.train(inner, inputs)[: len(target)]
+        smoothing = self.label_smoothing
+        return cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
 
     def log_prob(self, outer: Tree, inner: Tree, batch: Examples) -> Tensor:
         """Return log T(y_b | u_b; phi) of the decided labels, (B,).

@@ -139,14 +139,44 @@ def test_outer_loss_is_feedback_plus_direct_terms():
     assert made.outer_loss(outer, tensors, batch) == pytest.approx(by_hand.item(), rel=1e-12)
 
 
-def test_consistency_leaves_out_uncertain_rows_and_has_no_gradient_through_the_target():
-    weak = torch.tensor([[3.0, 0.0], [0.1, 0.0]], requires_grad=True)
-    strong = torch.tensor([[1.0, 0.0], [5.0, 0.0]], requires_grad=True)
-    loss = Consistency(weight=2.0, temperature=1.0, threshold=0.9, ramp=0)(weak, strong, 0)
-    q = torch.softmax(weak[0], -1)
-    assert loss.item() == pytest.approx(2 * -(q * log_softmax(strong[0], -1)).sum().item() / 2)
-    (grad,) = torch.autograd.grad(loss, weak, allow_unused=True)
-    assert grad is None
+def test_label_smoothing_is_of_labels_and_pseudo_labels_but_not_of_the_feedback():
+    made = problem(feedback=2.0, label_smoothing=0.15)
+    outer, inner = started(made)
+    tensors = inner.params | inner.buffers
+    batch = made.outer_batch(Draw(1))
+    student = made.student.evaluate(tensors, batch.labelled)
+    labelled = log_softmax(made.teacher.evaluate(outer, batch.labelled), -1)
+    targets = torch.full_like(labelled, 0.075)
+    targets[range(len(targets)), batch.classes] = 0.925
+    by_hand = 2.0 * cross_entropy(student, batch.classes) - (targets * labelled).sum(-1).mean()
+    assert made.outer_loss(outer, tensors, batch) == pytest.approx(by_hand.item(), rel=1e-12)
+
+    batch = InnerLoop(made).batch(outer, inner, Draw(1))
+    logits = log_softmax(made.student.evaluate(tensors, batch.strong), -1)
+    targets = torch.full_like(logits, 0.075)
+    targets[range(len(targets)), batch.labels] = 0.925
+    by_hand = -(targets * logits).sum(-1).mean()
+    assert made.inner_loss(outer, tensors, batch) == pytest.approx(by_hand.item(), rel=1e-12)
+
+
+def test_labelled_inputs_pass_through_the_students_batch_norm():
+    class Normed(torch.nn.Sequential):
+        def __init__(self, shape, classes):
+            super().__init__(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, classes))
+
+    made = problem(network=Normed, labelled_batch=3, labelled_in_batch=True, label_smoothing=0.1)
+    outer, inner = started(made)
+    loop = InnerLoop(made)
+    batch = loop.batch(outer, inner, Draw(1))
+    assert len(batch.labelled) == 3
+    after = loop.step_(outer, tree.clone(inner), Draw(1), batch)
+    both = torch.cat([batch.strong, batch.labelled])
+    assert torch.allclose(after.buffers["0.running_mean"], 0.1 * both.mean(0))
+    normed = (both - both.mean(0)) / (both.var(0, unbiased=False) + 1e-5).sqrt()
+    logits = normed[:4] @ inner.params["1.weight"].T + inner.params["1.bias"]
+    by_hand = cross_entropy(logits, batch.labels, label_smoothing=0.1)
+    tensors = tree.clone(inner.params | inner.buffers)
+    assert made.inner_loss(outer, tensors, batch) == pytest.approx(by_hand.item(), rel=1e-9)
 
 
 def test_objectives_of_the_baselines():

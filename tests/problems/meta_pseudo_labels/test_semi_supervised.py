@@ -21,7 +21,6 @@ from metaopt.problems.meta_pseudo_labels.data import (
     two_moons,
 )
 from metaopt.problems.meta_pseudo_labels.data.images import MEAN, STD
-from metaopt.problems.meta_pseudo_labels.data.rand_augment import OPERATIONS, rotate, translate_x
 
 
 def test_two_moons_has_the_papers_sizes():
@@ -89,64 +88,6 @@ def test_shift_fills_with_zeros_and_mirrors_half():
     assert (plain ^ flipped).all()
     assert 70 < plain.sum() < 130
     assert (Shift(1)(x, generator(1)) == 0).any()
-
-
-def images(count=8):
-    x = torch.rand(count, 3, 32, 32, generator=generator(0))
-    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-
-
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda f: f.__name__)
-def test_operations_keep_the_shape_and_act_row_by_row(operation):
-    x = torch.rand(4, 3, 32, 32, generator=generator(0))
-    strength = torch.tensor([0.9, -0.9, 0.3, 0.0]).view(4, 1, 1, 1)
-    changed = operation(x, strength)
-    assert changed.shape == x.shape
-    assert torch.isfinite(changed).all()
-    alone = torch.cat([operation(x[i : i + 1], strength[i : i + 1]) for i in range(4)])
-    assert torch.allclose(changed, alone, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "operation",
-    [f for f in OPERATIONS if f.__name__ not in ("autocontrast", "equalize")],
-    ids=lambda f: f.__name__,
-)
-def test_operations_of_no_strength_leave_the_image(operation):
-    x = (torch.rand(2, 3, 32, 32, generator=generator(0)) * 255).round() / 255
-    assert torch.allclose(operation(x, torch.zeros(2, 1, 1, 1)), x, atol=1e-5)
-
-
-def test_translation_moves_and_rotation_turns():
-    x = torch.full((1, 3, 32, 32), 0.5)
-    x[..., 16, 20] = 1.0
-    moved = translate_x(x, torch.full((1, 1, 1, 1), 4 / (0.3 * 32)))
-    assert moved[0, 0].flatten().argmax() == 16 * 32 + 16
-    turned = rotate(x, torch.ones(1, 1, 1, 1))
-    row, column = divmod(int(turned[0, 0].flatten().argmax()), 32)
-    assert abs(row - 16) == 2
-    assert column in (19, 20)
-
-
-def test_rand_augment_is_a_function_of_the_generator_and_stays_in_range():
-    x = images()
-    augment = RandAugment(MEAN, STD)
-    first, again, other = (augment(x, generator(k)) for k in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    low = (0 - torch.tensor(MEAN)) / torch.tensor(STD)
-    high = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
-    assert (first >= low.view(3, 1, 1) - 1e-5).all()
-    assert (first <= high.view(3, 1, 1) + 1e-5).all()
-
-
-def test_cutout_greys_a_square():
-    x = images(64)
-    plain = RandAugment(MEAN, STD, count=0, cutout=0)(x, generator(3))
-    cut = RandAugment(MEAN, STD, count=0, cutout=16)(x, generator(3))
-    changed = (plain != cut).any(1).sum((1, 2))
-    assert changed.max() == 16 * 16
-    assert changed.min() >= 8 * 8 - 16
 
 
 def write_cifar(folder, image="img", label="label", count=40):

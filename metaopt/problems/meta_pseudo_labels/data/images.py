@@ -102,6 +102,7 @@ def cifar10(
     cutout: int = 16,
     shift: int = 4,
     limit: int | None = None,
+    magnitude: float | None = None,
     seed: int = 0,
 ) -> SemiSupervised:
     """Return CIFAR-10, normalised by channel, with RandAugment as the strong view.
@@ -112,7 +113,7 @@ def cifar10(
             for the folder cifar10_jpeg in the data folder. JPEG copies of the data set give
             accuracies that differ in the last tenth from its original PNG files.
         labels_per_class: 400 for the usual 4,000 labels.
-        count, cutout, shift: see `RandAugment`; the weak view shifts and mirrors only.
+        count, cutout, shift, magnitude: see `RandAugment`; the weak view shifts and mirrors only.
         limit: use that many images of each part only, or `None` for all.
         seed: seed of the choice of labels.
 
@@ -133,7 +134,8 @@ def cifar10(
     x, test = (x - mean) / std, (test - mean) / std
     return few_labels(
         x, y, test, test_labels, 10, labels_per_class, torch.Generator().manual_seed(seed),
-        weak=Shift(shift, flip=True), strong=RandAugment(MEAN, STD, count, cutout, shift),
+        weak=Shift(shift, flip=True),
+        strong=RandAugment(MEAN, STD, count, cutout, shift, magnitude=magnitude),
     )  # fmt: skip
 
 

@@ -24,15 +24,21 @@ class RandAugment:
     degrees, shear to 0.3, translation to 0.3 of the side, factors of brightness, contrast, colour
     and sharpness in [0.05, 1.95], 4 to 8 bits, solarising, equalising, stretching the contrast.
 
+    With a `magnitude` it is the released code of Meta Pseudo Labels: the operations of `FIXED`, all
+    at the strength of this magnitude (see `fixed_strengths`), each left out with a probability that
+    is uniform in [0.2, 0.8] for an image; after the square a second shift and mirroring.
+
     Args:
         mean, std: by channel: how the images were normalised.
         count: operations on each image, >= 0.
         cutout: side of the grey square, in pixels, >= 0.
         shift: largest shift of the crop, in pixels.
         flip: whether half of the images are mirrored first.
+        magnitude: strength of all operations, in tenths, in [0, 20]; `None` draws strengths.
 
     References: Cubuk et al., RandAugment, NeurIPS 2020; DeVries and Taylor, arXiv 1708.04552
-    (cutout); Sohn et al., FixMatch, NeurIPS 2020 (random strengths).
+    (cutout); Sohn et al., FixMatch, NeurIPS 2020 (random strengths); Pham et al., Meta Pseudo
+    Labels, CVPR 2021 (magnitude 16).
     """
 
     mean: Sequence[float]
@@ -41,28 +47,54 @@ class RandAugment:
     cutout: int = 16
     shift: int = 4
     flip: bool = True
+    magnitude: float | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(self, "count >= 0", "cutout >= 0", "shift >= 0")
+        check_ranges(
+            self, "count >= 0", "cutout >= 0", "shift >= 0", "0 <= magnitude <= 20 or null"
+        )
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Return one view of each normalised image of x, (B, 3, H, W)."""
         mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(-1, 1, 1)
-        y = (Shift(self.shift, flip=self.flip)(x, generator) * std + mean).clamp(0, 1)
-        for _ in range(self.count):
-            chosen = torch.randint(len(OPERATIONS), (len(x),), generator=generator)
-            strength = 2 * torch.rand(len(x), 1, 1, 1, generator=generator).to(x) - 1
-            y = _apply(y, chosen, strength)
+        move = Shift(self.shift, flip=self.flip)
+        y = (move(x, generator) * std + mean).clamp(0, 1)
+        y = self._drawn(y, generator) if self.magnitude is None else self._fixed(y, generator)
         if self.cutout:
             y = _cut_out(y, self.cutout, torch.rand(2, len(x), 1, generator=generator).to(x))
-        return (y - mean) / std
+        y = (y - mean) / std
+        return y if self.magnitude is None else move(y, generator)
+
+    def _drawn(self, y: Tensor, generator: Generator) -> Tensor:
+        for _ in range(self.count):
+            chosen = torch.randint(len(OPERATIONS), (len(y),), generator=generator)
+            strength = 2 * torch.rand(len(y), 1, 1, 1, generator=generator).to(y) - 1
+            y = _apply(y, OPERATIONS, chosen, strength)
+        return y
+
+    def _fixed(self, y: Tensor, generator: Generator) -> Tensor:
+        strengths, either_way = (table.to(y) for table in fixed_strengths(self.magnitude or 0.0))
+        kept = 0.2 + 0.6 * torch.rand(len(y), generator=generator)
+        for _ in range(self.count):
+            chosen = torch.randint(len(FIXED), (len(y),), generator=generator)
+            sign = torch.randint(2, (len(y),), generator=generator).to(y) * 2 - 1
+            centre = torch.rand(2, len(y), 1, generator=generator).to(y)
+            chosen[torch.rand(len(y), generator=generator) > kept] = -1
+            own = chosen.to(y.device)
+            strength = strengths[own] * torch.where(either_way[own] > 0, sign, 1.0)
+            square = torch.nonzero(chosen == len(FIXED) - 1).flatten().to(y.device)
+            y = _apply(y, FIXED, chosen, strength.view(-1, 1, 1, 1))
+            side = 2 * int(4 * (self.magnitude or 0.0) / 10)
+            if len(square) and side:
+                y[square] = _cut_out(y[square], side, centre[:, square])
+        return y
 
 
-def _apply(x: Tensor, chosen: Tensor, strength: Tensor) -> Tensor:
-    """Return the images after each one's chosen operation."""
+def _apply(x: Tensor, operations: Sequence[Operation], chosen: Tensor, strength: Tensor) -> Tensor:
+    """Return the images after each one's chosen operation; none where that is below 0."""
     changed = x.clone()
-    for index, operation in enumerate(OPERATIONS):
+    for index, operation in enumerate(operations):
         those = torch.nonzero(chosen == index).flatten().to(x.device)
         if len(those):
             changed[those] = operation(x[those], strength[those]).clamp(0, 1)
@@ -163,6 +195,35 @@ OPERATIONS: tuple[Operation, ...] = (
     identity, autocontrast, equalize, brightness, colour, contrast, sharpness, posterize,
     solarize, rotate, shear_x, shear_y, translate_x, translate_y,
 )  # fmt: skip
+
+
+def invert(x: Tensor, s: Tensor) -> Tensor:
+    """Return the negative."""
+    return 1 - x
+
+
+FIXED: tuple[Operation, ...] = (
+    autocontrast, equalize, invert, rotate, posterize, solarize, colour, contrast, brightness,
+    sharpness, shear_x, shear_y, translate_x, translate_y, identity,
+)  # fmt: skip
+"""The operations of a fixed magnitude; the last one stands for a cutout, which needs a place."""
+
+
+def fixed_strengths(magnitude: float) -> tuple[Tensor, Tensor]:
+    """Return the strength of each operation of `FIXED` at a magnitude M, and 1 where it has a sign.
+
+    Rotation by 3 M degrees, shear by 0.03 M and translation by M / 80 of the side, either way;
+    factors 0.1 + 0.18 M of colour, contrast, brightness and sharpness; int(0.4 M) bits; solarising
+    from int(25.6 M) mod 256 of 255 on (a byte in the released code, which overflows above 10).
+    """
+    tenths = magnitude / 10
+    factor = (1.8 * tenths - 0.9) / 0.95
+    dropped = (8 - min(8, int(4 * tenths))) / 4
+    threshold = (int(256 * tenths) % 256 - 0.5) / 255
+    moved = [tenths, tenths, tenths / 2.4, tenths / 2.4]
+    strengths = [0.0, 0.0, 0.0, tenths, dropped, 1 - threshold, *4 * [factor], *moved, 0.0]
+    signed = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0]
+    return torch.tensor(strengths), torch.tensor(signed)
 
 
 def _grey(x: Tensor) -> Tensor:
