@@ -1,5 +1,7 @@
 """Few-shot regression of sinusoids by MAML (Finn et al., ICML 2017): learn where to start.
 
+Meta-SGD (Li et al., arXiv 1707.09835, 2017) learns how far each weight steps as well.
+
 Run it: python examples/few_shot_sinusoids.py
 """
 
@@ -9,6 +11,8 @@ import torch
 
 from metaopt import SGD, Descent, Engine, GradientProblem, Unroll
 
+SHAPES = {"w1": (1, 40), "b1": (40,), "w2": (40, 40), "b2": (40,), "w3": (40, 1)}
+
 
 class Sinusoids(GradientProblem):
     """phi: the weights that five gradient steps on ten points of a new sinusoid start from."""
@@ -17,14 +21,13 @@ class Sinusoids(GradientProblem):
     warm_start = False  # each inner run starts from phi
 
     def init_outer(self, generator):
-        shapes = {"w1": (1, 40), "b1": (40,), "w2": (40, 40), "b2": (40,), "w3": (40, 1)}
         return {
             k: shape[0] ** -0.5 * torch.randn(shape, generator=generator)
-            for k, shape in shapes.items()
+            for k, shape in SHAPES.items()
         }
 
     def init_params(self, outer, generator):
-        return {k: v.clone() for k, v in outer.items()}
+        return {k: outer[k].clone() for k in SHAPES}
 
     def inner_batch(self, draw):
         task, points = draw.task, draw.generator  # the same sinusoid, other points on it
@@ -44,9 +47,21 @@ class Sinusoids(GradientProblem):
     outer_loss = inner_loss
 
 
-def main(outer_steps=3000):
+class LearnedRates(Sinusoids):
+    """phi: where the steps start, and a rate for each weight."""
+
+    def init_outer(self, generator):
+        start = super().init_outer(generator)
+        return start | {f"rate.{k}": torch.full_like(v, 0.01) for k, v in start.items()}
+
+    def inner_optimizer(self, outer, step):
+        return SGD(lr={k: outer[f"rate.{k}"] for k in SHAPES})
+
+
+def main(outer_steps=800, tasks=16, problem=Sinusoids):
     """Print the loss after adaptation along the run; return the first and the last mean of it."""
-    engine = Engine(Sinusoids(), Unroll(5), Descent("adam", lr=1e-3), outer_steps=outer_steps)
+    estimator = Unroll(inner_steps=5, tasks=tasks)  # the mean over a meta-batch of tasks
+    engine = Engine(problem(), estimator, Descent("adam", lr=1e-3), outer_steps=outer_steps)
     losses, means = [], []
     for step, feedback in engine:
         losses.append(float(feedback.value))
@@ -58,4 +73,7 @@ def main(outer_steps=3000):
 
 
 if __name__ == "__main__":
+    print("MAML")
     main()
+    print("Meta-SGD")
+    main(problem=LearnedRates)

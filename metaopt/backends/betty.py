@@ -140,6 +140,11 @@ def translate(estimator: Estimator) -> BettyHypergradient:
         )
     if not isinstance(estimator, Implicit):
         raise ValueError(f"betty has no {type(estimator).__name__}. {OPTIONS}")
+    if estimator.tasks > 1:
+        raise ValueError(
+            f"betty runs one inner level, not tasks={estimator.tasks}. Use tasks=1 or "
+            f"engine=metaopt."
+        )
     solve, steps = estimator.solve, estimator.inner_steps
     if isinstance(solve, Identity):
         return BettyHypergradient("neumann", iterations=0, alpha=1.0, inner_steps=steps)

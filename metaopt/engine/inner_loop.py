@@ -81,13 +81,17 @@ class InnerLoop:
 
     Attributes:
         outer_step: outer steps taken so far; the engine sets it.
+        task_index: which task of a meta-batch runs; 0 where there is one.
+        meta_batches: the same inner level for several tasks at once, by their number; see
+            `metaopt.engine.meta_batch`.
         updates_state: whether inner steps change the problem's own state.
         prepares_batches: whether the problem adds to its inner batches.
     """
 
     def __init__(self, problem: GradientProblem) -> None:
         self.problem = problem
-        self.outer_step = 0
+        self.outer_step = self.task_index = 0
+        self.meta_batches: dict[int, Any] = {}
         # Where update_state is the base's, no step changes the state, and no estimator has to carry
         # or refuse its derivative.
         self.updates_state = type(problem).update_state is not GradientProblem.update_state
@@ -113,6 +117,11 @@ class InnerLoop:
                 f"SGD(lr=outer['log_lr'].exp())."
             )
         return made
+
+    @property
+    def replicates(self) -> int:
+        """The number of terms that g is a sum of."""
+        return self.problem.replicates
 
     @cached_property
     def frozen(self) -> Tree:
@@ -158,20 +167,26 @@ class InnerLoop:
         moments = self.optimizer(outer, 0).init(params)
         return GradientState(params, buffers, state, moments, 0, loss)
 
+    def total(self, theta: Tree) -> Tree:
+        """Return the sum over tasks of what each has in the place of theta: here there is one."""
+        return theta
+
     # Batches.
 
     def draw(self, inner: GradientState, key: int, k: int) -> Draw:
         """Return which batch inner step k of a run takes."""
-        return Draw(fold(key, k), self.outer_step, k, inner.step, "inner", key)
+        index = self.task_index
+        return Draw(fold(key, k), self.outer_step, k, inner.step, "inner", key, task_index=index)
 
     def solve_draw(self, inner: GradientState, key: int, steps: int) -> Draw:
         """Return which batch the inner loss is taken on after the `steps` steps of a run."""
-        return Draw(fold(key, "implicit"), self.outer_step, steps, inner.step, "solve", key)
+        at, index = fold(key, "implicit"), self.task_index
+        return Draw(at, self.outer_step, steps, inner.step, "solve", key, task_index=index)
 
     def outer_draw(self, inner: GradientState, key: int, k: int | None = None) -> Draw:
         """Return which batch the outer loss is taken on after a run, or at its inner step k."""
-        at = fold(key if k is None else fold(key, k), "outer")
-        return Draw(at, self.outer_step, None, inner.step, "outer", key, "outer batch")
+        at, index = fold(key if k is None else fold(key, k), "outer"), self.task_index
+        return Draw(at, self.outer_step, None, inner.step, "outer", key, "outer batch", index)
 
     def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
         """Return an inner batch, prepared; the module may change `inner.buffers` in place."""
@@ -214,14 +229,16 @@ class InnerLoop:
         # Dropout masks follow from the draw: a finite difference and a rebuilt segment evaluate the
         # loss of one step more than once.
         with replay(fold(draw.key, "noise")):
-            return _scalar(self.problem.inner_loss(outer, self.tensors(inner), batch), "inner_loss")
+            return scalar_loss(
+                self.problem.inner_loss(outer, self.tensors(inner), batch), "inner_loss"
+            )
 
     def outer_value(self, outer: Tree, inner: GradientState, draw: Draw) -> Tensor:
         """Return F(phi, theta) on the outer batch and masks of `draw`; buffers are left alone."""
         with replay(fold(draw.key, "outer noise")):
             copied = self.tensors(inner.at(inner.params))
             loss = self.problem.outer_loss(outer, copied, self.outer_batch(draw))
-            return _scalar(loss, "outer_loss")
+            return scalar_loss(loss, "outer_loss")
 
     @torch.no_grad()
     def evaluate(self, outer: Tree, inner: GradientState, key: int) -> Feedback:
@@ -264,9 +281,7 @@ class InnerLoop:
         `loss` is reported with the state.
         """
         mean = distributed.mean(grads)
-        optimizer = self.optimizer(outer, inner.step)
-        optimizer.update_(inner.params, mean, inner.optimizer, inner.step)
-        return self.stepped(outer, inner, loss)
+        return self.stepped(outer, self.step_params_(outer, inner, mean), loss)
 
     def step(self, outer: Tree, inner: GradientState, draw: Draw) -> GradientState:
         """Take one inner step on the graph of `outer` and `inner`; new tensors."""
@@ -281,14 +296,25 @@ class InnerLoop:
             loss, list(params.values()), create_graph=True, materialize_grads=True
         )
         mean = distributed.mean_on_graph(tree.like(params, grads))
+        at = copied._replace(params=inner.params)
+        return self.stepped(outer, self.stepped_params(outer, at, mean), loss)
+
+    def stepped_params(self, outer: Tree, inner: GradientState, grads: Tree) -> GradientState:
+        """Return the state with parameters and moments stepped; new tensors, on the graph."""
         optimizer = self.optimizer(outer, inner.step)
-        new, moments = optimizer.update(inner.params, mean, inner.optimizer, inner.step)
-        return self.stepped(outer, copied._replace(params=new, optimizer=moments), loss)
+        params, moments = optimizer.update(inner.params, grads, inner.optimizer, inner.step)
+        return inner._replace(params=params, optimizer=moments)
+
+    def step_params_(self, outer: Tree, inner: GradientState, grads: Tree) -> GradientState:
+        """Return the same, stepped in place."""
+        optimizer = self.optimizer(outer, inner.step)
+        optimizer.update_(inner.params, grads, inner.optimizer, inner.step)
+        return inner
 
     def stepped(self, outer: Tree, inner: GradientState, loss: Tensor) -> GradientState:
         """Return the state whose parameters were stepped, with the problem's own state updated."""
         state = self.updated_state(outer, inner, inner.step + 1)
-        loss, replicates = loss.detach(), self.problem.replicates
+        loss, replicates = loss.detach(), self.replicates
         mean = loss / replicates if replicates > 1 else loss
         return inner._replace(state=state, step=inner.step + 1, loss=mean)
 
@@ -303,7 +329,7 @@ def _copied(state: T) -> T:
     return tree.map_tensors(torch.clone, state)
 
 
-def _scalar(loss: Tensor, name: str) -> Tensor:
+def scalar_loss(loss: Tensor, name: str) -> Tensor:
     """Return a loss that is one number, or raise a `ValueError` that names the method."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

@@ -70,8 +70,10 @@ class Draw:
         total_inner_step: the same since theta_0, so that with a warm start it counts through.
         use: what the batch is for: an inner step, the outer loss, the inner loss at the end of the
             run in an implicit solve, or training after the outer loop.
-        run_key: the same for all batches of one outer step.
+        run_key: the same for all batches of one outer step, and of one task in a meta-batch.
         stream: what is drawn: batch, outer batch, or what `prepare_batch` adds to one.
+        task_index: which task of a meta-batch this is, from 0: `epoch_batch(n, B, outer_step,
+            seed)[task_index]` draws tasks without replacement.
     """
 
     key: int
@@ -81,6 +83,7 @@ class Draw:
     use: Literal["inner", "outer", "solve", "retrain"] = "inner"
     run_key: int = 0
     stream: Literal["batch", "outer batch", "decide"] = "batch"
+    task_index: int = 0
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -89,7 +92,7 @@ class Draw:
 
     @property
     def task(self) -> torch.Generator:
-        """A generator of the same seed in every batch of one outer step, on every rank.
+        """A generator of the same seed in every batch of one outer step and task, on every rank.
 
         It says which sinusoid, which query, which support set: the task of few-shot learning. It
         is made from scratch each time it is read, since a shared one would go on where the inner

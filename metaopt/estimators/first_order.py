@@ -9,10 +9,11 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
-from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
+from metaopt.estimators.inner_run import Result, outer_gradients
+from metaopt.estimators.task_average import TaskAverage
 
 
-class FirstOrder(InnerRun):
+class FirstOrder(TaskAverage):
     """dF/dtheta' read as dF/dphi, plus the direct term, when theta starts as a copy of phi.
 
     theta' is where K inner steps from theta = phi end. The derivative of theta' with respect to
@@ -21,8 +22,9 @@ class FirstOrder(InnerRun):
 
     Args:
         inner_steps: number K of inner steps, >= 1.
+        tasks: number B of tasks whose hypergradients are averaged, >= 1; see `Unroll`.
 
-    Cost: K + 1 gradients.
+    Cost: K + 1 gradients for each task.
 
     Raises:
         ValueError: the problem starts warm, so theta does not start at phi.
@@ -53,11 +55,14 @@ class FirstOrder(InnerRun):
         super().check(loop)
         _check_fork(loop)
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def one(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
+    ) -> Result:
         """Return the adapted state and its outer gradient."""
         inner = loop.run(outer, inner, key, self.inner_steps)
         value, v, direct = outer_gradients(loop, outer, inner, key)
-        return self.result(inner, value, tree.add(direct, v), gradients=self.inner_steps + 1)
+        grad = tree.add(direct, loop.total(v))
+        return self.result(inner, value, grad, gradients=self.inner_steps + 1)
 
 
 def _check_fork(loop: InnerLoop) -> None:

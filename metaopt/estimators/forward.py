@@ -12,12 +12,13 @@ from metaopt.engine.gradient_problem import GradientState, state_leaves, state_t
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, generator
-from metaopt.estimators.inner_run import InnerRun, Result
+from metaopt.estimators.inner_run import Result
+from metaopt.estimators.task_average import TaskAverage
 
 MOST_OUTERS = 64
 
 
-class Forward(InnerRun):
+class Forward(TaskAverage):
     """dF/dphi + Z_K^T dF/dtheta with Z_{k+1} = (du/dtheta) Z_k + du/dphi.
 
     Z holds the derivative of parameters and moments with respect to each outer number; u is the
@@ -31,6 +32,7 @@ class Forward(InnerRun):
 
     Args:
         inner_steps: number K of inner steps, >= 1.
+        tasks: number B of tasks whose hypergradients are averaged, >= 1; see `Unroll`.
 
     Cost: about 10 + 2 n gradients per step for n outer numbers; memory for n + 1 inner states and
     the graph of one step.
@@ -58,7 +60,9 @@ class Forward(InnerRun):
         super().check(loop)
         _basis(loop.problem.init_outer(generator(0)))
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def one(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
+    ) -> Result:
         """Return the inner state after K steps and the derivative through all of them."""
         basis = _basis(outer)
         tangents = _start_tangents(loop, outer, inner, key, basis)

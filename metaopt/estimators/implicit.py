@@ -10,13 +10,15 @@ from torch import Tensor
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
+from metaopt.engine.meta_batch import MetaBatch, task_key
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
-from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
+from metaopt.estimators.inner_run import Result, outer_gradients
 from metaopt.estimators.solvers import ConjugateGradient, Identity, Solver
+from metaopt.estimators.task_average import TaskAverage, mean_feedback
 
 
-class Implicit(InnerRun):
+class Implicit(TaskAverage):
     """dF/dphi - J^T q with H q = v, at the theta that K inner steps reach.
 
     H = d2g/dtheta2, J = d2g/dtheta dphi, v = dF/dtheta. Exact at an inner solution with an exact
@@ -33,6 +35,8 @@ class Implicit(InnerRun):
         any_start: accept a theta_0 that is made from phi (`warm_start=False`), since the solution
             does not depend on it: g has a proximal term, and K steps reach the solution (iMAML,
             Rajeswaran et al., NeurIPS 2019). Without it such a problem is refused.
+        tasks: number B of tasks whose hypergradients are averaged, >= 1; see `Unroll`. Each has a
+            solve of its own.
 
     Cost: K gradients, then 2 more and the solver's products plus one (a product on the retained
     graph costs about 2.1 gradients; see benchmarks/README.md).
@@ -51,18 +55,38 @@ class Implicit(InnerRun):
     memory = ("solver",)
 
     def __init__(
-        self, solve: Solver | None = None, inner_steps: int = 1, any_start: bool = False
+        self,
+        solve: Solver | None = None,
+        inner_steps: int = 1,
+        any_start: bool = False,
+        tasks: int = 1,
     ) -> None:
-        super().__init__(inner_steps)
+        super().__init__(inner_steps, tasks)
         self.solve, self.any_start = solve or ConjugateGradient(), any_start
         self.carries_start = any_start
         self.needs_stationarity = not isinstance(self.solve, Identity)
         self.carries_optimizer = self.needs_stationarity
         self._solver: dict[str, Any] = {}
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def one(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
+    ) -> Result:
         """Return the inner state after K steps and the implicit hypergradient there."""
-        inner = loop.run(outer, inner, key, self.inner_steps)
+        return self._solved(loop, outer, loop.run(outer, inner, key, self.inner_steps), key, task)
+
+    def together(self, batch: MetaBatch, outer: Tree, key: int) -> Result:
+        """Return the same for all tasks: steps together, then solves one after the other."""
+        inner = batch.run(outer, batch.start(outer, None, key), key, self.inner_steps)
+        results = [
+            self._solved(batch.loop, outer, tree.clone(batch.task(inner, i)), task_key(key, i), i)
+            for i in batch.indices()
+        ]
+        return results[0][0], mean_feedback([feedback for _, feedback in results])
+
+    def _solved(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int
+    ) -> Result:
+        """Return a state and the implicit hypergradient there."""
         value, v, direct = outer_gradients(loop, outer, inner, key)
         draw = loop.solve_draw(inner, key, self.inner_steps)
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
@@ -74,7 +98,9 @@ class Implicit(InnerRun):
                 optimizer = loop.optimizer(phi, max(inner.step - 1, 0))
                 slope = optimizer.stationary_gradient(theta, slope)
             product = _Product(slope, theta)
-            q, self._solver, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
+            last = self._solver if self.tasks == 1 else self._solver.get(str(task), {})
+            q, last, metrics = self.solve(product, v, last, fold(key, "solve"))
+            self._solver = last if self.tasks == 1 else {**self._solver, str(task): last}
             cross = tree.like(phi, pull_back(slope, list(phi.values()), q))
         grad = tree.add(direct, cross, -1.0)
         gradients, hvps = self.inner_steps + 2, product.calls + 1

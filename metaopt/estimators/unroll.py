@@ -14,10 +14,11 @@ from metaopt.engine.gradient_problem import GradientState, state_leaves, state_t
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.estimators.inner_run import InnerRun, Result
+from metaopt.estimators.inner_run import Result
+from metaopt.estimators.task_average import TaskAverage
 
 
-class Unroll(InnerRun):
+class Unroll(TaskAverage):
     """Exact derivative of F(phi, u_K(... u_1(theta_0))) through the actual inner optimizer.
 
     dF/dphi + sum_k (dF/dtheta_K) (du_K/dtheta ... du_{k+1}/dtheta) du_k/dphi,
@@ -32,10 +33,13 @@ class Unroll(InnerRun):
     Args:
         inner_steps: number K of inner steps, >= 1.
         truncation: differentiate through the last `truncation` steps only, or `None` for all
-            (Shaban et al., AISTATS 2019); fewer than all are refused for a theta_0 made from phi.
+            (Shaban et al., AISTATS 2019); fewer than all are refused for a theta_0 made from phi,
+            and leave out what phi does to earlier steps, such as a learned rate of theirs.
         segments: number S of segments, or "auto": the fewest that fit `memory_budget`,
             about sqrt(K) when that is `None`.
         memory_budget: bytes for graphs and stored states; used with `segments="auto"`.
+        tasks: number B of tasks whose hypergradients are averaged (a meta-batch), >= 1; more than
+            one needs `warm_start=False`.
 
     Cost: 3 gradients per step with one segment, 4 with more.
 
@@ -59,8 +63,9 @@ class Unroll(InnerRun):
         truncation: int | None = None,
         segments: int | Literal["auto"] = 1,
         memory_budget: float | None = None,
+        tasks: int = 1,
     ) -> None:
-        super().__init__(inner_steps)
+        super().__init__(inner_steps, tasks)
         self.truncation = inner_steps if truncation is None else truncation
         self.segments, self.memory_budget = segments, memory_budget
         check_ranges(self, "1 <= truncation <= inner_steps", "memory_budget > 0 or null")
@@ -70,7 +75,9 @@ class Unroll(InnerRun):
             raise ValueError('Unroll reads memory_budget only with segments="auto".')
         self.carries_start = self.truncation == inner_steps
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def one(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
+    ) -> Result:
         """Return the inner state after K steps and the derivative through the last of them."""
         head = self.inner_steps - self.truncation
         inner = loop.run(outer, inner, key, head)

@@ -123,7 +123,9 @@ def test_a_resumed_run_is_bitwise_equal():
         assert all(torch.equal(resumed[k], v) for k, v in expected.items())
 
 
-@pytest.mark.parametrize("estimator", [Unroll(2), Sama(), Score(), Implicit(Exact())])
+@pytest.mark.parametrize(
+    "estimator", [Unroll(2), Sama(), Score(), Implicit(Exact()), Implicit(Identity(), tasks=2)]
+)
 def test_what_betty_has_not_is_refused(estimator):
     with pytest.raises(ValueError, match="engine=metaopt"):
         BettyEngine(Ridge(), estimator, descent(), outer_steps=1)

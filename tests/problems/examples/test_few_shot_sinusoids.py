@@ -17,13 +17,19 @@ PROGRAM = Path(__file__).parents[3] / "examples/few_shot_sinusoids.py"
 SPEC = spec_from_file_location("few_shot", PROGRAM)
 few_shot = module_from_spec(SPEC)
 SPEC.loader.exec_module(few_shot)
-Sinusoids = few_shot.Sinusoids
+Sinusoids, LearnedRates = few_shot.Sinusoids, few_shot.LearnedRates
 
 
 class TestSinusoids(ProblemContract):
     @pytest.fixture
     def make(self):
         return lambda: (Sinusoids(), Unroll(3), Descent("adam", lr=1e-2))
+
+
+class TestMetaBatchWithLearnedRates(ProblemContract):
+    @pytest.fixture
+    def make(self):
+        return lambda: (LearnedRates(), Unroll(2, tasks=3), Descent("adam", lr=1e-2))
 
 
 def test_a_user_writes_at_most_fifty_lines_and_keeps_nothing():
@@ -56,9 +62,10 @@ def test_the_inner_and_the_outer_batch_are_of_one_task():
     assert not torch.allclose(*loops)
 
 
-def test_its_hypergradient_is_exact():
+@pytest.mark.parametrize("problem", [Sinusoids, LearnedRates])
+def test_its_hypergradient_is_exact(problem):
     rows = check_hypergradient(
-        Sinusoids(), {"unroll": Unroll(5), "cg": Implicit(inner_steps=5)}, reference_steps=5
+        problem(), {"unroll": Unroll(5), "cg": Implicit(inner_steps=5)}, reference_steps=5
     )
     unroll, cg = rows
     assert unroll.error < 1e-4
@@ -72,5 +79,6 @@ def test_forward_says_that_phi_is_too_large():
 
 @pytest.mark.slow
 def test_the_start_that_is_learned_adapts_in_five_steps():
-    first, last = few_shot.main(outer_steps=600)
-    assert last < 0.6 * first
+    first, last = few_shot.main(outer_steps=300, tasks=8)
+    assert last < 0.5 * first
+    assert few_shot.main(outer_steps=300, tasks=8, problem=LearnedRates)[1] < last
