@@ -11,13 +11,14 @@ UNITS = {
     "evaluations": "evaluations",
     "environment_steps": "environment steps",
     "lm_calls": "model calls",
+    "lm_requests": "model requests",
     "tokens": "tokens",
 }
 """Units of cost, in a table's order, with their names there.
 
 Gradients are of the inner or the outer loss, products are with a Hessian or a mixed second
-derivative, evaluations are losses without a gradient, tokens are sent to and received from a
-language model.
+derivative, evaluations are losses without a gradient, model calls are answers of language models
+and model requests all that was sent to them, failed tries included; tokens are both ways.
 """
 
 

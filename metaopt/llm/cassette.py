@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metaopt.llm.chat import Reply, Usage
-from metaopt.llm.errors import LMError, PolicyRefusal, Truncated
+from metaopt.llm.errors import LMError, PolicyRefusal
 
-VERSION = 1
+VERSION = 2
 
 SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -25,13 +25,19 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS uses (
     key TEXT PRIMARY KEY, role TEXT NOT NULL, prompt INTEGER NOT NULL, completion INTEGER NOT NULL,
     round INTEGER);
+CREATE TABLE IF NOT EXISTS requests (
+    number INTEGER PRIMARY KEY, role TEXT NOT NULL, tokens INTEGER NOT NULL, outcome TEXT NOT NULL,
+    round INTEGER);
 CREATE TABLE IF NOT EXISTS texts (ref TEXT PRIMARY KEY, text TEXT NOT NULL);
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
 
-FINAL: dict[str, type[LMError]] = {"PolicyRefusal": PolicyRefusal, "Truncated": Truncated}
-"""Failures that are kept: asking again would go around a policy, or pay a second time."""
+FINAL: dict[str, type[LMError]] = {"PolicyRefusal": PolicyRefusal}
+"""Failures that are kept: asking again would go around a policy."""
+
+UNKNOWN, ANSWERED = "interrupted", "answered"
+"""Outcomes of a request: unknown as long as it is under way, so that a kill leaves it so."""
 
 BUSY_S = 60.0
 """Longest wait for another process that writes to the same file."""
@@ -50,6 +56,23 @@ class Use(NamedTuple):
     key: str
     role: str
     usage: Usage
+    round: int | None
+
+
+class Sent(NamedTuple):
+    """A request that was sent, once for every try.
+
+    Args:
+        role: who was asked.
+        tokens: charged for it in addition to what its answer costs: a guess as long as the outcome
+            is unknown and of a failure that the vendor may bill, else 0.
+        outcome: `ANSWERED`, `UNKNOWN`, or the kind of the failure.
+        round: outer round that it belongs to, or `None` before the first.
+    """
+
+    role: str
+    tokens: int
+    outcome: str
     round: int | None
 
 
@@ -137,10 +160,37 @@ class Cassette:
             rows = self._connection.execute(query).fetchall()
         return [Use(key, role, Usage(p, c), number) for key, role, p, c, number in rows]
 
-    def assign(self, number: int) -> None:
-        """Give the uses that have no round yet to round `number`."""
+    def send(self, sent: Sent) -> int:
+        """Record a request before it is sent, and return its number."""
+        query = "INSERT INTO requests (role, tokens, outcome, round) VALUES (?, ?, ?, ?)"
         with self.transaction():
-            self._connection.execute("UPDATE uses SET round = ? WHERE round IS NULL", (number,))
+            number = self._connection.execute(query, sent).lastrowid
+        assert number is not None  # of an insert
+        return number
+
+    def settle(self, number: int, tokens: int, outcome: str) -> None:
+        """Record what became of a request."""
+        query = "UPDATE requests SET tokens = ?, outcome = ? WHERE number = ?"
+        with self.transaction():
+            self._connection.execute(query, (tokens, outcome, number))
+
+    def unsend(self, number: int) -> None:
+        """Forget a request that did not leave."""
+        with self.transaction():
+            self._connection.execute("DELETE FROM requests WHERE number = ?", (number,))
+
+    def sent(self) -> list[Sent]:
+        """Return every request on record, in the order in which they were sent."""
+        query = "SELECT role, tokens, outcome, round FROM requests ORDER BY number"
+        with self._lock:
+            return [Sent(*row) for row in self._connection.execute(query)]
+
+    def assign(self, number: int) -> None:
+        """Give the uses and requests that have no round yet to round `number`."""
+        with self.transaction():
+            for table in ("uses", "requests"):
+                query = f"UPDATE {table} SET round = ? WHERE round IS NULL"
+                self._connection.execute(query, (number,))
 
     def keep(self, ref: str, text: str) -> None:
         """Record a text under its reference."""
@@ -155,6 +205,8 @@ class Cassette:
     def copy_to(self, other: Cassette) -> None:
         """Add everything in this cassette to another, where it is not there already."""
         with self._lock, other.transaction():
+            for sent in self.sent():
+                other.send(sent)
             for table, columns in (("answers", 3), ("failures", 4), ("uses", 5), ("texts", 2)):
                 rows = self._connection.execute(f"SELECT * FROM {table} ORDER BY rowid")
                 marks = ", ".join("?" * columns)

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from metaopt.llm.accounts import Accounts
 from metaopt.llm.budgets import Budgets, Limits
 from metaopt.llm.cassette import Cassette
 from metaopt.llm.chat import LM, Request
@@ -36,12 +37,18 @@ _process_texts: dict[str, str] = {}
 class Client:
     """Language models by role, with a cassette, a budget, retries and a pace.
 
-    A request is charged when the run first uses its answer, with what the answer cost, whether it
+    An answer is a call (lm_calls), charged with what it cost when the run first uses it, whether it
     was just sent, recorded or replayed; using it again is free. So an uninterrupted run, one that
-    was killed and resumed, and a replay report the same costs and stop at the same request, where
-    no answer costs more than its guess (`metaopt.llm.estimate`). An answer damaged on its way and
-    a refusal by a content policy are recorded too, with the guess for a cost, and a resumed run
-    meets them again: asking again would pay twice, or go around a policy.
+    was killed and resumed, and a replay report the same calls and stop at the same request, where
+    no request fails and no answer costs more than its guess (`metaopt.llm.estimate`).
+
+    What is sent is a request (lm_requests), charged before it is sent: each try of a call, and what
+    was under way when the process was killed; a recorded answer counts as the one that it took. A
+    limit on requests, which is the one on calls where it is not given, bounds what a vendor ever
+    receives from the run, resumes included. A failed
+    request that a vendor may bill (a timeout, a lost connection, a damaged answer) costs its guess
+    in tokens. Failures are recorded nowhere, and a resumed run asks again; only a refusal by a
+    content policy is kept, and met again, since asking again would go around it.
 
     Args:
         lms: the model of each role.
@@ -52,13 +59,14 @@ class Client:
         requests_per_minute: most requests sent in a minute, or `None`.
         tokens_per_minute: most tokens in a minute, or `None`.
         attempts: most tries of one request, the first included.
-        limits: most in all, by unit ("lm_calls", "tokens"); `None` is no limit.
+        limits: most in all, by unit ("lm_calls", "lm_requests", "tokens"); `None` is no limit,
+            and lm_requests is as many as lm_calls where it is not given.
         budget: the same for single roles.
 
     Raises:
         ValueError, TypeError: an argument out of its range; each names itself.
 
-    Cost: a commit for each answer, one for a whole batch where the model is deterministic.
+    Cost: two commits for each request, one for a whole batch where the model is deterministic.
     """
 
     def __init__(
@@ -87,14 +95,14 @@ class Client:
         self.mode = mode
         self._cassette = None if cassette is None else Path(cassette)
         self._budgets = Budgets(limits or {}, budget or {})
+        self._accounts = Accounts(self._budgets, Cassette())
         self._folder: Path | None = None
         self._closed = False
         self._starting = threading.Lock()
         self._background: Background | None = None
         self._exchange = Exchange(
             self.lms,
-            self._budgets,
-            Cassette(),
+            self._accounts,
             self._recorded(),
             mode == "replay",
             concurrency,
@@ -116,6 +124,11 @@ class Client:
     def sent(self) -> dict[str, int]:
         """Requests that really went to a model in this process, by role, retries included."""
         return dict(self._exchange.sent)
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """Requests of the run that failed, by kind of failure, the most frequent first."""
+        return dict(self._accounts.failed.most_common())
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the reply to each request, in their order, or the failure in its place.
@@ -152,15 +165,13 @@ class Client:
         folder = folder.resolve()
         run_file = Cassette(folder.with_name(folder.name + SUFFIX))
         if self._folder is None:
-            self._exchange.run_file.copy_to(run_file)
-        self._exchange.run_file.close()
-        self._exchange.run_file, self._folder = run_file, folder
+            self._accounts.file.copy_to(run_file)
+        self._accounts.file.close()
+        self._accounts.open(run_file)
+        self._folder = folder
         if self._closed:
             self._exchange.shared, self._closed = self._recorded(), False
         self._exchange.stop = None
-        self._budgets.clear()
-        for use in run_file.uses():
-            self._budgets.charge(use)
 
     def close(self) -> None:
         """Wait for what is in flight; give the models, the thread and the files back.
@@ -175,25 +186,25 @@ class Client:
         finally:
             loop.stop()
             self._background, self._closed = None, True
-            self._exchange.run_file.close()
-            self._exchange.run_file, self._folder = Cassette(), None
+            self._accounts.file.close()
+            self._accounts.file, self._folder = Cassette(), None
             if self._exchange.shared is not None:
                 self._exchange.shared.close()
 
     def begin(self, number: int) -> None:
-        """Start outer round `number`; uses since the last `end`, or since `open`, belong to it."""
+        """Start outer round `number`; costs since the last `end`, or since `open`, belong to it."""
         self._budgets.begin(number)
-        self._exchange.run_file.assign(number)
+        self._accounts.file.assign(number)
 
     def end(self, number: int) -> dict[str, float]:
-        """End a round and return its cost, {"lm_calls": n, "tokens": n}, of its first uses."""
+        """End a round and return its cost: lm_calls, tokens, and lm_requests where any was sent."""
         return self._budgets.end(number)
 
     def require(self, calls: Mapping[str, int], tokens: int = 0) -> None:
-        """Refuse a budget that is too small for one outer step, or a paid role without one.
+        """Refuse a budget that does not last for one outer step, or a paid role without one.
 
         Args:
-            calls: least calls by role that make a result.
+            calls: least further calls by role that make a result.
             tokens: least tokens of them all.
 
         Raises:
@@ -211,7 +222,7 @@ class Client:
     def keep(self, text: str) -> str:
         """Return a reference to a text, which is kept where the run's folder does not show it."""
         ref = hashlib.sha256(text.encode()).hexdigest()[:REFERENCE_DIGITS]
-        self._exchange.run_file.keep(ref, text)
+        self._accounts.file.keep(ref, text)
         if self._folder is None:
             _process_texts[ref] = text
         return ref
@@ -222,7 +233,7 @@ class Client:
         Raises:
             LookupError: neither the run's private file nor this process holds it.
         """
-        run_file = self._exchange.run_file
+        run_file = self._accounts.file
         text = run_file.text(ref)
         text = _process_texts.get(ref) if text is None else text
         if text is None:

@@ -9,35 +9,68 @@ class LMError(RuntimeError):
     Args:
         message: what happened.
         role: who was asked.
+        kind: the failure in two or three words, under which it is counted; `None` takes the type's.
+        billed: whether the vendor may ask money for it: the tokens it may have cost are charged.
+        sent: whether the request can have reached the vendor.
     """
 
-    def __init__(self, message: str, role: str = "") -> None:
+    default_kind = "failure"
+
+    def __init__(
+        self,
+        message: str,
+        role: str = "",
+        kind: str | None = None,
+        billed: bool = False,
+        sent: bool = True,
+    ) -> None:
         super().__init__(message)
-        self.role = role
+        self.role, self.kind = role, kind or self.default_kind
+        self.billed, self.sent = billed, sent
 
 
 class Transient(LMError):
     """Worth another try: too many requests, a server's fault, a timeout, a lost connection.
 
     Args:
-        after: seconds that the server asks to wait, or `None`.
+        after: seconds that the server asks to wait, or `None`; infinite where another try at once
+            would meet the same, so that only a later run asks again.
     """
 
-    def __init__(self, message: str, role: str = "", after: float | None = None) -> None:
-        super().__init__(message, role)
+    default_kind = "transient failure"
+
+    def __init__(
+        self,
+        message: str,
+        role: str = "",
+        after: float | None = None,
+        kind: str | None = None,
+        billed: bool = False,
+        sent: bool = True,
+    ) -> None:
+        super().__init__(message, role, kind, billed, sent)
         self.after = after
+
+
+class Truncated(Transient):
+    """The answer arrived damaged: no JSON, no choice, no text. It may have to be paid for."""
+
+    default_kind = "damaged answer"
+
+    def __init__(self, message: str, role: str = "", after: float | None = None) -> None:
+        super().__init__(message, role, after, billed=True)
 
 
 class Rejected(LMError):
     """The server will never answer this request: bad request, bad credentials, unknown model."""
 
-
-class Truncated(LMError):
-    """The answer arrived damaged: no JSON, no choice, no text. It may have been paid for."""
+    default_kind = "rejected"
 
 
 class PolicyRefusal(LMError):
     """A content policy stopped the request: a signal to stop, never retried around."""
+
+    default_kind = "policy refusal"
 
 
 class BudgetSpent(LMError):

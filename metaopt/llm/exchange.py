@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, cast
 
-from metaopt.llm.budgets import Budgets
+from metaopt.llm.accounts import Accounts, Sending
+from metaopt.llm.budgets import NOTHING, Cost
 from metaopt.llm.cassette import FINAL, Cassette, Use
 from metaopt.llm.chat import LM, Reply, Request, Usage, estimate
 from metaopt.llm.errors import (
@@ -30,17 +32,19 @@ class Exchange:
     """Answers batches of requests; everything here runs on one event loop.
 
     A request goes: shared with an identical one in flight -> cassette -> reservation of its
-    budget -> one of `concurrency` slots -> pace -> model, tried again on `Transient` -> commit ->
-    charge. Requests are admitted in their order; one that does not fit the budget waits until
-    those before it are charged, and is then refused. Answers that a model gives as a function of
-    the request are computed during admission, one after the other, and recorded nowhere. What a
-    server rejected is not asked again in this process; it is not recorded, since a key or a name
-    may be mended before the next one.
+    budget -> one of `concurrency` slots -> pace -> charge -> model, tried again on `Transient` ->
+    commit. Requests are admitted in their order; one that does not fit the budget waits until those
+    before it are charged, and is then refused. Every try is charged before it is sent. Another one
+    goes before requests that were not sent yet: where it does not fit once nothing on its way can
+    give budget back, it takes the place of the last of them, which is refused. Answers that a model
+    gives as a function of the request are computed during admission, one after the other, and
+    recorded nowhere. What a server rejected is not asked again in this process; it is not recorded,
+    since a key or a name may be mended before the next one.
 
     Args:
         lms: the model of each role.
-        budgets: charges and limits.
-        run_file: the run's private file: uses, and answers unless they are shared.
+        accounts: what is charged, and the run's private file: requests, uses, and answers unless
+            they are shared.
         shared: answers for several runs, or `None`.
         replay: answers come from `shared` only.
         concurrency: most requests in flight.
@@ -55,8 +59,7 @@ class Exchange:
     def __init__(
         self,
         lms: Mapping[str, LM],
-        budgets: Budgets,
-        run_file: Cassette,
+        accounts: Accounts,
         shared: Cassette | None,
         replay: bool,
         concurrency: int,
@@ -65,12 +68,11 @@ class Exchange:
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1; got {concurrency}.")
-        self.run_file = run_file
         self.shared = shared
         self.stop: LMError | None = None
         self.sent = dict.fromkeys(lms, 0)
         self._lms = lms
-        self._budgets = budgets
+        self._accounts, self._budgets = accounts, accounts.budgets
         self._replay = replay
         self._attempts = attempts
         self._retrying = retrying(attempts)
@@ -78,7 +80,7 @@ class Exchange:
         self._concurrency = concurrency
         self._renew()
         self._flying: dict[str, Task] = {}
-        self._speaking: set[str] = set()
+        self._flights: dict[str, Flight] = {}
         self._rejected: dict[str, Rejected] = {}
 
     async def batch(self, requests: Sequence[Request]) -> list[Answer]:
@@ -101,7 +103,7 @@ class Exchange:
     async def drain(self) -> None:
         """Wait for what was sent, and drop what was not."""
         for key, task in self._flying.items():
-            if key not in self._speaking:
+            if self._flights[key].stage != SPEAKING:
                 task.cancel()
         if self._flying:
             await asyncio.wait(self._flying.values(), timeout=GRACE_S)
@@ -119,6 +121,7 @@ class Exchange:
 
     def _renew(self) -> None:
         self._slots = asyncio.Semaphore(self._concurrency)
+        self._news = asyncio.Event()
         self._admission = asyncio.Lock()
 
     def _key(self, request: Request) -> str:
@@ -145,7 +148,7 @@ class Exchange:
                     else:
                         answers[key] = answer
         finally:
-            self.run_file.use(uses)
+            self._accounts.file.use(uses)
         for answer in answers.values():
             if isinstance(answer, PolicyRefusal):
                 self._refused(answer.role)
@@ -154,26 +157,28 @@ class Exchange:
         lm, role, guess = self._lms[request.role], request.role, estimate(request)
         if key in self._rejected:
             return self._rejected[key]
-        recorded = None if lm.deterministic else (self.shared or self.run_file).answer(key)
-        first = key not in self._budgets.used
-        if first and (refusal := await self._refusal(role, guess)):
+        recorded = None if lm.deterministic else self._record.answer(key)
+        first = not self._accounts.used(key)
+        send = recorded is None and not lm.deterministic and not self._replay
+        cost = Cost(first, not lm.deterministic, sum(guess))
+        if (first or send) and (refusal := await self._refusal(role, cost)):
             return refusal
         if recorded is None:
             if self.stop is not None and (first or not lm.deterministic):
                 return _halted(self.stop, role)
-            if not lm.deterministic and not self._replay:
-                return self._start(key, request, guess)
+            if send:
+                return self._start(Flight(key, request, guess, cost))
             recorded = await self._compute(request) if lm.deterministic else _miss(key, role)
         if first and isinstance(recorded, RECORDED):
-            use = Use(key, role, _usage(recorded, guess), self._budgets.round)
-            self._budgets.charge(use)
-            uses.append(use)
+            if not lm.deterministic:
+                self._accounts.recorded(role)
+            uses.append(self._accounts.use(key, role, recorded, guess))
         return recorded
 
-    async def _refusal(self, role: str, guess: Usage) -> LMError | None:
+    async def _refusal(self, role: str, cost: Cost) -> LMError | None:
         """Return why a request cannot be afforded even once those in flight are charged."""
         while not isinstance(self.stop, BudgetSpent):
-            reason = self._budgets.refusal(role, guess)
+            reason = self._budgets.refusal(role, cost)
             if reason is None:
                 return None
             if self._flying:
@@ -194,52 +199,111 @@ class Exchange:
                 return error
         return failure
 
-    def _start(self, key: str, request: Request, guess: Usage) -> Task:
+    def _start(self, flight: Flight) -> Task:
         def landed(_: Task) -> None:
-            del self._flying[key]
-            self._budgets.release(request.role, guess)
+            del self._flying[flight.key], self._flights[flight.key]
+            self._release(flight)
 
-        self._budgets.reserve(request.role, guess)
-        task = asyncio.create_task(self._send(key, request, guess))
+        self._budgets.reserve(flight.request.role, flight.held)
+        task = asyncio.create_task(self._send(flight))
         task.add_done_callback(landed)
-        self._flying[key] = task
+        self._flying[flight.key], self._flights[flight.key] = task, flight
         return task
 
-    async def _send(self, key: str, request: Request, guess: Usage) -> Answer:
-        answer: Answer | None
+    def _release(self, flight: Flight) -> None:
+        """Give back what is reserved for a request."""
+        self._budgets.release(flight.request.role, flight.held)
+        flight.held = NOTHING
+        self._tell()
+
+    def _tell(self) -> None:
+        """Let those that wait look again."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _send(self, flight: Flight) -> Answer:
+        answer: Answer | None = None
         try:
             async with self._slots:
-                answer = await self._retrying.copy()(self._attempt, key, request, guess)
+                async for attempt in self._retrying.copy():
+                    with attempt:
+                        answer = await self._attempt(flight)
         except LMError as error:
             answer = error
+        role = flight.request.role
         if answer is None:
-            return _halted(cast(LMError, self.stop), request.role)
+            return _halted(cast(LMError, self.stop), role)
         if isinstance(answer, PolicyRefusal):
-            self._refused(request.role)
+            self._refused(role)
         if isinstance(answer, Rejected):
-            self._rejected[key] = answer
-        if isinstance(answer, RECORDED):
-            return self._commit(key, request.role, answer, guess)
-        return answer
+            self._rejected[flight.key] = answer
+        return self._commit(flight, answer) if isinstance(answer, RECORDED) else answer
 
-    async def _attempt(self, key: str, request: Request, guess: Usage) -> Reply | None:
+    async def _attempt(self, flight: Flight) -> Reply | None:
         """Return the model's reply, or `None` where a policy stopped the exchange meanwhile."""
+        request, guess = flight.request, flight.guess
+        if flight.stage == UNSENT:
+            await self._let_pass()
+        elif flight.stage == PAUSED:
+            await self._reserve_again(flight)
         await self._pace.wait(guess)
         if isinstance(self.stop, PolicyRefusal):
             return None  # not raised: a refusal would be recorded as this request's answer
-        self._speaking.add(key)
+        if flight.stage == REFUSED:
+            raise _halted(cast(LMError, self.stop), request.role)
+        self._budgets.release(request.role, flight.attempt_cost)
+        flight.held = flight.held.minus(flight.attempt_cost)
+        flight.sending, flight.stage = self._accounts.send(request.role, guess), SPEAKING
         try:
             reply = await self._chat(request)
+        except BaseException as error:
+            flight.sending.failed(error)
+            if isinstance(error, Transient):
+                self._pace.hold(error.after)
+            raise
         finally:
-            self._speaking.discard(key)
+            flight.stage = PAUSED
         self._pace.settle(guess, reply.usage)
         return reply._replace(text=reply.text.encode("utf-8", "replace").decode())
 
+    async def _let_pass(self) -> None:
+        """Wait while other requests wait to be tried again."""
+        while any(other.stage == WAITING for other in self._flights.values()):
+            await self._news.wait()
+
+    async def _reserve_again(self, flight: Flight) -> None:
+        """Reserve another try; wait for what those on their way give back.
+
+        Raises:
+            BudgetSpent: it does not fit, and neither would it in place of those not yet sent.
+        """
+        role, cost = flight.request.role, flight.attempt_cost
+        self._budgets.reserve(role, cost)
+        flight.held, flight.stage = flight.held.plus(cost), WAITING
+        while reason := self._budgets.refusal(role):
+            stages = [other.stage for other in self._flights.values()]
+            if SPEAKING in stages or PAUSED in stages:
+                await self._news.wait()
+                continue
+            self.stop = self.stop or BudgetSpent(reason, role)
+            unsent = [f for f in self._flights.values() if f.stage == UNSENT]
+            refused = unsent[-1] if unsent else flight
+            refused.stage = REFUSED
+            self._release(refused)
+            if refused is flight:
+                raise _halted(self.stop, role)
+        flight.stage = PAUSED
+        self._tell()
+
     async def _chat(self, request: Request) -> Reply:
         self.sent[request.role] += 1
-        reply = await self._lms[request.role].chat(
-            request.role, request.messages, request.parameters, request.rollout
-        )
+        try:
+            reply = await self._lms[request.role].chat(
+                request.role, request.messages, request.parameters, request.rollout
+            )
+        except LMError as error:
+            self.sent[request.role] -= not error.sent
+            raise
         if not isinstance(reply, Reply):
             raise TypeError(
                 f"the language model of {request.role} must return a Reply; got "
@@ -247,17 +311,53 @@ class Exchange:
             )
         return reply
 
-    def _commit(self, key: str, role: str, answer: Answer, guess: Usage) -> Answer:
-        with self.run_file.transaction():
-            answer = (self.shared or self.run_file).add(key, role, answer)
-            use = Use(key, role, _usage(answer, guess), self._budgets.round)
-            self.run_file.use([use])
-        self._budgets.charge(use)
+    def _commit(self, flight: Flight, answer: Answer) -> Answer:
+        key, role = flight.key, flight.request.role
+        with self._accounts.file.transaction():
+            if isinstance(answer, Reply) and flight.sending is not None:
+                flight.sending.answered()
+            answer = self._record.add(key, role, answer)
+            self._accounts.file.use([self._accounts.use(key, role, answer, flight.guess)])
         return answer
+
+    @property
+    def _record(self) -> Cassette:
+        """The file of answers."""
+        return self.shared or self._accounts.file
 
     def _refused(self, role: str) -> None:
         if self.stop is None:
             self.stop = PolicyRefusal(f"a content policy refused a request to {role}", role)
+
+
+UNSENT, SPEAKING, PAUSED, WAITING, REFUSED = "unsent", "speaking", "paused", "waiting", "refused"
+
+
+@dataclass
+class Flight:
+    """A request from its admission to its answer.
+
+    Args:
+        key: the request's.
+        request: what is asked.
+        guess: most tokens of one try.
+        held: what is reserved for it now.
+        sending: the try under way, or the last one; `None` before the first.
+        stage: `UNSENT`, `SPEAKING` (sent, not answered), `PAUSED` (between two tries), `WAITING`
+            (for the budget of another try), or `REFUSED`.
+    """
+
+    key: str
+    request: Request
+    guess: Usage
+    held: Cost
+    sending: Sending | None = None
+    stage: str = UNSENT
+
+    @property
+    def attempt_cost(self) -> Cost:
+        """The most that one try costs, until its answer is used."""
+        return Cost(requests=1, tokens=sum(self.guess))
 
 
 INTERRUPTED = LMError("the request was interrupted before it was sent")
@@ -268,13 +368,6 @@ RECORDED: tuple[type[Reply] | type[LMError], ...] = (Reply, *FINAL.values())
 
 def _halted(stop: LMError, role: str) -> LMError:
     return type(stop)(f"{stop}; nothing more is sent", role)
-
-
-def _usage(answer: Answer, guess: Usage) -> Usage:
-    """What an answer cost; of a failure only the guess is known, and a refusal wrote nothing."""
-    if isinstance(answer, Reply):
-        return answer.usage
-    return Usage(guess.prompt, 0) if isinstance(answer, PolicyRefusal) else guess
 
 
 def _miss(key: str, role: str) -> CassetteMiss:

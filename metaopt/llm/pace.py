@@ -72,6 +72,11 @@ class Pace:
         if start > now:
             await self._sleep(start - now)
 
+    def hold(self, seconds: float | None) -> None:
+        """Start nothing for the seconds that a server asked to wait, where it is a sane number."""
+        if seconds is not None and seconds <= PATIENCE_S:
+            self._free[0] = max(self._free[0], self._clock() + seconds)
+
     def settle(self, guess: Usage, usage: Usage) -> None:
         """Correct the tokens of a request by what its reply says."""
         self._free[1] += (sum(usage) - sum(guess)) * self._seconds[1]

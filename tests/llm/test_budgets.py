@@ -17,8 +17,10 @@ from metaopt.llm import (
     estimate,
     user,
 )
-from metaopt.llm.budgets import Budgets
+from metaopt.llm.budgets import Budgets, Cost
 from metaopt.llm.cassette import Use
+
+CALL = Cost(calls=1)
 
 
 def use(key: str, tokens: int = 10, role: str = "target", number: int | None = None) -> Use:
@@ -28,24 +30,53 @@ def use(key: str, tokens: int = 10, role: str = "target", number: int | None = N
 def test_reserved_and_charged_count_together() -> None:
     budgets = Budgets({"tokens": 100}, {})
     budgets.charge(use("a", 40))
-    budgets.reserve("target", Usage(30, 10))
-    assert budgets.refusal("judge", Usage(15, 5)) is None
-    assert budgets.refusal("judge", Usage(15, 6)) is not None
-    budgets.release("target", Usage(30, 10))
-    assert budgets.refusal("judge", Usage(50, 10)) is None
+    budgets.reserve("target", Cost(tokens=40))
+    assert budgets.refusal("judge", Cost(tokens=20)) is None
+    assert budgets.refusal("judge", Cost(tokens=21)) is not None
+    budgets.release("target", Cost(tokens=40))
+    assert budgets.refusal("judge", Cost(tokens=60)) is None
 
 
 def test_a_role_has_a_limit_of_its_own() -> None:
     budgets = Budgets({"tokens": None}, {"judge": {"lm_calls": 2}})
     for key in "ab":
-        assert budgets.refusal("judge", Usage()) is None
+        assert budgets.refusal("judge", CALL) is None
         budgets.charge(use(key, role="judge"))
-    refused = budgets.refusal("judge", Usage())
+    refused = budgets.refusal("judge", CALL)
     assert refused == (
         "the budget of 2 lm_calls for judge is spent: 2 used, and a request to judge may need 1 "
         "more"
     )
-    assert budgets.refusal("target", Usage()) is None
+    assert budgets.refusal("target", CALL) is None
+
+
+def test_requests_are_as_many_as_calls_where_nothing_else_is_said() -> None:
+    for limits, most in (({"lm_calls": 3}, 3), ({"lm_calls": 3, "lm_requests": 5}, 5)):
+        budgets = Budgets(limits, {})
+        for _ in range(most):
+            assert budgets.refusal("judge", Cost(requests=1)) is None
+            budgets.spend("judge", Cost(requests=1), None)
+        assert f"{most} lm_requests" in str(budgets.refusal("judge", Cost(requests=1)))
+    unlimited = Budgets({"lm_calls": 3, "lm_requests": None}, {})
+    unlimited.spend("judge", Cost(requests=1e6), None)
+    assert unlimited.refusal("judge", Cost(calls=3, requests=1)) is None
+
+
+def test_what_is_reserved_may_not_fit_any_more_after_failures() -> None:
+    budgets = Budgets({"lm_requests": 3}, {})
+    budgets.reserve("judge", Cost(requests=2))
+    assert budgets.refusal("judge") is None
+    budgets.spend("judge", Cost(requests=2), None)
+    assert "3 lm_requests is spent: 2 used" in str(budgets.refusal("judge"))
+
+
+def test_a_budget_of_requests_must_last_for_the_paid_roles_only() -> None:
+    lms = {"judge": Paid(), "writer": SimulatedLM(lambda role, messages, key: "")}
+    client = Client(lms, limits={"lm_calls": 99, "lm_requests": 7})
+    client.require({"judge": 7, "writer": 20})
+    client.ask(requests(2, "judge"))
+    with pytest.raises(ValueError, match=r"limits\.lm_requests=7 .* least 6 requests"):
+        client.require({"judge": 6, "writer": 20})
 
 
 def test_an_answer_is_charged_once_and_to_its_first_round() -> None:
@@ -81,7 +112,7 @@ def test_a_budget_too_small_for_the_calls_of_a_step_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"limits": {"calls": 1}}, "'calls'.*lm_calls, tokens"),
+        ({"limits": {"calls": 1}}, "'calls'.*lm_calls, lm_requests, tokens"),
         ({"limits": {"tokens": 0}}, "tokens.*above 0"),
         ({"limits": {"tokens": float("nan")}}, "tokens.*above 0"),
         ({"budget": {"target": {"lm_calls": -1}}}, "target.*lm_calls.*above 0"),

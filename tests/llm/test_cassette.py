@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +25,9 @@ from metaopt.llm import (
     Transient,
     Truncated,
     Usage,
+    estimate,
 )
-from metaopt.llm.cassette import Cassette, Use
+from metaopt.llm.cassette import ANSWERED, UNKNOWN, Cassette, Sent, Use
 
 REPLY = Reply("two\nlines, \U0001f600 and \u00e9", Usage(3, 4), "length", "model-1")
 
@@ -47,21 +49,20 @@ def test_the_first_answer_stays() -> None:
     cassette = Cassette()
     cassette.add("k", "target", Reply("first"))
     assert cassette.add("k", "target", Reply("second")) == Reply("first")
-    assert cassette.add("k", "target", Truncated("damaged")) == Reply("first")
+    assert cassette.add("k", "target", PolicyRefusal("no")) == Reply("first")
     assert cassette.answer("k") == Reply("first")
 
 
-@pytest.mark.parametrize("kind", [PolicyRefusal, Truncated])
-def test_a_final_failure_comes_back_as_its_type(kind: type[LMError]) -> None:
+def test_a_refusal_comes_back_as_its_type() -> None:
     cassette = Cassette()
-    cassette.add("k", "target", kind("why", "target"))
+    cassette.add("k", "target", PolicyRefusal("why", "target"))
     held = cassette.answer("k")
-    assert type(held) is kind
+    assert type(held) is PolicyRefusal
     assert str(held) == "why"
     assert held.role == "target"
 
 
-@pytest.mark.parametrize("kind", [Transient, Rejected, LMError])
+@pytest.mark.parametrize("kind", [Transient, Truncated, Rejected, LMError])
 def test_a_failure_that_may_pass_is_never_recorded(kind: type[LMError]) -> None:
     cassette = Cassette()
     with pytest.raises(TypeError, match=kind.__name__):
@@ -76,6 +77,21 @@ def test_uses_keep_their_first_round_and_their_order() -> None:
     cassette.use([two._replace(round=9)])
     cassette.assign(5)
     assert cassette.uses() == [one._replace(round=5), two]
+
+
+def test_requests_are_on_record_before_their_outcome() -> None:
+    cassette, other = Cassette(), Cassette()
+    numbers = [cassette.send(Sent("judge", 9, UNKNOWN, None)) for _ in range(4)]
+    cassette.settle(numbers[1], 0, ANSWERED)
+    cassette.settle(numbers[2], 9, "timeout")
+    cassette.unsend(numbers[3])
+    cassette.assign(2)
+    expected = [
+        Sent("judge", 9, UNKNOWN, 2), Sent("judge", 0, ANSWERED, 2), Sent("judge", 9, "timeout", 2),
+    ]  # fmt: skip
+    assert cassette.sent() == expected
+    cassette.copy_to(other)
+    assert other.sent() == expected
 
 
 def test_a_transaction_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -244,17 +260,20 @@ def test_kill_nine_loses_no_paid_answer(tmp_path: Path) -> None:
     for number, n in ((1, 20), (2, 300)):
         client.begin(number)
         answers = client.ask(requests(n))
-        costs.append(client.end(number))
+        costs.append(Counter(client.end(number)))
     again = {f"{text} {rollout}" for text, rollout in lm.calls} & set(called)
     assert len(again) <= 4, "only what was in flight may be asked again"
     assert len(lm.calls) == 300 - len(called) + len(again)
+    assert client.failed.get("interrupted", 0) == sum(costs, Counter())["lm_requests"] - 300
+    assert len(again) <= client.failed.get("interrupted", 0) <= 4
     whole = Client({"target": Paid()}, concurrency=64)
-    whole.begin(1)
-    assert whole.ask(requests(20)) == answers[:20]
-    assert whole.end(1) == costs[0]
-    whole.begin(2)
-    assert whole.ask(requests(300)) == answers
-    assert whole.end(2) == costs[1]
+    for (number, n), cost in zip(((1, 20), (2, 300)), costs, strict=True):
+        whole.begin(number)
+        assert whole.ask(requests(n)) == answers[:n]
+        expected, guess = whole.end(number), sum(estimate(requests(300)[-1]))
+        lost = cost["lm_requests"] - expected["lm_requests"]
+        assert cost["lm_calls"] == expected["lm_calls"]
+        assert 0 <= cost["tokens"] - expected["tokens"] <= lost * guess
     assert client.text(client.keep("a text")) == "a text"
     client.close()
     assert not folder.exists()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from paid import Paid, failures, requests
 
-from metaopt.llm import Client, SimulatedLM
+from metaopt.llm import Client, SimulatedLM, estimate
 
 
 def run(client: Client, rounds: Sequence[int], rounds_asked: int = 10) -> dict[int, Any]:
@@ -26,6 +26,11 @@ def run(client: Client, rounds: Sequence[int], rounds_asked: int = 10) -> dict[i
         client.ask(requests(2, start=2000 + 2 * number))
         rounds_by_number[number] = (answers, ref, cost)
     return rounds_by_number
+
+
+def answered_by(rounds: dict[int, Any]) -> list[Any]:
+    """Answers, references and calls, without what failed requests cost."""
+    return [(answers, ref, cost["lm_calls"]) for answers, ref, cost in rounds.values()]
 
 
 class Killed(BaseException):
@@ -46,11 +51,15 @@ def test_a_crash_after_k_calls_then_resume_repeats_none(tmp_path: Path, calls: i
     after = Paid()
     resumed = Client({"target": after})
     resumed.open(tmp_path / "run")
-    assert run(resumed, [1, 2, 3]) == expected
-    assert resumed.spent() == whole.spent()
-    answered = before.calls[:calls]
+    assert answered_by(run(resumed, [1, 2, 3])) == answered_by(expected)
+    answered, lost = before.calls[:calls], len(before.calls) - calls
     assert not set(answered) & set(after.calls)
     assert len(answered) + len(after.calls) == whole.spent()["lm_calls"]
+    assert resumed.failed == {"interrupted": lost}
+    assert resumed.spent()["lm_calls"] == whole.spent()["lm_calls"]
+    assert resumed.spent()["lm_requests"] == len(before.calls) + len(after.calls)
+    wasted = sum(sum(estimate(r)) for r in requests(1, start=1000)) * lost
+    assert resumed.spent()["tokens"] == pytest.approx(whole.spent()["tokens"] + wasted, abs=lost)
     resumed.close()
 
     replay = Client({"target": Paid(dead=True)}, "replay", tmp_path / "run.cassette")

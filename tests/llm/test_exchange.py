@@ -106,22 +106,91 @@ def test_a_failure_is_never_a_reply_and_costs_the_others_nothing(kind: type[LMEr
     assert len(lm.calls) == 8
     assert client.stopped is None
     client.ask(requests(8))
-    again = kind in (Transient, LMError)
-    assert len(lm.calls) == 8 + again, "not what was rejected, nor what may have been paid for"
+    assert len(lm.calls) == 8 + (kind is not Rejected), "what was rejected is not asked again"
 
 
-def test_a_damaged_answer_is_charged_with_the_guess_and_met_again(tmp_path: Path) -> None:
-    fail = {"question 0": Truncated("half")}
-    client = Client({"target": Paid(lambda text, n: fail.get(text))})
+def test_a_damaged_answer_is_charged_with_the_guess_and_asked_again(tmp_path: Path) -> None:
+    lm = Paid(lambda text, n: Truncated("half") if n < 3 else None)
+    client = Client({"target": lm}, attempts=1)
     client.open(tmp_path / "run")
-    request = requests(1)[0]
-    assert failures(client.ask([request])) == ["Truncated"]
-    assert client.spent() == {"lm_calls": 1.0, "tokens": float(sum(estimate(request)))}
+    request, guess = requests(1)[0], float(sum(estimate(requests(1)[0])))
+    for n in (1, 2):
+        assert failures(client.ask([request])) == ["Truncated"]
+        assert client.spent() == {"lm_calls": 0.0, "lm_requests": n, "tokens": n * guess}
     client.close()
-    resumed = Client({"target": Paid(dead=True)})
+    resumed = Client({"target": lm}, attempts=1)
     resumed.open(tmp_path / "run")
-    assert failures(resumed.ask([request])) == ["Truncated"]
-    assert resumed.spent() == client.spent()
+    (reply,) = resumed.ask([request])
+    assert isinstance(reply, Reply)
+    tokens = 2 * guess + sum(reply.usage)
+    assert resumed.spent() == {"lm_calls": 1.0, "lm_requests": 3.0, "tokens": tokens}
+    assert resumed.failed == {"damaged answer": 2}
+
+
+@pytest.mark.parametrize(
+    ("failure", "cost"),
+    [
+        (Transient("503", after=0.0), (1, 0)),
+        (Transient("no answer", after=0.0, billed=True), (1, 1)),
+        (Transient("no connection", after=0.0, sent=False), (0, 0)),
+        (Truncated("half", after=0.0), (1, 1)),
+        (Rejected("400"), (1, 0)),
+        (Rejected("no key", sent=False), (0, 0)),
+    ],
+)
+def test_a_failure_costs_what_a_vendor_may_bill(
+    failure: LMError, cost: tuple[int, int], tmp_path: Path
+) -> None:
+    client = Client({"target": Paid(lambda text, n: failure)}, attempts=1)
+    client.open(tmp_path / "run")
+    (request,) = requests(1)
+    client.ask([request])
+    spent = {"lm_calls": 0.0, "lm_requests": cost[0], "tokens": cost[1] * sum(estimate(request))}
+    spent = spent if cost[0] else {"lm_calls": 0.0, "tokens": 0.0}
+    assert client.spent("target") == client.spent() == spent
+    assert client.sent == {"target": cost[0]}
+    assert client.failed == ({failure.kind: 1} if cost[0] else {})
+    client.close()
+    resumed = Client({"target": Paid()})
+    resumed.open(tmp_path / "run")
+    assert (resumed.spent(), resumed.failed) == (spent, client.failed)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 16])
+@pytest.mark.parametrize("limits", [{"lm_calls": 30}, {"lm_requests": 30}, {"tokens": 900}])
+def test_tries_that_fail_never_send_more_than_the_budget(
+    limits: dict[str, float], concurrency: int, tmp_path: Path
+) -> None:
+    lm = Paid(lambda text, n: Truncated("half", after=0.0) if n % 3 else None)
+    arguments: Any = {"limits": limits, "concurrency": concurrency}
+    for _ in range(2):  # the second time on the same record, as a resumed run
+        client = Client({"target": lm}, **arguments)
+        client.open(tmp_path / "run")
+        answers = client.ask(requests(40))
+        spent = client.spent()
+        client.close()
+        answered = failures(answers).count("")
+        assert failures(answers).count("BudgetSpent") == 40 - answered
+        assert spent["lm_requests"] == len(lm.calls)
+        assert spent[next(iter(limits))] <= next(iter(limits.values()))
+        assert spent["lm_calls"] == answered
+    if "tokens" not in limits:
+        assert len(lm.calls) == 30
+    if "tokens" not in limits and concurrency == 1:
+        assert [text for text, _ in lm.calls] == [f"question {i // 3}" for i in range(30)]
+
+
+def test_a_try_waits_for_what_others_in_flight_give_back() -> None:
+    def fail(text: str, n: int) -> LMError | None:
+        return Transient("busy", after=0.0) if text == "question 0" and n == 1 else None
+
+    batch = requests(8)
+    guess, free = sum(estimate(batch[0])), Client({"target": Paid()})
+    free.ask(batch)
+    limits = {"tokens": 8 * guess, "lm_requests": 9}  # all is reserved when the first one fails
+    client = Client({"target": Paid(fail, delay=0.05)}, concurrency=8, limits=limits)
+    assert failures(client.ask(batch)) == [""] * 8
+    assert client.spent() == {**free.spent(), "lm_requests": 9.0}
 
 
 def test_transient_failures_are_tried_again_and_nothing_else_is() -> None:

@@ -194,7 +194,7 @@ def test_an_lm_serves_one_event_loop_after_another() -> None:
         assert [ask(lm, question(str(i)))[0].text for i in range(3)] == ["Fine."] * 3
 
 
-def test_the_client_asks_again_after_transient_failures_only() -> None:
+def test_the_client_asks_again_what_another_try_may_mend() -> None:
     faults = {
         "429": error(429, "slow down", after="0"),
         "500": error(500, "out of order", after="0"),
@@ -210,7 +210,8 @@ def test_the_client_asks_again_after_transient_failures_only() -> None:
         return FINE if transient and asked.before else faults.get(asked.text, FINE)
 
     with Scripted(script) as server:
-        client = Client({"judge": lm_of(server), "slow": lm_of(server, timeout=0.5, name="slow")})
+        lms = {"judge": lm_of(server), "slow": lm_of(server, timeout=0.5, name="slow")}
+        client = Client(lms, attempts=2)
         roles = ["slow" if text == "hang" else "judge" for text in faults]
         asked = [Request(role, user(text)) for role, text in zip(roles, faults, strict=True)]
         answers = dict(zip(faults, client.ask(asked), strict=True))
@@ -219,7 +220,7 @@ def test_the_client_asks_again_after_transient_failures_only() -> None:
     kinds |= {"400": Rejected, "401": Rejected, "cut": Truncated, "null": Truncated}
     assert {text: type(answer) for text, answer in answers.items()} == kinds
     assert server.counts["hang"] >= 2
-    counts = {"429": 2, "500": 2, "400": 1, "401": 1, "cut": 1, "null": 1}
+    counts = {"429": 2, "500": 2, "400": 1, "401": 1, "cut": 2, "null": 2}
     assert {text: server.counts[text] for text in counts} == counts
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from metaopt.llm import LMError, PolicyRefusal, Rejected, Transient, Truncated, Usage
+from metaopt.llm import LMError, PolicyRefusal, Rejected, Transient, Usage
 from metaopt.llm.pace import PATIENCE_S, Pace, retrying
 
 NOTHING = Usage()
@@ -130,7 +130,7 @@ def test_the_last_failure_is_raised_after_all_attempts() -> None:
     assert len(waits) == 3
 
 
-@pytest.mark.parametrize("kind", [Rejected, PolicyRefusal, Truncated, LMError])
+@pytest.mark.parametrize("kind", [Rejected, PolicyRefusal, LMError])
 def test_nothing_else_is_tried_again(kind: type[LMError]) -> None:
     work = Failing(kind("no"))
     result, waits = run(work)

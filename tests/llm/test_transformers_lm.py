@@ -307,7 +307,7 @@ def test_through_the_client(folder: Path, batches: list[int]) -> None:
     assert batches == [4]
     assert answers[0] == answers[4]
     usages = [answer.usage for answer in answers[:4] if isinstance(answer, Reply)]
-    assert spent == {"lm_calls": 4, "tokens": sum(map(sum, usages))}
+    assert spent == {"lm_calls": 4, "lm_requests": 4, "tokens": sum(map(sum, usages))}
 
 
 @pytest.mark.parametrize(

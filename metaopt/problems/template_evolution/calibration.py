@@ -230,9 +230,8 @@ class JudgeCalibration(TemplateProblem):
         """Return why no further template can be judged with enough left for the report."""
         if self.client.stopped is not None:
             return self.client.stopped
-        spent = {role: int(self.client.spent(role)["lm_calls"]) for role in self._next}
         try:
-            self.client.require({role: spent[role] + n for role, n in self._next.items()})
+            self.client.require(self._next)
         except ValueError:
             return "the budget does not last for another template and the report"
         return None
