@@ -124,23 +124,24 @@ class MetaBatch(InnerLoop):
     ) -> Tensor:
         """Return the sum over tasks of g(phi, theta_i), each on its own batch."""
         batch = self.batch(outer, inner, draw) if batch is None else batch
-        return self._losses(self.problem.inner_loss, outer, inner, batch).sum()
+        return self._losses("inner_loss", outer, inner, batch).sum()
 
     def outer_value(self, outer: Tree, inner: GradientState, draw: Draw) -> Tensor:
         """Return the mean over tasks of F(phi, theta_i); buffers are left alone."""
         batch, copied = self.outer_batch(draw), inner.at(inner.params)
-        return self._losses(self.problem.outer_loss, outer, copied, batch).mean()
+        return self._losses("outer_loss", outer, copied, batch).mean()
 
     def _losses(
-        self, loss: Callable[..., Tensor], outer: Tree, inner: GradientState, batches: Sequence[Any]
+        self, name: str, outer: Tree, inner: GradientState, batches: Sequence[Batch]
     ) -> Tensor:
         """Return a loss of each task, (B,)."""
+        loss: Callable[..., Tensor] = getattr(self.problem, name)
         stacked, rebuild = _stacked(batches)
 
         def one(params: Tree, buffers: Tree, state: Any, *parts: Tensor) -> Tensor:
             at = inner._replace(params=params, buffers=buffers, state=state)
             value = loss(outer, self.tensors(at), rebuild(parts))
-            return scalar_loss(value, loss.__name__).reshape(())
+            return scalar_loss(value, name).reshape(())
 
         # Random numbers would be others than those of a task alone: vmap refuses them.
         result: Tensor = vmap(one)(inner.params, inner.buffers, inner.state, *stacked)

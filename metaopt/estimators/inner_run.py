@@ -181,8 +181,22 @@ def _refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientS
 
 
 def _optimizers(loop: InnerLoop, phi: Tree, steps: int) -> list[InnerOptimizer]:
-    """Return how the first and the last step of a run are taken."""
-    return [loop.optimizer(phi, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
+    """Return how the first and the last step of a run are taken.
+
+    Raises:
+        ValueError: they are not of one kind, with the same moments.
+    """
+    first, *last = (loop.optimizer(phi, k) for k in dict.fromkeys((0, max(steps - 1, 0))))
+    probe = {"probe": torch.zeros(1)}
+    for other in last:
+        if type(other) is not type(first) or other.init(probe).keys() != first.init(probe).keys():
+            raise ValueError(
+                f"{type(loop.problem).__name__}.inner_optimizer returns {type(other).__name__} "
+                f"with {', '.join(other.init(probe)) or 'no moments'} for step {steps - 1}, and "
+                f"{type(first).__name__} with {', '.join(first.init(probe)) or 'no moments'} for "
+                f"the first: they must be the same in all steps."
+            )
+    return [first, *last]
 
 
 def _refuse_learned(loop: InnerLoop, estimator: str, optimizer: InnerOptimizer) -> None:

@@ -370,3 +370,12 @@ def test_a_function_that_makes_no_optimizer_is_named():
     problem = Regression(lambda outer, step: None, PHI)
     with pytest.raises(TypeError, match=r"inner_optimizer\(outer, step=0\) returned NoneType"):
         Unroll().check(InnerLoop(problem))
+
+
+def test_an_optimizer_of_another_kind_in_later_steps_is_refused():
+    def make(outer, step):
+        return SGD(lr=outer["log_rates"][0].exp(), momentum=0.9 if step else 0.0)
+
+    message = "SGD with momentum for step 3, and SGD with no moments for the first"
+    with pytest.raises(ValueError, match=message):
+        Unroll(STEPS).check(InnerLoop(Regression(make, PHI)))

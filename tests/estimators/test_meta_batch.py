@@ -174,17 +174,14 @@ def test_it_is_that_of_torch_func():
             theta = {n: theta[n] - 0.1 * slopes[n] for n in theta}
         return problem.distance(theta, query)
 
+    def stacked(part, places):
+        return torch.stack([problem.batches[place][part] for place in places])
+
     supports = [
-        torch.stack([
-            torch.stack([problem.batches[i, "inner", k][part] for k in range(STEPS)])
-            for i in range(TASKS)
-        ])
-        for part in (0, 1)
-    ]  # fmt: skip
-    query = [
-        torch.stack([problem.batches[i, "outer", None][part] for i in range(TASKS)])
+        torch.stack([stacked(part, [(i, "inner", k) for k in range(STEPS)]) for i in range(TASKS)])
         for part in (0, 1)
     ]
+    query = [stacked(part, [(i, "outer", None) for i in range(TASKS)]) for part in (0, 1)]
     wanted = torch.func.grad(
         lambda phi: torch.func.vmap(adapted, (None, 0, 0))(phi, supports, query).mean()
     )(problem.init_outer(None))
@@ -287,6 +284,13 @@ class Module(Sinusoids):
         average = inner.state["average"]
         return {"average": {k: 0.5 * average[k] + 0.5 * inner.params[k] for k in average}}
 
+    def prepare_batch(self, outer, inner, batch, draw):
+        if self.kind != "prepared":
+            return batch
+        noise = torch.rand(batch[1].shape, generator=draw.generator, dtype=torch.float64)
+        self.module(batch[0])  # changes nothing of the inner level
+        return batch[0], batch[1] + noise * inner["4.bias"]
+
     def inner_batch(self, draw):
         x, y = super().inner_batch(draw)
         if self.kind == "ragged":
@@ -307,7 +311,7 @@ class Module(Sinusoids):
 
 
 TOGETHER = {
-    "batch norm": True, "average": True, "nested": True, "ragged later": True,
+    "batch norm": True, "average": True, "nested": True, "ragged later": True, "prepared": True,
     "dropout": False, "ragged": False, "item": False,
 }  # fmt: skip
 

@@ -88,6 +88,36 @@ def test_loss_difference_is_unbiased(case):
     torch.testing.assert_close(expected, exact, rtol=1e-10, atol=1e-12)
 
 
+def test_it_is_unbiased_in_a_learned_rate():
+    class LearnedRate(Labels):
+        def __init__(self):
+            super().__init__()
+            self.inner_optimizer = lambda outer, step: SGD(lr=outer["rate"])
+
+        def init_outer(self, generator):
+            rate = torch.tensor(0.5, dtype=torch.float64)
+            return {**super().init_outer(generator), "rate": rate}
+
+    problem = LearnedRate()
+    outer = problem.init_outer(torch.Generator().manual_seed(2))
+    inner = InnerLoop(problem).start(outer, None, 0)
+    expected, loss = 0.0, torch.zeros(2, dtype=torch.float64)
+    for labels in itertools.product(range(CLASSES), repeat=ROWS):
+        problem.labels = torch.tensor(labels)
+        p = problem.log_prob(outer, inner.params, (problem.x, problem.labels)).sum().exp()
+        for feedback in ("loss_difference", "per_example"):
+            estimator, copied = ScoreFunction(feedback), tree.clone(inner)
+            grad = estimator(InnerLoop(problem), outer, copied, 0)[1].grad
+            expected = expected + p * grad["rate"] / 2
+        for i, rate in enumerate((0.5 + 1e-5, 0.5 - 1e-5)):
+            weights = inner.params["w"].clone().requires_grad_()
+            step = problem.inner_loss(outer, {"w": weights}, (problem.x, problem.labels))
+            after = weights - rate * torch.autograd.grad(step, weights)[0]
+            batch = problem.outer_batch(None)
+            loss[i] += p * problem.outer_loss(outer, {"w": after.detach()}, batch)
+    torch.testing.assert_close(expected, (loss[0] - loss[1]) / 2e-5, rtol=1e-7, atol=0)
+
+
 def test_reversed_sign_points_the_other_way(case):
     problem, outer, inner = case
     _, exact = enumerate_labels(problem, outer, inner, ScoreFunction("loss_difference"))
