@@ -131,9 +131,10 @@ def permit(role: str, authorisation: Authorisation | None) -> None:
         Rejected: there is no authorisation, or it expired while the run went on.
     """
     if role in GATED and authorisation is None:
-        raise Rejected(_missing(role), role)
+        raise Rejected(_missing(role), role, sent=False)
     if role in GATED and authorisation is not None and authorisation.expired:
-        raise Rejected(f"The authorisation expired on {authorisation.expiry}.", role)
+        words = f"The authorisation expired on {authorisation.expiry}."
+        raise Rejected(words, role, sent=False)
 
 
 def endpoint(base_url: str, hosts: Collection[str] = ()) -> tuple[str, bool]:

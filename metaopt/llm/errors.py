@@ -33,11 +33,11 @@ class Transient(LMError):
     """Worth another try: too many requests, a server's fault, a timeout, a lost connection.
 
     Args:
-        after: seconds that the server asks to wait, or `None`; infinite where another try at once
-            would meet the same, so that only a later run asks again.
+        after: seconds that the server asks to wait, or `None`.
     """
 
     default_kind = "transient failure"
+    retry = True
 
     def __init__(
         self,
@@ -53,12 +53,19 @@ class Transient(LMError):
 
 
 class Truncated(Transient):
-    """The answer arrived damaged: no JSON, no choice, no text. It may have to be paid for."""
+    """The answer arrived damaged: no JSON, no choice, no text. It may have to be paid for.
+
+    Args:
+        retry: whether another try at once may mend it; if not, only a later run asks again.
+    """
 
     default_kind = "damaged answer"
 
-    def __init__(self, message: str, role: str = "", after: float | None = None) -> None:
+    def __init__(
+        self, message: str, role: str = "", after: float | None = None, retry: bool = True
+    ) -> None:
         super().__init__(message, role, after, billed=True)
+        self.retry = retry
 
 
 class Rejected(LMError):

@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary
 
 from metaopt.llm.authorisation import Authorisation, endpoint, permit
 from metaopt.llm.chat import Message, Parameters, Reply, Request
-from metaopt.llm.errors import LMError, Rejected, Transient
+from metaopt.llm.errors import LMError, Rejected, Transient, Truncated
 from metaopt.llm.replies import failure, read
+from metaopt.llm.transport import bounded
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 RESERVED_FIELDS = {"model", "messages", "temperature", "top_p", "stop", "seed", "n", "stream"}
 RESERVED_FIELDS |= {"max_tokens", "max_completion_tokens"}
 """Fields of the request's body that `extra_body` may not set."""
+
+NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
+"""Errors of the HTTP library before it had a connection."""
 
 LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 """They log every request, and at their finest headers and whole prompts: silenced below WARNING."""
@@ -114,13 +118,15 @@ class OpenAICompatibleLM:
         Raises:
             Transient: 408, 429, 5xx, a timeout or a lost connection.
             PolicyRefusal: the request or its answer was stopped by a content policy.
-            Truncated: the answer is no JSON, or holds no choice or no text.
+            Truncated: the answer is no JSON, or holds no choice or no text, is compressed, or has
+                no end.
             Rejected: any other 4xx, a redirect, no key, or no authorisation.
         """
         import openai
 
         permit(role, self.authorisation)
         connection = self._connect(role)
+        key = connection.api_key if self._key_variable else None
         request = Request(role, messages, parameters, rollout)
         failed: LMError
         try:
@@ -130,18 +136,29 @@ class OpenAICompatibleLM:
                 extra_body={**self._extra, **self._fields(request)},
             )
             raw = await asyncio.wait_for(call, self._timeout)
-            return read(raw.http_response.content, request, self._served)
+            return read(raw.http_response.content, request, self._served, key)
         except openai.APIStatusError as error:
-            key = connection.api_key if self._key_variable else None
             failed = failure(error, request, key)
-        except (asyncio.TimeoutError, openai.APITimeoutError):
-            failed = Transient(f"No answer within {self._timeout:g} s.", role)
-        except openai.APIConnectionError as error:
-            kind = type(error.__cause__).__name__
-            failed = Transient(f"No connection to {self._base_url} ({kind}).", role)
+        except Truncated as error:
+            failed = Truncated(str(error), role, retry=error.retry)
+        except (asyncio.TimeoutError, openai.APIConnectionError) as error:
+            failed = self._lost(error, role)
         # raised out here: openai's errors hold the request with its headers, and would be shown
         # as the context of this one
         raise failed
+
+    def _lost(self, error: Exception, role: str) -> LMError:
+        """Return what an error of the connection means for the request."""
+        cause = error.__cause__
+        if isinstance(cause, Truncated):  # by openai's older versions, which wrap every error
+            return Truncated(str(cause), role)
+        name = type(cause).__name__
+        sent = name not in NOT_SENT
+        if "Timeout" in name or isinstance(error, asyncio.TimeoutError):
+            words, kind = f"No answer within {self._timeout:g} s.", "timeout"
+        else:
+            words, kind = f"No connection to {self._base_url} ({name}).", "lost connection"
+        return Transient(words, role, None, kind, billed=sent, sent=sent)
 
     async def close(self) -> None:
         """Close the connections of the running event loop; the next question opens new ones."""
@@ -161,8 +178,11 @@ class OpenAICompatibleLM:
                 api_key=self._key(role),
                 max_retries=0,
                 timeout=self._timeout,
+                default_headers={"Accept-Encoding": "identity"},
                 http_client=openai.DefaultAsyncHttpxClient(
-                    follow_redirects=False, trust_env=not self._local
+                    follow_redirects=False,
+                    trust_env=not self._local,
+                    event_hooks={"response": [bounded(openai.DefaultAsyncHttpxClient)]},
                 ),
             )
         return self._connections[loop]
@@ -177,6 +197,7 @@ class OpenAICompatibleLM:
                 f"{self._base_url}; it is {'damaged' if key else 'not set'}. key_variable=null "
                 "asks without a key.",
                 role,
+                sent=False,
             )
         return key
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
     wait_random_exponential,
 )
@@ -96,7 +96,7 @@ def retrying(
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1; got {attempts}.")
     return AsyncRetrying(
-        retry=retry_if_exception_type(Transient),
+        retry=retry_if_exception(lambda error: isinstance(error, Transient) and error.retry),
         wait=_wait,
         stop=lambda state: stop_after_attempt(attempts)(state) or (_after(state) or 0) > PATIENCE_S,
         sleep=sleep,

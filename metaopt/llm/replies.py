@@ -28,15 +28,30 @@ POLICIES = {"content_filter", "content_policy_violation", "invalid_prompt"}
 POLICIES |= {"ResponsibleAIPolicyViolation"}
 """Codes of errors that mean a content policy."""
 
+GATEWAY = {408, 502, 504, 524}
+"""Status codes of a gateway that gave up on a model, which may have answered and be billed."""
+
+LONGEST_TOKEN = 128
+"""Most bytes of a token: what text there is has at least this many times fewer tokens."""
+
+UNSEEN = 16_384
+"""Most tokens that a server adds out of sight to a prompt or an answer: templates, reasoning."""
+
 QUOTED = 16
 """A server's words that repeat this many characters of a request are not repeated here."""
 
 
-def read(content: bytes, request: Request, model: str) -> Reply:
+def read(content: bytes, request: Request, model: str, key: str | None = None) -> Reply:
     """Return the answer in the body of a chat completion.
 
-    A stop that the server left in the text is cut off. Without usage from the server the tokens
-    are guessed, never counted as none.
+    A stop that the server left in the text is cut off. Tokens that the server does not count, or
+    cannot have counted (less than the texts take, more than any answer), are guessed.
+
+    Args:
+        content: the body.
+        request: what was asked.
+        model: the answer's, where the server does not name it.
+        key: a credential that must not be in the answer, though a server may echo it.
 
     Raises:
         PolicyRefusal: the answer is a refusal or was filtered.
@@ -45,27 +60,29 @@ def read(content: bytes, request: Request, model: str) -> Reply:
     role = request.role
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Truncated(f"The answer is no JSON ({len(content)} bytes).", role) from None
     choice = _first(body.get("choices")) if isinstance(body, dict) else None
     if choice is None:
         raise Truncated("The answer holds no choice.", role)
-    message, ended = choice.get("message"), str(choice.get("finish_reason"))[:40]
+    message, ended = choice.get("message"), _without(str(choice.get("finish_reason")), key)[:40]
     message = message if isinstance(message, dict) else {}
     if message.get("refusal") or any(word in ended.lower() for word in REFUSALS):
         raise PolicyRefusal("A content policy stopped the answer.", role)
     text = message.get("content")
     if not isinstance(text, str):
-        hint = "; raise max_tokens" if FINISHES.get(ended) == "length" else ""
-        raise Truncated(f"The answer holds no text (finish_reason={ended}{hint}).", role)
+        cut_off = FINISHES.get(ended) == "length"  # as another try would be
+        words = f"finish_reason={ended}{'; raise max_tokens' if cut_off else ''}"
+        raise Truncated(f"The answer holds no text ({words}).", role, retry=not cut_off)
     if ended not in FINISHES:
         raise Truncated(f"The answer ended with the unknown finish_reason={ended}.", role)
-    answered_by, visible = body.get("model"), cut(text, request.parameters.stop)
+    text, answered_by = _without(text, key), body.get("model")
+    visible = cut(text, request.parameters.stop)
     return Reply(
         visible,
         _usage(body.get("usage"), request, text),
         FINISHES[ended] if visible == text else "stop",
-        answered_by if isinstance(answered_by, str) else model,
+        _without(answered_by, key) if isinstance(answered_by, str) else model,
     )
 
 
@@ -83,10 +100,11 @@ def failure(error: APIStatusError, request: Request, key: str | None) -> LMError
     codes |= {str(inner.get("code"))} if isinstance(inner, dict) else set()
     if codes & POLICIES:
         return PolicyRefusal("A content policy stopped the request.", role)
-    words = f"HTTP {code}{_words(error, request, key)}"
+    words, kind = f"HTTP {code}{_words(error, request, key)}", f"HTTP {code}"
     if (code in (408, 429) or code >= 500) and "insufficient_quota" not in codes:
-        return Transient(words, role, after=retry_after(error.response.headers))
-    return Rejected(words, role)
+        after = retry_after(error.response.headers)
+        return Transient(words, role, after, kind, billed=code in GATEWAY)
+    return Rejected(words, role, kind)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -98,16 +116,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         seconds = float(value)
     except ValueError:
         day = parsedate_tz(value)
-        seconds = mktime_tz(day) - time.time() if day else math.nan
+        try:
+            seconds = mktime_tz(day) - time.time() if day else math.nan
+        except (ValueError, OverflowError):  # of a year that no calendar has
+            seconds = math.nan
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _words(error: APIStatusError, request: Request, key: str | None) -> str:
     body = error.body
     words = body.get("message") or body.get("detail") if isinstance(body, dict) else body
-    words = " ".join(str(words or "").split())
-    if key:
-        words = words.replace(key, "[key]")
+    words = _without(" ".join(str(words or "").split()), key)
     for message in request.messages:
         text = " ".join(message["content"].split())
         starts = range(max(len(text) - QUOTED, 0) + 1)
@@ -121,11 +140,25 @@ def _first(choices: Any) -> dict[str, Any] | None:
     return first if isinstance(first, dict) else None
 
 
+def _without(text: str, key: str | None) -> str:
+    return text.replace(key, "[key]") if key else text
+
+
 def _usage(usage: Any, request: Request, text: str) -> Usage:
+    """Return the tokens that a server counted, each where it is plausible, else guessed."""
     counts = usage if isinstance(usage, dict) else {}
-    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    if not isinstance(prompt, int) or prompt < 0:
-        prompt = estimate(request).prompt
-    if not isinstance(completion, int) or completion < 0:
-        completion = len(text) // 3 + 1
-    return Usage(prompt, completion)
+    asked, said = sum(len(m["content"].encode()) for m in request.messages), len(text.encode())
+    longest = max(request.parameters.max_tokens, said)
+    prompt = _plausible(counts.get("prompt_tokens"), asked, asked)
+    completion = _plausible(counts.get("completion_tokens"), said, longest)
+    return Usage(
+        estimate(request).prompt if prompt is None else prompt,
+        len(text) // 3 + 1 if completion is None else completion,
+    )
+
+
+def _plausible(count: Any, size: int, most: int) -> int | None:
+    """Return a count of tokens that a text of `size` bytes can have, seen and unseen, or `None`."""
+    if not isinstance(count, int) or isinstance(count, bool):
+        return None
+    return count if -(-size // LONGEST_TOKEN) <= count <= most + UNSEEN else None

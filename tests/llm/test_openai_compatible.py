@@ -171,6 +171,7 @@ def test_a_dead_server_is_a_transient_failure() -> None:
     (failure,) = ask(OpenAICompatibleLM("m", url, None), question())
     assert type(failure) is Transient
     assert url in str(failure)
+    assert (failure.billed, failure.sent) == (False, False)
 
 
 @pytest.mark.parametrize(
