@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from metaopt.files.errors import FolderError
-from metaopt.files.reading import LOG, damaged, numbered
+from metaopt.files.reading import LOG, damaged, numbered, read_bytes
 from metaopt.files.writing import write_text
 from metaopt.runs import provenance
 from metaopt.runs.folder import started_with, steps
@@ -76,8 +76,10 @@ def log_until(folder: Path, state: Mapping[str, Any]) -> bytes:
     """
     path, log = folder / "metrics.jsonl", state["log"]
     try:
-        content = path.read_bytes()[: log["bytes"]]
+        content = read_bytes(path, LOG)[: log["bytes"]]
     except FileNotFoundError:
+        if log["bytes"]:
+            print(f"{path} is missing; what it held is lost.", file=sys.stderr)
         return b""
     if sha256(content).hexdigest() != log["sha256"]:
         numbered(content, path)  # which names the line, where it is no record

@@ -44,6 +44,9 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
         )
     if isinstance(error, FileNotFoundError):
         return f"A file is missing: {error.filename}\nCheck the path in the config."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        place = error.filename2 or error.filename
+        return f"{place} cannot be used: {error.strerror}.{_put_right(folder)}"
     if isinstance(error, LMError) and not isinstance(error, NotUnderstood):
         return f"{error}\nCheck the model's server, key and name{_continue(folder)}."
     if isinstance(error, (ValueError, TypeError, ImportError, NotUnderstood)):
@@ -99,6 +102,12 @@ def _continue(folder: Path | None) -> str:
     if folder is None or not (folder / "provenance.json").exists():
         return " and start again"
     return f", then continue with\n  {resume_command(folder, trusting=True)}"
+
+
+def _put_right(folder: Path | None) -> str:
+    if folder is None or not (folder / "provenance.json").exists():
+        return ""
+    return f"\nPut it right, then continue with\n  {resume_command(folder, trusting=True)}"
 
 
 def _after_divergence(folder: Path | None) -> str:

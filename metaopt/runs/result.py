@@ -143,4 +143,7 @@ def _unfinished(folder: Path, config: Mapping[str, Any], make_problem: Callable[
 def read_history(folder: Path) -> History:
     """Return the records of a folder's metrics.jsonl; none where it is deleted."""
     path = folder / "metrics.jsonl"
-    return History(read_records(path) if path.exists() else ())
+    if not path.exists():
+        print(f"{path} is missing; the history is empty.", file=sys.stderr)
+        return History()
+    return History(read_records(path))
