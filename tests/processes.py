@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import multiprocessing
 import os
+import signal
 import sys
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any, BinaryIO
 from unittest import mock
+
+import torch
+
+from metaopt.runs.tracking import Jsonl
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["imported"])
@@ -19,13 +28,16 @@ class Command:
     Args:
         folder: where it runs; messages go to a file in it.
         arguments: of the command.
+        kill_at: it kills itself in its n-th step of writing files, see `killing`.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, kill_at: int | None = None) -> None:
         self.messages = folder / "messages.txt"
         with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
             forkserver.ensure_running()
-        self.process = FORKING.Process(target=_run, args=(str(folder), *arguments), daemon=True)
+        self.process = FORKING.Process(
+            target=_run, args=(str(folder), kill_at, *arguments), daemon=True
+        )
         self.process.start()
 
     def running(self) -> bool:
@@ -49,7 +61,47 @@ class Command:
         return self.messages.read_text()
 
 
-def _run(folder: str, *arguments: str) -> None:
+def killing(at: int | None) -> Callable[[], int]:
+    """Kill this process in its n-th step of writing files; return what counts the steps.
+
+    A step is a part of a file of tensors or of a line of the log, what brings a file to the disk
+    or puts it in its place, and what removes one.
+    """
+    count = itertools.count(1)
+
+    def step(before: Callable[[], object] = lambda: None) -> None:
+        if next(count) == at:
+            before()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def patch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            step()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, replaced)
+
+    def save(state: Any, file: BinaryIO) -> None:
+        whole = io.BytesIO()
+        torch_save(state, whole)
+        half = whole.getvalue()[: len(whole.getvalue()) // 2]
+        step(lambda: (file.write(half), file.flush()))
+        file.write(whole.getvalue())
+
+    def log(self: Jsonl, number: int, metrics: Mapping[str, float]) -> None:
+        step(lambda: self.path.write_bytes(self.path.read_bytes() + b'{"outer_step": 3, "ou'))
+        jsonl_log(self, number, metrics)
+
+    torch_save, jsonl_log = torch.save, Jsonl.log
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
+        patch(owner, name)
+    torch.save, Jsonl.log = save, log  # type: ignore[assignment, method-assign]
+    return lambda: next(count) - 1
+
+
+def _run(folder: str, kill_at: int | None, *arguments: str) -> None:
     from metaopt.cli import main
 
     os.chdir(folder)
@@ -57,4 +109,10 @@ def _run(folder: str, *arguments: str) -> None:
     for stream, name in ((1, os.devnull), (2, "messages.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = ["metaopt", *arguments]
-    main()
+    if kill_at is None:
+        main()
+    counted = killing(kill_at)
+    try:
+        main()
+    finally:
+        Path("steps.txt").write_text(str(counted()))

@@ -105,8 +105,8 @@ def test_a_folder_gives_the_same_result_back(tmp_path):
     assert again.history == result.history
     assert again.finished
     assert again.config == json.loads(json.dumps(result.config))
-    with pytest.raises(ConfigError, match=r"Ridge does not keep .*seed.*pass problem"):
-        again.problem  # noqa: B018
+    assert torch.equal(again.problem.train[0], Ridge(seed=3).train[0])
+    assert metaopt.resume(tmp_path / "run", outer_steps=21, progress=False).outer_steps == 21
 
 
 def test_what_was_learned_is_there_for_other_programs(tmp_path):

@@ -161,9 +161,15 @@ class BilevelProblem(ABC):
     hooks: ClassVar[frozenset[str]] = COMMON
 
     def __new__(cls: type[P], *args: Any, **kwargs: Any) -> P:
-        """Check the names first: of a misspelt hook, Python would only say that it is missing."""
+        """Check the names first: of a misspelt hook, Python would only say that it is missing.
+
+        The arguments are kept for the record of a run, since not all of them become attributes.
+        """
         check_names(cls, cls.hooks)
-        return super().__new__(cls)
+        problem = super().__new__(cls)
+        # Not by setattr, which a problem that is a module has not prepared yet.
+        vars(problem)["_constructor_arguments"] = (args, kwargs)
+        return problem
 
     @abstractmethod
     def init_outer(self, generator: Generator) -> Outer:

@@ -54,9 +54,7 @@ def read_tensors(path: Path) -> Any:
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` as the checkpoint of outer step `step`, drop all but the `keep` up to it.
-
-    Later ones are dropped, too: they were damaged, or this run would not be at `step`.
+    """Write `state` as the checkpoint of outer step `step`; see `prune`.
 
     Args:
         folder: made when absent.
@@ -65,11 +63,19 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.pt"
     write_tensors(path, state)
+    prune(folder, step, keep)
+    return path
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep` up to `step`.
+
+    Later ones were damaged, or the run would not be at `step`.
+    """
     kept = [number for number, _ in steps(folder) if number <= step][-keep:]
     for number, old in steps(folder):
         if number not in kept:
             old.unlink()
-    return path
 
 
 def latest(folder: Path) -> dict[str, Any] | None:

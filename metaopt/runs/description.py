@@ -27,9 +27,9 @@ MOST = 1000
 def describe(value: Any, depth: int = DEPTH) -> Any:
     """Return an object as primitives: `{"_class_": class, argument: value}`, nested.
 
-    The arguments are those of the constructor that the object has as attributes of the same name;
-    `_missing_` names the others. `{"_text_": ...}` stands for what cannot be described so, such as
-    a tensor or a closure.
+    The arguments are those of the constructor that the object has as attributes of the same name,
+    and of a problem those that it was given; `_missing_` names the others. `{"_text_": ...}` stands
+    for what cannot be described so, such as a tensor or a closure.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -76,14 +76,18 @@ def _code(code: CodeType) -> list[Any]:
 def _arguments(value: Any, depth: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     try:
-        parameters = inspect.signature(type(value)).parameters
+        signature = inspect.signature(type(value))
+        positional, keywords = getattr(value, "_constructor_arguments", ((), {}))
+        bound = signature.bind_partial(*positional, **keywords)
     except (TypeError, ValueError):
         return arguments
-    for name, parameter in parameters.items():
-        if not hasattr(value, name):
+    if hasattr(value, "_constructor_arguments"):
+        bound.apply_defaults()
+    for name, parameter in signature.parameters.items():
+        if not hasattr(value, name) and name not in bound.arguments:
             arguments.setdefault("_missing_", []).append(name)
             continue
-        argument = getattr(value, name)
+        argument = getattr(value, name, bound.arguments.get(name))
         if parameter.kind is parameter.VAR_KEYWORD and isinstance(argument, Mapping):
             arguments |= describe(argument, depth)
         elif parameter.kind is not parameter.VAR_POSITIONAL:

@@ -122,9 +122,9 @@ def resume(
 
     Args:
         folder: the run's.
-        problem: the problem it was started with; needed where it was started from Python.
+        problem: the problem it was started with, where the folder cannot make it again.
         outer_steps: the new number of outer steps, or `None` for that of the config.
-        estimator, optimizer: those it was started with, where the folder cannot make them again.
+        estimator, optimizer: the same.
         tracker: see `run`; of a run that was started from Python.
         progress: see `run`.
         trust: packages whose objects the folder's config may name, in addition to metaopt's and
@@ -186,14 +186,16 @@ def _part(
 ) -> Any:
     """Return a role of a run that was started from Python: as passed, or as recorded."""
     recorded = config[name]
-    if part is None and name == "problem":
-        raise ConfigError(
-            f"{folder} was started from Python; pass the problem it was started with: "
-            f'metaopt.resume("{folder}", problem={recorded["_class_"].rpartition(":")[2]}(...)).'
-        )
     if part is None:
-        _refuse_strange(folder, {name: recorded}, trust)
-        return make(recorded, name)
+        try:
+            _refuse_strange(folder, {name: recorded}, trust)
+            return make(recorded, name)
+        except ConfigError as error:
+            kind = str(recorded.get("_class_", "")).rpartition(":")[2]
+            raise ConfigError(
+                f"{folder} was started from Python; pass the {name} that it was started with: "
+                f'metaopt.resume("{folder}", {name}={kind}(...)). It cannot be made again: {error}'
+            ) from error
     refuse_other(folder, name, recorded, part)
     return part
 

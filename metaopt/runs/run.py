@@ -200,6 +200,8 @@ class Run:
         self.engine.load_state_dict(state["engine"])
         self._last, self._seconds = dict(state["last"]), state["seconds"]
         self._saved = self.engine.outer_step
+        if self.folder is not None:  # a kill may have come before
+            checkpoint.prune(self.folder / "checkpoints", self._saved, self.keep_checkpoints)
         return self.engine.outer_step
 
     @contextmanager

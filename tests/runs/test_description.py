@@ -5,7 +5,9 @@ import inspect
 import pytest
 
 from metaopt import estimators, optimizers
+from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import ConjugateGradient, Implicit, Nystrom, ScoreFunction
+from metaopt.problems import examples
 from metaopt.runs.description import describe, make
 
 CLASSES = [
@@ -26,6 +28,21 @@ def needed(kind):
         for p in parameters
         if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
+
+
+PROBLEMS = [getattr(examples, name) for name in examples.__all__]
+
+
+@pytest.mark.parametrize("kind", PROBLEMS, ids=lambda kind: kind.__name__)
+def test_a_problem_is_remade_with_what_it_was_given(kind):
+    first = {p.name: p.default for p in inspect.signature(kind).parameters.values()}
+    changed = {"noise": 0.25, "spread": 2.0, "seed": 5, "inner_optimizer": SGD(lr=0.3)}
+    node = describe(kind(**{k: v for k, v in changed.items() if k in first}))
+    assert "_missing_" not in node
+    assert {k: node[k] for k in changed if k in first} == {
+        k: describe(v) for k, v in changed.items() if k in first
+    }
+    assert describe(make(node, "it")) == node
 
 
 DEFAULT = [kind for kind in CLASSES if not needed(kind)]
