@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from metaopt.cli.labelling import main
+from metaopt.files.lock import locked
 from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy, solve
 from metaopt.problems.process_reward.data.formats import Chain, read, write
 from metaopt.problems.process_reward.data.process_files import process_files
@@ -104,6 +105,31 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(ArithmeticPolicy, "walk", interrupted)
     assert main((source, str(tmp_path / "b"), *command[2:])) == 130
+
+
+def test_one_process_writes_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = (put(tmp_path / "mine.jsonl", ROWS), str(tmp_path / "a"), "--policy", "arithmetic")
+    (tmp_path / "a").mkdir()
+    with locked(tmp_path / "a"):
+        assert "is being written to by process" in refused(capsys, *command)
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("00000.jsonl", '{"question": ', "Delete it; the same command labels its solutions again"),
+        ("00000.jsonl", "[1]", "00000.jsonl is damaged: it is no shard"),
+        ("labelling.settings", "", "Name another folder"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, what: str
+) -> None:
+    command = (put(tmp_path / "mine.jsonl", ROWS), str(tmp_path / "a"), "--policy", "arithmetic")
+    main(command)
+    (tmp_path / "a" / name).write_text(content)
+    assert what in refused(capsys, *command)
 
 
 def test_chains_of_any_format_have_their_answers_in_another_file(

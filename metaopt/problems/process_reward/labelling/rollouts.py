@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from metaopt.files.lock import locked
+from metaopt.files.reading import damaged, read_bytes, read_json
+from metaopt.files.writing import write_json, write_text
 from metaopt.problems.process_reward.data.final_answers import agree, final_answer
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.data.formats.chain import from_chain, refuse, to_chain
@@ -108,8 +110,8 @@ def label_steps(
 
     Raises:
         ValueError: an argument out of its range; chains without steps; a folder that holds
-            shards of other chains or settings, which are named; or no label of any step in the
-            first shard, which is then not written.
+            shards of other chains or settings, which are named, or that another process writes
+            to; or no label of any step in the first shard, which is then not written.
 
     Cost: minimum to maximum completions a step, in at most `maximum` calls of the policy a shard.
     """
@@ -126,36 +128,35 @@ def label_steps(
     refuse("label_steps", (not chain.steps for chain in chains), "steps")
     folder = Path(folder)
     content = [[to_chain(chain) for chain in chains], list(references)]
-    _claim(
-        folder,
-        {
-            "chains": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-            "policy": policy.name,
-            "judge": None if judge is None else judge.name,
-            "minimum": minimum,
-            "maximum": maximum,
-            "batch": batch,
-            "seed": seed,
-        },
-    )
+    settings = {
+        "chains": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "policy": policy.name,
+        "judge": None if judge is None else judge.name,
+        "minimum": minimum,
+        "maximum": maximum,
+        "batch": batch,
+        "seed": seed,
+    }
     labelled: list[Chain] = []
-    for shard, start in enumerate(range(0, len(chains), batch)):
-        path = folder / f"{shard:05d}.jsonl"
-        if not path.exists():
-            part = slice(start, start + batch)
-            counts = RolloutCounts(chains[part], minimum, maximum)
-            for turn in range(maximum):
-                draw = np.random.default_rng([seed, shard, turn])
-                if not counts.extend(references[part], policy, judge, draw):
-                    break
-            # Said after the first shard, not after hours; unwritten, so that the folder is free
-            # for other settings.
-            if not labelled and not any(any(chain.mask) for chain in counts.chains()):
-                raise ValueError(counts.why_unlabelled(policy.name))
-            _write(path, counts.chains())
-        lines = path.read_text(encoding="utf-8").split("\n")
-        labelled += [from_chain(json.loads(line)) for line in lines if line]
-        progress(len(labelled))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        _claim(folder, settings)
+        for shard, start in enumerate(range(0, len(chains), batch)):
+            path = folder / f"{shard:05d}.jsonl"
+            if not path.exists():
+                part = slice(start, start + batch)
+                counts = RolloutCounts(chains[part], minimum, maximum)
+                for turn in range(maximum):
+                    draw = np.random.default_rng([seed, shard, turn])
+                    if not counts.extend(references[part], policy, judge, draw):
+                        break
+                # Said after the first shard, not after hours; unwritten, so that the folder is
+                # free for other settings.
+                if not labelled and not any(any(chain.mask) for chain in counts.chains()):
+                    raise ValueError(counts.why_unlabelled(policy.name))
+                _write(path, counts.chains())
+            labelled += _read(path)
+            progress(len(labelled))
     return labelled
 
 
@@ -275,24 +276,26 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     if shards and not path.exists():
         raise ValueError(f"{folder} holds .jsonl files that are no shards. Name another folder.")
     if shards:
-        earlier = json.loads(path.read_text())
+        earlier = read_json(path, "Name another folder, or restore it from a copy.")
         other = [key for key in settings if earlier.get(key) != settings[key]]
         if other:
             listed = ", ".join(f"{k}={earlier.get(k)!r} (now {settings[k]!r})" for k in other)
             raise ValueError(
                 f"{folder} holds rollouts of other settings: {listed}. Name another folder."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(settings, indent=1) + "\n")
+    write_json(path, settings)
 
 
 def _write(path: Path, chains: Sequence[Chain]) -> None:
     rows = [json.dumps(to_chain(chain), ensure_ascii=False) for chain in chains]
-    _replace(path, "".join(f"{row}\n" for row in rows))
+    write_text(path, "".join(f"{row}\n" for row in rows))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there."""
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def _read(path: Path) -> list[Chain]:
+    """Return the chains of a shard."""
+    advice = "Delete it; the same command labels its solutions again."
+    lines = read_bytes(path, advice).split(b"\n")
+    try:
+        return [from_chain(json.loads(line)) for line in lines if line]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(path, f"it is no shard: {error}", advice) from error
