@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -82,6 +83,7 @@ class Exchange:
         self._flying: dict[str, Task] = {}
         self._flights: dict[str, Flight] = {}
         self._rejected: dict[str, Rejected] = {}
+        self._models: dict[str, list[str]] = {}
 
     async def batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Return an answer to each request, in their order."""
@@ -264,7 +266,21 @@ class Exchange:
         finally:
             flight.stage = PAUSED
         self._pace.settle(guess, reply.usage)
+        self._notice(request.role, reply.model)
         return reply._replace(text=reply.text.encode("utf-8", "replace").decode())
+
+    def _notice(self, role: str, model: str) -> None:
+        """Warn, once for each, of answers by another model than the first ones."""
+        known = self._models.setdefault(role, [])
+        if model not in known:
+            known.append(model)
+            if len(known) > 1:
+                logging.getLogger(__name__).warning(
+                    "%s: an answer came from %r, those before from %r; they are used together.",
+                    role,
+                    model,
+                    known[0],
+                )
 
     async def _let_pass(self) -> None:
         """Wait while other requests wait to be tried again."""

@@ -251,6 +251,19 @@ def test_what_was_rejected_is_asked_again_by_the_next_process(tmp_path: Path) ->
     assert failures(mended.ask(requests(2))) == ["", ""]
 
 
+def test_answers_of_another_model_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Routed(Paid):
+        async def chat(self, *asked: Any) -> Reply:
+            reply = await super().chat(*asked)
+            return reply._replace(model="b" if len(self.calls) > 2 else "a")
+
+    client = Client({"target": Routed(), "judge": Paid()}, concurrency=1)
+    client.ask([*requests(5), *requests(2, "judge")])
+    assert [record.getMessage() for record in caplog.records] == [
+        "target: an answer came from 'b', those before from 'a'; they are used together."
+    ]
+
+
 def test_an_error_in_a_model_is_raised_after_the_others_are_kept() -> None:
     lm = Paid(lambda text, n: ZeroDivisionError("a bug") if text == "question 0" else None)
     client = Client({"target": lm})

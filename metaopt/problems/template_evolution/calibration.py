@@ -168,7 +168,9 @@ class JudgeCalibration(TemplateProblem):
         if inner["scores"] is not None:
             return inner
         scores = self.score(outer, self.labelled, first=inner["round"] == 1)
-        tried = [*inner["tried"], {"template": outer, "loss": self._loss(scores)}]
+        coverage = 1 - scores.count(None) / len(scores)
+        trial = {"template": outer, "loss": self._loss(scores), "coverage": coverage}
+        tried = [*inner["tried"], trial]
         return {**inner, "scores": scores, "tried": tried}
 
     def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:

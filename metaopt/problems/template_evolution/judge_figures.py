@@ -66,7 +66,9 @@ def _reliability(axes: Any, side: Side, binned: Any, top: float) -> None:
     )  # fmt: skip
     axes.set(xlim=(-0.03 * top, 1.03 * top), ylim=(-0.03 * top, 1.03 * top))
     axes.set_xlabel("calibrated probability")
-    axes.set_title(side.name, loc="left")
+    scored = int(np.isfinite(side.scores).sum())
+    partial = "" if scored == len(side.scores) else f"\n{scored:,} of {len(side.scores):,} rows"
+    axes.set_title(f"{side.name}{partial}", loc="left")
     area = auroc(side.scores, side.outcomes)
     if area is not None:
         axes.set_title(f"AUROC {area:.3f}", loc="right", size=9, weight="normal")

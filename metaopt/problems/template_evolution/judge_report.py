@@ -62,6 +62,7 @@ def write_report(
     weights: Sequence[Mapping[str, float]] | None = None,
     seed: int = 0,
     criteria: Mapping[str, Any] | None = None,
+    coverage: float | None = None,
 ) -> list[Path]:
     """Write the judge and its report into `folder`, and return the paths of the files.
 
@@ -80,6 +81,7 @@ def write_report(
             are weighted rubrics.
         seed: of the bootstrap.
         criteria: how a judge made of criteria standardises them, so that it can be loaded.
+        coverage: least share of examples with a score under a template tried, or `None`.
 
     Raises:
         ValueError: provenance that is not JSON, or rows that `metaopt.metrics.calibration.measure`
@@ -110,8 +112,8 @@ def write_report(
         *_rates(after),
         *_decisions(before, after),
         Heading("Reliability"),
-        Figure("figures/reliability.png", _RELIABILITY),
-        *_evolution(evolution, objective, weights),
+        Figure("figures/reliability.png", _RELIABILITY + _left_out(before, after)),
+        *_evolution(evolution, objective, coverage, weights),
         Heading("Best template"), Verbatim(best.template),
         Heading("First template"), Verbatim(first.template),
         *_provenance(provenance),
@@ -171,7 +173,7 @@ def _summary(
     if first.template == best.template:
         yield "The best template is the first one: nothing that was tried replaced it."
     else:
-        yield verdict(difference)
+        yield verdict(difference) + _left_out(before, after)
     yield Heading("Before and after")
     rows = [
         [
@@ -186,7 +188,14 @@ def _summary(
         change = _minus(after[name], before[name])
         rows.append([label, _number(before[name]), _number(after[name]), _number(change, "+.3f")])
     rows.append(["(threshold)", _number(first.threshold), _number(best.threshold), ""])
-    yield Table(("number", "first template", "best template", "difference"), rows)
+    header = ["number", "first template", "best template", "difference"]
+    if _partial(before, after):
+        header.append("rows with a score")
+        counts = [f"{count:,.0f}" for count in (before["scored"], after["scored"], difference["n"])]
+        beside = f"{' / '.join(counts)} of {after['n']:,.0f}"
+        whole = {"coverage", "(threshold)"}
+        rows = [[*row, f"all {after['n']:,.0f}" if row[0] in whole else beside] for row in rows]
+    yield Table(header, rows)
     yield (
         "Lower is better for the Brier score and the calibration error, higher for the rest. Brier "
         "skill is against always saying the base rate of these rows. Sensitivity, specificity and "
@@ -208,7 +217,11 @@ def _rates(after: Numbers) -> Iterator[Block]:
     rows = [
         [label, f"{_number(after[name])} {_bounds(after, name)}"] for name, label in RATES.items()
     ]
-    yield Table(("best template, unchecked half", "rate"), rows)
+    header = ["best template, unchecked half", "rate"]
+    if _partial(after):
+        header.append("rows with a score, both halves")
+        rows = [[*row, _scored(after)] for row in rows]
+    yield Table(header, rows)
     if after["corrected_rate"] is None:
         yield (
             "The corrected rate is not defined: sensitivity + specificity is not above 1, so this "
@@ -218,16 +231,40 @@ def _rates(after: Numbers) -> Iterator[Block]:
 
 def _decisions(before: Numbers, after: Numbers) -> Iterator[Block]:
     yield Heading("Decisions")
-    header = ("template", "true positive", "false positive", "false negative", "true negative")
+    header: tuple[str, ...] = (
+        "template", "true positive", "false positive", "false negative", "true negative",
+    )  # fmt: skip
     rows = [
         [name, *(f"{side[cell]:,.0f}" for cell in ("tp", "fp", "fn", "tn"))]
         for name, side in (("first", before), ("best", after))
     ]
+    if _partial(before, after):
+        header += ("rows with a score",)
+        rows = [[*row, _scored(side)] for row, side in zip(rows, (before, after), strict=True)]
     yield Table(header, rows)
 
 
+def _partial(*sides: Numbers) -> bool:
+    """Return whether the figures of a side leave out rows that have no score."""
+    return any(side["scored"] != side["n"] for side in sides)
+
+
+def _scored(side: Numbers) -> str:
+    return f"{side['scored']:,.0f} of {side['n']:,.0f}"
+
+
+def _left_out(before: Numbers, after: Numbers) -> str:
+    """Return a sentence on the rows that the figures leave out, or nothing."""
+    if not _partial(before, after):
+        return ""
+    return (
+        f" Rows without a score are left out: {_scored(before)} rows have one under the first "
+        f"template, {_scored(after)} under the best."
+    )
+
+
 def _evolution(
-    evolution: Sequence[tuple[int, float]], objective: str, weights: Any
+    evolution: Sequence[tuple[int, float]], objective: str, coverage: float | None, weights: Any
 ) -> Iterator[Block]:
     finite = [value for _, value in evolution if np.isfinite(value)]
     if not finite:
@@ -239,6 +276,12 @@ def _evolution(
         f"when better: {finite[0]:.4g} at first, {min(finite):.4g} at its lowest, each measured in "
         "its step's own inner run."
         + (f" Not drawn, for want of a finite objective: {missing:,}." if missing else "")
+        + (
+            f" It leaves out examples without a score, of which a template had up to "
+            f"{100 * (1 - coverage):.3g} %."
+            if coverage is not None and coverage < 1
+            else ""
+        )
     )
     more = " Below: the criteria weights of the best template so far." if weights else ""
     yield Figure("figures/evolution.png", f"Objective of each template tried.{more}")

@@ -42,7 +42,8 @@ class EvolutionReport(Report):
         """Return the template tried, its loss, and the best one so far."""
         log = judged(self.problem.open_to_search(inner["log"]))
         loss = outer_loss(self.problem.objective, *arrays(log)) if log else float("inf")
-        return {"tried": inner["template"], "loss": loss, "best": outer}
+        coverage = len(judged(inner["log"])) / max(len(inner["log"]), 1)
+        return {"tried": inner["template"], "loss": loss, "coverage": coverage, "best": outer}
 
     def deliver(self, outer: str, inner: dict[str, Any], snapshots: Snapshots, folder: Path) -> str:
         """Write the calibrated judge with its report; return what a person wants to know first.
@@ -72,6 +73,7 @@ class EvolutionReport(Report):
                 folder, (first, outer), fitting, testing,
                 [(step, float(s["loss"])) for step, s in snapshots], provenance,
                 objective=problem.objective, weights=_weights(s["best"] for _, s in snapshots),
+                coverage=min((s["coverage"] for _, s in snapshots), default=None),
             )  # fmt: skip
         return summary(problem.client, first, outer, written)
 
@@ -105,6 +107,7 @@ class CalibrationReport(Report):
                 "left out as ambiguous": f"{problem.data.ambiguous:,} responses",
             },
             objective=problem.objective, weights=_weights(_best_so_far(tried)), seed=problem.seed,
+            coverage=min((t["coverage"] for t in tried), default=None),
             criteria=judge.criteria.to_dict() if isinstance(judge, CriteriaJudge) else None,
         )  # fmt: skip
         return summary(problem.client, *templates, written, self._measured(outer))
@@ -113,10 +116,14 @@ class CalibrationReport(Report):
         before, after = (held_out_metrics(self.problem, t) for t in (self.problem.template, best))
         same = best == self.problem.template
         lines = [f"held out, {'first template' if same else 'first -> best template'}:"]
+        shares = [f"{100 * side['coverage']:.3g} %" for side in (before, after)]
+        on = shares[0] if same else " -> ".join(shares)
+        partial = min(before["coverage"], after["coverage"]) < 1
+        beside = f"  on the {on} of responses with a score" if partial else ""
         for name in ("auroc", "brier", "calibrated_brier", "kappa", "alignment", "success"):
             if name in before and name in after:
                 change = "" if same else f" -> {after[name]:.3f}"
-                lines.append(f"    {name:<18}{before[name]:.3f}{change}")
+                lines.append(f"    {name:<18}{before[name]:.3f}{change}{beside}")
         return lines
 
 

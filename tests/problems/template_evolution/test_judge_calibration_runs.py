@@ -121,6 +121,21 @@ def test_a_run_delivers_a_calibrated_judge_and_shows_no_response(
     assert_no_response_in(tmp_path / "run")
 
 
+def test_a_run_says_what_failed_and_on_how_many_responses_its_figures_are(
+    data: Solutions, tmp_path: Path
+) -> None:
+    lm = Paid(by_length, fails=lambda text: "7: add" in text)
+    problem = make(data, judge=lm, client=partial(Client, limits={"lm_calls": 9999}))
+    engine = run(problem, 2)
+    said = problem.report.deliver(engine.optimizer.solution, engine.inner, [], tmp_path)
+    failed = problem.client.failed["rejected"]
+    assert failed > 0
+    assert f"requests: {len(lm.asked):,}, of which {failed} failed (rejected {failed})" in said
+    figures = [line for line in said.splitlines() if line.startswith("    auroc")]
+    assert len(figures) == 1
+    assert "% of responses with a score" in figures[0]
+
+
 def assert_no_response_in(folder: Path) -> None:
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 4

@@ -151,6 +151,33 @@ def test_table_sets_first_and_best_side_by_side(written):
     assert "Not drawn, for want of a finite objective: 1." in text
 
 
+def test_partial_coverage_is_said_beside_every_figure(written):
+    text = (written[0] / "report.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    figures = [row for row in rows if re.search(r"\d\.\d{3} \(", row)]
+    assert len(figures) == 6 + 3
+    assert all(row.endswith((" 400 / 393 / 393 of 400 |", " 393 of 400 |")) for row in figures)
+    decisions = [row for row in rows if row.startswith(("| first |", "| best |"))]
+    assert [row.split("|")[-2].strip() for row in decisions] == ["400 of 400", "393 of 400"]
+    left_out = "400 of 400 rows have one under the first template, 393 of 400 under the best."
+    assert text.count(left_out) == 2, "after the verdict, and below the figure"
+
+
+def test_full_coverage_needs_no_words(judges, tmp_path):
+    outcomes, queries, first, _ = rows(1, n=80)
+    write_report(tmp_path, judges, held_out(outcomes, queries, first, first), EVOLUTION, {})
+    text = (tmp_path / "report.md").read_text()
+    assert "of 80" not in text
+    assert "left out:" not in text
+
+
+def test_the_objective_says_which_examples_it_leaves_out(judges, tmp_path):
+    for coverage, said in ((0.93, True), (1.0, False), (None, False)):
+        write_report(tmp_path, judges, held_out(*rows(1, n=80)), EVOLUTION, {}, coverage=coverage)
+        text = (tmp_path / "report.md").read_text()
+        assert ("of which a template had up to 7 %" in text) is said
+
+
 def test_no_row_is_in_the_report(written):
     for path in written[1]:
         assert b"query-" not in path.read_bytes()
