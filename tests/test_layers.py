@@ -21,7 +21,7 @@ ALLOWED = {
     "engine": set(),
     "estimators": {"engine"},
     "optimizers": {"engine"},
-    **{part: {"engine.tree", "engine.random"} for part in ("nn", "metrics")},
+    **{part: {"engine.tree", "engine.random", "files"} for part in ("nn", "metrics")},
     **{part: {"engine.tree", "engine.random", "files"} for part in ("data", "llm")},
     "runs": {"engine", "files", "report.figures"},
     "report": {"engine", "files", "runs.continuing", "runs.folder"},

@@ -81,11 +81,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _label(options: argparse.Namespace) -> None:
+    from metaopt.data.records import column_names
     from metaopt.problems.process_reward.data.formats import Renaming, harden, read, truncate, write
     from metaopt.problems.process_reward.labelling.answers import reference_answers
     from metaopt.problems.process_reward.labelling.rollouts import label_steps
 
-    renaming = Renaming(_columns(options.columns))
+    renaming = Renaming(column_names(options.columns))
     chains = read(options.solutions, options.format, renaming, not options.lenient)
     chains = chains[: options.limit]
     if options.answers:
@@ -114,15 +115,6 @@ def _label(options: argparse.Namespace) -> None:
         rows = [truncate(chain) for chain in labelled]
         write(options.stepwise, [harden(c) for c in rows] if options.hard else rows, "stepwise")
     print(_summary(labelled, options.folder))
-
-
-def _columns(words: Sequence[str]) -> dict[str, str]:
-    """Return {column: name in the source} of words COLUMN=NAME."""
-    pairs = [word.split("=", 1) for word in words]
-    wrong = [word for word, pair in zip(words, pairs, strict=True) if len(pair) < 2]
-    if wrong:
-        raise ValueError(f"--columns needs COLUMN=NAME, as in question=task; got {wrong[0]}.")
-    return dict(pairs)
 
 
 def _check_writable(folder: Path, argument: str) -> None:

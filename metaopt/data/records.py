@@ -102,6 +102,19 @@ def records(
     return (_renamed(record, columns) for record in every) if columns else every
 
 
+def column_names(words: Iterable[str]) -> dict[str, str]:
+    """Return {column: name in the source} of words COLUMN=NAME, as commands take them.
+
+    Raises:
+        ValueError: a word that is not of this form.
+    """
+    pairs = [(word, *word.partition("=")[::2]) for word in words]
+    for word, column, name in pairs:
+        if not column or not name:
+            raise ValueError(f"--columns needs COLUMN=NAME, as in question=task; got {word}.")
+    return {column: name for _, column, name in pairs}
+
+
 def grouped(mistakes: Iterable[tuple[str, str]], most: int = 10) -> str:
     """Return malformed rows (place, reason) as text: a line for each distinct reason.
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
+from metaopt.files.model_folder import refuse_adapter
 from metaopt.llm.authorisation import Authorisation, permit
 from metaopt.llm.chat import Message, Parameters, Reply, Request
 from metaopt.llm.errors import LMError, Rejected
@@ -43,7 +44,8 @@ class TransformersLM:
         authorisation: the permission to ask it, or its fields; the role target needs one.
 
     Raises:
-        ValueError: a number out of range, an unknown dtype, or a wrong authorisation.
+        ValueError: a number out of range, an unknown dtype, a folder with an adapter alone, or a
+            wrong authorisation.
     """
 
     deterministic = False
@@ -66,6 +68,7 @@ class TransformersLM:
                 f"TransformersLM needs batch_size >= 1 and wait >= 0; got batch_size={batch_size}, "
                 f"wait={wait}."
             )
+        refuse_adapter(path)
         self.authorisation = Authorisation.of(authorisation)
         self._path, self._device, self._dtype = path, device, dtype
         self._revision, self._seed = revision, seed

@@ -10,6 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from metaopt.files.model_folder import refuse_adapter
+
 SPECIAL = ("[PAD]", "[UNK]", "[STEP]")
 
 
@@ -25,6 +27,7 @@ def tokenizer_of(
     """
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
+    refuse_adapter(source)  # first, since an adapter brings no tokenizer
     named = source if tokenizer is None else tokenizer
     if isinstance(named, (str, Path)):
         return AutoTokenizer.from_pretrained(named)

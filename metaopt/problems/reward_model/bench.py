@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metaopt.data.records import column_names
 from metaopt.metrics.binary import wilson
 from metaopt.problems.reward_model.data.pair_sources import preferences
 from metaopt.problems.reward_model.model.scorer import Scorer, check_device
@@ -152,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _check_file(given.json)
         data = preferences(
             given.data,
-            {"section": given.section} if given.section else None,
+            column_names(given.columns),
             given.split,
             given.subset,
             malformed="report",
@@ -189,8 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="train", help="part of a data set of the hub")
     parser.add_argument("--subset", help="configuration of a data set of the hub")
     parser.add_argument(
-        "--section", help="column that names the part of a row (default: section, or subset)"
-    )
+        "--columns", nargs="+", metavar="COLUMN=NAME", default=[],
+        help="names in the data, such as chosen=better section=part",
+    )  # fmt: skip
     parser.add_argument("--chat", action="store_true", help="use the tokenizer's chat template")
     parser.add_argument("--batch", type=int, default=8, help="texts scored at once")
     parser.add_argument("--max-length", type=int, help="most tokens of a text")

@@ -197,6 +197,19 @@ MISTAKE = [
 ]
 
 
+PRM_BENCH = [
+    {
+        "idx": 7,
+        "question": "2 + 3, doubled?",
+        "original_process": ["5", "10"],
+        "modified_process": ["5", "11", "So 11."],
+        "error_steps": [2, 3],
+        "classification": "step_contradiction",
+    },
+    {"question": "q", "modified_process": ["a"], "error_steps": []},
+]
+
+
 OWN = [
     {
         "qid": "1",
@@ -227,6 +240,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "prm800k": PRM800K,
     "math_shepherd": MATH_SHEPHERD,
     "process_bench": PROCESS_BENCH,
+    "prm_bench": PRM_BENCH,
     "bigbench_mistake": MISTAKE,
     "solution": SOLUTIONS,
 }

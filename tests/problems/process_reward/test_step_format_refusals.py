@@ -104,15 +104,23 @@ def broken(name: str, change: dict[str, Any]) -> dict[str, Any]:
         ("dreamprm15_meta", {"conversations.3.value": "-"}, "answers '+' at every step"),
         ("stepwise", {"labels": [True]}, "got 1 for 2 completions"),
         ("stepwise", {"labels": ["yes", True]}, "'labels' must be in [0, 1]"),
-        ("prm800k", {"question": "q"}, "'question' must be an object"),
+        ("prm800k", {"question": "q"}, "its columns are those of no format"),
         ("prm800k", {"label.steps.1": 3}, "label.steps[1]: must be an object"),
         ("prm800k", {"label.steps.1.completions.0.rating": 2}, "completion 0 must have a rating"),
         ("prm800k", {"label.steps.1.completions.0.rating": []}, "completion 0 must have a rating"),
         ("prm800k", {"label.steps.1.chosen_completion": 1}, "none of the 1 completions"),
         ("math_shepherd", {"label": "+"}, "no + or - at tag 0 of 3"),
         ("math_shepherd", {"input": "x", "label": "x"}, "must have a step"),
-        ("process_bench", {"label": 3}, "'label' must be -1 or a step's index, 0 to 2; got 3"),
+        (
+            "process_bench",
+            {"label": 3},
+            "'label' must be -1 or a step's index, 0 to 2; got 3, "
+            "which is none; are the steps counted from 1?",
+        ),
         ("process_bench", {"label": None}, "got None"),
+        ("prm_bench", {"error_steps": [0]}, "must list steps, 1 to 3; got [0]"),
+        ("prm_bench", {"error_steps": [4]}, "must list steps, 1 to 3; got [4]"),
+        ("prm_bench", {"error_steps": 2}, "'error_steps' must be a list; got 2"),
         ("process_bench", {"id": 1.5}, "'id' must be a text or a number"),
         ("bigbench_mistake", {"mistake_index": -1}, "must be None or a step's index"),
         ("bigbench_mistake", {"answer": 3}, "'answer' must be a text; got 3"),
@@ -134,3 +142,35 @@ def test_a_math_shepherd_label_of_another_text_is_named(tmp_path: Path) -> None:
     row = {**MATH_SHEPHERD[0], "label": MATH_SHEPHERD[0]["label"].replace("bags", "bugs")}
     with pytest.raises(ValueError, match="the text of 'input'"):
         read(put(tmp_path / "a.json", [row]))
+
+
+@pytest.mark.parametrize(
+    ("row", "says", "not_said"),
+    [
+        ({"question": "q", "label": 1}, "no format: question, label. Nearest: ", "prm800k"),
+        (
+            {"problem": "q", "steps": ["a", "b"], "label": [1, 0]},
+            "stepwise (prompt, completions, labels), by columns={prompt: problem, completions: "
+            "steps, labels: label}",
+            "label), by columns={label: label}",
+        ),
+        (
+            {"question": "q", "steps": ["a", "b"], "values": [0.9, 0.1]},
+            "chain (prompt, steps, step_label), by columns={prompt: question, step_label: values}",
+            "by columns={label: values}",
+        ),
+        (
+            {"task": "q", "input": "x", "steps": ["a"], "first_error": 0},
+            "bigbench_mistake (input, steps, mistake_index), by columns={mistake_index: "
+            "first_error}",
+            "prm800k",
+        ),
+    ],
+)
+def test_a_row_of_no_format_is_told_which_could_read_it(
+    row: dict[str, Any], says: str, not_said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="its columns are those of no format") as error:
+        read(put(tmp_path / "a.json", [row]))
+    assert says in str(error.value)
+    assert not_said not in str(error.value)

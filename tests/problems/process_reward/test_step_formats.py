@@ -15,6 +15,7 @@ from published_rows import (
     MATH_SHEPHERD,
     MISTAKE,
     PRM800K,
+    PRM_BENCH,
     PROCESS_BENCH,
     QUESTION,
     ROWS,
@@ -212,3 +213,25 @@ def test_published_chains_survive_trls_format(tmp_path: Path) -> None:
     assert [(c.prompt, c.steps, c.labels) for c in again] == [
         (c.prompt, c.steps, c.labels) for c in chains
     ]
+
+
+def test_prm_bench_counts_its_wrong_steps_from_one(tmp_path: Path) -> None:
+    first, second = read(put(tmp_path / "a.json", PRM_BENCH))
+    assert first.steps == ("5", "11", "So 11.")
+    assert first.labels == (1.0, 0.0, 0.0)
+    assert (first.qid, first.domain) == ("7", "step_contradiction")
+    assert second.labels == (1.0,)
+
+
+@pytest.mark.parametrize("labels", ["[1, 0]", "[True, False]", "[1.0, 0.0]"])
+def test_lists_in_csv_are_read_as_json_and_as_python_write_them(
+    labels: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.csv"
+    for steps in ('"[""a, b"", ""it\'s""]"', '"[\'a, b\', ""it\'s""]"'):
+        path.write_text(f'prompt,completions,labels\nq,{steps},"{labels}"\n')
+        (chain,) = read(path)
+        assert chain.steps == ("a, b", "it's")
+        assert chain.labels == (1.0, 0.0)
+    path.write_text('problem,steps,label\nq,"[""a"", ""b""]",1\nq,"[""a""]",-1\n')
+    assert [chain.labels for chain in read(path)] == [(1.0, 0.0), (1.0,)]

@@ -219,3 +219,33 @@ def test_llmbar_is_read_whole(shared: Path) -> None:
         row = json.loads((shared / f"{pair.section}.json").read_text())[pair.row - 1]
         assert pair.chosen[0].content == row[f"output_{row['label']}"]
         assert pair.rejected[0].content == row[f"output_{3 - row['label']}"]
+
+
+def test_judge_bench_names_the_better_answer(tmp_path: Path) -> None:
+    row = {"question": "q", "response_A": "a", "response_B": "b"}
+    labels = ["A>B", "B>A", "A=B"]
+    path = write(tmp_path / "a.jsonl", *({**row, "label": label} for label in labels))
+    result = preferences(path)
+    assert [p.chosen[0].content for p in result.pairs] == ["a", "b"]
+    assert [p.prompt[0].content for p in result.pairs] == ["q", "q"]
+    assert len(result.ties) == 1
+
+
+def test_alternatives_of_rm_bench_are_pairs_and_no_dialogue(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": ["a", "b", "c"], "rejected": ["x", "y", "z"]}
+    result = preferences(write(tmp_path / "a.jsonl", row))
+    assert {(p.chosen, p.rejected) for p in result.pairs} == {
+        (good, bad) for good in "abc" for bad in "xyz"
+    }
+
+
+def test_dialogues_in_csv_are_read_as_dialogues(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    sides = [json.dumps([USER, said]).replace('"', '""') for said in (GOOD, BAD)]
+    path.write_text(f'chosen,rejected\n"{sides[0]}","{sides[1]}"\n"[""a""]","[1]"\n')
+    dialogues, texts = preferences(str(path)).pairs
+    expected = preferences(
+        write(tmp_path / "b.jsonl", {"chosen": [USER, GOOD], "rejected": [USER, BAD]})
+    )
+    assert dialogues[:3] == expected.pairs[0][:3]
+    assert texts[:3] == ("", '["a"]', "[1]")  # lists that are no dialogue are texts

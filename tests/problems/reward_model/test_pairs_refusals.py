@@ -44,6 +44,26 @@ from metaopt.problems.reward_model.data.pair_sources import SHARED, preferences
         ({"instruction": " ", "response1": "a", "response2": "b"}, "'instruction' is empty"),
         ({"input": "i", "output_1": "a", "output_2": "b", "label": 0}, "'label' must be 1 or 2"),
         ({"input": "i", "output_1": "a", "output_2": "a", "label": 1}, "are equal"),
+        ({"question": "q", "response_A": "a", "response_B": "b", "label": "A"}, "must be A>B, B>A"),
+        ({"question": "q", "response_A": "a", "label": "A>B"}, "'response_B' is missing"),
+        # Texts alone do not say whose turn each is.
+        ({"prompt": "p", "chosen": [["a", "b"]], "rejected": [["c"]]}, "list of {role, content}"),
+        ({"prompt": ["p", "q"], "chosen": "a", "rejected": "b"}, "'prompt' must be a text or a"),
+        # A side without an answer.
+        ({"chosen": [USER, GOOD, USER], "rejected": [USER, BAD]}, "'chosen' must end with the"),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD, USER]}, "'rejected' must end with the"),
+        (
+            {
+                "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c",
+                "rejected": "\n\nHuman: a\n\nAssistant: d",
+            },
+            "'chosen' must end with the assistant's turn",
+        ),
+        (
+            {"question": "q", "better": "a", "worse": "b"},
+            "columns={prompt: question, chosen: better, rejected: worse} gives the names",
+        ),
+        ({"prompt": "p", "responses": ["a", "b"]}, "Formats: chosen, rejected (and prompt); "),
     ],
 )
 def test_a_malformed_row_is_refused_or_reported_by_its_number(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from metaopt.engine.ranges import check_choices, check_ranges
+from metaopt.files.model_folder import refuse_adapter
 from metaopt.problems.process_reward.labelling.rollouts import digest
 
 SEPARATOR = "\n\n"
@@ -51,6 +52,7 @@ class GenerateCompletion:
         check_choices(self, dtype=("auto", "float32", "bfloat16", "float16"))
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        refuse_adapter(source)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(source, padding_side="left")
         if self._tokenizer.eos_token_id is None:
             raise ValueError(

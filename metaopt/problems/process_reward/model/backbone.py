@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from metaopt.files.model_folder import refuse_adapter
 from metaopt.problems.process_reward.model.checkpointed import checkpoint_layers
 
 Source = str | Path | Mapping[str, Any] | PretrainedConfig
@@ -167,6 +168,7 @@ class Backbone:
 
 def configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Return the source's configuration; a dict gets the tokenizer's vocabulary."""
+    refuse_adapter(source)
     if isinstance(source, (str, Path)):
         return AutoConfig.from_pretrained(source)
     if isinstance(source, PretrainedConfig):

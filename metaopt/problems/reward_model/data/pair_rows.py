@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
 from metaopt.data.row_texts import literal, writable
-from metaopt.problems.reward_model.data.dialogue import common_prompt
+from metaopt.problems.reward_model.data.dialogue import ASSISTANT, HUMAN, common_prompt
 from metaopt.problems.reward_model.data.pair import Message, Pair, Text, exchanged
+
+SYNONYMS = {
+    "prompt": {"question", "query", "instruction", "input", "problem", "context"},
+    "chosen": {"better", "preferred", "winner", "good", "positive", "accepted", "response_w"},
+    "rejected": {"worse", "dispreferred", "loser", "bad", "negative", "declined", "response_l"},
+}
+"""Names that columns of one meaning have elsewhere, for messages only."""
 
 COLUMNS = ("prompt", "chosen", "rejected", "margin", "strength", "section")
 """Columns of pairs. Chosen and rejected are needed; a source without `prompt` (or `messages`, the
@@ -35,9 +43,11 @@ def read(row: Any) -> Row:
 
     PandaLM: instruction, input, response1, response2, annotator1, ...: 0 for a tie, or 1 or 2.
     LLMBar: input, output_1, output_2, label: 1 or 2.
+    JudgeBench: question, response_A, response_B, label: A>B, B>A or, a tie, A=B.
     Pairs: TRL's columns, an answer plain text or a list of {role, content}. A list of texts, or of
-    lists of {role, content}, is several answers (as in RewardBench 2), each of which makes a pair
-    with each of the other side.
+    lists of {role, content}, is several answers (as in RewardBench 2 and RM-Bench), each of which
+    makes a pair with each of the other side. A text that is such a list in JSON, as csv has it, is
+    read as the list.
 
     Raises:
         ValueError: the row is malformed.
@@ -53,15 +63,30 @@ def read(row: Any) -> Row:
         return _pandalm(row)
     if "output_1" in row or "output_2" in row:
         return _llmbar(row)
+    if "response_A" in row or "response_B" in row:
+        return _judge_bench(row)
+    raise ValueError(_no_format(row))
+
+
+def _no_format(row: Mapping[str, Any]) -> str:
+    """Return which columns a row has, those of the formats, and how to rename them."""
     names = ", ".join(str(name)[:30] for name in list(row)[:10])
-    raise ValueError(
-        f"has no column 'chosen'; columns are {names}. columns={{chosen: NAME, rejected: NAME}} "
-        f"gives the names in the source"
+    given = {
+        column: next((name for name in row if str(name).lower() in alike), "NAME")
+        for column, alike in SYNONYMS.items()
+    }
+    renamed = ", ".join(f"{k}: {v}" for k, v in given.items() if k != "prompt" or v != "NAME")
+    return (
+        f"has no column 'chosen'; columns are {names}. Formats: chosen, rejected (and prompt); "
+        f"instruction, response1, response2, annotator1 (PandaLM); input, output_1, output_2, "
+        f"label (LLMBar); question, response_A, response_B, label (JudgeBench). "
+        f"columns={{{renamed}}} gives the names in the source"
     )
 
 
 def _answers(value: Any, column: str) -> list[Text]:
     """Return the answers of one side, at least one."""
+    value = _parsed(value)
     several = isinstance(value, (list, tuple)) and isinstance(next(iter(value), None), (str, list))
     answers = [_text(answer, column) for answer in (value if several else [value])]
     if not all(answers):
@@ -120,6 +145,14 @@ def _llmbar(row: Mapping[str, Any]) -> Row:
     return Row((pair if label == 1 else exchanged(pair),))
 
 
+def _judge_bench(row: Mapping[str, Any]) -> Row:
+    pair = _two_answers(row, ("response_A", "response_B"), "question")
+    label = row.get("label")
+    if label not in ("A>B", "B>A", "A=B", "B=A"):
+        raise ValueError("'label' must be A>B, B>A or A=B")
+    return Row((exchanged(pair) if label == "B>A" else pair,), tie="=" in label)
+
+
 def _two_answers(
     row: Mapping[str, Any], answers: tuple[str, str], question: str, more: str = ""
 ) -> Pair:
@@ -134,16 +167,26 @@ def _two_answers(
     return _checked(Pair((Message("user", "\n\n".join(asked)),), first, second), *answers)
 
 
+def _parsed(value: Any) -> Any:
+    """Return the list that a text in JSON stands for, where it is one of turns or of texts."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[{", '["', "[[")):
+        return value
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    turns = [turn for item in items for turn in (item if isinstance(item, list) else [item])]
+    spoken = (isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
+    return items if all(spoken) else value
+
+
 def _text(value: Any, column: str) -> Text:
+    value = _parsed(value)
     if not isinstance(value, (list, tuple)):
         return _said(value, column)
-    if all(isinstance(turn, str) for turn in value):
-        return tuple(
-            Message("assistant" if i % 2 else "user", _said(turn, column))
-            for i, turn in enumerate(value)
-        )
     for turn in value:
         if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+            # Texts alone do not say whose turn each is: they may as well be alternatives.
             raise ValueError(f"{column!r} must be a text or a list of {{role, content}}")
     return tuple(Message(turn["role"], _said(turn.get("content"), column)) for turn in value)
 
@@ -173,7 +216,19 @@ def _checked(pair: Pair, chosen: str, rejected: str) -> Pair:
     for words, column in ((first, chosen), (second, rejected)):
         if not words or not words[-1]:
             raise ValueError(f"{column!r} is empty")
+    for side, column in ((pair.chosen, chosen), (pair.rejected, rejected)):
+        if _last_role(pair.prompt, side) not in (None, "assistant"):
+            raise ValueError(f"{column!r} must end with the assistant's turn, its answer")
     return pair
+
+
+def _last_role(prompt: Text, side: Text) -> str | None:
+    """Return who speaks last, `None` in a text that is not of HH-RLHF's form."""
+    if not isinstance(side, str):
+        return side[-1].role
+    if not f"{prompt}{side}".startswith((HUMAN, ASSISTANT)):
+        return None
+    return "user" if side.rfind(HUMAN) > side.rfind(ASSISTANT) else "assistant"
 
 
 def _stripped(text: Text) -> str | tuple[str, ...]:

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from metaopt.files.model_folder import refuse_adapter
 from metaopt.nn.export import (
     check_scores,
     linear_head,
@@ -125,6 +126,7 @@ def load(source: str | Path) -> PreTrainedModel:
             random.
         OSError: there is no such folder or model.
     """
+    refuse_adapter(source)
     model: Any
     model, info = AutoModelForSequenceClassification.from_pretrained(
         source,

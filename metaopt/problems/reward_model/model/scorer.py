@@ -46,8 +46,8 @@ class Scorer:
         if batch < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"scoring needs batch, max_length >= 1; got {batch}, {max_length}.")
         check_device(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
         model: Any = load(source)
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
         if (
             not isinstance(model, RewardModel)
             and model.config.get_text_config().pad_token_id is None

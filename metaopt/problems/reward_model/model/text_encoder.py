@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from metaopt.engine.ranges import check_ranges
+from metaopt.files.model_folder import refuse_adapter
 from metaopt.problems.reward_model.model.reward_model import RewardModel
 from metaopt.problems.reward_model.model.tokens import read_texts
 
@@ -40,6 +41,7 @@ class TextEncoder:
     ) -> None:
         self.max_length, self.batch, self.device = max_length, batch, torch.device(device)
         check_ranges(self, "max_length >= 1", "batch >= 1")
+        refuse_adapter(source)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
             model = RewardModel.on(source, pooling)

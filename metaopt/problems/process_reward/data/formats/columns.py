@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import checked_text, shown, text
+from metaopt.data.row_texts import checked_text, literal, shown, text
 
 MISSING: Any = object()
 
@@ -51,11 +53,29 @@ def optional(row: Mapping[str, Any], column: str) -> str:
 
 
 def listed(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Sequence[Any]:
-    """Return a column with a list, or the default where it is missing or null."""
+    """Return a column with a list, or the default where it is missing or null.
+
+    A text that is a list in JSON or in Python, as csv has it, is that list.
+    """
+    value = row.get(column)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        row = {**row, column: _list_in(value)}
     items: Sequence[Any] = _checked(
         row, column, "a list", default, lambda value: isinstance(value, (list, tuple))
     )
     return items
+
+
+def _list_in(value: str) -> Any:
+    """Return the list that a text stands for, or the text."""
+    for parse in (json.loads, ast.literal_eval):  # pandas writes lists to csv as Python does
+        try:
+            items = parse(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(items, list):
+            return items
+    return value
 
 
 def texts(row: Mapping[str, Any], column: str, default: Any = MISSING) -> tuple[str, ...]:
@@ -103,13 +123,14 @@ def share(value: Any, name: str) -> float | None:
 
 def index(row: Mapping[str, Any], column: str, length: int, none: Any) -> int | None:
     """Return a column with a position in a list, or `None` for the value that means none."""
-    value = row.get(column, MISSING)
+    value = literal(row.get(column, MISSING))  # csv has only texts
     if value is none or (none is not None and value == none):
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < length:
+        hint = ", which is none; are the steps counted from 1?" if value == length else ""
         raise ValueError(
             f"{column!r} must be {none} or a step's index, 0 to {length - 1}; "
-            f"got {shown(row, column)}"
+            f"got {shown(row, column)}{hint}"
         )
     return value
 

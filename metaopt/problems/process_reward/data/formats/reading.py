@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from metaopt.problems.process_reward.data.formats.math_shepherd import from_math
 from metaopt.problems.process_reward.data.formats.prm800k import from_prm800k
 from metaopt.problems.process_reward.data.formats.step_lists import (
     from_bigbench_mistake,
+    from_prm_bench,
     from_process_bench,
     from_solution,
     from_stepwise,
@@ -35,7 +36,9 @@ SYNONYMS = (
     {"prompt", "question", "problem", "query", "input", "instruction"},
     {"steps", "completions", "solution", "response", "answer", "reasoning", "chain"},
     {"step_label", "label", "labels", "step_labels", "step_ok", "step_correct", "ratings",
-     "scores", "correct"},
+     "scores", "correct", "values", "value", "rewards"},
+    {"mistake_index", "first_error", "error_step", "error_index", "first_error_step",
+     "mistake_step", "error_steps"},
 )  # fmt: skip
 """Names that columns of one meaning have elsewhere; they rank formats in messages only."""
 
@@ -48,12 +51,19 @@ class Format(NamedTuple):
         parse: returns a row's chain, or its prefix of one.
         labels: whether its steps have labels.
         outcome: the column that says whether the final answer is right; "" for none.
+        kinds: {column: type} that a row must have, where the names alone are those of other data.
     """
 
     columns: tuple[str, ...]
     parse: Callable[[Mapping[str, Any]], Chain | Prefix]
     labels: bool = True
     outcome: str = ""
+    kinds: Mapping[str, type | tuple[type, ...]] = {}
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is of this format, by its columns."""
+        kinds = self.kinds.items()
+        return row.keys() >= set(self.columns) and all(isinstance(row[c], k) for c, k in kinds)
 
 
 FORMATS = {
@@ -65,9 +75,18 @@ FORMATS = {
     "dreamprm15": Format(("conversations",), from_dreamprm15),
     "dreamprm_meta": Format(("input", "true_false"), from_dreamprm_meta, False, "true_false"),
     "stepwise": Format(("prompt", "completions", "labels"), from_stepwise),
-    "prm800k": Format(("question", "label"), from_prm800k, outcome="label.finish_reason"),
+    "prm800k": Format(
+        ("question", "label"),
+        from_prm800k,
+        outcome="label.finish_reason",
+        kinds={"question": Mapping, "label": Mapping},
+    ),
+    "prm_bench": Format(("question", "modified_process", "error_steps"), from_prm_bench),
     "process_bench": Format(
-        ("problem", "steps", "label"), from_process_bench, outcome="final_answer_correct"
+        ("problem", "steps", "label"),
+        from_process_bench,
+        outcome="final_answer_correct",
+        kinds={"label": (int, float, str, type(None))},
     ),
     "bigbench_mistake": Format(
         ("input", "steps", "mistake_index"), from_bigbench_mistake, outcome="answer and target"
@@ -138,25 +157,30 @@ def _parse(row: Any, format: str | None) -> Chain | Prefix:
     if not isinstance(row, Mapping):
         raise ValueError("is no object; a row is {column: value}")
     if format is None:
-        fits = (name for name, form in FORMATS.items() if set(form.columns) <= row.keys())
-        format = next(fits, None)
+        format = next((name for name, form in FORMATS.items() if form.fits(row)), None)
     if format is None:
         columns = ", ".join(map(str, row)) or "none"
         raise ValueError(
-            f"its columns are those of no format: {columns:.200}. Nearest: {_nearest(row.keys())}"
+            f"its columns are those of no format: {columns:.200}. Nearest: {_nearest(row)}"
         )
     return FORMATS[format].parse(row)
 
 
-def _nearest(columns: Collection[str]) -> str:
-    """Return the three formats that share the most columns with these, and how to read them so."""
+def _nearest(row: Mapping[str, Any]) -> str:
+    """Return the three formats that share the most columns with a row, and how to read it so."""
 
     def names(form: Format) -> dict[str, str]:
-        """Return {column of the format: the same, or a synonym, among these columns}."""
-        same = {column: column for column in form.columns if column in columns}
+        """Return {column of the format: the same, or a synonym, among the row's columns}."""
+
+        def legal(column: str, name: str) -> bool:
+            return isinstance(row[name], form.kinds.get(column, object))
+
+        same = {
+            column: column for column in form.columns if column in row and legal(column, column)
+        }
         for column in form.columns:
             alike = next((group for group in SYNONYMS if column in group), set())
-            free = [x for x in columns if x in alike and x not in same.values()]
+            free = [x for x in row if x in alike and x not in same.values() and legal(column, x)]
             if column not in same and free:
                 same[column] = free[0]
         return same

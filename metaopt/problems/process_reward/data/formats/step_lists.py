@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import flag, text
+from metaopt.data.row_texts import flag, shown, text
 from metaopt.problems.process_reward.data.formats.chain import Chain, refuse
 from metaopt.problems.process_reward.data.formats.columns import (
     identifier,
@@ -85,6 +85,32 @@ def from_process_bench(row: Mapping[str, Any]) -> Chain:
         qid=name,
         domain=source[1] if source else "",
         policy=optional(row, "generator"),
+    )
+
+
+def from_prm_bench(row: Mapping[str, Any]) -> Chain:
+    """Return the chain of a row of PRMBench (Song et al., ACL 2025): the modified solution.
+
+    `error_steps` lists the wrong steps, counted from 1; the others are right. An empty list is a
+    solution without a wrong step.
+
+    Raises:
+        ValueError: says which column is malformed.
+    """
+    steps = texts(row, "modified_process")
+    wrong = listed(row, "error_steps")
+    if any(isinstance(x, bool) or x not in range(1, len(steps) + 1) for x in wrong):
+        raise ValueError(
+            f"'error_steps' must list steps, 1 to {len(steps)}; got {shown(row, 'error_steps')}"
+        )
+    labels = tuple(float(number not in wrong) for number in range(1, len(steps) + 1))
+    name = row.get("idx", row.get("id"))
+    return Chain(
+        text(row, "question"),
+        steps,
+        labels,
+        qid="" if name is None else identifier({"idx": name}, "idx"),
+        domain=optional(row, "classification"),
     )
 
 
