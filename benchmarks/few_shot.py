@@ -85,7 +85,7 @@ def main() -> None:
         ("Implicit(20)", Proximal(), Implicit(solve, 20, any_start=True, tasks=TASKS)),
     ):
         calls = {way: call(problem, estimator, way == "loop") for way in ("loop", "together")}
-        compare(f"{name}, {TASKS} tasks of 1,761 parameters", calls, 5)
+        compare(f"{name}, {TASKS} tasks of 1,760 parameters", calls, 5)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ class FirstOrder(TaskAverage):
         super().check(loop)
         _check_fork(loop)
 
-    def one(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
-    ) -> Result:
+    def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the adapted state and its outer gradient."""
         inner = loop.run(outer, inner, key, self.inner_steps)
         value, v, direct = outer_gradients(loop, outer, inner, key)

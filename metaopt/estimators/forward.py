@@ -60,9 +60,7 @@ class Forward(TaskAverage):
         super().check(loop)
         _basis(loop.problem.init_outer(generator(0)))
 
-    def one(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
-    ) -> Result:
+    def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through all of them."""
         basis = _basis(outer)
         tangents = _start_tangents(loop, outer, inner, key, basis)

@@ -36,7 +36,7 @@ class Implicit(TaskAverage):
             does not depend on it: g has a proximal term, and K steps reach the solution (iMAML,
             Rajeswaran et al., NeurIPS 2019). Without it such a problem is refused.
         tasks: number B of tasks whose hypergradients are averaged, >= 1; see `Unroll`. Each has a
-            solve of its own.
+            solve of its own, from a cold start.
 
     Cost: K gradients, then 2 more and the solver's products plus one (a product on the retained
     graph costs about 2.1 gradients; see benchmarks/README.md).
@@ -68,24 +68,20 @@ class Implicit(TaskAverage):
         self.carries_optimizer = self.needs_stationarity
         self._solver: dict[str, Any] = {}
 
-    def one(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
-    ) -> Result:
+    def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the implicit hypergradient there."""
-        return self._solved(loop, outer, loop.run(outer, inner, key, self.inner_steps), key, task)
+        return self._solved(loop, outer, loop.run(outer, inner, key, self.inner_steps), key)
 
     def together(self, batch: MetaBatch, outer: Tree, key: int) -> Result:
         """Return the same for all tasks: steps together, then solves one after the other."""
         inner = batch.run(outer, batch.start(outer, None, key), key, self.inner_steps)
         results = [
-            self._solved(batch.loop, outer, tree.clone(batch.task(inner, i)), task_key(key, i), i)
+            self._solved(batch.loop, outer, tree.clone(batch.task(inner, i)), task_key(key, i))
             for i in batch.indices()
         ]
         return results[0][0], mean_feedback([feedback for _, feedback in results])
 
-    def _solved(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int
-    ) -> Result:
+    def _solved(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return a state and the implicit hypergradient there."""
         value, v, direct = outer_gradients(loop, outer, inner, key)
         draw = loop.solve_draw(inner, key, self.inner_steps)
@@ -98,9 +94,9 @@ class Implicit(TaskAverage):
                 optimizer = loop.optimizer(phi, max(inner.step - 1, 0))
                 slope = optimizer.stationary_gradient(theta, slope)
             product = _Product(slope, theta)
-            last = self._solver if self.tasks == 1 else self._solver.get(str(task), {})
-            q, last, metrics = self.solve(product, v, last, fold(key, "solve"))
-            self._solver = last if self.tasks == 1 else {**self._solver, str(task): last}
+            q, last, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
+            # The solution of one task is no start for the next one's.
+            self._solver = last if self.tasks == 1 else {}
             cross = tree.like(phi, pull_back(slope, list(phi.values()), q))
         grad = tree.add(direct, cross, -1.0)
         gradients, hvps = self.inner_steps + 2, product.calls + 1

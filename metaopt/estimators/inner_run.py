@@ -13,10 +13,10 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.hyperparameters import learned
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.optimizer_check import optimizers, refuse_learned
 
 Result = tuple[GradientState, Feedback]
 """The inner state after a run, and what it says about phi."""
@@ -74,9 +74,9 @@ class InnerRun:
                 _refuse_state(loop, name, phi, start)
             if self.differentiates_inner and not forks:
                 _refuse_unconnected(loop, name, phi, start, self.inner_steps)
-            for optimizer in _optimizers(loop, phi, self.inner_steps):
+            for optimizer in optimizers(loop, phi, self.inner_steps):
                 if not self.carries_optimizer:
-                    _refuse_learned(loop, name, optimizer)
+                    refuse_learned(loop, name, optimizer)
                 if self.needs_stationarity:
                     optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
 
@@ -180,35 +180,6 @@ def _refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientS
             )
 
 
-def _optimizers(loop: InnerLoop, phi: Tree, steps: int) -> list[InnerOptimizer]:
-    """Return how the first and the last step of a run are taken.
-
-    Raises:
-        ValueError: they are not of one kind, with the same moments.
-    """
-    first, *last = (loop.optimizer(phi, k) for k in dict.fromkeys((0, max(steps - 1, 0))))
-    probe = {"probe": torch.zeros(1)}
-    for other in last:
-        if type(other) is not type(first) or other.init(probe).keys() != first.init(probe).keys():
-            raise ValueError(
-                f"{type(loop.problem).__name__}.inner_optimizer returns {type(other).__name__} "
-                f"with {', '.join(other.init(probe)) or 'no moments'} for step {steps - 1}, and "
-                f"{type(first).__name__} with {', '.join(first.init(probe)) or 'no moments'} for "
-                f"the first: they must be the same in all steps."
-            )
-    return [first, *last]
-
-
-def _refuse_learned(loop: InnerLoop, estimator: str, optimizer: InnerOptimizer) -> None:
-    """Raise a `ValueError` if phi decides a hyperparameter of the inner optimizer."""
-    for name in learned(optimizer):
-        raise ValueError(
-            f"{estimator} does not differentiate the inner optimizer, and "
-            f"{type(loop.problem).__name__}.inner_optimizer makes {name} of the outer variable: "
-            f"its derivative would be missing. Use estimator=unroll, forward or one_step."
-        )
-
-
 def _refuse_unconnected(
     loop: InnerLoop, estimator: str, phi: Tree, inner: GradientState, steps: int
 ) -> None:
@@ -224,7 +195,7 @@ def _refuse_unconnected(
     draws.append(loop.solve_draw(inner, 0, steps))
     losses = [partial(loop.inner_value, phi, inner.at(inner.params), draw) for draw in draws]
     losses.append(partial(loop.outer_value, phi, inner, loop.outer_draw(inner, 0)))
-    if any(learned(optimizer) for optimizer in _optimizers(loop, phi, steps)):
+    if any(learned(optimizer) for optimizer in optimizers(loop, phi, steps)):
         return  # who does not carry this refuses it
     if any(_reaches(loss(), phi) for loss in losses):
         return

@@ -48,7 +48,9 @@ class TaskAverage(InnerRun):
         """Return the inner state of the first task, and the mean over tasks of what they say."""
         if self.tasks == 1:
             return self.one(loop, outer, inner, key)
-        batch = loop.meta_batches.setdefault(self.tasks, MetaBatch(loop, self.tasks))
+        if self.tasks not in loop.meta_batches:
+            loop.meta_batches[self.tasks] = MetaBatch(loop, self.tasks)
+        batch = loop.meta_batches[self.tasks]
         batch.outer_step = loop.outer_step
         if batch.runs:
             try:
@@ -58,13 +60,11 @@ class TaskAverage(InnerRun):
         results = []
         for i in batch.indices():
             start = inner if i == 0 else loop.start(outer, None, task_key(key, i))
-            results.append(self.one(loop, outer, start, task_key(key, i), i))
+            results.append(self.one(loop, outer, start, task_key(key, i)))
         return results[0][0], mean_feedback([feedback for _, feedback in results])
 
     @abstractmethod
-    def one(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
-    ) -> Result:
+    def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after one task's run, and what it says about phi."""
 
     def together(self, batch: MetaBatch, outer: Tree, key: int) -> Result:

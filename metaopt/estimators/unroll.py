@@ -22,7 +22,8 @@ class Unroll(TaskAverage):
     """Exact derivative of F(phi, u_K(... u_1(theta_0))) through the actual inner optimizer.
 
     dF/dphi + sum_k (dF/dtheta_K) (du_K/dtheta ... du_{k+1}/dtheta) du_k/dphi,
-    for SGD, momentum, Adam and AdamW with schedules and clipping. A theta_0 that copies
+    for SGD, momentum, Adam and AdamW with schedules and clipping, their rates and other
+    hyperparameters included where they are made of phi. A theta_0 that copies
     phi (`warm_start=False`) is differentiated through as well, so that this is MAML; a warm start
     is held fixed. Scale: carries the inner learning rates.
 
@@ -75,9 +76,7 @@ class Unroll(TaskAverage):
             raise ValueError('Unroll reads memory_budget only with segments="auto".')
         self.carries_start = self.truncation == inner_steps
 
-    def one(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, task: int = 0
-    ) -> Result:
+    def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last of them."""
         head = self.inner_steps - self.truncation
         inner = loop.run(outer, inner, key, head)

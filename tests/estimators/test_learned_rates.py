@@ -379,3 +379,17 @@ def test_an_optimizer_of_another_kind_in_later_steps_is_refused():
     message = "SGD with momentum for step 3, and SGD with no moments for the first"
     with pytest.raises(ValueError, match=message):
         Unroll(STEPS).check(InnerLoop(Regression(make, PHI)))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda t: float(t.detach()), lambda t: t.detach(), lambda t: t.data, lambda t: 0 * 1.0]
+)
+def test_a_rate_that_is_read_without_its_derivative_is_named(read):
+    def make(outer, step):
+        return SGD(lr=read(outer["rate"]), momentum=outer["momentum"])
+
+    problem = Regression(make, PHI | {"rate": torch.tensor(0.1, dtype=torch.float64)})
+    for estimator in (Unroll(STEPS), OneStep(), Implicit()):
+        with pytest.raises(ValueError, match=r"reads outer\['rate'\], and no derivative leads"):
+            estimator.check(InnerLoop(problem))
+    EvolutionStrategies().check(InnerLoop(problem))

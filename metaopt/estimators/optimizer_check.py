@@ -1,0 +1,74 @@
+"""What estimators refuse of an inner optimizer that is made of phi."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metaopt.engine import tree
+from metaopt.engine.hyperparameters import learned
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.inner_optimizers import InnerOptimizer
+from metaopt.engine.protocols import Tree
+
+
+def optimizers(loop: InnerLoop, phi: Tree, steps: int) -> list[InnerOptimizer]:
+    """Return how the first and the last step of a run are taken.
+
+    Raises:
+        ValueError: they are not of one kind, with the same moments, or one of them reads phi and no
+            derivative leads from there to it.
+    """
+    made = [_made(loop, phi, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
+    first, last = (_kind(optimizer) for optimizer in (made[0], made[-1]))
+    if first != last:
+        raise ValueError(
+            f"{type(loop.problem).__name__}.inner_optimizer returns {last} for step {steps - 1}, "
+            f"and {first} for the first: they must be the same in all steps."
+        )
+    return made
+
+
+def _kind(optimizer: InnerOptimizer) -> str:
+    moments = ", ".join(optimizer.init({"": torch.zeros(1)})) or "no moments"
+    return f"{type(optimizer).__name__} with {moments}"
+
+
+def _made(loop: InnerLoop, phi: Tree, step: int) -> InnerOptimizer:
+    reads = _Reads(phi)
+    optimizer = loop.optimizer(reads, step)
+    ends = [t for t in tree.tensors(list(vars(optimizer).values())) if t.requires_grad]
+    for name in sorted(reads.names & phi.keys()):
+        (slope,) = (
+            torch.autograd.grad([t.sum() for t in ends], phi[name], allow_unused=True,
+                                retain_graph=True) if ends else (None,)
+        )  # fmt: skip
+        if slope is None:
+            raise ValueError(
+                f"{type(loop.problem).__name__}.inner_optimizer reads outer[{name!r}], and no "
+                f"derivative leads from it to the optimizer: look for float(), .item(), .data or "
+                f"detach(). A hyperparameter may be a tensor."
+            )
+    return optimizer
+
+
+class _Reads(dict[str, Tensor]):
+    """phi, and the names that are read of it one by one."""
+
+    def __init__(self, phi: Tree) -> None:
+        super().__init__(phi)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+def refuse_learned(loop: InnerLoop, estimator: str, optimizer: InnerOptimizer) -> None:
+    """Raise a `ValueError` if phi decides a hyperparameter of the inner optimizer."""
+    for name in learned(optimizer):
+        raise ValueError(
+            f"{estimator} does not differentiate the inner optimizer, and "
+            f"{type(loop.problem).__name__}.inner_optimizer makes {name} of the outer variable: "
+            f"its derivative would be missing. Use estimator=unroll, forward or one_step."
+        )
