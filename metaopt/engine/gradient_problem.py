@@ -39,6 +39,17 @@ class InnerTensors(dict[str, Tensor]):
     params: Tree
     state: dict[str, Any]
 
+    def with_constant_buffers(self) -> InnerTensors:
+        """Return the same with buffers off the graph: BatchNorm's running statistics as constants.
+
+        `Unroll` and `Forward` give a derivative through running statistics, and estimators that
+        cannot refuse a loss that reads them. A loss that calls its module with these defines that
+        there is none, as most papers do.
+        """
+        constant = InnerTensors({k: t if k in self.params else t.detach() for k, t in self.items()})
+        constant.params, constant.state = self.params, self.state
+        return constant
+
 
 @tree.tagged("gradient_state")
 class GradientState(NamedTuple):
@@ -62,25 +73,11 @@ class GradientState(NamedTuple):
     loss: Tensor
 
     def at(self, params: Tree) -> GradientState:
-        """Return the state at other parameters, with copies of the buffers for one evaluation."""
-        return self._replace(params=params, buffers=tree.clone(self.buffers))
+        """Return the state at other parameters, with copies of the buffers for one evaluation.
 
-
-def state_leaves(state: GradientState) -> GradientState:
-    """Return the state with all that a derivative flows through as new leaves of a graph."""
-    # The moments as well: theta of later steps depends on theta through them.
-    moments = {k: tree.leaves(v) for k, v in state.optimizer.items()}
-    problem_state = tree.map_tensors(tree.leaf, state.state)
-    return state._replace(params=tree.leaves(state.params), state=problem_state, optimizer=moments)
-
-
-def state_tensors(state: GradientState) -> list[Tensor]:
-    """Return what a derivative flows through: parameters, the problem's own state, moments.
-
-    In this order: F reads all but the moments, so its adjoint is the first part of the list.
-    """
-    floating = (t for t in tree.tensors(state.state) if t.is_floating_point())
-    return [*state.params.values(), *floating, *tree.tensors(state.optimizer)]
+        Copies of buffers that carry a derivative carry it too.
+        """
+        return self._replace(params=params, buffers=tree.map_tensors(torch.clone, self.buffers))
 
 
 def split_module(module: torch.nn.Module) -> tuple[Tree, Tree, Tree]:

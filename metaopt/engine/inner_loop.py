@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.engine import distributed, tree
+from metaopt.engine.buffers import carried_buffers, statistics
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState, InnerTensors
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import BilevelProblem, Feedback, Problem, Tree
@@ -86,6 +87,7 @@ class InnerLoop:
             `metaopt.engine.meta_batch`.
         updates_state: whether inner steps change the problem's own state.
         prepares_batches: whether the problem adds to its inner batches.
+        has_buffers: whether the problem's module has buffers.
     """
 
     def __init__(self, problem: GradientProblem) -> None:
@@ -95,6 +97,7 @@ class InnerLoop:
         # Where update_state is the base's, no step changes the state, and no estimator has to carry
         # or refuse its derivative.
         self.updates_state = type(problem).update_state is not GradientProblem.update_state
+        self.has_buffers = type(problem).init_buffers is not GradientProblem.init_buffers
         self.prepares_batches = type(problem).prepare_batch is not GradientProblem.prepare_batch
 
     def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
@@ -228,14 +231,14 @@ class InnerLoop:
             batch = self.batch(outer, inner, draw)
         # Dropout masks follow from the draw: a finite difference and a rebuilt segment evaluate the
         # loss of one step more than once.
-        with replay(fold(draw.key, "noise")):
+        with replay(fold(draw.key, "noise")), statistics(inner.buffers, inner.state):
             return scalar_loss(
                 self.problem.inner_loss(outer, self.tensors(inner), batch), "inner_loss"
             )
 
     def outer_value(self, outer: Tree, inner: GradientState, draw: Draw) -> Tensor:
         """Return F(phi, theta) on the outer batch and masks of `draw`; buffers are left alone."""
-        with replay(fold(draw.key, "outer noise")):
+        with replay(fold(draw.key, "outer noise")), statistics(inner.buffers, inner.state):
             copied = self.tensors(inner.at(inner.params))
             loss = self.problem.outer_loss(outer, copied, self.outer_batch(draw))
             return scalar_loss(loss, "outer_loss")
@@ -281,6 +284,8 @@ class InnerLoop:
         `loss` is reported with the state.
         """
         mean = distributed.mean(grads)
+        # A module that writes what it has computed in a buffer writes the graph of it, too.
+        inner = inner._replace(buffers=tree.detach(inner.buffers))
         return self.stepped(outer, self.step_params_(outer, inner, mean), loss)
 
     def step(self, outer: Tree, inner: GradientState, draw: Draw) -> GradientState:
@@ -310,6 +315,35 @@ class InnerLoop:
         optimizer = self.optimizer(outer, inner.step)
         optimizer.update_(inner.params, grads, inner.optimizer, inner.step)
         return inner
+
+    @cached_property
+    def carried_buffers(self) -> frozenset[str]:
+        """Names of the buffers through which a derivative leads to a loss one step on."""
+        # What a problem draws from torch's global generators here must not move those of the run.
+        with replay(0):
+            return carried_buffers(self)
+
+    def leaves(self, inner: GradientState) -> GradientState:
+        """Return the state with all that a derivative flows through as new leaves of a graph."""
+        # The moments as well: theta of later steps depends on theta through them.
+        return inner._replace(
+            params=tree.leaves(inner.params),
+            buffers={
+                k: tree.leaf(v) if k in self.carried_buffers else v
+                for k, v in inner.buffers.items()
+            },
+            state=tree.map_tensors(tree.leaf, inner.state),
+            optimizer={k: tree.leaves(v) for k, v in inner.optimizer.items()},
+        )
+
+    def differentiated(self, inner: GradientState) -> list[Tensor]:
+        """Return what a derivative flows through: parameters, problem's state, buffers, moments.
+
+        In this order: F reads all but the moments, so its adjoint is the first part of the list.
+        """
+        floating = (t for t in tree.tensors(inner.state) if t.is_floating_point())
+        buffers = (t for k, t in inner.buffers.items() if k in self.carried_buffers)
+        return [*inner.params.values(), *floating, *buffers, *tree.tensors(inner.optimizer)]
 
     def stepped(self, outer: Tree, inner: GradientState, loss: Tensor) -> GradientState:
         """Return the state whose parameters were stepped, with the problem's own state updated."""

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaopt.engine import tree
-from metaopt.engine.gradient_problem import Batch, GradientState, state_leaves
+from metaopt.engine.buffers import statistics
+from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.inner_loop import InnerLoop, scalar_loss, twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, generator, replay
@@ -74,6 +75,11 @@ class MetaBatch(InnerLoop):
     def frozen(self) -> Tree:
         """The weights that nobody trains."""
         return self.loop.frozen
+
+    @property
+    def carried_buffers(self) -> frozenset[str]:
+        """Names of the buffers through which a derivative leads to a loss one step on."""
+        return self.loop.carried_buffers
 
     def indices(self) -> Iterator[int]:
         """Yield the index of each task, with the task's own loop set to it."""
@@ -144,7 +150,8 @@ class MetaBatch(InnerLoop):
             return scalar_loss(value, name).reshape(())
 
         # Random numbers would be others than those of a task alone: vmap refuses them.
-        result: Tensor = vmap(one)(inner.params, inner.buffers, inner.state, *stacked)
+        with statistics(inner.buffers, inner.state):
+            result: Tensor = vmap(one)(inner.params, inner.buffers, inner.state, *stacked)
         return result
 
     def stepped_params(self, outer: Tree, inner: GradientState, grads: Tree) -> GradientState:
@@ -199,7 +206,7 @@ class MetaBatch(InnerLoop):
             start = self.start(phi, None, 0)
             try:
                 with torch.enable_grad(), twice_differentiable():
-                    self.step(phi, state_leaves(start), self.draw(start, 0, 0))
+                    self.step(phi, self.leaves(start), self.draw(start, 0, 0))
                     together = _slopes(self, phi, start, 0, self.tasks)
             except Exception:  # a mistake of the problem's own shows again in a loop over tasks
                 return False

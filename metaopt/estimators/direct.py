@@ -33,8 +33,9 @@ class Direct(InnerRun):
     """
 
     least_steps = 0
-    carries_state = True  # theta and the state are held fixed
+    carries_state = True  # theta, the state and buffers are held fixed
     carries_optimizer = True  # the same
+    misses_buffers_of = ()
     differentiates_inner = False
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:

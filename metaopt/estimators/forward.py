@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.gradient_problem import GradientState, state_leaves, state_tensors
+from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, generator
@@ -54,6 +54,7 @@ class Forward(TaskAverage):
     carries_start = True
     carries_state = True
     carries_optimizer = True
+    misses_buffers_of = ()
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
@@ -68,10 +69,11 @@ class Forward(TaskAverage):
             for k in range(self.inner_steps):
                 draw = loop.draw(inner, key, k)
                 inner, tangents = _push(loop, outer, inner, draw, basis, tangents)
-        # F depends on theta and on the problem's state, which come before the moments in a tangent.
-        phi, end = tree.leaves(outer), state_leaves(inner._replace(optimizer={}))
+        # F depends on all but the moments, which are the last in a tangent.
+        phi, end = tree.leaves(outer), loop.leaves(inner._replace(optimizer={}))
         loss = loop.outer_value(phi, end, loop.outer_draw(inner, key))
-        v, direct = tree.gradient(loss, {str(i): t for i, t in enumerate(state_tensors(end))}, phi)
+        ends = {str(i): t for i, t in enumerate(loop.differentiated(end))}
+        v, direct = tree.gradient(loss, ends, phi)
         through = torch.stack([_dot(v.values(), z) for z in tangents])
         parts = through.split([p.numel() for p in outer.values()])
         shaped = [r.view_as(p).to(p) for r, p in zip(parts, outer.values(), strict=True)]
@@ -103,9 +105,9 @@ def _start_tangents(
 ) -> list[list[Tensor]]:
     """Return Z_0 for each unit of phi: zero for a warm start and for moments."""
     if inner.step or loop.problem.warm_start:
-        return [[torch.zeros_like(t) for t in state_tensors(inner)] for _ in basis]
+        return [[torch.zeros_like(t) for t in loop.differentiated(inner)] for _ in basis]
     phi = tree.leaves(outer)
-    return _push_forward(state_tensors(loop.initial(phi, key)), list(phi.values()), basis)
+    return _push_forward(loop.differentiated(loop.initial(phi, key)), list(phi.values()), basis)
 
 
 def _push_forward(
@@ -139,11 +141,11 @@ def _push(
     basis: list[list[Tensor]], tangents: list[list[Tensor]],
 ) -> tuple[GradientState, list[list[Tensor]]]:  # fmt: skip
     """Return the state one step on, off the graph, and its tangents."""
-    phi, start = tree.leaves(outer), state_leaves(inner)
+    phi, start = tree.leaves(outer), loop.leaves(inner)
     end = loop.step(phi, start, draw)
-    inputs = [*phi.values(), *state_tensors(start)]
+    inputs = [*phi.values(), *loop.differentiated(start)]
     whole = [[*unit, *tangent] for unit, tangent in zip(basis, tangents, strict=True)]
-    pushed = _push_forward(state_tensors(end), inputs, whole)
+    pushed = _push_forward(loop.differentiated(end), inputs, whole)
     return tree.detach(end), pushed
 
 

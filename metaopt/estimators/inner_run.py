@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
+from metaopt.engine.buffers import buffer_path
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.hyperparameters import learned
 from metaopt.engine.inner_loop import InnerLoop
@@ -31,6 +32,8 @@ class InnerRun:
     Attributes:
         least_steps: smallest K.
         carries_state: whether the derivative of the problem's own state is in the result.
+        misses_buffers_of: what a module's buffers, such as BatchNorm's running statistics, may be
+            computed from without their derivative being in the result: theta, phi.
         differentiates_inner: whether g is differentiated in phi, which decisions of phi without a
             derivative would make wrong.
         carries_start: whether the derivative of a theta_0 made of phi is in the result.
@@ -43,6 +46,7 @@ class InnerRun:
 
     least_steps: ClassVar[int] = 1
     carries_state: ClassVar[bool] = False
+    misses_buffers_of: ClassVar[tuple[str, ...]] = ("theta", "phi")
     differentiates_inner: ClassVar[bool] = True
     carries_start: bool = False
     needs_stationarity: bool = False
@@ -61,7 +65,7 @@ class InnerRun:
         with replay(0):
             phi = tree.leaves(loop.problem.init_outer(generator(0)))
             start = loop.initial(phi, 0)
-            made = [*start.params.values(), *tree.tensors(start.state)]
+            made = tree.tensors([start.params, start.buffers, start.state])
             forks = not loop.problem.warm_start and any(t.requires_grad for t in made)
             start = tree.detach(start)
             if forks and not self.carries_start:
@@ -72,6 +76,8 @@ class InnerRun:
                 )
             if not self.carries_state and loop.updates_state:
                 _refuse_state(loop, name, phi, start)
+            if self.misses_buffers_of:
+                _refuse_buffers(loop, name, phi, start, self.misses_buffers_of)
             if self.differentiates_inner and not forks:
                 _refuse_unconnected(loop, name, phi, start, self.inner_steps)
             for optimizer in optimizers(loop, phi, self.inner_steps):
@@ -180,10 +186,27 @@ def _refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientS
             )
 
 
+def _refuse_buffers(
+    loop: InnerLoop, estimator: str, outer: Tree, inner: GradientState, sources: Sequence[str]
+) -> None:
+    """Raise a `ValueError` if a loss reads buffers that inner steps compute from the sources."""
+    path = buffer_path(loop, outer, inner, sources)
+    if path is not None:
+        source = "the parameters" if path.source == "theta" else "the outer variable"
+        raise ValueError(
+            f"{estimator} cannot carry the derivative of buffers: {path.loss} of "
+            f"{type(loop.problem).__name__} reads {path.buffer!r}, which inner steps compute from "
+            f"{source}. Use estimator=unroll or forward; or let the module use batch statistics "
+            f"(module.train()) in {path.loss}; or pass it inner.with_constant_buffers(), "
+            f"which defines that the buffers are constants."
+        )
+
+
 def _refuse_unconnected(
     loop: InnerLoop, estimator: str, phi: Tree, inner: GradientState, steps: int
 ) -> None:
-    """Raise a `ValueError` if no derivative leads from phi to g or to F; theta_0 has none.
+    """Raise a `ValueError` if no derivative leads from phi to F: by itself, or from phi to g and
+    from theta to F; theta_0 is not made of phi.
 
     A hypergradient that is zero for want of a path would leave phi where it is, and the run would
     look like one that has converged. A derivative that is zero in value is none of this.
@@ -194,12 +217,24 @@ def _refuse_unconnected(
     draws = [loop.draw(inner, 0, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
     draws.append(loop.solve_draw(inner, 0, steps))
     losses = [partial(loop.inner_value, phi, inner.at(inner.params), draw) for draw in draws]
-    losses.append(partial(loop.outer_value, phi, inner, loop.outer_draw(inner, 0)))
-    if any(learned(optimizer) for optimizer in optimizers(loop, phi, steps)):
-        return  # who does not carry this refuses it
-    if any(_reaches(loss(), phi) for loss in losses):
+    theta, state = tree.leaves(inner.params), tree.map_tensors(tree.leaf, inner.state)
+    after = inner._replace(params=theta, state=state)
+    after = after._replace(state=loop.updated_state(phi, after, inner.step + 1))
+    outer_loss = loop.outer_value(phi, after, loop.outer_draw(inner, 0))
+    if _reaches(outer_loss, phi.values()):
         return
     problem = type(loop.problem).__name__
+    if not _reaches(outer_loss, [*theta.values(), *tree.tensors(state)]):
+        raise ValueError(
+            f"{estimator} would return 0: no derivative leads from the inner parameters, or a "
+            f"state made of them, to outer_loss of {problem}. Look for a detach(), .item(), .data "
+            f"or torch.no_grad() in outer_loss and update_state, or use a black-box estimator "
+            f"(estimator=evolution_strategies)."
+        )
+    if any(learned(optimizer) for optimizer in optimizers(loop, phi, steps)):
+        return  # who does not carry this refuses it
+    if any(_reaches(loss(), phi.values()) for loss in losses):
+        return
     looked = ", ".join(f"{name} {tuple(t.shape)}" for name, t in phi.items())
     raise ValueError(
         f"{estimator} would return 0: no derivative leads from the outer variable ({looked}) to "
@@ -209,8 +244,9 @@ def _refuse_unconnected(
     )
 
 
-def _reaches(loss: Tensor, phi: Tree) -> bool:
-    if not loss.requires_grad:
+def _reaches(loss: Tensor, inputs: Iterable[Tensor]) -> bool:
+    leaves = [t for t in inputs if t.requires_grad]
+    if not (loss.requires_grad and leaves):
         return False
-    slopes = torch.autograd.grad(loss, list(phi.values()), allow_unused=True)
+    slopes = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
     return any(slope is not None for slope in slopes)

@@ -33,8 +33,8 @@ class OneStep(InnerRun):
     Cost: K + 1 gradients and one forward-mode evaluation of g (about 2 forward passes).
 
     Raises:
-        ValueError: from `check`, when theta_0 is made from phi (`warm_start=False`): this
-            derivative would miss it; use `Unroll`.
+        ValueError: from `check`, when theta_0 is made from phi (`warm_start=False`), or a buffer
+            that F reads is computed from phi: this derivative would miss it; use `Unroll`.
         NotImplementedError: from torch, when an operation of g has no forward-mode derivative;
             use `Unroll(1)` there.
 
@@ -51,6 +51,7 @@ class OneStep(InnerRun):
 
     carries_state = True
     carries_optimizer = True
+    misses_buffers_of = ("phi",)  # theta before the step, of which buffers are made, is fixed
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last."""
@@ -89,7 +90,7 @@ def take_step(
     phi = tree.leaves(outer)
     optimizer = loop.optimizer(phi, inner.step)
     new, moments = optimizer.update(inner.params, grads, inner.optimizer, inner.step)
-    moved = copied._replace(params=tree.detach(new), optimizer=tree.detach(moments))
+    moved = tree.detach(copied._replace(params=new, optimizer=moments))
     with torch.no_grad():
         after = loop.stepped(outer, moved, loss)
 

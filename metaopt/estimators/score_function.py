@@ -61,6 +61,7 @@ class ScoreFunction(InnerRun):
 
     differentiates_inner = False
     carries_optimizer = True
+    misses_buffers_of = ("phi",)  # theta before the step, of which buffers are made, is fixed
     memory = ("average",)
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.gradient_problem import GradientState, state_leaves, state_tensors
+from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
@@ -57,6 +57,7 @@ class Unroll(TaskAverage):
 
     carries_state = True
     carries_optimizer = True
+    misses_buffers_of = ()
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class Unroll(TaskAverage):
             return min(self.segments, self.truncation)
         if self.memory_budget is None:
             return math.isqrt(self.truncation)
-        step, state = _step_bytes(loop, phi, inner, key), _state_bytes(inner)
+        step, state = _step_bytes(loop, phi, inner, key), _state_bytes(loop, inner)
         peaks = [
             s * state + math.ceil(self.truncation / s) * step for s in range(1, self.truncation + 1)
         ]
@@ -127,18 +128,19 @@ def _reverse(
     starts = [tree.detach(inner)]
     for segment in segments[:-1]:
         for k in segment:
-            inner = tree.detach(loop.step(phi, state_leaves(inner), loop.draw(inner, key, k)))
+            inner = tree.detach(loop.step(phi, loop.leaves(inner), loop.draw(inner, key, k)))
         starts.append(inner)
 
     start, end = _graph(loop, phi, starts.pop(), key, segments[-1])
     loss = loop.outer_value(phi, end, loop.outer_draw(end, key))
     last, value = tree.detach(end), loss.detach()
-    grads, adjoint = _pull_back([loss], None, phi, start)
+    grads, adjoint = _pull_back([loss], None, phi, loop.differentiated(start))
     del loss, start, end  # the last references to the graph, before the next one is built
     for segment in reversed(segments[:-1]):
         start, end = _graph(loop, phi, starts.pop(), key, segment)
-        earlier, adjoint = _pull_back(state_tensors(end), adjoint, phi, start)
-        del start, end
+        ends, inputs = loop.differentiated(end), loop.differentiated(start)
+        earlier, adjoint = _pull_back(ends, adjoint, phi, inputs)
+        del start, end, ends, inputs
         grads = list(torch._foreach_add(grads, earlier))
     return last, value, grads, adjoint
 
@@ -147,7 +149,7 @@ def _through_start(
     loop: InnerLoop, phi: Tree, key: int, grads: list[Tensor], adjoint: list[Tensor]
 ) -> list[Tensor]:
     """Return dF/dphi plus the adjoint of theta_0 pulled back to the phi it was made of."""
-    start = state_tensors(loop.initial(phi, key))
+    start = loop.differentiated(loop.initial(phi, key))
     linked = [i for i, t in enumerate(start) if t.requires_grad]
     if not linked:
         return grads
@@ -162,17 +164,17 @@ def _graph(
     loop: InnerLoop, phi: Tree, start: GradientState, key: int, segment: range
 ) -> tuple[GradientState, GradientState]:
     """Return leaves at the start of a segment and the state at its end, on the graph."""
-    start = end = state_leaves(start)
+    start = end = loop.leaves(start)
     for k in segment:
         end = loop.step(phi, end, loop.draw(end, key, k))
     return start, end
 
 
 def _pull_back(
-    outputs: list[Tensor], adjoint: list[Tensor] | None, phi: Tree, start: GradientState
+    outputs: list[Tensor], adjoint: list[Tensor] | None, phi: Tree, start: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the adjoint of `outputs` with respect to phi and to the segment's start."""
-    inputs = [*phi.values(), *state_tensors(start)]
+    inputs = [*phi.values(), *start]
     linked = [i for i, t in enumerate(outputs) if t.requires_grad]
     grads = torch.autograd.grad(
         [outputs[i] for i in linked], inputs,
@@ -182,8 +184,9 @@ def _pull_back(
     return list(grads[: len(phi)]), list(grads[len(phi) :])
 
 
-def _state_bytes(state: GradientState) -> int:
-    tensors = [*state_tensors(state), *state.buffers.values()]
+def _state_bytes(loop: InnerLoop, state: GradientState) -> int:
+    buffers = (t for k, t in state.buffers.items() if k not in loop.carried_buffers)
+    tensors = [*loop.differentiated(state), *buffers]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -197,7 +200,7 @@ def _step_bytes(loop: InnerLoop, phi: Tree, inner: GradientState, key: int) -> i
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        end = loop.step(phi, state_leaves(inner), loop.draw(inner, key, 0))
-        for t in state_tensors(end):
+        end = loop.step(phi, loop.leaves(inner), loop.draw(inner, key, 0))
+        for t in loop.differentiated(end):
             count(t)
     return sum(sizes.values())

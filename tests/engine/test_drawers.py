@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call
 
 from metaopt.engine import Engine, tree
-from metaopt.engine.gradient_problem import GradientProblem, split_module, state_leaves
+from metaopt.engine.gradient_problem import GradientProblem, split_module
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
 from metaopt.engine.random import fold, generator
@@ -134,7 +134,7 @@ def test_steps_in_place_and_on_the_graph_are_equal_to_the_bit(optimizer):
     other = tree.clone(inner)
     for k in range(3):
         inner = loop.step_(outer, inner, loop.draw(inner, 7, k))
-        on_graph = loop.step(tree.leaves(outer), state_leaves(other), loop.draw(other, 7, k))
+        on_graph = loop.step(tree.leaves(outer), loop.leaves(other), loop.draw(other, 7, k))
         other = tree.detach(on_graph)
     assert inner.state["count"] == 3
     assert torch.equal(inner.params["w"], other.params["w"])

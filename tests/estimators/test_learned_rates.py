@@ -5,7 +5,6 @@ import torch
 
 from metaopt import SGD, Adam, AdamW, Cosine, GradientProblem, NormalizedSGD
 from metaopt.engine import tree
-from metaopt.engine.gradient_problem import state_leaves
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.estimators import (
     Direct,
@@ -173,7 +172,7 @@ def test_a_step_in_place_equals_one_on_the_graph(case):
     in_place = loop.run(outer, loop.start(outer, None, 0), 0, STEPS)
     inner = loop.start(outer, None, 0)
     for k in range(STEPS):
-        inner = tree.detach(loop.step(outer, state_leaves(inner), loop.draw(inner, 0, k)))
+        inner = tree.detach(loop.step(outer, loop.leaves(inner), loop.draw(inner, 0, k)))
     for name, param in in_place.params.items():
         assert torch.equal(param, inner.params[name])
 

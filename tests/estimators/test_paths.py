@@ -228,3 +228,21 @@ def test_names_that_would_hide_each_other_are_refused():
 
     with pytest.raises(ValueError, match="init_params returns 'w', and so do its buffers"):
         InnerLoop(Hidden()).start(Hidden().init_outer(None), None, 0)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATES)
+def test_an_average_without_a_derivative_is_refused_where_nothing_else_is_read(name):
+    class Averaged(Plain):
+        def init_state(self, outer, params):
+            return {"w": params["w"].clone()}
+
+        @torch.no_grad()
+        def update_state(self, outer, inner, step):
+            return {"w": inner.state["w"].lerp(inner["w"], 0.5)}
+
+        def outer_loss(self, outer, inner, batch):
+            return self.distance(inner.state, batch)
+
+    problem = Averaged(lambda phi, theta: (phi * theta).sum())
+    with pytest.raises(ValueError, match=r"reads one that update_state|would return 0: no deriv"):
+        DIFFERENTIATES[name].check(InnerLoop(problem))

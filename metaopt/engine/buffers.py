@@ -1,0 +1,182 @@
+"""The derivative of what a module writes in its buffers: BatchNorm's running statistics.
+
+torch updates them off the graph and reads them as constants. An inner step computes them from
+theta, and F in evaluation mode reads them: a path from phi to F of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from metaopt.engine import tree
+from metaopt.engine.protocols import Tree
+from metaopt.engine.random import generator
+
+if TYPE_CHECKING:
+    from metaopt.engine.gradient_problem import GradientState
+    from metaopt.engine.inner_loop import InnerLoop
+
+
+class RunningStatistics(TorchFunctionMode):
+    """Let `batch_norm` and `instance_norm` update and read running statistics on the graph.
+
+    For statistics that require a gradient, which torch's own functions refuse. Outputs and
+    statistics of training mode are those of torch to the bit.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        return _instance_norm(*args, **kwargs) if func is F.instance_norm else func(*args, **kwargs)
+
+
+def statistics(*states: Any) -> AbstractContextManager[object]:
+    """Return a block for a loss: `RunningStatistics` where a tensor requires a gradient."""
+    carried = any(t.requires_grad for t in tree.tensors(states))
+    return RunningStatistics() if carried else nullcontext()
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Return `torch.nn.functional.batch_norm`."""
+    if running_mean is None or running_var is None:
+        return F.batch_norm(input, None, None, weight, bias, training, momentum, eps)
+    if not training:
+        return _normalized(input, running_mean, running_var, weight, bias, eps)
+    values = running_mean.detach().clone(), running_var.detach().clone()
+    output = F.batch_norm(input, *values, weight, bias, True, momentum, eps)
+    var, mean = torch.var_mean(input, [0, *range(2, input.dim())])
+    _update(running_mean, mean, momentum, values[0])
+    _update(running_var, var, momentum, values[1])
+    return output
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Return `torch.nn.functional.instance_norm`."""
+    if running_mean is None or running_var is None:
+        return F.instance_norm(input, None, None, weight, bias, use_input_stats, momentum, eps)
+    if not use_input_stats:
+        return _normalized(input, running_mean, running_var, weight, bias, eps)
+    values = running_mean.detach().clone(), running_var.detach().clone()
+    output = F.instance_norm(input, *values, weight, bias, True, momentum, eps)
+    var, mean = torch.var_mean(input, [*range(2, input.dim())])
+    _update(running_mean, mean.mean(0), momentum, values[0])
+    _update(running_var, var.mean(0), momentum, values[1])
+    return output
+
+
+def _normalized(
+    input: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Return the input normalized by running statistics, with their derivative."""
+    # Whether they require one cannot be asked here: inside vmap tensors do not say.
+    shape = [1, -1, *(1 for _ in range(input.dim() - 2))]
+    output = (input - mean.view(shape)) * (var + eps).rsqrt().view(shape)
+    if weight is not None:
+        output = output * weight.view(shape)
+    return (output if bias is None else output + bias.view(shape)).to(input.dtype)
+
+
+def _update(running: Tensor, batch: Tensor, momentum: float, value: Tensor) -> None:
+    """Give running statistics a value, in place, and the derivative of their moving average."""
+    # The module updates them under no_grad as well: only its outputs are constants there.
+    with torch.enable_grad():
+        average = torch.lerp(running, batch.to(running.dtype), momentum)
+        running.copy_(value + (average - average.detach()))
+
+
+class BufferPath(NamedTuple):
+    """A derivative that leads through a buffer.
+
+    Args:
+        loss: which loss reads the buffer: inner_loss or outer_loss.
+        buffer: its name.
+        source: what an inner step computes it from: phi or theta.
+        computed: all buffers that a step computes from either.
+    """
+
+    loss: str
+    buffer: str
+    source: str
+    computed: frozenset[str]
+
+
+def buffer_path(
+    loop: InnerLoop, outer: Tree, inner: GradientState, sources: Sequence[str] = ("theta", "phi")
+) -> BufferPath | None:
+    """Return a path from phi or theta to a loss through a buffer, or `None`.
+
+    Args:
+        loop: the inner level.
+        outer, inner: where a step is taken; left as they are.
+        sources: where a path may start, of theta and phi.
+
+    Cost: two evaluations of g and one of F, and what of their derivatives leads to buffers.
+    """
+    if not any(t.is_floating_point() for t in inner.buffers.values()):
+        return None
+    leaves = {"phi": tree.leaves(outer), "theta": tree.leaves(inner.params)}
+    draw = loop.draw(inner, 0, 0)
+    at = inner.at(leaves["theta"])
+    with RunningStatistics():
+        loop.inner_value(leaves["phi"], at, draw)
+    computed = frozenset(k for k, t in at.buffers.items() if t.requires_grad)
+    if not computed:
+        return None
+    # Where the step ends, cut off from where it came from.
+    read = {k: tree.leaf(at.buffers[k]) for k in computed}
+    after = inner._replace(buffers={**tree.detach(at.buffers), **read})
+    phi = tree.detach(outer)
+    # A state, such as an average of the statistics, may be what reads them.
+    after = after._replace(state=loop.updated_state(phi, after, inner.step + 1))
+    losses: dict[str, Callable[[], Tensor]] = {
+        "outer_loss": lambda: loop.outer_value(phi, after, loop.outer_draw(inner, 0)),
+        "inner_loss": lambda: loop.inner_value(phi, after.at(after.params), draw),
+    }
+    for loss, value in losses.items():
+        names = [k for k, slope in _slopes(value(), read).items() if slope is not None]
+        for name in names:
+            for source in sources:
+                slopes = _slopes(at.buffers[name].sum(), leaves[source])
+                if any(slope is not None for slope in slopes.values()):
+                    return BufferPath(loss, name, source, computed)
+    return None
+
+
+def carried_buffers(loop: InnerLoop) -> frozenset[str]:
+    """Return the buffers whose derivative is part of that of a run.
+
+    All that a step computes from phi or theta, where a loss reads one of them; none for BatchNorm
+    whose running statistics neither loss reads.
+    """
+    if not loop.has_buffers:
+        return frozenset()
+    outer = loop.problem.init_outer(generator(0))
+    path = buffer_path(loop, outer, tree.detach(loop.initial(outer, 0)))
+    return path.computed if path else frozenset()
+
+
+def _slopes(output: Tensor, inputs: Tree) -> dict[str, Tensor | None]:
+    """Return the derivatives of a scalar by name, `None` where nothing connects the two."""
+    if not (output.requires_grad and inputs):
+        return dict.fromkeys(inputs)
+    tensors = [t for t in inputs.values() if t.requires_grad]
+    slopes = iter(torch.autograd.grad(output, tensors, retain_graph=True, allow_unused=True))
+    return {k: next(slopes) if t.requires_grad else None for k, t in inputs.items()}
