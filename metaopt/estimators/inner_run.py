@@ -17,7 +17,11 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
-from metaopt.estimators.optimizer_check import optimizers, refuse_learned
+from metaopt.estimators.optimizer_check import (
+    optimizers,
+    refuse_learned,
+    refuse_left_out,
+)
 
 Result = tuple[GradientState, Feedback]
 """The inner state after a run, and what it says about phi."""
@@ -85,6 +89,13 @@ class InnerRun:
                     refuse_learned(loop, name, optimizer)
                 if self.needs_stationarity:
                     optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
+            if callable(loop.problem.inner_optimizer) and 0 < self.carried_steps < self.inner_steps:
+                refuse_left_out(loop, name, phi, self.inner_steps, self.carried_steps)
+
+    @property
+    def carried_steps(self) -> int:
+        """How many of the last inner steps are differentiated."""
+        return self.inner_steps
 
     def result(
         self, inner: GradientState, value: Tensor | float, grad: Tree,

@@ -53,6 +53,11 @@ class OneStep(InnerRun):
     carries_optimizer = True
     misses_buffers_of = ("phi",)  # theta before the step, of which buffers are made, is fixed
 
+    @property
+    def carried_steps(self) -> int:
+        """How many of the last inner steps are differentiated."""
+        return 1
+
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last."""
         inner = loop.run(outer, inner, key, self.inner_steps - 1)

@@ -37,19 +37,25 @@ def _kind(optimizer: InnerOptimizer) -> str:
 def _made(loop: InnerLoop, phi: Tree, step: int) -> InnerOptimizer:
     reads = _Reads(phi)
     optimizer = loop.optimizer(reads, step)
-    ends = [t for t in tree.tensors(list(vars(optimizer).values())) if t.requires_grad]
+    slopes = _slopes(optimizer, phi)
     for name in sorted(reads.names & phi.keys()):
-        (slope,) = (
-            torch.autograd.grad([t.sum() for t in ends], phi[name], allow_unused=True,
-                                retain_graph=True) if ends else (None,)
-        )  # fmt: skip
-        if slope is None:
+        if slopes[name] is None:
             raise ValueError(
                 f"{type(loop.problem).__name__}.inner_optimizer reads outer[{name!r}], and no "
                 f"derivative leads from it to the optimizer: look for float(), .item(), .data or "
                 f"detach(). A hyperparameter may be a tensor."
             )
     return optimizer
+
+
+def _slopes(optimizer: InnerOptimizer, phi: Tree) -> dict[str, Tensor | None]:
+    """Return the derivative of the sum of all hyperparameters, `None` where there is no path."""
+    ends = [t.sum() for t in tree.tensors(list(vars(optimizer).values())) if t.requires_grad]
+    if not ends:
+        return dict.fromkeys(phi)
+    inputs = list(phi.values())
+    slopes = torch.autograd.grad(ends, inputs, allow_unused=True, retain_graph=True)
+    return dict(zip(phi, slopes, strict=True))
 
 
 class _Reads(dict[str, Tensor]):
@@ -72,3 +78,29 @@ def refuse_learned(loop: InnerLoop, estimator: str, optimizer: InnerOptimizer) -
             f"{type(loop.problem).__name__}.inner_optimizer makes {name} of the outer variable: "
             f"its derivative would be missing. Use estimator=unroll, forward or one_step."
         )
+
+
+def refuse_left_out(loop: InnerLoop, estimator: str, phi: Tree, steps: int, last: int) -> None:
+    """Raise a `ValueError` if some of phi decides hyperparameters of the first steps alone.
+
+    Args:
+        loop: the inner level.
+        estimator: who asks, for the message.
+        phi: leaves of the outer variable.
+        steps: of a run.
+        last: how many of them are differentiated.
+    """
+    decides = [
+        {k: slope != 0 for k, slope in _slopes(loop.optimizer(phi, step), phi).items()
+         if slope is not None}
+        for step in range(steps)
+    ]  # fmt: skip
+    for name, value in phi.items():
+        masks = [m.get(name, torch.zeros_like(value, dtype=torch.bool)) for m in decides]
+        early, late = (torch.stack(part).any(0) for part in (masks[:-last], masks[-last:]))
+        if bool((early & ~late).any()):
+            raise ValueError(
+                f"{estimator} differentiates the last {last} of {steps} inner steps, and elements "
+                f"of outer[{name!r}] decide hyperparameters of steps before these alone: their "
+                f"derivative would be 0. Use estimator=unroll without truncation, or forward."
+            )

@@ -34,8 +34,8 @@ class Unroll(TaskAverage):
     Args:
         inner_steps: number K of inner steps, >= 1.
         truncation: differentiate through the last `truncation` steps only, or `None` for all
-            (Shaban et al., AISTATS 2019); fewer than all are refused for a theta_0 made from phi,
-            and leave out what phi does to earlier steps, such as a learned rate of theirs.
+            (Shaban et al., AISTATS 2019); fewer than all are refused for a theta_0 made from phi
+            and for learned rates of earlier steps alone.
         segments: number S of segments, or "auto": the fewest that fit `memory_budget`,
             about sqrt(K) when that is `None`.
         memory_budget: bytes for graphs and stored states; used with `segments="auto"`.
@@ -76,6 +76,11 @@ class Unroll(TaskAverage):
         if memory_budget is not None and segments != "auto":
             raise ValueError('Unroll reads memory_budget only with segments="auto".')
         self.carries_start = self.truncation == inner_steps
+
+    @property
+    def carried_steps(self) -> int:
+        """How many of the last inner steps are differentiated."""
+        return self.truncation
 
     def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last of them."""

@@ -2,62 +2,26 @@
 
 import pytest
 import torch
+from learned_rates import PHI, STEPS, Linear, Regression, hypergradient
 
-from metaopt import SGD, Adam, AdamW, Cosine, GradientProblem, NormalizedSGD
+from metaopt import SGD, Adam, AdamW, Cosine, NormalizedSGD
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.estimators import (
-    Direct,
     EvolutionStrategies,
     Exact,
     FiniteDifference,
-    FirstOrder,
     Forward,
     Identity,
     Implicit,
     OneStep,
     Penalty,
-    Sama,
     Score,
     Soba,
     Unroll,
 )
 
-STEPS, SCHEDULE = 4, Cosine(total=6, warmup=2)
-
-
-class Regression(GradientProblem):
-    """A two-layer network; `make(outer, step)` returns how it is trained, phi does nothing else."""
-
-    warm_start = False
-
-    def __init__(self, make, outer):
-        self.inner_optimizer, self.first = make, outer
-        draw = torch.Generator().manual_seed(0)
-        self.x, self.xv = torch.randn(2, 20, 3, generator=draw, dtype=torch.float64)
-        self.y, self.yv = torch.randn(2, 20, 1, generator=draw, dtype=torch.float64)
-        shapes = {"weight": (3, 4), "bias": (4,), "head": (4, 1)}
-        self.theta = {
-            k: torch.randn(s, generator=draw, dtype=torch.float64) for k, s in shapes.items()
-        }
-
-    def init_outer(self, generator):
-        return {k: v.clone() for k, v in self.first.items()}
-
-    def init_params(self, outer, generator):
-        return {k: v.clone() for k, v in self.theta.items()}
-
-    def inner_batch(self, draw):
-        return self.x, self.y
-
-    def outer_batch(self, draw):
-        return self.xv, self.yv
-
-    def inner_loss(self, outer, inner, batch):
-        x, y = batch
-        return ((torch.tanh(x @ inner["weight"] + inner["bias"]) @ inner["head"] - y) ** 2).mean()
-
-    outer_loss = inner_loss
+SCHEDULE = Cosine(total=6, warmup=2)
 
 
 def settings(outer, step, names=("weight", "bias", "head")):
@@ -66,11 +30,6 @@ def settings(outer, step, names=("weight", "bias", "head")):
     return {"lr": lr, "weight_decay": outer["log_decay"].exp()}
 
 
-PHI = {
-    "log_rates": torch.tensor([-2.0, -3.0, -2.5], dtype=torch.float64),
-    "log_decay": torch.tensor(-2.0, dtype=torch.float64),
-    "momentum": torch.tensor(0.5, dtype=torch.float64),
-}
 CASES = {
     "sgd": (lambda o, k: SGD(**settings(o, k)), torch.optim.SGD, ()),
     "momentum": (
@@ -135,12 +94,6 @@ def differences(function, outer, radius=1e-5):
     return grad
 
 
-def hypergradient(problem, estimator):
-    loop, outer = InnerLoop(problem), problem.init_outer(None)
-    estimator.check(loop)
-    return estimator(loop, outer, loop.start(outer, None, 0), 0)[1].grad
-
-
 def assert_near(grad, wanted):
     for name, slope in wanted.items():
         torch.testing.assert_close(grad[name], slope, rtol=1e-6, atol=1e-8)
@@ -177,40 +130,6 @@ def test_a_step_in_place_equals_one_on_the_graph(case):
         assert torch.equal(param, inner.params[name])
 
 
-class Linear(GradientProblem):
-    """Meta-SGD (Li et al., 2017): phi is theta_0 and one rate for each of its elements."""
-
-    warm_start = False
-
-    def __init__(self, per_step=False):
-        draw = torch.Generator().manual_seed(0)
-        self.x, self.xv = torch.randn(2, 30, 4, generator=draw, dtype=torch.float64)
-        self.target = torch.randn(4, generator=draw, dtype=torch.float64)
-        self.per_step = per_step
-
-    def init_outer(self, generator):
-        rates = torch.linspace(-0.05, 0.2, 4 * STEPS, dtype=torch.float64).view(STEPS, 4)
-        start = torch.full((4,), 0.1, dtype=torch.float64)
-        return {"rates": rates if self.per_step else rates[-1].clone(), "start": start}
-
-    def inner_optimizer(self, outer, step):
-        return SGD(lr={"theta": outer["rates"][step] if self.per_step else outer["rates"]})
-
-    def init_params(self, outer, generator):
-        return {"theta": outer["start"].clone()}
-
-    def inner_batch(self, draw):
-        return self.x
-
-    def outer_batch(self, draw):
-        return self.xv
-
-    def inner_loss(self, outer, inner, batch):
-        return ((batch @ (inner["theta"] - self.target)) ** 2).mean()
-
-    outer_loss = inner_loss
-
-
 @pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("estimator", [Unroll(STEPS), Unroll(STEPS, segments=2), Forward(STEPS)])
 def test_meta_sgd_equals_autograd_through_the_same_steps(estimator, per_step):
@@ -225,13 +144,6 @@ def test_meta_sgd_equals_autograd_through_the_same_steps(estimator, per_step):
     wanted = dict(zip(phi, torch.autograd.grad(loss, list(phi.values())), strict=True))
     for name, grad in hypergradient(problem, estimator).items():
         torch.testing.assert_close(grad, wanted[name], rtol=1e-11, atol=1e-12)
-
-
-def test_a_step_without_a_rate_is_refused_before_the_run():
-    with pytest.raises(
-        ValueError, match=r"Linear.inner_optimizer\(outer, step=4\): .*one rate for"
-    ):
-        Unroll(STEPS + 1).check(InnerLoop(Linear(per_step=True)))
 
 
 def test_groups_take_tensors():
@@ -298,30 +210,6 @@ def test_black_box_estimators_run_under_the_perturbed_rates():
     )
 
 
-REFUSED = {
-    "first order": (FirstOrder(STEPS), "FirstOrder does not differentiate the inner optimizer"),
-    "finite difference": (FiniteDifference(), "makes lr of the outer variable"),
-    "sama": (Sama(), "Sama does not differentiate"),
-    "identity": (Implicit(Identity()), "Implicit does not differentiate"),
-    "penalty": (Penalty(), "Penalty does not differentiate"),
-    "implicit": (Implicit(), "phi makes lr of SGD, which does not move the stationary point"),
-    "exact": (Implicit(Exact()), "phi makes lr of SGD, which does not move the stationary point"),
-    "soba": (Soba(), "phi makes lr of SGD, which does not move the stationary point"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_estimators_of_a_stationary_point_refuse_learned_rates(name):
-    estimator, message = REFUSED[name]
-    problem = Regression(lambda o, k: SGD(lr=o["log_rates"].exp()), {"log_rates": torch.zeros(())})
-    with pytest.raises(ValueError, match=rf"{message}.*estimator=unroll, forward or one_step"):
-        estimator.check(InnerLoop(problem))
-    momentum = Regression(lambda o, k: SGD(lr=0.1, momentum=o["momentum"]), PHI)
-    with pytest.raises(ValueError, match=r"momentum .*estimator=unroll, forward or one_step"):
-        estimator.check(InnerLoop(momentum))
-    Direct(STEPS).check(InnerLoop(problem))
-
-
 class Decayed(Linear):
     """Ridge whose penalty is the weight decay of the inner optimizer."""
 
@@ -363,32 +251,3 @@ def test_soba_converges_to_it():
         inner, feedback = estimator(loop, phi, inner, key)
     wanted = hypergradient(problem, Implicit(Exact(), inner_steps=0))["log_decay"]
     torch.testing.assert_close(feedback.grad["log_decay"], wanted, rtol=1e-8, atol=0)
-
-
-def test_a_function_that_makes_no_optimizer_is_named():
-    problem = Regression(lambda outer, step: None, PHI)
-    with pytest.raises(TypeError, match=r"inner_optimizer\(outer, step=0\) returned NoneType"):
-        Unroll().check(InnerLoop(problem))
-
-
-def test_an_optimizer_of_another_kind_in_later_steps_is_refused():
-    def make(outer, step):
-        return SGD(lr=outer["log_rates"][0].exp(), momentum=0.9 if step else 0.0)
-
-    message = "SGD with momentum for step 3, and SGD with no moments for the first"
-    with pytest.raises(ValueError, match=message):
-        Unroll(STEPS).check(InnerLoop(Regression(make, PHI)))
-
-
-@pytest.mark.parametrize(
-    "read", [lambda t: float(t.detach()), lambda t: t.detach(), lambda t: t.data, lambda t: 0 * 1.0]
-)
-def test_a_rate_that_is_read_without_its_derivative_is_named(read):
-    def make(outer, step):
-        return SGD(lr=read(outer["rate"]), momentum=outer["momentum"])
-
-    problem = Regression(make, PHI | {"rate": torch.tensor(0.1, dtype=torch.float64)})
-    for estimator in (Unroll(STEPS), OneStep(), Implicit()):
-        with pytest.raises(ValueError, match=r"reads outer\['rate'\], and no derivative leads"):
-            estimator.check(InnerLoop(problem))
-    EvolutionStrategies().check(InnerLoop(problem))

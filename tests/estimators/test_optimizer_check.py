@@ -1,0 +1,93 @@
+"""The sentences for an inner optimizer of phi whose derivative would be missing."""
+
+import pytest
+import torch
+from learned_rates import PHI, STEPS, Linear, Regression
+
+from metaopt import SGD
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.estimators import (
+    Direct,
+    EvolutionStrategies,
+    Exact,
+    FiniteDifference,
+    FirstOrder,
+    Identity,
+    Implicit,
+    OneStep,
+    Penalty,
+    Sama,
+    Soba,
+    Unroll,
+)
+
+
+def test_a_step_without_a_rate_is_refused_before_the_run():
+    with pytest.raises(
+        ValueError, match=r"Linear.inner_optimizer\(outer, step=4\): .*one rate for"
+    ):
+        Unroll(STEPS + 1).check(InnerLoop(Linear(per_step=True)))
+
+
+@pytest.mark.parametrize("estimator", [Unroll(STEPS, truncation=2), OneStep(STEPS)])
+def test_rates_of_steps_that_are_not_differentiated_are_refused(estimator):
+    class Warm(Linear):
+        warm_start = True
+        init_params = lambda self, outer, generator: {"theta": torch.ones(4).double()}  # noqa: E731
+
+    with pytest.raises(ValueError, match=r"elements of outer\['rates'\] decide .* steps before"):
+        estimator.check(InnerLoop(Warm(per_step=True)))
+    estimator.check(InnerLoop(Warm()))
+
+
+REFUSED = {
+    "first order": (FirstOrder(STEPS), "FirstOrder does not differentiate the inner optimizer"),
+    "finite difference": (FiniteDifference(), "makes lr of the outer variable"),
+    "sama": (Sama(), "Sama does not differentiate"),
+    "identity": (Implicit(Identity()), "Implicit does not differentiate"),
+    "penalty": (Penalty(), "Penalty does not differentiate"),
+    "implicit": (Implicit(), "phi makes lr of SGD, which does not move the stationary point"),
+    "exact": (Implicit(Exact()), "phi makes lr of SGD, which does not move the stationary point"),
+    "soba": (Soba(), "phi makes lr of SGD, which does not move the stationary point"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_estimators_of_a_stationary_point_refuse_learned_rates(name):
+    estimator, message = REFUSED[name]
+    problem = Regression(lambda o, k: SGD(lr=o["log_rates"].exp()), {"log_rates": torch.zeros(())})
+    with pytest.raises(ValueError, match=rf"{message}.*estimator=unroll, forward or one_step"):
+        estimator.check(InnerLoop(problem))
+    momentum = Regression(lambda o, k: SGD(lr=0.1, momentum=o["momentum"]), PHI)
+    with pytest.raises(ValueError, match=r"momentum .*estimator=unroll, forward or one_step"):
+        estimator.check(InnerLoop(momentum))
+    Direct(STEPS).check(InnerLoop(problem))
+
+
+def test_a_function_that_makes_no_optimizer_is_named():
+    problem = Regression(lambda outer, step: None, PHI)
+    with pytest.raises(TypeError, match=r"inner_optimizer\(outer, step=0\) returned NoneType"):
+        Unroll().check(InnerLoop(problem))
+
+
+def test_an_optimizer_of_another_kind_in_later_steps_is_refused():
+    def make(outer, step):
+        return SGD(lr=outer["log_rates"][0].exp(), momentum=0.9 if step else 0.0)
+
+    message = "SGD with momentum for step 3, and SGD with no moments for the first"
+    with pytest.raises(ValueError, match=message):
+        Unroll(STEPS).check(InnerLoop(Regression(make, PHI)))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda t: float(t.detach()), lambda t: t.detach(), lambda t: t.data, lambda t: 0 * 1.0]
+)
+def test_a_rate_that_is_read_without_its_derivative_is_named(read):
+    def make(outer, step):
+        return SGD(lr=read(outer["rate"]), momentum=outer["momentum"])
+
+    problem = Regression(make, PHI | {"rate": torch.tensor(0.1, dtype=torch.float64)})
+    for estimator in (Unroll(STEPS), OneStep(), Implicit()):
+        with pytest.raises(ValueError, match=r"reads outer\['rate'\], and no derivative leads"):
+            estimator.check(InnerLoop(problem))
+    EvolutionStrategies().check(InnerLoop(problem))
