@@ -15,7 +15,8 @@ from metaopt.llm.accounts import Accounts
 from metaopt.llm.budgets import Budgets, Limits
 from metaopt.llm.cassette import Cassette
 from metaopt.llm.chat import LM, Request
-from metaopt.llm.exchange import Answer, Exchange
+from metaopt.llm.exchange import Exchange
+from metaopt.llm.flights import Answer
 from metaopt.llm.pace import Pace
 
 MODES = {
@@ -117,7 +118,7 @@ class Client:
         What the run has asked before is still answered; after a refusal, so is what a cassette
         holds.
         """
-        stop = self._exchange.stop
+        stop = self._exchange.flights.stop
         return None if stop is None else str(stop)
 
     @property
@@ -171,7 +172,7 @@ class Client:
         self._folder = folder
         if self._closed:
             self._exchange.shared, self._closed = self._recorded(), False
-        self._exchange.stop = None
+        self._exchange.flights.stop = None
 
     def close(self) -> None:
         """Wait for what is in flight; give the models, the thread and the files back.

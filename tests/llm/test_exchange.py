@@ -156,43 +156,6 @@ def test_a_failure_costs_what_a_vendor_may_bill(
     assert (resumed.spent(), resumed.failed) == (spent, client.failed)
 
 
-@pytest.mark.parametrize("concurrency", [1, 3, 16])
-@pytest.mark.parametrize("limits", [{"lm_calls": 30}, {"lm_requests": 30}, {"tokens": 900}])
-def test_tries_that_fail_never_send_more_than_the_budget(
-    limits: dict[str, float], concurrency: int, tmp_path: Path
-) -> None:
-    lm = Paid(lambda text, n: Truncated("half", after=0.0) if n % 3 else None)
-    arguments: Any = {"limits": limits, "concurrency": concurrency}
-    for _ in range(2):  # the second time on the same record, as a resumed run
-        client = Client({"target": lm}, **arguments)
-        client.open(tmp_path / "run")
-        answers = client.ask(requests(40))
-        spent = client.spent()
-        client.close()
-        answered = failures(answers).count("")
-        assert failures(answers).count("BudgetSpent") == 40 - answered
-        assert spent["lm_requests"] == len(lm.calls)
-        assert spent[next(iter(limits))] <= next(iter(limits.values()))
-        assert spent["lm_calls"] == answered
-    if "tokens" not in limits:
-        assert len(lm.calls) == 30
-    if "tokens" not in limits and concurrency == 1:
-        assert [text for text, _ in lm.calls] == [f"question {i // 3}" for i in range(30)]
-
-
-def test_a_try_waits_for_what_others_in_flight_give_back() -> None:
-    def fail(text: str, n: int) -> LMError | None:
-        return Transient("busy", after=0.0) if text == "question 0" and n == 1 else None
-
-    batch = requests(8)
-    guess, free = sum(estimate(batch[0])), Client({"target": Paid()})
-    free.ask(batch)
-    limits = {"tokens": 8 * guess, "lm_requests": 9}  # all is reserved when the first one fails
-    client = Client({"target": Paid(fail, delay=0.05)}, concurrency=8, limits=limits)
-    assert failures(client.ask(batch)) == [""] * 8
-    assert client.spent() == {**free.spent(), "lm_requests": 9.0}
-
-
 def test_transient_failures_are_tried_again_and_nothing_else_is() -> None:
     def fail(text: str, n: int) -> LMError | None:
         if text == "question 0" and n < 3:

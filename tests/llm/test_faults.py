@@ -45,7 +45,8 @@ BILLED = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
 def fault(asked: Asked, share: float = 0.3) -> int | None:
     """Return which fault a try meets, a function of its text and number; mostly `None`."""
     digest = hashlib.sha256(f"{asked.text} {asked.before}".encode()).digest()
-    return digest[1] % len(FAULTS) if digest[0] < 256 * share else None
+    number = int(asked.text.split()[-1]) + asked.before
+    return number % len(FAULTS) if digest[0] < 256 * share else None
 
 
 class Faulty(Scripted):
@@ -71,8 +72,8 @@ def questions(count: int) -> list[Request]:
 
 
 def client_of(url: str, **arguments: Any) -> Client:
-    lm = OpenAICompatibleLM("m", url, None, timeout=0.4, name="m")
-    return Client({"judge": lm}, **{"concurrency": 8, **arguments})
+    lm = OpenAICompatibleLM("m", url, None, timeout=0.8, name="m")
+    return Client({"judge": lm}, **{"concurrency": 16, **arguments})
 
 
 @pytest.fixture(autouse=True)
@@ -89,13 +90,13 @@ def answered(answers: list[Any], batch: list[Request]) -> list[bool]:
 
 
 def test_every_answer_comes_in_the_end_and_everything_sent_is_charged(tmp_path: Path) -> None:
-    batch = questions(150)
+    batch = questions(110)
     guess = sum(estimate(batch[-1]))
     with Faulty() as server:
         first = client_of(server.url, attempts=2)
         first.open(tmp_path / "run")
         early = answered(first.ask(batch), batch)
-        assert 100 < sum(early) < 150, "one in eleven meets two faults in a row"
+        assert 70 < sum(early) < 110, "one in eleven meets two faults in a row"
         assert len(server.log) == first.spent()["lm_requests"]
         assert sum(first.failed.values()) == len(server.met)
         first.close()
@@ -106,10 +107,10 @@ def test_every_answer_comes_in_the_end_and_everything_sent_is_charged(tmp_path: 
         spent = second.spent()
         second.close()
     assert len(set(server.met)) == len(FAULTS)
-    assert spent["lm_calls"] == 150
-    assert spent["lm_requests"] == len(server.log) == 150 + len(server.met)
+    assert spent["lm_calls"] == 110
+    assert spent["lm_requests"] == len(server.log) == 110 + len(server.met)
     billed = sum(number in BILLED for number in server.met)
-    assert spent["tokens"] == pytest.approx(150 * 12 + billed * guess, abs=billed)
+    assert spent["tokens"] == pytest.approx(110 * 12 + billed * guess, abs=billed)
     assert second.failed == first.failed
 
 
@@ -145,6 +146,7 @@ client.ask(questions(100))
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_everything_sent_on_record(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     paths = {"tests": Path(__file__).parent, "package": Path(metaopt.__file__).parents[1]}
@@ -164,7 +166,7 @@ def test_a_kill_in_the_middle_leaves_everything_sent_on_record(tmp_path: Path) -
         client.open(folder)
         lost = client.failed["interrupted"]
         assert before <= client.spent()["lm_requests"] <= before + lost
-        assert lost <= 8, "what was in flight"
+        assert lost <= 16, "what was in flight"
         server.mended = True
         batch = questions(100)
         assert all(answered(client.ask(batch), batch))
