@@ -11,6 +11,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metaopt.llm import Client
     from metaopt.problems.process_reward.data.formats import Chain
     from metaopt.problems.process_reward.labelling.rollouts import Judge, Policy
 
@@ -98,7 +99,7 @@ def _label(options: argparse.Namespace) -> None:
     if options.stepwise is not None:
         _check_writable(options.stepwise.parent, "--stepwise FILE")
     with ExitStack() as stack:
-        policy, judge = _models(options, stack)
+        policy, judge, client = _models(options, stack)
         labelled = label_steps(
             chains,
             answers,
@@ -114,7 +115,8 @@ def _label(options: argparse.Namespace) -> None:
     if options.stepwise is not None:
         rows = [truncate(chain) for chain in labelled]
         write(options.stepwise, [harden(c) for c in rows] if options.hard else rows, "stepwise")
-    print(_summary(labelled, options.folder))
+    failures = [] if client is None else client.failures()
+    print(*failures, _summary(labelled, options.folder), sep="\n")
 
 
 def _check_writable(folder: Path, argument: str) -> None:
@@ -129,12 +131,14 @@ def _check_writable(folder: Path, argument: str) -> None:
         ) from error
 
 
-def _models(options: argparse.Namespace, stack: ExitStack) -> tuple[Policy, Judge | None]:
+def _models(
+    options: argparse.Namespace, stack: ExitStack
+) -> tuple[Policy, Judge | None, Client | None]:
     if options.policy == "arithmetic":
         from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy
         from metaopt.problems.process_reward.labelling.arithmetic import ArithmeticCompletion
 
-        return ArithmeticCompletion(ArithmeticPolicy(options.seed)), None
+        return ArithmeticCompletion(ArithmeticPolicy(options.seed)), None, None
     if options.model is None:
         raise ValueError(f"--policy {options.policy} needs --model.")
     if options.judge and options.policy != "server":
@@ -142,14 +146,18 @@ def _models(options: argparse.Namespace, stack: ExitStack) -> tuple[Policy, Judg
     if options.policy == "transformers":
         from metaopt.problems.process_reward.labelling.generate import GenerateCompletion
 
-        return GenerateCompletion(
-            options.model,
-            options.temperature,
-            max_tokens=options.max_tokens,
-            batch_size=options.batch_size,
-            device=options.device,
-            dtype=options.dtype,
-        ), None
+        return (
+            GenerateCompletion(
+                options.model,
+                options.temperature,
+                max_tokens=options.max_tokens,
+                batch_size=options.batch_size,
+                device=options.device,
+                dtype=options.dtype,
+            ),
+            None,
+            None,
+        )
     from metaopt.llm import Client
     from metaopt.llm.openai_compatible import OpenAICompatibleLM
     from metaopt.problems.process_reward.labelling.llm import ClientCompletion, ClientJudge
@@ -165,7 +173,7 @@ def _models(options: argparse.Namespace, stack: ExitStack) -> tuple[Policy, Judg
     policy = ClientCompletion(
         client, temperature=options.temperature, max_tokens=options.max_tokens
     )
-    return policy, ClientJudge(client) if options.judge else None
+    return policy, ClientJudge(client) if options.judge else None, client
 
 
 def _summary(chains: Sequence[Chain], folder: Path) -> str:

@@ -131,6 +131,15 @@ class Client:
         """Requests of the run that failed, by kind of failure, the most frequent first."""
         return dict(self._accounts.failed.most_common())
 
+    def failures(self) -> list[str]:
+        """Return a line that says how many requests failed, and how; none where none did."""
+        kinds = self.failed
+        if not kinds:
+            return []
+        listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
+        sent, failed = self.spent()["lm_requests"], sum(kinds.values())
+        return [f"requests: {sent:,.0f}, of which {failed:,} failed ({listed})"]
+
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the reply to each request, in their order, or the failure in its place.
 

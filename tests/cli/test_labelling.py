@@ -13,6 +13,8 @@ from hydra.utils import instantiate
 
 from metaopt.cli.labelling import main
 from metaopt.files.lock import locked
+from metaopt.llm import Reply, Transient, Usage
+from metaopt.llm.openai_compatible import OpenAICompatibleLM
 from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy, solve
 from metaopt.problems.process_reward.data.formats import Chain, read, write
 from metaopt.problems.process_reward.data.process_files import process_files
@@ -229,3 +231,20 @@ def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
     said = refused(capsys, source, str(tmp_path / "labels"), *model, *stepwise)
     assert f"{blocked} cannot be written to" in said
     assert "--stepwise FILE" in said
+
+
+def test_requests_that_failed_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = iter([True] * 3)
+
+    async def chat(self: Any, role: str, *_: Any) -> Reply:
+        if next(failing, False):
+            raise Transient("HTTP 503: busy", role, after=0.0, kind="HTTP 503")
+        return Reply("Final answer: 4", Usage(5, 5), "stop", "m")
+
+    monkeypatch.setattr(OpenAICompatibleLM, "chat", chat)
+    source = put(tmp_path / "mine.jsonl", ROWS[:1])
+    argv = ("--policy", "server", "--model", "m", "--base-url", "http://127.0.0.1:9/v1")
+    assert main((source, str(tmp_path / "labels"), *argv)) == 0
+    assert "requests: 11, of which 3 failed (HTTP 503 3)\n" in capsys.readouterr().out

@@ -173,7 +173,10 @@ def judge(
     answered = [reply for reply in replies if reply is not None]
     understood = len(scores) - scores.count(None)
     if first and len(answered) >= 3 and 10 * understood < len(answered):
-        raise NotUnderstood(_not_understood(replies, scores, parameters), "judge")
+        words = _not_understood(replies, scores, parameters)
+        if not client.lms["judge"].deterministic:
+            words += " The replies are kept in the run's .cassette file."
+        raise NotUnderstood(words, "judge")
     return scores
 
 
@@ -195,7 +198,7 @@ def _not_understood(
         + ", ".join(f"`{line}`" for line in UNDERSTOOD)
         + f", from {LOW:g} to {HIGH:g} in steps of {STEP:g}. Let the template ask for one"
         + (", raise max_tokens" if cut else "")
-        + ", or take another judge. The replies are kept in the run's .cassette file."
+        + ", or take another judge."
     )
 
 

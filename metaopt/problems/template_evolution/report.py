@@ -165,7 +165,7 @@ def summary(
     return "\n".join(
         [
             f"calls: {total['lm_calls']:,.0f} ({calls}); tokens: {total['tokens']:,.0f}",
-            *_failed(client),
+            *client.failures(),
             "first template:",
             _indented(first),
             *(["best template:", _indented(best)] if best != first else []),
@@ -174,16 +174,6 @@ def summary(
             written,
         ]
     )
-
-
-def _failed(client: Client) -> list[str]:
-    """Return a line on the requests that failed, or nothing where none did."""
-    kinds = client.failed
-    if not kinds:
-        return []
-    sent, failed = client.spent()["lm_requests"], sum(kinds.values())
-    listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
-    return [f"requests: {sent:,.0f}, of which {failed:,} failed ({listed})"]
 
 
 def held_out_metrics(problem: JudgeCalibration, template: str) -> dict[str, float]:

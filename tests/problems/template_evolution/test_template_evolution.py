@@ -12,6 +12,7 @@ from metaopt.llm import (
     CassetteMiss,
     Client,
     LMError,
+    NotUnderstood,
     Parameters,
     PolicyRefusal,
     Reply,
@@ -329,6 +330,13 @@ def test_a_model_that_may_cost_something_needs_a_budget():
 def test_a_role_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="roles names 'jugde'"):
         problem(roles={"jugde": SimulatedLM(lambda role, messages, key: "")})
+
+
+@pytest.mark.parametrize("words", ["I give it eight of ten.", ""])
+def test_a_judge_that_is_not_understood_stops_at_the_first_template(words):
+    lm = SimulatedLM(lambda role, messages, key: words, "prose")
+    with pytest.raises(NotUnderstood, match=r"(?s)20 of 20 replies are not understood.*`Score: 8`"):
+        run(problem(roles={"judge": lm}))
 
 
 def test_a_real_judge_is_not_examined_by_the_simulated_one():
