@@ -67,6 +67,10 @@ _TAGS: dict[type, str] = {}
 _TAG = "__tag__"
 
 
+class UnknownStateError(ValueError):
+    """A checkpoint holds a state whose class is not imported yet."""
+
+
 def tagged(tag: str) -> Callable[[type[T]], type[T]]:
     """Register a named tuple under a short name that checkpoints know it by.
 
@@ -105,14 +109,14 @@ def unpack(state: Any) -> Any:
     """Return what `pack` was given.
 
     Raises:
-        ValueError: a tag that no class has.
+        UnknownStateError: a tag that no class has.
     """
     if isinstance(state, dict):
         fields = {k: unpack(v) for k, v in state.items() if k != _TAG}
         if _TAG not in state:
             return fields
         if state[_TAG] not in _KINDS:
-            raise ValueError(
+            raise UnknownStateError(
                 f"the checkpoint holds a state called {state[_TAG]!r}, and no class is registered "
                 f"under this name; import the problem that it was written by first."
             )

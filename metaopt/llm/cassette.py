@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metaopt.llm.chat import Reply, Usage
+from metaopt.llm.connection import Connection
 from metaopt.llm.errors import LMError, PolicyRefusal
 
 VERSION = 2
@@ -87,7 +88,9 @@ class Cassette:
         read_only: nothing is written, and the file must exist.
 
     Raises:
-        ValueError: the file is missing, no cassette, or one of another version.
+        ValueError: the file is missing, no cassette, or one of another version. All methods: it
+            is damaged.
+        OSError: from all methods: the disk is full, or fails.
     """
 
     def __init__(self, path: Path | None = None, read_only: bool = False) -> None:
@@ -110,10 +113,10 @@ class Cassette:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._connection.commit()
             except BaseException:
                 self._connection.rollback()
                 raise
-            self._connection.commit()
 
     def answer(self, key: str) -> Reply | LMError | None:
         """Return the reply to a request, or the final failure that it met, or `None`."""
@@ -218,7 +221,7 @@ class Cassette:
         """Close the file; the last one to close it leaves a single file, with no log next to it."""
         with self._lock:
             if self._end.alive and self.path and not self._read_only:
-                with suppress(sqlite3.OperationalError):  # another process has it open
+                with suppress(sqlite3.OperationalError, OSError):  # another has it open; no space
                     self._connection.execute("PRAGMA busy_timeout = 0")
                     self._connection.execute("PRAGMA journal_mode = DELETE")
             self._end()
@@ -239,11 +242,13 @@ def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     connection = sqlite3.connect(
-        name, timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=read_only
-    )
+        name, timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=read_only,
+        factory=Connection,
+    )  # fmt: skip
+    connection.path = path
     try:
         _prepare(connection, read_only)
-    except sqlite3.Error:
+    except (sqlite3.Error, OSError, ValueError):
         connection.close()
         raise
     return connection

@@ -42,12 +42,15 @@ def read_tensors(path: Path) -> Any:
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else.
+        UnknownStateError: it is of a problem that is not imported.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is None:
             return tree.unpack(torch.load(path, weights_only=True))
+    except tree.UnknownStateError:
+        raise
     except Exception as error:  # what a flipped bit makes zip, pickle and torch raise has no end
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}.") from error
     raise CheckpointError(f"{path} is damaged: {broken} has a wrong checksum.")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import pkgutil
+import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +15,18 @@ from typing import Any
 
 from torch import Tensor
 
+from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.files.errors import FolderError
 from metaopt.files.reading import numbered, read_records
 from metaopt.runs import checkpoint
 from metaopt.runs.continuing import log_until, refuse_edited, refuse_foreign
 from metaopt.runs.folder import read_config, result_of, started_with
+from metaopt.runs.provenance import flatten
 from metaopt.runs.tracking import History
+
+OURS = re.compile(r"metaopt([.:][^\W_]\w*)+")
+"""Names of metaopt's objects; one that begins with _, such as __main__, is none."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
         return _unfinished(folder, config, make_problem)
     advice = f"Delete {folder / 'result.json'}; metaopt resume={folder} computes its end again."
     try:
-        final = checkpoint.read_tensors(folder / "final.pt")
+        final = _knowing(config, lambda: checkpoint.read_tensors(folder / "final.pt"))
         outer, inner = final["outer"], final["inner"]
         budget, steps, stopped = (result[k] for k in ("budget", "outer_steps", "stopped"))
     except (checkpoint.CheckpointError, KeyError, TypeError) as error:
@@ -125,7 +133,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _unfinished(folder: Path, config: Mapping[str, Any], make_problem: Callable[[], Any]) -> Result:
-    state = checkpoint.latest(folder / "checkpoints")
+    state = _knowing(config, lambda: checkpoint.latest(folder / "checkpoints"))
     if state is None:
         raise FolderError(f"{folder} holds a run without a checkpoint yet: nothing to load.")
     refuse_foreign(folder / "checkpoints", state, config)
@@ -138,6 +146,21 @@ def _unfinished(folder: Path, config: Mapping[str, Any], make_problem: Callable[
         engine["outer_step"], finished=False, stopped=engine["stop"], folder=folder,
         make_problem=make_problem,
     )  # fmt: skip
+
+
+def _knowing(config: Mapping[str, Any], read: Callable[[], Any]) -> Any:
+    """Return what is read, importing the classes of metaopt that a config names if it needs them.
+
+    No others: the folder may be from elsewhere.
+    """
+    try:
+        return read()
+    except tree.UnknownStateError:
+        named = [v for k, v in flatten(config) if k.rpartition(".")[2] in ("_target_", "_class_")]
+        for name in filter(OURS.fullmatch, map(str, named)):
+            with suppress(ImportError, AttributeError, ValueError):
+                pkgutil.resolve_name(name)
+        return read()
 
 
 def read_history(folder: Path) -> History:

@@ -15,6 +15,7 @@ import pytest
 from paid import SECRET, Paid, failures, requests
 
 import metaopt
+from metaopt.files.errors import DamagedFileError
 from metaopt.llm import (
     CassetteMiss,
     Client,
@@ -277,3 +278,30 @@ def test_kill_nine_loses_no_paid_answer(tmp_path: Path) -> None:
     assert client.text(client.keep("a text")) == "a text"
     client.close()
     assert not folder.exists()
+
+
+def test_a_full_disk_names_the_file_and_leaves_it_whole(tmp_path):
+    path = tmp_path / "a.cassette"
+    cassette = Cassette(path)
+    cassette.keep("first", "kept")
+    cassette._connection.execute("PRAGMA max_page_count = 8")
+    answer = Reply("x" * 40_000, Usage(1, 1))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        cassette.add("key", "judge", answer)
+    assert caught.value.filename == str(path)
+    assert cassette.text("first") == "kept"
+    cassette.close()
+    assert Cassette(path).text("first") == "kept"
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "a.cassette"
+    cassette = Cassette(path)
+    for i in range(50):
+        cassette.keep(str(i), "x" * 1000)
+    cassette.close()
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"a\.cassette is damaged: .* delete it"):
+        [Cassette(path).text(str(i)) for i in range(50)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from metaopt.engine import tree
 from metaopt.files import writing
 from metaopt.runs import checkpoint
 from metaopt.testing.trees import identical
@@ -48,7 +49,7 @@ def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "absent") is None
 
 
-DAMAGE = ("cut", "flip", "empty", "text", "no state", "other step", "unknown tag", "folder")
+DAMAGE = ("cut", "flip", "empty", "text", "no state", "other step", "folder")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -77,7 +78,6 @@ def break_(path: Path, how: str) -> None:
     else:
         states = {
             "no state": {"outer": 1.0}, "other step": state(3.0, 3),
-            "unknown tag": {**state(2.0, 2), "last": {"__tag__": "nothing has this name"}},
         }  # fmt: skip
         checkpoint.write_tensors(path, states[how])
 
@@ -95,6 +95,13 @@ def test_every_bit_of_the_frame_of_a_file_is_damage_or_does_not_matter(tmp_path:
         )
         with suppress(checkpoint.CheckpointError):
             assert identical(checkpoint.latest(tmp_path), state(1.0, 1)), at
+
+
+def test_a_state_of_an_unknown_class_is_no_damage(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    checkpoint.write_tensors(path, {**state(2.0, 1), "last": {"__tag__": "unheard of"}})
+    with pytest.raises(tree.UnknownStateError, match="import the problem"):
+        checkpoint.latest(tmp_path)
 
 
 def test_when_all_are_damaged_the_newest_is_named(tmp_path: Path) -> None:
