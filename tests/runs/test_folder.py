@@ -1,0 +1,113 @@
+"""A run's folder belongs to one process, and is not written through links."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import metaopt as package
+from metaopt import ConfigError, Descent, Unroll
+from metaopt.files.errors import FolderInUseError
+from metaopt.files.lock import locked
+from metaopt.problems.examples import Ridge
+
+Metaopt = Callable[..., Any]
+RUN = ("problem=ridge", "debug=tiny", "figures=false", "hydra.run.dir=run")
+
+
+def content(folder: str) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_a_folder_in_use_is_left_alone_by_all_that_write(metaopt: Metaopt) -> None:
+    metaopt(*RUN)
+    Path("run/result.json").unlink()
+    before = content("run")
+    with locked(Path("run")):
+        for command in (RUN, ("resume=run",), ("resume=run", "outer_steps=9")):
+            done = metaopt(*command)
+            assert done.code == 1
+            assert "run is being written to by process " in done.err
+            assert "Wait for it, stop it, or choose another folder" in done.err
+        with pytest.raises(FolderInUseError):
+            package.resume("run", progress=False)
+        Path("new").mkdir()
+        with locked(Path("new")), pytest.raises(FolderInUseError):
+            package.run(Ridge(), Unroll(2), Descent("adam", lr=0.1), 2, folder="new")
+        assert not package.load("run").finished  # reading is free
+    assert content("run") == before
+    assert metaopt("resume=run").code == 0
+    assert not Path("run/.lock").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "checkpoints", "error.log", "figures", "metrics.jsonl", "metrics.jsonl.part",
+     "outer.safetensors", "provenance.json.part", "snapshots"],
+)  # fmt: skip
+def test_a_run_is_not_written_through_a_link(metaopt: Metaopt, name: str) -> None:
+    metaopt(*RUN)
+    Path("run/result.json").unlink()
+    link, target = Path("run", name), Path("victim").absolute()
+    if link.is_dir():
+        shutil.move(link, target)
+    else:
+        target.write_text("mine")
+        link.unlink(missing_ok=True)
+    before = content("victim") if target.is_dir() else target.read_bytes()
+    link.symlink_to(target)
+    for command in (("resume=run",), RUN):
+        done = metaopt(*command)
+        assert done.code == 1
+        assert "run holds symbolic links, and a run is not written through them:" in done.err
+        assert f"\n  {link} -> {target}\n" in done.err
+    assert (content("victim") if target.is_dir() else target.read_bytes()) == before
+
+
+@pytest.mark.parametrize("name", ["report", "report/table.md"])
+def test_a_report_is_not_written_through_a_link(metaopt: Metaopt, name: str) -> None:
+    metaopt(*RUN)
+    target = Path("victim").absolute()
+    Path("run", name).parent.mkdir(exist_ok=True)
+    if name == "report":
+        target.mkdir()
+    else:
+        target.write_text("mine")
+    Path("run", name).symlink_to(target)
+    done = metaopt("report", "run")
+    assert done.code == 2
+    assert "symbolic link" in done.err
+    assert list(target.iterdir()) == [] if target.is_dir() else target.read_text() == "mine"
+
+
+def test_a_part_that_is_passed_must_be_that_of_the_command(metaopt: Metaopt) -> None:
+    metaopt(*RUN)
+    with pytest.raises(ConfigError, match=r"another problem:\n  problem\.features: 20 -> 3"):
+        package.resume("run", Ridge(features=3), outer_steps=5, progress=False)
+
+
+def test_other_versions_than_at_the_start_are_said(metaopt: Metaopt) -> None:
+    metaopt(*RUN)
+    path = Path("run/provenance.json")
+    record = json.loads(path.read_text())
+    record["versions"]["torch"] = "0.4"
+    path.write_text(json.dumps(record))
+    for name in ("SHA256SUMS", "result.json"):
+        Path("run", name).unlink()
+    done = metaopt("resume=run")
+    assert done.code == 0
+    assert "versions.torch: 0.4 -> " in done.err
+    assert json.loads(Path("run/result.json").read_text())["versions"]["torch"] == "0.4"
+
+
+def test_a_folder_of_a_sweep_names_its_runs(metaopt: Metaopt) -> None:
+    metaopt("-m", "problem=ridge", "debug=tiny", "figures=false", "seed=0,1", "hydra.sweep.dir=all")
+    assert (
+        "It holds 2 runs, such as all/debug=tiny,problem=ridge,seed=0; give one"
+        in metaopt("resume=all").err
+    )
