@@ -56,3 +56,18 @@ def _mean(value: Tensor) -> Tensor:
     total = value.detach().clone()  # all_reduce writes into its argument
     dist.all_reduce(total)
     return total / world_size()
+
+
+@torch.no_grad()
+def largest(values: Tensor) -> Tensor:
+    """Return the largest over all ranks, element by element."""
+    total = values.clone()
+    dist.all_reduce(total, dist.ReduceOp.MAX)
+    return total
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the values of all ranks, in their order; each must be pickled, which is slow."""
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.budget import Ledger
+from metaopt.engine.budget import UNITS, Ledger
 from metaopt.engine.hooks import check_attributes
 from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.protocols import (
@@ -214,9 +214,26 @@ class Engine:
 
 
 def all_reduce(feedback: Feedback) -> Feedback:
-    """Return the feedback averaged over ranks (value and gradient); itself in one process."""
+    """Return feedback that all ranks share; itself in one process.
+
+    Value and gradient are averaged. The run is over where it is over on one rank, and a cost is the
+    largest of the ranks', since a rank that stops alone leaves the others waiting for ever.
+    """
     if distributed.world_size() == 1:
         return feedback
     grad = None if feedback.grad is None else distributed.mean(feedback.grad)
-    value = distributed.mean({"value": torch.as_tensor(feedback.value)})["value"]
-    return dataclasses.replace(feedback, value=value, grad=grad)
+    value = torch.as_tensor(feedback.value)
+    value = distributed.mean({"value": value})["value"]
+    cost = [float(feedback.cost.get(unit, -1)) for unit in UNITS]  # -1: not counted
+    flags = [float(feedback.done), float(feedback.stop is not None)]
+    shared = torch.tensor([*flags, *cost], dtype=torch.float64, device=value.device)
+    done, stopped, *most = distributed.largest(shared).tolist()
+    reasons = distributed.gather(feedback.stop) if stopped else []
+    return dataclasses.replace(
+        feedback,
+        value=value,
+        grad=grad,
+        done=bool(done),
+        stop=next((reason for reason in reasons if reason is not None), None),
+        cost={unit: amount for unit, amount in zip(UNITS, most, strict=True) if amount >= 0},
+    )

@@ -13,6 +13,7 @@ from metaopt.engine import distributed
 from metaopt.engine.engine import all_reduce
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
+from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold, generator
 from metaopt.estimators import Score, ScoreFunction, Unroll
 from metaopt.optimizers import Descent, Mutation, Search
@@ -150,6 +151,14 @@ def spawn(work, folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
+def agreed(rank):
+    """Return what ranks share of feedback in which they differ."""
+    first = Feedback(1.0 + rank, cost={"gradients": 2 + rank, **({"hvps": 5} if rank else {})})
+    second = Feedback(0.0, done=rank == 0, stop="the budget is spent" if rank else None)
+    shared = [all_reduce(feedback) for feedback in (first, second)]
+    return [[float(f.value), dict(f.cost), f.done, f.stop] for f in shared]
+
+
 def everything(rank):
     """Return in one go what the tests below look at: starting processes is what takes time."""
     values = {"a": torch.full((2,), float(rank)), "b": torch.tensor(3.0 + rank)}
@@ -161,6 +170,7 @@ def everything(rank):
         "adam": gradient_run(Rows(Adam(lr=0.05, clip_norm=0.5))),
         "search": search_run(Rows(SGD(lr=0.05))),
         "scores": scores([rank]),
+        "agreed": agreed(rank),
     }
 
 
@@ -199,6 +209,14 @@ def test_search_agrees_on_all_ranks_and_with_the_union(ranks):
         assert_close(torch.tensor(result["search"][0]), torch.tensor(values))
         assert_close(result["search"][1], params)
         assert_close(result["search"][2], solution)
+
+
+def test_ranks_agree_on_cost_and_end(ranks):
+    for result in ranks:
+        assert result["agreed"] == [
+            [1.5, {"gradients": 3.0, "hvps": 5.0}, False, None],
+            [0.0, {}, True, "the budget is spent"],
+        ]
 
 
 @pytest.mark.parametrize("kind", FEEDBACK)
