@@ -21,6 +21,7 @@ from metaopt.estimators.optimizer_check import (
     optimizers,
     refuse_learned,
     refuse_left_out,
+    refuse_unused,
 )
 
 Result = tuple[GradientState, Feedback]
@@ -87,6 +88,7 @@ class InnerRun:
             for optimizer in optimizers(loop, phi, self.inner_steps):
                 if not self.carries_optimizer:
                     refuse_learned(loop, name, optimizer)
+                refuse_unused(loop, optimizer, start.params)
                 if self.needs_stationarity:
                     optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
             if callable(loop.problem.inner_optimizer) and 0 < self.carried_steps < self.inner_steps:

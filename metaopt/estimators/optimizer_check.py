@@ -80,6 +80,25 @@ def refuse_learned(loop: InnerLoop, estimator: str, optimizer: InnerOptimizer) -
         )
 
 
+def refuse_unused(loop: InnerLoop, optimizer: InnerOptimizer, params: Tree) -> None:
+    """Raise a `ValueError` if phi makes a hyperparameter that no parameter is stepped with."""
+    names = learned(optimizer)
+    if not names:
+        return
+    ones = {k: torch.ones_like(v) for k, v in params.items()}
+    after = optimizer.update(params, ones, optimizer.init(params), 0)
+    ends = [t.sum() for t in tree.tensors(after) if t.requires_grad]
+    made = [t for t in tree.tensors(list(vars(optimizer).values())) if t.requires_grad]
+    slopes = torch.autograd.grad(ends, made, allow_unused=True, retain_graph=True)
+    if any(slope is None for slope in slopes):
+        raise ValueError(
+            f"{type(loop.problem).__name__}.inner_optimizer makes {', '.join(names)} of the outer "
+            f"variable, and one of these tensors steps no parameter: its derivative would be 0. "
+            f"Look for a group that matches nothing, or that replaces it. The parameters are "
+            f"{', '.join(params)}."
+        )
+
+
 def refuse_left_out(loop: InnerLoop, estimator: str, phi: Tree, steps: int, last: int) -> None:
     """Raise a `ValueError` if some of phi decides hyperparameters of the first steps alone.
 

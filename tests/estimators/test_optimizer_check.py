@@ -4,7 +4,7 @@ import pytest
 import torch
 from learned_rates import PHI, STEPS, Linear, Regression
 
-from metaopt import SGD
+from metaopt import SGD, Adam, AdamW
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.estimators import (
     Direct,
@@ -12,6 +12,7 @@ from metaopt.estimators import (
     Exact,
     FiniteDifference,
     FirstOrder,
+    Forward,
     Identity,
     Implicit,
     OneStep,
@@ -91,3 +92,29 @@ def test_a_rate_that_is_read_without_its_derivative_is_named(read):
         with pytest.raises(ValueError, match=r"reads outer\['rate'\], and no derivative leads"):
             estimator.check(InnerLoop(problem))
     EvolutionStrategies().check(InnerLoop(problem))
+
+
+BAIS, ALL = {"match": "bais"}, {"match": "weight|bias|head", "lr": 0.1, "weight_decay": 0.1}
+UNUSED = {
+    "a group that matches nothing": lambda rate: SGD(lr=0.1, groups=[BAIS | {"lr": rate}]),
+    "replaced by groups": lambda rate: SGD(lr=rate, groups=[ALL]),
+    "a decay that is replaced": lambda rate: Adam(lr=0.1, weight_decay=rate, groups=[ALL]),
+    "one of a dict": lambda rate: AdamW(
+        lr={"weight": rate, "bias": rate * 2, "head": 0.1}, groups=[{"match": "bias", "lr": 0.1}]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_a_learned_number_that_steps_no_parameter_is_named(name):
+    phi = {"rate": torch.tensor(0.1, dtype=torch.float64)}
+    loop = InnerLoop(Regression(lambda outer, step: UNUSED[name](outer["rate"]), phi))
+    for estimator in (Unroll(STEPS), Forward(STEPS), OneStep()):
+        with pytest.raises(ValueError, match=r"steps no parameter.*are weight, bias, head"):
+            estimator.check(loop)
+
+
+def test_a_learned_rate_that_groups_inherit_steps_them():
+    phi = {"rate": torch.tensor(0.1, dtype=torch.float64)}
+    groups = [{"match": "w|b|h", "weight_decay": 0.1}]
+    Unroll(STEPS).check(InnerLoop(Regression(lambda o, k: SGD(lr=o["rate"], groups=groups), phi)))
