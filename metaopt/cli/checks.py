@@ -8,17 +8,19 @@ from __future__ import annotations
 import inspect
 import pydoc
 import sys
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Union
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from metaopt.cli import folders
 from metaopt.cli.mistakes import nearest
+from metaopt.engine.annotations import describe, fits, hints
 from metaopt.runs.errors import ConfigError
 
-SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+SPECIAL = {
+    "_target_": str, "_partial_": bool, "_recursive_": bool, "_args_": list,
+    "_convert_": Literal["none", "partial", "object", "all"],
+}  # fmt: skip
+"""Keys of a node that hydra reads."""
 
 
 class ArgumentError(ConfigError):
@@ -34,13 +36,6 @@ def check(config: Mapping[str, Any]) -> None:
     _walk(config, "", config)
 
 
-def check_call(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Check top-level keys against the annotations of the function that takes them."""
-    for name, hint in _hints(target).items():
-        if name in arguments and not fits(arguments[name], hint):
-            raise wrong_type(name, arguments[name], hint)
-
-
 def _walk(node: Any, path: str, root: Mapping[str, Any]) -> None:
     if isinstance(node, Mapping):
         if "_target_" in node:
@@ -53,6 +48,9 @@ def _walk(node: Any, path: str, root: Mapping[str, Any]) -> None:
 
 
 def _check_target(node: Mapping[str, Any], path: str, root: Mapping[str, Any]) -> None:
+    for key, hint in SPECIAL.items():
+        if key in node and not fits(node[key], hint):
+            raise wrong_type(f"{path}.{key}", node[key], hint)
     target = _locate(node["_target_"], path)
     name = node["_target_"].rpartition(".")[2]
     given = {k: v for k, v in node.items() if k not in SPECIAL}
@@ -69,7 +67,7 @@ def _check_target(node: Mapping[str, Any], path: str, root: Mapping[str, Any]) -
             )
     if not node.get("_partial_") and "_args_" not in node:
         _require(parameters, given, path, name)
-    for key, hint in _hints(target).items():
+    for key, hint in hints(target).items():
         if key in given and not fits(given[key], hint):
             short = key in root and root[key] == given[key]
             raise wrong_type(key if short else f"{path}.{key}", given[key], hint)
@@ -112,69 +110,8 @@ def _reason(name: str) -> str:
     )
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):  # annotations of other libraries
-        return {}
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Return whether a value read from YAML can stand for an argument annotated `hint`.
-
-    An integer stands for a float; true and false stand for nothing but a bool; a node with a
-    `_target_` stands for anything, since what it makes is not known yet.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, Mapping) and "_target_" in value:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(fits(value, option) for option in arguments)
-    if origin is Literal:
-        return any(value == option and type(value) is type(option) for option in arguments)
-    if hint in (None, type(None)):
-        return value is None
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    if hint in (bool, str, Path):
-        return isinstance(value, str if hint is Path else hint)
-    kind = origin or hint
-    if kind in (Any, object) or not inspect.isclass(kind):
-        return True
-    if issubclass(kind, Mapping):
-        return isinstance(value, Mapping)
-    if issubclass(kind, (Sequence, Iterable)) and kind is not Mapping:
-        items = not isinstance(value, (str, Mapping)) and isinstance(value, Sequence)
-        return items and (not arguments or all(fits(v, arguments[0]) for v in value))
-    return not isinstance(value, (bool, int, float, str, type(None)))
-
-
-NAMES = {
-    int: "an integer", float: "a number", bool: "true or false", str: "a text", Path: "a path",
-    type(None): "null",
-}  # fmt: skip
-
-
-def describe(hint: Any) -> str:
-    """Return what an annotation asks for, in words."""
-    if hint in NAMES:
-        return NAMES[hint]
-    arguments = typing.get_args(hint)
-    origin = typing.get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in arguments)
-    if origin is Literal:
-        return " or ".join(str(option) for option in arguments)
-    kind = origin or hint
-    if inspect.isclass(kind) and issubclass(kind, Mapping):
-        return "a mapping"
-    if inspect.isclass(kind) and issubclass(kind, (Sequence, Iterable)):
-        return "a list" + (f" of which each is {describe(arguments[0])}" if arguments else "")
-    return f"a node with a _target_ that makes a {getattr(kind, '__name__', kind)}"
-
-
 def wrong_type(path: str, value: Any, hint: Any) -> ConfigError:
     """Return the error that names a key, what it must be, and what was given."""
     shown = "null" if value is None else repr(value)
-    return ConfigError(f"{path} must be {describe(hint)}; got {shown}.")
+    legal = describe(hint, "a node with a _target_ that makes a {}")
+    return ConfigError(f"{path} must be {legal}; got {shown}.")

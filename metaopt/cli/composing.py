@@ -126,6 +126,11 @@ def explanation(error: BaseException) -> str:
         return f"{key} must be given: add {key}=VALUE."
     if single := re.search(r"Error parsing override '([\w./-]+)'\s+missing EQUAL", text):
         return mistakes.without_value(single[1])
+    if "Config group override must be" in text:
+        return mistakes.no_option(mistakes.given())
+    if absent := re.search(r"Interpolation key '([^']+)' not found(?:\n *full_key: (\S+))?", text):
+        key = f" at {absent[2]}" if absent[2] else ""
+        return f"There is no key {absent[1]!r}, and the config refers to it{key}."
     if again := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
         return f"The key {again[1]!r} is there already; give it without the +."
     if again := re.search(r"Multiple values for (\S+)\. ", text):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metaopt.cli import folders
-from metaopt.cli.checks import ArgumentError, check, check_call, fits, wrong_type
+from metaopt.cli.checks import ArgumentError, check
 from metaopt.cli.composing import cause, parts
+from metaopt.cli.keys import PARTS, check_keys, refuse_unread
 from metaopt.cli.mistakes import foreign_method, nearest
 from metaopt.cli.trust import needed, refuse_strange
 from metaopt.engine.budget import UNITS
@@ -34,8 +37,6 @@ from metaopt.runs.run import PYTHON, SETTINGS, Run, Watch, prepare_torch
 
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
-
-PARTS = ("problem", "estimator", "optimizer", "engine", "tracker")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def job(config: DictConfig, printed: set[str] | None = None) -> Outcome:
     with _explained(folder, printed) as failed:
         with open_dict(config):
             config.pop("methods", None)  # of the whole table
+        refuse_unread(config, list(state.overrides.task))
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         direction = str(OmegaConf.select(state, "sweeper.direction"))
         _refuse_foreign(folder, resolved)
@@ -93,7 +95,8 @@ def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcom
     except Exception as error:
         report(cause(error), folder, printed)
         if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+            # With the folders above it that hydra made, and never the working folder.
+            (folder.rmdir if folder.is_absolute() else partial(os.removedirs, folder))()
 
 
 def resume(folder: Path, rest: Sequence[str]) -> Outcome:
@@ -188,12 +191,8 @@ def build(
     Raises:
         ConfigError: the config cannot be built; says why.
     """
-    settings = {name: config[name] for name in SETTINGS}
+    check_keys(config)
     check(config)
-    if not fits(rate := config.get("outer_lr", 0.0), float):  # algorithms take any keyword
-        raise wrong_type("outer_lr", rate, float)
-    check_call(Run, settings)
-    check_call(prepare_torch, config)
     try:
         prepare_torch(config["threads"], config["device"])
         made = parts(config, PARTS)
@@ -209,7 +208,7 @@ def build(
             overrides,
             config_dirs=folders.given(),
             trust=needed(folder, config),
-            **settings,
+            **{name: config[name] for name in SETTINGS},
             watch=watch,
         )
     except (InstantiationException, ValueError) as error:

@@ -34,6 +34,15 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
     return f"{start} The nearest: {', '.join(three)}. `metaopt --help {group}` lists all."
 
 
+def no_option(overrides: Iterable[str]) -> str:
+    """Return what to say to a group whose value is no text, such as `estimator=null`."""
+    for key, _, value in (override.partition("=") for override in overrides):
+        group = key.lstrip("+").partition("@")[0]
+        if group in folders.groups() and value not in folders.groups()[group]:
+            return f"There is no {key}={value}. `metaopt --help {group}` lists all options."
+    return "An option of a group must be a name."
+
+
 def without_value(word: str) -> str:
     """Return what to say to an argument without `=`: a verb or an option that it may stand for."""
     start = f"{word!r} is no command, and an argument of a run is KEY=VALUE."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from metaopt.engine.annotations import fits
+
 UNITS = {
     "inner_steps": "inner steps",
     "gradients": "gradients",
@@ -33,6 +35,10 @@ class Ledger:
     """
 
     def __init__(self, limits: Mapping[str, float] | None = None) -> None:
+        if not isinstance(limits, (Mapping, type(None))):
+            raise ValueError(
+                f"limits must be amounts by unit, such as {{'tokens': 1e6}}; got {limits!r}."
+            )
         self.limits = dict(limits or {})
         self.spent: dict[str, float] = {}
         _check(self.limits, "limits")
@@ -54,5 +60,5 @@ def _check(amounts: Mapping[str, float], name: str) -> None:
     for unit, amount in amounts.items():
         if unit not in UNITS:
             raise ValueError(f"{name} names the unit {unit!r}; units are {', '.join(UNITS)}.")
-        if amount < 0:
-            raise ValueError(f"{name}[{unit!r}] must be >= 0; got {amount}.")
+        if not fits(amount, float) or amount < 0:
+            raise ValueError(f"{name}[{unit!r}] must be a finite number >= 0; got {amount!r}.")

@@ -68,7 +68,10 @@ class Engine:
         limits: Mapping[str, float] | None = None,
     ) -> None:
         self.outer_steps, self.seed = outer_steps, seed
-        check_ranges(self, "outer_steps >= 0")
+        check_ranges(self, "outer_steps >= 0", "seed")
+        _check_role("problem", problem)
+        _check_role("estimator", estimator, Estimator)
+        _check_role("optimizer", optimizer, OuterOptimizer)
         # A copy, since what an estimator keeps from step to step belongs to one run.
         self.problem, self.estimator, self.optimizer = problem, copy.copy(estimator), optimizer
         self.loop = loop_of(problem)
@@ -211,6 +214,21 @@ class Engine:
         self.estimator.load_state_dict(state["estimator"])
         self.ledger.spent = dict(state["spent"])
         self._stop = state["stop"]
+
+
+def _check_role(name: str, part: object, role: type = object) -> None:
+    """Raise a `TypeError` unless a part is an object of its role: not its class, nor another's."""
+    if isinstance(part, type):
+        raise TypeError(
+            f"{name} is the class {part.__name__}, and an object of it is needed: pass "
+            f"{part.__name__}(...)."
+        )
+    if not isinstance(part, role):
+        missing = (m for m in sorted(vars(role)) if m[0] != "_" and not hasattr(part, m))
+        raise TypeError(
+            f"{name} must have the methods of metaopt.{role.__name__}; {part!r} has no "
+            f"{', '.join(missing)}."
+        )
 
 
 def all_reduce(feedback: Feedback) -> Feedback:

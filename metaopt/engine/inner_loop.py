@@ -94,6 +94,14 @@ class InnerLoop:
         self.problem = problem
         self.outer_step = self.task_index = 0
         self.meta_batches: dict[int, Any] = {}
+        optimizer = getattr(problem, "inner_optimizer", None)
+        if isinstance(optimizer, type) or not (
+            callable(optimizer) or hasattr(optimizer, "update_")
+        ):
+            raise TypeError(
+                f"{type(problem).__name__}.inner_optimizer must be an inner optimizer, such as "
+                f"SGD(lr=0.1), or a function of phi that makes one; got {optimizer!r}."
+            )
         # Where update_state is the base's, no step changes the state, and no estimator has to carry
         # or refuse its derivative.
         self.updates_state = type(problem).update_state is not GradientProblem.update_state
@@ -156,7 +164,8 @@ class InnerLoop:
         """Return a new state; what is made from `outer` hangs on its graph."""
         # Copied, on the graph: `step_` works in place, and what a problem returns may be phi itself
         # or the weights of a module of its own.
-        params = _copied(self.problem.init_params(outer, generator(fold(key, "params"))))
+        params = self.problem.init_params(outer, generator(fold(key, "params")))
+        params = _copied(tree.check_named(params, f"{type(self.problem).__name__}.init_params"))
         state = _copied(self.problem.init_state(outer, params))
         buffers = _copied(self.problem.init_buffers(outer, params))
         shared = sorted(params.keys() & {*buffers, *self.frozen})

@@ -24,6 +24,7 @@ from metaopt.engine.hyperparameters import (
     scalar,
 )
 from metaopt.engine.protocols import Tree
+from metaopt.engine.ranges import check_ranges
 from metaopt.engine.schedules import Schedule
 
 State = dict[str, Tree]
@@ -51,6 +52,7 @@ class Scheduled:
     groups: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
+        check_ranges(self, "schedule or null", "groups")
         check_hyperparameters(self, "lr >= 0", "weight_decay >= 0", "clip_norm > 0 or null")
         for group in self.groups:
             rates = {k: v for k, v in group.items() if k != "match"}

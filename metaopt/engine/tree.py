@@ -33,15 +33,31 @@ def named_tensors(outer: Any, name: str) -> Tree:
     Raises:
         TypeError: it is anything else.
     """
-    if not isinstance(outer, dict) or not all(
-        isinstance(v, Tensor) and v.is_floating_point() for v in outer.values()
-    ):
+    try:
+        return check_named(outer, "init_outer")
+    except TypeError as error:
         raise TypeError(
-            f"{name} needs an outer variable of named floating-point tensors; got "
-            f"{type(outer).__name__}. Use estimator=score with optimizer=search, random or "
-            f"schedule."
-        )
-    return outer
+            f"{name} needs an outer variable of named floating-point tensors: {error} Return such "
+            f"tensors, or use estimator=score with optimizer=search, random or schedule."
+        ) from error
+
+
+def check_named(named: Any, source: str) -> Tree:
+    """Return a dict of floating-point tensors, at least one; raise a `TypeError` for the rest.
+
+    Args:
+        named: what should be one.
+        source: what returned it, for the message.
+    """
+    legal = "a dict of named floating-point tensors, at least one"
+    if not isinstance(named, dict) or not named:
+        shown = "an empty dict" if named == {} else f"{type(named).__name__}"
+        raise TypeError(f"{source} must return {legal}; got {shown}.")
+    for name, value in named.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{source} must return {legal}; got {name!r} of {kind}.")
+    return named
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], state: T) -> T:

@@ -52,7 +52,9 @@ class Descent:
         self._named = _named(algorithm, settings) if isinstance(algorithm, str) else None
         self.algorithm, self.scheduler, self.settings = algorithm, scheduler, settings
         self.clip_norm, self.accumulate = clip_norm, accumulate
-        check_ranges(self, "clip_norm > 0 or null", "accumulate >= 1")
+        check_ranges(
+            self, "algorithm", "scheduler or null", "clip_norm > 0 or null", "accumulate >= 1"
+        )
         self._outer: Tree = {}
         self._steps = 0
 

@@ -59,8 +59,8 @@ def report(
 ) -> None:
     """Print the explanation on the standard error and keep the traceback in `error.log`.
 
-    With METAOPT_DEBUG=1 in the environment the traceback is printed as well. A mistake in a config
-    has no traceback worth keeping.
+    With METAOPT_DEBUG=1 in the environment the traceback is printed as well; before a run has
+    written its config that is the only way. A mistake in a config has none worth keeping.
 
     Args:
         folder: see `explain`.
@@ -80,8 +80,10 @@ def report(
 
 
 def _keep(trace: str, folder: Path, silent: bool) -> None:
+    if not (folder / "provenance.json").exists():  # no run has begun: nothing is to be left of it
+        print("METAOPT_DEBUG=1 prints the traceback.", file=sys.stderr)
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "error.log", trace)
     except OSError:
         print("The traceback could not be kept; METAOPT_DEBUG=1 prints it.", file=sys.stderr)

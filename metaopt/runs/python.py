@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.engine import Engine
+from metaopt.engine.annotations import check_arguments
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
 from metaopt.files.lock import refuse_held
 from metaopt.runs.continuing import extended, refuse_edited
@@ -67,6 +68,7 @@ def run(
         result = metaopt.run(Ridge(), Unroll(inner_steps=10), Descent("adam", lr=0.1), 100)
         result.outer["log_penalty"], result.metrics["eval/test_loss"]
     """
+    check_arguments(run, locals())
     settings: dict[str, Any] = dict(zip(
         SETTINGS, (log_every, eval_every, checkpoint_every, keep_checkpoints, figures), strict=True
     ))  # fmt: skip
@@ -100,6 +102,7 @@ def load(folder: str | Path, *, trust: Sequence[str] = ()) -> Result:
     Raises:
         ConfigError: the folder holds no run, one without a checkpoint, or a damaged file.
     """
+    check_arguments(load, locals())
     path = Path(folder)
     return read_result(path, lambda: _problem_of(path, trust))
 
@@ -136,6 +139,7 @@ def resume(
             passed, or is another one; a file is damaged.
         ValueError: `outer_steps` is below what the run has taken.
     """
+    check_arguments(resume, locals())
     path = Path(folder)
     config = read_config(path)
     refuse_edited(path, config, extending=outer_steps is not None)
@@ -235,6 +239,4 @@ def _problem_of(folder: Path, trust: Sequence[str]) -> Any:
 def _refuse_strange(folder: Path, config: Mapping[str, Any], trust: Sequence[str]) -> None:
     from metaopt.cli.trust import refuse_strange  # it imports hydra
 
-    if isinstance(trust, str):
-        raise TypeError(f"trust must be a list of packages, such as ['{trust}']; got a text.")
     refuse_strange(folder, config, trust)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import Engine
+from metaopt.engine.ranges import check_ranges
 from metaopt.files import sums
 from metaopt.files.lock import locked
 from metaopt.files.writing import as_text, refuse_links, write_json, write_text
@@ -43,6 +44,9 @@ PYTHON = "from Python"
 
 SETTINGS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures")
 """Arguments of a `Run` that are keys of a config."""
+
+MAX_THREADS = 1024
+"""More than any machine has use for; far beyond it the operating system kills the process."""
 
 Service = Callable[..., Tracker]
 """Makes a further tracker: called with `(folder, config, resume_step)`."""
@@ -91,19 +95,13 @@ class Run:
         figures: bool = True,
         watch: Watch | None = watcher,
     ) -> None:
-        intervals = {
-            "log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every,
-            "keep_checkpoints": keep_checkpoints,
-        }  # fmt: skip
-        for name, value in intervals.items():
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1; got {value}.")
         self.engine, self.folder, self.config = engine, folder, config
         self.service, self.overrides = service, list(overrides)
         self.config_dirs, self.trust = list(config_dirs), list(trust)
         self.log_every, self.eval_every = log_every, eval_every
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.figures, self.watch = figures, watch
+        check_ranges(self, *(f"{name} >= 1" for name in SETTINGS[:-1]), "figures")
         self._last: Mapping[str, float | Tensor] = {}
         self._seconds, self._log = 0.0, b""
         self._saved: int | None = None
@@ -399,13 +397,13 @@ def prepare_torch(threads: int, device: str) -> None:
     """Set the number of threads and check that the device is there.
 
     Raises:
-        ValueError: threads below 1, or a device that torch does not see.
+        ValueError: threads out of range, or a device that torch does not see.
     """
-    if threads < 1:
-        raise ValueError(f"threads must be >= 1; got {threads}.")
+    if not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads must be >= 1 and <= {MAX_THREADS}; got {threads}.")
     torch.set_num_threads(threads)
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a meta tensor has no value
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(". ")
         raise ValueError(f"device={device} cannot be used: {reason}. Use device=cpu.") from error

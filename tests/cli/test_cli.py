@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from metaopt.cli import jobs
-from metaopt.cli.checks import describe, fits
 from metaopt.cli.composing import cell
+from metaopt.engine.annotations import describe, fits
 from metaopt.files import writing
 from metaopt.problems.examples import Ridge
 from metaopt.runs import checkpoint
@@ -194,10 +194,10 @@ MISTAKES = {
         ["has no 'Rigde'", "Did you mean Ridge"],
     ),
     "illegal value": (["inner_steps=0"], ["Unroll needs inner_steps >= 1; got inner_steps=0"]),
-    "illegal interval": (["eval_every=0"], ["eval_every must be >= 1; got 0"]),
+    "illegal interval": (["eval_every=0"], ["eval_every >= 1; got eval_every=0"]),
     "unknown unit": (["limits={steps: 3}"], ["the unit 'steps'", "gradients"]),
-    "device": (["device=cuda:99"], ["device=cuda:99 cannot be used: ", ". Use device=cpu."]),
-    "text for a rate": (["outer_lr=abc"], ["outer_lr must be a number; got 'abc'"]),
+    "device": (["device=cuda:99"], ["device=cuda:99: nothing of this run reads it"]),
+    "text for a rate": (["outer_lr=abc"], ["outer_lr must be a finite number; got 'abc'"]),
     "option alone": (["reward_model"], ["'reward_model' is no", "mean problem=reward_model?"]),
     "misspelt verb": (["reprot"], ["'reprot' is no command", "Did you mean report?"]),
     "value that must be given": (
@@ -211,7 +211,7 @@ MISTAKES = {
         ["problem=domain_reweighting", "method=reward_model/flip"],
         ["no argument 'variant'", "reward_model/flip is one of problem=reward_model: drop"],
     ),
-    "threads": (["threads=0"], ["threads must be >= 1; got 0"]),
+    "threads": (["threads=0"], ["threads must be >= 1 and <= 1024; got 0"]),
     "unfinished text": (["outer_steps=[1"], ["no viable alternative at input '[1'"]),
     "no value": (["outer_steps"], ["outer_steps"]),
     "folder": (["hydra.run.dir=/proc/nowhere"], ["folder cannot be made", "hydra.run.dir="]),
@@ -310,12 +310,14 @@ def test_a_full_disk_leaves_no_result_and_the_run_can_continue(metaopt: Metaopt,
     with pytest.MonkeyPatch.context() as patch:
         fail_with(patch, errno.ENOSPC, name)
         done = metaopt(*TINY)
-    folder = only("runs/ridge/*")
     assert done.code == 1
     assert "disk is full" in done.err
     assert "Traceback" not in done.err
-    assert not (folder / "result.json").exists()
-    if name != "provenance":
+    assert not list(Path().rglob("result.json"))
+    if name == "provenance":  # which comes first
+        assert not list(Path().iterdir())
+    else:
+        folder = only("runs/ridge/*")
         assert f"metaopt resume={folder}" in done.err
         assert metaopt(f"resume={folder}").code == 0
         assert (folder / "result.json").exists()
