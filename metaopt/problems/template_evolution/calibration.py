@@ -167,7 +167,7 @@ class JudgeCalibration(TemplateProblem):
         """Return the state with every labelled example scored."""
         if inner["scores"] is not None:
             return inner
-        scores = self.score(outer, self.labelled, first=inner["round"] == 1)
+        scores = self.score(outer, self.labelled, required=inner["round"] == 1)
         coverage = 1 - scores.count(None) / len(scores)
         trial = {"template": outer, "loss": self._loss(scores), "coverage": coverage}
         tried = [*inner["tried"], trial]
@@ -206,9 +206,9 @@ class JudgeCalibration(TemplateProblem):
         """Return +inf for a template that has been tried, which spares its calls; else 0."""
         return float("inf") if any(candidate == t.outer for t in trials) else 0.0
 
-    def score(self, template: str, examples: Sequence[Solution], first: bool = False) -> Scores:
+    def score(self, template: str, examples: Sequence[Solution], required: bool = False) -> Scores:
         """Return the judge's scores of examples under a template; see `judge`."""
-        return self._asked(self.client, template, examples, first)
+        return self._asked(self.client, template, examples, required)
 
     def examine(self, template: str) -> Scores:
         """Return scores of the held-out examples, charged only where the judge costs something."""
@@ -223,10 +223,10 @@ class JudgeCalibration(TemplateProblem):
         return self._examined[template]
 
     def _asked(
-        self, client: Client, template: str, examples: Sequence[Solution], first: bool = False
+        self, client: Client, template: str, examples: Sequence[Solution], required: bool = False
     ) -> Scores:
         texts = [(x.query, x.response) for x in examples]
-        return judge(client, template, self.data.queries, texts, self.answers, first)
+        return judge(client, template, self.data.queries, texts, self.answers, required)
 
     def _stop(self) -> str | None:
         """Return why no further template can be judged with enough left for the report."""

@@ -89,14 +89,14 @@ class Panel:
         return self._verified(candidates) if self.verify > 1 else candidates
 
     def judge(
-        self, template: str, candidates: Sequence[Candidate], first: bool = False
+        self, template: str, candidates: Sequence[Candidate], required: bool = False
     ) -> list[Candidate]:
         """Return the candidates with the scores that the template gives them; see `judge`."""
         if self.outcome_is_score:
             fixed = {True: HIGH, False: LOW, None: None}
             return [{**c, "score": fixed[c["outcome"]]} for c in candidates]
         responses = [(c["query"], self.client.text(c["response"])) for c in candidates]
-        scores = judge(self.client, template, self.queries, responses, self.parameters, first)
+        scores = judge(self.client, template, self.queries, responses, self.parameters, required)
         return [{**c, "score": score} for c, score in zip(candidates, scores, strict=True)]
 
     def _verified(self, candidates: list[Candidate]) -> list[Candidate]:
@@ -149,19 +149,19 @@ def judge(
     queries: Sequence[str],
     responses: Sequence[tuple[int, str]],
     parameters: Parameters,
-    first: bool = False,
+    required: bool = False,
 ) -> list[float | None]:
     """Return the template's scores of (query, response) pairs; `None` where there is none.
 
     A reply that was cut at its longest length has none: `Score: 1` may be the start of 10.
 
     Args:
-        first: whether this is the template that a search starts from, whose replies must be
-            understood; a template that a writer proposes may be a bad one.
+        required: whether replies must be understood, as those under the template that a search
+            starts from; one that a writer proposes may be a bad one.
 
     Raises:
         LMError: see `ask`.
-        NotUnderstood: under the first template less than a tenth of three replies or more have a
+        NotUnderstood: replies must be understood, and less than a tenth of three or more have a
             score.
     """
     requests = [
@@ -172,7 +172,7 @@ def judge(
     scores = [None if (text := whole(reply)) is None else parse_score(text) for reply in replies]
     answered = [reply for reply in replies if reply is not None]
     understood = len(scores) - scores.count(None)
-    if first and len(answered) >= 3 and 10 * understood < len(answered):
+    if required and len(answered) >= 3 and 10 * understood < len(answered):
         words = _not_understood(replies, scores, parameters)
         if not client.lms["judge"].deterministic:
             words += " The replies are kept in the run's .cassette file."

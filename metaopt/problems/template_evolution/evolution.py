@@ -191,7 +191,7 @@ class TemplateEvolution(TemplateProblem):
             count, draw = self.candidates - len(inherited), fold(key, "first", query)
             fresh += [(query, prompt) for prompt in self.task.prompts(query, count, draw)]
         candidates = inherited_candidates + self.panel.answer(fresh)
-        log = self.panel.judge(outer, candidates, first=number == 1)
+        log = self.panel.judge(outer, candidates, required=number == 1)
         return {"round": number, "template": outer, "log": log}
 
     def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:

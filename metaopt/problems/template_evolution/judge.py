@@ -34,11 +34,12 @@ class Judge:
 
         Raises:
             LMError: every request failed, three or more.
+            NotUnderstood: less than a tenth of the replies, of three or more, have a score.
         """
         queries = [query for query, _ in pairs]
         responses = [(i, response) for i, (_, response) in enumerate(pairs)]
         return ask_judge(
-            self.client, self.calibration.template, queries, responses, self.parameters
+            self.client, self.calibration.template, queries, responses, self.parameters, True
         )
 
     def probability(self, pairs: Sequence[tuple[str, str]]) -> Array:

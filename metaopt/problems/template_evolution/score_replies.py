@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 UNDERSTOOD = (
@@ -19,17 +20,18 @@ UNDERSTOOD = (
 """Last lines that are read as 8; the JSON may span lines, and all may stand in a code fence."""
 
 _MARK = r"[*_`]{0,3}"  # emphasis or code
-_NAME = r"(?:(?:final|overall|total)[ \t]+)?(?:score|rating)"
+_NAME = r"(?:(?:final|overall|total)\s+)?(?:score|rating)"
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_SCALE = r"(?:[ \t]*(?:/|of|out[ \t]of)[ \t]*([0-9]+(?:\.[0-9]+)?))"
+_SCALE = r"(?:\s*(?:/|of|out\sof)\s*([0-9]+(?:\.[0-9]+)?))"
 _NAMED = re.compile(
-    rf"(?:#+[ \t]+|[-*>][ \t]+)?{_MARK}{_NAME}{_MARK}[ \t]*[:=]{_MARK}[ \t]*{_MARK}"
+    rf"(?:#+\s+|[-*>]\s+)?{_MARK}{_NAME}{_MARK}\s*[:=]{_MARK}\s*{_MARK}"
     rf"(?:{_NUMBER}{_MARK}{_SCALE}?|\[\[{_NUMBER}\]\]){_MARK}\.?{_MARK}",
     re.IGNORECASE,
 )
 _BARE = re.compile(rf"{_MARK}(?:{_NUMBER}{_SCALE}|\[\[{_NUMBER}\]\]){_MARK}\.?{_MARK}", re.I)
-_FENCE = re.compile(r"(?:```|~~~)[ \t]*\w*")
-_KEY = re.compile(rf"{_NAME}".replace(r"[ \t]+", r"[ _]"), re.IGNORECASE)
+_FENCE = re.compile(r"(?:```|~~~)\s*\w*")
+_KEY = re.compile(rf"{_NAME}".replace(r"\s+", "[ _]"), re.IGNORECASE)
+_JSON_SCORE = re.compile(r"\"(?:score|rating)\"\s*:", re.IGNORECASE)
 _SCALE_KEY = re.compile(r"max|scale|out.?of|range|best", re.IGNORECASE)
 _VALUE = re.compile(rf"{_NUMBER}{_SCALE}?")
 
@@ -55,12 +57,16 @@ def final_score(text: str, highest: float) -> float | None:
     lines = [line for line in lines if line and not _FENCE.fullmatch(line)]
     if not lines:
         return None
-    last = _in_json("\n".join(lines), highest)
-    last = _in_line(lines[-1], highest) if last is None else last
+    text = "\n".join(lines)
+    start = _json_start(text)
+    if start is None:
+        last = _in_line(lines[-1], highest)
+    else:
+        last = _in_object(json.loads(text[start:], object_pairs_hook=_Pairs), highest)
+        lines = [line.strip() for line in text[:start].splitlines()]
     stated = {value for line in lines if (value := _in_line(line, highest)) is not None}
-    if last is None or math.isnan(last) or stated - {last}:
-        return None
-    return last
+    twice = any(_JSON_SCORE.search(line) for line in lines)
+    return None if last is None or math.isnan(last) or stated - {last} or twice else last
 
 
 def form(text: str, lines: int = 3, width: int = 80) -> str:
@@ -99,17 +105,15 @@ def _number(groups: Sequence[str | None], highest: float) -> float:
     return float(number or bracketed or "nan")
 
 
-def _in_json(text: str, highest: float) -> float | None:
-    """Return the score of the JSON object that the text ends with, or `None` without one."""
+def _json_start(text: str) -> int | None:
+    """Return where the JSON object starts that the text ends with, or `None` without one."""
     starts = [match.start() for match in re.finditer("{", text)]
     if not text.endswith("}") or len(starts) > MOST_BRACES:
         return None
     for start in starts:  # the outermost object first
-        try:
-            pairs = json.loads(text[start:], object_pairs_hook=_Pairs)
-        except (ValueError, RecursionError):
-            continue
-        return _in_object(pairs, highest)
+        with suppress(ValueError, RecursionError):
+            json.loads(text[start:])
+            return start
     return None
 
 

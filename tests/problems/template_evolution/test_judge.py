@@ -11,6 +11,7 @@ import pytest
 from small_judges import Paid, by_length, make, run, written
 
 from metaopt.data.solutions import Solutions, solutions
+from metaopt.llm import NotUnderstood
 from metaopt.metrics.binary import auroc
 from metaopt.problems.template_evolution import arithmetic_solutions, load_judge
 
@@ -88,3 +89,12 @@ def test_generated_solutions_are_right_or_wrong_as_they_say() -> None:
     assert rates[0] < rates[1]
     with pytest.raises(ValueError, match="questions >= 2; got 1"):
         arithmetic_solutions(1)
+
+
+def test_a_judge_that_is_not_understood_is_no_judge(data: Solutions, tmp_path: Path) -> None:
+    deliver(make(data, judge=Paid(by_length)), tmp_path / "run")
+    judge = load_judge(tmp_path / "run", Paid(lambda text: "It deserves an eight."))
+    pairs = [(f"What is {i} + 1?", "A: 1") for i in range(4)]
+    assert judge.score(pairs[:2]) == [None, None]
+    with pytest.raises(NotUnderstood, match="4 of 4 replies are not understood"):
+        judge.score(pairs)

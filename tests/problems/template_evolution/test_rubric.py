@@ -20,7 +20,8 @@ NONE = [
     "Score: 8 (out of 100)",
     # two scores
     "Score: 3/10\nScore: 8", "Score: 8/100\nScore: 8", "Score: 3\n8/10", 'Score: 3\n{"score": 8}',
-    '{"score": 3, "score": 8}', '{"score": 3, "rating": 8}',
+    '{"score": 3}\n{"score": 8}', '{"score": 3} {"score": 8}', 'Score: 3 {"score": 8}',
+    '{"score": 3}\nScore: 8', '{"score": 3, "score": 8}', '{"score": 3, "rating": 8}',
     # JSON that is none, or whose score is no number on this scale
     '{"score": 8', '{"score": 8, "max_score": 100}', '{"score": true}', '{"score": NaN}',
     '{"score": 1e400}', '{"score": [8]}', '{"score": "8/100"}', '{"score": null}', '{"points": 8}',
@@ -30,7 +31,8 @@ NONE = [
 
 SEVEN = [
     "Score: 7", "It keeps to the point.\n\nScore: 7.0", "Score: 7.0\n\n  \n", "  Score:   7  ",
-    "Score: 7\nOn reflection, the same.\nScore: 7.0", "Score: 7.", "Score: 7/10", "Score: 7 / 10",
+    "Score: 7\nOn reflection, the same.\nScore: 7.0", "Score: 7.", "Score:\u00a07",
+    "Score: 7/10", "Score: 7 / 10",
     "Score: 7 of 10", "Score: 7 out of 10.", "7 out of 10", "7/10", "[[7]]", "Rating: [[7]]",
     "score: 7", "Final score: 7", "**Score: 7**", "**Score:** 7", "**Score**: 7/10",
     "Score: **7**/10", "__Score: 7__", "### Score: 7",
