@@ -22,22 +22,17 @@ from torch import Tensor
 from metaopt.engine import Engine
 from metaopt.engine.ranges import check_ranges
 from metaopt.files import sums
+from metaopt.files.errors import FolderError
 from metaopt.files.lock import locked
-from metaopt.files.writing import as_text, refuse_links, write_json, write_text
+from metaopt.files.writing import as_text, refuse_links, write_json
 from metaopt.runs import checkpoint, provenance
+from metaopt.runs.contents import discard_later, write_readme, write_sums
 from metaopt.runs.continuing import log_until, refuse_foreign, write_config
 from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance, steps
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
 from metaopt.runs.tracking import History, Jsonl, Tracker, floats, or_null
-
-RUN_FILES = (
-    "README.md", "SHA256SUMS", "checkpoints", "config.yaml", "error.log", "figures", "final.pt",
-    "metrics.jsonl", "provenance.json", "report", "result.json", "snapshots", "tensorboard",
-    "timing.json", "wandb",
-)  # fmt: skip
-"""What every run may have in its folder; the rest is the problem's."""
 
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
@@ -191,7 +186,7 @@ class Run:
         write_json(self.folder / "provenance.json", origin)
         write_config(self.folder, self.config)
         sums.write(self.folder, [self.folder / "provenance.json"], {})
-        write_text(self.folder / "README.md", self._readme(self.folder))
+        write_readme(self.folder, self._label(), self.engine, self.config.get("started") == PYTHON)
         return origin
 
     def _restore(self, state: Mapping[str, Any]) -> int:
@@ -208,7 +203,7 @@ class Run:
         with ExitStack() as stack:
             trackers: list[Tracker] = [self.history]
             if self.folder is not None:
-                _discard_later(self.folder, resumed or 0)
+                discard_later(self.folder, resumed or 0)
                 self._jsonl = Jsonl(self.folder / "metrics.jsonl", self._log)
                 trackers = [self._jsonl]
                 if self.service is not None:
@@ -222,20 +217,6 @@ class Run:
     def _label(self) -> str:
         name = self.config.get("label") or self.config.get("name")
         return f"{name}, seed {self.engine.seed}"
-
-    def _readme(self, folder: Path) -> str:
-        """Return what this run is, how to resume and load it, and what else it has delivered."""
-        roles = self.engine.problem, self.engine.estimator, self.engine.optimizer
-        parts = ", ".join(type(role).__name__ for role in roles)
-        resume = f"`{provenance.resume_command(folder, trusting=True)}`"
-        if self.config.get("started") == PYTHON:
-            resume = f'`metaopt.resume("{folder}", problem=<the one it was started with>)`'
-        return (
-            f"{self._label()}: {parts}; {self.engine.outer_steps} outer steps.\n\n"
-            f"To resume it: {resume}.\n\n"
-            f'To load it: `metaopt.load("{folder}")`; `outer.*` and `inner.safetensors` are for '
-            f"other programs.\n{_products(folder)}"
-        )
 
     def _record(self, trackers: Sequence[Tracker], step: int) -> None:
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0
@@ -311,9 +292,8 @@ class Run:
     def _write(self, folder: Path, result: dict[str, Any]) -> None:
         """Write the result last: it says that everything else is there."""
         write_json(folder / "timing.json", {"seconds": time.monotonic() - self._started})
-        write_text(folder / "README.md", self._readme(folder))
-        files = [p for p in folder.rglob("*") if p.is_file() and _is_product(p.relative_to(folder))]
-        sums.write(folder, files, {"result.json": as_text(result)})
+        write_readme(folder, self._label(), self.engine, self.config.get("started") == PYTHON)
+        write_sums(folder, as_text(result))
         write_json(folder / "result.json", result)
 
     def _spent(self) -> dict[str, float]:
@@ -332,7 +312,7 @@ class Run:
         if report is None or self.engine.inner is None:
             return
         saved = steps(folder / "snapshots")
-        snapshots = [(step, checkpoint.read_tensors(path)) for step, path in saved]
+        snapshots = [(step, _snapshot(path)) for step, path in saved]
         figures = folder / "figures"
         figures.mkdir(exist_ok=True)
         report.figures(snapshots, figures)
@@ -340,47 +320,18 @@ class Run:
         self.delivered = report.deliver(solution, inner, snapshots, folder)
 
 
-def _products(folder: Path) -> str:
-    """Return a paragraph with the files of a folder that its problem has delivered, or nothing."""
-    names = [f"`{p.name}{'/' * p.is_dir()}`" for p in sorted(folder.iterdir()) if _delivered(p)]
-    if not names:
-        return ""
-    return f"\nDelivered: {', '.join(names)}; the docs' page of the family has how to use them.\n"
-
-
-def _delivered(path: Path) -> bool:
-    return path.name not in RUN_FILES and not path.name.startswith((".", "outer.", "inner."))
-
-
 def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value.mean()) for name, value in measured.items()}
 
 
-UNHASHED = (
-    "README.md",
-    "checkpoints",
-    "config.yaml",
-    "error.log",
-    "report",
-    "tensorboard",
-    "wandb",
-)
-"""What changes after the end, has checksums of its own, or is compared with provenance.json."""
-
-
-def _is_product(path: Path) -> bool:
-    """Return whether a file of a finished run, relative to its folder, stays as it is."""
-    return path.parts[0] not in (*UNHASHED, sums.NAME) and not path.parts[0].startswith(".")
-
-
-def _discard_later(folder: Path, step: int) -> None:
-    """Remove what an earlier process of the run, or another run, has left beyond a step."""
-    for number, path in steps(folder / "snapshots"):
-        if number > step:
-            path.unlink()
-    for place in (folder, folder / "checkpoints", folder / "snapshots"):
-        for part in place.glob("*.part"):
-            part.unlink()
+def _snapshot(path: Path) -> Any:
+    try:
+        return checkpoint.read_tensors(path)
+    except checkpoint.CheckpointError as error:
+        raise FolderError(
+            f"{error} Delete it and continue the run, which ends here; its figures then lack that "
+            f"step."
+        ) from error
 
 
 def _say_changes(folder: Path, origin: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,0 +1,73 @@
+"""What is in the folder of a run: its README, what the problem has delivered, and the hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metaopt.engine import Engine
+from metaopt.files import sums
+from metaopt.files.writing import write_text
+from metaopt.runs.folder import steps
+from metaopt.runs.provenance import resume_command
+
+RUN_FILES = (
+    "README.md", "SHA256SUMS", "checkpoints", "config.yaml", "error.log", "figures", "final.pt",
+    "metrics.jsonl", "provenance.json", "report", "result.json", "snapshots", "tensorboard",
+    "timing.json", "wandb",
+)  # fmt: skip
+"""What every run may have in its folder; the rest is the problem's."""
+
+UNHASHED = (
+    "README.md", sums.NAME, "checkpoints", "config.yaml", "error.log", "report", "tensorboard",
+    "wandb",
+)  # fmt: skip
+"""What changes after the end, has checksums of its own, or is compared with provenance.json."""
+
+
+def write_readme(folder: Path, label: str, engine: Engine, from_python: bool) -> None:
+    """Write what a run is, how to resume and load it, and what else it has delivered."""
+    roles = engine.problem, engine.estimator, engine.optimizer
+    parts = ", ".join(type(role).__name__ for role in roles)
+    resume = f"`{resume_command(folder, trusting=True)}`"
+    if from_python:
+        resume = f'`metaopt.resume("{folder}", problem=<the one it was started with>)`'
+    text = (
+        f"{label}: {parts}; {engine.outer_steps} outer steps.\n\n"
+        f"To resume it: {resume}.\n\n"
+        f'To load it: `metaopt.load("{folder}")`; `outer.*` and `inner.safetensors` are for '
+        f"other programs.\n{_products(folder)}"
+    )
+    write_text(folder / "README.md", text)
+
+
+def _products(folder: Path) -> str:
+    """Return a paragraph with the files of a folder that its problem has delivered, or nothing."""
+    names = [f"`{p.name}{'/' * p.is_dir()}`" for p in sorted(folder.iterdir()) if _delivered(p)]
+    if not names:
+        return ""
+    return f"\nDelivered: {', '.join(names)}; the docs' page of the family has how to use them.\n"
+
+
+def _delivered(path: Path) -> bool:
+    return path.name not in RUN_FILES and not path.name.startswith((".", "outer.", "inner."))
+
+
+def write_sums(folder: Path, result: str) -> None:
+    """Write the hashes of a finished run's files, and of the `result.json` that is to follow."""
+    files = [path for path in folder.rglob("*") if path.is_file() and _stays(path, folder)]
+    sums.write(folder, files, {"result.json": result})
+
+
+def _stays(path: Path, folder: Path) -> bool:
+    top = path.relative_to(folder).parts[0]
+    return top not in UNHASHED and not top.startswith(".")
+
+
+def discard_later(folder: Path, step: int) -> None:
+    """Remove what an earlier process of the run, or another run, has left beyond a step."""
+    for number, path in steps(folder / "snapshots"):
+        if number > step:
+            path.unlink()
+    for place in (folder, folder / "checkpoints", folder / "snapshots"):
+        for part in place.glob("*.part"):
+            part.unlink()
