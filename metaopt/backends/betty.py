@@ -15,7 +15,8 @@ import torch
 
 from metaopt.engine import Engine, distributed, tree
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
-from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Estimator, OuterOptimizer, Tree
 from metaopt.engine.random import generator
 from metaopt.engine.ranges import check_choices, check_ranges

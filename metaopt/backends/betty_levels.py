@@ -14,7 +14,8 @@ from torch.nn import Parameter, ParameterList
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientState
-from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, generator
 from metaopt.estimators.constants import Constants, RecordDetached, ReplayDetached

@@ -6,7 +6,6 @@ one of them, once. A problem inherits from neither, so that its methods may have
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
@@ -14,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.buffers import carried_buffers, statistics
@@ -396,8 +394,3 @@ def loop_of(problem: BilevelProblem) -> InnerLoop | BlackBoxLoop:
         f"{type(problem).__name__} is no problem; make it a subclass of metaopt.GradientProblem "
         f"(two losses) or metaopt.Problem (a black box)."
     )
-
-
-def twice_differentiable() -> AbstractContextManager[None]:
-    """Return a block in which attention has a second derivative: torch's plain kernel."""
-    return sdpa_kernel(SDPBackend.MATH)

@@ -20,7 +20,8 @@ from torch.func import vmap
 from metaopt.engine import tree
 from metaopt.engine.buffers import statistics
 from metaopt.engine.gradient_problem import Batch, GradientState
-from metaopt.engine.inner_loop import InnerLoop, scalar_loss, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop, scalar_loss
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, generator, replay
 from metaopt.engine.scheduled import State

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from metaopt.engine import tree
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 
 Constants = dict[int, tuple[Callable[..., Any], Any]]
@@ -123,7 +124,7 @@ def along(primal: Tree, direction: Tree) -> Iterator[Tree]:
     Torch's dual numbers pass through `torch.no_grad()`; here they stop there, as a reverse pass
     does, so that both modes have the same derivative. Do not open the block inside one.
     """
-    with forward_ad.dual_level(), _ConstantsHaveNoTangent():
+    with twice_differentiable(), forward_ad.dual_level(), _ConstantsHaveNoTangent():
         yield {k: forward_ad.make_dual(p.detach(), direction[k]) for k, p in primal.items()}
 
 

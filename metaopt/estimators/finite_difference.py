@@ -10,6 +10,7 @@ import torch
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import eager
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
 from metaopt.engine.ranges import check_ranges
@@ -111,7 +112,7 @@ def mixed_product(
     """
     # Made outside the block, which counts the calls of the loss alone.
     phi, at = tree.leaves(outer), inner.at(tree.leaves(inner.params))
-    with RecordDetached() as record:
+    with eager(), RecordDetached() as record:
         loop.inner_value(phi, at, draw, batch)
     radius = float(tree.radius(inner.params, direction, epsilon, loop.problem.compute_dtype))
     # Perturbed in place: a second set of parameters would be one more copy. Adding and subtracting
@@ -122,8 +123,10 @@ def mixed_product(
     try:
         for sign in (1.0, -1.0):
             torch._foreach_add_(params, list(direction.values()), alpha=sign * radius)
-            phi, at = tree.leaves(outer), inner.at(inner.params)
-            with ReplayDetached(record.constants):
+            # New tensors on the same memory: recurrent layers make other calls for weights that
+            # they have seen, and the three evaluations must make the same.
+            phi, at = tree.leaves(outer), inner.at(tree.detach(inner.params))
+            with eager(), ReplayDetached(record.constants):
                 loss = loop.inner_value(phi, at, draw, batch)
             ends += tree.gradient(loss, phi)
             torch._foreach_copy_(params, saved)

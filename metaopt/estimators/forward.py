@@ -9,7 +9,8 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, generator
 from metaopt.estimators.inner_run import Result
@@ -95,7 +96,9 @@ def _basis(outer: Tree) -> list[list[Tensor]]:
     for name, p in outer.items():
         for i in range(p.numel()):
             unit = tree.zeros_like(outer)
-            unit[name].view(-1)[i] = 1.0
+            flat = p.new_zeros(p.numel())
+            flat[i] = 1.0
+            unit[name] = flat.view(p.shape)  # zeros like a transposed p have no flat view
             basis.append(list(unit.values()))
     return basis
 

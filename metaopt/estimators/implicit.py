@@ -9,7 +9,8 @@ from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.meta_batch import MetaBatch, task_key
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.implicit import inner_slope, pull_back

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import InnerLoop, twice_differentiable
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.inner_run import Result
