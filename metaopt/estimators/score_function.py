@@ -142,13 +142,16 @@ class ScoreFunction(InnerRun):
 def _loss_difference(
     loop: InnerLoop, outer: Tree, before: GradientState, after: GradientState, draw: Draw
 ) -> Tensor:
-    """Return F(theta) - F(theta') on the outer batch of `draw`, buffers as they were before."""
+    """Return F(theta) - F(theta') on the outer batch of `draw`, with the buffers after the step.
+
+    Those are what F(theta') is evaluated with; they do not depend on the decisions.
+    """
     problem: Any = loop.problem
     batch = loop.outer_batch(draw)
 
     def loss(params: Tree) -> Tensor:
         with replay(fold(draw.key, "outer noise")):
-            result: Tensor = problem.feedback_loss(outer, loop.tensors(before.at(params)), batch)
+            result: Tensor = problem.feedback_loss(outer, loop.tensors(after.at(params)), batch)
             return result
 
     difference = loss(before.params) - loss(after.params)
