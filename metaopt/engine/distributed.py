@@ -33,6 +33,20 @@ def mean(values: Tree) -> Tree:
     return {k: _mean(v) for k, v in values.items()}
 
 
+def on_any_rank(flags: dict[str, bool], like: Tensor) -> dict[str, bool]:
+    """Return which flags are set on some rank.
+
+    Args:
+        flags: under the same names on every rank.
+        like: a tensor on the device that ranks talk through.
+    """
+    if world_size() == 1:
+        return flags
+    counts = torch.tensor([float(v) for v in flags.values()], device=like.device)
+    dist.all_reduce(counts)
+    return dict(zip(flags, (counts > 0).tolist(), strict=True))
+
+
 def mean_on_graph(values: Tree) -> Tree:
     """Return the average over all ranks, differentiably: adjoints are averaged on the way back."""
     if world_size() == 1:

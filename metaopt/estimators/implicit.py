@@ -94,7 +94,7 @@ class Implicit(TaskAverage):
                 # Of the last step: a learned schedule may end there.
                 optimizer = loop.optimizer(phi, max(inner.step - 1, 0))
                 slope = optimizer.stationary_gradient(theta, slope)
-            product = _Product(slope, theta)
+            product, v = _Product(slope, theta), _read(slope, v)
             q, last, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
             # The solution of one task is no start for the next one's.
             self._solver = last if self.tasks == 1 else {}
@@ -102,6 +102,18 @@ class Implicit(TaskAverage):
         grad = tree.add(direct, cross, -1.0)
         gradients, hvps = self.inner_steps + 2, product.calls + 1
         return self.result(inner, value, grad, metrics, gradients=gradients, hvps=hvps)
+
+
+def _read(slope: Tree, v: Tree) -> Tree:
+    """Return v with zeros for parameters that g does not read, such as a head of F alone.
+
+    They have no curvature, so that no q solves H q = v there, and no cross term, so that none is
+    needed.
+    """
+    # What autograd fills in is a leaf, not a derivative. On any rank: H is a mean over ranks.
+    here = {k: s.grad_fn is not None for k, s in slope.items()}
+    read = distributed.on_any_rank(here, next(iter(slope.values())))
+    return {k: t if read[k] else torch.zeros_like(t) for k, t in v.items()}
 
 
 class _Product:

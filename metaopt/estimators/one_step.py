@@ -89,7 +89,13 @@ def take_step(
     params = tree.leaves(inner.params)
     copied = inner.at(params)
     loss = loop.inner_value(tree.detach(outer), copied, draw, batch)
-    slopes = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+    parts = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+    here = {k: part is not None for k, part in zip(params, parts, strict=True)}
+    read = distributed.on_any_rank(here, loss)
+    slopes = [
+        torch.zeros_like(p) if part is None else part
+        for p, part in zip(params.values(), parts, strict=True)
+    ]
     # New leaves: `transpose` differentiates the optimizer's update alone, not g a second time.
     grads = tree.leaves(distributed.mean(tree.like(params, slopes)))
     phi = tree.leaves(outer)
@@ -104,7 +110,12 @@ def take_step(
         pulled = torch.autograd.grad(
             list(new.values()), inputs, [v[k] for k in new], materialize_grads=True
         )
-        w, through_rates = torch._foreach_neg(pulled[: len(grads)]), pulled[len(grads) :]
-        return tree.like(grads, w), tree.like(phi, through_rates) if through_rates else {}
+        negative, through_rates = torch._foreach_neg(pulled[: len(grads)]), pulled[len(grads) :]
+        # Where g does not read a parameter, J has no entry, and Adam's du/dgrad is lr / eps: along
+        # a w with it, a finite difference would see nothing else.
+        w = {
+            k: t if read[k] else torch.zeros_like(t) for k, t in tree.like(grads, negative).items()
+        }
+        return w, tree.like(phi, through_rates) if through_rates else {}
 
     return after, tree.detach(grads), transpose
