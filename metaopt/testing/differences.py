@@ -99,6 +99,21 @@ def run_differences(
         require_float64(loop.problem, "outer_loss", loss)
         return float(loss)
 
+    return differences_of(value, outer, key, directions)
+
+
+def differences_of(
+    value: Callable[[Tree], float], outer: Tree, key: int, directions: int = 2
+) -> Differences:
+    """Return the slopes of any function of phi as `run_differences` returns those of a run.
+
+    Args:
+        value: phi to a number in double precision.
+        outer: where.
+        key: seed of the directions.
+        directions: how many, >= 1.
+    """
+
     def along(direction: Tree, h: float) -> float:
         return value(tree.add(outer, direction, h))
 
