@@ -141,7 +141,7 @@ def buffer_path(
     if not computed:
         return None
     # Where the step ends, cut off from where it came from.
-    read = {k: tree.leaf(at.buffers[k]) for k in computed}
+    read = {k: tree.leaf(t) for k, t in at.buffers.items() if k in computed}
     after = inner._replace(buffers={**tree.detach(at.buffers), **read})
     phi = tree.detach(outer)
     # A state, such as an average of the statistics, may be what reads them.
