@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,8 +77,9 @@ class Engine:
         self.problem, self.estimator, self.optimizer = problem, copy.copy(estimator), optimizer
         self.loop = loop_of(problem)
         check_attributes(problem)
-        self.estimator.check(self.loop)
         self.outer_step = 0
+        with self._located("before", 0):  # the key of all that a check draws
+            self.estimator.check(self.loop)
         self.inner: Any = None
         self.done = True
         self.ledger = Ledger(limits)
@@ -88,17 +90,24 @@ class Engine:
         """Yield (outer_step, feedback) after every outer step until T, or until it is stopped."""
         while self.outer_step < self.outer_steps and self.stopped is None:
             key = fold(self.seed, self.outer_step)
-            try:
+            with self._located("in", key):
                 feedback = self._step(key)
-            except Exception as error:
-                if hasattr(error, "add_note"):  # Python 3.11
-                    error.add_note(
-                        f"In outer step {self.outer_step + 1} of {type(self.problem).__name__}, "
-                        f"key={key}: all that it draws is a function of this key."
-                    )
-                raise
             self.outer_step += 1
             yield self.outer_step, feedback
+
+    @contextmanager
+    def _located(self, place: str, key: int) -> Iterator[None]:
+        """Add to an error where in the run it was raised."""
+        try:
+            yield
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(
+                    f"{place.capitalize()} outer step {self.outer_step + 1} of "
+                    f"{type(self.problem).__name__}, key={key}: all that it draws is a function of "
+                    f"this key."
+                )
+            raise
 
     def _step(self, key: int) -> Feedback:
         # Each purpose has its own key, so that a new draw in one part moves none of another's.
