@@ -26,6 +26,9 @@ class Nystrom:
         rank: number r of columns, >= 1.
         refresh: outer steps between two sketches, >= 1.
 
+    Raises:
+        ValueError: from a call, when a product with H is not finite.
+
     Cost: `rank` products every `refresh` outer steps; memory of `rank` copies of theta.
 
     References: Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 2023;
@@ -77,7 +80,14 @@ class Nystrom:
         # shift is taken off the eigenvalues at the end (Frangella et al., algorithm 2.1).
         shift = torch.finfo(image[next(iter(like))].dtype).eps * tree.norm(image) * size**0.5
         image = tree.add(image, omega, shift)
-        values, vectors = torch.linalg.eigh(_symmetric(_gram(omega, image)))
+        core = _symmetric(_gram(omega, image))
+        if not core.isfinite().all():  # torch's eigenvalues would raise an error of their own
+            raise ValueError(
+                "Nystrom: a product with the Hessian of the inner loss is not finite. Lower the "
+                "inner learning rate, or look for a second derivative of inner_loss that is "
+                "infinite, such as that of a square root or a norm at 0."
+            )
+        values, vectors = torch.linalg.eigh(core)
         positive = values > shift
         root = vectors[:, positive] * values[positive].rsqrt()
         basis, values = _orthonormal(_mix(root.T, image))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -67,10 +68,22 @@ class Neumann:
 
     With T terms and step = lr it is the derivative through T steps of SGD at the inner solution.
 
+    The residual after T terms is (I - step H)^T v, which must not grow from term to term. Where it
+    does, ten products from there tell why: an own step that was too large is made smaller and
+    the series starts again; a given one is refused; and along a negative curvature, where H^-1 v is
+    no limit of the series, it ends with the terms before.
+
     Args:
-        terms: number of terms, >= 1; costs terms - 1 products.
+        terms: number of terms, >= 1; costs as many products.
         step: step size, 0 < step < 2 / (largest eigenvalue), or `None` for 1 / (its estimate by
             power iteration: three more products at the first outer step, one at each later one).
+
+    Metrics: `solve/residual` |v - H q| / |v|, `solve/step`, `solve/negative_curvature` 1 if one
+    ended the series.
+
+    Raises:
+        ValueError: from a call, when `step` is above 2 / (largest eigenvalue) so that the series
+            diverges.
 
     Reference: Lorraine et al., AISTATS 2020.
 
@@ -90,31 +103,71 @@ class Neumann:
 
     def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
         """Return the truncated series."""
+        size = tree.norm(v)
         if self.step is None:
             start, iterations = (state["direction"], 1) if state else (v, 3)
             # H moves little between outer steps, so one iteration from the last direction does.
-            largest, direction = largest_eigenvalue(product, start, iterations)
+            largest, _, direction = power_iteration(product, start, iterations)
             if largest == 0:
-                return v, {}, {"solve/step": largest}
+                return v, {}, {"solve/step": largest, "solve/residual": size / _positive(size)}
             step, state = 1.0 / largest, {"direction": direction}
         else:
-            step = torch.full_like(tree.norm(v), self.step)
-        total = term = v
-        for _ in range(self.terms - 1):
-            term = tree.add(term, product(term), -step)
-            total = tree.add(total, term)
-        return tree.scale(total, step), state, {"solve/step": step}
+            step = torch.full_like(size, self.step)
+        total, residual, growing = self._series(product, v, step)
+        negative = torch.zeros_like(size)
+        while growing is not None:
+            # What I - step H enlarges most: the growth may come from either end of the spectrum.
+            enlarge = partial(_residual, product, step)
+            _, factor, direction = power_iteration(enlarge, growing, 10)
+            eigenvalue = (1 - factor) / step
+            if not eigenvalue > 0:
+                negative += 1
+                break
+            if self.step is not None:
+                raise ValueError(
+                    f"Neumann(step={self.step}) diverges: the Hessian of the inner loss has an "
+                    f"eigenvalue of about {float(eigenvalue):.3g}, and the step must be below 2 "
+                    f"over the largest. Set a smaller step, or null to have it estimated."
+                )
+            # Halved at least, so that it ends however slowly the power iteration converges.
+            step, state = torch.minimum(step / 2, 1.0 / eigenvalue), {"direction": direction}
+            total, residual, growing = self._series(product, v, step)
+        metrics = {
+            "solve/step": step,
+            "solve/residual": tree.norm(residual) / _positive(size),
+            "solve/negative_curvature": negative,
+        }
+        return tree.scale(total, step), state, metrics
+
+    def _series(self, product: Product, v: Tree, step: Tensor) -> tuple[Tree, Tree, Tree | None]:
+        """Return sum_i (I - step H)^i v, its residual, and a direction in which that grows."""
+        total, residual, size = tree.zeros_like(v), v, tree.norm(v)
+        # A residual that has converged changes by round-off.
+        eps = torch.finfo(size.dtype).eps
+        floor = size * eps**0.5
+        for _ in range(self.terms):
+            after = _residual(product, step, residual)
+            new = tree.norm(after)
+            if new > torch.maximum(size, floor) * (1 + eps**0.5):
+                return total, residual, after
+            total, residual, size = tree.add(total, residual), after, new
+        return total, residual, None
 
 
-def largest_eigenvalue(product: Product, start: Tree, iterations: int) -> tuple[Tensor, Tree]:
-    """Return |largest eigenvalue| of H by power iteration, and its direction."""
+def _residual(product: Product, step: Tensor, residual: Tree) -> Tree:
+    """Return (I - step H) residual."""
+    return tree.add(residual, product(residual), -step)
+
+
+def power_iteration(product: Product, start: Tree, iterations: int) -> tuple[Tensor, Tensor, Tree]:
+    """Return |largest eigenvalue| of H, the Rayleigh quotient of its direction, the direction."""
     direction = tree.scale(start, 1.0 / _positive(tree.norm(start)))
-    size = tree.norm(direction)
+    size = quotient = tree.norm(direction)
     for _ in range(iterations):
         image = product(direction)
-        size = tree.norm(image)
+        size, quotient = tree.norm(image), tree.dot(direction, image)
         direction = tree.scale(image, 1.0 / _positive(size))
-    return size, direction
+    return size, quotient, direction
 
 
 @dataclass(frozen=True)
@@ -136,8 +189,8 @@ class ConjugateGradient:
 
     The residual never exceeds |v|, that of q = 0: an iterate that does is shrunk.
 
-    Metrics: `solve/residual` |v - H q| / |v| (up to delta |d| / |v|), `solve/negative_curvature` 1
-    if a direction with p^T (H + delta I) p <= 0 ended the solve.
+    Metrics: `solve/residual` |v - H q| / |v|, of H without the damping; `solve/negative_curvature`
+    1 if a direction with p^T (H + delta I) p <= 0 ended the solve.
 
     References: Pedregosa, ICML 2016; Grazzi et al., ICML 2020; Rajeswaran et al., NeurIPS 2019.
 
@@ -175,9 +228,12 @@ class ConjugateGradient:
         sketch = state.get("preconditioner", {})
         if self.preconditioner is not None:
             apply, sketch = self.preconditioner(product, v, damping, sketch, key)
+        start = q
         q, residual, largest, negative = self._iterate(
             product, apply, q, tree.add(v, image, -1.0), damping, tree.norm(v)
         )
+        # The iteration's own residual is that of the damped system.
+        residual = tree.add(residual, tree.add(q, start, -1.0), damping)
         q, residual = _bounded(q, residual, v)
         curvature = torch.where(largest > 0, largest, curvature)
         state = {"curvature": curvature, "solution": q}
@@ -239,6 +295,8 @@ class Exact:
         damping: added to the diagonal, >= 0.
         limit: largest number of parameters n accepted; costs n products and n^3 operations.
 
+    Metrics: `solve/residual` |v - H q| / |v|, of H without the damping.
+
     Example:
         >>> from metaopt import Exact, Implicit, check
         >>> from metaopt.problems.examples import Quadratic
@@ -257,7 +315,8 @@ class Exact:
         """Return the solution of the dense system.
 
         Raises:
-            ValueError: v has more than `limit` entries, or the system is singular.
+            ValueError: v has more than `limit` entries, or the system is singular to working
+                precision.
         """
         sizes = [t.numel() for t in v.values()]
         n = sum(sizes)
@@ -269,14 +328,20 @@ class Exact:
         flat = _flatten(v)
         rows = torch.eye(n, dtype=flat.dtype, device=flat.device)
         hessian = torch.stack([_flatten(product(_unflatten(row, v, sizes))) for row in rows])
-        q, info = torch.linalg.solve_ex(hessian + self.damping * rows, flat)
-        if info.item():
+        system = hessian + self.damping * rows
+        q, info = torch.linalg.solve_ex(system, flat)
+        # Round-off makes a pivot of 0 a small number, and the solution a large one.
+        inverse, _ = torch.linalg.inv_ex(system)
+        condition = torch.linalg.matrix_norm(system, 1) * torch.linalg.matrix_norm(inverse, 1)
+        if info.item() or condition > 1 / torch.finfo(flat.dtype).eps:
             raise ValueError(
                 f"Exact: the Hessian of the inner loss is singular (damping={self.damping}): a "
                 f"direction in theta changes nothing, as a shift of all logits of a softmax. Set "
                 f"damping > 0, add a decay to inner_loss, or use ConjugateGradient."
             )
-        return _unflatten(q, v, sizes), {}, {}
+        error = torch.linalg.vector_norm(flat - hessian @ q)
+        size = _positive(torch.linalg.vector_norm(flat))
+        return _unflatten(q, v, sizes), {}, {"solve/residual": error / size}
 
 
 def _flatten(values: Tree) -> Tensor:

@@ -1,0 +1,100 @@
+"""Solvers on small systems H q = v: what they report is measured, and no divergence is returned."""
+
+import pytest
+import torch
+
+from metaopt.estimators import ConjugateGradient, Exact, Neumann, Nystrom
+
+
+def products(diagonal):
+    diagonal = torch.tensor(diagonal, dtype=torch.float64)
+    return lambda p: {"x": diagonal * p["x"]}
+
+
+def vector(*values):
+    return {"x": torch.tensor(values, dtype=torch.float64)}
+
+
+def true_residual(product, q, v):
+    gap = torch.linalg.norm(v["x"] - product(q)["x"])
+    return gap / torch.linalg.norm(v["x"])
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-12, 1e-8, 1e-4, 1.0])
+def test_an_own_step_that_misses_the_largest_eigenvalue_is_made_smaller(share):
+    product, v = products([100.0, 1.0, 0.5]), vector(share, 1.0, 1.0)
+    q, state, metrics = Neumann(terms=4000)(product, v, {}, 0)
+    torch.testing.assert_close(
+        q["x"], torch.tensor([share / 100, 1.0, 2.0]).double(), rtol=1e-6, atol=1e-9
+    )
+    torch.testing.assert_close(
+        metrics["solve/residual"], true_residual(product, q, v), rtol=0, atol=1e-7
+    )
+    assert metrics["solve/step"] < 2 / 100 or share == 0.0
+    # The direction that was found is where the next outer step's estimate starts.
+    _, _, metrics = Neumann(terms=5)(product, v, state, 1)
+    assert metrics["solve/residual"] < 1
+
+
+@pytest.mark.parametrize("terms", [1, 3, 10])
+@pytest.mark.parametrize("step", [None, 0.3])
+def test_a_truncated_series_reports_its_residual(terms, step):
+    product, v = products([3.0, 1.0, 0.1]), vector(1.0, -2.0, 1.0)
+    calls = []
+    q, _, metrics = Neumann(terms, step)(lambda p: calls.append(1) or product(p), v, {}, 0)
+    torch.testing.assert_close(metrics["solve/residual"], true_residual(product, q, v))
+    assert metrics["solve/negative_curvature"] == 0
+    assert len(calls) == terms + (3 if step is None else 0)
+
+
+def test_a_step_that_diverges_is_refused():
+    with pytest.raises(ValueError, match=r"Neumann\(step=0.3\) diverges: .*eigenvalue of about 10"):
+        Neumann(terms=10, step=0.3)(products([10.0, 1.0]), vector(1.0, 1.0), {}, 0)
+
+
+@pytest.mark.parametrize("step", [None, 0.1])
+def test_a_series_ends_at_negative_curvature(step):
+    product, v = products([1.0, -0.5]), vector(1.0, 0.1)
+    q, _, metrics = Neumann(terms=200, step=step)(product, v, {}, 0)
+    assert metrics["solve/negative_curvature"] == 1
+    assert metrics["solve/residual"] < 0.5
+    torch.testing.assert_close(metrics["solve/residual"], true_residual(product, q, v))
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("preconditioner", [None, Nystrom(rank=2)])
+def test_conjugate_gradient_reports_the_residual_without_its_damping(damping, preconditioner):
+    product, v = products([5.0, 2.0, 1.0, 0.1]), vector(1.0, 1.0, -1.0, 2.0)
+    solver = ConjugateGradient(3, damping, 0.0, preconditioner=preconditioner)
+    state = {}
+    for key in range(3):
+        q, state, metrics = solver(product, v, state, key)
+        true = true_residual(product, q, v)
+        torch.testing.assert_close(metrics["solve/residual"], true, rtol=0, atol=1e-12)
+
+
+def test_a_system_that_is_singular_but_for_round_off_is_refused():
+    direction = torch.tensor([1.0, 1 / 3, -0.7], dtype=torch.float64)
+    hessian = torch.diag(direction.square().sum().expand(3)) - torch.outer(direction, direction)
+    v = vector(1.0, 2.0, 3.0)
+
+    def product(p):
+        return {"x": hessian @ p["x"]}
+
+    with pytest.raises(ValueError, match="singular"):
+        Exact()(product, v, {}, 0)
+    q, _, metrics = Exact(damping=0.1)(product, v, {}, 0)
+    torch.testing.assert_close(metrics["solve/residual"], true_residual(product, q, v))
+
+
+@pytest.mark.parametrize("solver", [Neumann(), Exact(), ConjugateGradient()])
+def test_what_is_not_finite_stays_so(solver):
+    # The engine stops a run there and says at which step.
+    q, _, _ = solver(products([1.0, float("nan")]), vector(1.0, 1.0), {}, 0)
+    assert not q["x"].isfinite().all()
+
+
+def test_a_sketch_of_what_is_not_finite_is_refused():
+    solver = ConjugateGradient(preconditioner=Nystrom(rank=2))
+    with pytest.raises(ValueError, match=r"Nystrom: a product with the Hessian .* is not finite"):
+        solver(products([1.0, float("inf")]), vector(1.0, 1.0), {}, 0)
