@@ -171,6 +171,9 @@ def everything(rank):
         "search": search_run(Rows(SGD(lr=0.05))),
         "scores": scores([rank]),
         "agreed": agreed(rank),
+        "flags": distributed.on_any_rank(
+            {"one": rank == 1, "none": False, "all": True}, torch.zeros(())
+        ),
     }
 
 
@@ -189,6 +192,11 @@ def test_mean_is_over_ranks_and_leaves_the_argument(ranks):
         assert result["mean"]["a"].tolist() == [0.5, 0.5]
         assert result["mean"]["b"].item() == 3.5
         assert result["kept"]["a"].tolist() == [rank, rank]
+
+
+def test_a_flag_of_one_rank_is_one_of_all(ranks):
+    for result in ranks:
+        assert result["flags"] == {"one": True, "none": False, "all": True}
 
 
 @pytest.mark.parametrize(
