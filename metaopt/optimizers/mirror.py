@@ -18,7 +18,8 @@ class MirrorDescent:
 
     g is the hypergradient and K the length of the axis. The entries stay positive and sum to 1,
     so phi must start there: weights of domains, a mixture. Axes before the last one are
-    independent simplices.
+    independent simplices. An entry is never rounded to 0, from which no step leads back: it ends
+    at the smallest normal number of its dtype, 1e-38 in float32. One that starts at 0 stays there.
 
     Args:
         lr: step size, > 0; with `normalise` the change of log p in a typical step.
@@ -88,6 +89,8 @@ class MirrorDescent:
                 size = (self._square[name] / self._steps).sqrt()
                 step = step / torch.where(size > 0, size, torch.ones_like(size))
             new = torch.softmax(p.log() - step, -1)
+            tiny = torch.finfo(new.dtype).tiny
+            new = torch.where(p > 0, new.clamp_min(tiny), new)
             p.copy_(torch.lerp(new, torch.full_like(new, 1 / p.shape[-1]), self.smoothing))
             self._sum[name] += p
 

@@ -54,6 +54,20 @@ def test_normalised_steps_do_not_depend_on_the_scale():
     torch.testing.assert_close(scaled.solution["p"], expected / expected.sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_weight_that_falls_below_the_smallest_number_can_rise_again(dtype):
+    optimizer = MirrorDescent(lr=1.0)
+    optimizer.init({"p": torch.tensor([0.5, 0.5, 0.0], dtype=dtype)})
+    gradient = torch.tensor([1e4, 0.0, -1e4], dtype=dtype)
+    for _ in range(3):
+        optimizer.tell(Feedback(0.0, {"p": gradient}))
+    p = optimizer.ask(0)["p"]
+    assert 0 < p[0] < 1e-30
+    assert p[2] == 0  # left out from the start
+    optimizer.tell(Feedback(0.0, {"p": -gradient}))
+    assert optimizer.ask(0)["p"][0] > 0.99
+
+
 def test_a_zero_gradient_changes_nothing():
     optimizer, _ = descended([torch.zeros(3, dtype=torch.float64)], lr=0.3, normalise=True)
     torch.testing.assert_close(optimizer.solution["p"], P)
@@ -73,7 +87,8 @@ def test_a_huge_step_stays_finite_and_an_entry_of_zero_stays_zero():
     optimizer = MirrorDescent(lr=1.0)
     optimizer.init({"p": torch.tensor([0.5, 0.5, 0.0])})
     optimizer.tell(Feedback(0.0, {"p": torch.tensor([1e4, -1e4, 0.0])}))
-    assert optimizer.solution["p"].tolist() == [0.0, 1.0, 0.0]
+    tiny = torch.finfo(torch.float32).tiny
+    assert optimizer.solution["p"].tolist() == [tiny, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(
