@@ -39,11 +39,11 @@ def fits(value: Any, hint: Any) -> bool:
     """Return whether a value, of Python or read from YAML, can stand for what is annotated `hint`.
 
     An integer stands for a number, and must be one that torch can hold; numbers are finite; true
-    and false stand for nothing but a bool; a node with a `_target_` stands for anything, since
-    what it makes is not known yet.
+    and false stand for nothing but a bool; a node with a `_target_` or a `_method_` stands for
+    anything, since what it makes is not known yet.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, Mapping) and "_target_" in value:
+    if isinstance(value, Mapping) and value.keys() & {"_target_", "_method_"}:
         return True
     if origin in (Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
