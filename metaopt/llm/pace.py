@@ -59,13 +59,21 @@ class Pace:
                 raise ValueError(f"{name} must be above 0, or null for none; got {rate}.")
         self._seconds = [0.0 if rate is None else 60.0 / rate for rate in rates.values()]
         self._free = [float("-inf"), float("-inf")]
+        self._held = float("-inf")
         self._clock = clock
         self._sleep = sleep
 
     async def wait(self, guess: Usage) -> None:
-        """Return when a request of this size may be sent; first come, first served."""
+        """Return when a request of this size may be sent; first come, first served.
+
+        Raises:
+            Transient: a server asked to wait longer than anybody does; nothing is sent until then.
+        """
         now = self._clock()
-        start = max(now, *self._free)
+        if self._held - now > PATIENCE_S:
+            words = f"A server asked to wait another {self._held - now:,.0f} s."
+            raise Transient(words, after=self._held - now, sent=False)
+        start = max(now, self._held, *self._free)
         for i, amount in enumerate((1, sum(guess))):
             if self._seconds[i]:
                 self._free[i] = start + amount * self._seconds[i]
@@ -73,9 +81,9 @@ class Pace:
             await self._sleep(start - now)
 
     def hold(self, seconds: float | None) -> None:
-        """Start nothing for the seconds that a server asked to wait, where it is a sane number."""
-        if seconds is not None and seconds <= PATIENCE_S:
-            self._free[0] = max(self._free[0], self._clock() + seconds)
+        """Start nothing for the seconds that a server asked to wait, or `None`."""
+        if seconds is not None:
+            self._held = max(self._held, self._clock() + seconds)
 
     def settle(self, guess: Usage, usage: Usage) -> None:
         """Correct the tokens of a request by what its reply says."""

@@ -214,6 +214,14 @@ def test_what_was_rejected_is_asked_again_by_the_next_process(tmp_path: Path) ->
     assert failures(mended.ask(requests(2))) == ["", ""]
 
 
+def test_a_long_wait_that_a_server_asks_for_spends_no_budget_on_the_rest() -> None:
+    lm = Paid(lambda text, n: Transient("429", after=3600.0))
+    client = Client({"target": lm}, concurrency=2, limits={"lm_calls": 50})
+    assert failures(client.ask(requests(20))) == ["Transient"] * 20
+    assert len(lm.calls) == client.spent()["lm_requests"] <= 2
+    assert client.stopped is None
+
+
 def test_answers_of_another_model_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     class Routed(Paid):
         async def chat(self, *asked: Any) -> Reply:

@@ -139,6 +139,29 @@ def test_nothing_else_is_tried_again(kind: type[LMError]) -> None:
     assert waits == []
 
 
+def test_a_server_that_asks_to_wait_holds_every_request() -> None:
+    clock = Clock()
+    pace = Pace(clock=clock, sleep=clock.sleep)
+    pace.hold(None)
+    pace.hold(7.0)
+    pace.hold(2.0)
+    for _ in range(2):
+        asyncio.run(pace.wait(NOTHING))
+        assert clock.now == 1007.0
+
+
+def test_nothing_is_sent_while_a_server_asks_for_more_patience_than_anybody_has() -> None:
+    clock = Clock()
+    pace = Pace(clock=clock, sleep=clock.sleep)
+    pace.hold(3600.0)
+    with pytest.raises(Transient, match=r"wait another 3,600 s\.") as failure:
+        asyncio.run(pace.wait(NOTHING))
+    assert not failure.value.sent
+    clock.now += 3600.0
+    asyncio.run(pace.wait(NOTHING))
+    assert clock.now == 4600.0
+
+
 def test_waits_are_random_and_their_bound_doubles_up_to_a_minute() -> None:
     waits = [run(Failing(*[Transient("")] * 9), attempts=10)[1] for _ in range(200)]
     for n, column in enumerate(zip(*waits, strict=True)):

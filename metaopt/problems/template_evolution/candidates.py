@@ -207,8 +207,9 @@ def ask(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
 
     Raises:
         CassetteMiss: a replay holds no answer to one of them.
-        LMError: all of them failed, three or more, other than by a policy or a budget: there is no
-            use in going on. What was answered before is kept.
+        LMError: more than half of three or more failed, other than by a policy or a budget: a
+            result would be that of an outage. What was answered is kept, and a resumed run asks for
+            the rest.
     """
     replies = client.ask(requests)
     failures = [reply for reply in replies if isinstance(reply, LMError)]
@@ -216,9 +217,9 @@ def ask(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
         if isinstance(failure, CassetteMiss):
             raise failure
     stopping = any(isinstance(f, (BudgetSpent, PolicyRefusal)) for f in failures)
-    if len(failures) == len(replies) >= 3 and not stopping:
-        role, count = requests[0].role, len(requests)
-        raise LMError(f"{role}: {count} of {count} requests failed: {failures[0]}", role)
+    if 2 * len(failures) > len(replies) >= 3 and not stopping:
+        role, count = requests[0].role, f"{len(failures)} of {len(replies)}"
+        raise LMError(f"{role}: {count} requests failed: {failures[0]}", role)
     return [None if isinstance(reply, LMError) else reply for reply in replies]
 
 

@@ -55,7 +55,7 @@ class TemplateEvolution(TemplateProblem):
 
     Candidates are kept by reference, their texts in the client's own file. A request that fails
     makes no score and no outcome. A spent budget or a policy's refusal ends the run after the step
-    it happens in, with everything that was paid for; a role whose every answer fails, and a judge
+    it happens in, with everything that was paid for; a role most of whose answers fail, and a judge
     whose replies to the first template are not understood, stop it with an error, and it can be
     resumed.
 

@@ -33,7 +33,7 @@ class Judge:
         """Return the scores of (query, response) pairs; `None` where an answer holds none.
 
         Raises:
-            LMError: every request failed, three or more.
+            LMError: more than half of three or more requests failed.
             NotUnderstood: less than a tenth of the replies, of three or more, have a score.
         """
         queries = [query for query, _ in pairs]

@@ -154,6 +154,13 @@ def test_a_failed_request_makes_neither_score_nor_outcome():
     assert [c["score"] for c in scored] == [9.0, 9.0, None]
 
 
+def test_an_outage_is_no_result():
+    of = panel(Failing())
+    prompts = [(0, "good"), (0, "fail 1"), (0, "fail 2")]
+    with pytest.raises(LMError, match="target: 2 of 3 requests failed: down"):
+        of.answer(prompts)
+
+
 def test_a_policy_refusal_stops_and_is_not_asked_again():
     lm = Failing()
     of = panel(lm)
