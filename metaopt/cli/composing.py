@@ -58,7 +58,19 @@ def _made(whole: Mapping[str, Any], name: str, config: Any, **arguments: Any) ->
             # inner_steps=, seed= and other keys of the whole are typed as they stand.
             names = [key for key in node if key not in whole]
             inside.args = (with_keys(str(inside.args[0]), ".".join(keys), names),)
+        if _is_raw(inside):
+            raise ConfigError(
+                f"{'.'.join(keys)} cannot be made of its arguments: {type(inside).__name__}: "
+                f"{inside}\nMETAOPT_DEBUG=1 prints the traceback."
+            ) from error
         raise
+
+
+def _is_raw(error: BaseException) -> bool:
+    """Return whether an error is not worded for a user: of torch, transformers, a bug."""
+    worded = (ValueError, ImportError, FileNotFoundError)
+    own = type(error).__module__.startswith("metaopt.")
+    return not (own or isinstance(error, worded) or getattr(error, "errno", None) is not None)
 
 
 def with_keys(message: str, prefix: str, names: Iterable[str]) -> str:
@@ -111,7 +123,7 @@ def cause(error: BaseException) -> BaseException:
     """Return the error inside hydra's, or a `ConfigError` for one of hydra's own."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, COMPOSITION):
+    if isinstance(error, COMPOSITION) or "Config group override" in str(error):  # a bare ValueError
         return ConfigError(explanation(error))
     return error
 
@@ -128,6 +140,8 @@ def explanation(error: BaseException) -> str:
         return mistakes.without_value(single[1])
     if "Config group override must be" in text:
         return mistakes.no_option(mistakes.given())
+    if merged := re.search(r"Error merging override (([^=\n]+)=.*)", text):
+        return f"{merged[1]} cannot take the place of what {merged[2]} is: a node with keys."
     if absent := re.search(r"Interpolation key '([^']+)' not found(?:\n *full_key: (\S+))?", text):
         key = f" at {absent[2]}" if absent[2] else ""
         return f"There is no key {absent[1]!r}, and the config refers to it{key}."

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 VARIABLE = "METAOPT_CONFIG_DIR"
 
 _users: list[Path] = []
@@ -42,7 +44,7 @@ def use(arguments: Sequence[str]) -> list[str]:
         The other arguments.
 
     Raises:
-        ValueError: the folder is missing.
+        ValueError: the folder is missing, or a file in it is no YAML.
     """
     parser = argparse.ArgumentParser("metaopt", add_help=False, allow_abbrev=False)
     parser.add_argument("-cd", "--config-dir", action="append", metavar="FOLDER", default=[])
@@ -53,10 +55,30 @@ def use(arguments: Sequence[str]) -> list[str]:
         if not Path(name).is_dir():
             flag = "--config-dir" if flags.config_dir else VARIABLE
             raise ValueError(f"{flag}={name} is no folder.")
+        for path in sorted(Path(name).rglob("*.yaml")):
+            _check_yaml(path)
         _users.append(Path(name).resolve())
         _given.append(name)
     _make_importable([str(path) for f in _users for path in (Path.cwd(), f.parent)])
     return rest
+
+
+def _check_yaml(path: Path) -> None:
+    """Raise a `ValueError` for a file that hydra cannot read, or would read as something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):  # hydra would overlook `# @package` behind it
+            raise ValueError(f"{path} begins with a byte order mark; save it as UTF-8 without one.")
+        if not text.strip():
+            raise ValueError(f"{path} is empty; write its keys, or delete it.")
+        yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason}); save it as UTF-8.") from error
+    except yaml.YAMLError as error:
+        lines = " ".join(line.strip() for line in str(error).splitlines())
+        raise ValueError(f"{path} is no YAML: {lines}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _make_importable(paths: Sequence[str]) -> None:

@@ -68,8 +68,9 @@ def refuse_unread(config: DictConfig, overrides: Sequence[str]) -> None:
         if re.fullmatch(r"\w+", key) and not {key} & {*read, *groups, *KEYS}:
             close = nearest(key, [*groups, *KEYS])
             raise ConfigError(f"There is no key {key!r}, and nothing of this run reads it.{close}")
-    if "device" not in read and config.get("device", "cpu") != "cpu":
+    device = config.get("device")
+    if "device" not in read and isinstance(device, str) and device != "cpu":
         raise ConfigError(
-            f"device={config['device']}: nothing of this run reads it, so that it would run on "
+            f"device={device}: nothing of this run reads it, so that it would run on "
             f"the CPU. Drop it."
         )

@@ -30,6 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     for path in files:
         if path.exists():
             raise ValueError(f"{path} is there already; nothing was written.")
+        for folder in path.parents:
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(
+                    f"{folder} is a file, and a folder is needed; nothing was written."
+                )
     for path, template in files.items():
         text = (resources.files("metaopt.cli") / "template" / template).read_text(encoding="utf-8")
         title = "".join(word.capitalize() for word in name.split("_"))

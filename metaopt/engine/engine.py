@@ -22,6 +22,8 @@ from metaopt.engine.protocols import (
     Feedback,
     NonFiniteError,
     OuterOptimizer,
+    Records,
+    Report,
 )
 from metaopt.engine.random import fold, generator
 from metaopt.engine.ranges import check_ranges
@@ -47,7 +49,8 @@ class Engine:
     Raises:
         NonFiniteError: from iteration, when a meta-objective or a hypergradient is not finite;
             the optimizer has then not been told, so its state is still good. Without a gradient
-            +inf is legal: an infeasible candidate.
+            +inf is legal: an infeasible candidate, and so is NaN after the first outer step of an
+            optimizer that keeps the best of its trials.
 
     Example:
         >>> from metaopt import Descent, Engine, Unroll
@@ -75,8 +78,24 @@ class Engine:
         _check_role("optimizer", optimizer, OuterOptimizer)
         # A copy, since what an estimator keeps from step to step belongs to one run.
         self.problem, self.estimator, self.optimizer = problem, copy.copy(estimator), optimizer
+        if getattr(optimizer, "needs_gradient", False) and not getattr(
+            estimator, "gives_gradient", True
+        ):
+            raise TypeError(
+                f"{type(optimizer).__name__} needs feedback with a gradient, and "
+                f"{type(estimator).__name__} gives none. Use optimizer=search, random or "
+                f"schedule, or an estimator with a hypergradient, such as "
+                f"estimator=finite_difference."
+            )
         self.loop = loop_of(problem)
         check_attributes(problem)
+        for name, kind in (("report", Report), ("records", Records)):
+            part = getattr(problem, name)
+            if not isinstance(part, (kind, type(None))):
+                raise TypeError(
+                    f"{type(problem).__name__}.{name} must be a metaopt.{kind.__name__} or None, "
+                    f"since the engine calls it; got {part!r}. Rename an attribute of your own."
+                )
         self.outer_step = 0
         with self._located("before", 0):  # the key of all that a check draws
             self.estimator.check(self.loop)
@@ -143,6 +162,10 @@ class Engine:
             what, number = "outer loss", float(value)
             if math.isfinite(number):
                 what, number = "norm of the hypergradient", float(metrics["outer/grad_norm"])
+            # One candidate of many that diverged is the worst of them. What it left of the inner
+            # level is good for nothing, so that the next run starts from scratch.
+            if math.isnan(number) and self.outer_step and getattr(self.optimizer, "keeps_best", 0):
+                return self._checked(dataclasses.replace(feedback, value=math.inf, done=True))
             raise NonFiniteError(f"{what} is {number} at outer step {self.outer_step + 1}")
         return dataclasses.replace(feedback, value=value, metrics=metrics)
 

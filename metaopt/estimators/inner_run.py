@@ -68,7 +68,7 @@ class InnerRun:
         require_gradients(loop, name, self.differentiates_inner)
         # What a problem draws from torch's global generators here must not move those of the run.
         with replay(0):
-            phi = tree.leaves(loop.problem.init_outer(generator(0)))
+            phi = tree.leaves(tree.named_tensors(loop.problem.init_outer(generator(0)), name))
             start = loop.initial(phi, 0)
             made = tree.tensors([start.params, start.buffers, start.state])
             forks = not loop.problem.warm_start and any(t.requires_grad for t in made)

@@ -29,6 +29,7 @@ class Score(InnerRun):
     """
 
     least_steps = 0
+    gives_gradient = False
 
     def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
         """Accept every problem."""

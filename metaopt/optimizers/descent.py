@@ -41,6 +41,8 @@ class Descent:
         {'phi': tensor([-0.1000,  0.1000])}
     """
 
+    needs_gradient = True
+
     def __init__(
         self,
         algorithm: str | Callable[..., Optimizer] = "sgd",

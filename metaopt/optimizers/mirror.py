@@ -40,6 +40,8 @@ class MirrorDescent:
         {'weights': tensor([0.1192, 0.8808])}
     """
 
+    needs_gradient = True
+
     def __init__(
         self,
         lr: float,

@@ -22,6 +22,7 @@ class OpenLoop(ABC):
     not warm-start (`warm_start=false`), or read the values as those of one long run.
     """
 
+    keeps_best = True  # so that a candidate that diverged ends no search
     _initial: Any = None
     _outer: Any = None
     _best: Any = None

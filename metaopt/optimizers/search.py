@@ -96,6 +96,8 @@ class Search:
         True
     """
 
+    keeps_best = True  # so that a candidate that diverged ends no search
+
     def __init__(
         self,
         proposer: Proposer | None = None,

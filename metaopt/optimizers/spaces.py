@@ -131,11 +131,16 @@ def substitute(outer: Any, value: Any) -> Any:
     Where the outer variable is a dict, a mapping replaces some names and one number fills all
     tensors; numbers and lists take the dtype, the device and, by broadcasting, the shape of the
     tensor they replace.
+
+    Raises:
+        TypeError: a text for what is none, or the other way round.
     """
     if isinstance(outer, Tensor):
         tensor = torch.as_tensor(value, dtype=outer.dtype, device=outer.device)
         return tensor.expand(outer.shape).clone()
     if not isinstance(outer, dict):
+        if isinstance(outer, str) != isinstance(value, str):
+            raise TypeError(f"{value!r} cannot take the place of the outer variable {outer!r}.")
         return value
     if not isinstance(value, Mapping):
         value = dict.fromkeys(outer, value)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import Engine
+from metaopt.engine.protocols import Report
 from metaopt.engine.ranges import check_ranges
 from metaopt.files import sums
 from metaopt.files.errors import FolderError
@@ -28,11 +29,12 @@ from metaopt.files.writing import as_text, refuse_links, write_json
 from metaopt.runs import checkpoint, provenance
 from metaopt.runs.contents import discard_later, write_readme, write_sums
 from metaopt.runs.continuing import log_until, refuse_foreign, write_config
+from metaopt.runs.errors import ConfigError
 from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance, steps
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
-from metaopt.runs.tracking import History, Jsonl, Tracker, floats, or_null
+from metaopt.runs.tracking import History, Jsonl, Tracker, floats, or_null, refuse_missing
 
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
@@ -96,6 +98,7 @@ class Run:
         self.log_every, self.eval_every = log_every, eval_every
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.figures, self.watch = figures, watch
+        refuse_missing(service)
         check_ranges(self, *(f"{name} >= 1" for name in SETTINGS[:-1]), "figures")
         self._last: Mapping[str, float | Tensor] = {}
         self._seconds, self._log = 0.0, b""
@@ -226,8 +229,18 @@ class Run:
         elapsed = {"time/elapsed_s": time.monotonic() - self._started}
         evaluated = _means(self._evaluate(step)) if evaluate else {}
         numbers = floats({**self._last, **evaluated, **spent, **elapsed})
+        self._check_objective(numbers, evaluate)
         for tracker in trackers:
             tracker.log(step, numbers)
+
+    def _check_objective(self, numbers: Mapping[str, float], evaluated: bool) -> None:
+        """Raise a `ConfigError` as soon as it is known that the objective is no metric."""
+        name = self.config.get("objective")
+        if name is None or name in numbers or not (evaluated or not name.startswith("eval/")):
+            return
+        known = ", ".join(sorted(numbers))
+        more = "" if evaluated else ", and those of the evaluation, which begin with eval/"
+        raise ConfigError(f"objective={name} is no metric of this run. There are {known}{more}.")
 
     def _evaluate(self, step: int) -> dict[str, Tensor]:
         metrics = self.engine.measured()
@@ -237,7 +250,10 @@ class Run:
             if snapshot is not None:
                 folder = self.folder / "snapshots"
                 folder.mkdir(exist_ok=True)
-                checkpoint.write_tensors(folder / f"step_{step:08d}.pt", snapshot)
+                path = folder / f"step_{step:08d}.pt"
+                checkpoint.write_tensors(path, snapshot)
+                if len(steps(folder)) == 1:  # what cannot be read is to be known early
+                    _check_snapshot(path, report)
         return metrics
 
     def _save(self, step: int) -> None:
@@ -318,6 +334,16 @@ class Run:
         report.figures(snapshots, figures)
         solution, inner = self.engine.optimizer.solution, self.engine.inner
         self.delivered = report.deliver(solution, inner, snapshots, folder)
+
+
+def _check_snapshot(path: Path, report: Report) -> None:
+    try:
+        checkpoint.read_tensors(path)
+    except checkpoint.CheckpointError as error:
+        raise TypeError(
+            f"{type(report).__name__}.snapshot must return tensors, texts, numbers, and lists and "
+            f"dicts of these; what it returned cannot be read again: {error}"
+        ) from error
 
 
 def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:

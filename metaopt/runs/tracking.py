@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b, sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,6 +137,8 @@ class Wandb(Tracker):
         ConnectionError: wandb could not start the run (no network, no account).
     """
 
+    package = "wandb"
+
     def __init__(
         self,
         folder: Path,
@@ -216,6 +219,8 @@ class TensorBoard(Tracker):
         ModuleNotFoundError: tensorboard is not installed.
     """
 
+    package = "tensorboard"
+
     def __init__(
         self, folder: Path, config: Mapping[str, Any], resume_step: int | None = None
     ) -> None:
@@ -234,6 +239,13 @@ class TensorBoard(Tracker):
     def close(self) -> None:
         """Write what is pending and close the file."""
         self.writer.close()
+
+
+def refuse_missing(service: Any) -> None:
+    """Raise a `ModuleNotFoundError` if what makes a tracker needs a package that is not there."""
+    package = getattr(getattr(service, "func", service), "package", None)
+    if package is not None and find_spec(package) is None:
+        raise _missing(package, ModuleNotFoundError(f"No module named {package!r}"))
 
 
 def _missing(package: str, error: ModuleNotFoundError) -> ModuleNotFoundError:

@@ -94,10 +94,23 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [p.name for p in tmp_path.iterdir()] == ["sines.py"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(metaopt: Callable[..., Any]) -> None:
+def test_a_file_in_the_place_of_the_folder_is_named(metaopt: Callable[..., Any]) -> None:
     Path("conf").touch()
     done = metaopt("new", "sines")
     assert done.code == 1
-    assert "conf/problem/sines.yaml cannot be written in " in done.err
+    assert "conf is a file, and a folder is needed; nothing was written" in done.err
+    assert [path.name for path in Path().iterdir()] == ["conf"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    metaopt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    done = metaopt("new", "sines")
+    assert done.code == 1
+    assert "sines.py cannot be written in " in done.err
     assert "Run metaopt-new in a folder that you may write to." in done.err
     assert "hydra" not in done.err

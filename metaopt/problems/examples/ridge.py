@@ -52,7 +52,10 @@ class Ridge(GradientProblem):
         dtype: str = "float64",
     ) -> None:
         self.features, self.rows, self.penalty = features, rows, penalty
-        check_ranges(self, "features >= 1", "rows >= 1", "penalty > 0")
+        self.noise, self.spread, self.seed = noise, spread, seed
+        check_ranges(
+            self, "features >= 1", "rows >= 1", "noise >= 0", "spread > 0", "penalty > 0", "seed"
+        )
         self.dtype = dtype
         check_choices(self, dtype=("float32", "float64"))
         self.inner_optimizer, self._dtype = inner_optimizer or SGD(lr=0.1), getattr(torch, dtype)
