@@ -21,6 +21,7 @@ from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.reward_model.data.dialogue import plain
 from metaopt.problems.reward_model.data.pair import Pair, Preferences, split, with_noise
+from metaopt.problems.reward_model.data.pair_sources import transferred
 from metaopt.problems.reward_model.data.text_features import HELD_OUT, unlabelled_half
 from metaopt.problems.reward_model.model.export import export
 from metaopt.problems.reward_model.model.reward_model import RewardModel, bradley_terry
@@ -48,7 +49,7 @@ class TextPreferences(PreferenceTask):
         source: pairs that are split into a training part and the test `held_out`.
         backbone: a local folder or an id of the hub; or a configuration with `model_type`, for
             random weights, whose vocabulary size is the tokenizer's.
-        transfer: further tests by name; `None` for none.
+        transfer: further tests, or their sources, by name; `None` for none.
         unlabelled: which test, `held_out` or one of these, gives half of its pairs, without their
             labels, as two responses per prompt; the test is then on the other half.
         tokenizer: a folder or an id; `None` for the backbone's, or, with a configuration, one token
@@ -75,7 +76,7 @@ class TextPreferences(PreferenceTask):
         self,
         source: Preferences,
         backbone: str | Mapping[str, Any],
-        transfer: Mapping[str, Preferences] | None = None,
+        transfer: Mapping[str, Preferences | str] | None = None,
         unlabelled: str = HELD_OUT,
         tokenizer: str | None = None,
         pooling: str = "last",
@@ -91,7 +92,7 @@ class TextPreferences(PreferenceTask):
         rows, other = split(source.pairs, training, seed)
         trained = with_noise([plain(source.pairs[i]) for i in rows], noise_share, seed)
         tests = {HELD_OUT: [plain(source.pairs[i]) for i in other]}
-        tests |= {name: [plain(p) for p in s.pairs] for name, s in (transfer or {}).items()}
+        tests |= {name: [plain(p) for p in s.pairs] for name, s in transferred(transfer).items()}
         draw = torch.Generator().manual_seed(seed)
         unlabelled_pairs = unlabelled_half(
             tests, unlabelled, lambda n: torch.randperm(n, generator=draw).tolist()

@@ -197,8 +197,9 @@ def _summary(
         rows = [[*row, f"all {after['n']:,.0f}" if row[0] in whole else beside] for row in rows]
     yield Table(header, rows)
     yield (
-        "Lower is better for the Brier score and the calibration error, higher for the rest. Brier "
-        "skill is against always saying the base rate of these rows. Sensitivity, specificity and "
+        "Lower is better for the Brier score (of the calibrated probabilities: calibrated_brier in "
+        "the log) and the calibration error, higher for the rest. Brier skill is against always "
+        "saying the base rate of these rows. Sensitivity, specificity and "
         f"kappa are those of deciding for success at or above the threshold, which maximised "
         "sensitivity + specificity - 1 (Youden) on the fitting rows. The calibration error has ten "
         "bins of equal mass. Coverage is the share of rows with a score: an answer that cannot be "

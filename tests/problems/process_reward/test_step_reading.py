@@ -83,7 +83,8 @@ def test_many_malformed_rows_are_counted(tmp_path: Path) -> None:
         read(tmp_path / "a.jsonl")
     assert "a.jsonl:3, ...: is not valid JSON" in str(e.value)
     assert str(e.value).splitlines()[2:] == [
-        "strict=false (metaopt-label: --lenient) leaves such rows out."
+        "columns={...} renames columns, strict=false leaves such rows out "
+        "(metaopt-label: --columns COLUMN=NAME, --lenient)."
     ]
     (tmp_path / "b.jsonl").write_text(lines(GOOD))
     with pytest.warns(UserWarning, match="103 of 104, left out:\n  103 rows, "):

@@ -9,12 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from preference_files import BAD, CONVERSATION, GOOD, ROWS, USER, bare, one, write
 
 from metaopt.problems.reward_model.data.dialogue import conversation, plain
 from metaopt.problems.reward_model.data.pair import Message, Pair, split
 from metaopt.problems.reward_model.data.pair_rows import COLUMNS
 from metaopt.problems.reward_model.data.pair_sources import preferences
+from metaopt.problems.reward_model.data.text_features import preference_texts
 
 
 @pytest.mark.parametrize(
@@ -249,3 +251,12 @@ def test_dialogues_in_csv_are_read_as_dialogues(tmp_path: Path) -> None:
     )
     assert dialogues[:3] == expected.pairs[0][:3]
     assert texts[:3] == ("", '["a"]', "[1]")  # lists that are no dialogue are texts
+
+
+def test_a_transfer_set_may_be_a_source_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "other.jsonl", *ROWS)
+    source = preferences("generated")
+    options = {"runs": 1, "unlabelled": "held_out"}
+    named = preference_texts(source, {"other": path}, **options)
+    read = preference_texts(source, {"other": preferences(path)}, **options)
+    assert torch.equal(named.tests["other"].chosen, read.tests["other"].chosen)

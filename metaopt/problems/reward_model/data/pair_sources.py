@@ -88,6 +88,12 @@ def preferences(
     return read_pairs
 
 
+def transferred(tests: Mapping[str, Preferences | str] | None) -> dict[str, Preferences]:
+    """Return further tests by name; a text is a source of `preferences`."""
+    given = (tests or {}).items()
+    return {name: preferences(x) if isinstance(x, str) else x for name, x in given}
+
+
 def _records(name: str, **options: Any) -> Iterator[Record]:
     if name == GENERATED:
         for pair in generated_pairs():

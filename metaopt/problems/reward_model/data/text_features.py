@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from metaopt.problems.reward_model.data.dialogue import plain
 from metaopt.problems.reward_model.data.features import PreferenceFeatures
 from metaopt.problems.reward_model.data.pair import Pair, Preferences, flips, split
+from metaopt.problems.reward_model.data.pair_sources import transferred
 from metaopt.problems.reward_model.data.world import Pairs
 
 HELD_OUT = "held_out"
@@ -33,7 +34,7 @@ Fit = Callable[[Any, int], Encode]
 
 def preference_texts(
     source: Preferences,
-    transfer: Mapping[str, Preferences] | None = None,
+    transfer: Mapping[str, Preferences | str] | None = None,
     unlabelled: str = HELD_OUT,
     runs: int = 8,
     training: int | float = 0.75,
@@ -56,7 +57,7 @@ def preference_texts(
 
     Args:
         source: pairs that are split into a training part and the test `held_out`.
-        transfer: further tests by name; `None` for none.
+        transfer: further tests, or their sources, by name; `None` for none.
         unlabelled: which test, `held_out` or one of these, gives half of its pairs, without their
             labels, as two responses per prompt; the test is then on the other half.
         runs: number R of splits, >= 1; split i is a function of (seed, i).
@@ -80,7 +81,7 @@ def preference_texts(
         )
     everything = [plain(pair) for pair in source.pairs]
     others: dict[str, Any] = {}
-    for name, further in (transfer or {}).items():
+    for name, further in transferred(transfer).items():
         others[name] = range(len(everything), len(everything) + len(further.pairs))
         everything += map(plain, further.pairs)
     seeds = [seed_of(seed, run) for run in range(runs)]

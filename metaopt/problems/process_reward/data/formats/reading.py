@@ -140,8 +140,8 @@ def read(
         counted = f"malformed rows of {source}, {len(wrong)} of {total}"
         if strict:
             raise ValueError(
-                f"{counted}:{grouped(wrong)}\nstrict=false (metaopt-label: --lenient) leaves such "
-                f"rows out."
+                f"{counted}:{grouped(wrong)}\ncolumns={{...}} renames columns, strict=false leaves "
+                f"such rows out (metaopt-label: --columns COLUMN=NAME, --lenient)."
             )
         warnings.warn(f"{counted}, left out:{grouped(wrong)}", stacklevel=2)
     # A chain's prefixes may be anywhere in the source: they are joined once all are read.

@@ -142,7 +142,9 @@ def from_solution(row: Mapping[str, Any]) -> Chain:
     Raises:
         ValueError: says which column is malformed.
     """
-    asked = next((column for column in QUESTIONS if column in row), QUESTIONS[0])
+    asked = next((column for column in QUESTIONS if column in row), None)
+    if asked is None:
+        raise ValueError(f"needs its question in one of the columns {', '.join(QUESTIONS)}")
     lines = text(row, "response").split("\n")
     return Chain(
         text(row, asked),
