@@ -70,8 +70,9 @@ class Neumann:
 
     The residual after T terms is (I - step H)^T v, which must not grow from term to term. Where it
     does, ten products from there tell why: an own step that was too large is made smaller and
-    the series starts again; a given one is refused; and along a negative curvature, where H^-1 v is
-    no limit of the series, it ends with the terms before.
+    the series starts again; a given one is refused. Along a negative curvature the series does not
+    tend to H^-1 v: with an own step it ends with the terms before, with a given one it has all its
+    terms, which are still the derivative through T steps.
 
     Args:
         terms: number of terms, >= 1; costs as many products.
@@ -122,6 +123,8 @@ class Neumann:
             eigenvalue = (1 - factor) / step
             if not eigenvalue > 0:
                 negative += 1
+                if self.step is not None:
+                    total, residual, _ = self._series(product, v, step, bounded=False)
                 break
             if self.step is not None:
                 raise ValueError(
@@ -139,8 +142,13 @@ class Neumann:
         }
         return tree.scale(total, step), state, metrics
 
-    def _series(self, product: Product, v: Tree, step: Tensor) -> tuple[Tree, Tree, Tree | None]:
-        """Return sum_i (I - step H)^i v, its residual, and a direction in which that grows."""
+    def _series(
+        self, product: Product, v: Tree, step: Tensor, bounded: bool = True
+    ) -> tuple[Tree, Tree, Tree | None]:
+        """Return sum_i (I - step H)^i v, its residual, and a direction in which that grows.
+
+        A bounded series ends where it grows.
+        """
         total, residual, size = tree.zeros_like(v), v, tree.norm(v)
         # A residual that has converged changes by round-off.
         eps = torch.finfo(size.dtype).eps
@@ -148,7 +156,7 @@ class Neumann:
         for _ in range(self.terms):
             after = _residual(product, step, residual)
             new = tree.norm(after)
-            if new > torch.maximum(size, floor) * (1 + eps**0.5):
+            if bounded and new > torch.maximum(size, floor) * (1 + eps**0.5):
                 return total, residual, after
             total, residual, size = tree.add(total, residual), after, new
         return total, residual, None

@@ -52,12 +52,22 @@ def test_a_step_that_diverges_is_refused():
         Neumann(terms=10, step=0.3)(products([10.0, 1.0]), vector(1.0, 1.0), {}, 0)
 
 
-@pytest.mark.parametrize("step", [None, 0.1])
-def test_a_series_ends_at_negative_curvature(step):
+def test_a_series_of_its_own_step_ends_at_negative_curvature():
     product, v = products([1.0, -0.5]), vector(1.0, 0.1)
-    q, _, metrics = Neumann(terms=200, step=step)(product, v, {}, 0)
+    q, _, metrics = Neumann(terms=200)(product, v, {}, 0)
     assert metrics["solve/negative_curvature"] == 1
     assert metrics["solve/residual"] < 0.5
+    torch.testing.assert_close(metrics["solve/residual"], true_residual(product, q, v))
+
+
+def test_a_series_of_a_given_step_has_all_its_terms_at_negative_curvature():
+    curvatures, values, step = torch.tensor([1.0, -0.5]).double(), torch.tensor([1.0, 0.1]), 0.1
+    product, v = products(curvatures.tolist()), vector(*values.tolist())
+    q, _, metrics = Neumann(terms=60, step=step)(product, v, {}, 0)
+    assert metrics["solve/negative_curvature"] == 1
+    factors = 1 - step * curvatures
+    expected = step * sum(factors**i for i in range(60)) * values
+    torch.testing.assert_close(torch.cat([x.flatten() for x in q.values()]).double(), expected)
     torch.testing.assert_close(metrics["solve/residual"], true_residual(product, q, v))
 
 

@@ -72,7 +72,7 @@ def test_other_names_of_columns_are_given(metaopt: Any, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("chosen", "better").replace("rejected", "worse"))
     done = metaopt(*TEXT, "outer_steps=1")
     assert done.code == 1
-    assert "columns={chosen: NAME, rejected: NAME}" in done.err
+    assert "columns={chosen: better, rejected: worse}" in done.err
     columns = {"chosen": "better", "rejected": "worse"}
     assert len(preferences(str(path), columns).pairs) == COUNT
 
