@@ -85,26 +85,18 @@ class _Trusted:
         users = [place for conf in folders.of_user() for place in (conf.parent, Path.cwd())]
         self.roots = [place.resolve() for place in dict.fromkeys(users)]
 
-    def refusals(self, node: Any, key: str = "", resolves: bool = True) -> Iterator[Refusal]:
-        """Yield what is refused in a nested config.
-
-        Args:
-            node: the config, or a part of it.
-            key: of the part.
-            resolves: whether interpolations in it are resolved, which those of a run that was
-                started from Python are not.
-        """
+    def refusals(self, node: Any, key: str = "") -> Iterator[Refusal]:
+        """Yield what is refused in a nested config, or in the part of one under a key."""
         if isinstance(node, Mapping):
             yield from self._of_node(node, key)
             for name, value in node.items():
                 at = f"{key}.{name}" if key else str(name)
-                yield from self.refusals(
-                    value, at, resolves and not {"_class_", "_text_"} & {*node}
-                )
+                yield from self.refusals(value, at)
         elif isinstance(node, (list, tuple)):
             for i, value in enumerate(node):
-                yield from self.refusals(value, f"{key}[{i}]", resolves)
-        elif resolves and isinstance(node, str) and "${" in node:
+                yield from self.refusals(value, f"{key}[{i}]")
+        elif isinstance(node, str) and "${" in node:
+            # Wherever it stands: making objects resolves all of a config, texts included.
             yield Refusal(key, node, "an interpolation, which no resolved config has")
 
     def _of_node(self, node: Mapping[str, Any], key: str) -> Iterator[Refusal]:
@@ -115,6 +107,8 @@ class _Trusted:
                         yield refusal
         if str(node.get("_method_", "")).startswith("_"):
             yield Refusal(f"{key}._method_", node["_method_"], "a private name")
+        if "_args_" in node and str(node.get("_target_", "")).startswith("metaopt."):
+            yield Refusal(f"{key}._args_", node["_args_"], "arguments without names")
         if host := self._host(node.get("base_url")):
             yield Refusal(f"{key}.base_url", node["base_url"], "a server elsewhere", host)
 

@@ -76,16 +76,31 @@ def resume_command(folder: Path, trusting: bool = False) -> str:
 
     Args:
         folder: the run's.
-        trusting: name the packages that the run needs, too; only of a run that this process has
-            run, since a folder from elsewhere may say anything.
+        trusting: name the packages that the run needs, too, and config folders anywhere; only of a
+            run that this process has run, since a folder from elsewhere may say anything.
     """
     try:
         record = read_provenance(folder)
     except DamagedFileError:  # which the command then names
         record = {}
-    places = [word for place in record.get("config_dirs", []) for word in ("--config-dir", place)]
+    known = [p for p in record.get("config_dirs", []) if trusting or _is_of_user(Path(p), folder)]
+    places = [word for place in known for word in ("--config-dir", place)]
     trust = [f"trust=[{','.join(record['trust'])}]"] if trusting and record.get("trust") else []
     return shlex.join(["metaopt", *places, f"resume={folder}", *trust])
+
+
+def _is_of_user(place: Path, folder: Path) -> bool:
+    """Return whether a config folder is below the working folder and did not come with the run.
+
+    The modules next to it would run.
+    """
+    here, place, folder = Path.cwd(), place.resolve(), folder.resolve()
+    if here not in place.parents:
+        return False
+    if here not in folder.parents:
+        return folder != here
+    top = here / folder.relative_to(here).parts[0]
+    return top == folder or top not in place.parents
 
 
 @cache

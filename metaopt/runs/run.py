@@ -179,9 +179,8 @@ class Run:
             same = not provenance.differences(before.get("config", {}), self.config)
             before = {"overrides": before["overrides"]} if same and "overrides" in before else {}
         origin = {**started, **before, "config": provenance.as_json(self.config)}
-        if self.config_dirs:
-            origin["config_dirs"] = self.config_dirs
-        origin["trust"] = self.trust  # what a folder from elsewhere says of it does not count
+        # What a folder from elsewhere says of these does not count.
+        origin["config_dirs"], origin["trust"] = self.config_dirs, self.trust
         _say_changes(self.folder, origin, started)
         for name in ("result.json", sums.NAME, "timing.json"):  # a result says: it is finished
             (self.folder / name).unlink(missing_ok=True)

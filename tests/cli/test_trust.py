@@ -16,7 +16,7 @@ import metaopt as package
 from metaopt import ConfigError, Descent, Unroll
 from metaopt.cli import folders
 from metaopt.problems.examples import Ridge
-from metaopt.runs.provenance import as_json
+from metaopt.runs.provenance import as_json, resume_command
 
 Metaopt = Callable[..., Any]
 RUN = ("problem=ridge", "debug=tiny", "figures=false", "hydra.run.dir=run")
@@ -104,10 +104,18 @@ STRANGE = {
     "no text": ("problem.noise", "_target_", {"_target_": ["lab.touch"]}),
     "a variable": ("problem.noise", "", "${oc.env:HOME}"),
     "a target of a variable": ("problem.noise", "_target_", {"_target_": "${oc.env:HOME}"}),
+    "a variable in a text": ("problem.noise", "y", {"_text_": "1", "y": "${oc.env:HOME}"}),
+    "a variable in a class": ("problem.noise", "y", {
+        "_class_": "metaopt.problems.examples.Ridge", "y": "${oc.env:HOME}",
+    }),
     "a method of the problem": ("optimizer.clip_norm", "_method_", {"_method_": "__reduce__"}),
     "a server": ("problem.noise", "base_url", {
         "_target_": "metaopt.llm.openai_compatible.OpenAICompatibleLM", "model": "m",
         "base_url": "https://example.org/v1", "hosts": ["example.org"], "key_variable": "HOME",
+    }),
+    "a server without its key": ("problem.noise", "_args_", {
+        "_target_": "metaopt.llm.openai_compatible.OpenAICompatibleLM",
+        "_args_": ["m", "https://example.org/v1"], "hosts": ["example.org"],
     }),
 }  # fmt: skip
 
@@ -189,6 +197,18 @@ def test_a_module_in_a_folder_of_runs_is_not_of_the_user(
     done = metaopt("--config-dir", "conf", "resume=run")
     assert (done.code, f"{name} (not below" in done.err) == (1, True)
     assert not Path("imported").exists()
+
+
+def test_no_command_names_a_config_folder_that_came_with_the_run(run: Path, tmp_path: Path) -> None:
+    """Else a command to copy would run the modules next to that folder."""
+    (tmp_path / "archive" / "conf").mkdir(parents=True)
+    shutil.move(run, tmp_path / "archive" / "run")
+    path = tmp_path / "archive" / "run" / "provenance.json"
+    record = json.loads(path.read_text())
+    (path.parent / "SHA256SUMS").unlink()
+    for places, named in ((["archive/conf"], False), (["conf"], True)):
+        path.write_text(json.dumps({**record, "config_dirs": places}))
+        assert ("--config-dir" in resume_command(Path("archive/run"))) is named
 
 
 FROM_PYTHON = {
