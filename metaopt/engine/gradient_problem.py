@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from metaopt.engine import tree
 from metaopt.engine.hooks import COMMON, GRADIENT
@@ -87,6 +88,12 @@ def split_module(module: torch.nn.Module) -> tuple[Tree, Tree, Tree]:
     appear once, under their first name, and `torch.func.functional_call` ties them again.
     """
     named = list(module.named_parameters())
+    for name, parameter in named:
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(
+                f"parameter {name!r} of {type(module).__name__} has no shape yet (a Lazy module); "
+                f"call the module once on an example before split_module."
+            )
     params = {k: v.detach().clone() for k, v in named if v.requires_grad}
     buffers = {k: v.detach().clone() for k, v in module.named_buffers()}
     return params, buffers, {k: v.detach() for k, v in named if not v.requires_grad}

@@ -56,7 +56,9 @@ def check_named(named: Any, source: str) -> Tree:
     for name, value in named.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{source} must return {legal}; got {name!r} of {kind}.")
+            complex_ = isinstance(value, Tensor) and value.is_complex()
+            instead = " Train torch.view_as_real of it." if complex_ else ""
+            raise TypeError(f"{source} must return {legal}; got {name!r} of {kind}.{instead}")
     return named
 
 

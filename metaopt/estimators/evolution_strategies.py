@@ -15,6 +15,7 @@ from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import fold, generator
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.inner_run import InnerRun
+from metaopt.estimators.module_check import check_run
 
 
 class EvolutionStrategies(InnerRun):
@@ -69,8 +70,9 @@ class EvolutionStrategies(InnerRun):
         self._particles: list[dict[str, Any]] = []
 
     def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
-        """Raise a `TypeError` unless the outer variable is named floating-point tensors."""
+        """Raise a `TypeError` unless phi is named floating-point tensors; see `Score.check`."""
         tree.named_tensors(loop.problem.init_outer(generator(0)), "EvolutionStrategies")
+        check_run(loop)
 
     def __call__(
         self, loop: BlackBoxLoop | InnerLoop, outer: Tree, inner: Any, key: int

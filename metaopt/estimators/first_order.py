@@ -9,7 +9,7 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
-from metaopt.estimators.inner_run import Result, outer_gradients
+from metaopt.estimators.inner_run import Result, outer_gradients, require_gradients
 from metaopt.estimators.task_average import TaskAverage
 
 
@@ -52,8 +52,9 @@ class FirstOrder(TaskAverage):
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
-        super().check(loop)
+        require_gradients(loop, type(self).__name__, self.differentiates_inner)
         _check_fork(loop)
+        super().check(loop)
 
     def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the adapted state and its outer gradient."""

@@ -54,6 +54,7 @@ class Forward(TaskAverage):
 
     carries_start = True
     carries_state = True
+    second_derivatives = "reverse"
     carries_optimizer = True
     misses_buffers_of = ()
 

@@ -54,6 +54,7 @@ class Implicit(TaskAverage):
 
     least_steps = 0
     memory = ("solver",)
+    second_derivatives = "reverse"
 
     def __init__(
         self,

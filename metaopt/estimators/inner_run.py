@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +17,14 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.module_check import check_buffers, check_training
 from metaopt.estimators.optimizer_check import (
     optimizers,
     refuse_learned,
     refuse_left_out,
     refuse_unused,
 )
+from metaopt.estimators.second_derivatives import check_second_derivatives
 
 Result = tuple[GradientState, Feedback]
 """The inner state after a run, and what it says about phi."""
@@ -46,6 +48,8 @@ class InnerRun:
             converges, which AdamW's decoupled decay does not let be stated.
         carries_optimizer: whether the derivative of hyperparameters of the inner optimizer that are
             made of phi is in the result; where stationarity is needed, of its decay alone.
+        second_derivatives: how those of g are taken: by two reverse passes, forward in theta and
+            reverse in phi, or not at all.
         memory: what is kept from one call to the next: `name` is the attribute `_name`.
     """
 
@@ -56,6 +60,7 @@ class InnerRun:
     carries_start: bool = False
     needs_stationarity: bool = False
     carries_optimizer: bool = False
+    second_derivatives: ClassVar[Literal["reverse", "forward"] | None] = None
     memory: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, inner_steps: int = 1) -> None:
@@ -73,6 +78,8 @@ class InnerRun:
             made = tree.tensors([start.params, start.buffers, start.state])
             forks = not loop.problem.warm_start and any(t.requires_grad for t in made)
             start = tree.detach(start)
+            check_training(loop, phi, start)
+            check_buffers(loop, phi, start)
             if forks and not self.carries_start:
                 raise ValueError(
                     f"{name} holds theta_0 fixed, and {type(loop.problem).__name__} makes it from "
@@ -91,6 +98,10 @@ class InnerRun:
                 refuse_unused(loop, optimizer, start.params)
                 if self.needs_stationarity:
                     optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
+            if self.second_derivatives:
+                check_second_derivatives(
+                    loop, name, phi, start, self.second_derivatives == "forward"
+                )
             if callable(loop.problem.inner_optimizer) and 0 < self.carried_steps < self.inner_steps:
                 refuse_left_out(loop, name, phi, self.inner_steps, self.carried_steps)
 

@@ -50,6 +50,7 @@ class OneStep(InnerRun):
     """
 
     carries_state = True
+    second_derivatives = "forward"
     carries_optimizer = True
     misses_buffers_of = ("phi",)  # theta before the step, of which buffers are made, is fixed
 

@@ -8,6 +8,7 @@ from typing import Any
 from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
 from metaopt.engine.protocols import Feedback
 from metaopt.estimators.inner_run import InnerRun
+from metaopt.estimators.module_check import check_run
 
 
 class Score(InnerRun):
@@ -32,7 +33,8 @@ class Score(InnerRun):
     gives_gradient = False
 
     def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
-        """Accept every problem."""
+        """Raise a `ValueError` if training the problem's modules would be wrong."""
+        check_run(loop)
 
     def __call__(
         self, loop: BlackBoxLoop | InnerLoop, outer: Any, inner: Any, key: int

@@ -42,6 +42,7 @@ class Soba(InnerRun):
     needs_stationarity = True
     carries_optimizer = True
     memory = ("q",)
+    second_derivatives = "reverse"
 
     def __init__(self, step: float | None = None) -> None:
         super().__init__()

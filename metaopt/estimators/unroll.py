@@ -57,6 +57,7 @@ class Unroll(TaskAverage):
     """
 
     carries_state = True
+    second_derivatives = "reverse"
     carries_optimizer = True
     misses_buffers_of = ()
 

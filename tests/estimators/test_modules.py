@@ -1,11 +1,23 @@
 """Modules of users, under every estimator: right, or refused with a way out."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from user_modules import KINDS, Regression, relative_error, second_order, whole_run
+from user_modules import KINDS, REFUSED, Regression, relative_error, second_order, seeded, whole_run
 
+from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.estimators import FiniteDifference, Forward, Identity, Implicit, OneStep, Sama, Unroll
+from metaopt.estimators import (
+    FiniteDifference,
+    Forward,
+    Identity,
+    Implicit,
+    OneStep,
+    Sama,
+    Score,
+    Unroll,
+)
 
 
 def gradient(problem, estimator):
@@ -50,3 +62,46 @@ def test_a_transposed_outer_tensor_has_the_gradient_of_a_contiguous_one(estimato
         problem.init_outer = lambda generator, outer=outer: outer
         grads.append(gradient(problem, estimator))
     assert torch.allclose(*grads, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("estimator", [*EXACT, "score"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_is_refused_before_the_run_or_right(kind, estimator):
+    make, words = REFUSED[kind]
+    problem = Regression(seeded(make)())
+    build, oracle = EXACT.get(estimator, (Score, None))
+    if estimator in words:
+        with pytest.raises(ValueError, match=words[estimator]):
+            build().check(InnerLoop(problem))
+    elif oracle is None:
+        build().check(InnerLoop(problem))
+    else:
+        assert relative_error(gradient(problem, build()), oracle(problem)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "function without a second derivative"])
+def test_a_wrong_second_derivative_is_refused_in_float32(kind):
+    problem = Regression(seeded(REFUSED[kind][0])(), torch.float32)
+    with pytest.raises(ValueError, match="finite_difference"):
+        Unroll(3).check(InnerLoop(problem))
+
+
+def test_spectral_norm_in_evaluation_mode_is_exact():
+    problem = Regression(seeded(REFUSED["spectral_norm"][0])().eval())
+    assert relative_error(gradient(problem, Unroll(3)), whole_run(problem, 3)) < 1e-6
+
+
+def test_a_lazy_module_is_named():
+    with pytest.raises(ValueError, match="'weight' of LazyLinear has no shape yet"):
+        split_module(torch.nn.LazyLinear(3))
+
+
+def test_the_table_in_the_docs_is_what_these_tests_hold():
+    page = Path(__file__).parents[2] / "docs/own_model.md"
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    table = {row[0].removeprefix("| "): [cell.rstrip(" |") for cell in row[1:]] for row in rows}
+    columns = ("unroll", "one_step", "finite_difference", "score")
+    for kind in KINDS:
+        assert table[kind][:4] == ["right"] * 4
+    for kind, (_, words) in REFUSED.items():
+        assert table[kind][:4] == ["refused" if c in words else "right" for c in columns]

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, split_module
@@ -227,3 +228,78 @@ RIGHT = {
     ),
 }
 KINDS = {name: seeded(make) for name, make in RIGHT.items()}
+
+
+class OwnGenerator(nn.Module):
+    """Dropout whose masks come from a generator that nobody seeds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.generator = nn.Linear(4, 1), torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        return self.layer(x * torch.rand(x.shape, generator=self.generator, dtype=x.dtype))
+
+
+def checkpointed(use_reentrant):
+    def recomputed(module, x):
+        y = checkpoint(module.body, module.layer(x), use_reentrant=use_reentrant)
+        return y.tanh()
+
+    return lambda: Layer(recomputed, body=nn.Linear(4, 4))
+
+
+def weighted(normalize):
+    return lambda: nn.Sequential(normalize(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 1))
+
+
+def checkpointed_function():
+    return Layer(lambda m, x: checkpoint(lambda h: m.layer(h).tanh(), x, use_reentrant=False))
+
+
+def sine(function):
+    return lambda: Layer(lambda m, x: function.apply(m.layer(x)))
+
+
+def embedded():
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(7, 3, sparse=True), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.head(self.table((2 * x).long() % 7).mean((1, 2)).tanh())
+
+    return Embedded()
+
+
+SECOND, FORWARD = ("unroll", "segments", "forward", "implicit_identity"), ("one_step",)
+FIRST = ("finite_difference", "sama")
+GRADIENT, ALL = (*SECOND, *FORWARD, *FIRST), (*SECOND, *FORWARD, *FIRST, "score")
+
+# What is refused by whom, with which words.
+REFUSED = {
+    "checkpointed": (checkpointed(False), dict.fromkeys(ALL, "checkpoint")),
+    "checkpointed, reentrant": (checkpointed(True), dict.fromkeys(ALL, "use_reentrant=True")),
+    "checkpointed function": (checkpointed_function, dict.fromkeys(ALL, "checkpoint")),
+    "generator of its own": (OwnGenerator, dict.fromkeys(ALL, "a generator of its own")),
+    "sparse embedding": (embedded, dict.fromkeys(ALL, "sparse=False")),
+    "spectral_norm": (
+        weighted(nn.utils.parametrizations.spectral_norm),
+        dict.fromkeys(GRADIENT, r"module\.eval\(\)"),
+    ),
+    "old spectral_norm": (
+        weighted(nn.utils.spectral_norm), dict.fromkeys(GRADIENT, r"module\.eval\(\)")
+    ),
+    "weight_norm": (
+        weighted(nn.utils.parametrizations.weight_norm),
+        dict.fromkeys(SECOND, "second derivative of weight_norm") | {"one_step": "forward mode"},
+    ),
+    "function without a second derivative": (
+        sine(SineOnce), dict.fromkeys(SECOND, "not differentiable") | {"one_step": "forward mode"}
+    ),
+    "function marked once_differentiable": (
+        sine(SineMarked), dict.fromkeys(SECOND, "derivative|twice") | {"one_step": "forward mode"}
+    ),
+    "function without forward mode": (sine(SineTwice), {"one_step": "forward mode"}),
+}  # fmt: skip
