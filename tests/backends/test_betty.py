@@ -167,7 +167,7 @@ def test_bad_settings_are_named(settings, name):
 
 
 def test_a_missing_package_names_the_command(monkeypatch):
-    monkeypatch.delattr(backends, "betty_levels")
+    monkeypatch.delattr(backends, "betty_levels", raising=False)
     monkeypatch.setitem(sys.modules, "metaopt.backends.betty_levels", None)
     with pytest.raises(ImportError, match=r"pip install .*betty-ml"):
         BettyHypergradient("darts")

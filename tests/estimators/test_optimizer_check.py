@@ -56,10 +56,12 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_estimators_of_a_stationary_point_refuse_learned_rates(name):
     estimator, message = REFUSED[name]
-    problem = Regression(lambda o, k: SGD(lr=o["log_rates"].exp()), {"log_rates": torch.zeros(())})
+    copied = Regression(None, {}).theta if name == "first order" else {}  # which it asks for
+    rates = {"log_rates": torch.zeros(()), **copied}
+    problem = Regression(lambda o, k: SGD(lr=o["log_rates"].exp()), rates)
     with pytest.raises(ValueError, match=rf"{message}.*estimator=unroll, forward or one_step"):
         estimator.check(InnerLoop(problem))
-    momentum = Regression(lambda o, k: SGD(lr=0.1, momentum=o["momentum"]), PHI)
+    momentum = Regression(lambda o, k: SGD(lr=0.1, momentum=o["momentum"]), {**PHI, **copied})
     with pytest.raises(ValueError, match=r"momentum .*estimator=unroll, forward or one_step"):
         estimator.check(InnerLoop(momentum))
     Direct(STEPS).check(InnerLoop(problem))
