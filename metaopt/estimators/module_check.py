@@ -103,6 +103,10 @@ class _ParameterReads(TorchDispatchMode):
         self.backward, self.other = False, False
         self._forward: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch's compiler is imported (2 s) to keep it out of this method
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
