@@ -50,23 +50,25 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
     """
     problem, draw = type(loop.problem).__name__, loop.draw(inner, 0, 0)
     batch = loop.batch(outer, inner.at(inner.params), draw)
-    theta = tree.leaves(inner.params)
+    # In phi as well: an outer network may be what recomputes its layers.
+    phi, theta = tree.leaves(outer), tree.leaves(inner.params)
     reads = _ParameterReads()
     try:
         with eager(), reads, warnings.catch_warnings():
             warnings.filterwarnings("error", "None of the inputs have requires_grad")
-            loss = loop.inner_value(outer, inner.at(theta), draw, batch)
+            loss = loop.inner_value(phi, inner.at(theta), draw, batch)
             if not loss.requires_grad:
                 return
             reads.backward = True
-            slopes = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+            leaves = [*theta.values(), *phi.values()]
+            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
     except (RuntimeError, UserWarning) as error:
         if "heckpoint" in str(error) or "None of the inputs" in str(error):
             raise ValueError(_checkpointed(problem, "with use_reentrant=True")) from error
         raise
     if reads.other:
         raise ValueError(_checkpointed(problem, "and reads the module's own weights"))
-    for name, slope in zip(theta, slopes, strict=True):
+    for name, slope in zip(theta, slopes, strict=False):
         if slope is not None and slope.layout is not torch.strided:
             raise ValueError(
                 f"the gradient of {problem}'s parameter {name!r} is sparse, and estimators need "

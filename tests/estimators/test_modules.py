@@ -80,6 +80,23 @@ def test_is_refused_before_the_run_or_right(kind, estimator):
         assert relative_error(gradient(problem, build()), oracle(problem)) < 1e-6
 
 
+@pytest.mark.parametrize("estimator", [*EXACT, "score"])
+def test_a_checkpointed_outer_network_is_refused(estimator):
+    network = seeded(REFUSED["checkpointed"][0])().double()
+
+    class Weighted(Regression):
+        def init_outer(self, generator):
+            return split_module(network)[0]
+
+        def inner_loss(self, outer, inner, batch):
+            weights = torch.func.functional_call(network, outer, (batch[0],)).flatten(1).mean(1)
+            return (weights.sigmoid() * self.losses(inner, batch)).mean()
+
+    build = EXACT[estimator][0] if estimator in EXACT else Score
+    with pytest.raises(ValueError, match="checkpoint"):
+        build().check(InnerLoop(Weighted(KINDS["in place"]())))
+
+
 @pytest.mark.parametrize("kind", ["weight_norm", "function without a second derivative"])
 def test_a_wrong_second_derivative_is_refused_in_float32(kind):
     problem = Regression(seeded(REFUSED[kind][0])(), torch.float32)
