@@ -79,6 +79,10 @@ def test_a_killed_run_continues_without_asking_twice(
         summary = json.loads((tmp_path / run / "result.json").read_text())
         results.append({k: summary[k] for k in ("metrics", "budget", "outer_steps", "stopped")})
     assert ("canary-target", lost.text) in asked or ("canary-judge", lost.text) in asked
+    # The request whose answer never arrived was sent, and is charged with what it may have cost.
+    whole, killed = (result["budget"] for result in results)
+    assert killed.pop("lm_requests") == whole.pop("lm_requests") + 1
+    assert killed.pop("tokens") > whole.pop("tokens")
     assert results[0] == results[1]
 
 
