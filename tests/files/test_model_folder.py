@@ -10,7 +10,6 @@ from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.process_reward.labelling.generate import GenerateCompletion
 from metaopt.problems.process_reward.model.backbone import configuration
 from metaopt.problems.reward_model.model.export import load
-from metaopt.problems.reward_model.model.reward_model import RewardModel
 from metaopt.problems.reward_model.model.scorer import Scorer
 from metaopt.problems.reward_model.model.text_encoder import TextEncoder
 
@@ -37,7 +36,6 @@ def adapter(tmp_path_factory):
     "read",
     [
         load,
-        RewardModel.on,
         TextEncoder,
         Scorer,
         GenerateCompletion,
@@ -45,7 +43,7 @@ def adapter(tmp_path_factory):
         lambda source: tokenizer_of(source, None, []),
         TransformersLM,
     ],
-    ids=["reward", "backbone", "encoder", "scorer", "policy", "reader", "tokenizer", "lm"],
+    ids=["reward", "encoder", "scorer", "policy", "reader", "tokenizer", "lm"],
 )
 def test_an_adapter_is_refused_with_how_to_merge_it(read, adapter: Path):
     with pytest.raises(ValueError, match=r"holds a PEFT adapter, not a model\. Merge it into its"):

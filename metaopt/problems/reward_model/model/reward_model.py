@@ -15,8 +15,6 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from metaopt.files.model_folder import refuse_adapter
-
 POOLINGS = ("last", "mean", "last_not_pad")
 
 
@@ -110,7 +108,6 @@ class RewardModel(PreTrainedModel):
         """
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
-        refuse_adapter(source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone: Any
