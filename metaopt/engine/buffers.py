@@ -151,11 +151,10 @@ def buffer_path(
         "inner_loss": lambda: loop.inner_value(phi, after.at(after.params), draw),
     }
     for loss, value in losses.items():
-        names = [k for k, slope in _slopes(value(), read).items() if slope is not None]
-        for name in names:
+        reached = tree.reached(value(), read)
+        for name in (k for k in read if k in reached):  # in the module's order
             for source in sources:
-                slopes = _slopes(at.buffers[name].sum(), leaves[source])
-                if any(slope is not None for slope in slopes.values()):
+                if tree.reached(at.buffers[name].sum(), leaves[source]):
                     return BufferPath(loss, name, source, computed)
     return None
 
@@ -171,12 +170,3 @@ def carried_buffers(loop: InnerLoop) -> frozenset[str]:
     outer = loop.problem.init_outer(generator(0))
     path = buffer_path(loop, outer, tree.detach(loop.initial(outer, 0)))
     return path.computed if path else frozenset()
-
-
-def _slopes(output: Tensor, inputs: Tree) -> dict[str, Tensor | None]:
-    """Return the derivatives of a scalar by name, `None` where nothing connects the two."""
-    if not (output.requires_grad and inputs):
-        return dict.fromkeys(inputs)
-    tensors = [t for t in inputs.values() if t.requires_grad]
-    slopes = iter(torch.autograd.grad(output, tensors, retain_graph=True, allow_unused=True))
-    return {k: next(slopes) if t.requires_grad else None for k, t in inputs.items()}

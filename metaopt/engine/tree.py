@@ -185,6 +185,33 @@ def gradient(value: Tensor, *trees: Tree) -> list[Tree]:
     return [{k: next(grads) for k in tree} for tree in trees]
 
 
+def numbered(state: Any) -> Tree:
+    """Return the tensors of a nested state as a tree, named by their number."""
+    return {str(i): t for i, t in enumerate(tensors(state))}
+
+
+def slopes(output: Tensor | Sequence[Tensor], inputs: Tree) -> dict[str, Tensor | None]:
+    """Return the derivatives of a scalar, or of a sum of them, by name.
+
+    `None` stands where no derivative leads from an input to the output, which is another thing than
+    one that is zero. The graph is kept.
+    """
+    outputs = [output] if isinstance(output, Tensor) else output
+    ends = [t for t in outputs if t.requires_grad]
+    leaves = {k: t for k, t in inputs.items() if t.requires_grad}
+    by_name: dict[str, Tensor | None] = dict.fromkeys(inputs)
+    if ends and leaves:
+        tensors = list(leaves.values())
+        grads = torch.autograd.grad(ends, tensors, retain_graph=True, allow_unused=True)
+        by_name |= zip(leaves, grads, strict=True)
+    return by_name
+
+
+def reached(output: Tensor | Sequence[Tensor], inputs: Tree) -> set[str]:
+    """Return the names of the inputs that a derivative of a scalar leads to."""
+    return {name for name, slope in slopes(output, inputs).items() if slope is not None}
+
+
 def zeros_like(tree: Tree) -> Tree:
     """Return zeros of the same shapes."""
     return {k: torch.zeros_like(v) for k, v in tree.items()}

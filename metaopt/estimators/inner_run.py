@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
 from metaopt.engine.buffers import buffer_path
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.hyperparameters import learned
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.module_check import check_buffers, check_training
 from metaopt.estimators.optimizer_check import (
+    Uses,
+    hyperparameters,
     optimizers,
     refuse_learned,
     refuse_left_out,
@@ -191,18 +190,14 @@ def _refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientS
     One evaluation of both losses, with a derivative in the state, tells: metrics may read it.
     """
     state = tree.map_tensors(tree.leaf, inner.state)
-    leaves = [t for t in tree.tensors(state) if t.requires_grad]
+    leaves = tree.numbered(state)
     at = inner.at(inner.params)._replace(state=state)
     losses: dict[str, Callable[[], Tensor]] = {
         "inner_loss": lambda: loop.inner_value(outer, at, loop.draw(inner, 0, 0)),
         "outer_loss": lambda: loop.outer_value(outer, at, loop.outer_draw(inner, 0)),
     }
     for name, value in losses.items():
-        loss = value()
-        if not (leaves and loss.requires_grad):
-            continue
-        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-        if any(slope is not None for slope in slopes):
+        if tree.reached(value(), leaves):
             raise ValueError(
                 f"{estimator} cannot carry the derivative of a state, and {name} of "
                 f"{type(loop.problem).__name__} reads one that update_state computes. Use "
@@ -229,48 +224,44 @@ def _refuse_buffers(
 def _refuse_unconnected(
     loop: InnerLoop, estimator: str, phi: Tree, inner: GradientState, steps: int
 ) -> None:
-    """Raise a `ValueError` if no derivative leads from phi to F: by itself, or from phi to g and
-    from theta to F; theta_0 is not made of phi.
+    """Raise a `ValueError` if phi, or a tensor of it that is used, has no derivative to F.
 
-    A hypergradient that is zero for want of a path would leave phi where it is, and the run would
-    look like one that has converged. A derivative that is zero in value is none of this.
+    It leads there by itself, or from phi to g or the inner optimizer and from theta to F; theta_0
+    is not made of phi. A hypergradient that is zero for want of a path would leave phi where it is,
+    and the run would look like one that has converged. One that is zero in value is another thing.
     """
     if not any(t.numel() for t in phi.values()):
         return  # nothing to learn, as where weights are a function of each batch
     # A problem may let phi in later than at the first step: the last one and a solve's count too.
     draws = [loop.draw(inner, 0, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
     draws.append(loop.solve_draw(inner, 0, steps))
-    losses = [partial(loop.inner_value, phi, inner.at(inner.params), draw) for draw in draws]
     theta, state = tree.leaves(inner.params), tree.map_tensors(tree.leaf, inner.state)
     after = inner._replace(params=theta, state=state)
     after = after._replace(state=loop.updated_state(phi, after, inner.step + 1))
-    outer_loss = loop.outer_value(phi, after, loop.outer_draw(inner, 0))
-    if _reaches(outer_loss, phi.values()):
-        return
-    problem = type(loop.problem).__name__
-    if not _reaches(outer_loss, [*theta.values(), *tree.tensors(state)]):
+    with Uses(phi) as uses:
+        outer_loss = loop.outer_value(phi, after, loop.outer_draw(inner, 0))
+        inner_losses = [loop.inner_value(phi, inner.at(inner.params), draw) for draw in draws]
+    made = [t for o in optimizers(loop, phi, steps) for t in hyperparameters(o)]
+    connected, problem = tree.reached(outer_loss, phi), type(loop.problem).__name__
+    reads_theta = bool(tree.reached(outer_loss, theta | tree.numbered(state)))
+    if reads_theta:
+        connected |= tree.reached([*inner_losses, *made], phi)
+    elif not connected:
         raise ValueError(
             f"{estimator} would return 0: no derivative leads from the inner parameters, or a "
             f"state made of them, to outer_loss of {problem}. Look for a detach(), .item(), .data "
             f"or torch.no_grad() in outer_loss and update_state, or use a black-box estimator "
             f"(estimator=evolution_strategies)."
         )
-    if any(learned(optimizer) for optimizer in optimizers(loop, phi, steps)):
-        return  # who does not carry this refuses it
-    if any(_reaches(loss(), phi.values()) for loss in losses):
-        return
-    looked = ", ".join(f"{name} {tuple(t.shape)}" for name, t in phi.items())
-    raise ValueError(
-        f"{estimator} would return 0: no derivative leads from the outer variable ({looked}) to "
-        f"inner_loss, outer_loss, inner_optimizer or theta_0 of {problem}. Look for a detach(), "
-        f".item(), .data or torch.no_grad() on the way, or use a black-box estimator "
-        f"(estimator=evolution_strategies)."
-    )
-
-
-def _reaches(loss: Tensor, inputs: Iterable[Tensor]) -> bool:
-    leaves = [t for t in inputs if t.requires_grad]
-    if not (loss.requires_grad and leaves):
-        return False
-    slopes = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-    return any(slope is not None for slope in slopes)
+    lost = uses.without(connected) if connected else list(phi)
+    if lost:
+        looked = ", ".join(f"{name} {tuple(phi[name].shape)}" for name in lost)
+        what = (
+            "would leave a part of the outer variable as it is" if connected else "would return 0"
+        )
+        raise ValueError(
+            f"{estimator} {what}: no derivative leads from the outer variable ({looked}) to "
+            f"inner_loss, outer_loss, inner_optimizer or theta_0 of {problem}. Look for a "
+            f"detach(), .item(), .data or torch.no_grad() on the way, or use a black-box estimator "
+            f"(estimator=evolution_strategies)."
+        )

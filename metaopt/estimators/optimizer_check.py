@@ -1,9 +1,13 @@
-"""What estimators refuse of an inner optimizer that is made of phi."""
+"""What estimators refuse of an inner optimizer that is made of phi, and what is used of phi."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from metaopt.engine import tree
 from metaopt.engine.hyperparameters import learned
@@ -35,39 +39,70 @@ def _kind(optimizer: InnerOptimizer) -> str:
 
 
 def _made(loop: InnerLoop, phi: Tree, step: int) -> InnerOptimizer:
-    reads = _Reads(phi)
-    optimizer = loop.optimizer(reads, step)
-    slopes = _slopes(optimizer, phi)
-    for name in sorted(reads.names & phi.keys()):
-        if slopes[name] is None:
-            raise ValueError(
-                f"{type(loop.problem).__name__}.inner_optimizer reads outer[{name!r}], and no "
-                f"derivative leads from it to the optimizer: look for float(), .item(), .data or "
-                f"detach(). A hyperparameter may be a tensor."
-            )
+    with Uses(phi) as uses:
+        optimizer = loop.optimizer(_Lookups(phi, uses.names), step)
+    for name in uses.without(tree.reached(hyperparameters(optimizer), phi)):
+        raise ValueError(
+            f"{type(loop.problem).__name__}.inner_optimizer reads outer[{name!r}], and no "
+            f"derivative leads from it to the optimizer: look for float(), .item(), .data or "
+            f"detach(). A hyperparameter may be a tensor."
+        )
     return optimizer
 
 
-def _slopes(optimizer: InnerOptimizer, phi: Tree) -> dict[str, Tensor | None]:
-    """Return the derivative of the sum of all hyperparameters, `None` where there is no path."""
-    ends = [t.sum() for t in tree.tensors(list(vars(optimizer).values())) if t.requires_grad]
-    if not ends:
-        return dict.fromkeys(phi)
-    inputs = list(phi.values())
-    slopes = torch.autograd.grad(ends, inputs, allow_unused=True, retain_graph=True)
-    return dict(zip(phi, slopes, strict=True))
+DATA: Any = vars(torch._C.TensorBase)["data"].__get__
+"""What `tensor.data` calls."""
 
 
-class _Reads(dict[str, Tensor]):
-    """phi, and the names that are read of it one by one."""
+def hyperparameters(optimizer: InnerOptimizer) -> list[Tensor]:
+    """Return the sum of each hyperparameter that is a tensor."""
+    return [t.sum() for t in tree.tensors(list(vars(optimizer).values()))]
 
-    def __init__(self, phi: Tree) -> None:
+
+class _Lookups(dict[str, Tensor]):
+    """phi, of which a tensor that is looked up counts as used."""
+
+    def __init__(self, phi: Tree, names: set[str]) -> None:
         super().__init__(phi)
-        self.names: set[str] = set()
+        self._names = names
 
     def __getitem__(self, name: str) -> Tensor:
-        self.names.add(name)
+        self._names.add(name)
         return super().__getitem__(name)
+
+
+class Uses(TorchFunctionMode):
+    """Which tensors of phi anything is computed from inside the block, on the graph or off it.
+
+    Args:
+        phi: leaves.
+    """
+
+    # What asks for the form of a tensor uses none of its values.
+    form = frozenset({
+        "size", "dim", "numel", "stride", "zeros_like", "ones_like", "empty_like", "new_zeros",
+        "new_ones", "new_empty", "new_full", "is_floating_point", "__len__",
+    })  # fmt: skip
+
+    def __init__(self, phi: Tree) -> None:
+        super().__init__()
+        self.phi, self.names = phi, set[str]()
+        self._by_id = {id(t): name for name, t in phi.items()}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        # Properties such as .shape are getters too; .data alone has the values.
+        if not (name in self.form or (name == "__get__" and func != DATA)):
+            used = (self._by_id.get(id(t)) for t in tree.tensors((args, kwargs)))
+            self.names.update(key for key in used if key is not None)
+        return func(*args, **kwargs)
+
+    def without(self, reached: Collection[str]) -> list[str]:
+        """Return the tensors that are used, not empty, and not among those reached."""
+        return [k for k, t in self.phi.items() if k in self.names - set(reached) and t.numel()]
 
 
 def refuse_learned(loop: InnerLoop, estimator: str, optimizer: InnerOptimizer) -> None:
@@ -110,12 +145,11 @@ def refuse_left_out(loop: InnerLoop, estimator: str, phi: Tree, steps: int, last
         last: how many of them are differentiated.
     """
     decides = [
-        {k: slope != 0 for k, slope in _slopes(loop.optimizer(phi, step), phi).items()
-         if slope is not None}
-        for step in range(steps)
-    ]  # fmt: skip
+        tree.slopes(hyperparameters(loop.optimizer(phi, step)), phi) for step in range(steps)
+    ]
     for name, value in phi.items():
-        masks = [m.get(name, torch.zeros_like(value, dtype=torch.bool)) for m in decides]
+        unread = torch.zeros_like(value, dtype=torch.bool)
+        masks = [unread if (m := by_name[name]) is None else m != 0 for by_name in decides]
         early, late = (torch.stack(part).any(0) for part in (masks[:-last], masks[-last:]))
         if bool((early & ~late).any()):
             raise ValueError(

@@ -120,3 +120,16 @@ def test_a_named_tuple_without_a_tag_and_an_unknown_tag_are_named():
 def test_a_tag_has_one_class():
     with pytest.raises(ValueError, match="'pair of a test' belongs to Couple"):
         tree.tagged("pair of a test")(Nameless)
+
+
+def test_slopes_tell_no_path_from_a_slope_of_zero():
+    inputs = {k: torch.ones(2, requires_grad=True) for k in ("a", "b", "c")}
+    inputs["d"] = torch.ones(2)
+    slopes = tree.slopes((2 * inputs["a"] + 0 * inputs["b"]).sum(), inputs)
+    assert slopes["a"].tolist() == [2, 2]
+    assert slopes["b"].tolist() == [0, 0]
+    assert (slopes["c"], slopes["d"]) == (None, None)
+    ends = [inputs["a"].sum(), inputs["c"].sum(), torch.zeros(())]
+    assert tree.reached(ends, inputs) == {"a", "c"}
+    assert tree.reached(torch.zeros(()), inputs) == set()
+    assert tree.reached([], {}) == set()

@@ -67,6 +67,21 @@ def test_estimators_of_a_stationary_point_refuse_learned_rates(name):
     Direct(STEPS).check(InnerLoop(problem))
 
 
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda outer: 0.1 * outer.get("rate").exp().item(),
+        lambda outer: next(iter(outer.values())).item(),
+        lambda outer: dict(outer.items())["rate"].tolist(),
+    ],
+)
+def test_a_rate_is_read_in_any_way_that_a_dict_is(rate):
+    outer = {"rate": torch.tensor(0.1, dtype=torch.float64), **PHI}
+    problem = Regression(lambda o, k: SGD(lr=rate(o), momentum=o["momentum"]), outer)
+    with pytest.raises(ValueError, match=r"reads outer\['rate'\], and no derivative leads"):
+        Unroll(STEPS).check(InnerLoop(problem))
+
+
 def test_a_function_that_makes_no_optimizer_is_named():
     problem = Regression(lambda outer, step: None, PHI)
     with pytest.raises(TypeError, match=r"inner_optimizer\(outer, step=0\) returned NoneType"):

@@ -246,3 +246,47 @@ def test_an_average_without_a_derivative_is_refused_where_nothing_else_is_read(n
     problem = Averaged(lambda phi, theta: (phi * theta).sum())
     with pytest.raises(ValueError, match=r"reads one that update_state|would return 0: no deriv"):
         DIFFERENTIATES[name].check(InnerLoop(problem))
+
+
+class TwoParts(Plain):
+    """phi has two tensors, of which g reads the second one by `second`."""
+
+    def __init__(self, second):
+        super().__init__(lambda phi, theta: (phi.exp() * theta**2).sum())
+        self.second = second
+
+    def init_outer(self, generator):
+        return {**super().init_outer(generator), "b": torch.full((), 0.5, dtype=torch.float64)}
+
+    def inner_loss(self, outer, inner, batch):
+        return super().inner_loss(outer, inner, batch) + self.second(outer, inner["w"])
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda phi, theta: phi["b"].exp().item() * theta.sum(),
+        lambda phi, theta: phi["b"].detach() * theta.sum(),
+        lambda phi, theta: list(phi.values())[1].item() * theta.sum(),
+        lambda phi, theta: phi.get("b").data * theta.sum(),
+        lambda phi, theta: dict(phi)["b"].round().detach() * theta.sum(),
+        lambda phi, theta: (phi["b"] > 0) * theta.sum(),
+    ],
+)
+def test_one_tensor_of_phi_that_is_used_without_a_path_is_named(second):
+    for estimator in (Unroll(2), Forward(2), Implicit(), OneStep(), FiniteDifference()):
+        with pytest.raises(
+            ValueError, match=r"a part of the outer variable as it is: .* \(b \(\)\)"
+        ):
+            estimator.check(InnerLoop(TwoParts(second)))
+
+
+def test_a_tensor_of_phi_of_which_only_the_form_is_asked_is_none_of_them():
+    problem = TwoParts(lambda phi, theta: theta.sum() * phi["b"].dim() + torch.zeros_like(phi["b"]))
+    Unroll(2).check(InnerLoop(problem))
+    assert not Unroll(2)(*_run(problem))[1].grad["b"]
+
+
+def _run(problem):
+    loop, outer = InnerLoop(problem), problem.init_outer(None)
+    return loop, outer, loop.start(outer, None, 0), 0
