@@ -26,7 +26,7 @@ from metaopt.cli.mistakes import foreign_method, nearest
 from metaopt.cli.trust import needed, refuse_strange
 from metaopt.engine.budget import UNITS
 from metaopt.files.lock import refuse_held
-from metaopt.runs import provenance
+from metaopt.runs import configs, provenance
 from metaopt.runs.continuing import extended, refuse_edited, write_config
 from metaopt.runs.description import describe, refuse_other
 from metaopt.runs.errors import ConfigError, report
@@ -164,8 +164,8 @@ def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
     before = started_with(folder)
     if before is None or not (steps(folder / "checkpoints") or result_of(folder)):
         return
-    if provenance.config_hash(before) != provenance.config_hash(config):
-        changed = "\n  ".join(provenance.differences(before, config)[:8])
+    if configs.config_hash(before) != configs.config_hash(config):
+        changed = "\n  ".join(configs.differences(before, config)[:8])
         raise ConfigError(
             f"{folder} holds a run of another config:\n  {changed}\n"
             f"Delete the folder to compute it again, or set name=<another name>."

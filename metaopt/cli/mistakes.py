@@ -115,7 +115,7 @@ def _composed(overrides: list[str]) -> tuple[list[str], Mapping[str, Any]]:
     from omegaconf import OmegaConf
 
     from metaopt.cli.composing import COMPOSITION, CONFIG, composing
-    from metaopt.runs import provenance
+    from metaopt.runs import configs
 
     for chosen in (overrides, [o for o in overrides if _key(o) in ("problem", "experiment")]):
         try:
@@ -126,7 +126,7 @@ def _composed(overrides: list[str]) -> tuple[list[str], Mapping[str, Any]]:
         choices = dict(config.hydra.runtime.choices)
         plain: Any = OmegaConf.to_container(config)
         plain.pop("hydra")
-        return list(dict(provenance.flatten(plain))), choices
+        return list(dict(configs.flatten(plain))), choices
     names = (folders.shipped() / "train.yaml").read_text(encoding="utf-8")
     return re.findall(r"^(\w+): ", names, flags=re.M), {}
 

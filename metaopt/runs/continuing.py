@@ -13,7 +13,7 @@ import yaml
 from metaopt.files.errors import FolderError
 from metaopt.files.reading import LOG, damaged, numbered, read_bytes
 from metaopt.files.writing import write_text
-from metaopt.runs import provenance
+from metaopt.runs import configs, provenance
 from metaopt.runs.folder import started_with, steps
 
 STEPS = ("outer_steps", "engine.outer_steps")
@@ -33,7 +33,7 @@ def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = Fal
     before = started_with(folder)
     if before is None:
         return
-    changed = provenance.differences(before, config)
+    changed = configs.differences(before, config)
     if extending:
         changed = [line for line in changed if line.partition(":")[0] not in STEPS]
     path = folder / "config.yaml"
@@ -46,14 +46,14 @@ def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = Fal
             f"{path} was edited since the run was started (then -> now):\n{_listed(changed)}"
             f"Nothing was computed: a run continues with what it was started with. {advice}"
         )
-    if harmless := provenance.differences(before, config, relevant=False):
+    if harmless := configs.differences(before, config, relevant=False):
         print(f"{path} was edited since the run was started (then -> now), which leaves the "
               f"numbers as they are:\n{_listed(harmless)}", end="", file=sys.stderr)  # fmt: skip
 
 
 def refuse_foreign(folder: Path, state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raise a `FolderError` if the state of a checkpoint in `folder` is of another run's config."""
-    changed = provenance.differences(state["config"], config)
+    changed = configs.differences(state["config"], config)
     changed = [line for line in changed if line.partition(":")[0] not in STEPS]
     if changed:
         path = folder / f"step_{state['engine']['outer_step']:08d}.pt"

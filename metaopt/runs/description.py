@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaopt.runs.configs import differences
 from metaopt.runs.errors import ConfigError
-from metaopt.runs.provenance import differences
 
 DEPTH = 8
 MOST = 1000

@@ -9,6 +9,7 @@ from typing import Any
 
 from metaopt.files.errors import FolderError
 from metaopt.files.reading import damaged, read_json, read_yaml
+from metaopt.runs.configs import config_hash
 
 STEP = re.compile(r"step_(\d{8,})\.pt")
 
@@ -60,7 +61,7 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     """Return the content of the folder's `result.json`, or `None` while the run is not over.
 
     Raises:
-        DamagedFileError: the file is damaged.
+        DamagedFileError: the file is damaged, or the result of another config.
     """
     path = folder / "result.json"
     if not path.exists():
@@ -70,6 +71,9 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     for key, (valid, what) in RESULT.items():
         if (key in result and not valid(result[key])) or (key == "metrics" and key not in result):
             raise damaged(path, f"{key} is not {what}", advice)
+    config = started_with(folder)
+    if config is not None and result.get("config_hash", "") not in ("", config_hash(config)):
+        raise damaged(path, "it is the result of another config than the folder's", advice)
     return result
 
 

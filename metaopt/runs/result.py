@@ -20,9 +20,9 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.files.errors import FolderError
 from metaopt.files.reading import numbered, read_records
 from metaopt.runs import checkpoint
+from metaopt.runs.configs import flatten
 from metaopt.runs.continuing import log_until, refuse_edited, refuse_foreign
 from metaopt.runs.folder import read_config, result_of, started_with
-from metaopt.runs.provenance import flatten
 from metaopt.runs.tracking import History
 
 OURS = re.compile(r"metaopt([.:][^\W_]\w*)+")

@@ -26,7 +26,7 @@ from metaopt.files import sums
 from metaopt.files.errors import FolderError
 from metaopt.files.lock import locked
 from metaopt.files.writing import as_text, refuse_links, write_json
-from metaopt.runs import checkpoint, provenance
+from metaopt.runs import checkpoint, configs, provenance
 from metaopt.runs.contents import discard_later, write_readme, write_sums
 from metaopt.runs.continuing import log_until, refuse_foreign, write_config
 from metaopt.runs.errors import ConfigError
@@ -176,9 +176,9 @@ class Run:
             return started
         before = read_provenance(self.folder)
         if not resumed:  # all numbers are then this process's; only what was asked for stays
-            same = not provenance.differences(before.get("config", {}), self.config)
+            same = not configs.differences(before.get("config", {}), self.config)
             before = {"overrides": before["overrides"]} if same and "overrides" in before else {}
-        origin = {**started, **before, "config": provenance.as_json(self.config)}
+        origin = {**started, **before, "config": configs.as_json(self.config)}
         # What a folder from elsewhere says of these does not count.
         origin["config_dirs"], origin["trust"] = self.config_dirs, self.trust
         _say_changes(self.folder, origin, started)
@@ -263,7 +263,7 @@ class Run:
             "solution": self.engine.optimizer.solution,
             "last": floats(self._last),
             "seconds": time.monotonic() - self._started,
-            "config": provenance.as_json(self.config),
+            "config": configs.as_json(self.config),
             "log": self._jsonl.commit(),
         }
         checkpoint.save(self.folder / "checkpoints", step, state, self.keep_checkpoints)
@@ -284,7 +284,7 @@ class Run:
         metrics = {**floats(self._last), **_means(measured)}
         result = {
             "name": self.config.get("name"),
-            "config_hash": provenance.config_hash(self.config),
+            "config_hash": configs.config_hash(self.config),
             "overrides": origin["overrides"],
             "metrics": {k: or_null(v) for k, v in metrics.items()},
             "budget": self._spent(),
@@ -362,7 +362,7 @@ def _snapshot(path: Path) -> Any:
 def _say_changes(folder: Path, origin: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Say on the standard error where a run goes on with other code or on another machine."""
     then, new = ({k: x[k] for k in ("versions", "commit", "hardware")} for x in (origin, now))
-    if changed := provenance.differences(then, new):
+    if changed := configs.differences(then, new):
         listed = "".join(f"\n  {line}" for line in changed)
         print(f"{folder} goes on with other code or hardware than it was started with (then -> "
               f"now), and its numbers may differ from an uninterrupted run's:{listed}",

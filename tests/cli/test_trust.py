@@ -16,7 +16,8 @@ import metaopt as package
 from metaopt import ConfigError, Descent, Unroll
 from metaopt.cli import folders
 from metaopt.problems.examples import Ridge
-from metaopt.runs.provenance import as_json, resume_command
+from metaopt.runs.configs import as_json, config_hash
+from metaopt.runs.provenance import resume_command
 
 Metaopt = Callable[..., Any]
 RUN = ("problem=ridge", "debug=tiny", "figures=false", "hydra.run.dir=run")
@@ -59,7 +60,11 @@ def plant(place: str, node: Any, folder: str = "run", finished: bool = False) ->
     record = json.loads(Path(folder, "provenance.json").read_text())
     Path(folder, "provenance.json").write_text(json.dumps({**record, "config": as_json(config)}))
     Path(folder, "SHA256SUMS").unlink(missing_ok=True)
-    if not finished:
+    if finished:
+        result = json.loads(Path(folder, "result.json").read_text())
+        result["config_hash"] = config_hash(config)
+        Path(folder, "result.json").write_text(json.dumps(result))
+    else:
         Path(folder, "result.json").unlink(missing_ok=True)
         shutil.rmtree(Path(folder, "checkpoints"), ignore_errors=True)
 

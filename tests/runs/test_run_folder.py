@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,3 +112,21 @@ def test_a_folder_of_a_sweep_names_its_runs(metaopt: Metaopt) -> None:
         "It holds 2 runs, such as all/debug=tiny,problem=ridge,seed=0; give one"
         in metaopt("resume=all").err
     )
+
+
+def test_a_result_of_another_run_is_not_taken_for_this_ones(metaopt: Metaopt) -> None:
+    """Folders of before had no SHA256SUMS: the hash of the config tells, too."""
+    for run, seed in (("run", 0), ("other", 1)):
+        metaopt(*RUN[:-1], f"hydra.run.dir={run}", f"seed={seed}")
+        Path(run, "SHA256SUMS").unlink()
+    shutil.copy("other/result.json", "run/result.json")
+    said = "run/result.json is damaged: it is the result of another config than the folder's. "
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        package.load("run")
+    for command in (("show", "run"), ("resume=run",)):
+        done = metaopt(*command)
+        assert said in done.out + done.err
+    assert said.rstrip(". ") in metaopt("report", "run").err
+    Path("run/result.json").unlink()
+    assert metaopt("resume=run").code == 0
+    assert package.load("run").finished
