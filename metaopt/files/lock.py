@@ -34,6 +34,21 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+_HELD: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+def _let_go() -> None:
+    """Close what a fork has copied: a child that outlives its parent would hold the lock on."""
+    for descriptor in _HELD:
+        os.close(descriptor)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes, and other threads of this one, from writing to a folder.
@@ -49,13 +64,16 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / NAME
     descriptor = _acquire(path)
+    _HELD.add(descriptor)
     try:
         _say_who(descriptor)
         yield
     finally:
-        # Removed while it is held: who opened it before finds that it is no longer the file.
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor in _HELD:  # not in a child that was forked inside the block
+            # Removed while it is held: who opened it before finds that it is no longer the file.
+            path.unlink(missing_ok=True)
+            _HELD.discard(descriptor)
+            os.close(descriptor)
 
 
 def refuse_held(folder: Path) -> None:

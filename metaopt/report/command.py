@@ -76,8 +76,10 @@ def _report(options: argparse.Namespace, command: str) -> int:
     footer = [*notes(summary), f"Table made by: {command}"]
     gaps = missing(summary, options.folder)
     out = options.out or options.folder / "report"
-    if options.out is None and out.is_symlink():
-        raise ReportError(f"{out} is a symbolic link; name the folder to write to with --out.")
+    if options.out is None:  # in a folder that may be from elsewhere
+        if out.is_symlink():
+            raise ReportError(f"{out} is a symbolic link; name the folder to write to with --out.")
+        refuse_links(out)
     try:
         paths = _write(summary, shown, footer, gaps, out)
     except OSError as error:
@@ -109,7 +111,6 @@ def _write(
     summary: Summary, shown: Sequence[Table], footer: Sequence[str], gaps: Sequence[str], out: Path
 ) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
-    refuse_links(out)
     paths = [out / "table.md", out / "table.tex", out / "table.csv"]
     lists = [("Notes", footer), ("Incomplete", gaps)]
     parts = [table.markdown() for table in shown]

@@ -95,3 +95,23 @@ def test_a_file_system_without_locks_is_said(
     with locked(tmp_path):
         pass
     assert f"{tmp_path}: its file system has no locks" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_that_outlives_its_parent_holds_nothing(tmp_path: Path) -> None:
+    """As a worker of a data loader does after kill -9."""
+    code = HOLD.replace("    print", "    import os\n    os.fork() or time.sleep(60)\n    print")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert holder.stdout
+    try:
+        assert holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with locked(tmp_path):
+            pass
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()

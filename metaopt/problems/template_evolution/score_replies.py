@@ -32,7 +32,11 @@ _BARE = re.compile(rf"{_MARK}(?:{_NUMBER}{_SCALE}|\[\[{_NUMBER}\]\]){_MARK}\.?{_
 _FENCE = re.compile(r"(?:```|~~~)\s*\w*")
 _KEY = re.compile(rf"{_NAME}".replace(r"\s+", "[ _]"), re.IGNORECASE)
 _JSON_SCORE = re.compile(r"\"(?:score|rating)\"\s*:", re.IGNORECASE)
-_SCALE_KEY = re.compile(r"max|scale|out.?of|range|best", re.IGNORECASE)
+_SCALE_KEY = re.compile(
+    r"(?:(?:score|rating)[ _]?)?(?:max(?:imum)?|scale|out[ _]?of|range|best)"
+    r"(?:[ _]?(?:score|rating|value|points))?",
+    re.IGNORECASE,
+)
 _VALUE = re.compile(rf"{_NUMBER}{_SCALE}?")
 
 MOST_BRACES = 64
@@ -125,7 +129,7 @@ def _in_object(pairs: _Pairs, highest: float) -> float | None:
     values = [value for key, value in pairs if _KEY.fullmatch(key)]
     if not values:
         return None
-    scales = [value for key, value in pairs if not _KEY.fullmatch(key) and _SCALE_KEY.search(key)]
+    scales = [value for key, value in pairs if _SCALE_KEY.fullmatch(key)]
     if len(values) > 1 or any(scale != highest for scale in scales):
         return _NONE
     if isinstance(values[0], str):
