@@ -23,7 +23,7 @@ from metaopt.cli import folders
 from metaopt.cli.checks import check
 from metaopt.cli.composing import composing
 from metaopt.cli.sweep import cells
-from metaopt.runs import checkpoint
+from metaopt.files.reading import steps
 
 ROOT = folders.shipped()
 GROUPS = folders.groups()
@@ -170,7 +170,7 @@ def test_every_option_runs_and_continues_to_the_bit(
     assert done.code == 0, done.err
     assert_finite(run)
     before = (run / "result.json").read_bytes()
-    (earlier, _), (_, last) = checkpoint.steps(run / "checkpoints")
+    (earlier, _), (_, last) = steps(run / "checkpoints")
     assert earlier == 2
     last.unlink()
     (run / "result.json").unlink()

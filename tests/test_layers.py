@@ -17,7 +17,7 @@ FAMILY = {
     "report.table",
 }  # fmt: skip
 ALLOWED = {
-    "files": set(),
+    "files": {"engine.tree"},
     "engine": set(),
     "estimators": {"engine"},
     "optimizers": {"engine"},
@@ -32,7 +32,7 @@ ALLOWED = {
 
 EXCEPTIONS = {
     "problems.reward_model.pair_weights": {"problems.domain_reweighting"},
-    "problems.rollout_length.schedules": {"report.collect", "runs.checkpoint"},
+    "problems.rollout_length.schedules": {"report.collect"},
     "runs.errors": {"llm.errors"},
     "runs.python": {"cli"},  # within functions: a run of the command is made as the command does
 }

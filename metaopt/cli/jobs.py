@@ -26,11 +26,12 @@ from metaopt.cli.mistakes import foreign_method, nearest
 from metaopt.cli.trust import needed, refuse_strange
 from metaopt.engine.budget import UNITS
 from metaopt.files.lock import refuse_held
+from metaopt.files.reading import steps
 from metaopt.runs import configs, provenance
 from metaopt.runs.continuing import extended, refuse_edited, write_config
 from metaopt.runs.description import describe, refuse_other
 from metaopt.runs.errors import ConfigError, report
-from metaopt.runs.folder import read_config, result_of, started_with, steps
+from metaopt.runs.folder import read_config, result_of, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
 from metaopt.runs.run import PYTHON, SETTINGS, Run, Watch, prepare_torch

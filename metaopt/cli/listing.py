@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.files.errors import FolderError
+from metaopt.files.reading import steps
 from metaopt.report.collect import failure
 from metaopt.runs.continuing import refuse_edited
-from metaopt.runs.folder import read_config, result_of, steps
+from metaopt.runs.folder import read_config, result_of
 from metaopt.runs.provenance import resume_command
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from metaopt.files.errors import DamagedFileError
 DEEPEST = 64
 MOST = 1_000_000
 """A config is nested less deeply, and has fewer entries, than this."""
+
+STEP = re.compile(r"step_(\d{8,})\.pt")
+"""Names of files of an outer step."""
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
@@ -124,3 +128,13 @@ def _short(error: Exception) -> str:
         return "nested too deeply"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else f"{text[:160]} ..."
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """Return the (step, file) pairs of a folder of checkpoints, the oldest first.
+
+    Empty where the folder is absent.
+    """
+    files = folder.iterdir() if folder.is_dir() else iter(())
+    matched = ((STEP.fullmatch(path.name), path) for path in files)
+    return sorted((int(match[1]), path) for match, path in matched if match)

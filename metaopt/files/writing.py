@@ -57,7 +57,7 @@ def refuse_links(folder: Path) -> None:
     """Raise a `FolderError` where a folder that is about to be written to holds a symbolic link.
 
     A folder from elsewhere could have any file of the user overwritten. What is in `wandb/` is
-    wandb's own, which makes its links anew.
+    wandb's, which makes its links itself.
     """
     links = []
     for place, folders, files in os.walk(folder):

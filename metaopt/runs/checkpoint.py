@@ -1,59 +1,16 @@
-"""States of tensors in files, and the checkpoints made of them."""
+"""The checkpoints of a run: the newest few, and the newest that can be read."""
 
 from __future__ import annotations
 
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from metaopt.engine import tree
-from metaopt.files.errors import DamagedFileError
-from metaopt.files.writing import replacing
-from metaopt.runs.folder import steps as steps
+from metaopt.files.reading import steps
+from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 
 PARTS = ("engine", "solution", "last", "seconds", "config", "log")
 """What the state in a checkpoint has; see `metaopt.runs.run.Run`."""
-
-
-class CheckpointError(DamagedFileError):
-    """A file of tensors is damaged, or there are checkpoints and none of them can be read."""
-
-
-def write_tensors(path: Path, state: Any) -> None:
-    """Replace the content of `path` by a tree of tensors and primitives, in one step.
-
-    Raises:
-        OSError: the file cannot be written (no space, no permission).
-    """
-    with replacing(path) as file:
-        try:
-            torch.save(tree.pack(state), file)
-        except RuntimeError as error:
-            # torch's zip writer hides the operating system's error in the context of its own.
-            cause = error.__context__
-            raise (cause if isinstance(cause, OSError) else error) from None
-
-
-def read_tensors(path: Path) -> Any:
-    """Return what `write_tensors` wrote.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or holds something else.
-        UnknownStateError: it is of a problem that is not imported.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is None:
-            return tree.unpack(torch.load(path, weights_only=True))
-    except tree.UnknownStateError:
-        raise
-    except Exception as error:  # what a flipped bit makes zip, pickle and torch raise has no end
-        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}.") from error
-    raise CheckpointError(f"{path} is damaged: {broken} has a wrong checksum.")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -75,9 +32,9 @@ def prune(folder: Path, step: int, keep: int) -> None:
 
     Later ones were damaged, or the run would not be at `step`.
     """
-    kept = [number for number, _ in steps(folder) if number <= step][-keep:]
+    newest = [number for number, _ in steps(folder) if number <= step][-keep:]
     for number, old in steps(folder):
-        if number not in kept:
+        if number not in newest:
             old.unlink()
 
 
@@ -116,7 +73,3 @@ def _read(path: Path, step: int) -> dict[str, Any]:
     if done != step:
         raise CheckpointError(f"{path} is damaged: it holds the state of outer step {done}.")
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

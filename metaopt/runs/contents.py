@@ -6,8 +6,8 @@ from pathlib import Path
 
 from metaopt.engine import Engine
 from metaopt.files import sums
+from metaopt.files.reading import steps
 from metaopt.files.writing import write_text
-from metaopt.runs.folder import steps
 from metaopt.runs.provenance import resume_command
 
 RUN_FILES = (

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from metaopt.files.errors import FolderError
-from metaopt.files.reading import LOG, damaged, numbered, read_bytes
+from metaopt.files.reading import LOG, damaged, numbered, read_bytes, steps
 from metaopt.files.writing import write_text
 from metaopt.runs import configs, provenance
-from metaopt.runs.folder import started_with, steps
+from metaopt.runs.folder import started_with
 
 STEPS = ("outer_steps", "engine.outer_steps")
 """Keys that hold the number of outer steps, the one setting that a continued run may change."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from metaopt.engine.protocols import NonFiniteError
 from metaopt.files.errors import ConfigError as ConfigError
+from metaopt.files.reading import steps
 from metaopt.files.writing import write_text
 from metaopt.llm.errors import LMError, NotUnderstood
-from metaopt.runs.folder import steps
 from metaopt.runs.provenance import resume_command
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 from metaopt.files.errors import FolderError
 from metaopt.files.reading import damaged, read_json, read_yaml
 from metaopt.runs.configs import config_hash
-
-STEP = re.compile(r"step_(\d{8,})\.pt")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -75,16 +72,6 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     if config is not None and result.get("config_hash", "") not in ("", config_hash(config)):
         raise damaged(path, "it is the result of another config than the folder's", advice)
     return result
-
-
-def steps(folder: Path) -> list[tuple[int, Path]]:
-    """Return the (step, file) pairs of a folder of checkpoints, the oldest first.
-
-    Empty where the folder is absent.
-    """
-    files = folder.iterdir() if folder.is_dir() else iter(())
-    matched = ((STEP.fullmatch(path.name), path) for path in files)
-    return sorted((int(match[1]), path) for match, path in matched if match)
 
 
 def _number(value: Any) -> bool:

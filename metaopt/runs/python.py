@@ -14,10 +14,11 @@ from metaopt.engine import Engine
 from metaopt.engine.annotations import check_arguments
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
 from metaopt.files.lock import refuse_held
+from metaopt.files.reading import steps
 from metaopt.runs.continuing import extended, refuse_edited
 from metaopt.runs.description import describe, make, refuse_other
 from metaopt.runs.errors import ConfigError
-from metaopt.runs.folder import read_config, result_of, started_with, steps
+from metaopt.runs.folder import read_config, result_of, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
 from metaopt.runs.result import Result, read_history, read_result

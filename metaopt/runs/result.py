@@ -19,6 +19,7 @@ from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.files.errors import FolderError
 from metaopt.files.reading import numbered, read_records
+from metaopt.files.tensors import CheckpointError, read_tensors
 from metaopt.runs import checkpoint
 from metaopt.runs.configs import flatten
 from metaopt.runs.continuing import log_until, refuse_edited, refuse_foreign
@@ -109,10 +110,10 @@ def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
         return _unfinished(folder, config, make_problem)
     advice = f"Delete {folder / 'result.json'}; metaopt resume={folder} computes its end again."
     try:
-        final = _knowing(config, lambda: checkpoint.read_tensors(folder / "final.pt"))
+        final = _knowing(config, lambda: read_tensors(folder / "final.pt"))
         outer, inner = final["outer"], final["inner"]
         budget, steps, stopped = (result[k] for k in ("budget", "outer_steps", "stopped"))
-    except (checkpoint.CheckpointError, KeyError, TypeError) as error:
+    except (CheckpointError, KeyError, TypeError) as error:
         raise FolderError(f"{folder} holds a damaged result: {error} {advice}") from error
     metrics = {k: math.nan if v is None else v for k, v in result["metrics"].items()}
     return Result(

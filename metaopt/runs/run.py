@@ -25,13 +25,15 @@ from metaopt.engine.ranges import check_ranges
 from metaopt.files import sums
 from metaopt.files.errors import FolderError
 from metaopt.files.lock import locked
+from metaopt.files.reading import steps
+from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 from metaopt.files.writing import as_text, refuse_links, write_json
 from metaopt.runs import checkpoint, configs, provenance
 from metaopt.runs.contents import discard_later, write_readme, write_sums
 from metaopt.runs.continuing import log_until, refuse_foreign, write_config
 from metaopt.runs.errors import ConfigError
 from metaopt.runs.export import export
-from metaopt.runs.folder import read_provenance, steps
+from metaopt.runs.folder import read_provenance
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.progress import watcher
 from metaopt.runs.tracking import History, Jsonl, Tracker, floats, or_null, refuse_missing
@@ -250,7 +252,7 @@ class Run:
                 folder = self.folder / "snapshots"
                 folder.mkdir(exist_ok=True)
                 path = folder / f"step_{step:08d}.pt"
-                checkpoint.write_tensors(path, snapshot)
+                write_tensors(path, snapshot)
                 if len(steps(folder)) == 1:  # what cannot be read is to be known early
                     _check_snapshot(path, report)
         return metrics
@@ -279,7 +281,7 @@ class Run:
             if self.figures and step:
                 self._report(self.folder)
             outer, inner = self.engine.optimizer.solution, self.engine.inner
-            checkpoint.write_tensors(self.folder / "final.pt", {"outer": outer, "inner": inner})
+            write_tensors(self.folder / "final.pt", {"outer": outer, "inner": inner})
             export(outer, inner, self.folder)
         metrics = {**floats(self._last), **_means(measured)}
         result = {
@@ -337,8 +339,8 @@ class Run:
 
 def _check_snapshot(path: Path, report: Report) -> None:
     try:
-        checkpoint.read_tensors(path)
-    except checkpoint.CheckpointError as error:
+        read_tensors(path)
+    except CheckpointError as error:
         raise TypeError(
             f"{type(report).__name__}.snapshot must return tensors, texts, numbers, and lists and "
             f"dicts of these; what it returned cannot be read again: {error}"
@@ -351,8 +353,8 @@ def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _snapshot(path: Path) -> Any:
     try:
-        return checkpoint.read_tensors(path)
-    except checkpoint.CheckpointError as error:
+        return read_tensors(path)
+    except CheckpointError as error:
         raise FolderError(
             f"{error} Delete it and continue the run, which ends here; its figures then lack that "
             f"step."

@@ -15,9 +15,9 @@ import yaml
 from metaopt.cli import jobs
 from metaopt.cli.composing import cell
 from metaopt.engine.annotations import describe, fits
-from metaopt.files import writing
+from metaopt.files import tensors, writing
+from metaopt.files.reading import steps
 from metaopt.problems.examples import Ridge
-from metaopt.runs import checkpoint
 from metaopt.runs.errors import explain
 
 Metaopt = Callable[..., Any]
@@ -277,7 +277,7 @@ def test_advice_about_a_missing_file_stands_alone(
 def test_a_loss_that_is_not_finite_names_step_value_and_checkpoint(metaopt: Metaopt) -> None:
     done = metaopt(*TINY, "outer_lr=1.0e+6", "checkpoint_every=1", "outer_steps=20")
     folder = only("runs/ridge/*")
-    saved = checkpoint.steps(folder / "checkpoints")
+    saved = steps(folder / "checkpoints")
     assert done.code == 1
     assert f"outer loss is nan at outer step {saved[-1][0] + 1}" in done.err
     assert str(saved[-1][1]) in done.err
@@ -301,7 +301,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> None:
             raise OSError(number, os.strerror(number), str(path))
         return replacing(path)
 
-    for module in (writing, checkpoint):
+    for module in (writing, tensors):
         monkeypatch.setattr(module, "replacing", refuse)
 
 

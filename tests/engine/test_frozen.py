@@ -11,7 +11,8 @@ from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.random import generator
 from metaopt.estimators import Unroll
-from metaopt.runs import checkpoint
+from metaopt.files.reading import steps
+from metaopt.files.tensors import read_tensors
 from metaopt.testing import in_float64, run_differences
 
 
@@ -46,9 +47,9 @@ def test_a_run_writes_adapters_alone_and_goes_on_with_the_same_base(tmp_path):
     problem = Adapters(width=64, layers=2)
     run(problem, outer_steps=2, folder=tmp_path)
     assert set(load_file(tmp_path / "inner.safetensors")) == {"0.a", "0.b", "1.a", "1.b"}
-    (_, last) = checkpoint.steps(tmp_path / "checkpoints")[-1]
+    (_, last) = steps(tmp_path / "checkpoints")[-1]
     for path in (last, tmp_path / "final.pt"):
-        sizes = [t.numel() for t in tree.tensors(checkpoint.read_tensors(path))]
+        sizes = [t.numel() for t in tree.tensors(read_tensors(path))]
         assert max(sizes) < 64 * 64
     whole = run(Adapters(width=64, layers=2), outer_steps=4)
     further = metaopt.resume(tmp_path, Adapters(width=64, layers=2), outer_steps=4, progress=False)

@@ -11,6 +11,8 @@ import torch
 
 from metaopt.engine import tree
 from metaopt.files import writing
+from metaopt.files.reading import steps
+from metaopt.files.tensors import CheckpointError, write_tensors
 from metaopt.runs import checkpoint
 from metaopt.testing.trees import identical
 
@@ -35,14 +37,14 @@ def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept_in_the_order_of_steps(tmp_path: Path) -> None:
     for step in (1, 5, 20, 100, 100_000_000):
         save(tmp_path, step, keep=3)
-    assert [step for step, _ in checkpoint.steps(tmp_path)] == [20, 100, 100_000_000]
+    assert [step for step, _ in steps(tmp_path)] == [20, 100, 100_000_000]
 
 
 def test_a_damaged_newest_one_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
     save(tmp_path, 5)
     save(tmp_path, 9).write_bytes(b"")
     save(tmp_path, 6, keep=1)
-    assert [step for step, _ in checkpoint.steps(tmp_path)] == [6]
+    assert [step for step, _ in steps(tmp_path)] == [6]
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def break_(path: Path, how: str) -> None:
         states = {
             "no state": {"outer": 1.0}, "other step": state(3.0, 3),
         }  # fmt: skip
-        checkpoint.write_tensors(path, states[how])
+        write_tensors(path, states[how])
 
 
 def test_every_bit_of_the_frame_of_a_file_is_damage_or_does_not_matter(tmp_path: Path) -> None:
@@ -93,13 +95,13 @@ def test_every_bit_of_the_frame_of_a_file_is_damage_or_does_not_matter(tmp_path:
         path.write_bytes(
             content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
         )
-        with suppress(checkpoint.CheckpointError):
+        with suppress(CheckpointError):
             assert identical(checkpoint.latest(tmp_path), state(1.0, 1)), at
 
 
 def test_a_state_of_an_unknown_class_is_no_damage(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    checkpoint.write_tensors(path, {**state(2.0, 1), "last": {"__tag__": "unheard of"}})
+    write_tensors(path, {**state(2.0, 1), "last": {"__tag__": "unheard of"}})
     with pytest.raises(tree.UnknownStateError, match="import the problem"):
         checkpoint.latest(tmp_path)
 
@@ -107,13 +109,13 @@ def test_a_state_of_an_unknown_class_is_no_damage(tmp_path: Path) -> None:
 def test_when_all_are_damaged_the_newest_is_named(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step).write_bytes(b"")
-    with pytest.raises(checkpoint.CheckpointError, match=r"step_00000002\.pt.*delete"):
+    with pytest.raises(CheckpointError, match=r"step_00000002\.pt.*delete"):
         checkpoint.latest(tmp_path)
 
 
 def test_a_pickled_object_is_refused(tmp_path: Path) -> None:
     torch.save({"path": Path("x")}, tmp_path / "step_00000001.pt")
-    with pytest.raises(checkpoint.CheckpointError, match="step_00000001"):
+    with pytest.raises(CheckpointError, match="step_00000001"):
         checkpoint.latest(tmp_path)
 
 
@@ -123,5 +125,5 @@ def test_a_disk_that_fills_inside_torch_is_an_os_error(
     with Path("/dev/full").open("wb", buffering=0) as full:
         monkeypatch.setattr(writing, "open", lambda *_, **__: full, raising=False)
         with pytest.raises(OSError, match="No space left"):
-            checkpoint.write_tensors(tmp_path / "a.pt", state(1.0))
+            write_tensors(tmp_path / "a.pt", state(1.0))
     assert os.listdir(tmp_path) == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from metaopt.runs import checkpoint
+from metaopt.files.reading import steps
 
 Metaopt = Callable[..., Any]
 RUN = ("problem=ridge", "figures=false", "checkpoint_every=2", "outer_steps=4")
@@ -25,7 +25,7 @@ def edit(folder: str, **changes: Any) -> None:
 def unfinish(folder: str) -> None:
     """Leave what a run that was killed after its second step leaves."""
     Path(folder, "result.json").unlink()
-    checkpoint.steps(Path(folder, "checkpoints"))[-1][1].unlink()
+    steps(Path(folder, "checkpoints"))[-1][1].unlink()
 
 
 def content(folder: str) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ import pytest
 import metaopt as package
 from metaopt import ConfigError
 from metaopt.files import sums
-from metaopt.runs.folder import steps
+from metaopt.files.reading import steps
 from metaopt.testing.trees import identical
 
 Metaopt = Callable[..., Any]

@@ -21,9 +21,10 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree
 from metaopt.estimators import ConjugateGradient, Implicit
+from metaopt.files.reading import steps
+from metaopt.files.tensors import read_tensors
 from metaopt.optimizers import Descent
 from metaopt.problems.examples import Ridge
-from metaopt.runs import checkpoint
 from metaopt.runs.run import Interrupted, Run
 from metaopt.runs.tracking import Tracker
 
@@ -68,7 +69,7 @@ def kill_and_compare(folder: Path, kills: int, steps: int) -> None:
     complete(folder, *arguments)
     assert (killed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
     assert without_times(killed) == without_times(whole)
-    first, second = (checkpoint.read_tensors(f / "final.pt") for f in (whole, killed))
+    first, second = (read_tensors(f / "final.pt") for f in (whole, killed))
     assert torch.equal(first["inner"].params["weight"], second["inner"].params["weight"])
     assert not list(killed.rglob("*.part"))
 
@@ -99,7 +100,7 @@ def test_a_signal_stops_between_steps_with_a_checkpoint(
     stop_at(command, tmp_path / "run", 5, signum)
     assert command.end() == code
     assert "metaopt resume=run" in command.said()
-    ((step, _),) = checkpoint.steps(tmp_path / "run" / "checkpoints")
+    ((step, _),) = steps(tmp_path / "run" / "checkpoints")
     assert step == last_step(tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
 
@@ -210,7 +211,7 @@ def test_a_damaged_checkpoint_is_skipped_and_said(
     build(tmp_path / "whole")()
     with pytest.raises(Interrupted):
         build(tmp_path / "part", 11, checkpoint_every=5)()
-    (_, older), (_, newest) = checkpoint.steps(tmp_path / "part" / "checkpoints")
+    (_, older), (_, newest) = steps(tmp_path / "part" / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:-100])
     build(tmp_path / "part")()
     assert f"{newest} is damaged; continuing from {older.name}" in capsys.readouterr().err
@@ -223,7 +224,7 @@ def test_without_a_readable_checkpoint_the_message_names_the_file(
     run = ("problem=ridge", "debug=tiny", "figures=false", "hydra.run.dir=run")
     metaopt(*run)
     Path("run/result.json").unlink()
-    for _, path in checkpoint.steps(Path("run/checkpoints")):
+    for _, path in steps(Path("run/checkpoints")):
         path.write_bytes(b"damaged")
     done = metaopt("resume=run")
     assert done.code == 1

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaopt.files.reading import steps
+from metaopt.files.tensors import CheckpointError, read_tensors
 from metaopt.problems.rollout_length.options import Groups
 from metaopt.problems.rollout_length.report import (
     Tests,
@@ -23,7 +25,6 @@ from metaopt.problems.rollout_length.report import (
     write_tables,
 )
 from metaopt.report.collect import Cell, ReportError, collect
-from metaopt.runs import checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = options.out or options.folder / "schedules"
         paths = write_tables(tests, groups, phase, out, options.mean)
         paths.append(draw_schedules(tests, groups, phase, out / "schedules.png"))
-    except (ReportError, ValueError, OSError, checkpoint.CheckpointError) as error:
+    except (ReportError, ValueError, OSError, CheckpointError) as error:
         print(f"rollout_schedules: {error}", file=sys.stderr)
         return 2
     print(summary(tests, groups, phase))
@@ -90,8 +91,8 @@ def _kind(cell: Cell) -> tuple[tuple[str, ...], int, int]:
 
 def _records(cell: Cell) -> Mapping[str, Tensor]:
     """Return the last snapshot of a cell."""
-    snapshots = checkpoint.steps(cell.folder / "snapshots")
-    records = checkpoint.read_tensors(snapshots[-1][1]) if snapshots else None
+    snapshots = steps(cell.folder / "snapshots")
+    records = read_tensors(snapshots[-1][1]) if snapshots else None
     if records is None or bool(records["scores"].isnan().any()):
         raise ValueError(f"needs cells whose tests are over; those of {cell.folder} are not.")
     return {k: records[k] for k in ("lengths", "scores", "updates")}

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
+from metaopt.files.tensors import write_tensors
 from metaopt.optimizers import recorded
 from metaopt.problems.rollout_length.schedules import main, pooled
-from metaopt.runs import checkpoint
 
 PROBLEM = {"runs": 2, "steps": 60, "phase": 20, "tests": ["default", "heavy"], "groups": None}
 
@@ -31,8 +31,8 @@ def cell(folder, method, seed, lengths, score=5.0, **changes):
         "updates": torch.full((2, runs), 7.0),
     }
     early = {k: torch.full_like(v, torch.nan) for k, v in records.items()}
-    checkpoint.write_tensors(path / "snapshots" / "step_00000003.pt", early)
-    checkpoint.write_tensors(path / "snapshots" / "step_00000008.pt", records)
+    write_tensors(path / "snapshots" / "step_00000003.pt", early)
+    write_tensors(path / "snapshots" / "step_00000008.pt", records)
 
 
 @pytest.fixture

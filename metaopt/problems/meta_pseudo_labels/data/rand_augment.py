@@ -75,12 +75,12 @@ class RandAugment:
 
     def _fixed(self, y: Tensor, generator: Generator) -> Tensor:
         strengths, either_way = (table.to(y) for table in fixed_strengths(self.magnitude or 0.0))
-        kept = 0.2 + 0.6 * torch.rand(len(y), generator=generator)
+        probability = 0.2 + 0.6 * torch.rand(len(y), generator=generator)
         for _ in range(self.count):
             chosen = torch.randint(len(FIXED), (len(y),), generator=generator)
             sign = torch.randint(2, (len(y),), generator=generator).to(y) * 2 - 1
             centre = torch.rand(2, len(y), 1, generator=generator).to(y)
-            chosen[torch.rand(len(y), generator=generator) > kept] = -1
+            chosen[torch.rand(len(y), generator=generator) > probability] = -1
             own = chosen.to(y.device)
             strength = strengths[own] * torch.where(either_way[own] > 0, sign, 1.0)
             square = torch.nonzero(chosen == len(FIXED) - 1).flatten().to(y.device)
