@@ -34,10 +34,7 @@ class RunningStatistics(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        return _instance_norm(*args, **kwargs) if func is F.instance_norm else func(*args, **kwargs)
+        return _NORMS.get(func, func)(*args, **(kwargs or {}))
 
 
 def statistics(*states: Any) -> AbstractContextManager[object]:
@@ -52,16 +49,8 @@ def _batch_norm(
     momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Return `torch.nn.functional.batch_norm`."""
-    if running_mean is None or running_var is None:
-        return F.batch_norm(input, None, None, weight, bias, training, momentum, eps)
-    if not training:
-        return _normalized(input, running_mean, running_var, weight, bias, eps)
-    values = running_mean.detach().clone(), running_var.detach().clone()
-    output = F.batch_norm(input, *values, weight, bias, True, momentum, eps)
-    var, mean = torch.var_mean(input, [0, *range(2, input.dim())])
-    _update(running_mean, mean, momentum, values[0])
-    _update(running_var, var, momentum, values[1])
-    return output
+    affine = weight, bias
+    return _norm(F.batch_norm, input, running_mean, running_var, affine, training, momentum, eps)
 
 
 def _instance_norm(
@@ -70,16 +59,51 @@ def _instance_norm(
     momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Return `torch.nn.functional.instance_norm`."""
+    statistics, affine = (running_mean, running_var), (weight, bias)
+    return _norm(F.instance_norm, input, *statistics, affine, use_input_stats, momentum, eps)
+
+
+def _torch_norm(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return `torch.batch_norm` or `torch.instance_norm`, which take the same in another order."""
+
+    def norm(
+        input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+        running_var: Tensor | None, training: bool, momentum: float, eps: float,
+        cudnn_enabled: bool,
+    ) -> Tensor:  # fmt: skip
+        affine = weight, bias
+        return _norm(function, input, running_mean, running_var, affine, training, momentum, eps)
+
+    return norm
+
+
+def _norm(
+    function: Callable[..., Tensor], input: Tensor, running_mean: Tensor | None,
+    running_var: Tensor | None, affine: tuple[Tensor | None, Tensor | None], training: bool,
+    momentum: float, eps: float,
+) -> Tensor:  # fmt: skip
+    """Return the input normalized, and its statistics in the running ones, on the graph."""
     if running_mean is None or running_var is None:
-        return F.instance_norm(input, None, None, weight, bias, use_input_stats, momentum, eps)
-    if not use_input_stats:
-        return _normalized(input, running_mean, running_var, weight, bias, eps)
+        return function(input, None, None, *affine, training, momentum, eps)
+    if not training:
+        return _normalized(input, running_mean, running_var, *affine, eps)
     values = running_mean.detach().clone(), running_var.detach().clone()
-    output = F.instance_norm(input, *values, weight, bias, True, momentum, eps)
-    var, mean = torch.var_mean(input, [*range(2, input.dim())])
-    _update(running_mean, mean.mean(0), momentum, values[0])
-    _update(running_var, var.mean(0), momentum, values[1])
+    output = function(input, *values, *affine, True, momentum, eps)
+    # Of an instance each, then averaged over the batch; or of the whole batch at once.
+    batch = [0] if function is F.batch_norm else []
+    var, mean = torch.var_mean(input, [*batch, *range(2, input.dim())])
+    for running, new, value in zip((running_mean, running_var), (mean, var), values, strict=True):
+        _update(running, new if batch else new.mean(0), momentum, value)
     return output
+
+
+_NORMS: dict[Any, Callable[..., Tensor]] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch.batch_norm: _torch_norm(F.batch_norm),
+    torch.instance_norm: _torch_norm(F.instance_norm),
+}
+"""What has running statistics, and what takes its place."""
 
 
 def _normalized(

@@ -23,7 +23,8 @@ NONE = [
     '{"score": 3}\n{"score": 8}', '{"score": 3} {"score": 8}', 'Score: 3 {"score": 8}',
     '{"score": 3}\nScore: 8', '{"score": 3, "score": 8}', '{"score": 3, "rating": 8}',
     # JSON that is none, or whose score is no number on this scale
-    '{"score": 8', '{"score": 8, "max_score": 100}', '{"score": 8, "scale": 5}', '{"score": 8, "out_of": 9}', '{"score": true}', '{"score": NaN}',
+    '{"score": 8', '{"score": 8, "max_score": 100}', '{"score": 8, "scale": 5}',
+    '{"score": 8, "out_of": 9}', '{"score": true}', '{"score": NaN}',
     '{"score": 1e400}', '{"score": [8]}', '{"score": "8/100"}', '{"score": null}', '{"points": 8}',
     '{"score": 8} as I said', "{" * 10_000 + "}", '{"score": ' + "9" * 400 + "}",
 ]  # fmt: skip
@@ -39,7 +40,8 @@ SEVEN = [
     "> Score: 7", "- Score: 7.", "`Score: 7`", "```\nScore: 7\n```",
     "From 1.0 (fails) to 10.0 (succeeds).\nScore: <number>\nScore: 7", "Clarity score: 3\nScore: 7",
     '{"score": 7}', '{"why": "{x}", "Score": 7.0}', '{"score": "7/10"}',
-    '{"score": 7, "max_score": 10}', '{"score": 7, "best_part": "tone", "arranged": 3}', '{"score": 7, "parts": {"score": 3}}',
+    '{"score": 7, "max_score": 10}', '{"score": 7, "best_part": "tone", "arranged": 3}',
+    '{"score": 7, "parts": {"score": 3}}',
     '```json\n{"why": "short",\n "score": 7}\n```',
     'It fits {well}.\n{"overall_score": 7}',
 ]  # fmt: skip
