@@ -14,7 +14,7 @@ import numpy as np
 from metaopt.report.collect import Cell, Collection, ReportError
 from metaopt.report.tables import Summary
 
-MACHINE = ("cpu", "cpu_capability", "threads", "torch")
+MACHINE = ("cpu", "cpu_capability", "threads", "torch", "device")
 """Columns with what the bits of a number depend on in addition to the code."""
 
 APART = ("seconds", "stopped", "commit", *MACHINE)
@@ -47,6 +47,8 @@ def write_cells(summary: Summary, path: Path) -> None:
 def machine(cell: Cell) -> dict[str, Any]:
     """Return the columns `MACHINE` of a cell; empty where its result does not say."""
     known = {**(cell.result.get("hardware") or {}), **(cell.result.get("versions") or {})}
+    device = str(cell.config.get("device", "cpu"))
+    known["device"] = device if device == "cpu" else " and ".join(known.get("gpus") or [])
     return {name: known.get(name, "") for name in MACHINE}
 
 
@@ -89,7 +91,7 @@ def check_cells(runs: Collection, path: Path) -> Comparison:
         ReportError: the file is missing or is no table.csv of a report.
     """
     table = _read(path)
-    spread = _Spread(table)
+    deviations = _deviations(table)
     comparison = Comparison()
     for cell in runs.cells:
         row = table.get((cell.method, str(cell.seed)))
@@ -97,13 +99,13 @@ def check_cells(runs: Collection, path: Path) -> Comparison:
         if row is None:
             comparison.off.append(f"{name}: {path} has no such cell")
             continue
-        exact = [str(value) for value in machine(cell).values()] == [
-            row.get(column, "") for column in MACHINE
-        ]
+        here = {column: str(value) for column, value in machine(cell).items()}
+        exact = all(value and value == row.get(column) for column, value in here.items())
         comparison.exact += exact
         comparison.other += not exact
         for column, value, expected in _numbers(cell, row):
-            room = 0.0 if exact else spread.room(cell.method, column, expected)
+            deviation = deviations.get((cell.method, column), 0.0)
+            room = 0.0 if exact else max(DEVIATIONS * deviation, SHARE * abs(expected))
             same = value == expected or (math.isnan(value) and math.isnan(expected))
             if not same and not abs(value - expected) <= room:
                 near = f" ± {room:.6g}" if room else ""
@@ -149,16 +151,11 @@ def _numbers(cell: Cell, row: Row) -> Iterator[tuple[str, float, float]]:
         yield column, float(actual.get(column, absent)), expected.get(column, absent)
 
 
-class _Spread:
-    """How much the numbers of a method differ over seeds."""
-
-    def __init__(self, table: Mapping[tuple[str, str], Row]) -> None:
-        self._rows: dict[str, list[Row]] = {}
-        for (method, _), row in table.items():
-            self._rows.setdefault(method, []).append(row)
-
-    def room(self, method: str, column: str, expected: float) -> float:
-        values = [_expected(row).get(column, math.nan) for row in self._rows[method]]
-        finite = [value for value in values if math.isfinite(value)]
-        deviation = float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
-        return max(DEVIATIONS * deviation, SHARE * abs(expected))
+def _deviations(table: Mapping[tuple[str, str], Row]) -> dict[tuple[str, str], float]:
+    """Return the standard deviation of each method's column over seeds, without its NaNs."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for (method, _), row in table.items():
+        for column, value in _expected(row).items():
+            if math.isfinite(value):
+                values.setdefault((method, column), []).append(value)
+    return {key: float(np.std(x, ddof=1)) for key, x in values.items() if len(x) > 1}

@@ -2,6 +2,7 @@ import csv
 import json
 
 import pytest
+import yaml
 from run_folders import REPORT, accuracy, write_run
 
 from metaopt.report.command import main
@@ -13,14 +14,15 @@ HERE = {
 ELSEWHERE = {**HERE, "hardware": {"cpu": "other", "cpu_capability": "AVX512", "threads": 1}}
 
 
-@pytest.fixture
-def table(tmp_path):
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
     """The table.csv of two methods on three seeds."""
+    sweep = tmp_path_factory.mktemp("sweep")
     for row in ("plain", "better"):
         for seed in range(3):
-            write_run(tmp_path / "sweep" / f"{row}-{seed}", seed, row, report=REPORT, **HERE)
-    assert main([str(tmp_path / "sweep")]) == 0
-    return tmp_path / "sweep" / "report" / "table.csv"
+            write_run(sweep / f"{row}-{seed}", seed, row, report=REPORT, **HERE)
+    assert main([str(sweep)]) == 0
+    return sweep / "report" / "table.csv"
 
 
 def again(folder, shift=0.0, seed=1, machine=HERE, **result):
@@ -41,8 +43,8 @@ def test_a_cell_names_the_machine_it_was_made_on(table):
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert len(rows) == 6
     for row in rows:
-        assert [row[k] for k in ("cpu", "cpu_capability", "threads", "torch")] == [
-            "some", "AVX2", "1", "2.13",
+        assert [row[k] for k in ("cpu", "cpu_capability", "threads", "torch", "device")] == [
+            "some", "AVX2", "1", "2.13", "cpu",
         ]  # fmt: skip
 
 
@@ -54,6 +56,16 @@ def test_on_the_same_machine_cells_are_equal_to_the_bit(table, tmp_path, capsys)
     assert code == 1
     assert "off: plain, seed 1, eval/accuracy: " in err
     assert "2 numbers are off" in out  # the accuracy and the loss
+
+
+def test_a_gpu_is_another_machine_and_one_that_says_nothing_too(table, tmp_path, capsys):
+    gpu = {**HERE, "hardware": {**HERE["hardware"], "gpus": ["NVIDIA H200"]}}
+    for name, machine, device in (("gpu", gpu, "cuda"), ("none", {"hardware": {}}, "cpu")):
+        folder = again(tmp_path / name, 1e-6, machine=machine)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "device": device}))
+        code, out, _ = check(folder, table, capsys)
+        assert (code, "1 within 3 standard deviations" in out) == (0, True)
 
 
 def test_on_another_machine_within_what_seeds_differ_by(table, tmp_path, capsys):
@@ -114,7 +126,7 @@ def test_a_file_that_is_no_table_is_named(text, words, table, tmp_path, capsys):
     path = tmp_path / "other.csv"
     if text is not None:
         path.write_text(text)
-    code, _, err = check(tmp_path / "sweep", path, capsys)
+    code, _, err = check(table.parents[1], path, capsys)
     assert code == 2
     assert words in err
     assert str(path) in err
