@@ -240,7 +240,9 @@ class Problem(BilevelProblem):
 class Estimator(Protocol):
     """Runs the inner level from `inner` and turns the run into `Feedback`.
 
-    `loop` is a `metaopt.engine.inner_loop.InnerLoop`, or its like for a black box.
+    `loop` is a `metaopt.engine.inner_loop.InnerLoop`, or its like for a black box. An estimator
+    whose feedback has no gradient may say so by an attribute `gives_gradient = False`: an optimizer
+    that needs one is then refused before the run.
     """
 
     def check(self, loop: Any) -> None:
@@ -268,7 +270,12 @@ class Estimator(Protocol):
 
 @runtime_checkable
 class OuterOptimizer(Protocol):
-    """Proposes outer variables and learns from the feedback; `ask` and `tell` alternate."""
+    """Proposes outer variables and learns from the feedback; `ask` and `tell` alternate.
+
+    An optimizer may have an attribute `needs_gradient = True`, which refuses an estimator without
+    one before the run, and one that tries candidates `keeps_best = True`: a candidate whose value
+    is NaN then counts as the worst, and ends no run but at the first outer step.
+    """
 
     def init(self, outer: Any) -> None:
         """Start over from the problem's first outer variable.
