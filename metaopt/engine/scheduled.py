@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +33,7 @@ State = dict[str, Tree]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduled:
+class Scheduled(ABC):
     """What all inner optimizers share: rate, schedule, clipping and parameter groups.
 
     Args:
@@ -99,13 +100,13 @@ class Scheduled:
         for old, values in ((params, new), *((state[k], v) for k, v in moments.items())):
             torch._foreach_copy_(list(old.values()), [values[k] for k in old])
 
+    @abstractmethod
     def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
         """Return parameters and state after one step; new tensors, differentiable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _kernel(self, params: Tree, grads: Tree, state: State, step: int) -> None:
         """Take a step of fixed numbers in place, by torch's kernels, along clipped gradients."""
-        raise NotImplementedError
 
     def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
         """Return dg/dtheta + weight_decay * theta, from `slope` = dg/dtheta; differentiable.
