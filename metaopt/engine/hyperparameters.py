@@ -132,6 +132,20 @@ def plus(x: Tensor, y: Tensor, factor: Number) -> Tensor:
     return x + factor * y if isinstance(factor, Tensor) else x.add(y, alpha=factor)
 
 
+def plus_product(x: Tensor, a: Tensor, b: Tensor, factor: Number) -> Tensor:
+    """Return x + factor * a * b, likewise."""
+    if isinstance(factor, Tensor):
+        return x + factor * a * b
+    return torch.addcmul(x, a, b, value=factor)
+
+
+def plus_quotient(x: Tensor, a: Tensor, b: Tensor, factor: Number) -> Tensor:
+    """Return x + factor * a / b, likewise."""
+    if isinstance(factor, Tensor):
+        return x + factor * a / b
+    return torch.addcdiv(x, a, b, value=factor)
+
+
 def root(x: Number) -> Number:
     """Return sqrt(x) of a positive number."""
     return torch.sqrt(x) if isinstance(x, Tensor) else math.sqrt(x)

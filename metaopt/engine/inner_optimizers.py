@@ -4,8 +4,9 @@ Each one has two forms with the same numbers: `update` returns new tensors and c
 differentiated, `update_` changes the arguments in place through torch's own fused loops and keeps
 no second copy. Both equal `torch.optim` step for step.
 
-Where `update` writes `plus(x, y, a)` or `lerp` for a sum, it repeats the operations of torch's
-kernels in their order, so that a differentiated run and one in place agree to the bit.
+Where `update` writes `plus` or `lerp` for a sum, it repeats the operations of torch's kernels in
+their order, so that a differentiated run and one in place agree to the bit on a CPU, in float32 and
+float64.
 
 Every number may be a tensor of one element, and rates and decays one for each parameter, so that
 they can be made of phi: see `metaopt.engine.gradient_problem.GradientProblem.inner_optimizer` and
@@ -30,6 +31,8 @@ from metaopt.engine.hyperparameters import (
     check_hyperparameters,
     is_zero,
     plus,
+    plus_product,
+    plus_quotient,
     root,
     scalar,
 )
@@ -222,9 +225,9 @@ class Adam(Scheduled):
                     else:
                         g = plus(g, theta, decay)
                 means[name] = m = torch.lerp(state["mean"][name], g, 1 - b1)
-                squares[name] = s = state["square"][name] * b2 + (1 - b2) * g * g
-                denominator = safe_sqrt(s) / root(1 - b2**t) + eps
-                new[name] = theta - (lr / (1 - b1**t)) * m / denominator
+                s = plus_product(state["square"][name] * b2, g, g, 1 - b2)
+                squares[name], denominator = s, safe_sqrt(s) / root(1 - b2**t) + eps
+                new[name] = plus_quotient(theta, m, denominator, -lr / (1 - b1**t))
         order = {k: new[k] for k in params}
         return order, {"mean": {k: means[k] for k in params},
                        "square": {k: squares[k] for k in params}}  # fmt: skip
