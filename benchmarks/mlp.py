@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import functional_call
 
+from metaopt.engine.functional import functional_call
 from metaopt.engine.gradient_problem import GradientProblem, split_module
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaopt.engine.engine import Engine
+    from metaopt.engine.functional import functional_call
     from metaopt.engine.gradient_problem import (
         GradientProblem,
         GradientState,
@@ -89,6 +90,7 @@ __all__ = [  # noqa: RUF022
     "Report",
     "Records",
     "split_module",
+    "functional_call",
     "epoch_batch",
     # inner optimizers
     "SGD",
@@ -135,6 +137,7 @@ __all__ = [  # noqa: RUF022
 
 _MODULES = {
     "engine.engine": "Engine",
+    "engine.functional": "functional_call",
     "engine.gradient_problem": "GradientProblem GradientState SampledProblem split_module",
     "engine.inner_loop": "InnerLoop",
     "engine.inner_optimizers": "SGD Adam AdamW NormalizedSGD",

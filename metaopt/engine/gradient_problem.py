@@ -30,7 +30,7 @@ Batch = Any
 class InnerTensors(dict[str, Tensor]):
     """theta as a loss gets it: parameters, buffers and frozen weights by the module's names.
 
-    A dict of its own class, since `torch.func.functional_call` refuses a mapping proxy.
+    A dict of its own class, since `functional_call` needs one.
 
     Attributes:
         params: the parameters alone.
@@ -85,7 +85,7 @@ def split_module(module: torch.nn.Module) -> tuple[Tree, Tree, Tree]:
     """Return a module's parameters and buffers as detached copies, and its frozen parameters.
 
     Frozen parameters (`requires_grad=False`) are the module's own tensors, not copies; tied ones
-    appear once, under their first name, and `torch.func.functional_call` ties them again.
+    appear once, under their first name, and `metaopt.functional_call` ties them again.
     """
     named = list(module.named_parameters())
     for name, parameter in named:
@@ -104,7 +104,7 @@ class GradientProblem(BilevelProblem):
 
     inner = lower level, outer = upper level (meta); phi = `outer`, theta = `inner`. `inner` is a
     dict of the parameters, buffers and frozen weights of the inner level under one set of names,
-    ready for `torch.func.functional_call(module, inner, inputs)`; a module may change its buffers
+    ready for `metaopt.functional_call(module, inner, inputs)`; a module may change its buffers
     in place. The problem's own state is `inner.state[...]`.
 
     A loss is a pure function of (outer, inner, batch): no hidden counter, no question about who

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.func import functional_call
 from transformers import AutoConfig
 
 from metaopt.engine import tree
+from metaopt.engine.functional import functional_call
 from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges

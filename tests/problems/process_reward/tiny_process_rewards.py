@@ -37,5 +37,5 @@ def close(actual, expected, atol=1e-5):
 
 def frozen(scorer):
     """Return the weights that are not trained, by name; those that are have no storage there."""
-    named = scorer.reader.module.named_parameters()
+    named = scorer.reader.named_parameters()
     return {k: v.detach() for k, v in named if v.device.type != "meta"}

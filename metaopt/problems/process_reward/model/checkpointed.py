@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from metaopt.nn.network import Place, places
+from metaopt.engine.functional import Place, places
 
 
 def checkpoint_layers(model: nn.Module) -> None:
@@ -20,8 +20,8 @@ def checkpoint_layers(model: nn.Module) -> None:
     backward pass. Losses and gradients of every order are the same, dropout included.
 
     transformers' own checkpointing recomputes a layer with the tensors that the module holds in
-    the backward pass. With `Functional` or `torch.func.functional_call` these are others than in
-    the forward pass; here the layer gets the ones it had.
+    the backward pass. With `functional_call` these are others than in the forward pass; here the
+    layer gets the ones it had.
 
     Raises:
         ValueError: a model without such layers.

@@ -12,8 +12,8 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from metaopt.engine.functional import functional_call, places
 from metaopt.engine.ranges import check_choices
-from metaopt.nn.network import Functional
 from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.process_reward.model.backbone import (
     Backbone,
@@ -148,7 +148,7 @@ class TransformerScorer:
         module = self.backbone.build(int(torch.randint(2**62, (), generator=generator)))
         params = {k: v.detach() for k, v in module.named_parameters() if v.requires_grad}
         if "reader" not in vars(self):
-            self.reader = _functional(module)
+            self.reader = _without_trained(module)
         return params, {}
 
     def save_text(self, folder: Path) -> None:
@@ -158,9 +158,9 @@ class TransformerScorer:
             self._vision.processor.save_pretrained(folder)
 
     @cached_property
-    def reader(self) -> Functional:
-        """The model as a function of what is trained; it holds what is frozen."""
-        return _functional(self.backbone.build(self.seed))
+    def reader(self) -> StepReader:
+        """The model, which holds what is frozen; `functional_call` passes what is trained."""
+        return _without_trained(self.backbone.build(self.seed))
 
     def logits(self, tensors: Mapping[str, Tensor], steps: Steps, train: bool) -> Tensor:
         """Return the log-odds (B, S) of the steps, in the head's precision."""
@@ -188,14 +188,15 @@ class TransformerScorer:
         ends: Tensor,
         train: bool,
     ) -> Tensor:
-        module = self.reader.module
+        module = self.reader
         if module.training != train:
             module.train(train)
         if self._device != lengths.device:
             _move(module, lengths.device)
             self._device = lengths.device
         batch: Any = (inputs, lengths, ends)
-        return self.reader(tensors, batch)
+        logits: Tensor = functional_call(module, dict(tensors), (batch,))
+        return logits
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
@@ -205,15 +206,11 @@ def _move(module: nn.Module, device: torch.device) -> None:
             tensor.data = tensor.data.to(device)
 
 
-def _functional(module: StepReader) -> Functional:
-    """Return the module as a function of what it trains, of which it keeps no copy."""
-    trained = {k for k, v in module.named_parameters() if v.requires_grad}
-    read = Functional(module)
-    read.places = [
-        (store, key, name, tensor.detach().to("meta"))
-        for store, key, name, tensor in read.places
-        if name in trained
-    ]
-    for store, key, _, tensor in read.places:
-        store[key] = tensor
-    return read
+def _without_trained(module: StepReader) -> StepReader:
+    """Return the module with placeholders for what it trains, of which it keeps no copy."""
+    placeholders: dict[Tensor, Tensor] = {}
+    for store, key, _, own in places(module):
+        if own.requires_grad:
+            # Of a tied parameter one placeholder, so that it stays tied.
+            store[key] = placeholders.setdefault(own, own.detach().to("meta"))
+    return module
