@@ -299,6 +299,8 @@ def _positive(x: Tensor) -> Tensor:
 class Exact:
     """q = (H + damping I)^-1 v with the dense Hessian: the oracle for small inner levels.
 
+    Where a row of H is 0 and so is the entry of v, as for a parameter that no loss reads, q is 0.
+
     Args:
         damping: added to the diagonal, >= 0.
         limit: largest number of parameters n accepted; costs n products and n^3 operations.
@@ -336,7 +338,9 @@ class Exact:
         flat = _flatten(v)
         rows = torch.eye(n, dtype=flat.dtype, device=flat.device)
         hessian = torch.stack([_flatten(product(_unflatten(row, v, sizes))) for row in rows])
-        system = hessian + self.damping * rows
+        # What stands alone with 0 = 0 is solved by 0; the rest may still be singular.
+        idle = (hessian == 0).all(1) & (hessian == 0).all(0) & (flat == 0)
+        system = hessian + torch.diag(self.damping + idle.to(flat))
         q, info = torch.linalg.solve_ex(system, flat)
         # Round-off makes a pivot of 0 a small number, and the solution a large one.
         inverse, _ = torch.linalg.inv_ex(system)

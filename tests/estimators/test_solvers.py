@@ -97,6 +97,17 @@ def test_a_system_that_is_singular_but_for_round_off_is_refused():
     torch.testing.assert_close(metrics["solve/residual"], true_residual(product, q, v))
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+def test_what_no_loss_reads_leaves_an_exact_solve_to_the_rest(damping):
+    q, _, metrics = Exact(damping)(products([2.0, 0.0, 5.0]), vector(1.0, 0.0, 1.0), {}, 0)
+    expected = torch.tensor([1 / (2 + damping), 0.0, 1 / (5 + damping)], dtype=torch.float64)
+    torch.testing.assert_close(q["x"], expected)
+    # What F alone reads, or the optimizer alone moves, has no solution.
+    if not damping:
+        with pytest.raises(ValueError, match="singular"):
+            Exact()(products([2.0, 0.0, 5.0]), vector(1.0, 1e-9, 1.0), {}, 0)
+
+
 @pytest.mark.parametrize("solver", [Neumann(), Exact(), ConjugateGradient()])
 def test_what_is_not_finite_stays_so(solver):
     # The engine stops a run there and says at which step.
