@@ -18,6 +18,7 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.buffers import carried_buffers, statistics
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState, InnerTensors
 from metaopt.engine.inner_optimizers import InnerOptimizer
+from metaopt.engine.module_check import check_training
 from metaopt.engine.protocols import BilevelProblem, Feedback, Problem, Tree
 from metaopt.engine.random import Draw, fold, generator, replay
 
@@ -92,6 +93,7 @@ class InnerLoop:
         self.problem = problem
         self.outer_step = self.task_index = 0
         self.meta_batches: dict[int, Any] = {}
+        self._modules_checked = False
         optimizer = getattr(problem, "inner_optimizer", None)
         if isinstance(optimizer, type) or not (
             callable(optimizer) or hasattr(optimizer, "update_")
@@ -261,6 +263,17 @@ class InnerLoop:
 
     # Steps.
 
+    def check_modules(self, outer: Tree, inner: GradientState) -> None:
+        """Raise a `ValueError` if a step on the problem's modules would be wrong; tried once.
+
+        The first step asks for it; an estimator's `check` does so before the run.
+        """
+        if not self._modules_checked:
+            # What a problem draws from torch's global generators must not move those of the run.
+            with replay(0):
+                check_training(self, outer, inner)
+            self._modules_checked = True
+
     def run(self, outer: Tree, inner: GradientState, key: int, steps: int) -> GradientState:
         """Return the state after `steps` steps without a graph.
 
@@ -274,6 +287,7 @@ class InnerLoop:
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
     ) -> GradientState:
         """Take one inner step in place: the argument's tensors become the result's."""
+        self.check_modules(outer, inner)
         # Leaves on the memory of `inner.params`, which `step_along` then updates. Off the graph of
         # phi, so that the reverse pass stops at theta.
         params = tree.leaves(inner.params)
@@ -297,6 +311,7 @@ class InnerLoop:
 
     def step(self, outer: Tree, inner: GradientState, draw: Draw) -> GradientState:
         """Take one inner step on the graph of `outer` and `inner`; new tensors."""
+        self.check_modules(outer, inner)
         # theta_k enters g twice where the state was computed from it. The gradient of the step is
         # the partial one, so g is evaluated at an alias that the state does not hang on.
         params = inner.params

@@ -126,6 +126,10 @@ class MetaBatch(InnerLoop):
 
     # Losses and steps.
 
+    def check_modules(self, outer: Tree, inner: GradientState) -> None:
+        """Raise a `ValueError` if a step on the problem's modules would be wrong; tried once."""
+        self.loop.check_modules(outer, self.task(inner, 0))
+
     def inner_value(
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
     ) -> Tensor:

@@ -14,8 +14,7 @@ from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import fold, generator
 from metaopt.engine.ranges import check_ranges
-from metaopt.estimators.inner_run import InnerRun
-from metaopt.estimators.module_check import check_run
+from metaopt.estimators.inner_run import InnerRun, check_run
 
 
 class EvolutionStrategies(InnerRun):

@@ -11,10 +11,11 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.buffers import buffer_path
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.module_check import check_outer_loss
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
-from metaopt.estimators.module_check import check_buffers, check_training
+from metaopt.estimators.buffer_check import check_buffers
 from metaopt.estimators.optimizer_check import (
     Uses,
     hyperparameters,
@@ -77,7 +78,8 @@ class InnerRun:
             made = tree.tensors([start.params, start.buffers, start.state])
             forks = not loop.problem.warm_start and any(t.requires_grad for t in made)
             start = tree.detach(start)
-            check_training(loop, phi, start)
+            loop.check_modules(phi, start)
+            check_outer_loss(loop, phi, start)
             check_buffers(loop, phi, start)
             if forks and not self.carries_start:
                 raise ValueError(
@@ -182,6 +184,14 @@ def require_gradients(loop: Any, estimator: str, through_decisions: bool = True)
             f"{estimator} would see no feedback. Use estimator=score_function, or let the problem "
             f"make no hard decisions (problem.labels=soft)."
         )
+
+
+def check_run(loop: Any) -> None:
+    """Raise what training the problem's modules raises, at the first theta; accept a black box."""
+    if isinstance(loop, InnerLoop):
+        with replay(0):
+            outer = loop.problem.init_outer(generator(0))
+            loop.check_modules(outer, tree.detach(loop.initial(outer, 0)))
 
 
 def _refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientState) -> None:

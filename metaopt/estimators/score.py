@@ -7,8 +7,7 @@ from typing import Any
 
 from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
 from metaopt.engine.protocols import Feedback
-from metaopt.estimators.inner_run import InnerRun
-from metaopt.estimators.module_check import check_run
+from metaopt.estimators.inner_run import InnerRun, check_run
 
 
 class Score(InnerRun):

@@ -9,6 +9,7 @@ from user_modules import KINDS, REFUSED, Regression, relative_error, second_orde
 from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.estimators import (
+    Direct,
     FiniteDifference,
     Forward,
     Identity,
@@ -95,6 +96,47 @@ def test_a_checkpointed_outer_network_is_refused(estimator):
     build = EXACT[estimator][0] if estimator in EXACT else Score
     with pytest.raises(ValueError, match="checkpoint"):
         build().check(InnerLoop(Weighted(KINDS["in place"]())))
+
+
+CHECKPOINTED = [kind for kind in REFUSED if kind.startswith("checkpointed")]
+
+
+@pytest.mark.parametrize("kind", [*CHECKPOINTED, "generator of its own"])
+def test_training_without_an_estimator_refuses_them_too(kind):
+    problem = Regression(seeded(REFUSED[kind][0])())
+    loop, outer = InnerLoop(problem), problem.init_outer(None)
+    with pytest.raises(ValueError, match=REFUSED[kind][1]["score"]):
+        loop.run(outer, loop.start(outer, None, 3), 3, 1)
+    with pytest.raises(ValueError, match=REFUSED[kind][1]["score"]):
+        loop.step(outer, loop.start(outer, None, 3), loop.draw(loop.start(outer, None, 3), 3, 0))
+
+
+@pytest.mark.parametrize("build", [*(build for build, _ in EXACT.values()), Direct])
+@pytest.mark.parametrize("kind", CHECKPOINTED)
+def test_a_checkpointed_module_of_the_outer_loss_is_refused(kind, build):
+    class OuterAlone(Regression):
+        def inner_loss(self, outer, inner, batch):
+            return sum((outer["weights"].sum() - t).square().sum() for t in inner.params.values())
+
+    problem = OuterAlone(seeded(REFUSED[kind][0])())
+    with pytest.raises(ValueError, match="outer_loss of OuterAlone recomputes layers"):
+        build().check(InnerLoop(problem))
+
+
+def test_the_modules_are_tried_once():
+    class Counted(Regression):
+        evaluations = 0
+
+        def inner_loss(self, outer, inner, batch):
+            self.evaluations += 1
+            return super().inner_loss(outer, inner, batch)
+
+    problem = Counted(KINDS["in place"]())
+    loop, outer = InnerLoop(problem), problem.init_outer(None)
+    inner = loop.run(outer, loop.start(outer, None, 3), 3, 1)
+    assert problem.evaluations == 3
+    loop.run(outer, inner, 4, 5)
+    assert problem.evaluations == 8
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "function without a second derivative"])

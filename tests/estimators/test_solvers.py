@@ -99,7 +99,7 @@ def test_a_system_that_is_singular_but_for_round_off_is_refused():
 
 @pytest.mark.parametrize("damping", [0.0, 0.1])
 def test_what_no_loss_reads_leaves_an_exact_solve_to_the_rest(damping):
-    q, _, metrics = Exact(damping)(products([2.0, 0.0, 5.0]), vector(1.0, 0.0, 1.0), {}, 0)
+    q, _, _ = Exact(damping)(products([2.0, 0.0, 5.0]), vector(1.0, 0.0, 1.0), {}, 0)
     expected = torch.tensor([1 / (2 + damping), 0.0, 1 / (5 + damping)], dtype=torch.float64)
     torch.testing.assert_close(q["x"], expected)
     # What F alone reads, or the optimizer alone moves, has no solution.

@@ -1,0 +1,134 @@
+"""What is refused of the modules that a problem calls: their properties, tried once before a run.
+
+Nothing here knows a module by its class. A loss is evaluated and differentiated once:
+
+- the reverse pass reads the tensors that the forward pass read (`torch.utils.checkpoint` under
+  `functional_call` recomputes a layer with the module's own weights);
+- gradients are dense;
+- g is a function of its arguments, so that two evaluations agree.
+
+Cost, once per run: two evaluations and one gradient of g, one gradient of F.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metaopt.engine import tree
+from metaopt.engine.kernels import eager
+from metaopt.engine.protocols import Tree
+
+if TYPE_CHECKING:
+    from metaopt.engine.gradient_problem import GradientState
+    from metaopt.engine.inner_loop import InnerLoop
+
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far two evaluations may be apart where sums are not taken in one order; else 1e-2."""
+
+
+def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
+    """Raise a `ValueError` if a gradient step on the problem's modules would be wrong.
+
+    Args:
+        loop: the inner level.
+        outer, inner: where a step is taken; left as they are.
+    """
+    problem, draw = type(loop.problem).__name__, loop.draw(inner, 0, 0)
+    batch = loop.batch(outer, inner.at(inner.params), draw)
+    phi, theta = tree.leaves(outer), tree.leaves(inner.params)
+    # In phi as well: an outer network may be what recomputes its layers.
+    leaves = [*theta.values(), *phi.values()]
+    loss, slopes = _differentiated(
+        problem, "inner_loss", lambda: loop.inner_value(phi, inner.at(theta), draw, batch), leaves
+    )
+    for name, slope in zip(theta, slopes, strict=False):
+        if slope is not None and slope.layout is not torch.strided:
+            raise ValueError(
+                f"the gradient of {problem}'s parameter {name!r} is sparse, and estimators need "
+                f"dense ones. Make the embedding with sparse=False; its values are the same."
+            )
+    with torch.no_grad():
+        again = loop.inner_value(outer, inner.at(inner.params), draw, batch)
+    if slopes and not torch.allclose(
+        loss, again, rtol=_ROUNDING.get(loss.dtype, 1e-2), atol=0, equal_nan=True
+    ):
+        values = f"{float(loss.detach()):.6g} and {float(again):.6g}"
+        raise ValueError(
+            f"inner_loss of {problem} gives {values} for the same "
+            f"arguments and batch: it draws random numbers from a generator of its own, or keeps a "
+            f"hidden state. Draw from torch's global generator, which is seeded by step, or from "
+            f"draw.generator in inner_batch; keep a state in init_state and update_state."
+        )
+
+
+def check_outer_loss(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
+    """Raise a `ValueError` if the gradient of F would be that of other weights."""
+    phi, theta = tree.leaves(outer), tree.leaves(inner.params)
+    at, draw = inner._replace(params=theta), loop.outer_draw(inner, 0)
+    problem, leaves = type(loop.problem).__name__, [*theta.values(), *phi.values()]
+    _differentiated(problem, "outer_loss", lambda: loop.outer_value(phi, at, draw), leaves)
+
+
+def _differentiated(
+    problem: str, name: str, value: Callable[[], Tensor], leaves: list[Tensor]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """Return a loss and its derivatives, none for a constant, with the reads of both passes seen.
+
+    Raises:
+        ValueError: the reverse pass reads other weights than the forward pass.
+    """
+    reads = _ParameterReads()
+    try:
+        with eager(), reads, warnings.catch_warnings():
+            warnings.filterwarnings("error", "None of the inputs have requires_grad")
+            loss = value()
+            if not loss.requires_grad:
+                return loss, ()
+            reads.backward = True
+            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+    except (RuntimeError, UserWarning) as error:
+        if "heckpoint" in str(error) or "None of the inputs" in str(error):
+            raise ValueError(_recomputed(problem, name, "with use_reentrant=True")) from error
+        raise
+    if reads.other:
+        raise ValueError(_recomputed(problem, name, "and reads the module's own weights"))
+    return loss, slopes
+
+
+def _recomputed(problem: str, name: str, how: str) -> str:
+    return (
+        f"{name} of {problem} recomputes layers in its backward pass {how} "
+        f"(torch.utils.checkpoint): under functional_call their gradients would be those of other "
+        f"weights, or missing. Take the checkpoint() out of the module; where memory is short, "
+        f"estimator.segments=auto of unroll recomputes inner steps instead."
+    )
+
+
+class _ParameterReads(TorchDispatchMode):
+    """Which memory is read in the forward pass, and parameters of modules read only after it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.backward, self.other = False, False
+        self._forward: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch's compiler is imported (2 s) to keep it out of this method
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        read = [t for t in tree.tensors((args, kwargs)) if t.layout is torch.strided]
+        if self.backward:
+            own = [t for t in read if isinstance(t, nn.Parameter)]
+            self.other |= any(t.data_ptr() not in self._forward for t in own)
+        else:
+            self._forward.update(t.data_ptr() for t in read)
+        return func(*args, **(kwargs or {}))
