@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from metaopt.engine.protocols import (
     Records,
     Report,
 )
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import Keys, fold
 from metaopt.engine.ranges import check_ranges
+from metaopt.engine.replicates import INSTEAD, Replicates
 
 
 class Engine:
@@ -38,9 +39,14 @@ class Engine:
         problem, estimator, optimizer: the three roles; see `metaopt.engine.protocols`.
         outer_steps: number T of outer steps, >= 0.
         seed: the root of all randomness; a step's draws are a function of (seed, outer_step).
-        limits: largest total cost by unit (`metaopt.engine.budget.UNITS`), or `None`.
+        limits: largest total cost by unit (`metaopt.engine.budget.UNITS`), or `None`; of each seed
+            where there are several.
+        seeds: several seeds to train together, or how many from `seed` on; `None` for one run. All
+            tensors then have a leading axis of replicates, and so have value, gradient and metrics
+            of a feedback. `problem` may be a list, with the problem of each seed.
 
     Attributes:
+        seeds: the seeds that are trained together, or `None`.
         outer_step: outer steps taken so far.
         inner: the state the last inner run left, or `None` before the first.
         done: whether that run has ended, so that the next one starts from scratch.
@@ -63,21 +69,25 @@ class Engine:
 
     def __init__(
         self,
-        problem: BilevelProblem,
+        problem: BilevelProblem | Sequence[BilevelProblem],
         estimator: Estimator,
         optimizer: OuterOptimizer,
         *,
         outer_steps: int,
         seed: int = 0,
         limits: Mapping[str, float] | None = None,
+        seeds: int | Sequence[int] | None = None,
     ) -> None:
         self.outer_steps, self.seed = outer_steps, seed
         check_ranges(self, "outer_steps >= 0", "seed")
-        _check_role("problem", problem)
+        self.seeds = seeds_from(seed, seeds)
+        problems = self._problems(problem)
+        self.problem: BilevelProblem = problems[0]
+        _check_role("problem", self.problem)
         _check_role("estimator", estimator, Estimator)
         _check_role("optimizer", optimizer, OuterOptimizer)
         # A copy, since what an estimator keeps from step to step belongs to one run.
-        self.problem, self.estimator, self.optimizer = problem, copy.copy(estimator), optimizer
+        self.estimator, self.optimizer = copy.copy(estimator), optimizer
         if getattr(optimizer, "needs_gradient", False) and not getattr(
             estimator, "gives_gradient", True
         ):
@@ -87,32 +97,56 @@ class Engine:
                 f"schedule, or an estimator with a hypergradient, such as "
                 f"estimator=finite_difference."
             )
-        self.loop = loop_of(problem)
-        check_attributes(problem)
+        self.loop = loop_of(self.problem)
+        check_attributes(self.problem)
         for name, kind in (("report", Report), ("records", Records)):
-            part = getattr(problem, name)
+            part, owner = getattr(self.problem, name), type(self.problem).__name__
             if not isinstance(part, (kind, type(None))):
                 raise TypeError(
-                    f"{type(problem).__name__}.{name} must be a metaopt.{kind.__name__} or None, "
-                    f"since the engine calls it; got {part!r}. Rename an attribute of your own."
+                    f"{owner}.{name} must be a metaopt.{kind.__name__} or None, since the engine "
+                    f"calls it; got {part!r}. Rename an attribute of your own."
                 )
         self.outer_step = 0
         with self._located("before", 0):  # the key of all that a check draws
+            together = None if self.seeds is None else Replicates(problems, self.seeds)
             self.estimator.check(self.loop)
+            if together is not None:
+                _check_stacks(estimator, optimizer)
+                together.check()
+                self.loop = together
         self.inner: Any = None
         self.done = True
         self.ledger = Ledger(limits)
         self._stop: str | None = None
-        optimizer.init(problem.init_outer(generator(fold(seed, "outer"))))
+        with self._replicated():
+            optimizer.init(self.loop.initial_outer(fold(self._root, "outer")))
 
     def __iter__(self) -> Iterator[tuple[int, Feedback]]:
         """Yield (outer_step, feedback) after every outer step until T, or until it is stopped."""
         while self.outer_step < self.outer_steps and self.stopped is None:
-            key = fold(self.seed, self.outer_step)
-            with self._located("in", key):
+            key = fold(self._root, self.outer_step)
+            with self._located("in", key), self._replicated():
                 feedback = self._step(key)
             self.outer_step += 1
             yield self.outer_step, feedback
+
+    def _problems(self, problem: Any) -> list[Any]:
+        """Return the problem of each seed; one that is given alone is that of all of them."""
+        given = list(problem) if isinstance(problem, (list, tuple)) else [problem]
+        if self.seeds is None:
+            if isinstance(problem, (list, tuple)):
+                raise TypeError("problem is a list, one of each seed, and seeds is None.")
+            return given
+        if len(given) not in (1, len(self.seeds)):
+            raise ValueError(f"there are {len(given)} problems and {len(self.seeds)} seeds.")
+        return given if len(given) > 1 else given * len(self.seeds)
+
+    @property
+    def _root(self) -> int:
+        return self.seed if self.seeds is None else Keys(self.seeds)
+
+    def _replicated(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.seeds is None else tree.replicated()
 
     @contextmanager
     def _located(self, place: str, key: int) -> Iterator[None]:
@@ -136,7 +170,7 @@ class Engine:
         inner, feedback = self.estimator(self.loop, outer, inner, key)
         feedback = self._checked(all_reduce(feedback))
         # Before `tell`, which may update phi in place: the feedback is about the old one.
-        inner = self.problem.observe(outer, inner, feedback)
+        inner = self.loop.observe(outer, inner, feedback)
         self.optimizer.tell(feedback)
         self.ledger.charge(feedback.cost)
         self.inner, self.done, self._stop = inner, feedback.done, feedback.stop
@@ -148,25 +182,27 @@ class Engine:
         return self.ledger.exhausted or self._stop
 
     def _checked(self, feedback: Feedback) -> Feedback:
-        value = torch.as_tensor(feedback.value).detach()
+        value: Tensor = torch.as_tensor(feedback.value).detach()
         # The loss that is differentiated is a sum over replicates, the one that is logged a mean.
         replicates = self.problem.replicates
         mean = value / replicates if replicates > 1 else value
-        metrics = {"outer/loss": mean, **feedback.metrics}
+        metrics, norm = {"outer/loss": mean, **feedback.metrics}, value
         if feedback.grad is None:
             bad = torch.isnan(value) | torch.isneginf(value)
         else:
             metrics["outer/grad_norm"] = norm = tree.norm(feedback.grad)
             bad = ~torch.isfinite(value + norm.to(value))
-        if bad:  # one comparison per step: on a GPU each waits for the device
-            what, number = "outer loss", float(value)
+        if bad.any():  # one comparison per step: on a GPU each waits for the device
+            first = int(bad.reshape(-1).int().argmax())  # of replicates, where there are some
+            what, number = "outer loss", float(value.reshape(-1)[first])
             if math.isfinite(number):
-                what, number = "norm of the hypergradient", float(metrics["outer/grad_norm"])
+                what, number = "norm of the hypergradient", float(norm.reshape(-1)[first])
             # One candidate of many that diverged is the worst of them. What it left of the inner
             # level is good for nothing, so that the next run starts from scratch.
             if math.isnan(number) and self.outer_step and getattr(self.optimizer, "keeps_best", 0):
                 return self._checked(dataclasses.replace(feedback, value=math.inf, done=True))
-            raise NonFiniteError(f"{what} is {number} at outer step {self.outer_step + 1}")
+            which = "" if self.seeds is None else f" of seed {self.seeds[first]}"
+            raise NonFiniteError(f"{what}{which} is {number} at outer step {self.outer_step + 1}")
         return dataclasses.replace(feedback, value=value, metrics=metrics)
 
     def finish(self) -> None:
@@ -175,7 +211,7 @@ class Engine:
         Call it once, after the loop.
         """
         if self.inner is not None:
-            key, solution = fold(self.seed, "finish"), self.optimizer.solution
+            key, solution = fold(self._root, "finish"), self.optimizer.solution
             self.inner = self.loop.finish(solution, self.inner, key)
         self.ledger.charge(self.problem.overhead(dict(self.ledger.spent)))
 
@@ -196,7 +232,7 @@ class Engine:
         """
         if self.inner is None:
             return {}
-        metrics = self.problem.metrics(self.optimizer.solution, self.inner)
+        metrics = self.loop.metrics(self.optimizer.solution, self.inner)
         values = {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in metrics.items()}
         for name, value in values.items():
             if value.ndim > 1 or not value.numel():
@@ -213,7 +249,7 @@ class Engine:
         """
         state = {
             "outer_step": self.outer_step,
-            "seed": self.seed,
+            "seed": self.seed if self.seeds is None else list(self.seeds),
             "inner": self.inner,
             "frozen": self.loop.frozen_hash,
             "done": self.done,
@@ -226,10 +262,11 @@ class Engine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        if state["seed"] != self.seed:
+        seed = self.seed if self.seeds is None else list(self.seeds)
+        if state["seed"] != seed:
             raise ValueError(
                 f"the checkpoint was written with seed={state['seed']}, this run has "
-                f"seed={self.seed}; resume with the seed of the checkpoint."
+                f"seed={seed}; resume with the seed of the checkpoint."
             )
         if state["frozen"] != self.loop.frozen_hash:
             raise ValueError(
@@ -246,6 +283,34 @@ class Engine:
         self.estimator.load_state_dict(state["estimator"])
         self.ledger.spent = dict(state["spent"])
         self._stop = state["stop"]
+
+
+def seeds_from(seed: int, seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Return the seeds that are trained together: those given, or so many from `seed` on.
+
+    Raises:
+        ValueError: there is none, one twice, or one that is no whole number.
+    """
+    if seeds is None:
+        return None
+    each = range(seed, seed + seeds) if isinstance(seeds, int) else seeds
+    whole = all(type(s) is int for s in each) and not isinstance(seeds, bool)
+    if not whole or not each or len(set(each)) < len(each):
+        raise ValueError(
+            f"seeds must be how many to train together, >= 1, or a list of different whole "
+            f"numbers; got {seeds!r}."
+        )
+    return tuple(each)
+
+
+def _check_stacks(*parts: object) -> None:
+    """Raise a `TypeError` unless an estimator and an optimizer keep replicates apart."""
+    for part in parts:
+        if not getattr(part, "stacks", False):
+            raise TypeError(
+                f"{type(part).__name__} takes one seed at a time, and several are to be trained "
+                f"together. {INSTEAD}"
+            )
 
 
 def _check_role(name: str, part: object, role: type = object) -> None:

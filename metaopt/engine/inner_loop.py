@@ -6,6 +6,8 @@ one of them, once. A problem inherits from neither, so that its methods may have
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
@@ -23,6 +25,7 @@ from metaopt.engine.protocols import BilevelProblem, Feedback, Problem, Tree
 from metaopt.engine.random import Draw, fold, generator, replay
 
 T = TypeVar("T")
+LOSSES = ("inner_loss", "outer_loss")
 
 
 class BlackBoxLoop:
@@ -62,6 +65,18 @@ class BlackBoxLoop:
     def finish(self, outer: Any, inner: Any, key: int) -> Any:
         """Return the inner state after the problem's last phase."""
         return self.problem.finish(outer, inner, key)
+
+    def initial_outer(self, key: int) -> Any:
+        """Return the first outer variable."""
+        return self.problem.init_outer(generator(key))
+
+    def observe(self, outer: Any, inner: Any, feedback: Feedback) -> Any:
+        """Return the inner state with what the problem notes of the feedback."""
+        return self.problem.observe(outer, inner, feedback)
+
+    def metrics(self, outer: Any, inner: Any) -> Mapping[str, float | Tensor]:
+        """Return the problem's figures on held-out data."""
+        return self.problem.metrics(outer, inner)
 
 
 class InnerLoop:
@@ -151,6 +166,22 @@ class InnerLoop:
             digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    # What the engine asks of a problem in the course of a run.
+
+    def initial_outer(self, key: int) -> Tree:
+        """Return the first outer variable."""
+        outer: Tree = self.problem.init_outer(generator(key))
+        return outer
+
+    def observe(self, outer: Tree, inner: GradientState, feedback: Feedback) -> GradientState:
+        """Return the inner state with what the problem notes of the feedback."""
+        state: GradientState = self.problem.observe(outer, inner, feedback)
+        return state
+
+    def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float | Tensor]:
+        """Return the problem's figures on held-out data."""
+        return self.problem.metrics(outer, inner)
+
     # Where a run starts.
 
     def start(self, outer: Tree, last: GradientState | None, key: int) -> GradientState:
@@ -220,13 +251,22 @@ class InnerLoop:
 
     # Losses.
 
-    def tensors(self, inner: GradientState) -> InnerTensors:
+    def tensors(self, inner: GradientState, frozen: Tree | None = None) -> InnerTensors:
         """Return the parameters, buffers and frozen weights as a loss gets them."""
         tensors = InnerTensors(inner.params)
         tensors.update(inner.buffers)
-        tensors.update(self.frozen)
+        tensors.update(self.frozen if frozen is None else frozen)
         tensors.params, tensors.state = inner.params, inner.state
         return tensors
+
+    def apply(self, name: str, outer: Tree, inner: GradientState, batch: Batch) -> Any:
+        """Return what a function (outer, inner, batch) of the problem says, by its name."""
+        value = getattr(self.problem, name)(outer, self.tensors(inner), batch)
+        return scalar_loss(value, name) if name in LOSSES else value
+
+    def masks(self, draw: Draw, purpose: str) -> AbstractContextManager[object]:
+        """Return a block whose dropout masks follow from a draw and what it is for."""
+        return replay(fold(draw.key, purpose))
 
     def inner_value(
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
@@ -240,17 +280,16 @@ class InnerLoop:
             batch = self.batch(outer, inner, draw)
         # Dropout masks follow from the draw: a finite difference and a rebuilt segment evaluate the
         # loss of one step more than once.
-        with replay(fold(draw.key, "noise")), statistics(inner.buffers, inner.state):
-            return scalar_loss(
-                self.problem.inner_loss(outer, self.tensors(inner), batch), "inner_loss"
-            )
+        with self.masks(draw, "noise"), statistics(inner.buffers, inner.state):
+            loss: Tensor = self.apply("inner_loss", outer, inner, batch)
+            return loss
 
     def outer_value(self, outer: Tree, inner: GradientState, draw: Draw) -> Tensor:
         """Return F(phi, theta) on the outer batch and masks of `draw`; buffers are left alone."""
-        with replay(fold(draw.key, "outer noise")), statistics(inner.buffers, inner.state):
-            copied = self.tensors(inner.at(inner.params))
-            loss = self.problem.outer_loss(outer, copied, self.outer_batch(draw))
-            return scalar_loss(loss, "outer_loss")
+        with self.masks(draw, "outer noise"), statistics(inner.buffers, inner.state):
+            batch, copied = self.outer_batch(draw), inner.at(inner.params)
+            loss: Tensor = self.apply("outer_loss", outer, copied, batch)
+            return loss
 
     @torch.no_grad()
     def evaluate(self, outer: Tree, inner: GradientState, key: int) -> Feedback:
@@ -293,7 +332,7 @@ class InnerLoop:
         params = tree.leaves(inner.params)
         outer = tree.detach(outer)
         loss = self.inner_value(outer, inner._replace(params=params), draw, batch)
-        grads = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+        grads = torch.autograd.grad(tree.total(loss), list(params.values()), materialize_grads=True)
         return self.step_along(outer, inner, tree.like(params, grads), loss)
 
     @torch.no_grad()
@@ -320,7 +359,7 @@ class InnerLoop:
         copied = inner.at(params)  # a segment may be run again from `inner`, with its buffers
         loss = self.inner_value(outer, copied, draw)
         grads = torch.autograd.grad(
-            loss, list(params.values()), create_graph=True, materialize_grads=True
+            tree.total(loss), list(params.values()), create_graph=True, materialize_grads=True
         )
         mean = distributed.mean_on_graph(tree.like(params, grads))
         at = copied._replace(params=inner.params)
@@ -378,7 +417,8 @@ class InnerLoop:
         """Return the problem's own state after `step` steps, from `inner.state` one step before."""
         if not self.updates_state:
             return inner.state
-        return self.problem.update_state(outer, self.tensors(inner), step)
+        state: dict[str, Any] = self.apply("update_state", outer, inner, step)
+        return state
 
 
 def _copied(state: T) -> T:

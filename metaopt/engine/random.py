@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,22 @@ import torch
 from metaopt.engine import distributed
 
 
+class Keys(int):
+    """The keys of R replicates, folded together; as a number, that of the first.
+
+    Attributes:
+        each: theirs.
+    """
+
+    each: tuple[int, ...]
+
+    def __new__(cls, each: Sequence[int]) -> Keys:
+        """Return the keys in this order."""
+        keys = super().__new__(cls, each[0])
+        keys.each = tuple(each)
+        return keys
+
+
 def fold(key: int, *ids: int | str) -> int:
     """Return a new key from a key and the names of what it is for.
 
@@ -21,6 +37,8 @@ def fold(key: int, *ids: int | str) -> int:
     process; torch's generator on a CPU uses the low 32 bits of one. Different names give
     unrelated keys, and `fold(fold(k, a), b)` differs from `fold(k, a, b)`.
     """
+    if isinstance(key, Keys):
+        return Keys([fold(each, *ids) for each in key.each])
     # With the type's initial and a separator, (1, "1"), ("1", 1) and (11,) are different names.
     name = "\x1f".join(f"{type(i).__name__[0]}{i}" for i in (key, *ids))
     # `hash` differs between processes. One bit less: generators take signed 64-bit seeds.
@@ -29,7 +47,13 @@ def fold(key: int, *ids: int | str) -> int:
 
 def generator(key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator seeded by `key`."""
+    _refuse_several(key)
     return torch.Generator(device).manual_seed(key)
+
+
+def _refuse_several(key: int) -> None:
+    if isinstance(key, Keys):
+        raise TypeError("one generator would draw the same numbers for all replicates.")
 
 
 @contextmanager
@@ -39,6 +63,7 @@ def replay(key: int) -> Iterator[None]:
     Dropout and other layers draw from the global generators. Two evaluations under the same key
     see the same masks, which a finite difference needs.
     """
+    _refuse_several(key)
     cpu = torch.default_generator
     saved = cpu.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None

@@ -135,7 +135,7 @@ class Scheduled(ABC):
         decays = {n: decay for names, _, decay in groups for n in names}
         if all(map(is_zero, decays.values())):
             return slope
-        if self.clip_norm is not None and tree.norm(tree.detach(slope)) > self.clip_norm:
+        if self.clip_norm is not None and (tree.norm(tree.detach(slope)) > self.clip_norm).any():
             raise ValueError(
                 f"clip_norm={self.clip_norm} is active where the inner level is differentiated: "
                 f"with weight_decay, clipped steps do not converge to a zero of a gradient. Raise "
@@ -174,10 +174,10 @@ class Scheduled(ABC):
         if self.clip_norm is None:
             return grads
         # Not `clip_grad_norm_`, which works in place and off the graph.
-        norms = torch.stack([safe_sqrt(torch.sum(g * g)) for g in grads.values()])
+        norms = torch.stack([safe_sqrt(tree.sums(g * g)) for g in grads.values()])
         most = scalar(self.clip_norm, norms)
-        coefficient = (most / (safe_sqrt(torch.sum(norms * norms)) + 1e-6)).clamp(max=1.0)
-        return {k: g * coefficient for k, g in grads.items()}
+        coefficient = (most / (safe_sqrt((norms * norms).sum(0)) + 1e-6)).clamp(max=1.0)
+        return {k: g * tree.across(coefficient, g) for k, g in grads.items()}
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -1,21 +1,53 @@
 """Algebra on dicts of tensors. Keys keep their order; nothing is flattened into one vector.
 
 The functions from `dot` on are meant for use outside a differentiated graph: they run on
-`torch._foreach_*`, one launch per operation for all tensors.
+`torch._foreach_*`, one launch per operation for all tensors. Where all tensors have a leading axis
+of replicates (`replicated`), products and norms are taken of each replicate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from metaopt.engine.protocols import Tree
+from metaopt.engine.random import Keys, generator
 
 T = TypeVar("T")
 _EPSILON = {torch.float64: 1e-7, torch.float32: 6e-5}
+_REPLICATED: ContextVar[bool] = ContextVar("replicated", default=False)
+
+
+@contextmanager
+def replicated(leading_axis: bool = True) -> Iterator[None]:
+    """Say whether the first axis of all tensors in the block counts replicates.
+
+    `dot` and `norm` are then (R,), one number for each replicate, and so may factors be. The
+    algorithms above need not know: what is one number of a run becomes one of each replicate, and
+    nothing of one reaches another.
+
+    Example:
+        >>> rows = {"x": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}
+        >>> with replicated():
+        ...     norm(rows), scale(rows, 1 / norm(rows))["x"]
+        (tensor([5., 1.]), tensor([[0.6000, 0.8000],
+                [0.0000, 1.0000]]))
+    """
+    before = _REPLICATED.set(leading_axis)
+    try:
+        yield
+    finally:
+        _REPLICATED.reset(before)
+
+
+def is_replicated() -> bool:
+    """Return whether the first axis of all tensors counts replicates here."""
+    return _REPLICATED.get()
 
 
 def like(tree: Tree, tensors: Sequence[Tensor]) -> Tree:
@@ -176,12 +208,17 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.is_floating_point())
 
 
+def total(value: Tensor) -> Tensor:
+    """Return the sum over replicates, whose derivative in each is that of its own value."""
+    return value.sum() if value.ndim else value
+
+
 def gradient(value: Tensor, *trees: Tree) -> list[Tree]:
-    """Return the derivatives of a scalar in trees of leaves; zeros where nothing connects them."""
+    """Return the derivatives of a value in trees of leaves; zeros where nothing connects them."""
     if not value.requires_grad:  # torch would raise
         return [zeros_like(tree) for tree in trees]
     inputs = [t for tree in trees for t in tree.values()]
-    grads = iter(torch.autograd.grad(value, inputs, materialize_grads=True))
+    grads = iter(torch.autograd.grad(total(value), inputs, materialize_grads=True))
     return [{k: next(grads) for k in tree} for tree in trees]
 
 
@@ -218,16 +255,30 @@ def zeros_like(tree: Tree) -> Tree:
 
 
 def dot(a: Tree, b: Tree) -> Tensor:
-    """Return the sum over all entries of a * b, a scalar tensor (differentiable)."""
-    return torch.stack([torch.sum(a[k] * b[k]) for k in a]).sum()
+    """Return the sum over all entries of a * b (differentiable): a scalar, or (R,)."""
+    return torch.stack([sums(a[k] * b[k]) for k in a]).sum(0)
 
 
 def norm(tree: Tree) -> Tensor:
-    """Return the Euclidean norm over all entries, a scalar tensor."""
+    """Return the Euclidean norm over all entries: a scalar, or (R,)."""
     if not tree:
         return torch.zeros(())
-    result: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tree.values()))))
+    if _REPLICATED.get():
+        norms = [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1) for t in tree.values()]
+    else:
+        norms = list(torch._foreach_norm(list(tree.values())))
+    result: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return result
+
+
+def sums(tensor: Tensor) -> Tensor:
+    """Return the sum of all entries: a scalar, or (R,)."""
+    return tensor.reshape(len(tensor), -1).sum(1) if _REPLICATED.get() else tensor.sum()
+
+
+def across(factor: Tensor, tensor: Tensor) -> Tensor:
+    """Return a factor, a scalar or (R,), in a shape that broadcasts over a tensor's entries."""
+    return factor.reshape(factor.shape + (1,) * (tensor.ndim - 1)) if factor.ndim else factor
 
 
 def radius(
@@ -256,6 +307,8 @@ def radius(
 
 def scale(tree: Tree, factor: float | Tensor) -> Tree:
     """Return factor * tree."""
+    if isinstance(factor, Tensor) and factor.ndim:
+        return {k: t * across(factor, t) for k, t in tree.items()}
     return like(tree, torch._foreach_mul(list(tree.values()), factor))
 
 
@@ -266,6 +319,17 @@ def add(a: Tree, b: Tree, factor: float | Tensor = 1.0) -> Tree:
         b, factor = scale(b, factor), 1.0
     other = [b[k] if k in b else torch.zeros_like(v) for k, v in a.items()]
     return like(a, torch._foreach_add(list(a.values()), other, alpha=factor))
+
+
+def noise(tree: Tree, key: int) -> Tree:
+    """Return standard normal draws of a key; those of a replicate are drawn under its own."""
+    if isinstance(key, Keys):
+        draws = [
+            random_like({k: v[i] for k, v in tree.items()}, generator(each))
+            for i, each in enumerate(key.each)
+        ]
+        return {k: torch.stack([draw[k] for draw in draws]) for k in tree}
+    return random_like(tree, generator(key))
 
 
 def random_like(tree: Tree, generator: torch.Generator) -> Tree:

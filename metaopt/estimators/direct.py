@@ -32,6 +32,7 @@ class Direct(InnerRun):
         0.0
     """
 
+    stacks = True
     least_steps = 0
     carries_state = True  # theta, the state and buffers are held fixed
     carries_optimizer = True  # the same

@@ -47,6 +47,7 @@ class FirstOrder(TaskAverage):
         tensor([True])
     """
 
+    stacks = True
     carries_start = True  # in a first-order approximation
     differentiates_inner = False
 

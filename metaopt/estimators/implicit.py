@@ -11,7 +11,7 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
-from metaopt.engine.meta_batch import MetaBatch, task_key
+from metaopt.engine.meta_batch import MetaBatch
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
 from metaopt.estimators.inner_run import Result, outer_gradients
@@ -78,8 +78,8 @@ class Implicit(TaskAverage):
         """Return the same for all tasks: steps together, then solves one after the other."""
         inner = batch.run(outer, batch.start(outer, None, key), key, self.inner_steps)
         results = [
-            self._solved(batch.loop, outer, tree.clone(batch.task(inner, i)), task_key(key, i))
-            for i in batch.indices()
+            self._solved(loop, outer, tree.clone(batch.member(inner, i)), own)
+            for i, (loop, own) in enumerate(batch.each(key))
         ]
         return results[0][0], mean_feedback([feedback for _, feedback in results])
 
@@ -136,7 +136,7 @@ def inner_slope(
     """Return g and dg/dtheta, on the graph of phi and theta."""
     loss = loop.inner_value(phi, inner, draw)
     slopes = torch.autograd.grad(
-        loss, list(inner.params.values()), create_graph=True, materialize_grads=True
+        tree.total(loss), list(inner.params.values()), create_graph=True, materialize_grads=True
     )
     return loss, tree.like(inner.params, slopes)
 

@@ -51,6 +51,8 @@ class InnerRun:
         second_derivatives: how those of g are taken: by two reverse passes, forward in theta and
             reverse in phi, or not at all.
         memory: what is kept from one call to the next: `name` is the attribute `_name`.
+        stacks: whether each replicate of a run with several seeds gets what it would get alone;
+            see `metaopt.engine.tree.replicated`.
     """
 
     least_steps: ClassVar[int] = 1
@@ -62,6 +64,7 @@ class InnerRun:
     carries_optimizer: bool = False
     second_derivatives: ClassVar[Literal["reverse", "forward"] | None] = None
     memory: ClassVar[tuple[str, ...]] = ()
+    stacks: bool = False
 
     def __init__(self, inner_steps: int = 1) -> None:
         self.inner_steps = inner_steps

@@ -49,6 +49,7 @@ class OneStep(InnerRun):
         True
     """
 
+    stacks = True
     carries_state = True
     second_derivatives = "forward"
     carries_optimizer = True
@@ -90,7 +91,7 @@ def take_step(
     params = tree.leaves(inner.params)
     copied = inner.at(params)
     loss = loop.inner_value(tree.detach(outer), copied, draw, batch)
-    parts = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+    parts = torch.autograd.grad(tree.total(loss), list(params.values()), allow_unused=True)
     here = {k: part is not None for k, part in zip(params, parts, strict=True)}
     read = distributed.on_any_rank(here, loss)
     slopes = [

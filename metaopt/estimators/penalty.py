@@ -50,6 +50,7 @@ class Penalty(InnerRun):
         True
     """
 
+    stacks = True
     needs_stationarity = True
     memory = ("copy", "gamma")
 
@@ -90,7 +91,7 @@ def _penalised_step(
     at = y._replace(params=theta)
     top = loop.outer_value(outer, at, loop.outer_draw(y, key, k))
     loss = (top + gamma * loop.inner_value(outer, at, loop.draw(y, key, k))) / (1 + gamma)
-    slopes = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
+    slopes = torch.autograd.grad(tree.total(loss), list(theta.values()), materialize_grads=True)
     grads = tree.like(theta, slopes)
     with torch.no_grad():
         rest = loop.optimizer(outer, y.step).stationary_gradient(theta, grads)

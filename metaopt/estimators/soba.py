@@ -39,6 +39,7 @@ class Soba(InnerRun):
         (1.0, True)
     """
 
+    stacks = True
     needs_stationarity = True
     carries_optimizer = True
     memory = ("q",)

@@ -12,9 +12,10 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.meta_batch import MetaBatch, RaggedBatchesError, task_key
+from metaopt.engine.meta_batch import MetaBatch
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_ranges
+from metaopt.engine.stacked import RaggedBatchesError
 from metaopt.estimators.inner_run import InnerRun, Result
 
 
@@ -58,9 +59,9 @@ class TaskAverage(InnerRun):
             except RaggedBatchesError:
                 pass  # this step's batches alone
         results = []
-        for i in batch.indices():
-            start = inner if i == 0 else loop.start(outer, None, task_key(key, i))
-            results.append(self.one(loop, outer, start, task_key(key, i)))
+        for i, (one, own) in enumerate(batch.each(key)):
+            start = inner if i == 0 else one.start(outer, None, own)
+            results.append(self.one(one, outer, start, own))
         return results[0][0], mean_feedback([feedback for _, feedback in results])
 
     @abstractmethod
@@ -72,7 +73,7 @@ class TaskAverage(InnerRun):
         inner, feedback = self.one(batch, outer, batch.start(outer, None, key), key)
         cost = {unit: self.tasks * amount for unit, amount in feedback.cost.items()}
         # Copied: a part would keep all tasks in memory, and in a checkpoint.
-        return tree.clone(batch.task(inner, 0)), dataclasses.replace(feedback, cost=cost)
+        return tree.clone(batch.member(inner, 0)), dataclasses.replace(feedback, cost=cost)
 
 
 def mean_feedback(feedbacks: Sequence[Feedback]) -> Feedback:

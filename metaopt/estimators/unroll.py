@@ -56,6 +56,7 @@ class Unroll(TaskAverage):
         True
     """
 
+    stacks = True
     carries_state = True
     second_derivatives = "reverse"
     carries_optimizer = True
@@ -141,7 +142,7 @@ def _reverse(
     start, end = _graph(loop, phi, starts.pop(), key, segments[-1])
     loss = loop.outer_value(phi, end, loop.outer_draw(end, key))
     last, value = tree.detach(end), loss.detach()
-    grads, adjoint = _pull_back([loss], None, phi, loop.differentiated(start))
+    grads, adjoint = _pull_back([tree.total(loss)], None, phi, loop.differentiated(start))
     del loss, start, end  # the last references to the graph, before the next one is built
     for segment in reversed(segments[:-1]):
         start, end = _graph(loop, phi, starts.pop(), key, segment)

@@ -19,6 +19,13 @@ from metaopt.engine.scheduled import State
 ALGORITHMS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 """Algorithms by name; every step equals that of the class of `torch.optim`, to the bit."""
 
+ELEMENTWISE = {
+    type(None), torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam,
+    torch.optim.RAdam, torch.optim.Adamax, torch.optim.Adagrad, torch.optim.Adadelta,
+    torch.optim.RMSprop, torch.optim.Rprop, torch.optim.ASGD,
+}  # fmt: skip
+"""Torch's optimizers that step each entry by itself; `None` stands for a named algorithm."""
+
 
 class Descent:
     """Step phi along minus the hypergradient, in place.
@@ -42,6 +49,7 @@ class Descent:
     """
 
     needs_gradient = True
+    stacks = True
 
     def __init__(
         self,
@@ -73,6 +81,13 @@ class Descent:
         self._schedule = None
         if self.scheduler is not None and self._optimizer is not None:
             self._schedule = self.scheduler(self._optimizer)
+        if tree.is_replicated() and type(self._optimizer) not in ELEMENTWISE:
+            raise TypeError(
+                f"{type(self._optimizer).__name__} may step an entry of the outer variable by what "
+                f"the others are, and so one seed by another's. To train several seeds together, "
+                f"use sgd, adam or adamw, or another optimizer of torch.optim that steps each "
+                f"entry by itself."
+            )
         if isinstance(self._optimizer, torch.optim.LBFGS):
             raise TypeError("Descent steps once per hypergradient; LBFGS evaluates its own loss.")
         if isinstance(self._schedule, ReduceLROnPlateau):
@@ -114,7 +129,10 @@ class Descent:
         if self._steps % self.accumulate:
             return
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(list(self._outer.values()), self.clip_norm)
+            grads = self._grads()  # as torch.nn.utils.clip_grad_norm_, for each replicate
+            coefficient = (self.clip_norm / (tree.norm(grads) + 1e-6)).clamp(max=1.0)
+            for share in grads.values():
+                share.mul_(tree.across(coefficient, share))
         if self._optimizer is not None:
             self._optimizer.step()
         elif self._named is not None:

@@ -41,6 +41,7 @@ class MirrorDescent:
     """
 
     needs_gradient = True
+    stacks = True
 
     def __init__(
         self,
@@ -68,8 +69,7 @@ class MirrorDescent:
             _require_simplex(name, value)
         self._outer, self._steps = tree.clone(outer), 0
         self._sum = tree.zeros_like(outer)
-        self._square = {k: torch.zeros((), dtype=v.dtype, device=v.device)
-                        for k, v in outer.items()}  # fmt: skip
+        self._square = {k: torch.zeros_like(tree.sums(v)) for k, v in outer.items()}
 
     def ask(self, key: int) -> Tree:
         """Return p, the last one; it shares memory with the optimizer."""
@@ -87,9 +87,10 @@ class MirrorDescent:
         for name, p in self._outer.items():
             step = self.lr * grad[name]
             if self.normalise:
-                self._square[name] += grad[name].square().mean()
-                size = (self._square[name] / self._steps).sqrt()
-                step = step / torch.where(size > 0, size, torch.ones_like(size))
+                square = self._square[name]
+                square += tree.sums(grad[name].square()) / (p.numel() // square.numel())
+                size = (square / self._steps).sqrt()
+                step = step / tree.across(torch.where(size > 0, size, torch.ones_like(size)), p)
             new = torch.softmax(p.log() - step, -1)
             tiny = torch.finfo(new.dtype).tiny
             new = torch.where(p > 0, new.clamp_min(tiny), new)

@@ -1,0 +1,226 @@
+"""Replicates: one run for each of R seeds, trained together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.engine import tree
+from metaopt.engine.gradient_problem import GradientProblem, GradientState
+from metaopt.engine.hyperparameters import fixed
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.inner_optimizers import InnerOptimizer
+from metaopt.engine.kernels import twice_differentiable
+from metaopt.engine.protocols import BilevelProblem, Feedback, Tree
+from metaopt.engine.random import Keys, fold, replay
+from metaopt.engine.scheduled import Scheduled
+from metaopt.engine.stacked import RaggedBatchesError, Stacked, agree, pick, slopes, stack
+
+INSTEAD = "Run the seeds one after the other instead, as a sweep: -m seed=0,1,2"
+
+
+class Replicates(Stacked):
+    """The inner level of R runs that differ in their seeds; a key is the `Keys` of all of them.
+
+    Everything has a leading axis R: phi, theta, moments, and the losses, (R,), whose sum is
+    differentiated. Replicate i draws what a run with its seed alone draws, so that its results are
+    those of that run to round-off.
+
+    Args:
+        problems: of each replicate; they may differ in the data that their seed decides.
+        seeds: of each replicate.
+
+    Raises:
+        TypeError: a problem is no `GradientProblem`.
+        ValueError: the problems differ in more, or train replicates of their own.
+    """
+
+    outer_axis = 0
+
+    def __init__(self, problems: Sequence[GradientProblem], seeds: Sequence[int]) -> None:
+        super().__init__(_checked(problems))
+        self.loops = [InnerLoop(problem) for problem in problems]
+        self.seeds = tuple(seeds)
+        self.own = {"attributes": _differing(problems)}
+        frozen = [loop.frozen for loop in self.loops]
+        if any(f is not frozen[0] and not _equal(f, frozen[0]) for f in frozen):
+            self.own["frozen"] = stack(frozen)
+
+    @cached_property
+    def frozen(self) -> Tree:
+        """The weights that nobody trains; with an axis of replicates where these differ."""
+        frozen: Tree = self.own.get("frozen", self.loops[0].frozen)
+        return frozen
+
+    @cached_property
+    def carried_buffers(self) -> frozenset[str]:
+        """Names of the buffers through which a derivative leads to a loss one step on."""
+        return self.loops[0].carried_buffers
+
+    def each(self, key: int) -> Iterator[tuple[InnerLoop, int]]:
+        """Yield each replicate's loop and its key."""
+        keys = key.each if isinstance(key, Keys) else [key] * len(self.loops)
+        for loop, own in zip(self.loops, keys, strict=True):
+            loop.outer_step = self.outer_step
+            yield loop, own
+
+    def problem_with(self, own: Mapping[str, Any]) -> GradientProblem:
+        """Return the problem with the attributes of one replicate in the place of its own."""
+        if not own["attributes"]:
+            return self.problem
+        # Not by copy.copy, which calls the checks of `__new__` again.
+        problem: GradientProblem = object.__new__(type(self.problem))
+        vars(problem).update(vars(self.problem), **own["attributes"])
+        return problem
+
+    def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
+        """Return how each replicate is stepped."""
+        optimizer = self.problem.inner_optimizer
+        if isinstance(optimizer, Scheduled) and fixed(optimizer) and tree.is_replicated():
+            return optimizer  # its steps are those of single entries, its norms of replicates
+        return super().optimizer(outer, step)
+
+    # What the engine asks of the problems.
+
+    def initial_outer(self, key: int) -> Tree:
+        """Return the first outer variables."""
+        with tree.replicated(False):
+            return stack([loop.initial_outer(own) for loop, own in self.each(key)])
+
+    @tree.replicated(False)
+    def observe(self, outer: Tree, inner: GradientState, feedback: Feedback) -> GradientState:
+        """Return the inner states with what each problem notes of its own feedback."""
+        if type(self.problem).observe is BilevelProblem.observe:
+            return inner
+        states = []
+        for i, loop in enumerate(self.loops):
+            value = torch.as_tensor(feedback.value)[i]
+            metrics = {
+                k: v[i] if isinstance(v, Tensor) and v.ndim else v
+                for k, v in feedback.metrics.items()
+            }
+            grad = None if feedback.grad is None else pick(feedback.grad, i)
+            own = replace(feedback, value=value, grad=grad, metrics=metrics)
+            # Copied: a problem may change its state in place.
+            states.append(loop.observe(pick(outer, i), tree.clone(self.member(inner, i)), own))
+        return stack(states)
+
+    @tree.replicated(False)
+    def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, Tensor]:
+        """Return each problem's figures, (R,)."""
+        figures = [
+            loop.metrics(pick(outer, i), self.member(inner, i)) for i, loop in enumerate(self.loops)
+        ]
+        return {
+            name: torch.stack(
+                [torch.as_tensor(f[name], dtype=torch.float64).cpu() for f in figures]
+            )
+            for name in figures[0]
+        }
+
+    @tree.replicated(False)
+    def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
+        """Return the inner levels after each problem's last phase."""
+        if type(self.problem).finish is GradientProblem.finish:
+            return inner
+        return stack([
+            loop.finish(pick(outer, i), tree.clone(self.member(inner, i)), own)
+            for i, (loop, own) in enumerate(self.each(key))
+        ])  # fmt: skip
+
+    def check(self) -> None:
+        """Raise a `ValueError` unless replicates trained together have the numbers of each alone.
+
+        Found out on the first batches, which costs a step and two gradients of each replicate.
+        """
+        name = type(self.problem).__name__
+        keys = Keys([fold(seed, 0) for seed in self.seeds])
+        with replay(0), torch.enable_grad():
+            phi = self.initial_outer(fold(Keys(self.seeds), "outer"))
+            with torch.no_grad():
+                start = self.initial(phi, keys)
+            try:
+                with tree.replicated(), twice_differentiable():
+                    together = _first_step(self, phi, start, keys)
+            except RaggedBatchesError as error:
+                raise ValueError(f"seeds cannot be trained together: {error} {INSTEAD}") from error
+            except (RuntimeError, TypeError, ValueError) as error:
+                says = str(error).strip().splitlines()[0].rstrip(".")
+                raise ValueError(
+                    f"the losses or the inner optimizer of {name} cannot be evaluated for several "
+                    f"seeds at once, as where they draw random numbers (dropout), read a number "
+                    f"off a tensor or change one in place: {says}. {INSTEAD}"
+                ) from error
+            for i, (loop, key) in enumerate(self.each(keys)):
+                with twice_differentiable():
+                    alone = _first_step(loop, pick(phi, i), self.member(start, i), key)
+                pairs = zip((pick(part, i) for part in together), alone, strict=True)
+                if not all(agree(a, b) for a, b in pairs if b):
+                    raise ValueError(
+                        f"{name} has other losses with seed {self.seeds[i]} alone than together "
+                        f"with the other seeds: they depend on something that its seed decides and "
+                        f"that is no tensor and no tuple, list or dict of tensors among the "
+                        f"problem's attributes. Return it in the batch. {INSTEAD}"
+                    )
+
+
+def _first_step(loop: InnerLoop, phi: Tree, start: GradientState, key: int) -> list[Tree]:
+    """Return the gradients of both losses, buffers, and parameters and state after a step."""
+    after = loop.step(phi, loop.leaves(start), loop.draw(start, key, 0))
+    floating = {k: t for k, t in tree.numbered(after.state).items() if t.is_floating_point()}
+    return [*slopes(loop, phi, start, key, 1), tree.detach(after.params), tree.detach(floating)]
+
+
+def _checked(problems: Sequence[GradientProblem]) -> GradientProblem:
+    """Return the first of the problems of replicates, or raise an error."""
+    first = problems[0]
+    kind = type(first)
+    for problem in problems:
+        if not isinstance(problem, GradientProblem):
+            raise TypeError(
+                f"seeds trains gradient problems together; {kind.__name__} steps and evaluates "
+                f"itself. {INSTEAD}"
+            )
+        if type(problem) is not kind:
+            raise TypeError(
+                f"the problems of all seeds must be of one class; got {kind.__name__} and "
+                f"{type(problem).__name__}."
+            )
+        if problem.replicates > 1:
+            raise ValueError(
+                f"{kind.__name__} trains {problem.replicates} replicates in each run already. "
+                f"{INSTEAD}"
+            )
+        if problem.records is not None:
+            raise ValueError(
+                f"{kind.__name__} keeps records beside its run, which seeds cannot share. {INSTEAD}"
+            )
+    return first
+
+
+def _differing(problems: Sequence[GradientProblem]) -> dict[str, Any]:
+    """Return the attributes that differ in the values of their tensors, stacked."""
+    differing: dict[str, Any] = {}
+    for name, value in vars(problems[0]).items():
+        values = [vars(problem).get(name) for problem in problems]
+        if name.startswith("_constructor") or not any(True for _ in tree.tensors(value)):
+            continue
+        if all(v is value or _equal(v, value) for v in values):
+            continue
+        try:
+            differing[name] = stack(values)
+        except (RuntimeError, ValueError):  # of several shapes: only losses that read it mind
+            continue
+    return differing
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Return whether two trees have the same tensors, in value."""
+    pairs = list(zip(tree.tensors(a), tree.tensors(b), strict=False))
+    count = sum(1 for _ in tree.tensors(b))
+    return len(pairs) == count and all(x is y or torch.equal(x, y) for x, y in pairs)

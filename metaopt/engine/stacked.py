@@ -1,0 +1,325 @@
+"""Several inner runs as one, whose tensors have an axis of them in front.
+
+`Stacked` is an `InnerLoop` whose losses are evaluated for all members by `torch.func.vmap`: an
+estimator that knows nothing of members differentiates them together. The tasks of a meta-batch
+(`metaopt.engine.meta_batch`) share phi; the replicates of a run with several seeds
+(`metaopt.engine.replicates`) have each its own.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from metaopt.engine import tree
+from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
+from metaopt.engine.hyperparameters import Number
+from metaopt.engine.inner_loop import LOSSES, InnerLoop, scalar_loss
+from metaopt.engine.inner_optimizers import InnerOptimizer
+from metaopt.engine.protocols import Tree
+from metaopt.engine.random import Draw
+from metaopt.engine.scheduled import State
+
+T = TypeVar("T")
+
+
+class RaggedBatchesError(ValueError):
+    """The members' batches have not the same form, so that they cannot be stacked."""
+
+
+@dataclass(frozen=True)
+class Draws(Draw):
+    """Which batches the members draw.
+
+    Args:
+        each: of each member.
+    """
+
+    each: tuple[Draw, ...] = ()
+
+
+class Stacked(InnerLoop):
+    """The inner level of several members.
+
+    Raises:
+        RaggedBatchesError: from its steps, where the members' batches differ in form.
+
+    Attributes:
+        outer_axis: the axis of members of the outer variable, or `None` where they share it.
+        own: what a loss reads of the problem that differs between members, with an axis of them:
+            attributes by name, and `frozen` weights.
+    """
+
+    outer_axis: int | None
+
+    def __init__(self, problem: GradientProblem) -> None:
+        super().__init__(problem)
+        self.own: dict[str, Any] = {}
+        self._stacks: dict[str, _Stack] = {}
+
+    @abstractmethod
+    def each(self, key: int) -> Iterator[tuple[InnerLoop, int]]:
+        """Yield each member's own loop, at the present outer step, and its key of a run."""
+
+    def members(self, inner: GradientState) -> list[GradientState]:
+        """Return the members' states; memory is shared."""
+        count = len(next(iter(inner.params.values())))
+        return [self.member(inner, i) for i in range(count)]
+
+    def member(self, inner: GradientState, index: int) -> GradientState:
+        """Return the state of one member; memory is shared."""
+        return inner._replace(
+            params=pick(inner.params, index),
+            buffers=pick(inner.buffers, index),
+            state=pick(inner.state, index),
+            optimizer=pick(inner.optimizer, index),
+        )
+
+    def outer_of(self, outer: Tree, index: int) -> Tree:
+        """Return the outer variable of one member; memory is shared."""
+        return outer if self.outer_axis is None else pick(outer, index)
+
+    @tree.replicated(False)
+    def initial(self, outer: Tree, key: int) -> GradientState:
+        """Return the first states of all members, on the graph of `outer`."""
+        pairs = enumerate(self.each(key))
+        return stack([loop.initial(self.outer_of(outer, i), k) for i, (loop, k) in pairs])
+
+    # Batches.
+
+    def draw(self, inner: GradientState, key: int, k: int) -> Draw:
+        """Return which batches inner step k takes."""
+        return Draws(key, each=tuple(loop.draw(inner, i, k) for loop, i in self.each(key)))
+
+    def solve_draw(self, inner: GradientState, key: int, steps: int) -> Draw:
+        """Return which batches the inner loss is taken on after the `steps` steps of a run."""
+        each = tuple(loop.solve_draw(inner, i, steps) for loop, i in self.each(key))
+        return Draws(key, each=each)
+
+    def outer_draw(self, inner: GradientState, key: int, k: int | None = None) -> Draw:
+        """Return which batches the outer loss is taken on."""
+        return Draws(key, each=tuple(loop.outer_draw(inner, i, k) for loop, i in self.each(key)))
+
+    @tree.replicated(False)
+    def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
+        """Return the prepared inner batch of each member."""
+        # Views: a module changes its buffers in place.
+        states = self.members(inner) if self.prepares_batches else [inner] * len(_each(draw))
+        loops = (loop for loop, _ in self.each(draw.key))
+        return [
+            loop.batch(self.outer_of(outer, i) if self.prepares_batches else outer, state, each)
+            for i, (loop, state, each) in enumerate(zip(loops, states, _each(draw), strict=True))
+        ]
+
+    @tree.replicated(False)
+    def outer_batch(self, draw: Draw) -> Batch:
+        """Return the outer batch of each member."""
+        loops = (loop for loop, _ in self.each(draw.key))
+        return [loop.outer_batch(each) for loop, each in zip(loops, _each(draw), strict=True)]
+
+    # Losses and steps.
+
+    def masks(self, draw: Draw, purpose: str) -> AbstractContextManager[object]:
+        """Return a block that seeds nothing: what draws random numbers is refused by vmap."""
+        # They would be others than those of a member alone.
+        return nullcontext()
+
+    @tree.replicated(False)
+    def apply(self, name: str, outer: Tree, inner: GradientState, batch: Sequence[Batch]) -> Any:
+        """Return what a function of the problem says of each member; a loss is (B,)."""
+        parts, rebuild = self._stacked(name, batch)
+
+        def one(outer: Tree, of: dict[str, Any], own: Any, *parts: Tensor) -> Any:
+            problem, frozen = self.problem_with(own), own.get("frozen", self.frozen)
+            tensors = self.tensors(inner._replace(**of), frozen)
+            value = getattr(problem, name)(outer, tensors, rebuild(parts))
+            return scalar_loss(value, name).reshape(()) if name in LOSSES else value
+
+        of = {"params": inner.params, "buffers": inner.buffers, "state": inner.state}
+        return vmap(one, in_dims=(self.outer_axis, *[0] * (2 + len(parts))))(
+            outer, of, self.own, *parts
+        )
+
+    def problem_with(self, own: dict[str, Any]) -> Any:
+        """Return the problem of a member, given what of `own` is the member's."""
+        return self.problem
+
+    def updated_state(self, outer: Tree, inner: GradientState, step: int) -> dict[str, Any]:
+        """Return the problem's own state of each member after `step` steps."""
+        if not self.updates_state:
+            return inner.state
+        count = len(next(iter(inner.params.values())))
+        result: dict[str, Any] = self.apply("update_state", outer, inner, [step] * count)
+        return result
+
+    def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
+        """Return how each member is stepped, for instance with its own gradient's norm clipped."""
+        return OfEach(super().optimizer, outer, self.outer_axis, step)
+
+    def _stacked(
+        self, name: str, batches: Sequence[Batch]
+    ) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:
+        """Return the stacked tensors of batches, and what makes a batch of those of one member."""
+
+        def rebuild(parts: Sequence[Tensor]) -> Batch:
+            remaining = iter(parts)
+            return tree.map_tensors(lambda _: next(remaining), batches[0])
+
+        # Many problems return all of their data in each step: these are stacked once.
+        versions = [t._version for t in tree.tensors(batches)]
+        before = self._stacks.get(name)
+        if before is not None and before.versions == versions and _same(before.batches, batches):
+            return before.parts, rebuild
+        if not _alike(batches):
+            raise RaggedBatchesError(
+                f"the batches of {type(self.problem).__name__} differ in their shapes, or in what "
+                f"they hold besides tensors."
+            )
+        parts = list(tree.tensors(stack(batches)))
+        if all(map(_immutable, batches)):
+            self._stacks[name] = _Stack(batches, versions, parts)
+        return parts, rebuild
+
+
+class OfEach:
+    """An inner optimizer that steps each member as it would be stepped alone.
+
+    Args:
+        make: returns the inner optimizer of a member from its outer variable and the step.
+        outer: the outer variable, on its graph.
+        axis: that of members in `outer`, or `None` where they share it.
+        step: inner steps taken before.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Tree, int], InnerOptimizer],
+        outer: Tree,
+        axis: int | None,
+        step: int,
+    ) -> None:
+        self.outer = outer
+        self._make, self._axis, self._step = make, axis, step
+
+    def _mapped(self, function: Callable[..., T], *trees: Any) -> T:
+        """Return function(optimizer, *trees) of each member."""
+
+        def one(outer: Tree, *rest: Any) -> T:
+            return function(self._make(outer, self._step), *rest)
+
+        with tree.replicated(False):
+            result: T = vmap(one, in_dims=(self._axis, *[0] * len(trees)))(self.outer, *trees)
+        return result
+
+    def init(self, params: Tree) -> State:
+        """Return the state before the first step."""
+        return self._mapped(lambda optimizer, p: optimizer.init(p), params)
+
+    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
+        """Return parameters and state after one step; new tensors, differentiable."""
+
+        def one(optimizer: InnerOptimizer, p: Tree, g: Tree, s: State) -> tuple[Tree, State]:
+            return optimizer.update(p, g, s, step)
+
+        return self._mapped(one, params, grads, state)
+
+    @torch.no_grad()
+    def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
+        """Do the same step in place."""
+        new, moments = self.update(params, grads, state, step)
+        for old, values in ((params, new), *((state[k], v) for k, v in moments.items())):
+            torch._foreach_copy_(list(old.values()), [values[k] for k in old])
+
+    def learning_rate(self, step: int) -> Number:
+        """Return the base learning rate, or one of each member."""
+        if self._axis is None or not any(True for _ in tree.tensors(self.outer)):
+            return self._make(self.outer, self._step).learning_rate(step)
+
+        def one(optimizer: InnerOptimizer, like: Tensor) -> Tensor:
+            rate = optimizer.learning_rate(step)
+            return rate if isinstance(rate, Tensor) else like.new_full((), rate)
+
+        return self._mapped(one, next(tree.tensors(self.outer)))
+
+    def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
+        """Return the gradient that is zero where the steps converge."""
+
+        def one(optimizer: InnerOptimizer, p: Tree, s: Tree) -> Tree:
+            return optimizer.stationary_gradient(p, s)
+
+        return self._mapped(one, params, slope)
+
+
+class _Stack(NamedTuple):
+    """Batches whose tensors were stacked, and the versions that these had."""
+
+    batches: Sequence[Batch]
+    versions: list[int]
+    parts: list[Tensor]
+
+
+def stack(states: Sequence[T]) -> T:
+    """Return one tree whose tensors are those of trees of one form, stacked."""
+    columns = zip(*map(tree.tensors, states), strict=True)
+    stacked = (torch.stack(column) for column in columns)
+    return tree.map_tensors(lambda _: next(stacked), states[0])
+
+
+def pick(state: T, index: int) -> T:
+    """Return the tree of one member; memory is shared."""
+    return tree.map_tensors(lambda t: t[index], state)
+
+
+def slopes(loop: InnerLoop, phi: Tree, inner: GradientState, key: int, count: int) -> list[Tree]:
+    """Return the gradients of g and of `count` F in theta, and the buffers after g."""
+    at = inner.at(tree.leaves(inner.params))
+    g = loop.inner_value(phi, at, loop.draw(inner, key, 0))
+    f = loop.outer_value(phi, at, loop.outer_draw(inner, key)) * count
+    buffers = {k: v.double() for k, v in at.buffers.items()}
+    return [tree.gradient(g, at.params)[0], tree.gradient(f, at.params)[0], buffers]
+
+
+def agree(a: Tree, b: Tree) -> bool:
+    """Return whether two trees are one but for round-off."""
+    # By their norm: single gradients may be 0 but for round-off. A sum over members and examples in
+    # another order stays far below the root of the precision; another value does not.
+    size = tree.norm(b)
+    return bool(
+        (tree.norm(tree.add(a, b, -1.0)) <= torch.finfo(size.dtype).eps ** 0.5 * size).all()
+    )
+
+
+def _immutable(batch: Batch) -> bool:
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    return all(isinstance(part, (Tensor, int, float, str, type(None))) for part in parts)
+
+
+def _same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _alike(batches: Sequence[Batch]) -> bool:
+    """Return whether batches differ in the values of their tensors alone."""
+    forms = [tree.map_tensors(_form, batch) for batch in batches]
+    try:
+        return all(form == forms[0] for form in forms)
+    except (ValueError, RuntimeError):  # of arrays and objects with tensors inside
+        return False
+
+
+def _form(tensor: Tensor) -> Any:
+    return tensor.shape, tensor.dtype
+
+
+def _each(draw: Draw) -> tuple[Draw, ...]:
+    """Return the draws of the members."""
+    if not isinstance(draw, Draws):
+        raise TypeError("stacked runs take the draws that their own `draw` returns.")
+    return draw.each
