@@ -123,11 +123,11 @@ def _read(path: Path) -> dict[tuple[str, str], Row]:
             _expected(row)
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise ReportError(
-            f"Cannot read {path} ({type(error).__name__}: {error}). --exact compares with the "
+            f"Cannot read {path} ({type(error).__name__}: {error}). --check compares with the "
             f"table.csv of a report."
         ) from error
     if not rows:
-        raise ReportError(f"{path} holds no cell. --exact compares with the table.csv of a report.")
+        raise ReportError(f"{path} holds no cell. --check compares with the table.csv of a report.")
     return rows
 
 

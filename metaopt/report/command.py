@@ -12,7 +12,6 @@ from metaopt.files.errors import FolderError
 from metaopt.files.writing import refuse_links, write_text
 from metaopt.report import sweep_figures, tables
 from metaopt.report.cells import check_cells, write_cells
-from metaopt.report.check import check
 from metaopt.report.collect import ReportError, collect
 from metaopt.report.notes import missing, notes
 from metaopt.report.settings import settings_for
@@ -46,10 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--level", type=_level, default=0.95, help="coverage (default 0.95)")
     parser.add_argument("--out", type=Path, help="where to write (default: FOLDER/report)")
     parser.add_argument(
-        "--check", type=Path, metavar="FILE", help="expected means (JSON); exit 1 when one is off"
-    )
-    parser.add_argument(
-        "--exact", action="store_true", help="FILE is a table.csv, compared cell by cell"
+        "--check", type=Path, metavar="TABLE.csv", help="compare the cells; exit 1 when one is off"
     )
     return parser
 
@@ -70,7 +66,7 @@ def _report(options: argparse.Namespace, command: str) -> int:
             "experiment are splits of one data set; use --interval t."
         )
     summary = Summary(runs, settings, options.interval, options.level)
-    off, checked = _check(options, summary)
+    comparison = None if options.check is None else check_cells(runs, options.check)
     optional = [tables.differences(summary), tables.costs(summary), tables.reported(summary)]
     shown = [tables.results(summary), *(table for table in optional if table is not None)]
     footer = [*notes(summary), f"Table made by: {command}"]
@@ -88,23 +84,14 @@ def _report(options: argparse.Namespace, command: str) -> int:
             "with --out FOLDER."
         ) from error
     _print(shown, footer, gaps, paths)
+    if comparison is None:
+        return 0
+    off = comparison.off
     for text in off:
         print(f"off: {text}", file=sys.stderr)
-    if checked:
-        print(checked + (f"; {len(off)} numbers are off." if off else ": all as expected."))
+    verdict = f"; {len(off)} numbers are off." if off else ": all as expected."
+    print(comparison.text(options.check) + verdict)
     return 1 if off else 0
-
-
-def _check(options: argparse.Namespace, summary: Summary) -> tuple[list[str], str]:
-    """Return what is off, and what was compared; nothing where nothing is to be checked."""
-    if options.check is None:
-        if options.exact:
-            raise ReportError("--exact needs the table to compare with: --check TABLE.csv --exact")
-        return [], ""
-    if not options.exact:
-        return check(summary, options.check), f"Means and tolerances of {options.check}"
-    comparison = check_cells(summary.runs, options.check)
-    return comparison.off, comparison.text(options.check)
 
 
 def _write(

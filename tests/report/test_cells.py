@@ -35,7 +35,7 @@ def again(folder, shift=0.0, seed=1, machine=HERE, **result):
 
 def check(folder, table, capsys):
     capsys.readouterr()
-    code = main([str(folder), "--check", str(table), "--exact"])
+    code = main([str(folder), "--check", str(table)])
     return code, *capsys.readouterr()
 
 
@@ -130,9 +130,3 @@ def test_a_file_that_is_no_table_is_named(text, words, table, tmp_path, capsys):
     assert code == 2
     assert words in err
     assert str(path) in err
-
-
-def test_exact_needs_a_table(tmp_path, capsys):
-    write_run(tmp_path / "a", 0, "plain", report=REPORT)
-    assert main([str(tmp_path), "--exact"]) == 2
-    assert "--check TABLE.csv --exact" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 import csv
 import json
 
-import numpy as np
 import pytest
 import yaml
 from run_folders import REPORT, accuracy, cells, write_run
@@ -176,34 +175,6 @@ def test_options_replace_the_experiments(sweep, tmp_path):
     assert "| plain | better | outer/loss |" in text
     assert "0.100 [0.100, 0.100]" in text
     assert "90 % percentile bootstrap" in text
-
-
-def test_check_compares_in_the_tables_units(sweep, tmp_path, capsys):
-    mean = float(np.mean([100 * accuracy("plain", seed) for seed in range(4)]))
-    expected = tmp_path / "expected.json"
-    right = {"plain": {"eval/accuracy": {"mean": mean + 0.09, "tolerance": 0.1}}}
-    expected.write_text(json.dumps(right))
-    assert main([str(sweep), "--check", str(expected)]) == 0
-    right["plain"]["eval/accuracy"]["mean"] = mean + 0.11
-    right["absent"] = {"eval/loss": {"mean": 0, "tolerance": 1}}
-    expected.write_text(json.dumps(right))
-    capsys.readouterr()
-    assert main([str(sweep), "--check", str(expected)]) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[1].strip() for line in lines] == [
-        "plain, eval/accuracy",
-        "absent, eval/loss",
-    ]
-    assert "no finished run has it" in lines[1]
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"plain": {"eval/loss": {"mean": 1}}}'])
-def test_a_bad_expectation_is_named(sweep, tmp_path, capsys, content):
-    path = tmp_path / "expected.json"
-    if content is not None:
-        path.write_text(content)
-    assert main([str(sweep), "--check", str(path)]) == 2
-    assert '"tolerance": 0.01' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
