@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metaopt.llm import Client
+    from metaopt.llm import LM, Client
     from metaopt.problems.process_reward.data.formats import Chain
     from metaopt.problems.process_reward.labelling.rollouts import Judge, Policy
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--key-variable", metavar="NAME", help="environment variable with the server's key")
     add("--judge", metavar="MODEL", help="of the server, for answers that rules cannot compare")
     add("--device", default="cpu", help="of a transformers model")
-    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    add("--dtype", default="auto", help="auto, float64, float32, bfloat16 or float16")
     add("--batch-size", type=int, default=16, help="continuations generated together")
     add("--temperature", type=float, default=0.7, help="of sampling, above 0")
     add("--max-tokens", type=int, default=1024, help="longest continuation")
@@ -143,36 +143,26 @@ def _models(
         raise ValueError(f"--policy {options.policy} needs --model.")
     if options.judge and options.policy != "server":
         raise ValueError(f"--judge needs --policy server; got --policy {options.policy}.")
-    if options.policy == "transformers":
-        from metaopt.problems.process_reward.labelling.generate import GenerateCompletion
-
-        return (
-            GenerateCompletion(
-                options.model,
-                options.temperature,
-                max_tokens=options.max_tokens,
-                batch_size=options.batch_size,
-                device=options.device,
-                dtype=options.dtype,
-            ),
-            None,
-            None,
-        )
     from metaopt.llm import Client
-    from metaopt.llm.openai_compatible import OpenAICompatibleLM
     from metaopt.problems.process_reward.labelling.llm import ClientCompletion, ClientJudge
 
-    names = {"policy": options.model, **({"judge": options.judge} if options.judge else {})}
-    client = Client(
-        {
-            role: OpenAICompatibleLM(name, options.base_url, options.key_variable)
-            for role, name in names.items()
-        }
-    )
+    lms: dict[str, LM] = {}
+    local = options.policy == "transformers"
+    if local:
+        from metaopt.llm.transformers_lm import TransformersLM
+
+        lms["policy"] = TransformersLM(
+            options.model, options.device, options.dtype, options.batch_size
+        )
+    else:
+        from metaopt.llm.openai_compatible import OpenAICompatibleLM
+
+        names = {"policy": options.model, **({"judge": options.judge} if options.judge else {})}
+        for role, name in names.items():
+            lms[role] = OpenAICompatibleLM(name, options.base_url, options.key_variable)
+    client = Client(lms, concurrency=options.batch_size)
     stack.callback(client.close)
-    policy = ClientCompletion(
-        client, temperature=options.temperature, max_tokens=options.max_tokens
-    )
+    policy = ClientCompletion(client, options.temperature, options.max_tokens, prefill=local)
     return policy, ClientJudge(client) if options.judge else None, client
 
 

@@ -53,8 +53,8 @@ class Decoder:
         eos = model.generation_config.eos_token_id
         ends = {*(eos if isinstance(eos, list) else [eos]), self._tokenizer.eos_token_id} - {None}
         self._ends: list[int] = sorted(ends)
-        pad = self._tokenizer.pad_token_id
-        self._pad = pad if pad is not None else next(iter(self._ends), 0)
+        # Masked wherever it stands. A tokenizer's own may lie beyond the rows of the embedding.
+        self._pad = next(iter(self._ends), 0)
         model.generation_config = GenerationConfig()
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
@@ -73,10 +73,13 @@ class Decoder:
         if self._tokenizer.chat_template is None:
             text = "\n\n".join(m["content"] for m in messages)
         else:
+            # Behind the template, which would end the assistant's turn and start another one.
+            begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
             try:
-                text = self._tokenizer.apply_chat_template(
+                asked = self._tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=True
                 )
+                text = asked + begun
             except TemplateError as error:
                 return Rejected(f"The chat template refused the messages: {error}", request.role)
         special = self._tokenizer.chat_template is None

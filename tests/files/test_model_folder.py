@@ -7,7 +7,6 @@ import transformers
 
 from metaopt.llm.transformers_lm import TransformersLM
 from metaopt.nn.word_tokenizer import tokenizer_of
-from metaopt.problems.process_reward.labelling.generate import GenerateCompletion
 from metaopt.problems.process_reward.model.backbone import configuration
 from metaopt.problems.reward_model.model.export import load
 from metaopt.problems.reward_model.model.scorer import Scorer
@@ -38,12 +37,11 @@ def adapter(tmp_path_factory):
         load,
         TextEncoder,
         Scorer,
-        GenerateCompletion,
         lambda source: configuration(source, None),
         lambda source: tokenizer_of(source, None, []),
         TransformersLM,
     ],
-    ids=["reward", "encoder", "scorer", "policy", "reader", "tokenizer", "lm"],
+    ids=["reward", "encoder", "scorer", "reader", "tokenizer", "lm"],
 )
 def test_an_adapter_is_refused_with_how_to_merge_it(read, adapter: Path):
     with pytest.raises(ValueError, match=r"holds a PEFT adapter, not a model\. Merge it into its"):

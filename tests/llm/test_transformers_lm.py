@@ -227,6 +227,15 @@ def test_a_request_that_does_not_fit_is_refused_and_the_others_answered(folder: 
     assert refused.role == "judge"
 
 
+def test_a_last_message_of_the_assistant_is_continued(folder: Path, tmp_path: Path) -> None:
+    decoder = Decoder(str(folder), "cpu", "float32", 0)
+    turn = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    decoder._tokenizer.chat_template = template + "{% if add_generation_prompt %}<reply>{% endif %}"
+    ids = decoder._encode(Request("judge", turn, Parameters(max_tokens=8)))
+    assert decoder._tokenizer.decode(ids) == "<user>q<reply>a"
+
+
 def test_a_template_that_refuses(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     target = edited(folder, tmp_path / "a", "config.json", lambda own: own)

@@ -77,7 +77,7 @@ def test_names_tell_whatever_decides_rollouts_and_verdicts(
     client = Client({"policy": policy(), "judge": policy()})
     names = [
         ClientCompletion(client, **options).name
-        for options in ({}, {"temperature": 0.7}, {"max_tokens": 64})
+        for options in ({}, {"temperature": 0.7}, {"max_tokens": 64}, {"prefill": True})
     ]
     judge = ClientJudge(client).name
     monkeypatch.setattr(llm, "CONTINUE", "Go on. {prompt}|{prefix}")

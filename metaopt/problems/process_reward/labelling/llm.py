@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metaopt.engine.ranges import check_ranges
-from metaopt.llm.chat import Parameters, Reply, Request, user
+from metaopt.llm.chat import Message, Parameters, Reply, Request, user
 from metaopt.llm.client import Client
 from metaopt.llm.errors import LMError, Transient, Truncated
 from metaopt.problems.process_reward.labelling.rollouts import digest
@@ -45,19 +45,29 @@ class ClientCompletion:
 
     Args:
         client: holds the model of the role `policy`.
-        temperature: above 0, so that rollouts differ.
+        temperature: above 0, so that rollouts differ; released process reward models took 0.3 to 1.
         max_tokens: longest completion.
+        prefill: make the first steps the beginning of the assistant's turn, which
+            `metaopt.llm.transformers_lm.TransformersLM` continues; else a prompt asks for the rest,
+            as servers differ in what they make of a turn that has begun.
 
     Raises:
         ValueError: a client without the role, or a temperature of 0.
     """
 
-    def __init__(self, client: Client, temperature: float = 0.6, max_tokens: int = 1_024) -> None:
+    def __init__(
+        self,
+        client: Client,
+        temperature: float = 0.6,
+        max_tokens: int = 1_024,
+        prefill: bool = False,
+    ) -> None:
         model = _model(client, "policy")
-        self.temperature = temperature
+        self.temperature, self.prefill = temperature, prefill
         check_ranges(self, "temperature > 0")
         self._client, self._parameters = client, Parameters(temperature, max_tokens)
-        self.name = f"{model} t={temperature} max_tokens={max_tokens} template={digest(CONTINUE)}"
+        how = "prefill" if prefill else f"template={digest(CONTINUE)}"
+        self.name = f"{model} t={temperature} max_tokens={max_tokens} {how}"
 
     def complete(
         self,
@@ -71,19 +81,19 @@ class ClientCompletion:
             LMError: nothing more can be asked: a spent budget, a refusal, a rejected request, or
                 a replay without the answer.
         """
+        numbers = draw.integers(2**31, size=len(prompts)).tolist()
         requests = [
-            Request(
-                "policy",
-                user(CONTINUE.format(prompt=prompt, prefix="\n".join(prefix))),
-                self._parameters,
-                int(number),
-            )
-            for prompt, prefix, number in zip(
-                prompts, prefixes, draw.integers(2**31, size=len(prompts)), strict=True
-            )
+            Request("policy", self._messages(prompt, prefix), self._parameters, number)
+            for prompt, prefix, number in zip(prompts, prefixes, numbers, strict=True)
         ]
         replies = _replies(self._client, requests)
         return [None if r is None or r.finish == "length" else r.text.strip() for r in replies]
+
+    def _messages(self, prompt: str, prefix: Sequence[str]) -> tuple[Message, ...]:
+        if not self.prefill:
+            return user(CONTINUE.format(prompt=prompt, prefix="\n".join(prefix)))
+        begun = "".join(f"{step}\n\n" for step in prefix)
+        return (*user(prompt), {"role": "assistant", "content": begun})
 
 
 class ClientJudge:

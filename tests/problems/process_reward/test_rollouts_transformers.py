@@ -10,8 +10,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from metaopt.llm import Client
+from metaopt.llm.transformers_lm import TransformersLM
 from metaopt.problems.process_reward.data.formats import Chain
-from metaopt.problems.process_reward.labelling.generate import GenerateCompletion
+from metaopt.problems.process_reward.labelling.llm import ClientCompletion
 from metaopt.problems.process_reward.labelling.rollouts import label_steps
 
 WORDS = ["<end>", "<unknown>", "0", "1", "2", "3", "4", "+", "=", "A:", "so"]
@@ -25,9 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model")
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unknown>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<end>", unk_token="<unknown>"
-    ).save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(path)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
@@ -36,6 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     )  # fmt: skip
     Qwen2ForCausalLM(config).save_pretrained(path)
     return str(path)
+
+
+def policy(folder: str, batch_size: int = 16, **options: Any) -> ClientCompletion:
+    lm = TransformersLM(folder, batch_size=batch_size)
+    return ClientCompletion(Client({"policy": lm}, concurrency=batch_size), prefill=True, **options)
 
 
 def law(folder: str, text: str, temperature: float) -> np.ndarray:
@@ -50,14 +55,14 @@ def law(folder: str, text: str, temperature: float) -> np.ndarray:
 
 
 def test_the_first_word_has_the_models_distribution(folder: str) -> None:
-    policy = GenerateCompletion(folder, temperature=0.7, max_tokens=100, batch_size=600)
-    prompts = ["1 + 1 =", "0"] * 300
-    prefixes: list[list[str]] = [["so 1", "+ 2 = 3"], []] * 300
-    completions = policy.complete(prompts, prefixes, np.random.default_rng(0))
-    assert len(completions) == 600
+    rollouts = policy(folder, 400, temperature=0.7, max_tokens=60)
+    prompts = ["1 + 1 =", "0"] * 200
+    prefixes: list[list[str]] = [["so 1", "+ 2 = 3"], []] * 200
+    completions = rollouts.complete(prompts, prefixes, np.random.default_rng(0))
+    assert len(completions) == 400
     for kind, text in enumerate(("1 + 1 = so 1 + 2 = 3", "0")):
         said = [x for x in completions[kind::2] if x is not None]
-        assert len(said) > 290
+        assert len(said) > 190
         firsts = [next(i for i, w in enumerate(WORDS) if x.startswith(w)) if x else 0 for x in said]
         expected = len(said) * law(folder, text, 0.7)
         often = expected > 5
@@ -69,66 +74,32 @@ def test_the_first_word_has_the_models_distribution(folder: str) -> None:
 
 
 def test_draws_are_a_function_of_the_generator(folder: str) -> None:
-    policy = GenerateCompletion(folder, max_tokens=20, batch_size=4)
     before = torch.get_rng_state()
     args: Any = (["1"] * 10, [["so"]] * 10)
-    one, same, other = (policy.complete(*args, np.random.default_rng(s)) for s in (1, 1, 2))
+    one, same, other = (
+        policy(folder, size, max_tokens=60).complete(*args, np.random.default_rng(seed))
+        for size, seed in ((4, 1), (3, 1), (4, 2))  # whatever is in a batch
+    )
     assert one == same != other
     assert len(set(one)) > 3
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_completion_that_is_cut_off_is_none(folder: str) -> None:
-    policy = GenerateCompletion(folder, temperature=1.0, max_tokens=1)
-    completions = policy.complete(["1"] * 200, [[]] * 200, np.random.default_rng(0))
+    completions = policy(folder, temperature=1.0, max_tokens=1).complete(
+        ["1"] * 200, [[]] * 200, np.random.default_rng(0)
+    )
     ended = law(folder, "1", 1.0)[0]
     assert set(completions) <= {None, ""}
     share = np.mean([x == "" for x in completions])
     assert share == pytest.approx(ended, abs=4 * np.sqrt(ended * (1 - ended) / 200) + 1e-9)
 
 
-def test_a_chat_template_puts_the_steps_into_the_answers_turn(
-    folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = GenerateCompletion(folder)
-    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
-    policy._tokenizer.chat_template = (
-        template + "{% if add_generation_prompt %} [assistant] {% endif %}"
-    )
-    assert policy._text("q", ["a", "b"]) == "[user] q [assistant] a\n\nb\n\n"
-
-
 def test_labels_from_a_local_model(folder: str, tmp_path: Path) -> None:
-    policy = GenerateCompletion(folder, temperature=1.0, max_tokens=30)
+    rollouts = policy(folder, temperature=1.0, max_tokens=30)
     chains = [Chain("1 + 1 =", ("so 1", "+ 1"), qid=str(i)) for i in range(4)]
-    labelled = label_steps(chains, ["2"] * 4, policy, tmp_path, batch=3)
+    labelled = label_steps(chains, ["2"] * 4, rollouts, tmp_path, batch=3)
     assert {r in range(9) for c in labelled for r in c.rollouts} == {True}
     assert sum(r or 0 for c in labelled for r in c.rollouts) >= 26
-    again = label_steps(chains, ["2"] * 4, policy, tmp_path / "again", batch=3)
+    again = label_steps(chains, ["2"] * 4, rollouts, tmp_path / "again", batch=3)
     assert again == labelled
-
-
-def test_the_name_tells_whatever_decides_completions(folder: str) -> None:
-    given: list[dict[str, Any]] = [
-        {},
-        {"temperature": 0.6},
-        {"max_tokens": 20},
-        {"dtype": "bfloat16"},
-        {"batch_size": 4},
-    ]
-    names = [GenerateCompletion(folder, **options).name for options in given]
-    assert len(set(names)) == len(names)
-    assert "template=None" in names[0]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"temperature": 0.0}, "temperature > 0.*got temperature=0.0"),
-        ({"dtype": "int8"}, "dtype to be one of auto, .*'int8'"),
-        ({"max_tokens": 0}, "max_tokens=0"),
-    ],
-)
-def test_arguments_out_of_range_are_named(folder: str, wrong: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        GenerateCompletion(folder, **wrong)
