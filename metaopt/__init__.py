@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         Report,
     )
     from metaopt.engine.random import Draw, epoch_batch, fold, generator
+    from metaopt.engine.remat import remat
+    from metaopt.engine.remat_blocks import remat_blocks
     from metaopt.engine.schedules import Cosine, StepDecay
     from metaopt.estimators import (
         ConjugateGradient,
@@ -91,6 +93,8 @@ __all__ = [  # noqa: RUF022
     "Records",
     "split_module",
     "functional_call",
+    "remat_blocks",
+    "remat",
     "epoch_batch",
     # inner optimizers
     "SGD",
@@ -143,6 +147,8 @@ _MODULES = {
     "engine.inner_optimizers": "SGD Adam AdamW NormalizedSGD",
     "engine.protocols": ("Estimator Feedback NonFiniteError OuterOptimizer Problem Records Report"),
     "engine.random": "Draw epoch_batch fold generator",
+    "engine.remat": "remat",
+    "engine.remat_blocks": "remat_blocks",
     "engine.schedules": "Cosine StepDecay",
     "estimators": (
         "ConjugateGradient Direct EvolutionStrategies Exact FiniteDifference FirstOrder "

@@ -1,13 +1,14 @@
-"""Blocks that keep torch to implementations which estimators can differentiate or replay."""
+"""Blocks that say how torch runs: by which implementations, and under which function modes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -36,3 +37,23 @@ def twice_differentiable() -> Iterator[None]:
     """Run `eager`, with attention by torch's plain kernel: the fused ones have one derivative."""
     with eager(), sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def current_function_modes() -> list[TorchFunctionMode]:
+    """Return the active function modes, the innermost last."""
+    return [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+
+
+@contextmanager
+def function_modes(modes: Sequence[TorchFunctionMode]) -> Iterator[None]:
+    """Run under these function modes in place of the active ones."""
+    active = [torch._C._pop_torch_function_stack() for _ in current_function_modes()]
+    try:
+        for mode in modes:
+            torch._C._push_on_torch_function_stack(mode)
+        yield
+    finally:
+        for _ in current_function_modes():
+            torch._C._pop_torch_function_stack()
+        for mode in reversed(active):
+            torch._C._push_on_torch_function_stack(mode)

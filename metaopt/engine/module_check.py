@@ -106,7 +106,7 @@ def _recomputed(problem: str, name: str, how: str) -> str:
         f"{name} of {problem} recomputes layers in its backward pass {how} "
         f"(torch.utils.checkpoint): under functional_call their gradients would be those of other "
         f"weights, or missing. Take the checkpoint() out of the module; where memory is short, "
-        f"estimator.segments=auto of unroll recomputes inner steps instead."
+        f"metaopt.remat_blocks(module, pattern) recomputes layers in derivatives of every order."
     )
 
 

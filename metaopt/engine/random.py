@@ -56,6 +56,34 @@ def _refuse_several(key: int) -> None:
         raise TypeError("one generator would draw the same numbers for all replicates.")
 
 
+GeneratorStates = tuple[torch.Tensor, list[torch.Tensor] | None]
+"""Where torch's global generators are: that of the CPU, and those of CUDA devices in use."""
+
+
+def generator_states() -> GeneratorStates:
+    """Return where torch's global generators are."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.default_generator.get_state(), cuda
+
+
+def set_generator_states(states: GeneratorStates) -> None:
+    """Bring torch's global generators to where they were."""
+    cpu, cuda = states
+    torch.default_generator.set_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def restored_generators() -> Iterator[None]:
+    """Restore torch's global generators after the block."""
+    saved = generator_states()
+    try:
+        yield
+    finally:
+        set_generator_states(saved)
+
+
 @contextmanager
 def replay(key: int) -> Iterator[None]:
     """Seed torch's global generators with `key` inside the block and restore them after it.
@@ -64,18 +92,11 @@ def replay(key: int) -> Iterator[None]:
     see the same masks, which a finite difference needs.
     """
     _refuse_several(key)
-    cpu = torch.default_generator
-    saved = cpu.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        cpu.manual_seed(key)
-        if cuda is not None:
+    with restored_generators():
+        torch.default_generator.manual_seed(key)
+        if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(key)
         yield
-    finally:
-        cpu.set_state(saved)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,6 @@ def _operations(loss: Tensor) -> set[str]:
         node = nodes.pop()
         if node is not None and node not in visited:
             visited.add(node)
-            names.add(node.name())
+            names |= {node.name(), *getattr(node, "operations", ())}  # of a rematerialised block
             nodes += [parent for parent, _ in node.next_functions]
     return names
