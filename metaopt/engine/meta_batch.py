@@ -76,7 +76,7 @@ class MetaBatch(Stacked):
 
     def check_modules(self, outer: Tree, inner: GradientState) -> None:
         """Raise a `ValueError` if a step on the problem's modules would be wrong; tried once."""
-        self.loop.check_modules(outer, self.task(inner, 0))
+        self.loop.check_modules(outer, self.member(inner, 0))
 
     def inner_value(
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
