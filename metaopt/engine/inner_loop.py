@@ -102,12 +102,14 @@ class InnerLoop:
         updates_state: whether inner steps change the problem's own state.
         prepares_batches: whether the problem adds to its inner batches.
         has_buffers: whether the problem's module has buffers.
+        half_precision: the dtypes of half precision that g computes in; filled by `check_modules`.
     """
 
     def __init__(self, problem: GradientProblem) -> None:
         self.problem = problem
         self.outer_step = self.task_index = 0
         self.meta_batches: dict[int, Any] = {}
+        self.half_precision: frozenset[torch.dtype] = frozenset()
         self._modules_checked = False
         optimizer = getattr(problem, "inner_optimizer", None)
         if isinstance(optimizer, type) or not (
@@ -310,7 +312,7 @@ class InnerLoop:
         if not self._modules_checked:
             # What a problem draws from torch's global generators must not move those of the run.
             with replay(0):
-                check_training(self, outer, inner)
+                self.half_precision = check_training(self, outer, inner)
             self._modules_checked = True
 
     def run(self, outer: Tree, inner: GradientState, key: int, steps: int) -> GradientState:

@@ -7,6 +7,8 @@ Nothing here knows a module by its class. A loss is evaluated and differentiated
 - gradients are dense;
 - g is a function of its arguments, so that two evaluations agree.
 
+What the pass shows beside: whether g computes in half precision.
+
 Cost, once per run: two evaluations and one gradient of g, one gradient of F.
 """
 
@@ -32,8 +34,11 @@ _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far two evaluations may be apart where sums are not taken in one order; else 1e-2."""
 
 
-def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
-    """Raise a `ValueError` if a gradient step on the problem's modules would be wrong.
+HALF = frozenset({torch.float16, torch.bfloat16})
+
+
+def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozenset[torch.dtype]:
+    """Return which of `HALF` g computes in; raise a `ValueError` if a step would be wrong.
 
     Args:
         loop: the inner level.
@@ -44,9 +49,11 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
     phi, theta = tree.leaves(outer), tree.leaves(inner.params)
     # In phi as well: an outer network may be what recomputes its layers.
     leaves = [*theta.values(), *phi.values()]
+    reads = _ParameterReads()
     loss, slopes = _differentiated(
-        problem, "inner_loss", lambda: loop.inner_value(phi, inner.at(theta), draw, batch), leaves
-    )
+        problem, "inner_loss", lambda: loop.inner_value(phi, inner.at(theta), draw, batch), leaves,
+        reads,
+    )  # fmt: skip
     for name, slope in zip(theta, slopes, strict=False):
         if slope is not None and slope.layout is not torch.strided:
             raise ValueError(
@@ -65,6 +72,7 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
             f"hidden state. Draw from torch's global generator, which is seeded by step, or from "
             f"draw.generator in inner_batch; keep a state in init_state and update_state."
         )
+    return frozenset(reads.half)
 
 
 def check_outer_loss(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
@@ -72,18 +80,19 @@ def check_outer_loss(loop: InnerLoop, outer: Tree, inner: GradientState) -> None
     phi, theta = tree.leaves(outer), tree.leaves(inner.params)
     at, draw = inner._replace(params=theta), loop.outer_draw(inner, 0)
     problem, leaves = type(loop.problem).__name__, [*theta.values(), *phi.values()]
-    _differentiated(problem, "outer_loss", lambda: loop.outer_value(phi, at, draw), leaves)
+    _differentiated(problem, "outer_loss", lambda: loop.outer_value(phi, at, draw), leaves,
+                    _ParameterReads())  # fmt: skip
 
 
 def _differentiated(
-    problem: str, name: str, value: Callable[[], Tensor], leaves: list[Tensor]
-) -> tuple[Tensor, Sequence[Tensor | None]]:
+    problem: str, name: str, value: Callable[[], Tensor], leaves: list[Tensor],
+    reads: _ParameterReads,
+) -> tuple[Tensor, Sequence[Tensor | None]]:  # fmt: skip
     """Return a loss and its derivatives, none for a constant, with the reads of both passes seen.
 
     Raises:
         ValueError: the reverse pass reads other weights than the forward pass.
     """
-    reads = _ParameterReads()
     try:
         with eager(), reads, warnings.catch_warnings():
             warnings.filterwarnings("error", "None of the inputs have requires_grad")
@@ -111,11 +120,18 @@ def _recomputed(problem: str, name: str, how: str) -> str:
 
 
 class _ParameterReads(TorchDispatchMode):
-    """Which memory is read in the forward pass, and parameters of modules read only after it."""
+    """Which memory is read in the forward pass, and parameters of modules read only after it.
+
+    Attributes:
+        backward: whether the reverse pass has begun.
+        other: whether it has read a parameter that the forward pass did not.
+        half: which dtypes of half precision the forward pass has computed in.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.backward, self.other = False, False
+        self.half = set[torch.dtype]()
         self._forward: set[int] = set()
 
     @classmethod
@@ -131,4 +147,5 @@ class _ParameterReads(TorchDispatchMode):
             self.other |= any(t.data_ptr() not in self._forward for t in own)
         else:
             self._forward.update(t.data_ptr() for t in read)
+            self.half.update(HALF & {t.dtype for t in read})
         return func(*args, **(kwargs or {}))

@@ -26,12 +26,24 @@ class CentralDifference(InnerRun):
     """
 
     least_steps = 0
+    needs_precision = ("theta", "phi")
     direction_gradients: ClassVar[int] = 0
 
     def __init__(self, epsilon: float | None = None, inner_steps: int = 1) -> None:
         super().__init__(inner_steps)
         self.epsilon = epsilon
         check_ranges(self, "epsilon > 0 or null")
+
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        super().check(loop)
+        if loop.half_precision and loop.problem.compute_dtype is None:
+            name, dtypes = type(loop.problem).__name__, ", ".join(map(str, loop.half_precision))
+            raise ValueError(
+                f"inner_loss of {name} computes in {dtypes}, which decides the radius of "
+                f"{type(self).__name__}'s difference: set {name}.compute_dtype to it, or use "
+                f"estimator=unroll or one_step."
+            )
 
     @abstractmethod
     def direction(
@@ -79,10 +91,12 @@ class FiniteDifference(CentralDifference):
     the saved parameters and for v, which takes the place of the inner gradient: one copy more than
     the inner loop.
 
-    Traps: bfloat16 parameters round the perturbation away (0.03 to 0.2 of error at the default of
-    3e-3), keep them in float32. Across ranks v is averaged before the product, since averaging
-    hypergradients afterwards is not the same. A layer that is checkpointed and detaches inside is
-    recomputed without the replay.
+    Parameters or a phi of half precision, which rounds the difference away (10 to 190 % of error),
+    are refused, and so is a g that computes in it without a `compute_dtype`.
+
+    Traps: across ranks v is averaged before the product, since averaging hypergradients afterwards
+    is not the same. A layer that is checkpointed and detaches inside is recomputed without the
+    replay.
 
     Reference: Liu et al., DARTS, ICLR 2019.
 

@@ -15,7 +15,7 @@ from metaopt.engine.meta_batch import MetaBatch
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
 from metaopt.estimators.inner_run import Result, outer_gradients
-from metaopt.estimators.solvers import ConjugateGradient, Identity, Solver
+from metaopt.estimators.solvers import ConjugateGradient, Exact, Identity, Solver
 from metaopt.estimators.task_average import TaskAverage, mean_feedback
 
 
@@ -68,6 +68,9 @@ class Implicit(TaskAverage):
         self.carries_start = any_start
         self.needs_stationarity = not isinstance(self.solve, Identity)
         self.carries_optimizer = self.needs_stationarity
+        # torch factorizes no matrices of half precision.
+        if isinstance(self.solve, Exact) or getattr(self.solve, "preconditioner", None):
+            self.needs_precision = ("theta",)
         self._solver: dict[str, Any] = {}
 
     def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:

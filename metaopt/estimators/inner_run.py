@@ -11,7 +11,7 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.buffers import buffer_path
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.module_check import check_outer_loss
+from metaopt.engine.module_check import HALF, check_outer_loss
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
@@ -50,6 +50,8 @@ class InnerRun:
             made of phi is in the result; where stationarity is needed, of its decay alone.
         second_derivatives: how those of g are taken: by two reverse passes, forward in theta and
             reverse in phi, or not at all.
+        needs_precision: what must not be of half precision, of theta and phi: a difference of two
+            gradients rounds away, and torch has no dense factorization of it.
         memory: what is kept from one call to the next: `name` is the attribute `_name`.
         stacks: whether each replicate of a run with several seeds gets what it would get alone;
             see `metaopt.engine.tree.replicated`.
@@ -63,6 +65,7 @@ class InnerRun:
     needs_stationarity: bool = False
     carries_optimizer: bool = False
     second_derivatives: ClassVar[Literal["reverse", "forward"] | None] = None
+    needs_precision: tuple[str, ...] = ()
     memory: ClassVar[tuple[str, ...]] = ()
     stacks: bool = False
 
@@ -82,6 +85,7 @@ class InnerRun:
             forks = not loop.problem.warm_start and any(t.requires_grad for t in made)
             start = tree.detach(start)
             loop.check_modules(phi, start)
+            _refuse_half(loop, name, phi, start, self.needs_precision)
             check_outer_loss(loop, phi, start)
             check_buffers(loop, phi, start)
             if forks and not self.carries_start:
@@ -232,6 +236,23 @@ def _refuse_buffers(
             f"(module.train()) in {path.loss}; or pass it inner.with_constant_buffers(), "
             f"which defines that the buffers are constants."
         )
+
+
+def _refuse_half(
+    loop: InnerLoop, estimator: str, phi: Tree, inner: GradientState, needs: Sequence[str]
+) -> None:
+    """Raise a `ValueError` if what needs more precision, of theta and phi, has half."""
+    problem = type(loop.problem).__name__
+    trees = {"theta": ("the parameter", inner.params), "phi": ("the outer variable's", phi)}
+    for whose, tensors in (trees[name] for name in needs):
+        for key, value in tensors.items():
+            if value.dtype in HALF:
+                raise ValueError(
+                    f"{estimator} needs more precision than {whose} {key!r} of {problem} has "
+                    f"({value.dtype}). Keep it in float32 and compute in half precision under "
+                    f"torch.autocast, with {problem}.compute_dtype = torch.bfloat16; or use "
+                    f"estimator=unroll or one_step."
+                )
 
 
 def _refuse_unconnected(

@@ -52,6 +52,7 @@ class Penalty(InnerRun):
 
     stacks = True
     needs_stationarity = True
+    needs_precision = ("theta", "phi")
     memory = ("copy", "gamma")
 
     def __init__(

@@ -9,12 +9,16 @@ from user_modules import KINDS, REFUSED, Regression, relative_error, second_orde
 from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.estimators import (
+    ConjugateGradient,
     Direct,
+    Exact,
     FiniteDifference,
     Forward,
     Identity,
     Implicit,
+    Nystrom,
     OneStep,
+    Penalty,
     Sama,
     Score,
     Unroll,
@@ -96,6 +100,49 @@ def test_a_checkpointed_outer_network_is_refused(estimator):
     build = EXACT[estimator][0] if estimator in EXACT else Score
     with pytest.raises(ValueError, match="checkpoint"):
         build().check(InnerLoop(Weighted(KINDS["in place"]())))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "whose", ["the parameter 'layer.weight'", "the outer variable's 'weights'"]
+)
+def test_half_precision_is_refused_where_it_rounds_the_result_away(whose, half):
+    problem = Regression(KINDS["in place"](), half if "param" in whose else torch.float32)
+    if "outer" in whose:
+        problem.init_outer = lambda generator: {"weights": torch.linspace(-1, 1, 3).to(half)}
+    message = f"more precision than {whose} of Regression has .{half}.*compute_dtype"
+    for estimator in (FiniteDifference(), Sama(), Penalty()):
+        with pytest.raises(ValueError, match=message):
+            estimator.check(InnerLoop(problem))
+    for estimator in (Implicit(Exact()), Implicit(ConjugateGradient(preconditioner=Nystrom(2)))):
+        if "param" in whose:
+            with pytest.raises(ValueError, match=message):
+                estimator.check(InnerLoop(problem))
+        else:
+            estimator.check(InnerLoop(problem))
+
+
+@pytest.mark.parametrize(
+    ("build", "oracle"),
+    [EXACT["unroll"], EXACT["forward"], EXACT["one_step"], EXACT["implicit_identity"]],
+)
+def test_other_estimators_in_bfloat16_are_within_its_rounding(build, oracle):
+    problem, half = Regression(KINDS["in place"]()), Regression(KINDS["in place"](), torch.bfloat16)
+    assert relative_error(gradient(half, build()), oracle(problem)) < 0.05
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference(), Sama()])
+def test_a_loss_that_computes_in_half_precision_says_so(estimator):
+    class Autocast(Regression):
+        def losses(self, inner, batch):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().losses(inner, batch)
+
+    problem = Autocast(KINDS["in place"](), torch.float32)
+    with pytest.raises(ValueError, match=r"computes in torch.bfloat16.*set Autocast.compute_dtype"):
+        estimator.check(InnerLoop(problem))
+    problem.compute_dtype = torch.bfloat16
+    estimator.check(InnerLoop(problem))
 
 
 CHECKPOINTED = [kind for kind in REFUSED if kind.startswith("checkpointed")]

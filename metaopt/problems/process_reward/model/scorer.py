@@ -62,7 +62,7 @@ class TransformerScorer:
         max_length: see `TokenLayout`.
         precision: float32; master (trained weights in float32, frozen ones in bfloat16, autocast to
             it); official (weights in bfloat16 and autocast, the head in float32; an update below
-            0.2 % of a weight is lost).
+            0.2 % of a weight is lost, and estimators that take finite differences refuse it).
         attention: eager, which can be differentiated twice, or sdpa.
         lora: arguments of `peft.LoraConfig`, such as {r: 16, lora_alpha: 32,
             target_modules: [q_proj, v_proj]}; `None` to train everything.
