@@ -202,7 +202,10 @@ class Engine:
             if math.isnan(number) and self.outer_step and getattr(self.optimizer, "keeps_best", 0):
                 return self._checked(dataclasses.replace(feedback, value=math.inf, done=True))
             which = "" if self.seeds is None else f" of seed {self.seeds[first]}"
-            raise NonFiniteError(f"{what}{which} is {number} at outer step {self.outer_step + 1}")
+            cause = getattr(self.estimator, "divergence", lambda _: "")(feedback)
+            raise NonFiniteError(
+                f"{what}{which} is {number} at outer step {self.outer_step + 1}{cause}"
+            )
         return dataclasses.replace(feedback, value=value, metrics=metrics)
 
     def finish(self) -> None:

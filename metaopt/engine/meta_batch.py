@@ -74,10 +74,6 @@ class MetaBatch(Stacked):
         start = super().initial(outer, key)
         return start._replace(loss=start.loss[0])
 
-    def check_modules(self, outer: Tree, inner: GradientState) -> None:
-        """Raise a `ValueError` if a step on the problem's modules would be wrong; tried once."""
-        self.loop.check_modules(outer, self.member(inner, 0))
-
     def inner_value(
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
     ) -> Tensor:

@@ -242,7 +242,8 @@ class Estimator(Protocol):
 
     `loop` is a `metaopt.engine.inner_loop.InnerLoop`, or its like for a black box. An estimator
     whose feedback has no gradient may say so by an attribute `gives_gradient = False`: an optimizer
-    that needs one is then refused before the run.
+    that needs one is then refused before the run. One with a step size of its own may have a method
+    `divergence(feedback)` that returns a clause for the error where its feedback is not finite.
     """
 
     def check(self, loop: Any) -> None:

@@ -126,6 +126,15 @@ class Stacked(InnerLoop):
 
     # Losses and steps.
 
+    @tree.replicated(False)
+    def check_modules(self, outer: Tree, inner: GradientState) -> None:
+        """Raise a `ValueError` if a step on the modules of the first member would be wrong."""
+        if not self._modules_checked:
+            for loop, _ in self.each(0):
+                loop.check_modules(self.outer_of(outer, 0), self.member(inner, 0))
+                break
+            self._modules_checked = True
+
     def masks(self, draw: Draw, purpose: str) -> AbstractContextManager[object]:
         """Return a block that seeds nothing: what draws random numbers is refused by vmap."""
         # They would be others than those of a member alone.

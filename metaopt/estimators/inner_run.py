@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
@@ -28,6 +29,9 @@ from metaopt.estimators.second_derivatives import check_second_derivatives
 
 Result = tuple[GradientState, Feedback]
 """The inner state after a run, and what it says about phi."""
+
+DIVERGED = 1e12
+"""An inner loss from which nothing comes back: the next steps overflow."""
 
 
 class InnerRun:
@@ -127,6 +131,16 @@ class InnerRun:
         cost = {"inner_steps": self.inner_steps, **cost}
         return inner, Feedback(value, grad, metrics=metrics, cost=cost)
 
+    def divergence(self, feedback: Feedback) -> str:
+        """Return a clause that names what diverged, or nothing, for feedback that is not finite."""
+        loss = largest(feedback.metrics.get("inner/loss", 0.0))
+        if loss < DIVERGED:
+            return ""
+        return (
+            f": the inner loss is {loss:.3g}, so the inner level has diverged; lower the learning "
+            f"rate of inner_optimizer or set its clip_norm"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the next call needs of this one."""
         return {name: getattr(self, f"_{name}") for name in self.memory}
@@ -145,6 +159,11 @@ class InnerRun:
             )
         for name, value in state.items():
             setattr(self, f"_{name}", value)
+
+
+def largest(values: Tensor | float) -> float:
+    """Return the largest magnitude, of replicates where there are some; NaN if one is."""
+    return float(torch.as_tensor(values).detach().abs().max())
 
 
 def outer_gradients(

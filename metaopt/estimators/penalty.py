@@ -8,9 +8,9 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.protocols import Tree
+from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.estimators.inner_run import InnerRun, Result
+from metaopt.estimators.inner_run import InnerRun, Result, largest
 
 
 class Penalty(InnerRun):
@@ -82,6 +82,18 @@ class Penalty(InnerRun):
             inner, loop.evaluate(outer, inner, key).value, grad, {"outer/penalty": gamma},
             inner_steps=2 * self.inner_steps, gradients=3 * self.inner_steps + 3, evaluations=1,
         )  # fmt: skip
+
+    def divergence(self, feedback: Feedback) -> str:
+        """Return a clause that names what diverged, or nothing, for feedback that is not finite."""
+        loss = largest(feedback.metrics["inner/loss"])
+        if self._copy is None or largest(self._copy.loss) < 1e3 * loss:
+            return super().divergence(feedback)
+        return (
+            f": Penalty's copy y has diverged at gamma="
+            f"{feedback.metrics['outer/penalty']:.3g}; the inner learning rate is too large for "
+            f"(F + gamma g) / (1 + gamma): lower it, or raise estimator.initial where it suits g "
+            f"and not F"
+        )
 
 
 def _penalised_step(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
-from metaopt.engine.protocols import Tree
+from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.implicit import inner_slope, pull_back
-from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
+from metaopt.estimators.inner_run import InnerRun, Result, largest, outer_gradients
 
 
 class Soba(InnerRun):
@@ -27,7 +29,9 @@ class Soba(InnerRun):
     Cost: about 4.2 gradients: one with a graph, one product for both derivatives, one of F.
 
     H is that of g plus the inner optimizer's weight decay, and needs to be positive definite near
-    the solution. With a rate tuned for Adam or for momentum set `step`.
+    the solution: elsewhere, and with a step that is too large, q grows without bound. The metric
+    `solve/residual` |H q - v| / |v| shows it. With a rate tuned for Adam or for momentum set
+    `step`.
 
     Reference: Dagréou et al., A framework for bilevel optimization, NeurIPS 2022.
 
@@ -72,3 +76,16 @@ class Soba(InnerRun):
         metrics = {"solve/residual": tree.norm(residual) / tree.norm(v).clamp_min(1e-30)}
         grad = tree.add(direct, cross, -1.0)
         return self.result(inner, value, grad, metrics, gradients=2, hvps=1)
+
+    def divergence(self, feedback: Feedback) -> str:
+        """Return a clause that names what diverged, or nothing, for feedback that is not finite."""
+        # Where theta has diverged by itself, v has grown with it, and the residual is of order 1.
+        residual = largest(feedback.metrics["solve/residual"])
+        if residual < 1e3 or not math.isfinite(largest(feedback.value)):
+            return super().divergence(feedback)
+        step = "inner_optimizer.lr" if self.step is None else self.step
+        return (
+            f": Soba's adjoint q has diverged (step={step}); set "
+            f"estimator.step below 2 / (largest eigenvalue of the inner Hessian), or use "
+            f"estimator=implicit where the inner loss has negative curvature"
+        )

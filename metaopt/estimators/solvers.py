@@ -195,10 +195,16 @@ class ConjugateGradient:
         warm_start: whether to start from the previous solution.
         preconditioner: `Nystrom(...)`, or `None`.
 
-    The residual never exceeds |v|, that of q = 0: an iterate that does is shrunk.
+    An iterate whose residual exceeds |v|, that of q = 0, is shrunk. A direction of negative
+    curvature ends the solve with what is solved so far; where that is nothing, which would leave
+    the direct term alone, q = v |v| / |H v|: the first iterate with the damping raised to
+    |H v| / |v| - v^T H v / v^T v, for one product more. Its residual is at most 2 |v|.
 
-    Metrics: `solve/residual` |v - H q| / |v|, of H without the damping; `solve/negative_curvature`
-    1 if a direction with p^T (H + delta I) p <= 0 ended the solve.
+    Metrics: `solve/residual` |v - H q| / |v|, of H without the damping; `solve/damping` delta;
+    `solve/negative_curvature` 1 if a direction with p^T (H + delta I) p <= 0 ended the solve.
+
+    Raises:
+        ValueError: from a call, when H v = 0 and v is not, so that no q solves the system.
 
     References: Pedregosa, ICML 2016; Grazzi et al., ICML 2020; Rajeswaran et al., NeurIPS 2019.
 
@@ -243,12 +249,16 @@ class ConjugateGradient:
         # The iteration's own residual is that of the damped system.
         residual = tree.add(residual, tree.add(q, start, -1.0), damping)
         q, residual = _bounded(q, residual, v)
+        if tree.norm(q) == 0 and tree.norm(v) > 0:
+            q, residual, damping = _first_iterate(product, v)
         curvature = torch.where(largest > 0, largest, curvature)
         state = {"curvature": curvature, "solution": q}
         if self.preconditioner is not None:
             state["preconditioner"] = sketch
         error = tree.norm(residual) / _positive(tree.norm(v))
-        return q, state, {"solve/residual": error, "solve/negative_curvature": negative}
+        return q, state, {
+            "solve/residual": error, "solve/damping": damping, "solve/negative_curvature": negative
+        }  # fmt: skip
 
     def _iterate(
         self, product: Product, apply: Product, q: Tree, r: Tree, damping: Tensor, scale: Tensor,
@@ -277,6 +287,25 @@ class ConjugateGradient:
 
 def _unchanged(r: Tree) -> Tree:
     return r
+
+
+def _first_iterate(product: Product, v: Tree) -> tuple[Tree, Tree, Tensor]:
+    """Return q, residual and damping where the curvature along v is raised to |H v| / |v|.
+
+    Raises:
+        ValueError: H v is 0.
+    """
+    image = product(v)
+    raised = tree.norm(image) / tree.norm(v)
+    if raised == 0:
+        raise ValueError(
+            "ConjugateGradient: the inner loss has no curvature along dF/dtheta, so that its "
+            "stationary point says nothing of the hypergradient. Add a decay to inner_loss or to "
+            "inner_optimizer, or use estimator=unroll."
+        )
+    q = tree.scale(v, 1.0 / raised)
+    damping = raised - tree.dot(v, image) / tree.dot(v, v)
+    return q, tree.add(v, image, -1.0 / raised), damping
 
 
 def _bounded(q: Tree, residual: Tree, v: Tree) -> tuple[Tree, Tree]:

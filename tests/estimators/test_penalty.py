@@ -4,9 +4,11 @@ import pytest
 import torch
 from cases import Classification, cosine, relative_error
 
-from metaopt.engine import tree
+from metaopt.engine import Engine, tree
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.protocols import NonFiniteError
 from metaopt.estimators import Identity, Implicit, Penalty
+from metaopt.optimizers import Descent
 from metaopt.problems.examples import Quadratic
 
 
@@ -106,6 +108,16 @@ def test_an_outer_variable_that_reaches_one_loss_only_gets_its_direct_term():
     _, feedback = Penalty()(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 0)
     assert feedback.grad["weights"].shape == (1,)
     assert feedback.grad["weights"] > 0
+
+
+def test_a_copy_that_diverges_is_named():
+    class Steep(Quadratic):
+        def outer_loss(self, outer, inner, batch):
+            return 1e3 * super().outer_loss(outer, inner, batch)
+
+    engine = Engine(Steep(), Penalty(inner_steps=50), Descent("sgd", lr=1e-9), outer_steps=9)
+    with pytest.raises(NonFiniteError, match=r"Penalty's copy y has diverged at gamma=0\.1"):
+        list(engine)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ import pytest
 import torch
 from cases import Classification, relative_error
 
-from metaopt.engine import tree
+from metaopt.engine import Engine, tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
-from metaopt.estimators import Soba
+from metaopt.engine.protocols import NonFiniteError
+from metaopt.estimators import Soba, Unroll
+from metaopt.optimizers import Descent
 from metaopt.problems.examples import Quadratic, Ridge
 
 
@@ -94,3 +96,17 @@ def test_resumes_to_the_bit():
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="step"):
         Soba(step=0.0)
+
+
+@pytest.mark.parametrize(
+    ("problem", "estimator", "cause"),
+    [
+        (Quadratic(), Soba(step=50.0), r"Soba's adjoint q .*\(step=50.0\); set estimator.step"),
+        (Quadratic(inner_optimizer=SGD(lr=20.0)), Soba(step=0.01), "the inner level has diverged"),
+        (Quadratic(inner_optimizer=SGD(lr=20.0)), Unroll(9), "learning rate of inner_optimizer"),
+    ],
+)
+def test_a_divergence_names_the_step_that_was_too_large(problem, estimator, cause):
+    engine = Engine(problem, estimator, Descent("sgd", lr=1e-9), outer_steps=500)
+    with pytest.raises(NonFiniteError, match=cause):
+        list(engine)
