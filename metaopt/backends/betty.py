@@ -189,7 +189,7 @@ class BettyEngine(Engine):
         *,
         outer_steps: int,
         seed: int = 0,
-        limits: Mapping[str, float] | None = None,
+        limits: Mapping[str, float | None] | None = None,
     ) -> None:
         super().__init__(
             problem, translate(estimator), optimizer, outer_steps=outer_steps, seed=seed,

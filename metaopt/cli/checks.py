@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from metaopt.cli import folders
-from metaopt.cli.mistakes import nearest
 from metaopt.engine.annotations import describe, fits, hints
-from metaopt.runs.errors import ConfigError
+from metaopt.files.errors import ConfigError, nearest
 
 SPECIAL = {
     "_target_": str, "_partial_": bool, "_recursive_": bool, "_args_": list,

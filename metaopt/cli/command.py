@@ -15,8 +15,8 @@ from hydra.types import RunMode
 
 from metaopt.cli import folders
 from metaopt.cli.composing import CONFIG, composing
-from metaopt.cli.jobs import job, resume
-from metaopt.cli.sweep import multirun
+from metaopt.cli.jobs import job, remove_empty, resume
+from metaopt.cli.sweep import compares, multirun
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     with composing() as loaded:
         if flags.multirun or _is_a_sweep(loaded, flags.config_name, overrides):
             started = time.monotonic()
-            task = partial(job, printed=set())
+            task = partial(job, printed=set(), shared=compares(overrides))
             returned = multirun(loaded, flags.config_name, [*overrides, MULTIRUN], task)
             return _summary(returned, time.monotonic() - started)
         outcome = loaded.run(flags.config_name, job, overrides).return_value
@@ -40,6 +40,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 MULTIRUN = "hydra.mode=MULTIRUN"
+
+MULTIRUN_YAML = "multirun.yaml"
+"""What hydra writes in the folder of a sweep before it begins."""
 
 
 def _is_a_sweep(loaded: Any, name: str, overrides: list[str]) -> bool:
@@ -82,6 +85,10 @@ def _summary(returned: Any, seconds: float) -> int:
     advice = "The same command computes what is missing."
     if count["failed"] == len(cells):
         print(f"Correct the above. {advice}")
+        folder = cells[0].folder.parent
+        if [path.name for path in folder.iterdir()] == [MULTIRUN_YAML]:
+            (folder / MULTIRUN_YAML).unlink()
+            remove_empty(folder)
         return 1
     if count["failed"]:
         print(advice)

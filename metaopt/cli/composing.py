@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metaopt.cli import folders, mistakes
-from metaopt.runs.errors import ConfigError
+from metaopt.runs.errors import ConfigError, is_out_of_memory
 
 CONFIG = "train"
 COMPOSITION = (HydraException, OmegaConfBaseException)
@@ -70,7 +70,8 @@ def _is_raw(error: BaseException) -> bool:
     """Return whether an error is not worded for a user: of torch, transformers, a bug."""
     worded = (ValueError, ImportError, FileNotFoundError)
     own = type(error).__module__.startswith("metaopt.")
-    return not (own or isinstance(error, worded) or getattr(error, "errno", None) is not None)
+    known = own or isinstance(error, worded) or getattr(error, "errno", None) is not None
+    return not (known or is_out_of_memory(error))
 
 
 def with_keys(message: str, prefix: str, names: Iterable[str]) -> str:

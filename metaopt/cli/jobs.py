@@ -22,9 +22,10 @@ from metaopt.cli import folders
 from metaopt.cli.checks import ArgumentError, check
 from metaopt.cli.composing import cause, parts
 from metaopt.cli.keys import PARTS, check_keys, refuse_unread
-from metaopt.cli.mistakes import foreign_method, nearest
+from metaopt.cli.mistakes import foreign_method
 from metaopt.cli.trust import needed, refuse_strange
 from metaopt.engine.budget import UNITS
+from metaopt.files.errors import listed
 from metaopt.files.lock import refuse_held
 from metaopt.files.reading import steps
 from metaopt.runs import configs, provenance
@@ -33,6 +34,7 @@ from metaopt.runs.description import describe, refuse_other
 from metaopt.runs.errors import ConfigError, report
 from metaopt.runs.folder import read_config, result_of, started_with
 from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.objective import objectives, refuse_unknown
 from metaopt.runs.progress import watcher
 from metaopt.runs.run import PYTHON, SETTINGS, Run, Watch, prepare_torch
 
@@ -58,12 +60,13 @@ class Outcome:
         return self.objective
 
 
-def job(config: DictConfig, printed: set[str] | None = None) -> Outcome:
+def job(config: DictConfig, printed: set[str] | None = None, shared: bool = False) -> Outcome:
     """Run one composed config in the folder that hydra made for it; errors end up in messages.
 
     Args:
         config: the composed config.
         printed: messages of earlier cells of a sweep, which are not printed in full again.
+        shared: see `refuse_unread`.
     """
     state: Any = HydraConfig.get()
     folder = Path(state.runtime.output_dir)
@@ -72,7 +75,7 @@ def job(config: DictConfig, printed: set[str] | None = None) -> Outcome:
     with _explained(folder, printed) as failed:
         with open_dict(config):
             config.pop("methods", None)  # of the whole table
-        refuse_unread(config, list(state.overrides.task))
+        refuse_unread(config, list(state.overrides.task), shared)
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         direction = str(OmegaConf.select(state, "sweeper.direction"))
         _refuse_foreign(folder, resolved)
@@ -95,9 +98,13 @@ def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcom
         raise SystemExit(128 + stop.signum) from None
     except Exception as error:
         report(cause(error), folder, printed)
-        if folder.is_dir() and not any(folder.iterdir()):
-            # With the folders above it that hydra made, and never the working folder.
-            (folder.rmdir if folder.is_absolute() else partial(os.removedirs, folder))()
+        remove_empty(folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that is empty, with those above it that hydra made: never the working one."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        (folder.rmdir if folder.is_absolute() else partial(os.removedirs, folder))()
 
 
 def resume(folder: Path, rest: Sequence[str]) -> Outcome:
@@ -166,9 +173,9 @@ def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
     if before is None or not (steps(folder / "checkpoints") or result_of(folder)):
         return
     if configs.config_hash(before) != configs.config_hash(config):
-        changed = "\n  ".join(configs.differences(before, config)[:8])
         raise ConfigError(
-            f"{folder} holds a run of another config:\n  {changed}\n"
+            f"{folder} holds a run of another config:\n"
+            f"{listed(configs.differences(before, config))}\n"
             f"Delete the folder to compute it again, or set name=<another name>."
         )
 
@@ -224,13 +231,9 @@ def _objective(config: Mapping[str, Any], result: Mapping[str, Any], direction: 
     worst = -WORST if "max" in direction.lower() else WORST
     if name is None:
         return worst
-    if name not in result["metrics"]:
-        raise ConfigError(
-            f"objective={name} is no metric of this run.{nearest(name, result['metrics'])} "
-            f"There are {', '.join(result['metrics'])}."
-        )
-    value = result["metrics"][name]
-    return worst if value is None else float(value)
+    values = objectives(result["metrics"], result["budget"])
+    refuse_unknown(name, values)
+    return worst if values[name] is None else float(values[name])
 
 
 def _conclude(

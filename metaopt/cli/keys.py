@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from metaopt.cli import folders
 from metaopt.cli.checks import wrong_type
-from metaopt.cli.mistakes import nearest
 from metaopt.engine import Engine
 from metaopt.engine.annotations import fits, hints
-from metaopt.runs.errors import ConfigError
+from metaopt.files.errors import ConfigError, nearest
 from metaopt.runs.run import SETTINGS, Run, prepare_torch
 
 PARTS = ("problem", "estimator", "optimizer", "engine", "tracker")
@@ -27,6 +26,9 @@ KEYS: dict[str, Any] = {
     **hints(prepare_torch),
 }  # fmt: skip
 KEYS.pop("return")
+
+KEYS_OF_RUN = tuple(key for key in KEYS if key not in ("inner_steps", "outer_lr", "device"))
+"""Those that every run reads itself; the others have an effect where a part refers to them."""
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
@@ -58,19 +60,55 @@ def check_keys(config: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_unread(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Raise a `ConfigError` for a key that a command line adds, or a device, that nothing reads."""
-    text = OmegaConf.to_yaml(config)
-    read = set(re.findall(r"\$\{(?:[\w.]+:)?(\w+)", text))
-    groups = folders.groups()
-    added = [o.partition("=")[0][1:] for o in overrides if o.startswith("+")]
-    for key in (key.lstrip("+") for key in added):
-        if re.fullmatch(r"\w+", key) and not {key} & {*read, *groups, *KEYS}:
+def refuse_unread(config: DictConfig, overrides: Sequence[str], shared: bool) -> None:
+    """Raise a `ConfigError` for a key that a command line sets, or a device, that nothing reads.
+
+    Args:
+        config: the composed config, with its interpolations.
+        overrides: what the command line changed.
+        shared: whether the overrides are those of a table, of which some methods read a key that
+            others do not.
+    """
+    read, groups = _read(config), folders.groups()
+    words = (o.lstrip("+").partition("=")[0] for o in overrides if o[0] != "~")
+    for key in dict.fromkeys(word for word in words if re.fullmatch(r"\w+", word)):
+        if key in (*read, *groups, *KEYS_OF_RUN) or (shared and key in (*config, "methods")):
+            continue
+        if key not in KEYS:
             close = nearest(key, [*groups, *KEYS])
             raise ConfigError(f"There is no key {key!r}, and nothing of this run reads it.{close}")
+        if key != "device":
+            raise ConfigError(f"{key}={config[key]}: nothing of this run reads it.{_readers(key)}")
     device = config.get("device")
     if "device" not in read and isinstance(device, str) and device != "cpu":
         raise ConfigError(
             f"device={device}: nothing of this run reads it, so that it would run on "
             f"the CPU. Drop it."
         )
+
+
+def _read(config: DictConfig) -> set[str]:
+    """Return the keys of a config that its parts refer to, directly or through other keys."""
+    read, pending = set[str](), {*PARTS, *KEYS_OF_RUN} & {*config}
+    while pending:
+        read |= pending
+        nodes = OmegaConf.to_yaml(OmegaConf.masked_copy(config, list(pending)))
+        names = set(re.findall(r"\$\{(?:[\w.]+:)?(\w+)", nodes))
+        pending = (names & {*config}) - read
+    return read
+
+
+def _readers(key: str) -> str:
+    """Return a sentence that names the options of groups that refer to a key, or nothing."""
+    readers = [
+        f"{group}={', '.join(names)}"
+        for group, options in folders.groups().items()
+        if group in PARTS
+        if (names := [name for name in options if _refers(folders.file_of(group, name), key)])
+    ]
+    return f" It is read by {'; '.join(readers)}." if readers else ""
+
+
+def _refers(path: Path | None, key: str) -> bool:
+    text = "" if path is None else path.read_text(encoding="utf-8")
+    return re.search(rf"\$\{{(?:[\w.]+:)?{key}\b", text) is not None

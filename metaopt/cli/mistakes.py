@@ -10,13 +10,7 @@ from typing import Any
 
 from metaopt.cli import folders
 from metaopt.cli.verbs import VERBS
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean ...?" for the closest of `known` but the word itself, or nothing."""
-    others = [name for name in known if name != word]
-    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
+from metaopt.files.errors import nearest
 
 
 def unknown_option(group: str, option: str, known: Iterable[str]) -> str:

@@ -27,6 +27,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
+from metaopt.cli import folders
 from metaopt.runs.errors import ConfigError
 
 PLAIN = re.compile(r"[\w./+-]+")
@@ -59,6 +60,16 @@ def values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def compares(overrides: Sequence[str]) -> bool:
+    """Return whether a sweep's cells differ in more than the values of keys, as a table's do."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group.partition("@")[0]
+        several = override.is_sweep_override() and key in folders.groups()
+        if several or key in ("experiment", "sweep", "methods"):
+            return True
+    return False
 
 
 def _entry(entry: Any) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metaopt.cli import folders
-from metaopt.files.errors import FolderError
+from metaopt.files.errors import FolderError, listed
 
 PARTS = (
     "backends", "data", "engine", "estimators", "llm", "metrics", "nn", "optimizers", "problems",
@@ -64,10 +64,10 @@ def refuse_strange(folder: Path, config: Mapping[str, Any], trust: Sequence[str]
     """
     refused = list(_Trusted(folder, trust).refusals(config))
     if refused:
-        listed = "".join(f"\n  {x.key}: {x.value} ({x.why})" for x in refused[:12])
-        more = f"\n  and {len(refused) - 12} more" if len(refused) > 12 else ""
+        lines = [f"{x.key}: {x.value} ({x.why})" for x in refused]
         raise FolderError(
-            f"The config of {folder} names what is run only where you say so:{listed}{more}\n"
+            f"The config of {folder} names what is run only where you say so:\n"
+            f"{listed(lines, most=12)}\n"
             f"Nothing was run. If you know the code, name its packages (or a server's host) with "
             f"trust=[mylab], in Python trust=['mylab']; of modules next to a config folder of "
             f"yours, the folder with --config-dir FOLDER."

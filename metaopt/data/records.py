@@ -1,41 +1,23 @@
 """Records of files, folders and data sets of the Hugging Face hub, each with its place.
 
-Read are JSON (an array of objects, or an object that holds one), JSON lines, csv and tsv, each of
-them also compressed with gzip or zstd, and parquet. JSON lines, parquet and the hub are streamed; a
-JSON array or a table of csv is held in memory.
+Read are JSON (an array of objects, an object that holds one, or one of columns), JSON lines, csv
+and tsv, each of them also compressed with gzip or zstd, and parquet. JSON lines, parquet and the
+hub are streamed; a JSON array or a table of csv is held in memory.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import difflib
-import gzip
-import io
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-COMPRESSED = ("", ".gz", ".zst")
-TABLES = tuple(f".{kind}{end}" for kind in ("csv", "tsv") for end in COMPRESSED)
-ENDINGS = (
-    *(f".{kind}{end}" for kind in ("json", "jsonl") for end in COMPRESSED), *TABLES, ".parquet",
-)  # fmt: skip
-LISTS = ("data", "rows", "records", "examples", "instances", "items")
-"""Keys under which a JSON object holds its records."""
-
-MAX_CELL = 1 << 30
-"""Most characters of a value in csv."""
+from metaopt.data.record_files import ENDINGS, is_readable, items
 
 NAMED_LIKE_A_FILE = re.compile(r"\.[A-Za-z]\w*$")
 """How a source's name ends that cannot be meant for the hub: .json, but not 2.5 or v1.5-mini."""
-
-Item = tuple[int, int, Any]
-"""Number of a record, from 1; the line it begins on, 0 where it has none; its value."""
 
 
 class Record(NamedTuple):
@@ -74,8 +56,8 @@ def records(
         ...     print(record.place, record.value["chosen"])
 
     Args:
-        source: a file that ends in one of `ENDINGS`, a folder of them (read in the order of their
-            paths), or a data set id of the hub (owner/name).
+        source: a file that ends in one of `metaopt.data.record_files.ENDINGS`, a folder of them
+            (read in the order of their paths), or a data set id of the hub (owner/name).
         columns: {name to use: name in the source} of columns to rename.
         subset: configuration of the hub's data set; `None` is its default one.
         split: of the hub's data set.
@@ -83,8 +65,8 @@ def records(
 
     Raises:
         FileNotFoundError: there is no such source, or the folder has no file to read.
-        ValueError: while reading, where a file cannot be read on: damaged, a Git LFS pointer or an
-            HTML page in place of data.
+        ValueError: while reading, where a file cannot be read on: damaged, empty, or something else
+            than its name says.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -141,7 +123,7 @@ def _is_path(name: str) -> bool:
     return (
         name.count("/") != 1
         or name[0] in "./~"
-        or name.endswith(("/", *ENDINGS))
+        or name.lower().endswith(("/", *ENDINGS))
         or NAMED_LIKE_A_FILE.search(name) is not None
         or Path(name).parent.exists()
     )
@@ -153,11 +135,11 @@ def _names(folder: Path) -> list[str]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        if not path.name.endswith(ENDINGS):
+        if not is_readable(path):
             raise ValueError(f"{path} must end in one of {', '.join(ENDINGS)}.")
         return [path]
     inside = (x for x in path.rglob("*") if not x.relative_to(path).as_posix().startswith("."))
-    files = sorted(x for x in inside if x.is_file() and x.name.endswith(ENDINGS))
+    files = sorted(x for x in inside if x.is_file() and is_readable(x))
     if not files:
         raise FileNotFoundError(f"the folder {path} has no file {', '.join(ENDINGS)}.")
     return files
@@ -178,143 +160,9 @@ def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
 
 def _file(path: Path) -> Iterator[Record]:
     part = path.name.split(".")[0]
-    _refuse_stand_in(path)
-    try:
-        for number, line, value in _reader(path)(path):
-            place = f"{path}:{line}" if line else f"{path}, row {number}"
-            yield Record(value, number, place, path.name, part)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: is not a complete gzip file: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-
-
-def _reader(path: Path) -> Callable[[Path], Iterator[Item]]:
-    if path.suffix == ".parquet":
-        return _parquet
-    return _table if path.name.endswith(TABLES) else _json
-
-
-def _refuse_stand_in(path: Path) -> None:
-    """Refuse what a failed download leaves in place of data, whatever the file's name."""
-    with path.open("rb") as file:
-        start = file.read(256).removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(
-            f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or "
-            f"download the file itself."
-        )
-    if start.startswith((b"<!doctype html", b"<html")):
-        raise ValueError(
-            f"{path} is an HTML page, not data: the download brought a web page. Get the file from "
-            f"its raw address."
-        )
-
-
-def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        import pyarrow  # it has zstd built in; Python has it from 3.14 on
-
-        # A NativeFile has no readline; BufferedReader adds it.
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
-
-
-def _text(path: Path) -> str:
-    with _open(path) as file:
-        raw = file.read()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{line}: is not UTF-8: {error}") from None
-
-
-def _json(path: Path) -> Iterator[Item]:
-    """Yield the records of a file with JSON lines, an array, an object with one, or one object."""
-    with _open(path) as file:
-        start = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    if start != b"[" and (start != b"{" or ".jsonl" in path.name):
-        yield from _lines(path)
-        return
-    try:
-        whole = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        if start == b"{" and error.msg == "Extra data":  # JSON lines under the name .json
-            yield from _lines(path)
-            return
-        raise ValueError(f"{path}:{error.lineno}: is not valid JSON: {error}") from None
-    except RecursionError as error:
-        raise ValueError(f"{path}: is not valid JSON: {error}") from None
-    if isinstance(whole, dict):
-        key = _list_key(whole)
-        whole = [whole] if key is None else whole[key]
-    for number, value in enumerate(whole, 1):
-        yield number, 0, value
-
-
-def _lines(path: Path) -> Iterator[Item]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                    yield number, number, json.loads(text.decode())
-                except (ValueError, RecursionError) as error:
-                    yield number, number, ValueError(f"is not valid JSON: {error}")
-
-
-def _list_key(value: Mapping[str, Any]) -> str | None:
-    """Return the key of the records in an object, or `None` where it is a record itself."""
-    names = value if len(value) == 1 else LISTS
-    lists = (name for name in names if isinstance(value.get(name), list))
-    return next((k for k in lists if all(isinstance(x, dict) for x in value[k])), None)
-
-
-def _table(path: Path) -> Iterator[Item]:
-    """Yield the rows of csv or tsv under its header; every value is a text.
-
-    A row counts from the line on which it begins, since a quoted text may hold line breaks.
-    """
-    csv.field_size_limit(MAX_CELL)  # a response may be longer than the default of 128 KiB
-    delimiter = "\t" if ".tsv" in path.name else ","
-    # `strict` refuses a quote that is never closed, which would swallow the rest of the file.
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    number, line = 0, 1
-    try:
-        for cells in reader:
-            if not header and cells:
-                header = cells
-                if len(set(header)) < len(header):
-                    raise ValueError(f"{path}:{line}: a header needs different names of columns")
-            elif cells:
-                number += 1
-                if len(cells) == len(header):
-                    yield number, line, dict(zip(header, cells, strict=True))
-                else:
-                    wrong = f"has {len(cells)} values under a header of {len(header)} columns"
-                    yield number, line, ValueError(wrong)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}:{line}: is not valid csv: {error}") from None
-
-
-def _parquet(path: Path) -> Iterator[Item]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        number = 0
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, 0, row
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: is not a parquet file: {error}") from error
+    for number, line, value in items(path):
+        place = f"{path}:{line}" if line else f"{path}, row {number}"
+        yield Record(value, number, place, path.name, part)
 
 
 def _hub(name: str, subset: str | None, split: str, folder: str | None) -> Iterator[Record]:

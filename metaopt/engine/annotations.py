@@ -86,7 +86,11 @@ def describe(hint: Any, part: str = "a {}") -> str:
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(option, part) for option in arguments)
+        words: list[str] = []
+        for option in (describe(option, part) for option in arguments):
+            if not any(f" or {word}".endswith(f" or {option}") for word in words):
+                words.append(option)  # not "a mapping to a number or null or null"
+        return " or ".join(words)
     if origin is Literal:
         return " or ".join(str(option) for option in arguments)
     kind = origin or hint

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 
 from metaopt.engine.annotations import fits
 
@@ -28,26 +29,29 @@ class Ledger:
     """Sums costs by unit and says when a limit is reached.
 
     Args:
-        limits: largest total by unit; the run stops after the step that reaches one.
+        limits: largest total by unit; the run stops after the step that reaches one. `None` is
+            no limit.
 
     Raises:
         ValueError: a unit that is not in `UNITS`, or a negative amount.
     """
 
-    def __init__(self, limits: Mapping[str, float] | None = None) -> None:
+    def __init__(self, limits: Mapping[str, float | None] | None = None) -> None:
         if not isinstance(limits, (Mapping, type(None))):
             raise ValueError(
                 f"limits must be amounts by unit, such as {{'tokens': 1e6}}; got {limits!r}."
             )
-        self.limits = dict(limits or {})
+        _check_units(limits or {}, "limits")
+        self.limits = {unit: most for unit, most in (limits or {}).items() if most is not None}
         self.spent: dict[str, float] = {}
-        _check(self.limits, "limits")
+        _check(self.limits, "limits", ", or null for no limit")
 
     def charge(self, cost: Mapping[str, float]) -> None:
         """Add `cost` to what was spent."""
         _check(cost, "cost")
         for unit, amount in cost.items():
-            self.spent[unit] = self.spent.get(unit, 0) + amount
+            number = int(amount) if isinstance(amount, Integral) else float(amount)  # of numpy, too
+            self.spent[unit] = self.spent.get(unit, 0) + number
 
     @property
     def exhausted(self) -> str | None:
@@ -56,9 +60,16 @@ class Ledger:
         return next(reached, None)
 
 
-def _check(amounts: Mapping[str, float], name: str) -> None:
-    for unit, amount in amounts.items():
+def _check_units(units: Iterable[str], name: str) -> None:
+    for unit in units:
         if unit not in UNITS:
             raise ValueError(f"{name} names the unit {unit!r}; units are {', '.join(UNITS)}.")
+
+
+def _check(amounts: Mapping[str, float], name: str, otherwise: str = "") -> None:
+    _check_units(amounts, name)
+    for unit, amount in amounts.items():
         if not fits(amount, float) or amount < 0:
-            raise ValueError(f"{name}[{unit!r}] must be a finite number >= 0; got {amount!r}.")
+            raise ValueError(
+                f"{name}[{unit!r}] must be a finite number >= 0{otherwise}; got {amount!r}."
+            )

@@ -39,8 +39,8 @@ class Engine:
         problem, estimator, optimizer: the three roles; see `metaopt.engine.protocols`.
         outer_steps: number T of outer steps, >= 0.
         seed: the root of all randomness; a step's draws are a function of (seed, outer_step).
-        limits: largest total cost by unit (`metaopt.engine.budget.UNITS`), or `None`; of each seed
-            where there are several.
+        limits: largest total cost by unit (`metaopt.engine.budget.UNITS`), of each seed where there
+            are several; `None`, for one unit or for all, is no limit.
         seeds: several seeds to train together, or how many from `seed` on; `None` for one run. All
             tensors then have a leading axis of replicates, and so have value, gradient and metrics
             of a feedback. `problem` may be a list, with the problem of each seed.
@@ -55,8 +55,8 @@ class Engine:
     Raises:
         NonFiniteError: from iteration, when a meta-objective or a hypergradient is not finite;
             the optimizer has then not been told, so its state is still good. Without a gradient
-            +inf is legal: an infeasible candidate, and so is NaN after the first outer step of an
-            optimizer that keeps the best of its trials.
+            +inf is legal: an infeasible candidate, and so is NaN of an optimizer that keeps the
+            best of its trials. From `finish`, when all of them were NaN.
 
     Example:
         >>> from metaopt import Descent, Engine, Unroll
@@ -75,12 +75,13 @@ class Engine:
         *,
         outer_steps: int,
         seed: int = 0,
-        limits: Mapping[str, float] | None = None,
+        limits: Mapping[str, float | None] | None = None,
         seeds: int | Sequence[int] | None = None,
     ) -> None:
         self.outer_steps, self.seed = outer_steps, seed
         check_ranges(self, "outer_steps >= 0", "seed")
-        self.seeds = seeds_from(seed, seeds)
+        self.outer_steps, self.seed = int(outer_steps), int(seed)  # of numpy, too
+        self.seeds = seeds_from(self.seed, seeds)
         problems = self._problems(problem)
         self.problem: BilevelProblem = problems[0]
         _check_role("problem", self.problem)
@@ -118,6 +119,7 @@ class Engine:
         self.done = True
         self.ledger = Ledger(limits)
         self._stop: str | None = None
+        self._nan_candidates = 0
         with self._replicated():
             optimizer.init(self.loop.initial_outer(fold(self._root, "outer")))
 
@@ -192,6 +194,8 @@ class Engine:
         else:
             metrics["outer/grad_norm"] = norm = tree.norm(feedback.grad)
             bad = ~torch.isfinite(value + norm.to(value))
+        if self._nan_candidates:
+            metrics["outer/nan_candidates"] = self._nan_candidates
         if bad.any():  # one comparison per step: on a GPU each waits for the device
             first = int(bad.reshape(-1).int().argmax())  # of replicates, where there are some
             what, number = "outer loss", float(value.reshape(-1)[first])
@@ -199,8 +203,10 @@ class Engine:
                 what, number = "norm of the hypergradient", float(norm.reshape(-1)[first])
             # One candidate of many that diverged is the worst of them. What it left of the inner
             # level is good for nothing, so that the next run starts from scratch.
-            if math.isnan(number) and self.outer_step and getattr(self.optimizer, "keeps_best", 0):
-                return self._checked(dataclasses.replace(feedback, value=math.inf, done=True))
+            if math.isnan(number) and getattr(self.optimizer, "keeps_best", False):
+                self._nan_candidates += 1
+                worst = dataclasses.replace(feedback, value=math.inf, grad=None, done=True)
+                return self._checked(worst)
             which = "" if self.seeds is None else f" of seed {self.seeds[first]}"
             cause = getattr(self.estimator, "divergence", lambda _: "")(feedback)
             raise NonFiniteError(
@@ -212,7 +218,15 @@ class Engine:
         """Run the problem's last phase, and charge what the loop did not.
 
         Call it once, after the loop.
+
+        Raises:
+            NonFiniteError: the outer loss of all candidates was NaN, so that none is the best.
         """
+        if self._nan_candidates and self._nan_candidates == self.outer_step:
+            raise NonFiniteError(
+                f"the outer loss was NaN for all {self.outer_step} candidates of "
+                f"{type(self.optimizer).__name__}, so that none of them is the best"
+            )
         if self.inner is not None:
             key, solution = fold(self._root, "finish"), self.optimizer.solution
             self.inner = self.loop.finish(solution, self.inner, key)
@@ -260,6 +274,7 @@ class Engine:
             "estimator": self.estimator.state_dict(),
             "spent": dict(self.ledger.spent),
             "stop": self._stop,
+            "nan_candidates": self._nan_candidates,
         }
         return dict(tree.pack(state))
 
@@ -285,7 +300,7 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
         self.ledger.spent = dict(state["spent"])
-        self._stop = state["stop"]
+        self._stop, self._nan_candidates = state["stop"], state["nan_candidates"]
 
 
 def seeds_from(seed: int, seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:

@@ -7,7 +7,7 @@ from functools import cache
 
 COMMON = frozenset({
     "init_outer", "metrics", "finish", "overhead", "observe", "report", "records", "replicates",
-    "resplit", "hooks",
+    "resplit", "metric_names", "hooks",
 })  # fmt: skip
 """What the engine looks for on every problem."""
 

@@ -44,6 +44,8 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
         loop: the inner level.
         outer, inner: where a step is taken; left as they are.
     """
+    with torch.no_grad():  # an optimizer refuses rates of parameters that there are not
+        loop.stepped_params(outer, inner, inner.params)
     problem, draw = type(loop.problem).__name__, loop.draw(inner, 0, 0)
     batch = loop.batch(outer, inner.at(inner.params), draw)
     phi, theta = tree.leaves(outer), tree.leaves(inner.params)

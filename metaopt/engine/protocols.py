@@ -9,7 +9,7 @@ Everything is minimised; what should be maximised is negated once, where it is c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -149,6 +149,8 @@ class BilevelProblem(ABC):
         resplit: test examples for each training example where a seed is a random split of one data
             set, >= 0, which widens the intervals of a report; 0 where each seed draws its own data
             or all of them share a test set.
+        metric_names: what `metrics` may return along a run, where that is less at its beginning;
+            `None` where all of it is there from the first outer step on.
 
     Raises:
         ValueError: when one is made whose class has a misspelt hook.
@@ -158,6 +160,7 @@ class BilevelProblem(ABC):
     records: Records | None = None
     replicates: int = 1
     resplit: float = 0.0
+    metric_names: Collection[str] | None = None
     hooks: ClassVar[frozenset[str]] = COMMON
 
     def __new__(cls: type[P], *args: Any, **kwargs: Any) -> P:
@@ -275,7 +278,7 @@ class OuterOptimizer(Protocol):
 
     An optimizer may have an attribute `needs_gradient = True`, which refuses an estimator without
     one before the run, and one that tries candidates `keeps_best = True`: a candidate whose value
-    is NaN then counts as the worst, and ends no run but at the first outer step.
+    is NaN then counts as the worst, and ends no run unless all are.
     """
 
     def init(self, outer: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 
 class ConfigError(ValueError):
     """A mistake in a config or an argument; the message says what to type instead."""
@@ -17,3 +20,16 @@ class DamagedFileError(FolderError):
 
 class FolderInUseError(FolderError):
     """Another process writes to the folder."""
+
+
+def listed(lines: Sequence[str], most: int = 8) -> str:
+    """Return the first lines of a list, one below the other and indented, and how many follow."""
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join(f"  {line}" for line in [*lines[:most], *more])
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean ...?" for the closest of `known` but the word itself, or nothing."""
+    others = [name for name in known if name != word]
+    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from metaopt.files.errors import FolderError
+from metaopt.files.errors import FolderError, listed
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
@@ -65,8 +65,9 @@ def refuse_links(folder: Path) -> None:
         if Path(place) == folder and "wandb" in folders:
             folders.remove("wandb")
     if links:
-        listed = "".join(f"\n  {path} -> {os.readlink(path)}" for path in sorted(links)[:8])
+        lines = [f"{path} -> {os.readlink(path)}" for path in sorted(links)]
         raise FolderError(
-            f"{folder} holds symbolic links, and a run is not written through them:{listed}\n"
+            f"{folder} holds symbolic links, and a run is not written through them:\n"
+            f"{listed(lines)}\n"
             f"Nothing was written. Delete them, or put what they point to in their place."
         )

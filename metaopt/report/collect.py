@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.files.errors import FolderError
+from metaopt.files.numbers import or_nan
 from metaopt.files.reading import read_json, read_records
 from metaopt.runs.continuing import refuse_edited
 from metaopt.runs.folder import read_config, result_of
@@ -134,7 +134,7 @@ def _natural(path: Path) -> list[Any]:
 def _cells(folder: Path) -> list[Cell]:
     config, result = read_config(folder), result_of(folder) or {}
     refuse_edited(folder, config)
-    metrics = {name: _number(value) for name, value in result["metrics"].items()}
+    metrics = {name: or_nan(value) for name, value in result["metrics"].items()}
     seconds = _seconds(folder / "timing.json")
     if (log := folder / "metrics.jsonl").exists():
         read_records(log)  # for its damaged lines: curves are drawn from it
@@ -149,7 +149,7 @@ def _cells(folder: Path) -> list[Cell]:
     if len(counts) > 1:
         raise ValueError(f"its metrics have {sorted(counts)} replicates")
     count = counts.pop()
-    by_replicate = [{k: _number(x[i]) for k, x in replicates.items()} for i in range(count)]
+    by_replicate = [{k: or_nan(x[i]) for k, x in replicates.items()} for i in range(count)]
     by_replicate[0] = {**metrics, **by_replicate[0]}
     return [
         replace(run, seed=run.seed * count + i, metrics=measured, replicate=i)
@@ -161,10 +161,6 @@ def _seconds(path: Path) -> float | None:
     if not path.exists():
         return None
     return float(read_json(path, "Delete it: the seconds are then unknown.")["seconds"])
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from metaopt.files.numbers import or_nan
 from metaopt.files.reading import read_records
 from metaopt.files.writing import replacing
 
@@ -102,16 +103,12 @@ def read_curves(path: Path, names: Container[str] | None = None) -> dict[str, Cu
     """
     points: dict[str, dict[int, tuple[float, float]]] = {}
     for record in read_records(path) if path.exists() else ():
-        inner = _number(record.get("inner_step", record.get("budget/inner_steps")))
+        inner = or_nan(record.get("inner_step", record.get("budget/inner_steps")))
         for name, value in record.items():
             included = "/" in name if names is None else name in names
-            if included and math.isfinite(number := _number(value)):
+            if included and math.isfinite(number := or_nan(value)):
                 points.setdefault(name, {})[record["outer_step"]] = (inner, number)
     return {name: _curve(by_step) for name, by_step in points.items()}
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def _curve(by_step: dict[int, tuple[float, float]]) -> Curve:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from metaopt.engine import Engine
 from metaopt.files import sums
+from metaopt.files.errors import ConfigError
 from metaopt.files.reading import steps
 from metaopt.files.writing import write_text
 from metaopt.runs.provenance import resume_command
@@ -61,6 +66,33 @@ def write_sums(folder: Path, result: str) -> None:
 def _stays(path: Path, folder: Path) -> bool:
     top = path.relative_to(folder).parts[0]
     return top not in UNHASHED and not top.startswith(".")
+
+
+@contextmanager
+def empty_if_refused(folder: Path, engine: Engine) -> Iterator[None]:
+    """Leave a folder as empty as it was if its run is refused in its first outer step.
+
+    Refusals are what metaopt words. An error of other code, such as the user's problem, has a
+    traceback that is kept in the folder.
+    """
+    empty = not any(folder.iterdir())
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        refused = isinstance(error, ConfigError) or _raised_by(error).startswith("metaopt.")
+        if empty and refused and engine.outer_step <= 1 and not steps(folder / "checkpoints"):
+            for path in (folder / name for name in RUN_FILES):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        raise
+
+
+def _raised_by(error: BaseException) -> str:
+    """Return the module whose code raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
 
 
 def discard_later(folder: Path, step: int) -> None:

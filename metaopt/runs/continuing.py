@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from metaopt.files.errors import FolderError
+from metaopt.files.errors import FolderError, listed
 from metaopt.files.reading import LOG, damaged, numbered, read_bytes, steps
 from metaopt.files.writing import write_text
 from metaopt.runs import configs, provenance
@@ -43,12 +43,12 @@ def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = Fal
             command = provenance.resume_command(folder)
             advice += f" More outer steps: {command} outer_steps=<number>."
         raise FolderError(
-            f"{path} was edited since the run was started (then -> now):\n{_listed(changed)}"
+            f"{path} was edited since the run was started (then -> now):\n{listed(changed)}\n"
             f"Nothing was computed: a run continues with what it was started with. {advice}"
         )
     if harmless := configs.differences(before, config, relevant=False):
         print(f"{path} was edited since the run was started (then -> now), which leaves the "
-              f"numbers as they are:\n{_listed(harmless)}", end="", file=sys.stderr)  # fmt: skip
+              f"numbers as they are:\n{listed(harmless)}", file=sys.stderr)  # fmt: skip
 
 
 def refuse_foreign(folder: Path, state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -59,13 +59,9 @@ def refuse_foreign(folder: Path, state: Mapping[str, Any], config: Mapping[str, 
         path = folder / f"step_{state['engine']['outer_step']:08d}.pt"
         raise FolderError(
             f"{path} is a checkpoint of a run of another config (its -> this run's):\n"
-            f"{_listed(changed)}"
+            f"{listed(changed)}\n"
             f"Nothing was computed. Delete it to continue from the checkpoint before it."
         )
-
-
-def _listed(lines: Sequence[str]) -> str:
-    return "".join(f"  {line}\n" for line in lines[:8])
 
 
 def log_until(folder: Path, state: Mapping[str, Any]) -> bytes:
@@ -114,6 +110,7 @@ def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> d
             f"outer_steps={outer_steps} is below the {done} that {folder} has taken; "
             f"pass a larger number."
         )
+    outer_steps = int(outer_steps)  # of numpy, too
     longer = {**config, "outer_steps": outer_steps}
     if isinstance(config.get("engine"), dict):
         longer["engine"] = {**config["engine"], "outer_steps": outer_steps}

@@ -14,11 +14,12 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from metaopt.files.errors import ConfigError, listed
 from metaopt.runs.configs import differences
-from metaopt.runs.errors import ConfigError
 
 DEPTH = 8
 MOST = 1000
@@ -31,14 +32,16 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
     and of a problem those that it was given; `_missing_` names the others. `{"_text_": ...}` stands
     for what cannot be described so, such as a tensor or a closure.
     """
+    if isinstance(value, enum.Enum):
+        return describe(value.value, depth)
+    if isinstance(value, np.generic):
+        return describe(value.item(), depth)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if depth == 0 or isinstance(value, Tensor) or (isinstance(value, Sized) and len(value) > MOST):
         return {"_text_": _short(value)}
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, enum.Enum):
-        return describe(value.value, depth)
     if isinstance(value, Mapping):
         return {str(k): describe(v, depth - 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -143,9 +146,8 @@ def refuse_other(folder: Path, name: str, recorded: Any, part: Any) -> None:
     """
     changed = differences({name: recorded}, {name: describe(part)})
     if changed:
-        lines = "\n  ".join(changed[:8])
         raise ConfigError(
-            f"{folder} was started with another {name}:\n  {lines}\n"
+            f"{folder} was started with another {name}:\n{listed(changed)}\n"
             f"Pass the {name} it was started with, or choose another folder for a new run."
         )
 

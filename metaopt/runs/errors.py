@@ -9,6 +9,8 @@ import textwrap
 import traceback
 from pathlib import Path
 
+import torch
+
 from metaopt.engine.protocols import NonFiniteError
 from metaopt.files.errors import ConfigError as ConfigError
 from metaopt.files.reading import steps
@@ -17,6 +19,7 @@ from metaopt.llm.errors import LMError, NotUnderstood
 from metaopt.runs.provenance import resume_command
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_MEMORY = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -28,6 +31,13 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
     """
     if isinstance(error, NonFiniteError):
         return f"{error}.\n{_after_divergence(folder)}"
+    if is_out_of_memory(error):
+        first = (str(error).splitlines() or ["the machine has no more"])[0].rstrip(". ")
+        return (
+            f"Out of memory: {first}.\nMake batches smaller (problem.batch), or the model. "
+            f"estimator=unroll keeps less with estimator.segments=auto, and no more than "
+            f"estimator.memory_budget=<bytes> then; estimator=implicit keeps one step."
+        )
     if isinstance(error, OSError) and error.errno in FULL:
         return (
             f"The disk is full, or a quota is reached: {_where(error, folder)}.\n"
@@ -79,6 +89,13 @@ def report(
         _keep(trace, folder, silent=repeated)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed: of Python, of numpy, or of torch on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
 def _keep(trace: str, folder: Path, silent: bool) -> None:
     if not (folder / "provenance.json").exists():  # no run has begun: nothing is to be left of it
         print("METAOPT_DEBUG=1 prints the traceback.", file=sys.stderr)
@@ -114,7 +131,10 @@ def _put_right(folder: Path | None) -> str:
 
 def _after_divergence(folder: Path | None) -> str:
     saved = steps(folder / "checkpoints") if folder else []
-    advice = "Lower a learning rate or clip a gradient (outer_lr, optimizer.clip_norm)"
+    advice = (
+        "Lower a learning rate or clip a gradient (such as problem.inner_optimizer.lr, outer_lr, "
+        "optimizer.clip_norm)"
+    )
     if folder is None or not saved:
         return f"{advice}; there is no checkpoint before it."
     return (

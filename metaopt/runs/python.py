@@ -14,6 +14,7 @@ from metaopt.engine import Engine
 from metaopt.engine.annotations import check_arguments
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
 from metaopt.files.lock import refuse_held
+from metaopt.files.numbers import or_nan
 from metaopt.files.reading import steps
 from metaopt.runs.continuing import extended, refuse_edited
 from metaopt.runs.description import describe, make, refuse_other
@@ -34,7 +35,7 @@ def run(
     folder: str | Path | None = None,
     *,
     progress: bool = True,
-    limits: Mapping[str, float] | None = None,
+    limits: Mapping[str, float | None] | None = None,
     log_every: int = 1,
     eval_every: int = 10,
     checkpoint_every: int = 50,
@@ -51,7 +52,8 @@ def run(
         folder: where the run is kept, so that it can be resumed and loaded; it is made, and must
             not hold a run yet. `None` writes nothing.
         progress: whether to show a progress bar (plain lines where there is no terminal).
-        limits: largest total cost by unit (`metaopt.engine.budget.UNITS`), or `None`.
+        limits: largest total cost by unit (`metaopt.engine.budget.UNITS`); `None`, for one unit or
+            for all, is no limit.
         log_every, eval_every, checkpoint_every: outer steps between two records, two evaluations
             on held-out data, two checkpoints; each >= 1.
         keep_checkpoints: how many of the newest checkpoints are kept, >= 1.
@@ -76,8 +78,8 @@ def run(
     if tracker is not None and folder is None:
         raise ValueError("tracker needs a folder; pass folder=<where the run is kept>.")
     config = {
-        "name": type(problem).__name__, "started": PYTHON, "seed": seed, "outer_steps": outer_steps,
-        "limits": None if limits is None else dict(limits), **settings,
+        "name": type(problem).__name__, "started": PYTHON, "seed": describe(seed),
+        "outer_steps": describe(outer_steps), "limits": describe(limits), **describe(settings),
         "problem": describe(problem), "estimator": describe(estimator),
         "optimizer": describe(optimizer), "tracker": describe(tracker),
     }  # fmt: skip
@@ -169,7 +171,7 @@ def _drive(made: Run, config: Mapping[str, Any]) -> Result:
         if stop.signum == signal.SIGTERM:
             raise SystemExit(f"{stop}; {advice}") from stop
         raise KeyboardInterrupt(f"{stop}; {advice}") from stop
-    metrics = {k: float("nan") if v is None else v for k, v in result["metrics"].items()}
+    metrics = {k: or_nan(v) for k, v in result["metrics"].items()}
     return Result(
         engine.optimizer.solution, engine.inner, metrics,
         made.history if folder is None else read_history(folder), config, result["budget"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pkgutil
 import re
 import sys
@@ -18,6 +17,7 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.files.errors import FolderError
+from metaopt.files.numbers import or_nan
 from metaopt.files.reading import numbered, read_records
 from metaopt.files.tensors import CheckpointError, read_tensors
 from metaopt.runs import checkpoint
@@ -115,7 +115,7 @@ def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
         budget, steps, stopped = (result[k] for k in ("budget", "outer_steps", "stopped"))
     except (CheckpointError, KeyError, TypeError) as error:
         raise FolderError(f"{folder} holds a damaged result: {error} {advice}") from error
-    metrics = {k: math.nan if v is None else v for k, v in result["metrics"].items()}
+    metrics = {k: or_nan(v) for k, v in result["metrics"].items()}
     return Result(
         outer, inner, metrics, read_history(folder), config, budget, steps, stopped=stopped,
         folder=folder, make_problem=make_problem,
@@ -141,7 +141,7 @@ def _unfinished(folder: Path, config: Mapping[str, Any], make_problem: Callable[
     engine, last = state["engine"], dict(state["last"])
     history = History(r for _, r in numbered(log_until(folder, state), folder / "metrics.jsonl"))
     for record in history:
-        last |= {k: math.nan if v is None else v for k, v in record.items() if k[:5] == "eval/"}
+        last |= {k: or_nan(v) for k, v in record.items() if k[:5] == "eval/"}
     return Result(
         state["solution"], engine["inner"], last, history, config, engine["spent"],
         engine["outer_step"], finished=False, stopped=engine["stop"], folder=folder,

@@ -23,20 +23,21 @@ from metaopt.engine import Engine
 from metaopt.engine.protocols import Report
 from metaopt.engine.ranges import check_ranges
 from metaopt.files import sums
-from metaopt.files.errors import FolderError
+from metaopt.files.errors import FolderError, listed
 from metaopt.files.lock import locked
+from metaopt.files.numbers import or_null
 from metaopt.files.reading import steps
 from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 from metaopt.files.writing import as_text, refuse_links, write_json
 from metaopt.runs import checkpoint, configs, provenance
-from metaopt.runs.contents import discard_later, write_readme, write_sums
+from metaopt.runs.contents import discard_later, empty_if_refused, write_readme, write_sums
 from metaopt.runs.continuing import log_until, refuse_foreign, write_config
-from metaopt.runs.errors import ConfigError
 from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance
 from metaopt.runs.interrupts import Interrupted, listening
+from metaopt.runs.objective import objectives, refuse_early, refuse_unknown
 from metaopt.runs.progress import watcher
-from metaopt.runs.tracking import History, Jsonl, Tracker, floats, or_null, refuse_missing
+from metaopt.runs.tracking import History, Jsonl, Tracker, floats, refuse_unusable
 
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
@@ -100,11 +101,13 @@ class Run:
         self.log_every, self.eval_every = log_every, eval_every
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
         self.figures, self.watch = figures, watch
-        refuse_missing(service)
+        refuse_unusable(service)
         check_ranges(self, *(f"{name} >= 1" for name in SETTINGS[:-1]), "figures")
         self._last: Mapping[str, float | Tensor] = {}
         self._seconds, self._log = 0.0, b""
         self._saved: int | None = None
+        self._unchecked: str | None = config.get("objective")
+        refuse_early(self._unchecked, engine.problem.metric_names)
         self.delivered, self.history = "", History()
 
     def __call__(self) -> dict[str, Any]:
@@ -120,6 +123,7 @@ class Run:
         """
         with ExitStack() as stack:
             if self.folder is not None:
+                stack.enter_context(empty_if_refused(self.folder, self.engine))
                 stack.enter_context(locked(self.folder))
             state = self._checkpoint()
             origin = self._origin(resumed=state is not None)
@@ -224,24 +228,32 @@ class Run:
 
     def _record(self, trackers: Sequence[Tracker], step: int) -> None:
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0
+        evaluated = _means(self._evaluate(step)) if evaluate else {}
+        self._check_objective(evaluated)
         if not evaluate and step % self.log_every:
             return
         spent = {f"budget/{unit}": amount for unit, amount in self.engine.ledger.spent.items()}
         elapsed = {"time/elapsed_s": time.monotonic() - self._started}
-        evaluated = _means(self._evaluate(step)) if evaluate else {}
         numbers = floats({**self._last, **evaluated, **spent, **elapsed})
-        self._check_objective(numbers, evaluate)
         for tracker in trackers:
             tracker.log(step, numbers)
 
-    def _check_objective(self, numbers: Mapping[str, float], evaluated: bool) -> None:
-        """Raise a `ConfigError` as soon as it is known that the objective is no metric."""
-        name = self.config.get("objective")
-        if name is None or name in numbers or not (evaluated or not name.startswith("eval/")):
+    def _check_objective(self, evaluated: Mapping[str, Any]) -> None:
+        """Raise a `ConfigError` as soon as it is known that the objective is no metric.
+
+        At the first step, unless its name is one of held-out data, to be paid for or not all there
+        yet.
+        """
+        name, problem = self._unchecked, self.engine.problem
+        if name is None:
             return
-        known = ", ".join(sorted(numbers))
-        more = "" if evaluated else ", and those of the evaluation, which begin with eval/"
-        raise ConfigError(f"objective={name} is no metric of this run. There are {known}{more}.")
+        if name.startswith("eval/"):
+            if not evaluated and problem.records is None and problem.metric_names is None:
+                evaluated = self.engine.measured()
+            if not evaluated or problem.metric_names is not None:
+                return
+        refuse_unknown(name, objectives({**self._last, **evaluated}, self._spent()))
+        self._unchecked = None
 
     def _evaluate(self, step: int) -> dict[str, Tensor]:
         metrics = self.engine.measured()
@@ -365,9 +377,8 @@ def _say_changes(folder: Path, origin: Mapping[str, Any], now: Mapping[str, Any]
     """Say on the standard error where a run goes on with other code or on another machine."""
     then, new = ({k: x[k] for k in ("versions", "commit", "hardware")} for x in (origin, now))
     if changed := configs.differences(then, new):
-        listed = "".join(f"\n  {line}" for line in changed)
         print(f"{folder} goes on with other code or hardware than it was started with (then -> "
-              f"now), and its numbers may differ from an uninterrupted run's:{listed}",
+              f"now), and its numbers may differ from an uninterrupted run's:\n{listed(changed)}",
               file=sys.stderr)  # fmt: skip
 
 

@@ -11,7 +11,6 @@ its config and the step that it continues from, so that a partial of either is a
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b, sha256
@@ -23,6 +22,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from metaopt.files.errors import ConfigError
+from metaopt.files.numbers import or_null
 from metaopt.files.writing import replacing
 
 MODES = ("online", "offline", "disabled")
@@ -47,9 +48,13 @@ class Tracker(Protocol):
 
 
 def floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Return numbers and tensors of one element as Python numbers, one transfer per device."""
+    """Return numbers, also of numpy, and tensors of one element as Python numbers.
+
+    One transfer per device.
+    """
     tensors = {k: v.detach() for k, v in metrics.items() if isinstance(v, Tensor)}
-    numbers = {k: v for k, v in metrics.items() if not isinstance(v, Tensor)}
+    others = {k: v for k, v in metrics.items() if not isinstance(v, Tensor)}
+    numbers = {k: v if type(v) in (int, float) else float(v) for k, v in others.items()}
     for device in {v.device for v in tensors.values()}:
         names = [k for k, v in tensors.items() if v.device == device]
         stacked = torch.stack([tensors[k].reshape(()).double() for k in names])
@@ -109,11 +114,6 @@ def _record(step: int, metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {"outer_step": step, **{k: or_null(v) for k, v in metrics.items()}}
 
 
-def or_null(value: float) -> float | None:
-    """Return a number, or `None` where it is not finite: JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
-
-
 class Wandb(Tracker):
     """One Weights & Biases run per job, always finished, resumed under the same id.
 
@@ -134,10 +134,24 @@ class Wandb(Tracker):
     Raises:
         ValueError: an unknown mode.
         ModuleNotFoundError: wandb is not installed.
-        ConnectionError: wandb could not start the run (no network, no account).
+        ConfigError: wandb could not start the run (no network, no account).
     """
 
     package = "wandb"
+
+    @classmethod
+    def check(cls, mode: str | None = None, **_: Any) -> None:
+        """Raise an error if a run could not be sent: an unknown mode, or no account.
+
+        On a terminal wandb asks for the key.
+        """
+        if _wandb_mode(mode) == "online":
+            import wandb
+
+            try:
+                wandb.login(verify=False)
+            except wandb.Error as error:
+                raise _not_started(error) from error
 
     def __init__(
         self,
@@ -152,10 +166,7 @@ class Wandb(Tracker):
         name: str | None = None,
         tags: Sequence[str] = (),
     ) -> None:
-        name_of_mode = "WANDB_MODE" if mode is None else "tracker.mode"
-        mode = os.environ.get("WANDB_MODE") or "online" if mode is None else mode
-        if mode not in MODES:
-            raise ValueError(f"{name_of_mode} must be one of {', '.join(MODES)}; got {mode!r}.")
+        mode = _wandb_mode(mode)
         self._unsent = folder / "wandb" if mode == "offline" else None
         try:
             import wandb
@@ -178,10 +189,7 @@ class Wandb(Tracker):
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.Error as error:
-            raise ConnectionError(
-                f"wandb could not start the run: {str(error).rstrip('. ')}. "
-                "Log in, or use tracker.mode=offline or tracker=none."
-            ) from error
+            raise _not_started(error) from error
         self.run.define_metric("*", step_metric="outer_step")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -241,11 +249,30 @@ class TensorBoard(Tracker):
         self.writer.close()
 
 
-def refuse_missing(service: Any) -> None:
-    """Raise a `ModuleNotFoundError` if what makes a tracker needs a package that is not there."""
-    package = getattr(getattr(service, "func", service), "package", None)
+def refuse_unusable(service: Any) -> None:
+    """Raise an error if what makes a tracker could not: its package is missing, or its `check`."""
+    kind = getattr(service, "func", service)
+    package, check = getattr(kind, "package", None), getattr(kind, "check", None)
     if package is not None and find_spec(package) is None:
         raise _missing(package, ModuleNotFoundError(f"No module named {package!r}"))
+    if check is not None:
+        check(**getattr(service, "keywords", {}))
+
+
+def _wandb_mode(mode: str | None) -> str:
+    """Return the mode of a run, which the environment says where it is `None`."""
+    name = "WANDB_MODE" if mode is None else "tracker.mode"
+    mode = os.environ.get("WANDB_MODE") or "online" if mode is None else mode
+    if mode not in MODES:
+        raise ValueError(f"{name} must be one of {', '.join(MODES)}; got {mode!r}.")
+    return mode
+
+
+def _not_started(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"wandb could not start the run: {str(error).rstrip('. ')}. tracker.mode=offline and "
+        f"tracker=none need no account."
+    )
 
 
 def _missing(package: str, error: ModuleNotFoundError) -> ModuleNotFoundError:

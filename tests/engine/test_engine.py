@@ -202,9 +202,18 @@ def test_negative_outer_steps_are_refused():
     ("make", "message"),
     [
         (lambda: Ledger({"dollars": 3}), "dollars.*units are inner_steps, gradients"),
-        (lambda: Ledger({"tokens": -3}), "must be a finite number >= 0; got -3"),
-        (lambda: Ledger({"tokens": float("nan")}), "must be a finite number >= 0; got nan"),
-        (lambda: Ledger({"tokens": True}), "must be a finite number >= 0; got True"),
+        (
+            lambda: Ledger({"tokens": -3}),
+            "must be a finite number >= 0, or null for no limit; got -3",
+        ),
+        (
+            lambda: Ledger({"tokens": float("nan")}),
+            "must be a finite number >= 0, or null for no limit; got nan",
+        ),
+        (
+            lambda: Ledger({"tokens": True}),
+            "must be a finite number >= 0, or null for no limit; got True",
+        ),
         (lambda: Ledger([3]), "limits must be amounts by unit"),
         (lambda: Ledger().charge({"calls": 1}), "cost names the unit 'calls'"),
         (lambda: Ledger().charge({"tokens": -1}), "must be a finite number >= 0; got -1"),

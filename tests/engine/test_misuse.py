@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import metaopt
 from metaopt import SGD, Descent, Engine, Feedback, Problem, Unroll
 from metaopt.estimators import Score
-from metaopt.optimizers import Random
+from metaopt.optimizers import Grid, Mutation, Random, Search, Uniform
 from metaopt.problems.examples import Ridge
 
 
@@ -55,6 +56,8 @@ class OwnRecords(Ridge):
         (lambda: run(log_every=1.5), "run needs log_every to be an integer; got 1.5"),
         (lambda: run(figures=1), "run needs figures to be true or false; got 1"),
         (lambda: run(limits={"tokens": math.nan}), "run needs limits to be a mapping to a finite"),
+        (lambda: run(limits={"tokens": math.inf}), "to a finite number or null; got"),
+        (lambda: run(figures=np.bool_(True)), "run needs figures to be true or false"),
         (lambda: run(folder=3), "run needs folder to be a text or a path or null; got 3"),
         (lambda: run(estimator=Unroll), "estimator is the class Unroll, .*: pass Unroll"),
         (lambda: run(estimator=Descent(lr=0.1)), "estimator must have the methods of"),
@@ -104,6 +107,44 @@ def test_a_candidate_that_diverges_does_not_end_a_search():
     assert math.isfinite(result.outer)
 
 
-def test_a_search_that_begins_with_nan_ends():
-    with pytest.raises(metaopt.NonFiniteError, match="outer loss is nan at outer step 1"):
-        run(Candidates(1), Score(1), Random())
+class Numpy(Candidates):
+    """What it returns are numbers of numpy."""
+
+    def evaluate(self, outer, inner, key):
+        metrics = {"a/float": np.float32(2), "a/flag": True, "a/integer": np.int64(3)}
+        return Feedback(np.float32(1), metrics=metrics, cost={"tokens": np.int64(3)})
+
+
+def test_numbers_of_numpy_stand_for_numbers(tmp_path):
+    roles = (Numpy(), Score(np.int32(1)), Random(Uniform(np.float64(-1), 1.0)))
+    limits = {"tokens": np.float32(90), "evaluations": None}
+    settings = {"folder": tmp_path, "limits": limits, "log_every": np.int64(1), "progress": False}
+    metaopt.run(*roles, np.int64(2), np.int64(1), **settings)
+    result = metaopt.resume(tmp_path, Numpy(), outer_steps=np.int64(3), progress=False)
+    assert result.budget["tokens"] == 9
+    assert {k: v for k, v in result.metrics.items() if k[0] == "a"} == {
+        "a/float": 2.0, "a/flag": 1.0, "a/integer": 3.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "search", [Random, lambda: Search(Mutation(scale=0.5)), lambda: Grid([1.0, 2.0, 3.0])]
+)
+def test_a_first_candidate_that_diverges_counts_as_the_worst(search):
+    result = run(Candidates(1), Score(1), search(), steps=3)
+    assert math.isfinite(result.outer)
+    assert [x["outer/loss"] is None for x in result.history] == [True, False, False]
+    assert [x["outer/nan_candidates"] for x in result.history] == [1, 1, 1]
+
+
+def test_a_search_of_which_every_candidate_is_nan_has_no_best():
+    with pytest.raises(metaopt.NonFiniteError, match="was NaN for all 3 candidates of Random"):
+        run(Candidates(1, 2, 3), Score(1), Random(), steps=3)
+
+
+def test_nan_candidates_are_counted_across_a_resume(tmp_path):
+    settings = {"steps": 2, "folder": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(metaopt.NonFiniteError, match="for all 2 candidates"):
+        run(Candidates(1, 2), Score(1), Random(), **settings)
+    result = metaopt.resume(tmp_path, Candidates(), outer_steps=3, progress=False)
+    assert result.metrics["outer/nan_candidates"] == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metaopt.files.errors import ConfigError
 from metaopt.runs.tracking import (
     Jsonl,
     TensorBoard,
@@ -104,8 +105,24 @@ def test_wandb_says_why_it_could_not_start(tmp_path, monkeypatch):
 
     wandb = pytest.importorskip("wandb")
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(ConnectionError, match=r"No API key configured\. Log in"):
+    with pytest.raises(ConfigError, match=r"No API key configured\. tracker.mode=offline"):
         Wandb(tmp_path, {}, mode="online")
+
+
+def test_wandb_without_an_account_is_refused_before_the_run(metaopt, monkeypatch):
+    def refuse(**_):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "login", refuse)
+    for mode, sentence in (
+        ("online", "No API key configured. tracker.mode=offline"),
+        ("of", "got 'of'"),
+    ):
+        done = metaopt("problem=ridge", "debug=tiny", "tracker=wandb", f"tracker.mode={mode}")
+        assert sentence in done.err
+        assert "Traceback" not in done.err
+        assert not list(Path().iterdir())
 
 
 def test_wandb_disabled_writes_nothing(tmp_path):

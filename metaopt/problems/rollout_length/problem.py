@@ -37,6 +37,8 @@ from metaopt.problems.rollout_length.report import ScheduleReport
 from metaopt.problems.rollout_length.state import Records, Runs
 
 Score = Literal["training", "greedy"]
+KINDS = ("return", "auc")
+"""The metrics of each test: the final score, and the mean over phases of the return in training."""
 
 
 class RolloutLength(Problem):
@@ -141,6 +143,8 @@ class RolloutLength(Problem):
         self.groups = Groups(runs, groups, planning)
         self.real = self.groups.real
         self.names, self.training = list(tests), environment
+        metrics = [self._metric_name(kind, i) for i in range(len(tests)) for kind in KINDS]
+        self.metric_names = [*metrics, *(f"{name}_se" for name in metrics if runs > 1)]
         self.tested = variants(environment, tests)
         self.device = torch.device(device)
         check_outer_steps(outer_steps, self.decisions + 1, self.outer_steps)
@@ -237,16 +241,21 @@ class RolloutLength(Problem):
         `return` is the final score, `auc` the mean over phases of the return in training; absent
         where the test is not over yet. Over several groups the names begin with `all_groups_`.
         """
-        prefix, metrics = "all_groups_" if len(self.groups.names) > 1 else "", {}
-        for index, (name, scores) in enumerate(zip(self.names, inner.records.scores, strict=True)):
+        metrics = {}
+        for test, scores in enumerate(inner.records.scores):
             if bool(scores[:, -1].isnan().any()):
                 continue  # the test is not over
-            scores, suffix = scores.double(), "" if index == 0 else f"_{name}"
-            for kind, values in (("return", scores[:, -1]), ("auc", scores[:, :-1].mean(1))):
-                metrics[f"{prefix}{kind}{suffix}"] = float(values.mean())
+            scores = scores.double()
+            for kind, values in zip(KINDS, (scores[:, -1], scores[:, :-1].mean(1)), strict=True):
+                name = self._metric_name(kind, test)
+                metrics[name] = float(values.mean())
                 if self.runs > 1:
-                    metrics[f"{prefix}{kind}{suffix}_se"] = float(values.std() / self.runs**0.5)
+                    metrics[f"{name}_se"] = float(values.std() / self.runs**0.5)
         return metrics
+
+    def _metric_name(self, kind: str, test: int) -> str:
+        prefix = "all_groups_" if len(self.groups.names) > 1 else ""
+        return f"{prefix}{kind}" + (f"_{self.names[test]}" if test else "")
 
     def _begin(self, episode: int, records: Records, key: int) -> Runs:
         """Return new runs."""
