@@ -18,10 +18,13 @@ from metaopt.backends.betty import BettyHypergradient
 from metaopt.cli import checks as schema
 from metaopt.cli import folders
 from metaopt.cli.composing import CONFIG, cause, composing
+from metaopt.cli.run_check import check_run
 from metaopt.engine.budget import UNITS
 from metaopt.engine.gradient_problem import GradientProblem
+from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.protocols import Estimator
 from metaopt.estimators.implicit import Implicit
+from metaopt.estimators.inner_run import require_gradients
 from metaopt.estimators.solvers import ConjugateGradient, Neumann
 from metaopt.estimators.unroll import Unroll
 from metaopt.report.table import Table
@@ -30,19 +33,23 @@ from metaopt.runs.run import prepare_torch
 from metaopt.testing.check import Row, check_hypergradient
 from metaopt.testing.reference import ClosedForm
 
-OPTIONS = ("steps", "warm_steps", "directions", "json")
+OPTIONS = ("steps", "warm_steps", "directions", "seconds", "json")
 
 USAGE = """metaopt-check [--config-dir CONF] problem=<name> [key=value ...]
 
 Print how far each estimator is from the exact hypergradient of a differentiable problem, with the
-seconds and the memory of a call. --config-dir finds a problem of your own, as for metaopt. Keys
+seconds and the memory of a call; then, for the run that the keys configure, whether retraining
+follows the hypergradient over one outer step and whether the problem's precision is enough for it.
+The exit code is 1 where it is not. --config-dir finds a problem of your own, as for metaopt. Keys
 are those of metaopt, and
 
-  estimator=a,b    the estimators to check; all of configs/estimator by default
+  estimator=a,b    the estimators to check; all of configs/estimator by default. The run is that of
+                   the first one, or by default of the problem's own
   steps=N          most inner steps to the start, and through the reference
   warm_steps=N     outer steps before the rows marked warm (20)
   directions=N     random directions in which the whole run is differenced (2; 0 for none)
-  json=FILE        write the rows to a file as well"""
+  seconds=N        most time for the lines below the table (30; 0 for none)
+  json=FILE        write all numbers to a file as well"""
 
 
 HEADINGS = (
@@ -75,32 +82,46 @@ def main(arguments: Sequence[str]) -> int:
     chosen = [v for k, _, v in split if k == "estimator"]
     overrides = [a for a in arguments if a.partition("=")[0] not in (*options, "estimator")]
     names = chosen[-1].split(",") if chosen else [*folders.groups()["estimator"]]
+    seconds = _count(options, "seconds", 30)
     with composing():
+        own = _composed([*overrides, *(f"estimator={n}" for n in names[:1] if chosen)])
+        problem = _problem(own)
         configs = {n: _composed([*overrides, f"estimator={n}"]) for n in names}
-    config = next(iter(configs.values()))
-    prepare_torch(config["threads"], config["device"])
     try:
         estimators = {n: instantiate(c["estimator"], _convert_="all") for n, c in configs.items()}
-        problem = instantiate(config["problem"], _convert_="all")
         closed = isinstance(problem, ClosedForm)
         # With a closed form, until the gradient has fallen so far that nothing else is left.
         steps = _count(options, "steps", 5_000 if closed else 100)
         warm_steps = _count(options, "warm_steps", 20)
-        forks = isinstance(problem, GradientProblem) and not problem.warm_start
         rows = check_hypergradient(
             problem, {**estimators, **(_converged(steps) if closed else {}), **_betty()},
             steps=steps, warm_steps=warm_steps, directions=_count(options, "directions", 2),
-            key=config["seed"],
-            reference_steps=config["inner_steps"] if forks else None,
-            optimizer=lambda: instantiate(config["optimizer"], _convert_="all"),
+            key=own["seed"],
+            reference_steps=None if problem.warm_start else own["inner_steps"],
+            optimizer=lambda: instantiate(own["optimizer"], _convert_="all"),
         )  # fmt: skip
     except InstantiationException as error:
         raise cause(error) from None
     show(rows, type(problem).__name__, warm_steps)
+    run = check_run(problem, own, seconds) if seconds else None
+    if run is not None:
+        print(run)
     if "json" in options:
-        text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
-        Path(options["json"]).write_text(text + "\n")
-    return 0
+        numbers = {} if run is None else run.numbers()
+        numbers = {"rows": [dataclasses.asdict(row) for row in rows], **numbers}
+        Path(options["json"]).write_text(json.dumps(numbers, indent=2) + "\n")
+    return int(run is not None and run.failed)
+
+
+def _problem(config: Mapping[str, Any]) -> GradientProblem:
+    """Return the problem of a config, or raise a `TypeError` if it states no losses."""
+    prepare_torch(config["threads"], config["device"])
+    try:
+        problem: GradientProblem = instantiate(config["problem"], _convert_="all")
+    except InstantiationException as error:
+        raise cause(error) from None
+    require_gradients(loop_of(problem), "metaopt-check", through_decisions=False)
+    return problem
 
 
 def _count(options: Mapping[str, str], name: str, default: int) -> int:
@@ -148,9 +169,24 @@ def show(rows: Sequence[Row], name: str, warm_steps: int) -> None:
         print(f"{name}. Reference r: {rows[0].reference}.")
     print(Table(filled, [[cells[h] for h in filled] for cells in measured], words=2).text())
     print(LEGEND.format(warm=warm_steps))
+    for reason, refused in _refusals(rows).items():
+        print(f"{', '.join(refused)}: {reason}")
+
+
+def _refusals(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the names of estimators by the reason for which they were refused.
+
+    Where several refuse a problem with one sentence about themselves, it is said once.
+    """
+    reasons: dict[str, list[Row]] = {}
     for row in rows:
         if row.refused is not None:
-            print(f"{row.estimator}: {row.refused}")
+            subject, _, rest = row.refused.partition(" ")
+            reasons.setdefault(rest if subject.isidentifier() else row.refused, []).append(row)
+    return {
+        same[0].refused or "" if len(same) == 1 else f"each {rest}": [r.estimator for r in same]
+        for rest, same in reasons.items()
+    }
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -9,6 +9,8 @@ The contracts need pytest. Subclass one, override its fixture `make`, and pytest
 
 `check_hypergradient` compares estimators with an exact derivative, on any gradient problem;
 `run_differences` differences whole runs, an oracle that shares no code with the estimators.
+`check_smoothness` says whether retraining follows a hypergradient over one outer step,
+`check_precision` whether the problem's precision is enough for it.
 """
 
 from importlib import import_module
@@ -17,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from metaopt.testing.check import Row, check_hypergradient
 from metaopt.testing.differences import Differences, run_differences
 from metaopt.testing.precision import in_float64
+from metaopt.testing.rounding import Precision, check_precision
+from metaopt.testing.smoothness import Smoothness, check_smoothness
 
 if TYPE_CHECKING:
     from metaopt.testing.contracts import (
@@ -30,10 +34,14 @@ __all__ = [
     "Differences",
     "EstimatorContract",
     "OptimizerContract",
+    "Precision",
     "ProblemContract",
     "Row",
     "RunContract",
+    "Smoothness",
     "check_hypergradient",
+    "check_precision",
+    "check_smoothness",
     "in_float64",
     "run_differences",
 ]

@@ -6,9 +6,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
@@ -17,8 +14,8 @@ from metaopt.engine.protocols import Estimator, Feedback, OuterOptimizer, Tree
 from metaopt.engine.random import generator
 from metaopt.estimators.inner_run import require_gradients
 from metaopt.testing.meter import PeakMemory
-from metaopt.testing.precision import in_float64, with_one_batch
-from metaopt.testing.reference import Plan, Point, failure, points_of
+from metaopt.testing.precision import cast_like, failure, in_float64, with_one_batch
+from metaopt.testing.reference import Plan, Point, points_of
 
 
 @dataclass(frozen=True)
@@ -184,17 +181,8 @@ def _as(loop: InnerLoop, point: Point) -> tuple[Tree, GradientState, int]:
     """Return phi, a copy of the inner state, and the key, in the problem's own precision."""
     like = loop.problem.init_outer(generator(0))
     outer = {k: v.to(like[k].dtype) for k, v in point.outer.items()}
-    state: GradientState = _cast_like(tree.clone(point.inner), loop.start(outer, None, 0))
+    state: GradientState = cast_like(tree.clone(point.inner), loop.start(outer, None, 0))
     return outer, state, point.key
-
-
-def _cast_like(state: Any, model: Any) -> Any:
-    """Return a tree of tensors in the dtypes of another one of the same names."""
-    if isinstance(state, GradientState):
-        return GradientState(*map(_cast_like, state, model))
-    if isinstance(state, dict):
-        return {k: _cast_like(v, model[k]) for k, v in state.items()}
-    return state.to(model.dtype) if isinstance(state, Tensor) else state
 
 
 def _grad(feedback: Feedback) -> Tree:

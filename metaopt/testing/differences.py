@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
@@ -89,17 +90,28 @@ def run_differences(
 
     Reference: Ridders, Advances in Engineering Software 1982 (choice of the radius).
     """
-    restarts = inner.step == 0 and not loop.problem.warm_start
     for name, tensor in outer.items():
         require_float64(loop.problem, f"the outer variable {name!r}", tensor)
 
     def value(at: Tree) -> float:
-        start = loop.start(at, None, key) if restarts else tree.clone(inner)
-        loss = loop.evaluate(at, loop.run(at, start, key, steps), key).value
+        loss = retrained(loop, at, inner, key, steps)[1]
         require_float64(loop.problem, "outer_loss", loss)
         return float(loss)
 
     return differences_of(value, outer, key, directions)
+
+
+def retrained(
+    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, steps: int
+) -> tuple[GradientState, Tensor]:
+    """Return where a run under another phi ends, and F there; takes steps without a graph.
+
+    It starts at `inner`, or where a run of that phi starts; see `run_differences`.
+    """
+    restarts = inner.step == 0 and not loop.problem.warm_start
+    start = loop.start(outer, None, key) if restarts else tree.clone(inner)
+    end = loop.run(outer, start, key, steps)
+    return end, torch.as_tensor(loop.evaluate(outer, end, key).value)
 
 
 def differences_of(
@@ -128,7 +140,7 @@ def differences_of(
     return Differences(chosen, slopes, errors)
 
 
-def _scale(tensor: torch.Tensor) -> float:
+def _scale(tensor: Tensor) -> float:
     """Return the size of a perturbation: that of the tensor itself, 1 for zeros."""
     size = float(tensor.square().mean().sqrt()) if tensor.numel() else 0.0
     return max(size, SMALLEST_SCALE) if size else 1.0

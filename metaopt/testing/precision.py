@@ -11,23 +11,26 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from metaopt.engine.gradient_problem import Batch, GradientProblem
-from metaopt.engine.random import Draw, fold
+from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.random import Draw, fold, generator
 
 
 def in_float64(problem: GradientProblem) -> GradientProblem:
     """Return a copy of the problem that computes in float64.
 
     Tensors, modules and dtypes among its attributes are cast, also inside dicts, lists and tuples,
-    and so are its batches and first values. Data in objects of the problem's own is cast when it
-    comes as a batch.
+    and so are its batches and first values. Batches are drawn as the problem draws them, in its own
+    precision, and cast then: the twin trains on the same numbers.
     """
     twin = copy.copy(problem)
     copies: dict[int, Any] = {}  # a module that two attributes share stays shared
     for name, value in vars(problem).items():
         vars(twin)[name] = _cast(value, copies)
-    batches = ("inner_batch", "outer_batch")
-    for name in (*batches, "init_outer", "init_params", "init_buffers", "init_state"):
+    vars(twin)["compute_dtype"] = None
+    for name in ("inner_batch", "outer_batch"):
+        vars(twin)[name] = functools.partial(_cast_result, getattr(problem, name))
+    for name in ("init_outer", "init_params", "init_buffers", "init_state"):
         vars(twin)[name] = functools.partial(_cast_result, getattr(twin, name))
     return twin
 
@@ -41,6 +44,43 @@ def require_float64(problem: GradientProblem, name: str, value: Any) -> None:
             f"float64, so that nothing exact can be computed of it. Take .float() and other casts "
             f"out of it, or pass the problem built in float64."
         )
+
+
+def float64_loop(problem: GradientProblem) -> tuple[InnerLoop, str]:
+    """Return the inner level in float64 and "", or as it is and why it does not run in float64."""
+    try:
+        loop = InnerLoop(in_float64(problem))
+        outer = loop.problem.init_outer(generator(0))
+        inner = loop.start(outer, None, 0)
+        with torch.no_grad():
+            loss = loop.inner_value(outer, inner.at(inner.params), loop.draw(inner, 0, 0))
+            require_float64(loop.problem, "inner_loss", loss)
+            loss = loop.outer_value(outer, inner, loop.outer_draw(inner, 0))
+            require_float64(loop.problem, "outer_loss", loss)
+    except (ValueError, TypeError, RuntimeError) as error:
+        return InnerLoop(problem), failure(error)
+    return loop, ""
+
+
+def cast_like(state: Any, model: Any) -> Any:
+    """Return a tree of tensors in the dtypes of another one of the same names."""
+    if isinstance(state, GradientState):
+        return GradientState(*map(cast_like, state, model))
+    if isinstance(state, dict):
+        return {k: cast_like(v, model[k]) for k, v in state.items()}
+    return state.to(model.dtype) if isinstance(state, Tensor) else state
+
+
+def failure(error: Exception) -> str:
+    """Return an error as one line: the sentence of a refusal, or the name and the first line."""
+    line = (str(error).splitlines() or [""])[0]
+    sentence = isinstance(error, (ValueError, TypeError)) and line
+    return line if sentence else f"{type(error).__name__}: {line}"
+
+
+def short(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as people write it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def with_one_batch(problem: GradientProblem, key: int) -> GradientProblem:

@@ -20,7 +20,7 @@ from metaopt.estimators.solvers import ConjugateGradient
 from metaopt.estimators.unroll import Unroll
 from metaopt.optimizers.descent import Descent
 from metaopt.testing.differences import Differences, run_differences
-from metaopt.testing.precision import require_float64
+from metaopt.testing.precision import failure, require_float64
 
 SETTLED = 1e-10
 AGREED = 1e-6
@@ -181,10 +181,3 @@ def _references(
                     "estimators hold constant"
                 )
     return exact, differences, words
-
-
-def failure(error: Exception) -> str:
-    """Return an error as one line: the sentence of a refusal, or the name and the first line."""
-    line = (str(error).splitlines() or [""])[0]
-    sentence = isinstance(error, (ValueError, TypeError)) and line
-    return line if sentence else f"{type(error).__name__}: {line}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metaopt.cli import check
+from metaopt.cli import check, checking
 from metaopt.cli.checking import show
 from metaopt.testing import Row
 
@@ -46,11 +46,15 @@ def test_the_command_prints_a_table_and_writes_its_rows(command: Command, tmp_pa
     assert [line for line in lines if line[:1] == ["implicit"]] == [
         ["implicit", "cold"], ["implicit", "warm"]
     ]  # fmt: skip
-    rows = {row["estimator"]: row for row in json.loads(path.read_text())}
+    numbers = json.loads(path.read_text())
+    rows = {row["estimator"]: row for row in numbers["rows"]}
     assert rows["implicit"]["difference_error"] > 0.1  # five steps are no solution
     assert {"unroll, converged", "cg, converged", "neumann, converged"} <= rows.keys()
     assert 0 < rows["implicit"]["cosine"] <= 1
     assert "no gradient" in rows["score"]["refused"]
+    assert numbers["smoothness"]["at_step"] == 1
+    assert "float64 already" in numbers["precision"]
+    assert out.splitlines()[-1].startswith("fine: retraining follows the hypergradient")
 
 
 def test_the_table_counts_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +74,35 @@ def test_a_column_without_values_is_left_out(capsys: pytest.CaptureFixture[str])
     assert "closed form" not in text
     assert "error, differences" not in text
     assert "no: !" in text
+
+
+def test_a_reason_of_several_estimators_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = {"cg": "Implicit holds it.", "t1-t2": "FiniteDifference holds it.", "no": "A fault."}
+    show([Row(name, False, "r", refused=reason) for name, reason in reasons.items()], "Some", 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["cg, t1-t2: each holds it.", "no: A fault."]
+
+
+def test_a_step_that_is_too_long_ends_with_a_verdict_and_an_exit_code(command: Command) -> None:
+    code, out, errors = command(
+        "problem=ridge", "estimator=unroll", "steps=2", "warm_steps=0", "directions=0",
+        "optimizer=sgd", "outer_lr=1.0e+4",
+    )  # fmt: skip
+    assert code == 1, errors
+    assert "error: retraining does not follow the hypergradient over one outer step" in out
+    assert "In this order: a smaller outer_lr" in out
+
+
+def test_a_black_box_is_refused_before_estimators_are_composed(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[list[str]] = []
+    original = checking._composed
+    monkeypatch.setattr(checking, "_composed", lambda o: composed.append(o) or original(o))
+    code, _, errors = command("problem=knapsack")
+    assert code == 1
+    assert "needs a GradientProblem" in errors
+    assert len(composed) == 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,165 @@
+"""Whether a problem's own precision is enough for its hypergradient."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from metaopt.engine import tree
+from metaopt.engine.gradient_problem import GradientProblem, GradientState
+from metaopt.engine.inner_loop import InnerLoop, loop_of
+from metaopt.engine.inner_optimizers import Adam
+from metaopt.engine.protocols import Estimator, Tree
+from metaopt.engine.random import fold, generator
+from metaopt.estimators.inner_run import require_gradients
+from metaopt.testing.precision import cast_like, float64_loop, short
+from metaopt.testing.verdict import Verdict, in_order, level_of
+
+STEPS = (1, 4, 16)
+"""Inner steps after which precisions are compared, beside those of the run."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A hypergradient g in the problem's own precision against e in float64.
+
+    Args:
+        inner_steps: K.
+        cosine: <g, e> / |g| |e|; NaN where g is not finite.
+        norm_ratio: |g| / |e|.
+    """
+
+    inner_steps: int
+    cosine: float
+    norm_ratio: float
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What rounding does to the hypergradient as the number of inner steps grows.
+
+    Args:
+        dtype: the coarsest precision that the problem computes in.
+        rows: by increasing K; the last one is that of the run, unless it was skipped.
+        skipped: numbers of inner steps for which there was no time.
+        cures: what helps, in the order in which to try it.
+    """
+
+    dtype: str
+    rows: tuple[Rounding, ...]
+    skipped: tuple[int, ...]
+    cures: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the numbers mean, and what to do."""
+        if not self.rows:
+            return Verdict("warning", f"there was no time to compare {self.dtype} with float64.")
+        row = self.rows[-1]
+        if self.skipped:
+            row = min(self.rows, key=lambda r: -2.0 if math.isnan(r.cosine) else r.cosine)
+        level, so_far = level_of(row.cosine), f" up to K = {row.inner_steps}" * bool(self.skipped)
+        if level == "fine":
+            return Verdict(level, f"{self.dtype} is precise enough for this hypergradient{so_far}.")
+        return Verdict(level, (
+            f"in {self.dtype} the hypergradient has the cosine {row.cosine:.2f} with the one in "
+            f"float64 at K = {row.inner_steps}. {in_order(self.cures)}"
+        ))  # fmt: skip
+
+
+def check_precision(
+    problem: GradientProblem,
+    make: Callable[[int], Estimator],
+    steps: Sequence[int] = STEPS,
+    *,
+    seconds: float | None = None,
+    key: int = 0,
+) -> Precision:
+    """Compare the hypergradient of the first outer step with itself in float64.
+
+    Both start at the same theta_0 and see the same batches and masks. float64 is that of
+    `metaopt.testing.in_float64`; autocast leaves its tensors alone.
+
+        precision = check_precision(MyProblem(), Unroll, [1, 4, 16, 200])
+        print(precision.rows[-1].cosine, precision.verdict)
+
+    Args:
+        problem: any `GradientProblem` that runs in float64.
+        make: the estimator for a number of inner steps, such as `Unroll`.
+        steps: numbers K of inner steps, each >= 1.
+        seconds: most time to spend, or `None`; the largest K are skipped where it is short.
+        key: the seed of the run.
+
+    Cost: two hypergradients for each K.
+
+    Raises:
+        TypeError: the problem has no gradients.
+        ValueError: the problem does not run in float64, or computes in it already; the estimator
+            refuses the problem; its hypergradient is zero.
+    """
+    require_gradients(loop_of(problem), "check_precision", through_decisions=False)
+    own = InnerLoop(problem)
+    exact, reason = float64_loop(problem)
+    if reason:
+        raise ValueError(f"no float64 to compare with: {reason}")
+    outer = problem.init_outer(generator(fold(key, "outer")))
+    inner = own.start(outer, None, fold(key, 0))
+    dtype = _coarsest(problem, [*outer.values(), *inner.params.values()])
+    if dtype == torch.float64:
+        raise ValueError(f"{type(problem).__name__} computes in float64 already.")
+    name = short(dtype)
+    phi = cast_like(outer, exact.problem.init_outer(generator(0)))
+    start = cast_like(inner, exact.start(phi, None, fold(key, 0)))
+    rows: list[Rounding] = []
+    began, last = time.monotonic(), (0.0, 1)
+    ordered = sorted(set(steps))
+    for i, count in enumerate(ordered):
+        spent = time.monotonic() - began
+        if seconds is not None and spent + last[0] * count / last[1] > seconds:
+            return Precision(name, tuple(rows), tuple(ordered[i:]), _cures(own, outer, dtype))
+        estimator = make(count)
+        estimator.check(own)
+        at = fold(key, 0)
+        g = _grad(estimator, own, outer, tree.clone(inner), at)
+        e = _grad(make(count), exact, phi, tree.clone(start), at)
+        rows.append(_compared(count, g, e))
+        last = time.monotonic() - began - spent, count
+    return Precision(name, tuple(rows), (), _cures(own, outer, dtype))
+
+
+def _coarsest(problem: GradientProblem, tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    """Return the coarsest floating-point dtype of the tensors and of the computation."""
+    dtypes = [t.dtype for t in tensors if t.is_floating_point()]
+    dtypes += [] if problem.compute_dtype is None else [problem.compute_dtype]
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _grad(
+    estimator: Estimator, loop: InnerLoop, outer: Tree, inner: GradientState, key: int
+) -> Tree:
+    _, feedback = estimator(loop, outer, inner, key)
+    if feedback.grad is None:
+        raise ValueError(f"{type(estimator).__name__} gives no gradient.")
+    return {k: v.double() for k, v in feedback.grad.items()}
+
+
+def _compared(steps: int, grad: Tree, exact: Tree) -> Rounding:
+    size, true = float(tree.norm(grad)), float(tree.norm(exact))
+    if true == 0:
+        raise ValueError(f"the hypergradient is zero in float64 after {steps} inner steps.")
+    return Rounding(steps, float(tree.dot(grad, exact)) / (size * true or math.nan), size / true)
+
+
+def _cures(loop: InnerLoop, outer: Tree, dtype: torch.dtype) -> tuple[str, ...]:
+    finer = "float32" if torch.finfo(dtype).bits < 32 else "float64"
+    adam = isinstance(loop.optimizer(outer, 0), Adam)
+    return (
+        f"{finer} in place of {short(dtype)}",
+        *(["a larger eps of the inner Adam"] if adam else []),
+        "a smaller inner learning rate",
+        "fewer inner steps, or truncation= of estimator=unroll",
+    )

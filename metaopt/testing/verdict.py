@@ -1,0 +1,44 @@
+"""Numbers against thresholds, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+FINE, POOR = 0.99, 0.9
+"""Agreement from which nothing is said, and below which a hypergradient is refused.
+
+Proposals: they separate the runs of this repository's tests and are not calibrated beyond them.
+"""
+
+Level = Literal["fine", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a measurement means.
+
+    Args:
+        level: fine, warning or error.
+        text: one sentence, and the cures in the order in which to try them.
+    """
+
+    level: Level
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.text}"
+
+
+def level_of(agreement: float) -> Level:
+    """Return what a cosine, a correlation or a smoothness of at most 1 amounts to."""
+    if math.isnan(agreement) or agreement < POOR:
+        return "error"
+    return "fine" if agreement >= FINE else "warning"
+
+
+def in_order(cures: Sequence[str]) -> str:
+    """Return cures as one sentence."""
+    return f"In this order: {'; '.join(cures)}."
