@@ -45,21 +45,19 @@ def test_smooth_training_is_predicted():
 
 
 def test_rough_training_is_refused_although_its_gradient_is_exact():
-    problem = Weighted(AdamW(lr=0.2))
-    smoothness = check_smoothness(problem, Unroll(50), Descent("adam", lr=0.1))
-    assert abs(smoothness.correlation) < 0.4  # -0.04
-    assert smoothness.at_step < 0.5
-    assert abs(smoothness.actual) < 0.1 * abs(smoothness.predicted)
+    problem = Weighted(AdamW(lr=0.1))
+    smoothness = check_smoothness(problem, Unroll(50), Descent("adam", lr=0.3))
+    assert abs(smoothness.correlation) < 0.4  # 0.18 over 16 retrainings
+    assert smoothness.at_step < 0.3  # -0.02
+    assert abs(smoothness.actual) < 0.15 * abs(smoothness.predicted)  # 0.06
     assert smoothness.verdict.level == "error"
-    text = smoothness.verdict.text
-    assert text.index("a smaller outer_lr") < text.index("a smaller inner learning rate")
 
     loop, key = InnerLoop(in_float64(problem)), fold(0, 0)
     outer = loop.problem.init_outer(generator(0))
     start = loop.start(outer, None, key)
     _, feedback = Unroll(50)(loop, outer, tree.clone(start), key)
     differences = run_differences(loop, outer, start, key, 50, directions=1)
-    assert differences.distance(feedback.grad) < 1e-3
+    assert differences.distance(feedback.grad) < 1e-6  # 2e-10
 
 
 def test_the_prediction_is_the_taylor_expansion_where_theta_is_linear_in_phi():
