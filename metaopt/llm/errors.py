@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class LMError(RuntimeError):
     """A request got no complete answer.
@@ -10,74 +12,58 @@ class LMError(RuntimeError):
         message: what happened.
         role: who was asked.
         kind: the failure in two or three words, under which it is counted; `None` takes the type's.
-        billed: whether the vendor may ask money for it: the tokens it may have cost are charged.
+        billed: whether the vendor may ask money for it: the tokens it may have cost are charged;
+            `None` takes the type's.
         sent: whether the request can have reached the vendor.
+        retry: whether another try at once may mend it; if not, only a later run asks again; `None`
+            takes the type's.
+        after: seconds that the server asks to wait before that, or `None`.
     """
 
-    default_kind = "failure"
+    usual_kind: ClassVar[str] = "failure"
+    usually_billed: ClassVar[bool] = False
+    usually_retried: ClassVar[bool] = False
 
     def __init__(
         self,
         message: str,
         role: str = "",
+        *,
         kind: str | None = None,
-        billed: bool = False,
+        billed: bool | None = None,
         sent: bool = True,
+        retry: bool | None = None,
+        after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.role, self.kind = role, kind or self.default_kind
-        self.billed, self.sent = billed, sent
+        self.role, self.sent, self.after = role, sent, after
+        self.kind = kind or self.usual_kind
+        self.billed = self.usually_billed if billed is None else billed
+        self.retry = self.usually_retried if retry is None else retry
 
 
 class Transient(LMError):
-    """Worth another try: too many requests, a server's fault, a timeout, a lost connection.
+    """Worth another try: too many requests, a server's fault, a timeout, a lost connection."""
 
-    Args:
-        after: seconds that the server asks to wait, or `None`.
-    """
-
-    default_kind = "transient failure"
-    retry = True
-
-    def __init__(
-        self,
-        message: str,
-        role: str = "",
-        after: float | None = None,
-        kind: str | None = None,
-        billed: bool = False,
-        sent: bool = True,
-    ) -> None:
-        super().__init__(message, role, kind, billed, sent)
-        self.after = after
+    usual_kind, usually_retried = "transient failure", True
 
 
 class Truncated(Transient):
-    """The answer arrived damaged: no JSON, no choice, no text. It may have to be paid for.
+    """The answer arrived damaged: no JSON, no choice, no text. It may have to be paid for."""
 
-    Args:
-        retry: whether another try at once may mend it; if not, only a later run asks again.
-    """
-
-    default_kind = "damaged answer"
-
-    def __init__(
-        self, message: str, role: str = "", after: float | None = None, retry: bool = True
-    ) -> None:
-        super().__init__(message, role, after, billed=True)
-        self.retry = retry
+    usual_kind, usually_billed = "damaged answer", True
 
 
 class Rejected(LMError):
     """The server will never answer this request: bad request, bad credentials, unknown model."""
 
-    default_kind = "rejected"
+    usual_kind = "rejected"
 
 
 class PolicyRefusal(LMError):
     """A content policy stopped the request: a signal to stop, never retried around."""
 
-    default_kind = "policy refusal"
+    usual_kind = "policy refusal"
 
 
 class BudgetSpent(LMError):

@@ -158,7 +158,7 @@ class OpenAICompatibleLM:
             words, kind = f"No answer within {self._timeout:g} s.", "timeout"
         else:
             words, kind = f"No connection to {self._base_url} ({name}).", "lost connection"
-        return Transient(words, role, None, kind, billed=sent, sent=sent)
+        return Transient(words, role, kind=kind, billed=sent, sent=sent)
 
     async def close(self) -> None:
         """Close the connections of the running event loop; the next question opens new ones."""

@@ -103,8 +103,8 @@ def failure(error: APIStatusError, request: Request, key: str | None) -> LMError
     words, kind = f"HTTP {code}{_words(error, request, key)}", f"HTTP {code}"
     if (code in (408, 429) or code >= 500) and "insufficient_quota" not in codes:
         after = retry_after(error.response.headers)
-        return Transient(words, role, after, kind, billed=code in GATEWAY)
-    return Rejected(words, role, kind)
+        return Transient(words, role, kind=kind, billed=code in GATEWAY, after=after)
+    return Rejected(words, role, kind=kind)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

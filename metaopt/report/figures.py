@@ -7,8 +7,8 @@ imported where a figure is made: it takes longer to import than a small run take
 from __future__ import annotations
 
 import math
-from collections.abc import Container
-from contextlib import AbstractContextManager
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,32 +55,27 @@ _STYLE: Any = {
 }
 
 
-def house_style() -> AbstractContextManager[None]:
-    """Return a context in which figures get the house style; make and save them inside it."""
+@contextmanager
+def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield an empty figure of that many inches in the house style; write it after the block.
+
+    Its parts make room for each other, and the folder of `path` is made.
+    """
     import matplotlib as mpl
-
-    return mpl.rc_context(_STYLE)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of that many inches whose parts make room for each other."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            figure.savefig(file, format=path.suffix[1:])
 
 
 def line(index: int) -> dict[str, Any]:
     """Return the colour and the dashes of the `index`-th line, >= 0; 28 differ."""
     dashes = DASHES[index // len(PALETTE) % len(DASHES)]
     return {"color": PALETTE[index % len(PALETTE)], "linestyle": dashes}
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure, making the folder, and return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        figure.savefig(file, format=path.suffix[1:])
-    return path
 
 
 class Curve(NamedTuple):
@@ -193,8 +188,8 @@ def learning_curve(folder: Path) -> Path | None:
     last = max(curves[name].outer[-1] for name in names)
     columns = len(names) if len(names) <= 3 else 2 if len(names) == 4 else 3
     rows = math.ceil(len(names) / columns)
-    with house_style():
-        figure = new_figure(3.6 * columns, 2.9 * rows)
+    path = folder / "figures" / "learning_curves.png"
+    with new_figure(path, 3.6 * columns, 2.9 * rows) as figure:
         for at, name in enumerate(names):
             axes = figure.add_subplot(rows, columns, at + 1)
             _panel(axes, curves[name], colour=_LEVELS[name.split("/")[0]])
@@ -202,7 +197,7 @@ def learning_curve(folder: Path) -> Path | None:
             fit_scale(axes, curves[name].value)
             outer_axis(axes, last)
             inner_axis(axes, curves[name].outer, curves[name].inner)
-        return save(figure, folder / "figures" / "learning_curves.png")
+    return path
 
 
 _LEVELS = {"outer": PALETTE[0], "inner": PALETTE[1], "eval": PALETTE[2]}

@@ -14,20 +14,17 @@ from metaopt.report.figures import (
     Curve,
     binned,
     fit_scale,
-    house_style,
     inner_axis,
     line,
     new_figure,
     outer_axis,
     read_curves,
-    save,
 )
 from metaopt.report.stats import t_intervals
 from metaopt.report.tables import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Bands = Mapping[str, "Band"]
 
@@ -82,8 +79,7 @@ def learning_curves(summary: Summary, path: Path) -> Path | None:
     rates = [b.rate for bands in drawn.values() for b in bands.values()]
     known = [rate for rate in rates if math.isfinite(rate)]
     apart = bool(known) and max(known) > 1.01 * min(known)
-    with house_style():
-        return save(_curves_figure(summary, drawn, apart), path)
+    return _curves_figure(summary, drawn, apart, path)
 
 
 def _bands(summary: Summary, logs: Mapping[str, list[dict[str, Curve]]], name: str) -> Bands:
@@ -95,28 +91,33 @@ def _bands(summary: Summary, logs: Mapping[str, list[dict[str, Curve]]], name: s
     return bands
 
 
-def _curves_figure(summary: Summary, drawn: Mapping[str, Bands], apart: bool) -> Figure:
+def _curves_figure(summary: Summary, drawn: Mapping[str, Bands], apart: bool, path: Path) -> Path:
     many = len(drawn)
     columns = many if apart or many <= 3 else 3
     lines = 2 if apart else math.ceil(many / columns)
     width = max(3.8 * columns, 5.0)
     names = summary.methods
     across = max(1, min(len(names), int(width / (0.55 + 0.085 * max(map(len, names))))))
-    figure = new_figure(width, 3.0 * lines + 0.3 + 0.2 * math.ceil(len(names) / across))
-    for at, (name, bands) in enumerate(drawn.items()):
-        axes = figure.add_subplot(lines, columns, at + 1)
-        _draw(axes, summary, name, bands)
-        if apart:
-            below = figure.add_subplot(lines, columns, columns + at + 1)
-            _draw(below, summary, name, bands, by_inner=True)
-        else:
-            longest = max(bands.values(), key=lambda b: b.mean.outer[-1]).mean
-            inner_axis(axes, longest.outer, longest.inner)
-    shown = {name: at for at, name in enumerate(names) if any(name in b for b in drawn.values())}
-    keys = [figure.axes[0].plot([], [], label=name, **line(at))[0] for name, at in shown.items()]
-    if len(keys) > 1:
-        figure.legend(handles=keys, loc="outside lower center", ncols=across)
-    return figure
+    height = 3.0 * lines + 0.3 + 0.2 * math.ceil(len(names) / across)
+    with new_figure(path, width, height) as figure:
+        for at, (name, bands) in enumerate(drawn.items()):
+            axes = figure.add_subplot(lines, columns, at + 1)
+            _draw(axes, summary, name, bands)
+            if apart:
+                below = figure.add_subplot(lines, columns, columns + at + 1)
+                _draw(below, summary, name, bands, by_inner=True)
+            else:
+                longest = max(bands.values(), key=lambda b: b.mean.outer[-1]).mean
+                inner_axis(axes, longest.outer, longest.inner)
+        shown = {
+            name: at for at, name in enumerate(names) if any(name in b for b in drawn.values())
+        }
+        keys = [
+            figure.axes[0].plot([], [], label=name, **line(at))[0] for name, at in shown.items()
+        ]
+        if len(keys) > 1:
+            figure.legend(handles=keys, loc="outside lower center", ncols=across)
+    return path
 
 
 def _draw(axes: Axes, summary: Summary, name: str, bands: Bands, by_inner: bool = False) -> None:
@@ -141,15 +142,15 @@ def dots(summary: Summary, path: Path) -> Path:
     columns = min(len(metrics), 3)
     lines = math.ceil(len(metrics) / columns)
     names = 0.075 * max(map(len, methods))
-    with house_style():
-        figure = new_figure(names + 3.2 * columns, lines * (0.9 + 0.32 * len(methods)))
+    size = names + 3.2 * columns, lines * (0.9 + 0.32 * len(methods))
+    with new_figure(path, *size) as figure:
         for at, metric in enumerate(metrics):
             axes = figure.add_subplot(lines, columns, at + 1)
             _dots_panel(axes, summary, metric)
             axes.set_yticks(
                 range(len(methods)), methods if at % columns == 0 else [""] * len(methods)
             )
-        return save(figure, path)
+    return path
 
 
 def _dots_panel(axes: Axes, summary: Summary, metric: str) -> None:

@@ -3,12 +3,12 @@ import json
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from metaopt.report.figures import (
     Curve,
     binned,
     fit_scale,
-    house_style,
     inner_axis,
     learning_curve,
     line,
@@ -47,7 +47,7 @@ def test_binned_keeps_the_mean_and_the_length():
 
 
 def test_the_inner_axis_follows_uneven_inner_steps():
-    axes = new_figure(3, 3).add_subplot()
+    axes = Figure().add_subplot()
     axes.set_xlim(0, 6)
     assert inner_axis(axes, np.array([1.0, 2.0, 4.0]), np.array([10.0, 20.0, 80.0]))
     assert axes.child_axes[0].get_xlabel() == "inner steps"
@@ -57,7 +57,7 @@ def test_the_inner_axis_follows_uneven_inner_steps():
 
 @pytest.mark.parametrize("inner", [[np.nan, np.nan], [5.0, 5.0], [0.0, 0.0]])
 def test_there_is_no_inner_axis_without_inner_steps(inner):
-    axes = new_figure(3, 3).add_subplot()
+    axes = Figure().add_subplot()
     assert not inner_axis(axes, np.array([1.0, 2.0]), np.array(inner))
     assert axes.child_axes == []
 
@@ -66,7 +66,7 @@ def test_there_is_no_inner_axis_without_inner_steps(inner):
     ("values", "scale"), [([0.01, 2.0], "log"), ([0.1, 2.0], "linear"), ([-1.0, 200.0], "linear")]
 )
 def test_losses_over_many_decades_get_a_logarithmic_axis(values, scale):
-    axes = new_figure(3, 3).add_subplot()
+    axes = Figure().add_subplot()
     fit_scale(axes, np.array(values))
     assert axes.get_yscale() == scale
 
@@ -75,11 +75,13 @@ def test_lines_differ():
     assert len({str(line(index)) for index in range(28)}) == 28
 
 
-def test_the_style_ends_with_its_block():
-    before = dict(mpl.rcParams)
-    with house_style():
+def test_the_style_ends_with_its_block(tmp_path):
+    before, path = dict(mpl.rcParams), tmp_path / "new" / "figure.png"
+    with new_figure(path, 3, 3):
         assert mpl.rcParams["axes.spines.top"] is False
+        assert not path.exists()
     assert dict(mpl.rcParams) == before
+    assert path.stat().st_size > 500
 
 
 @pytest.mark.parametrize("steps", [1, 30, 700])

@@ -13,6 +13,7 @@ import numpy as np
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.problems.domain_reweighting.task import Delivering, ReweightingTask
+from metaopt.report.figures import line, new_figure, outer_axis
 from metaopt.report.table import Table
 
 if TYPE_CHECKING:
@@ -99,13 +100,10 @@ def draw_weights(domains: Sequence[str], snapshots: Snapshots, path: Path) -> Pa
             "hypergradient": (K,), "z": (K,)}), at least one.
         path: where the figure goes.
     """
-    from metaopt.report.figures import house_style, line, new_figure, outer_axis, save
-
     last = snapshots[-1][1]
     order = last["weight"].argsort(descending=True, stable=True).tolist()
     measured = "z" in last
-    with house_style():
-        figure = new_figure(9.0 if measured else 5.4, 3.6)
+    with new_figure(path, 9.0 if measured else 5.4, 3.6) as figure:
         axes = figure.subplots(1, 1 + measured, squeeze=False)[0]
         steps = np.array([step for step, _ in snapshots], float)
         for style, k in enumerate(order):
@@ -123,14 +121,12 @@ def draw_weights(domains: Sequence[str], snapshots: Snapshots, path: Path) -> Pa
             *axes[0].get_legend_handles_labels(), loc="outside lower center",
             ncols=min(5, len(domains)),
         )  # fmt: skip
-        return save(figure, path)
+    return path
 
 
 def _hypergradients(
     axes: Any, domains: Sequence[str], order: Sequence[int], last: Mapping[str, Any]
 ) -> None:
-    from metaopt.report.figures import line
-
     mean, z = last["hypergradient"].numpy()[order], last["z"].numpy()[order]
     largest = max(np.abs(mean).max(), 1e-300)
     error = np.divide(np.abs(mean), np.abs(z), out=np.zeros_like(mean), where=z != 0)

@@ -14,6 +14,7 @@ from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.nn import Network
 from metaopt.problems.meta_pseudo_labels.data import SemiSupervised
 from metaopt.problems.meta_pseudo_labels.evaluation import accuracy
+from metaopt.report.figures import PALETTE, new_figure
 
 if TYPE_CHECKING:
     from metaopt.problems.meta_pseudo_labels.problem import MetaPseudoLabels
@@ -74,12 +75,9 @@ def draw_boundaries(data: SemiSupervised, snapshots: Snapshots, path: Path) -> P
         snapshots: (outer step, {"teacher": what `boundary` returns, "student": the same}).
         path: where the figure goes.
     """
-    from metaopt.report.figures import PALETTE, house_style, new_figure, save
-
     chosen = _spread(snapshots, 5)
     _, extent = grid(data, 2)
-    with house_style():
-        figure = new_figure(1.95 * len(chosen) + 0.5, 4.3)
+    with new_figure(path, 1.95 * len(chosen) + 0.5, 4.3) as figure:
         panels = figure.subplots(2, len(chosen), sharex=True, sharey=True, squeeze=False)
         for column, (step, snapshot) in enumerate(chosen):
             for row, name in enumerate(ROWS):
@@ -94,7 +92,7 @@ def draw_boundaries(data: SemiSupervised, snapshots: Snapshots, path: Path) -> P
                     axes.set_ylabel(name, weight="bold")
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-        return save(figure, path)
+    return path
 
 
 def _panel(axes: Any, data: SemiSupervised, p: Any, extent: list[float], colours: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from metaopt.metrics.best_of_n import best_of_n, interval, majority_vote, pass_at_n
+from metaopt.report.figures import line, new_figure
 from metaopt.report.table import Table
 
 
@@ -57,10 +58,7 @@ def compare(
 
 
 def _draw(means: Mapping[str, np.ndarray], sizes: Sequence[int], path: Path) -> Path:
-    from metaopt.report.figures import house_style, line, new_figure, save
-
-    with house_style():
-        figure = new_figure(5.4, 3.6)
+    with new_figure(path, 5.4, 3.6) as figure:
         axes = figure.subplots()
         for number, (name, mean) in enumerate(means.items()):
             axes.plot(sizes, mean, marker="o", markersize=3.5, label=name, **line(number))
@@ -68,4 +66,4 @@ def _draw(means: Mapping[str, np.ndarray], sizes: Sequence[int], path: Path) -> 
         axes.set_xticks(list(sizes), [str(n) for n in sizes])
         axes.set(title="answers picked from n candidates", xlabel="n", ylabel="right, %")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        return save(figure, path)
+    return path

@@ -12,6 +12,7 @@ from torch import Tensor
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.problems.reward_model.data.policy import at_kl
+from metaopt.report.figures import line, new_figure
 
 if TYPE_CHECKING:
     from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel
@@ -65,10 +66,7 @@ def draw_frontier(
         levels: nats that are marked.
         path: where the figure goes.
     """
-    from metaopt.report.figures import house_style, line, new_figure, save
-
-    with house_style():
-        figure = new_figure(5.2, 3.6)
+    with new_figure(path, 5.2, 3.6) as figure:
         axes = figure.add_subplot()
         for at, (label, curve) in enumerate(curves.items()):
             style = line(at)
@@ -84,4 +82,4 @@ def draw_frontier(
         axes.set_xlabel("root of the KL from the SFT policy, nats")
         axes.set_ylabel("gold reward")
         axes.legend()
-        return save(figure, path)
+    return path

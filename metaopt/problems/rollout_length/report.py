@@ -13,6 +13,7 @@ from torch import Tensor
 from metaopt.engine.protocols import Report, Snapshots
 from metaopt.problems.rollout_length.options import Groups, Lengths
 from metaopt.problems.rollout_length.state import Runs
+from metaopt.report.figures import line, new_figure
 from metaopt.report.table import Table
 
 Tests = Mapping[str, Mapping[str, Tensor]]
@@ -154,10 +155,7 @@ def draw_schedules(tests: Tests, groups: Groups, phase: int, path: Path) -> Path
 
     Bands are standard errors of the returns and standard deviations of the lengths, over runs.
     """
-    from metaopt.report.figures import house_style, line, new_figure, save
-
-    with house_style():
-        figure = new_figure(9.0, 3.2 * len(tests) + 0.4)
+    with new_figure(path, 9.0, 3.2 * len(tests) + 0.4) as figure:
         panels = figure.subplots(len(tests), 2, squeeze=False)
         for (test, results), (left, right) in zip(tests.items(), panels, strict=True):
             steps = phase * torch.arange(1, results["lengths"].shape[1] + 1)
@@ -182,7 +180,7 @@ def draw_schedules(tests: Tests, groups: Groups, phase: int, path: Path) -> Path
         handles, labels = panels[0, 0].get_legend_handles_labels()
         if len(labels) > 1:
             figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-        return save(figure, path)
+    return path
 
 
 def _mean(values: Tensor) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from metaopt.metrics.binary import Array, auroc, reliability
 from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution.rubric import HIGH, LOW, STEP
+from metaopt.report.figures import PALETTE, line, new_figure
 
 
 class Side(NamedTuple):
@@ -27,14 +28,11 @@ def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
 
     Bins have equal mass and the bars are Wilson's 95 % intervals; the axes end where they do.
     """
-    from metaopt.report.figures import house_style, new_figure, save
-
     bins = [reliability(side.judge.probability(side.scores), side.outcomes) for side in sides]
     drawn = np.concatenate([np.append(binned.high, binned.probability) for binned in bins])
     top = min(1.0, 1.08 * float(drawn.max(initial=0.05)))
     edges = np.arange(LOW - STEP / 2, HIGH + STEP, STEP)  # a bar for each score of the grid
-    with house_style():
-        figure = new_figure(3.6 * len(sides) + 0.4, 5.9)
+    with new_figure(path, 3.6 * len(sides) + 0.4, 5.9) as figure:
         panels = figure.subplots(
             2, len(sides), sharey="row", squeeze=False, height_ratios=(3.6, 1.5)
         )
@@ -47,12 +45,10 @@ def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
         handles, labels = panels[0, 0].get_legend_handles_labels()
         more = panels[1, 0].get_legend_handles_labels()
         figure.legend(handles + more[0], labels + more[1], loc="outside lower center", ncols=3)
-        return save(figure, path)
+    return path
 
 
 def _reliability(axes: Any, side: Side, binned: Any, top: float) -> None:
-    from metaopt.report.figures import PALETTE
-
     axes.plot([0, 1], [0, 1], color="0.55", linewidth=1, linestyle="--", label="calibrated")
     reach = np.stack([binned.observed - binned.low, binned.high - binned.observed])
     axes.errorbar(
@@ -75,8 +71,6 @@ def _reliability(axes: Any, side: Side, binned: Any, top: float) -> None:
 
 
 def _histogram(axes: Any, side: Side, edges: Array) -> None:
-    from metaopt.report.figures import PALETTE
-
     for outcome, name, colour in ((0, "failures", PALETTE[4]), (1, "successes", PALETTE[2])):
         scores = side.scores[(side.outcomes == outcome) & np.isfinite(side.scores)]
         share = np.histogram(scores, edges)[0] / max(len(scores), 1)
@@ -102,23 +96,18 @@ def draw_evolution(
             `tried` on: a second panel. A criterion that a template lacks has weight 0.
         path: where the figure goes.
     """
-    from metaopt.report.figures import house_style, new_figure, save
-
     rows = 2 if weights else 1
-    with house_style():
-        figure = new_figure(6.4, 2.8 * rows)
+    with new_figure(path, 6.4, 2.8 * rows) as figure:
         panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
         steps = _objective(panels[0], tried, objective)
         if weights:
             _weights(panels[1], weights, int(steps[0]) if len(steps) else 0)
         panels[-1].set_xlabel("outer step")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
-        return save(figure, path)
+    return path
 
 
 def _objective(axes: Any, tried: Sequence[tuple[int, float]], objective: str) -> Array:
-    from metaopt.report.figures import PALETTE
-
     points = np.array(sorted(tried), dtype=float).reshape(-1, 2)
     steps, values = points[np.isfinite(points[:, 1])].T
     at, first = np.unique(steps[::-1], return_index=True)
@@ -133,8 +122,6 @@ def _objective(axes: Any, tried: Sequence[tuple[int, float]], objective: str) ->
 
 
 def _weights(axes: Any, weights: Sequence[Mapping[str, float]], first: int) -> None:
-    from metaopt.report.figures import line
-
     criteria = list(dict.fromkeys(name for template in weights for name in template))
     steps = np.arange(first, first + len(weights), dtype=float)
     for index, name in enumerate(criteria):
