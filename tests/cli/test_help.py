@@ -39,6 +39,10 @@ def test_a_run_imports_nothing_heavy(tmp_path: Path) -> None:
     assert imported(run, *HEAVY, "torch._dynamo") == set()
 
 
+def test_reward_models_on_features_start_without_transformers() -> None:
+    assert imported("import metaopt.problems.reward_model", "transformers", "pandas") == set()
+
+
 def test_the_help_is_one_screen_that_says_what_to_try(metaopt: Metaopt) -> None:
     done = metaopt("--help")
     lines = done.out.splitlines()

@@ -13,7 +13,7 @@ from torch import nn
 from metaopt.engine.random import generator
 from metaopt.nn import MLP
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.model.reward_model import bradley_terry
+from metaopt.problems.reward_model.model.training import bradley_terry
 
 
 def test_batched_heads_are_single_networks():

@@ -24,39 +24,16 @@ and export, training, strengths, contrastive losses); `report` (tables and figur
 (accuracy of any saved model: `python -m metaopt.problems.reward_model.bench`).
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from metaopt.problems.reward_model.data.pair_sources import preferences
-    from metaopt.problems.reward_model.feature_task import FeaturePreferences
-    from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel
-    from metaopt.problems.reward_model.pair_weights import PreferenceReweighting
-    from metaopt.problems.reward_model.text_task import TextPreferences
-    from metaopt.problems.reward_model.world_task import PreferenceWorlds
-
-_MODULES = {
-    "FeaturePreferences": "feature_task",
-    "MetaRewardModel": "meta_reward_model",
-    "PreferenceReweighting": "pair_weights",
-    "PreferenceWorlds": "world_task",
-    "TextPreferences": "text_task",
-    "preferences": "data.pair_sources",
-}
+from metaopt.problems.reward_model.data.pair_sources import preferences
+from metaopt.problems.reward_model.feature_task import FeaturePreferences
+from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel
+from metaopt.problems.reward_model.pair_weights import PreferenceReweighting
+from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 __all__ = [
     "FeaturePreferences",
     "MetaRewardModel",
     "PreferenceReweighting",
     "PreferenceWorlds",
-    "TextPreferences",
     "preferences",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used: a run on features needs no module of texts."""
-    from importlib import import_module
-
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -26,6 +26,7 @@ from metaopt.data.records import column_names
 from metaopt.metrics.binary import wilson
 from metaopt.problems.reward_model.data.pair_sources import preferences
 from metaopt.problems.reward_model.model.scorer import Scorer, check_device
+from metaopt.report.table import Table
 
 COUNTS = {
     "Chat": {
@@ -132,15 +133,11 @@ def evaluate(
 
 def table(evaluation: Evaluation) -> str:
     """Return the accuracies as lines of text."""
-    parts = [*evaluation.sections, evaluation.mean, evaluation.pooled]
-    width = max(len(part.name) for part in parts)
-    lines = [f"{'section':{width}}  accuracy  95 % interval     pairs  ties"]
-    lines += [
-        f"{part.name:{width}}  {part.accuracy:8.4f}  [{part.low:.4f}, {part.high:.4f}]  "
-        f"{part.pairs:5d}  {part.ties:4d}"
-        for part in parts
+    rows = [
+        [p.name, f"{p.accuracy:.4f}", f"[{p.low:.4f}, {p.high:.4f}]", str(p.pairs), str(p.ties)]
+        for p in (*evaluation.sections, evaluation.mean, evaluation.pooled)
     ]
-    return "\n".join(lines)
+    return Table(["section", "accuracy", "95 % interval", "pairs", "ties"], rows).text()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

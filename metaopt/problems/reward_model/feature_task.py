@@ -18,7 +18,7 @@ from metaopt.problems.reward_model.data.policy import Reward
 from metaopt.problems.reward_model.denoising import Labels
 from metaopt.problems.reward_model.model.contrastive import Contrastive
 from metaopt.problems.reward_model.model.ensemble import AGGREGATES, combine
-from metaopt.problems.reward_model.model.reward_model import bradley_terry
+from metaopt.problems.reward_model.model.training import bradley_terry
 from metaopt.problems.reward_model.report import table
 from metaopt.problems.reward_model.task import PreferenceTask, reward_figures
 from metaopt.problems.reward_model.world_task import PreferenceWorlds

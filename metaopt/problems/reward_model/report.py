@@ -13,6 +13,7 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.problems.reward_model.data.policy import at_kl
 from metaopt.report.figures import line, new_figure
+from metaopt.report.table import Table
 
 if TYPE_CHECKING:
     from metaopt.problems.reward_model.meta_reward_model import MetaRewardModel
@@ -43,17 +44,17 @@ def table(figures: Mapping[str, tuple[Tensor, Tensor | None]]) -> str:
     Args:
         figures: (of the models, of the baseline or `None`).
     """
-    compared = any(other is not None for _, other in figures.values())
-    columns = ["this model", *(["vanilla", "difference", "higher on"] if compared else [])]
-    lines = [" " * 28 + "".join(f"{column:>12}" for column in columns)]
+    rows = []
     for name, (values, other) in figures.items():
-        line = f"{name:<28}{float(values.double().mean()):>12.4f}"
+        row = [name, f"{float(values.double().mean()):.4f}", "", "", ""]
         if other is not None:
             gap = values.double() - other.double()
-            wins = f"{int((gap > 0).sum())} of {len(gap)}"
-            line += f"{float(other.double().mean()):>12.4f}{float(gap.mean()):>+12.4f}{wins:>12}"
-        lines.append(line)
-    return "\n".join(lines)
+            row[2:4] = f"{float(other.double().mean()):.4f}", f"{float(gap.mean()):+.4f}"
+            row[4] = f"{int((gap > 0).sum())} of {len(gap)}"
+        rows.append(row)
+    header = ["metric", "this model", "vanilla", "difference", "higher on"]
+    columns = 5 if any(other is not None for _, other in figures.values()) else 2
+    return Table(header[:columns], [row[:columns] for row in rows]).text()
 
 
 def draw_frontier(

@@ -10,8 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.engine.protocols import Tree
-from metaopt.problems.reward_model.model.reward_model import bradley_terry
-from metaopt.problems.reward_model.model.training import ordered
+from metaopt.problems.reward_model.model.training import bradley_terry, ordered
 
 
 class PreferenceTask(ABC):

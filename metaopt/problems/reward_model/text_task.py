@@ -24,8 +24,9 @@ from metaopt.problems.reward_model.data.pair import Pair, Preferences, split, wi
 from metaopt.problems.reward_model.data.pair_sources import transferred
 from metaopt.problems.reward_model.data.text_features import HELD_OUT, unlabelled_half
 from metaopt.problems.reward_model.model.export import export
-from metaopt.problems.reward_model.model.reward_model import RewardModel, bradley_terry
+from metaopt.problems.reward_model.model.reward_model import RewardModel
 from metaopt.problems.reward_model.model.tokens import encode, positions
+from metaopt.problems.reward_model.model.training import bradley_terry
 from metaopt.problems.reward_model.report import table
 from metaopt.problems.reward_model.task import PreferenceTask, reward_figures
 

@@ -16,8 +16,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from metaopt.engine.random import generator
 from metaopt.nn.stacked_features import FeatureReward
 from metaopt.problems.reward_model.model.contrastive import Contrastive, simcse, sinkhorn, swav
-from metaopt.problems.reward_model.model.reward_model import bradley_terry
-from metaopt.problems.reward_model.model.training import Recipe, batches, every
+from metaopt.problems.reward_model.model.training import Recipe, batches, bradley_terry, every
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

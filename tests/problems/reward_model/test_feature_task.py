@@ -19,8 +19,7 @@ from metaopt.problems.reward_model.data.features import PreferenceFeatures
 from metaopt.problems.reward_model.denoising import Band, Denoised, OracleLabels
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
 from metaopt.problems.reward_model.model.contrastive import Contrastive
-from metaopt.problems.reward_model.model.reward_model import bradley_terry
-from metaopt.problems.reward_model.model.training import Recipe
+from metaopt.problems.reward_model.model.training import Recipe, bradley_terry
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
 
 WIDTHS = partial(FeatureReward, widths=(8,))

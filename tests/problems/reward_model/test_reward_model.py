@@ -14,11 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForCausalLM
 
 from metaopt.engine.random import generator
-from metaopt.problems.reward_model.model.reward_model import (
-    RewardModel,
-    RewardModelConfig,
-    bradley_terry,
-)
+from metaopt.problems.reward_model.model.reward_model import RewardModel, RewardModelConfig
+from metaopt.problems.reward_model.model.training import bradley_terry
 
 
 @pytest.fixture(autouse=True)

@@ -27,13 +27,14 @@ from metaopt.nn.export import (
     save_model,
 )
 from metaopt.nn.model_card import ModelCard
+from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
 from metaopt.problems.process_reward.model.process_reward_model import (
     ProcessRewardModel,
     ProcessRewardModelConfig,
 )
 from metaopt.problems.process_reward.model.scorer import PRECISIONS, TransformerScorer
-from metaopt.problems.process_reward.model.steps import Solution, check_steps, scores
+from metaopt.problems.process_reward.model.steps import check_steps, scores
 from metaopt.problems.process_reward.model.text_features import TextFeatures
 
 register(ProcessRewardModelConfig, ProcessRewardModel, AutoModelForTokenClassification)
@@ -52,7 +53,7 @@ def export(
     tensors: Mapping[str, Tensor],
     folder: str | Path,
     card: ModelCard,
-    probes: Sequence[Solution],
+    probes: Sequence[Chain],
 ) -> float:
     """Write a trained scorer; return the largest difference of a score after reading it back.
 
@@ -121,7 +122,7 @@ def load(folder: str | Path) -> tuple[Scorer, dict[str, Tensor]]:
     return TransformerScorer((), backbone.config, folder, **settings), tensors
 
 
-def _scores(scorer: Scorer, tensors: Mapping[str, Tensor], chains: Sequence[Solution]) -> Tensor:
+def _scores(scorer: Scorer, tensors: Mapping[str, Tensor], chains: Sequence[Chain]) -> Tensor:
     """Return the log-odds of all steps, chain after chain."""
     steps = scorer.encode(chains).to(next(iter(tensors.values())).device)
     return scores(scorer, tensors, steps)[steps.mask]

@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 from torch.nn.functional import dropout
 
 from metaopt.nn.stacked_features import ACTIVATIONS, FeatureReward
-from metaopt.problems.process_reward.model.steps import Solution, Steps
+from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.model.steps import Steps
 from metaopt.problems.process_reward.model.text_features import TextFeatures
 
 
@@ -33,7 +34,7 @@ class FeatureScorer:
 
     def __init__(
         self,
-        train: Sequence[Solution],
+        train: Sequence[Chain],
         size: int = 64,
         words: int = 20_000,
         widths: Sequence[int] = (128,),
@@ -45,7 +46,7 @@ class FeatureScorer:
         self.features = features or TextFeatures.fit(train, size, words, seed)
         self.network = FeatureReward(self.features.width, widths, activation, dropout)
 
-    def encode(self, chains: Sequence[Solution]) -> Steps:
+    def encode(self, chains: Sequence[Chain]) -> Steps:
         """Return chains as rows of one table of features.
 
         Raises:

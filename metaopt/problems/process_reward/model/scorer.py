@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from metaopt.engine.functional import functional_call, places
 from metaopt.engine.ranges import check_choices
 from metaopt.nn.word_tokenizer import tokenizer_of
+from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.backbone import (
     Backbone,
     Source,
@@ -23,7 +24,7 @@ from metaopt.problems.process_reward.model.backbone import (
     is_visual,
 )
 from metaopt.problems.process_reward.model.images import Vision
-from metaopt.problems.process_reward.model.steps import Solution, Steps, check_steps
+from metaopt.problems.process_reward.model.steps import Steps, check_steps
 from metaopt.problems.process_reward.model.tokens import TokenLayout, padded
 
 HEADS = ("hidden", "vocabulary")
@@ -80,7 +81,7 @@ class TransformerScorer:
     Reference: Cao et al., DreamPRM, NeurIPS 2025.
     """
 
-    train: InitVar[Sequence[Solution]]
+    train: InitVar[Sequence[Chain]]
     source: Source
     tokenizer: InitVar[str | Path | PreTrainedTokenizerBase | None] = None
     head: str = "hidden"
@@ -96,7 +97,7 @@ class TransformerScorer:
 
     def __post_init__(
         self,
-        train: Sequence[Solution],
+        train: Sequence[Chain],
         tokenizer: str | Path | PreTrainedTokenizerBase | None,
     ) -> None:
         check_choices(self, head=HEADS, layout=LAYOUTS, precision=tuple(PRECISIONS))
@@ -123,7 +124,7 @@ class TransformerScorer:
         rest = ("source", "checkpointing")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in rest}
 
-    def encode(self, chains: Sequence[Solution]) -> Steps:
+    def encode(self, chains: Sequence[Chain]) -> Steps:
         """Return chains as token ids; see `TokenLayout.encode`.
 
         Raises:

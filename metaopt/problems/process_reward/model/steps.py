@@ -9,29 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.process_reward.data.formats.chain import refuse
+from metaopt.problems.process_reward.data.formats.chain import Chain, refuse
 
 if TYPE_CHECKING:
     from metaopt.problems.process_reward.model.images import Images
-
-
-class Solution(Protocol):
-    """What a scorer reads of a chain, and nothing else: no label, no outcome, no domain."""
-
-    @property
-    def prompt(self) -> str:
-        """The question."""
-        ...
-
-    @property
-    def steps(self) -> Sequence[str]:
-        """The steps' texts, in order."""
-        ...
-
-    @property
-    def images(self) -> Sequence[str]:
-        """Paths of the question's images."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +69,7 @@ class Steps:
 class StepScorer(Protocol):
     """A process reward model: the log-odds that a chain is right up to and with each step."""
 
-    def encode(self, chains: Sequence[Solution]) -> Steps:
+    def encode(self, chains: Sequence[Chain]) -> Steps:
         """Return chains as tensors; done once.
 
         Raises:
@@ -111,7 +92,7 @@ class StepScorer(Protocol):
         ...
 
 
-ScorerFactory = Callable[[Sequence[Solution]], StepScorer]
+ScorerFactory = Callable[[Sequence[Chain]], StepScorer]
 """Makes a scorer for training chains, whose text alone a vocabulary or features are fitted on."""
 
 
@@ -133,7 +114,7 @@ def scores(
     return torch.empty_like(logits).index_copy_(0, order, logits)
 
 
-def check_steps(chains: Sequence[Solution]) -> None:
+def check_steps(chains: Sequence[Chain]) -> None:
     """Raise a `ValueError` if there is no chain, or one without steps."""
     if not chains:
         raise ValueError("a process reward model needs chains with steps; got none.")

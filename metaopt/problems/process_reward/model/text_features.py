@@ -13,7 +13,8 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from metaopt.problems.process_reward.model.steps import Solution, check_steps
+from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.model.steps import check_steps
 
 TOKEN = r"(?u)\w+|[^\w\s]"
 FARTHEST = 10.0
@@ -44,7 +45,7 @@ class TextFeatures:
 
     @classmethod
     def fit(
-        cls, chains: Sequence[Solution], size: int = 64, words: int = 20_000, seed: int = 0
+        cls, chains: Sequence[Chain], size: int = 64, words: int = 20_000, seed: int = 0
     ) -> TextFeatures:
         """Return the features of training chains, whose text alone is read.
 
@@ -90,7 +91,7 @@ class TextFeatures:
         """Number of features of a step."""
         return len(self.mean)
 
-    def __call__(self, chains: Sequence[Solution]) -> Tensor:
+    def __call__(self, chains: Sequence[Chain]) -> Tensor:
         """Return the features (total steps, width) of all steps, chain after chain."""
         check_steps(chains)
         counter = CountVectorizer(

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from metaopt.engine.ranges import check_ranges
-from metaopt.problems.process_reward.model.steps import Solution, Steps, check_steps
+from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.model.steps import Steps, check_steps
 
 
 class TokenLayout:
@@ -48,7 +49,7 @@ class TokenLayout:
         begins = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
         self.start = [token for token in tokenizer("")["input_ids"] if token in begins]
 
-    def encode(self, chains: Sequence[Solution], images: Sequence[Sequence[int]] = ()) -> Steps:
+    def encode(self, chains: Sequence[Chain], images: Sequence[Sequence[int]] = ()) -> Steps:
         """Return chains as token ids, those of `images` (one list per chain) before the prompt.
 
         Raises:

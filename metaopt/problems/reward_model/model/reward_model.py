@@ -1,4 +1,4 @@
-"""Scalar rewards of texts: a linear head on any transformers model, and Bradley-Terry's loss.
+"""Scalar rewards of texts: a linear head on any transformers model.
 
 This file is copied next to the weights of a model that transformers has no class for, so it imports
 nothing but torch and transformers.
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -208,46 +207,3 @@ class RewardModel(PreTrainedModel):
             )
         result: Tensor = ids != pad
         return result
-
-
-def bradley_terry(
-    chosen: Tensor,
-    rejected: Tensor,
-    margin: Tensor | None = None,
-    label: Tensor | None = None,
-) -> Tensor:
-    """Return each pair's negative log-likelihood under Bradley and Terry's model.
-
-    L = -q log sigma(d) - (1 - q) log sigma(-d),   d = r(chosen) - r(rejected) - m.
-
-    The margin m is inside the sigmoid, where it has a gradient: a larger one asks for a larger
-    difference, and a negative one allows the pair to be in the wrong order by |m|. Exchanging the
-    answers, negating m and taking 1 - q leaves the loss as it is.
-
-    Args:
-        chosen, rejected: rewards, of one shape.
-        margin: m, of that shape; `None` for 0. Nothing is broadcast, because margins (B,) and
-            rewards (B, 1) would silently make (B, B) pairs.
-        label: q, the probability that `chosen` is the better answer, in [0, 1], of that shape;
-            `None` for 1. With label smoothing a it is 1 - a.
-
-    Returns:
-        Losses >= 0 in nats, of that shape; their mean is the usual objective.
-
-    Raises:
-        ValueError: shapes that differ.
-
-    References: Bradley and Terry, Biometrika 1952; Touvron et al., Llama 2, 2023 (margin).
-    """
-    for name, value in (("rejected", rejected), ("margin", margin), ("label", label)):
-        if value is not None and value.shape != chosen.shape:
-            raise ValueError(
-                f"{name} must have the shape of chosen, {tuple(chosen.shape)}; got "
-                f"{tuple(value.shape)}. Expand it first; nothing is broadcast."
-            )
-    d = chosen - rejected
-    if margin is not None:
-        d = d - margin
-    if label is None:
-        return -logsigmoid(d)
-    return -label * logsigmoid(d) - (1 - label) * logsigmoid(-d)

@@ -1,4 +1,7 @@
-"""Reward models on features trained on preference pairs, many of them batched."""
+"""Bradley and Terry's loss, and many reward models on features trained by it as one batch.
+
+Nothing here imports transformers: runs on features start without it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import logsigmoid
 
 from metaopt.nn.stacked_features import FeatureReward
-from metaopt.problems.reward_model.model.reward_model import bradley_terry
 
 
 class Recipe(NamedTuple):
@@ -56,6 +59,49 @@ class Targets(NamedTuple):
         first = torch.where(self.swap, rejected, chosen)
         second = torch.where(self.swap, chosen, rejected)
         return self.weight * bradley_terry(first, second, self.margin, self.label)
+
+
+def bradley_terry(
+    chosen: Tensor,
+    rejected: Tensor,
+    margin: Tensor | None = None,
+    label: Tensor | None = None,
+) -> Tensor:
+    """Return each pair's negative log-likelihood under Bradley and Terry's model.
+
+    L = -q log sigma(d) - (1 - q) log sigma(-d),   d = r(chosen) - r(rejected) - m.
+
+    The margin m is inside the sigmoid, where it has a gradient: a larger one asks for a larger
+    difference, and a negative one allows the pair to be in the wrong order by |m|. Exchanging the
+    answers, negating m and taking 1 - q leaves the loss as it is.
+
+    Args:
+        chosen, rejected: rewards, of one shape.
+        margin: m, of that shape; `None` for 0. Nothing is broadcast, because margins (B,) and
+            rewards (B, 1) would silently make (B, B) pairs.
+        label: q, the probability that `chosen` is the better answer, in [0, 1], of that shape;
+            `None` for 1. With label smoothing a it is 1 - a.
+
+    Returns:
+        Losses >= 0 in nats, of that shape; their mean is the usual objective.
+
+    Raises:
+        ValueError: shapes that differ.
+
+    References: Bradley and Terry, Biometrika 1952; Touvron et al., Llama 2, 2023 (margin).
+    """
+    for name, value in (("rejected", rejected), ("margin", margin), ("label", label)):
+        if value is not None and value.shape != chosen.shape:
+            raise ValueError(
+                f"{name} must have the shape of chosen, {tuple(chosen.shape)}; got "
+                f"{tuple(value.shape)}. Expand it first; nothing is broadcast."
+            )
+    d = chosen - rejected
+    if margin is not None:
+        d = d - margin
+    if label is None:
+        return -logsigmoid(d)
+    return -label * logsigmoid(d) - (1 - label) * logsigmoid(-d)
 
 
 def batches(generators: Sequence[Generator], rows: Tensor, recipe: Recipe) -> Tensor:
