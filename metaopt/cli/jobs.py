@@ -29,10 +29,10 @@ from metaopt.files.errors import listed
 from metaopt.files.lock import refuse_held
 from metaopt.files.reading import steps
 from metaopt.runs import configs, provenance
-from metaopt.runs.continuing import extended, refuse_edited, write_config
+from metaopt.runs.continuing import rest_of, write_config
 from metaopt.runs.description import describe, refuse_other
 from metaopt.runs.errors import ConfigError, report
-from metaopt.runs.folder import read_config, result_of, started_with
+from metaopt.runs.folder import result_of, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.objective import objectives, refuse_unknown
 from metaopt.runs.progress import watcher
@@ -128,18 +128,16 @@ def resume(folder: Path, rest: Sequence[str]) -> Outcome:
             f"{' '.join(wrong)}, or start a new run with it."
         )
     extending = int(rest[-1].partition("=")[2]) if rest else None
-    config = read_config(folder)
-    if config.get("started") == PYTHON:
-        raise ConfigError(
-            f"{folder} was started from Python and needs its problem; continue it there with\n"
-            f'  metaopt.resume("{folder}", problem=...)'
-        )
     with _explained(folder) as failed:
-        refuse_edited(folder, config, extending=extending is not None)
-        longer = extended(folder, config, extending)
-        if longer is not config or result_of(folder) is None:
+        config, done = rest_of(folder, extending)
+        if config.get("started") == PYTHON:
+            raise ConfigError(
+                f"{folder} was started from Python and needs its problem; continue it there with\n"
+                f'  metaopt.resume("{folder}", problem=...)'
+            )
+        if not done:
             refuse_strange(folder, config, re.findall(r"[^\s,\[\]]+", ",".join(trust)))
-        return _run(folder, longer, [], False, "minimize", again=longer is not config)
+        return _run(folder, config, [], False, "minimize", again=not done)
     return failed
 
 
@@ -245,8 +243,9 @@ def _conclude(
         shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("eval/"))
         print(f"{folder}: {shown}  ({seconds:.1f} s)", flush=True)
         return
+    width = max([26, *map(len, metrics)]) + 2
     for name, value in metrics.items():
-        print(f"{name:<28}{value:.6g}")
+        print(f"{name:<{width}}{value:.6g}")
     if delivered:
         print(delivered)
     stopped = result["stopped"]

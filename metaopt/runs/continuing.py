@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -14,14 +14,43 @@ from metaopt.files.errors import FolderError, listed
 from metaopt.files.reading import LOG, damaged, numbered, read_bytes, steps
 from metaopt.files.writing import write_text
 from metaopt.runs import configs, provenance
-from metaopt.runs.folder import started_with
+from metaopt.runs.folder import read_config, result_of, started_with
 
 STEPS = ("outer_steps", "engine.outer_steps")
 """Keys that hold the number of outer steps, the one setting that a continued run may change."""
 
 
+class EditedError(FolderError):
+    """The config.yaml of a run is not what the run was started with."""
+
+
+class Rest(NamedTuple):
+    """What a run in a folder has left to do.
+
+    Args:
+        config: what it continues with.
+        done: whether it is finished, so that there is nothing to do.
+    """
+
+    config: dict[str, Any]
+    done: bool
+
+
+def rest_of(folder: Path, outer_steps: int | None) -> Rest:
+    """Return what is left of the run of a folder, which may take another number of outer steps.
+
+    Raises:
+        FolderError: the folder holds no run, its config.yaml was edited, or a file is damaged.
+        ValueError: the number is below what the run has taken.
+    """
+    config = read_config(folder)
+    refuse_edited(folder, config, extending=outer_steps is not None)
+    longer = extended(folder, config, outer_steps)
+    return Rest(longer, longer is config and result_of(folder) is not None)
+
+
 def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = False) -> None:
-    """Raise a `FolderError` if a run's config.yaml is not what the run was started with.
+    """Raise an `EditedError` if a run's config.yaml is not what the run was started with.
 
     Edits that leave the numbers as they are are said on the standard error.
 
@@ -42,7 +71,7 @@ def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = Fal
         if any(line.partition(":")[0] in STEPS for line in changed):
             command = provenance.resume_command(folder)
             advice += f" More outer steps: {command} outer_steps=<number>."
-        raise FolderError(
+        raise EditedError(
             f"{path} was edited since the run was started (then -> now):\n{listed(changed)}\n"
             f"Nothing was computed: a run continues with what it was started with. {advice}"
         )

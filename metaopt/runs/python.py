@@ -16,10 +16,10 @@ from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
 from metaopt.files.lock import refuse_held
 from metaopt.files.numbers import or_nan
 from metaopt.files.reading import steps
-from metaopt.runs.continuing import extended, refuse_edited
+from metaopt.runs.continuing import rest_of
 from metaopt.runs.description import describe, make, refuse_other
 from metaopt.runs.errors import ConfigError
-from metaopt.runs.folder import read_config, result_of, started_with
+from metaopt.runs.folder import read_config, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
 from metaopt.runs.result import Result, read_history, read_result
@@ -144,19 +144,17 @@ def resume(
     """
     check_arguments(resume, locals())
     path = Path(folder)
-    config = read_config(path)
-    refuse_edited(path, config, extending=outer_steps is not None)
+    config, done = rest_of(path, outer_steps)
     given = {"problem": problem, "estimator": estimator, "optimizer": optimizer}
     if config.get("started") == PYTHON:
         parts = {name: _part(name, part, config, path, trust) for name, part in given.items()}
     else:
         parts = {name: part for name, part in given.items() if part is not None}
-    longer = extended(path, config, outer_steps)
-    if longer is config and result_of(path) is not None:
+    if done:
         return load(path, trust=trust)
     if config.get("started") != PYTHON:
         _refuse_strange(path, config, trust)
-    return _drive(_made(path, longer, parts, tracker, progress), longer)
+    return _drive(_made(path, config, parts, tracker, progress), config)
 
 
 def _drive(made: Run, config: Mapping[str, Any]) -> Result:

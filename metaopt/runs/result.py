@@ -22,7 +22,7 @@ from metaopt.files.reading import numbered, read_records
 from metaopt.files.tensors import CheckpointError, read_tensors
 from metaopt.runs import checkpoint
 from metaopt.runs.configs import flatten
-from metaopt.runs.continuing import log_until, refuse_edited, refuse_foreign
+from metaopt.runs.continuing import EditedError, log_until, refuse_edited, refuse_foreign
 from metaopt.runs.folder import read_config, result_of, started_with
 from metaopt.runs.tracking import History
 
@@ -127,7 +127,7 @@ def _config(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     try:
         refuse_edited(folder, config)
-    except FolderError as error:
+    except EditedError as error:
         print(f"{error}\nLoaded is what the run was started with.", file=sys.stderr)
         return started_with(folder) or config
     return config
