@@ -53,6 +53,15 @@ def as_text(content: Any) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
+def refuse_link(path: Path) -> None:
+    """Raise a `FolderError` where a file that is about to be written to is a symbolic link."""
+    if path.is_symlink():
+        raise FolderError(
+            f"{path} is a symbolic link, to {os.readlink(path)}, and nothing is written through "
+            f"it. Delete it, or put what it points to in its place."
+        )
+
+
 def refuse_links(folder: Path) -> None:
     """Raise a `FolderError` where a folder that is about to be written to holds a symbolic link.
 

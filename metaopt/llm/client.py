@@ -11,10 +11,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from metaopt.files.writing import refuse_link
 from metaopt.llm.accounts import Accounts
 from metaopt.llm.budgets import Budgets, Limits
 from metaopt.llm.cassette import Cassette
 from metaopt.llm.chat import LM, Request
+from metaopt.llm.errors import LMError, Transient
 from metaopt.llm.exchange import Exchange
 from metaopt.llm.flights import Answer
 from metaopt.llm.pace import Pace
@@ -163,6 +165,29 @@ class Client:
             raise
         return answers
 
+    def ask_all(self, requests: Sequence[Request]) -> list[Answer]:
+        """Return what `ask` does, where no request is left to a failure that passes.
+
+        Requests of which every try met a server's fault, a timeout or a damaged answer are asked
+        once more together. A result without them would be that of an outage.
+
+        Raises:
+            LMError: some met one again. What was answered is on record, and a resumed run asks for
+                the rest.
+        """
+        answers = self.ask(requests)
+        failed = _passing(answers)
+        if failed:
+            second = self.ask([requests[i] for i in failed])
+            for i, answer in zip(failed, second, strict=True):
+                answers[i] = answer
+            failed = _passing(answers)
+        if failed:
+            role, first = requests[failed[0]].role, answers[failed[0]]
+            count = f"{len(failed)} of {len(requests)}"
+            raise LMError(f"{role}: {count} requests failed: {first}", role)
+        return answers
+
     def open(self, folder: Path) -> None:
         """Keep answers, uses and texts in the private file of a run, `<folder>.cassette`.
 
@@ -170,10 +195,13 @@ class Client:
         and kept before is added to it; what it holds counts as asked by this run.
 
         Raises:
-            ValueError: the file is none of ours.
+            ValueError: the file is none of ours, or a symbolic link.
         """
         folder = folder.resolve()
-        run_file = Cassette(folder.with_name(folder.name + SUFFIX))
+        path = folder.with_name(folder.name + SUFFIX)
+        for end in ("", "-wal", "-shm", "-journal"):  # what sqlite writes
+            refuse_link(path.with_name(path.name + end))
+        run_file = Cassette(path)
         if self._folder is None:
             self._accounts.file.copy_to(run_file)
         self._accounts.file.close()
@@ -269,6 +297,11 @@ class Client:
             if self._background is None:
                 self._background = Background()
             return self._background
+
+
+def _passing(answers: Sequence[Answer]) -> list[int]:
+    """Return the places of failures that another try may mend."""
+    return [i for i, a in enumerate(answers) if isinstance(a, Transient) and a.retry]
 
 
 def _checked(lms: Mapping[str, LM]) -> dict[str, LM]:

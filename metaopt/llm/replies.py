@@ -45,7 +45,8 @@ def read(content: bytes, request: Request, model: str, key: str | None = None) -
     """Return the answer in the body of a chat completion.
 
     A stop that the server left in the text is cut off. Tokens that the server does not count, or
-    cannot have counted (less than the texts take, more than any answer), are guessed.
+    of which it counts fewer than the texts take, are guessed; where it counts more than any answer
+    has, they are the most that one can have.
 
     Args:
         content: the body.
@@ -145,7 +146,7 @@ def _without(text: str, key: str | None) -> str:
 
 
 def _usage(usage: Any, request: Request, text: str) -> Usage:
-    """Return the tokens that a server counted, each where it is plausible, else guessed."""
+    """Return the tokens that a server counted, at most as many as there can be, or guessed."""
     counts = usage if isinstance(usage, dict) else {}
     asked, said = sum(len(m["content"].encode()) for m in request.messages), len(text.encode())
     longest = max(request.parameters.max_tokens, said)
@@ -153,12 +154,16 @@ def _usage(usage: Any, request: Request, text: str) -> Usage:
     completion = _plausible(counts.get("completion_tokens"), said, longest)
     return Usage(
         estimate(request).prompt if prompt is None else prompt,
-        len(text) // 3 + 1 if completion is None else completion,
+        said // 3 + 1 if completion is None else completion,
     )
 
 
 def _plausible(count: Any, size: int, most: int) -> int | None:
-    """Return a count of tokens that a text of `size` bytes can have, seen and unseen, or `None`."""
-    if not isinstance(count, int) or isinstance(count, bool):
+    """Return the count of tokens of a text of `size` bytes, or `None` where it is none.
+
+    What a vendor may bill is never more than is returned: a count beyond `most`, seen and unseen,
+    is cut there.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < -(-size // LONGEST_TOKEN):
         return None
-    return count if -(-size // LONGEST_TOKEN) <= count <= most + UNSEEN else None
+    return min(count, most + UNSEEN)

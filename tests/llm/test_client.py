@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from paid import Paid, failures, requests
 
-from metaopt.llm import Client, SimulatedLM, estimate
+from metaopt.files.errors import FolderError
+from metaopt.llm import Client, LMError, SimulatedLM, Transient, estimate
+from metaopt.llm.errors import Rejected
 
 
 def run(client: Client, rounds: Sequence[int], rounds_asked: int = 10) -> dict[int, Any]:
@@ -31,6 +33,39 @@ def run(client: Client, rounds: Sequence[int], rounds_asked: int = 10) -> dict[i
 def answered_by(rounds: dict[int, Any]) -> list[Any]:
     """Answers, references and calls, without what failed requests cost."""
     return [(answers, ref, cost["lm_calls"]) for answers, ref, cost in rounds.values()]
+
+
+def test_what_failed_is_asked_again_until_every_request_is_answered(tmp_path: Path) -> None:
+    def fail(text: str, n: int) -> Transient | Rejected | None:
+        if text == "question 5":
+            return Rejected("too long", "target")
+        return Transient("down", "target", after=0.0) if text == "question 3" and n <= 5 else None
+
+    lm = Paid(fail)
+    first = Client({"target": lm}, attempts=2)
+    first.open(tmp_path / "run")
+    with pytest.raises(LMError, match="target: 1 of 8 requests failed: down"):
+        first.ask_all(requests(8))
+    first.close()
+    resumed = Client({"target": lm}, attempts=2)
+    resumed.open(tmp_path / "run")
+    assert failures(resumed.ask_all(requests(8))) == [
+        "Rejected" if i == 5 else "" for i in range(8)
+    ]
+    assert [lm.calls.count((f"question {i}", 0)) for i in range(8)] == [1, 1, 1, 6, 1, 2, 1, 1]
+    assert resumed.spent()["lm_calls"] == 7
+
+
+@pytest.mark.parametrize("end", ["", "-wal", "-journal"])
+def test_the_file_of_a_run_is_not_opened_through_a_link(tmp_path: Path, end: str) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"mine")
+    (tmp_path / f"run.cassette{end}").symlink_to(other)
+    client = Client({"target": Paid(dead=True)})
+    with pytest.raises(FolderError, match=rf"run\.cassette{end} is a symbolic link, to .*other"):
+        client.open(tmp_path / "run")
+    client.close()
+    assert other.read_bytes() == b"mine"
 
 
 class Killed(BaseException):

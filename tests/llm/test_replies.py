@@ -11,7 +11,7 @@ from servers import Asked, Scripted, Served, completion, error
 from test_openai_compatible import FAULTS, FINE, KEY, ask, lm_of, question
 
 from metaopt.llm import Rejected, Truncated, Usage
-from metaopt.llm.replies import retry_after
+from metaopt.llm.replies import UNSEEN, retry_after
 from metaopt.llm.transport import MOST_BYTES
 
 BOMB = gzip.compress(b" " * 10**7)
@@ -54,7 +54,6 @@ def test_what_would_be_cut_again_is_not_tried_again() -> None:
     [
         None, [], "12", {"prompt_tokens": "9", "completion_tokens": "9"},
         {"prompt_tokens": -1, "completion_tokens": -1},
-        {"prompt_tokens": 10**12, "completion_tokens": 10**12},
         {"prompt_tokens": 0, "completion_tokens": 0},
         {"prompt_tokens": True, "completion_tokens": 9.0},
         {"prompt_tokens": float("nan"), "completion_tokens": float("inf")},
@@ -67,6 +66,23 @@ def test_tokens_are_guessed_where_the_count_cannot_be_right(usage: Any) -> None:
     with Scripted(lambda asked: Served(200, body)) as server:
         (reply,) = ask(lm_of(server), question("y" * 300))
     assert reply.usage == Usage(108, 101)
+
+
+def test_a_count_beyond_any_answer_is_charged_as_the_longest_one() -> None:
+    choice = {"message": {"content": "x" * 300}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 10**12, "completion_tokens": 10**12}
+    body = json.dumps({"choices": [choice], "usage": usage}).encode()
+    with Scripted(lambda asked: Served(200, body)) as server:
+        (reply,) = ask(lm_of(server), question("y" * 300))
+    longest = max(question("").parameters.max_tokens, 300)
+    assert reply.usage == Usage(300 + UNSEEN, longest + UNSEEN)
+
+
+def test_a_guess_counts_the_bytes_of_a_text() -> None:
+    body = {"choices": [{"message": {"content": "\u4e2d" * 30}, "finish_reason": "stop"}]}
+    with Scripted(lambda asked: Served(200, json.dumps(body).encode())) as server:
+        (reply,) = ask(lm_of(server), question("y"))
+    assert reply.usage.completion == 31
 
 
 def test_a_count_may_hold_what_is_not_seen() -> None:

@@ -207,11 +207,11 @@ def ask(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
 
     Raises:
         CassetteMiss: a replay holds no answer to one of them.
-        LMError: more than half of three or more failed, other than by a policy or a budget: a
-            result would be that of an outage. What was answered is kept, and a resumed run asks for
-            the rest.
+        LMError: some met a failure that passes, again and again, or more than half of three or
+            more failed, other than by a policy or a budget: a result would be that of an outage.
+            What was answered is kept, and a resumed run asks for the rest.
     """
-    replies = client.ask(requests)
+    replies = client.ask_all(requests)
     failures = [reply for reply in replies if isinstance(reply, LMError)]
     for failure in failures:
         if isinstance(failure, CassetteMiss):

@@ -112,7 +112,7 @@ class TemplateProblem(Problem):
         for attempt in range(3):
             rollout = fold(key, "template", attempt) % 2**31
             request = Request("template", rewriting(shown, examples), self.creative, rollout)
-            (reply,) = self.client.ask([request])
+            (reply,) = self.client.ask_all([request])
             template = None if isinstance(reply, LMError) else read_template(reply.text)
             known = template is None or any(template == p.outer for p in parents)
             if template and not known and not quotes(template, secrets):

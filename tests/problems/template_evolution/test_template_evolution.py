@@ -15,6 +15,7 @@ from metaopt.llm import (
     NotUnderstood,
     Parameters,
     PolicyRefusal,
+    Rejected,
     Reply,
     SimulatedLM,
     Transient,
@@ -132,6 +133,8 @@ class Failing:
         self.asked.append(text)
         if "fail" in text:
             raise Transient("down", role, after=0.0)
+        if "reject" in text:
+            raise Rejected("too long", role)
         if "forbidden" in text:
             raise PolicyRefusal("not allowed", role)
         return Reply("Score: 9.0" if "Response:" in text else f"ok {text}", Usage(5, 5))
@@ -145,20 +148,21 @@ def panel(lm, check=lambda query, response, key: "good" in response, **settings)
     return Panel(client, ["be good"], check, Parameters(), **settings)
 
 
-def test_a_failed_request_makes_neither_score_nor_outcome():
+def test_a_rejected_request_makes_neither_score_nor_outcome():
     of = panel(Failing())
-    answered = of.answer([(0, "good"), (0, "fail"), (0, "bad")])
+    answered = of.answer([(0, "good"), (0, "reject"), (0, "bad")])
     assert [c["outcome"] for c in answered] == [True, False]
-    ref = of.client.keep("Response: fail")
+    ref = of.client.keep("Response: reject")
     scored = of.judge("t", [*answered, {**answered[0], "response": ref}])
     assert [c["score"] for c in scored] == [9.0, 9.0, None]
 
 
 def test_an_outage_is_no_result():
     of = panel(Failing())
-    prompts = [(0, "good"), (0, "fail 1"), (0, "fail 2")]
-    with pytest.raises(LMError, match="target: 2 of 3 requests failed: down"):
+    prompts = [(0, "good"), (0, "fail"), (0, "bad"), (0, "poor")]
+    with pytest.raises(LMError, match="target: 1 of 4 requests failed: down"):
         of.answer(prompts)
+    assert of.client.lms["target"].asked.count("fail") == 4  # twice all its attempts
 
 
 def test_a_policy_refusal_stops_and_is_not_asked_again():

@@ -10,7 +10,7 @@ import numpy as np
 from metaopt.engine.ranges import check_ranges
 from metaopt.llm.chat import Message, Parameters, Reply, Request, user
 from metaopt.llm.client import Client
-from metaopt.llm.errors import LMError, Transient, Truncated
+from metaopt.llm.errors import LMError, Truncated
 from metaopt.problems.process_reward.labelling.rollouts import digest
 
 CONTINUE = """Here is a question and the beginning of a solution. Continue the solution from where \
@@ -40,7 +40,7 @@ VERDICT = re.compile(r"\W*(correct|incorrect)\W*", re.I)
 class ClientCompletion:
     """Completes solutions by asking a model of a client.
 
-    A completion that was cut off, or failed for good on its way, is `None`. Draws differ in the
+    A completion that was cut off is `None`. Draws differ in the
     request's rollout, a number from the generator, so a recorded run replays.
 
     Args:
@@ -78,8 +78,8 @@ class ClientCompletion:
         """Return the rest of each solution.
 
         Raises:
-            LMError: nothing more can be asked: a spent budget, a refusal, a rejected request, or
-                a replay without the answer.
+            LMError: nothing more can be asked: a spent budget, a refusal, a rejected request, a
+                replay without the answer, or a server that fails again and again.
         """
         numbers = draw.integers(2**31, size=len(prompts)).tolist()
         requests = [
@@ -136,8 +136,8 @@ class ClientJudge:
 
 def _replies(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
     replies: list[Reply | None] = []
-    for answer in client.ask(requests):
-        if isinstance(answer, LMError) and not isinstance(answer, (Transient, Truncated)):
+    for answer in client.ask_all(requests):
+        if isinstance(answer, LMError) and not isinstance(answer, Truncated):
             raise answer
         replies.append(answer if isinstance(answer, Reply) else None)
     return replies
