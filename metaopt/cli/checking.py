@@ -169,24 +169,24 @@ def show(rows: Sequence[Row], name: str, warm_steps: int) -> None:
         print(f"{name}. Reference r: {rows[0].reference}.")
     print(Table(filled, [[cells[h] for h in filled] for cells in measured], words=2).text())
     print(LEGEND.format(warm=warm_steps))
-    for reason, refused in _refusals(rows).items():
-        print(f"{', '.join(refused)}: {reason}")
+    for line in _refusals(rows):
+        print(line)
 
 
-def _refusals(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Return the names of estimators by the reason for which they were refused.
+def _refusals(rows: Sequence[Row]) -> list[str]:
+    """Return why estimators were refused, a reason that several share once.
 
-    Where several refuse a problem with one sentence about themselves, it is said once.
+    Most sentences begin with the estimator's class, which is where those of one reason differ.
     """
     reasons: dict[str, list[Row]] = {}
     for row in rows:
         if row.refused is not None:
-            subject, _, rest = row.refused.partition(" ")
-            reasons.setdefault(rest if subject.isidentifier() else row.refused, []).append(row)
-    return {
-        same[0].refused or "" if len(same) == 1 else f"each {rest}": [r.estimator for r in same]
-        for rest, same in reasons.items()
-    }
+            reasons.setdefault(row.refused.partition(" ")[2], []).append(row)
+    lines = []
+    for predicate, refused in reasons.items():
+        names, sentences = ", ".join(r.estimator for r in refused), {r.refused for r in refused}
+        lines.append(f"{names}: {sentences.pop() if len(sentences) == 1 else f'each {predicate}'}")
+    return lines
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -36,7 +36,7 @@ from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.objective import objectives, refuse_early, refuse_unknown
-from metaopt.runs.progress import watcher
+from metaopt.runs.progress import GrowthWarning, watcher
 from metaopt.runs.tracking import History, Jsonl, Tracker, floats, refuse_unusable
 
 PYTHON = "from Python"
@@ -220,7 +220,7 @@ class Run:
             if self.watch is not None:
                 watch = self.watch(self._label(), self.engine.outer_steps, resumed or 0)
                 trackers.append(stack.enter_context(watch))
-            yield trackers
+            yield [*trackers, GrowthWarning()]
 
     def _label(self) -> str:
         name = self.config.get("label") or self.config.get("name")

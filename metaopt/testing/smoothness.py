@@ -13,7 +13,7 @@ from metaopt.engine.protocols import Estimator, OuterOptimizer, Tree
 from metaopt.estimators.inner_run import require_gradients
 from metaopt.testing.precision import float64_loop, short
 from metaopt.testing.retraining import Retraining
-from metaopt.testing.verdict import POOR, Level, Verdict, in_order, level_of
+from metaopt.testing.verdict import POOR, Level, Verdict, calming, in_order, level_of
 
 FRACTION = 0.01
 """The short step that S is compared at, as a part of the outer optimizer's own."""
@@ -21,12 +21,11 @@ FRACTION = 0.01
 FEWEST = 4
 """Retrainings below which no correlation is given."""
 
-GENTLER = (
-    "a smaller inner learning rate", "a larger eps of an inner Adam", "fewer inner steps, or "
-    "truncation= of estimator=unroll", "a smoother model (smooth activations, average instead of "
-    "max pooling, a smaller scale of the last layer)",
-)  # fmt: skip
-"""What makes training smoother, in the order in which to try it; the last are the reference's."""
+SMOOTHER = (
+    "a smoother model (smooth activations, average instead of max pooling, a smaller scale of the "
+    "last layer)"
+)
+"""What the reference found to help, beside the settings of the inner optimizer."""
 
 LEAST_RUNS = 12
 """What is measured at least, in runs without a graph: five of them, and a hypergradient or two."""
@@ -52,6 +51,7 @@ class Smoothness:
         retrainings: how many.
         adjoint_growth: |dF/dtheta_0| / |dF/dtheta_K|, of the parameters, or `None`.
         dtype: what the runs were computed in.
+        cures: what makes training smoother, in the order in which to try it.
         missing: why there is no prediction, or empty.
     """
 
@@ -65,6 +65,7 @@ class Smoothness:
     retrainings: int
     adjoint_growth: float | None
     dtype: str
+    cures: tuple[str, ...]
     missing: str = ""
 
     @property
@@ -88,12 +89,12 @@ class Smoothness:
         level = "warning" if level == "fine" else level
         if self.at_fraction >= POOR:
             text += "; at a hundredth of it theta_K still moves smoothly"
-            return Verdict(level, f"{text}. {in_order(['a smaller outer_lr', *GENTLER])}")
+            return Verdict(level, f"{text}. {in_order(['a smaller outer_lr', *self.cures])}")
         text += (
             "; training is rough even at a hundredth of it, so that a hypergradient, however "
             "exact, says little of where retraining ends"
         )
-        return Verdict(level, f"{text}. {in_order(GENTLER)}")
+        return Verdict(level, f"{text}. {in_order(self.cures)}")
 
 
 def check_smoothness(
@@ -178,6 +179,7 @@ def check_smoothness(
         retrainings=0 if correlation is None else count,
         adjoint_growth=growth,
         dtype=short(next(iter(run.outer.values())).dtype),
+        cures=(*calming(loop.optimizer(run.outer, 0)), SMOOTHER),
         missing=missing,
     )
 

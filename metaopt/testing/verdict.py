@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from metaopt.engine.inner_optimizers import Adam, InnerOptimizer
+
 FINE, POOR = 0.99, 0.9
 """Agreement from which nothing is said, and below which a hypergradient is refused.
 
@@ -37,6 +39,15 @@ def level_of(agreement: float) -> Level:
     if math.isnan(agreement) or agreement < POOR:
         return "error"
     return "fine" if agreement >= FINE else "warning"
+
+
+def calming(optimizer: InnerOptimizer) -> tuple[str, ...]:
+    """Return what makes training less sensitive, in the order in which to try it."""
+    return (
+        *(["a larger eps of the inner Adam"] if isinstance(optimizer, Adam) else []),
+        "a smaller inner learning rate",
+        "fewer inner steps, or truncation= of estimator=unroll",
+    )
 
 
 def in_order(cures: Sequence[str]) -> str:

@@ -77,10 +77,17 @@ def test_a_column_without_values_is_left_out(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_reason_of_several_estimators_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    reasons = {"cg": "Implicit holds it.", "t1-t2": "FiniteDifference holds it.", "no": "A fault."}
+    reasons = {
+        "cg": "Implicit holds it.", "t1-t2": "FiniteDifference holds it.", "no": "A fault.",
+        "soba": "AdamW decays.", "penalty": "AdamW decays.",
+    }  # fmt: skip
     show([Row(name, False, "r", refused=reason) for name, reason in reasons.items()], "Some", 0)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2:] == ["cg, t1-t2: each holds it.", "no: A fault."]
+    assert lines[-3:] == [
+        "cg, t1-t2: each holds it.",
+        "no: A fault.",
+        "soba, penalty: AdamW decays.",
+    ]
 
 
 def test_a_step_that_is_too_long_ends_with_a_verdict_and_an_exit_code(command: Command) -> None:

@@ -1,9 +1,13 @@
 """What a person sees of a run: plain lines, or in a notebook one line that is rewritten."""
 
+import dataclasses
+import math
 import sys
 import types
 
-from metaopt.runs.progress import Console, NotebookLine, watcher
+import metaopt
+from metaopt.problems.examples import Ridge
+from metaopt.runs.progress import Console, GrowthWarning, NotebookLine, watcher
 
 
 class ZMQInteractiveShell:
@@ -66,3 +70,30 @@ def test_lines_that_come_too_soon_are_left_out_but_never_an_evaluation(capsys):
     tracker.log(2, {"outer/loss": 2.0})
     tracker.log(3, {"eval/accuracy": 0.5})
     assert capsys.readouterr().out == "step 1/3  outer/loss 1\nstep 3/3  eval/accuracy 0.5\n"
+
+
+def test_a_growing_adjoint_is_said_once(capsys):
+    warning = GrowthWarning()
+    for step, growth in enumerate((0.5, math.nan, 9.9, 161.0, 1e9)):
+        warning.log(step, {"outer/loss": 1.0, "inner/adjoint_growth": growth})
+    warning.log(5, {"outer/loss": 1.0})
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert errors.count("\n") == 1
+    assert "at outer step 3 the adjoint grew 161-fold" in errors
+    assert "metaopt-check with the keys of this run" in errors
+
+
+def test_a_run_warns_of_its_adjoint_with_and_without_a_folder(tmp_path, capsys):
+    class Growing(metaopt.Unroll):
+        def __call__(self, *arguments):
+            inner, feedback = super().__call__(*arguments)
+            metrics = {**feedback.metrics, "inner/adjoint_growth": feedback.value * 0 + 220}
+            return inner, dataclasses.replace(feedback, metrics=metrics)
+
+    for folder in (None, tmp_path / "run"):
+        metaopt.run(
+            Ridge(), Growing(2), metaopt.Descent("sgd", lr=0.1), 3, folder=folder, progress=False,
+            figures=False,
+        )  # fmt: skip
+        assert capsys.readouterr().err.count("the adjoint grew 220-fold") == 1
