@@ -9,16 +9,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from metaopt.files.errors import Mistakes
 
 if TYPE_CHECKING:
     from metaopt.llm import LM, Client
     from metaopt.problems.process_reward.data.formats import Chain
     from metaopt.problems.process_reward.labelling.rollouts import Judge, Policy
 
+MODELS = ("transformers", "server")
+"""Policies that are language models."""
+
 DESCRIPTION = """
 Label every step of worked solutions with the share of a policy's continuations from there that end
 at the right answer (Math-Shepherd, Wang et al., ACL 2024). Rollouts stop early where a step is
-decided. A killed command goes on where it was when it is run again.
+decided. A killed command goes on where it was when it is run again; what a server has answered is
+kept next to the folder, in FOLDER.cassette, and not asked for twice.
 
   metaopt-label solutions.jsonl labels --policy transformers --model Qwen/Qwen2.5-Math-1.5B-Instruct
   metaopt-label solutions.jsonl labels --policy server --model NAME   # vLLM, SGLang, a vendor
@@ -30,15 +37,25 @@ simulated solver knows questions such as "3 +2 *4" only: arithmetic modulo 5, fr
 """
 
 
+READ_BY = {
+    **dict.fromkeys(("model", "batch_size", "temperature", "max_tokens", "limits"), MODELS),
+    **dict.fromkeys(("device", "dtype"), MODELS[:1]),
+    **dict.fromkeys(("base_url", "key_variable", "judge"), MODELS[1:]),
+}
+"""Which policies use an option that not all of them do."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; a user's mistake is answered with a sentence and status 2."""
     options = _parser().parse_args(arguments)
-    from metaopt.llm import LMError
+    from metaopt.llm import BudgetSpent, LMError
 
     try:
         _label(options)
     except (ValueError, OSError, ImportError, LMError) as error:
-        print(f"metaopt-label: {error}", file=sys.stderr)
+        spent = isinstance(error, BudgetSpent)
+        more = ". The same command goes on with larger --limits." if spent else ""
+        print(f"metaopt-label: {error}{more}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nmetaopt-label: stopped; the same command goes on.", file=sys.stderr)
@@ -61,10 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--columns", nargs="+", metavar="COLUMN=NAME", default=[], help="names in the solutions")
     add("--lenient", action="store_true", help="leave malformed rows out, with a warning")
     add("--format", help="of the solutions, if their columns do not say")
-    add("--policy", choices=("transformers", "server", "arithmetic"), required=True)
+    add("--policy", choices=(*MODELS, "arithmetic"), required=True)
     add("--model", help="folder, id of the hub, or the server's name of the model")
     add("--base-url", default="http://127.0.0.1:8000/v1", help="of the server")
     add("--key-variable", metavar="NAME", help="environment variable with the server's key")
+    add(
+        "--limits",
+        nargs="+",
+        metavar="UNIT=AMOUNT",
+        default=[],
+        help="most lm_calls, lm_requests or tokens; of a server, over all resumes of a folder",
+    )
     add("--judge", metavar="MODEL", help="of the server, for answers that rules cannot compare")
     add("--device", default="cpu", help="of a transformers model")
     add("--dtype", default="auto", help="auto, float64, float32, bfloat16 or float16")
@@ -82,24 +106,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _label(options: argparse.Namespace) -> None:
-    from metaopt.data.records import column_names
-    from metaopt.problems.process_reward.data.formats import Renaming, harden, read, truncate, write
-    from metaopt.problems.process_reward.labelling.answers import reference_answers
-    from metaopt.problems.process_reward.labelling.rollouts import label_steps
+    from metaopt.problems.process_reward.data.formats import harden, truncate, write
+    from metaopt.problems.process_reward.data.formats.reading import check_file
+    from metaopt.problems.process_reward.labelling.rollouts import check_counts, label_steps
 
-    renaming = Renaming(column_names(options.columns))
-    chains = read(options.solutions, options.format, renaming, not options.lenient)
-    chains = chains[: options.limit]
-    if options.answers:
-        answers = reference_answers(chains, options.answers)
-    else:
-        answers = reference_answers(chains, options.solutions, renaming)
-    renaming.refuse_unused()
-    _check_writable(options.folder, "FOLDER")
-    if options.stepwise is not None:
-        _check_writable(options.stepwise.parent, "--stepwise FILE")
+    mistakes = Mistakes()
+    mistakes.said += _unread(options)
+    chains: Sequence[Chain] = ()
     with ExitStack() as stack:
-        policy, judge, client = _models(options, stack)
+        with mistakes.collected():
+            check_counts(options.minimum, options.maximum, options.batch)
+        with mistakes.collected():
+            chains, answers = _solutions(options)
+        with mistakes.collected():
+            policy, judge, client = _models(options, sum(len(c.steps) for c in chains), stack)
+        if not mistakes.said:  # which leaves no folder where there are others
+            with mistakes.collected():
+                _check_writable(options.folder, "FOLDER")
+            with mistakes.collected():
+                if options.stepwise is not None:
+                    check_file(options.stepwise)
+                    _check_writable(options.stepwise.parent, "--stepwise FILE")
+        mistakes.refuse()
+        if client is not None and options.policy == "server":
+            client.open(options.folder)
         labelled = label_steps(
             chains,
             answers,
@@ -119,6 +149,49 @@ def _label(options: argparse.Namespace) -> None:
     print(*failures, _summary(labelled, options.folder), sep="\n")
 
 
+def _unread(options: argparse.Namespace) -> list[str]:
+    """Return a sentence for each option that was given and that the policy does not use."""
+    default, sentences = _parser().get_default, []
+    for name, policies in READ_BY.items():
+        if options.policy not in policies and getattr(options, name) != default(name):
+            flag = f"--{name.replace('_', '-')}"
+            needed = " or ".join(f"--policy {policy}" for policy in policies)
+            sentences.append(f"{flag} needs {needed}; got --policy {options.policy}.")
+    if options.hard and options.stepwise is None:
+        sentences.append("--hard is of the file that --stepwise FILE writes; give it, too.")
+    return sentences
+
+
+def _solutions(options: argparse.Namespace) -> tuple[Sequence[Chain], Sequence[str]]:
+    """Return the solutions to label, and their answers."""
+    from metaopt.data.records import column_names
+    from metaopt.problems.process_reward.data.formats import Renaming, read
+    from metaopt.problems.process_reward.labelling.answers import reference_answers
+
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit must be at least 1; got {options.limit}.")
+    renaming = Renaming(column_names(options.columns))
+    chains = read(options.solutions, options.format, renaming, not options.lenient)
+    chains = chains[: options.limit]
+    if options.answers:
+        answers = reference_answers(chains, options.answers)
+    else:
+        answers = reference_answers(chains, options.solutions, renaming)
+    renaming.refuse_unused()
+    return chains, answers
+
+
+def _limits(words: Sequence[str]) -> dict[str, float]:
+    """Return {unit: amount} of words UNIT=AMOUNT."""
+    try:
+        return {unit: float(amount) for unit, _, amount in (w.partition("=") for w in words)}
+    except ValueError:
+        given = " ".join(words)
+        raise ValueError(
+            f"--limits needs UNIT=AMOUNT, as in lm_calls=20000; got {given}."
+        ) from None
+
+
 def _check_writable(folder: Path, argument: str) -> None:
     """Make a folder and a file in it, which vanishes: loading a model and labelling take long."""
     try:
@@ -132,17 +205,16 @@ def _check_writable(folder: Path, argument: str) -> None:
 
 
 def _models(
-    options: argparse.Namespace, stack: ExitStack
+    options: argparse.Namespace, steps: int, stack: ExitStack
 ) -> tuple[Policy, Judge | None, Client | None]:
     if options.policy == "arithmetic":
         from metaopt.problems.process_reward.data.arithmetic_policy import ArithmeticPolicy
         from metaopt.problems.process_reward.labelling.arithmetic import ArithmeticCompletion
 
         return ArithmeticCompletion(ArithmeticPolicy(options.seed)), None, None
+    limits = _limits(options.limits)
     if options.model is None:
         raise ValueError(f"--policy {options.policy} needs --model.")
-    if options.judge and options.policy != "server":
-        raise ValueError(f"--judge needs --policy server; got --policy {options.policy}.")
     from metaopt.llm import Client
     from metaopt.problems.process_reward.labelling.llm import ClientCompletion, ClientJudge
 
@@ -155,12 +227,23 @@ def _models(
             options.model, options.device, options.dtype, options.batch_size
         )
     else:
+        from metaopt.llm.authorisation import endpoint
         from metaopt.llm.openai_compatible import OpenAICompatibleLM
 
+        host = urlsplit(options.base_url).hostname or ""
+        if not limits and not endpoint(options.base_url, [host])[1]:
+            least, most = steps * options.minimum, steps * options.maximum
+            raise ValueError(
+                f"The server of --base-url is on another machine and may cost something, so it "
+                f"needs a budget: --limits lm_calls=20000, say. These solutions take {least:,} to "
+                f"{most:,} calls of the policy."
+            )
         names = {"policy": options.model, **({"judge": options.judge} if options.judge else {})}
         for role, name in names.items():
-            lms[role] = OpenAICompatibleLM(name, options.base_url, options.key_variable)
-    client = Client(lms, concurrency=options.batch_size)
+            lms[role] = OpenAICompatibleLM(
+                name, options.base_url, options.key_variable, hosts=[host]
+            )
+    client = Client(lms, concurrency=options.batch_size, limits=limits)
     stack.callback(client.close)
     policy = ClientCompletion(client, options.temperature, options.max_tokens, prefill=local)
     return policy, ClientJudge(client) if options.judge else None, client

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -20,6 +21,34 @@ class DamagedFileError(FolderError):
 
 class FolderInUseError(FolderError):
     """Another process writes to the folder."""
+
+
+class Mistakes:
+    """Collects what is wrong with several arguments, to be said at once.
+
+    Example:
+        >>> mistakes = Mistakes()
+        >>> with mistakes.collected():
+        ...     raise ValueError("size must be above 0.")
+        >>> mistakes.said
+        ['size must be above 0.']
+    """
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep the message of an error that the block raises."""
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as error:
+            self.said.append(str(error))
+
+    def refuse(self) -> None:
+        """Raise a `ConfigError` with all messages, a line each, if there are any."""
+        if self.said:
+            raise ConfigError("\n".join(self.said))
 
 
 def listed(lines: Sequence[str], most: int = 8) -> str:

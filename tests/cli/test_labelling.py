@@ -208,6 +208,26 @@ def test_mistakes_are_answered_with_a_sentence(
     assert "--judge needs --policy server" in refused(
         capsys, source, folder, "--policy", "transformers", "--model", "m", "--judge", "j"
     )
+    several = (
+        "--minimum",
+        "9",
+        "--limits",
+        "calls=3",
+        "--hard",
+        "--device",
+        "cuda",
+        "--limit",
+        "0",
+    )
+    said = refused(capsys, "none.jsonl", folder, "--policy", "server", *several).splitlines()
+    assert [line.split(";")[0] for line in said] == [
+        "metaopt-label: --device needs --policy transformers",
+        "--hard is of the file that --stepwise FILE writes",
+        "label_steps needs 1 <= minimum <= maximum and batch >= 1",
+        "--limit must be at least 1",
+        "--policy server needs --model.",
+    ]
+    assert not Path(folder).exists()
     words = put(tmp_path / "words.jsonl", [{**ROWS[0], "question": "one and one"}])
     says = refused(capsys, words, *command[1:])
     assert "questions such as '3 +2 *4'" in says
@@ -248,3 +268,28 @@ def test_requests_that_failed_are_counted(
     argv = ("--policy", "server", "--model", "m", "--base-url", "http://127.0.0.1:9/v1")
     assert main((source, str(tmp_path / "labels"), *argv)) == 0
     assert "requests: 11, of which 3 failed (HTTP 503 3)\n" in capsys.readouterr().out
+
+
+def test_a_budget_bounds_what_is_sent_over_all_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def chat(self: Any, role: str, *_: Any) -> Reply:
+        asked.append(role)
+        return Reply("Final answer: 4", Usage(5, 5), "stop", "m")
+
+    monkeypatch.setattr(OpenAICompatibleLM, "chat", chat)
+    source, folder = put(tmp_path / "mine.jsonl", ROWS[:1]), str(tmp_path / "labels")
+    argv = (source, folder, "--policy", "server", "--model", "m")
+    for sent in (5, 5):
+        assert "goes on with larger --limits" in refused(capsys, *argv, "--limits", "lm_calls=5")
+        assert len(asked) == sent
+    assert main((*argv, "--limits", "lm_calls=20")) == 0
+    assert len(asked) == 8
+    away = (*argv[:-4], "--policy", "server", "--model", "m", "--base-url", "https://lm.example/v1")
+    said = refused(capsys, *away)
+    assert "it needs a budget: --limits lm_calls=20000, say. These solutions take 8 to 16" in said
+    for words in ("lm_calls", "lm_calls=many"):
+        assert "--limits needs UNIT=AMOUNT" in refused(capsys, *argv, "--limits", words)
+    assert "units are lm_calls" in refused(capsys, *argv, "--limits", "calls=3")

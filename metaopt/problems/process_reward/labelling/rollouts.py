@@ -116,11 +116,7 @@ def label_steps(
     Cost: minimum to maximum completions a step, in at most `maximum` calls of the policy a shard.
     """
     chains = list(chains)
-    if not 1 <= minimum <= maximum or batch < 1:
-        raise ValueError(
-            f"label_steps needs 1 <= minimum <= maximum and batch >= 1; got minimum={minimum}, "
-            f"maximum={maximum}, batch={batch}."
-        )
+    check_counts(minimum, maximum, batch)
     if len(references) != len(chains):
         raise ValueError(
             f"references must be one per chain; got {len(references)} for {len(chains)} chains."
@@ -158,6 +154,15 @@ def label_steps(
             labelled += _read(path)
             progress(len(labelled))
     return labelled
+
+
+def check_counts(minimum: int, maximum: int, batch: int) -> None:
+    """Raise a `ValueError` for arguments of `label_steps` that are out of range."""
+    if not 1 <= minimum <= maximum or batch < 1:
+        raise ValueError(
+            f"label_steps needs 1 <= minimum <= maximum and batch >= 1; got minimum={minimum}, "
+            f"maximum={maximum}, batch={batch}."
+        )
 
 
 class RolloutCounts:

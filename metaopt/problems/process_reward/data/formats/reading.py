@@ -204,6 +204,18 @@ def _nearest(row: Mapping[str, Any]) -> str:
     return "; ".join(map(shown, sorted(FORMATS, key=lambda name: rank(FORMATS[name]))[:3]))
 
 
+def check_file(path: Path) -> str:
+    """Return the name of a file to write, without .gz.
+
+    Raises:
+        ValueError: `write` makes no file of this kind.
+    """
+    name = path.name.removesuffix(".gz")
+    if not name.endswith((".json", ".jsonl")):
+        raise ValueError(f"path={path} must end in .json, .jsonl, .json.gz or .jsonl.gz.")
+    return name
+
+
 def write(path: str | Path, chains: Sequence[Chain], format: str = "chain") -> None:
     """Write chains to a file: one array for .json, one row per line for .jsonl; either with .gz.
 
@@ -216,9 +228,7 @@ def write(path: str | Path, chains: Sequence[Chain], format: str = "chain") -> N
         ValueError: another kind of file, another format, or chains that it cannot express.
     """
     path = Path(path)
-    name = path.name.removesuffix(".gz")
-    if not name.endswith((".json", ".jsonl")):
-        raise ValueError(f"path={path} must end in .json, .jsonl, .json.gz or .jsonl.gz.")
+    name = check_file(path)
     if format not in ("chain", "stepwise"):
         raise ValueError(f"format must be chain or stepwise; got {format!r}.")
     rows = to_stepwise(chains) if format == "stepwise" else [to_chain(chain) for chain in chains]
