@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 
-from metaopt.engine.annotations import fits
+from metaopt.engine.annotations import LARGEST, fits
 
 UNITS = {
     "inner_steps": "inner steps",
@@ -69,6 +69,8 @@ def _check_units(units: Iterable[str], name: str) -> None:
 def _check(amounts: Mapping[str, float], name: str, otherwise: str = "") -> None:
     _check_units(amounts, name)
     for unit, amount in amounts.items():
+        if type(amount) in (int, float) and 0 <= amount < LARGEST:
+            continue  # charged in each outer step, and `fits` takes its time
         if not fits(amount, float) or amount < 0:
             raise ValueError(
                 f"{name}[{unit!r}] must be a finite number >= 0{otherwise}; got {amount!r}."

@@ -39,8 +39,11 @@ class RunningStatistics(TorchFunctionMode):
 
 def statistics(*states: Any) -> AbstractContextManager[object]:
     """Return a block for a loss: `RunningStatistics` where a tensor requires a gradient."""
-    carried = any(t.requires_grad for t in tree.tensors(states))
-    return RunningStatistics() if carried else nullcontext()
+    carried = any(states) and any(t.requires_grad for t in tree.tensors(states))
+    return RunningStatistics() if carried else _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 def _batch_norm(

@@ -14,15 +14,22 @@ from torch import Tensor
 
 from metaopt.engine.protocols import Tree
 
+_AVAILABLE = dist.is_available()
+
+
+def _initialized() -> bool:
+    # Asked several times in each inner step: what `dist.is_initialized` does, without its detours.
+    return _AVAILABLE and dist.group.WORLD is not None
+
 
 def rank() -> int:
     """Return this process's rank, 0 in a single process."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _initialized() else 0
 
 
 def world_size() -> int:
     """Return the number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _initialized() else 1
 
 
 @torch.no_grad()

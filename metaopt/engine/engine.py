@@ -189,14 +189,13 @@ class Engine:
         replicates = self.problem.replicates
         mean = value / replicates if replicates > 1 else value
         metrics, norm = {"outer/loss": mean, **feedback.metrics}, value
-        if feedback.grad is None:
-            bad = torch.isnan(value) | torch.isneginf(value)
-        else:
+        if feedback.grad is not None:
             metrics["outer/grad_norm"] = norm = tree.norm(feedback.grad)
-            bad = ~torch.isfinite(value + norm.to(value))
         if self._nan_candidates:
             metrics["outer/nan_candidates"] = self._nan_candidates
-        if bad.any():  # one comparison per step: on a GPU each waits for the device
+        both = value if norm is value else value + norm.to(value)
+        # One number per step: on a GPU each waits for the device. A sum over replicates.
+        if not math.isfinite(both.sum()) and (bad := _illegal(both, feedback)).any():
             first = int(bad.reshape(-1).int().argmax())  # of replicates, where there are some
             what, number = "outer loss", float(value.reshape(-1)[first])
             if math.isfinite(number):
@@ -301,6 +300,13 @@ class Engine:
         self.estimator.load_state_dict(state["estimator"])
         self.ledger.spent = dict(state["spent"])
         self._stop, self._nan_candidates = state["stop"], state["nan_candidates"]
+
+
+def _illegal(value: Tensor, feedback: Feedback) -> Tensor:
+    """Return where a value is NaN or infinite; without a gradient +inf is legal."""
+    if feedback.grad is None:
+        return torch.isnan(value) | torch.isneginf(value)
+    return ~torch.isfinite(value)
 
 
 def seeds_from(seed: int, seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:

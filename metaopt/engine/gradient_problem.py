@@ -78,7 +78,8 @@ class GradientState(NamedTuple):
 
         Copies of buffers that carry a derivative carry it too.
         """
-        return self._replace(params=params, buffers=tree.map_tensors(torch.clone, self.buffers))
+        buffers = tree.map_tensors(torch.clone, self.buffers) if self.buffers else self.buffers
+        return self._replace(params=params, buffers=buffers)
 
 
 def split_module(module: torch.nn.Module) -> tuple[Tree, Tree, Tree]:

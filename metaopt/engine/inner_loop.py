@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -238,18 +237,18 @@ class InnerLoop:
         # A copy of the draw has a generator that nobody has drawn from: the same draw gives the
         # same batch however often it is asked for. Decisions have a stream to themselves, so that
         # they do not depend on how much the batch has drawn.
-        batch = self.problem.inner_batch(replace(draw))
+        batch = self.problem.inner_batch(draw.fresh())
         if not self.prepares_batches:
             return batch
         # Labels that a network with dropout decides: a step that is recomputed gets them again.
         with torch.no_grad(), replay(fold(draw.key, "decide")):
             return self.problem.prepare_batch(
-                outer, self.tensors(inner), batch, replace(draw, stream="decide")
+                outer, self.tensors(inner), batch, draw.fresh("decide")
             )
 
     def outer_batch(self, draw: Draw) -> Batch:
         """Return an outer batch."""
-        return self.problem.outer_batch(replace(draw))
+        return self.problem.outer_batch(draw.fresh())
 
     # Losses.
 
@@ -353,19 +352,18 @@ class InnerLoop:
     def step(self, outer: Tree, inner: GradientState, draw: Draw) -> GradientState:
         """Take one inner step on the graph of `outer` and `inner`; new tensors."""
         self.check_modules(outer, inner)
-        # theta_k enters g twice where the state was computed from it. The gradient of the step is
-        # the partial one, so g is evaluated at an alias that the state does not hang on.
-        params = inner.params
+        at = copied = inner.at(inner.params)  # a segment may be run again, with its buffers
         if self.updates_state:
-            params = {k: p.view_as(p) for k, p in params.items()}
-        copied = inner.at(params)  # a segment may be run again from `inner`, with its buffers
-        loss = self.inner_value(outer, copied, draw)
+            # theta_k enters g twice where the state was computed from it. The gradient of the step
+            # is the partial one, so g is evaluated at an alias that the state does not hang on.
+            at = copied._replace(params={k: p.view_as(p) for k, p in inner.params.items()})
+        params = at.params
+        loss = self.inner_value(outer, at, draw)
         grads = torch.autograd.grad(
             tree.total(loss), list(params.values()), create_graph=True, materialize_grads=True
         )
         mean = distributed.mean_on_graph(tree.like(params, grads))
-        at = copied._replace(params=inner.params)
-        return self.stepped(outer, self.stepped_params(outer, at, mean), loss)
+        return self.stepped(outer, self.stepped_params(outer, copied, mean), loss)
 
     def stepped_params(self, outer: Tree, inner: GradientState, grads: Tree) -> GradientState:
         """Return the state with parameters and moments stepped; new tensors, on the graph."""
@@ -413,7 +411,9 @@ class InnerLoop:
         state = self.updated_state(outer, inner, inner.step + 1)
         loss, replicates = loss.detach(), self.replicates
         mean = loss / replicates if replicates > 1 else loss
-        return inner._replace(state=state, step=inner.step + 1, loss=mean)
+        return GradientState(
+            inner.params, inner.buffers, state, inner.optimizer, inner.step + 1, mean
+        )
 
     def updated_state(self, outer: Tree, inner: GradientState, step: int) -> dict[str, Any]:
         """Return the problem's own state after `step` steps, from `inner.state` one step before."""

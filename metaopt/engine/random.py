@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Literal
@@ -40,7 +39,9 @@ def fold(key: int, *ids: int | str) -> int:
     if isinstance(key, Keys):
         return Keys([fold(each, *ids) for each in key.each])
     # With the type's initial and a separator, (1, "1"), ("1", 1) and (11,) are different names.
-    name = "\x1f".join(f"{type(i).__name__[0]}{i}" for i in (key, *ids))
+    name = f"{type(key).__name__[0]}{key}"
+    for i in ids:
+        name += f"\x1f{type(i).__name__[0]}{i}"
     # `hash` differs between processes. One bit less: generators take signed 64-bit seeds.
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -74,29 +75,33 @@ def set_generator_states(states: GeneratorStates) -> None:
         torch.cuda.set_rng_state_all(cuda)
 
 
-@contextmanager
-def restored_generators() -> Iterator[None]:
+class restored_generators:
     """Restore torch's global generators after the block."""
-    saved = generator_states()
-    try:
-        yield
-    finally:
-        set_generator_states(saved)
+
+    # Classes, not generator functions: every evaluation of a loss enters one.
+    def __enter__(self) -> None:
+        self._saved = generator_states()
+
+    def __exit__(self, *error: object) -> None:
+        set_generator_states(self._saved)
 
 
-@contextmanager
-def replay(key: int) -> Iterator[None]:
+class replay(restored_generators):
     """Seed torch's global generators with `key` inside the block and restore them after it.
 
     Dropout and other layers draw from the global generators. Two evaluations under the same key
     see the same masks, which a finite difference needs.
     """
-    _refuse_several(key)
-    with restored_generators():
-        torch.default_generator.manual_seed(key)
+
+    def __init__(self, key: int) -> None:
+        _refuse_several(key)
+        self._key = key
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        torch.default_generator.manual_seed(self._key)
         if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(key)
-        yield
+            torch.cuda.manual_seed_all(self._key)
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,13 @@ class Draw:
         batch has left it and give the outer batch another task.
         """
         return generator(fold(self.run_key, "task"))
+
+    def fresh(self, stream: Literal["batch", "outer batch", "decide"] | None = None) -> Draw:
+        """Return this draw, of another stream where one is given, before anything is drawn."""
+        stream = stream or self.stream
+        if stream == self.stream and "generator" not in vars(self):
+            return self
+        return replace(self, stream=stream)  # a copy makes a generator of its own
 
     def block(self, count: int) -> int:
         """Return which of `count` fixed blocks of the data this batch is, each equally likely.

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
-from metaopt.engine.hyperparameters import fixed
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.kernels import twice_differentiable
@@ -81,7 +80,7 @@ class Replicates(Stacked):
     def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
         """Return how each replicate is stepped."""
         optimizer = self.problem.inner_optimizer
-        if isinstance(optimizer, Scheduled) and fixed(optimizer) and tree.is_replicated():
+        if isinstance(optimizer, Scheduled) and optimizer.fixed and tree.is_replicated():
             return optimizer  # its steps are those of single entries, its norms of replicates
         return super().optimizer(outer, step)
 

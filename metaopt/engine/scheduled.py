@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -89,10 +90,15 @@ class Scheduled(ABC):
             )
         return self.lr * (1.0 if self.schedule is None else self.schedule(step))
 
+    @cached_property
+    def fixed(self) -> bool:
+        """Whether all hyperparameters are numbers."""
+        return fixed(self)
+
     @torch.no_grad()
     def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
         """Do the same step as `update` in place."""
-        if fixed(self):
+        if self.fixed:
             self._kernel(params, self._clipped(grads), state, step)
             return
         # Torch's kernels take numbers only, and reading a tensor's would wait for the device.
