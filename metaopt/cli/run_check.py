@@ -9,8 +9,10 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from metaopt.cli.composing import cause
 from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.protocols import Estimator
+from metaopt.testing.precision import failure
 from metaopt.testing.rounding import STEPS, Precision, check_precision
 from metaopt.testing.smoothness import Smoothness, check_smoothness
 from metaopt.testing.verdict import Verdict
@@ -67,14 +69,14 @@ def check_run(problem: GradientProblem, config: Mapping[str, Any], seconds: floa
             problem, make(steps), instantiate(config["optimizer"], _convert_="all"),
             seconds=2 * seconds / 3, key=config["seed"],
         )  # fmt: skip
-    except (ValueError, TypeError) as error:
-        smoothness = str(error)
+    except Exception as error:  # as in the table, the rest is still measured
+        smoothness = failure(cause(error))
     try:
         counts = sorted({*(k for k in STEPS if k < steps), steps})
         left = seconds - (time.monotonic() - began)
         precision = check_precision(problem, make, counts, seconds=left, key=config["seed"])
-    except (ValueError, TypeError) as error:
-        precision = str(error)
+    except Exception as error:
+        precision = failure(cause(error))
     return RunCheck(smoothness, precision)
 
 

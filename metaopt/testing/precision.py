@@ -71,7 +71,7 @@ def cast_like(state: Any, model: Any) -> Any:
     return state.to(model.dtype) if isinstance(state, Tensor) else state
 
 
-def failure(error: Exception) -> str:
+def failure(error: BaseException) -> str:
     """Return an error as one line: the sentence of a refusal, or the name and the first line."""
     line = (str(error).splitlines() or [""])[0]
     sentence = isinstance(error, (ValueError, TypeError)) and line

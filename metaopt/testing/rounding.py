@@ -65,8 +65,8 @@ class Precision:
         if level == "fine":
             return Verdict(level, f"{self.dtype} is precise enough for this hypergradient{so_far}.")
         return Verdict(level, (
-            f"in {self.dtype} the hypergradient has the cosine {row.cosine:.2f} with the one in "
-            f"float64 at K = {row.inner_steps}. {in_order(self.cures)}"
+            f"in {self.dtype} the hypergradient {_described(row.cosine)} at K = {row.inner_steps}. "
+            f"{in_order(self.cures)}"
         ))  # fmt: skip
 
 
@@ -130,6 +130,12 @@ def check_precision(
     return Precision(name, tuple(rows), (), _cures(own, outer, dtype))
 
 
+def _described(cosine: float) -> str:
+    if math.isnan(cosine):
+        return "is not finite"
+    return f"has the cosine {cosine:.2f} with the one in float64"
+
+
 def _coarsest(problem: GradientProblem, tensors: Sequence[torch.Tensor]) -> torch.dtype:
     """Return the coarsest floating-point dtype of the tensors and of the computation."""
     dtypes = [t.dtype for t in tensors if t.is_floating_point()]
@@ -148,8 +154,9 @@ def _grad(
 
 def _compared(steps: int, grad: Tree, exact: Tree) -> Rounding:
     size, true = float(tree.norm(grad)), float(tree.norm(exact))
-    if true == 0:
-        raise ValueError(f"the hypergradient is zero in float64 after {steps} inner steps.")
+    if not (true > 0 and math.isfinite(true)):
+        what = "zero" if true == 0 else "not finite"
+        raise ValueError(f"the hypergradient is {what} in float64 after {steps} inner steps.")
     return Rounding(steps, float(tree.dot(grad, exact)) / (size * true or math.nan), size / true)
 
 

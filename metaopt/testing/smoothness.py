@@ -157,6 +157,11 @@ def check_smoothness(
     _, feedback = estimator(loop, run.outer, run.start(), run.key)
     if feedback.grad is None:
         raise ValueError(f"{type(estimator).__name__} gives no gradient.")
+    if not tree.norm(feedback.grad).isfinite():
+        raise ValueError(
+            f"the hypergradient after {run.steps} inner steps is not finite: training diverges, or "
+            f"the adjoint overflows. Take a smaller inner learning rate, or fewer inner steps."
+        )
     once, twice = run.steps_of(optimizer, feedback.grad, 2)
     u = tree.add(once, run.outer, -1.0)
     here, there = run(run.outer), run(once)

@@ -100,6 +100,29 @@ def test_a_step_that_is_too_long_ends_with_a_verdict_and_an_exit_code(command: C
     assert "In this order: a smaller outer_lr" in out
 
 
+@pytest.mark.slow
+def test_bfloat16_that_is_too_coarse_fails_the_command(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])  # where `benchmarks` is imported from
+    (tmp_path / "problem").mkdir()
+    (tmp_path / "problem" / "sequences.yaml").write_text(
+        "# @package _global_\nname: sequences\ninner_steps: 16\nouter_lr: 1.0e-3\nproblem:\n"
+        "  _target_: benchmarks.smoothness.Sequences\n  inner_optimizer:\n"
+        "    _target_: metaopt.SGD\n    lr: 2.0\n"
+    )
+    arguments = ("--config-dir", str(tmp_path), "problem=sequences", "estimator=unroll", "steps=0")
+    settings = ("warm_steps=0", "directions=0", "seconds=120")
+    code, out, errors = command(*arguments, *settings)
+    assert code == 1, errors
+    assert "fine: retraining follows the hypergradient over one outer step." in out
+    assert "precision   cos(bfloat16, float64) = 1.000 at K = 1, 1.000 at K = 4, 0." in out
+    assert "In this order: float32 in place of bfloat16; a smaller inner learning rate;" in out
+    code, out, errors = command(*arguments, *settings, "problem.inner_optimizer.lr=0.3")
+    assert code == 0, errors
+    assert out.splitlines()[-1] == "fine: bfloat16 is precise enough for this hypergradient."
+
+
 def test_a_black_box_is_refused_before_estimators_are_composed(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

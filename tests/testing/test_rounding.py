@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 
 import pytest
-from trained import Sequences, Weighted
 
+from benchmarks.smoothness import Sequences, Weighted
 from metaopt.engine.inner_optimizers import SGD, AdamW
 from metaopt.estimators import Score, Unroll
 from metaopt.problems.examples import Knapsack, Quadratic
 from metaopt.testing import Precision, check_precision
 from metaopt.testing.rounding import Rounding
+
+
+class Overflowing(Weighted):
+    def outer_loss(self, outer, inner, batch):
+        return super().outer_loss(outer, inner, batch) * math.inf
 
 
 def cosines(precision):
@@ -61,7 +66,9 @@ def test_the_number_of_inner_steps_of_the_run_decides():
     assert skipped.level == "error", "the run's own is unknown, so that the worst one counts"
     assert "at K = 1" in skipped.text
     assert Precision("bfloat16", (Rounding(4, 0.95, 1.0),), (), ()).verdict.level == "warning"
-    assert Precision("bfloat16", (Rounding(4, math.nan, 1.0),), (), ()).verdict.level == "error"
+    overflown = Precision("float16", (Rounding(4, math.nan, 1.0),), (), ("wait",)).verdict
+    assert overflown.level == "error"
+    assert overflown.text.startswith("in float16 the hypergradient is not finite at K = 4.")
 
 
 def test_long_runs_are_skipped_where_time_is_short():
@@ -79,6 +86,7 @@ def test_long_runs_are_skipped_where_time_is_short():
         (Quadratic(), Unroll, "float64 already"),
         (Weighted(SGD(lr=0.1)), Score, "gives no gradient"),
         (Knapsack(), Unroll, "GradientProblem"),
+        (Overflowing(SGD(lr=0.1)), Unroll, "not finite in float64 after 2 inner steps"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(problem, make, message):

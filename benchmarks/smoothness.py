@@ -1,4 +1,4 @@
-"""Two inner levels to judge: a small network on noisy labels, and a transformer in bfloat16."""
+"""Whether hypergradients are worth anything: smoothness of a network, bfloat16 of a transformer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, split_module
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.inner_optimizers import SGD, Adam, AdamW
 from metaopt.engine.random import generator
+from metaopt.estimators import Unroll
+from metaopt.optimizers import Descent
+from metaopt.testing import check_precision, check_smoothness, in_float64, run_differences
+
+STEPS = 50
+SMOOTHNESS = ((SGD(lr=0.1), 0.1), (AdamW(lr=0.1), 0.1), (AdamW(lr=0.1), 0.3))
+PRECISION = (SGD(lr=0.3), SGD(lr=2.0), AdamW(lr=0.01), AdamW(lr=0.01, eps=1e-4))
 
 
 class Weighted(GradientProblem):
@@ -108,3 +118,38 @@ class Sequences(Weighted):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         losses = F.cross_entropy(logits.flatten(0, 1), batch[1].flatten(), reduction="none")
         return losses.view(batch[1].shape).mean(1)
+
+
+def gradient_error(problem):
+    """Return how far the unrolled hypergradient is from differences of the whole run."""
+    loop = InnerLoop(in_float64(problem))
+    outer = loop.problem.init_outer(generator(0))
+    start = loop.start(outer, None, 0)
+    _, feedback = Unroll(STEPS)(loop, outer, tree.clone(start), 0)
+    return run_differences(loop, outer, start, 0, STEPS, directions=1).distance(feedback.grad)
+
+
+def called(optimizer):
+    eps = f", eps {optimizer.eps:g}" if isinstance(optimizer, Adam) else ""
+    return f"{type(optimizer).__name__}, lr {optimizer.lr:g}{eps}"
+
+
+def main():
+    torch.set_num_threads(1)
+    print(f"K = {STEPS}: outer_lr of Adam, error of the gradient, S at u and u / 100, change of F: "
+          "actual / predicted, correlation, verdict")  # fmt: skip
+    for optimizer, outer_lr in SMOOTHNESS:
+        problem = Weighted(optimizer)
+        it = check_smoothness(problem, Unroll(STEPS), Descent("adam", lr=outer_lr))
+        print(f"  {called(optimizer):<28}{outer_lr:4} {gradient_error(problem):8.0e} "
+              f"{it.at_step:7.3f} {it.at_fraction:6.3f} {it.actual / it.predicted:6.2f} "
+              f"{it.correlation:6.2f}  {it.verdict.level}")  # fmt: skip
+    print("cosine of bfloat16 with float64 at K, and the ratio of norms")
+    for optimizer in PRECISION:
+        precision = check_precision(Sequences(optimizer), Unroll)
+        rows = (f"{r.inner_steps}: {r.cosine:.3f} ({r.norm_ratio:.2g})" for r in precision.rows)
+        print(f"  {called(optimizer):<28}{'  '.join(rows)}  {precision.verdict.level}")
+
+
+if __name__ == "__main__":
+    main()
