@@ -18,8 +18,8 @@ from metaopt.llm.cassette import Cassette
 from metaopt.llm.chat import LM, Request
 from metaopt.llm.errors import LMError, Transient
 from metaopt.llm.exchange import Exchange
-from metaopt.llm.flights import Answer
 from metaopt.llm.pace import Pace
+from metaopt.llm.pending import Answer
 
 MODES = {
     "live": "answers are kept in the run's private file",
@@ -120,7 +120,7 @@ class Client:
         What the run has asked before is still answered; after a refusal, so is what a cassette
         holds.
         """
-        stop = self._exchange.flights.stop
+        stop = self._exchange.pending.stop
         return None if stop is None else str(stop)
 
     @property
@@ -209,7 +209,7 @@ class Client:
         self._folder = folder
         if self._closed:
             self._exchange.shared, self._closed = self._recorded(), False
-        self._exchange.flights.stop = None
+        self._exchange.pending.stop = None
 
     def close(self) -> None:
         """Wait for what is in flight; give the models, the thread and the files back.

@@ -11,8 +11,8 @@ from metaopt.llm.budgets import Cost
 from metaopt.llm.cassette import FINAL, Cassette, Use
 from metaopt.llm.chat import LM, Reply, Request, estimate
 from metaopt.llm.errors import CassetteMiss, LMError, PolicyRefusal, Rejected, Transient
-from metaopt.llm.flights import PAUSED, Answer, Flight, Flights, Task
 from metaopt.llm.pace import Pace, retrying
+from metaopt.llm.pending import BACKOFF, Answer, PendingRequest, PendingRequests, Task
 
 GRACE_S = 10.0
 """How long an interrupted batch waits for answers to what was already sent."""
@@ -25,9 +25,10 @@ class Exchange:
     budget -> one of `concurrency` slots -> pace -> charge -> model, tried again on `Transient` ->
     commit. Requests are admitted in their order; one that does not fit the budget waits until those
     before it are charged, and is then refused. Every try is charged before it is sent, and reserved
-    before (`Flights`). Answers that a model gives as a function of the request are computed during
-    admission, one after the other, and recorded nowhere. What a server rejected is not asked again
-    in this process; it is not recorded, since a key or a name may be mended before the next one.
+    before (`PendingRequests`). Answers that a model gives as a function of the request are computed
+    during admission, one after the other, and recorded nowhere. What a server rejected is not asked
+    again in this process; it is not recorded, since a key or a name may be mended before the next
+    one.
 
     Args:
         lms: the model of each role.
@@ -40,7 +41,7 @@ class Exchange:
         pace: what is sent waits for it.
 
     Attributes:
-        flights: what is on its way, and why nothing more is admitted.
+        pending: what is on its way, and why nothing more is admitted.
         sent: requests that went to a model, by role.
     """
 
@@ -57,7 +58,7 @@ class Exchange:
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1; got {concurrency}.")
         self.shared = shared
-        self.flights = Flights(accounts.budgets)
+        self.pending = PendingRequests(accounts.budgets)
         self.sent = dict.fromkeys(lms, 0)
         self._lms = lms
         self._accounts = accounts
@@ -89,17 +90,17 @@ class Exchange:
 
     async def drain(self) -> None:
         """Wait for what was sent, and drop what was not."""
-        self.flights.drop_unsent()
-        if self.flights.tasks:
-            await asyncio.wait(self.flights.tasks.values(), timeout=GRACE_S)
+        self.pending.cancel_unsent()
+        if self.pending.tasks:
+            await asyncio.wait(self.pending.tasks.values(), timeout=GRACE_S)
 
     async def close(self) -> None:
         """Let what was sent end, and give the models back; another loop may follow."""
         await self.drain()
-        for task in self.flights.tasks.values():
+        for task in self.pending.tasks.values():
             task.cancel()
-        if self.flights.tasks:
-            await asyncio.wait(self.flights.tasks.values())
+        if self.pending.tasks:
+            await asyncio.wait(self.pending.tasks.values())
         for lm in {id(lm): lm for lm in self._lms.values()}.values():
             await lm.close()
         self._renew()
@@ -126,7 +127,7 @@ class Exchange:
                 for key, request in keyed:
                     if key in answers or key in tasks:
                         continue
-                    answer = self.flights.tasks.get(key) or await self._admit(key, request, uses)
+                    answer = self.pending.tasks.get(key) or await self._admit(key, request, uses)
                     if isinstance(answer, asyncio.Task):
                         tasks[key] = answer
                     else:
@@ -145,14 +146,14 @@ class Exchange:
         first = not self._accounts.used(key)
         send = recorded is None and not lm.deterministic and not self._replay
         cost = Cost(first, not lm.deterministic, sum(guess))
-        if (first or send) and (refusal := await self.flights.refusal(role, cost)):
+        if (first or send) and (refusal := await self.pending.refusal(role, cost)):
             return refusal
         if recorded is None:
-            if self.flights.stop is not None and (first or not lm.deterministic):
-                return self.flights.halted(role)
+            if self.pending.stop is not None and (first or not lm.deterministic):
+                return self.pending.halted(role)
             if send:
-                flight = Flight(key, request, guess, cost)
-                return self.flights.start(flight, self._send(flight))
+                pending = PendingRequest(key, request, guess, cost)
+                return self.pending.start(pending, self._send(pending))
             recorded = await self._compute(request) if lm.deterministic else _miss(key, role)
         if first and isinstance(recorded, RECORDED):
             if not lm.deterministic:
@@ -172,33 +173,33 @@ class Exchange:
                 return error
         return failure
 
-    async def _send(self, flight: Flight) -> Answer:
+    async def _send(self, pending: PendingRequest) -> Answer:
         answer: Answer | None = None
         try:
             async with self._slots:
                 async for attempt in self._retrying.copy():
                     with attempt:
-                        answer = await self._attempt(flight)
+                        answer = await self._attempt(pending)
         except LMError as error:
             answer = error
-        role = flight.request.role
+        role = pending.request.role
         if answer is None:
-            return self.flights.halted(role)
+            return self.pending.halted(role)
         if isinstance(answer, PolicyRefusal):
             self._refused(role)
         if isinstance(answer, Rejected):
-            self._rejected[flight.key] = answer
-        return self._commit(flight, answer) if isinstance(answer, RECORDED) else answer
+            self._rejected[pending.key] = answer
+        return self._commit(pending, answer) if isinstance(answer, RECORDED) else answer
 
-    async def _attempt(self, flight: Flight) -> Reply | None:
+    async def _attempt(self, pending: PendingRequest) -> Reply | None:
         """Return the model's reply, or `None` where a policy stopped the exchange meanwhile."""
-        request, guess = flight.request, flight.guess
+        request, guess = pending.request, pending.guess
         await self._pace.wait(guess)
-        await self.flights.clear(flight)
-        if isinstance(self.flights.stop, PolicyRefusal):
+        await self.pending.wait_turn(pending)
+        if isinstance(self.pending.stop, PolicyRefusal):
             return None  # not raised: a refusal would be recorded as this request's answer
         sending = self._accounts.send(request.role, guess)
-        self.flights.depart(flight, sending)
+        self.pending.mark_sent(pending, sending)
         try:
             reply = await self._chat(request)
         except BaseException as error:
@@ -207,7 +208,7 @@ class Exchange:
                 self._pace.hold(error.after)
             raise
         finally:
-            flight.stage = PAUSED
+            pending.stage = BACKOFF
         self._pace.settle(guess, reply.usage)
         self._notice(request.role, reply.model)
         return reply._replace(text=reply.text.encode("utf-8", "replace").decode())
@@ -241,13 +242,13 @@ class Exchange:
             )
         return reply
 
-    def _commit(self, flight: Flight, answer: Answer) -> Answer:
-        key, role = flight.key, flight.request.role
+    def _commit(self, pending: PendingRequest, answer: Answer) -> Answer:
+        key, role = pending.key, pending.request.role
         with self._accounts.file.transaction():
-            if isinstance(answer, Reply) and flight.sending is not None:
-                flight.sending.answered()
+            if isinstance(answer, Reply) and pending.sending is not None:
+                pending.sending.answered()
             answer = self._record.add(key, role, answer)
-            self._accounts.file.use([self._accounts.use(key, role, answer, flight.guess)])
+            self._accounts.file.use([self._accounts.use(key, role, answer, pending.guess)])
         return answer
 
     @property
@@ -256,9 +257,9 @@ class Exchange:
         return self.shared or self._accounts.file
 
     def _refused(self, role: str) -> None:
-        if self.flights.stop is None:
+        if self.pending.stop is None:
             words = f"a content policy refused a request to {role}"
-            self.flights.stop = PolicyRefusal(words, role)
+            self.pending.stop = PolicyRefusal(words, role)
 
 
 INTERRUPTED = LMError("the request was interrupted before it was sent")

@@ -15,11 +15,11 @@ from metaopt.llm.errors import BudgetSpent, LMError
 Answer: TypeAlias = Reply | LMError
 Task: TypeAlias = "asyncio.Task[Answer]"
 
-UNSENT, SPEAKING, PAUSED, WAITING, REFUSED = "unsent", "speaking", "paused", "waiting", "refused"
+QUEUED, SENT, BACKOFF, WAITING, REFUSED = "queued", "sent", "backoff", "waiting", "refused"
 
 
 @dataclass
-class Flight:
+class PendingRequest:
     """A request from its admission to its answer.
 
     Args:
@@ -28,7 +28,7 @@ class Flight:
         guess: most tokens of one try.
         held: what is reserved for it now.
         sending: the try under way, or the last one; `None` before the first.
-        stage: `UNSENT`, `SPEAKING` (sent, not answered), `PAUSED` (between two tries), `WAITING`
+        stage: `QUEUED`, `SENT` (sent, not answered), `BACKOFF` (between two tries), `WAITING`
             (for the budget of another try), or `REFUSED`.
     """
 
@@ -37,7 +37,7 @@ class Flight:
     guess: Usage
     held: Cost
     sending: Sending | None = None
-    stage: str = UNSENT
+    stage: str = QUEUED
 
     @property
     def attempt_cost(self) -> Cost:
@@ -45,7 +45,7 @@ class Flight:
         return Cost(requests=1, tokens=sum(self.guess))
 
 
-class Flights:
+class PendingRequests:
     """Lets requests go as far as the budget lasts, each with its reservation.
 
     The first try of a request is reserved when it is admitted. Another one is reserved when it is
@@ -64,20 +64,20 @@ class Flights:
         self.stop: LMError | None = None
         self.tasks: dict[str, Task] = {}
         self._budgets = budgets
-        self._flights: dict[str, Flight] = {}
-        self._news = asyncio.Event()
+        self._pending: dict[str, PendingRequest] = {}
+        self._changed = asyncio.Event()
 
-    def start(self, flight: Flight, work: Coroutine[Any, Any, Answer]) -> Task:
+    def start(self, pending: PendingRequest, work: Coroutine[Any, Any, Answer]) -> Task:
         """Reserve what a request may cost, and begin to work on it."""
 
-        def landed(_: Task) -> None:
-            del self.tasks[flight.key], self._flights[flight.key]
-            self._release(flight)
+        def done(_: Task) -> None:
+            del self.tasks[pending.key], self._pending[pending.key]
+            self._release(pending)
 
-        self._budgets.reserve(flight.request.role, flight.held)
+        self._budgets.reserve(pending.request.role, pending.held)
         task = asyncio.create_task(work)
-        task.add_done_callback(landed)
-        self.tasks[flight.key], self._flights[flight.key] = task, flight
+        task.add_done_callback(done)
+        self.tasks[pending.key], self._pending[pending.key] = task, pending
         return task
 
     async def refusal(self, role: str, cost: Cost) -> LMError | None:
@@ -92,29 +92,29 @@ class Flights:
                 self.stop = BudgetSpent(reason, role)
         return self.halted(role)
 
-    async def clear(self, flight: Flight) -> None:
+    async def wait_turn(self, pending: PendingRequest) -> None:
         """Return when a try is its turn and has its reservation.
 
         Raises:
             BudgetSpent: it does not fit, or another one took its place.
         """
-        if flight.stage == PAUSED:
-            await self._reserve_again(flight)
-        while flight.stage == UNSENT and WAITING in self._stages():
-            await self._news.wait()
-        if flight.stage == REFUSED:
-            raise BudgetSpent(f"{self.stop}; nothing more is sent", flight.request.role)
+        if pending.stage == BACKOFF:
+            await self._reserve_again(pending)
+        while pending.stage == QUEUED and WAITING in self._stages():
+            await self._changed.wait()
+        if pending.stage == REFUSED:
+            raise BudgetSpent(f"{self.stop}; nothing more is sent", pending.request.role)
 
-    def depart(self, flight: Flight, sending: Sending) -> None:
+    def mark_sent(self, pending: PendingRequest, sending: Sending) -> None:
         """Turn the reservation of a try into its charge."""
-        self._budgets.release(flight.request.role, flight.attempt_cost)
-        flight.held = flight.held.minus(flight.attempt_cost)
-        flight.sending, flight.stage = sending, SPEAKING
+        self._budgets.release(pending.request.role, pending.attempt_cost)
+        pending.held = pending.held.minus(pending.attempt_cost)
+        pending.sending, pending.stage = sending, SENT
 
-    def drop_unsent(self) -> None:
+    def cancel_unsent(self) -> None:
         """Cancel the work on everything but what a model has and is about to answer."""
         for key, task in self.tasks.items():
-            if self._flights[key].stage != SPEAKING:
+            if self._pending[key].stage != SENT:
                 task.cancel()
 
     def halted(self, role: str) -> LMError:
@@ -122,43 +122,43 @@ class Flights:
         stop = self.stop or BudgetSpent("stopped")
         return type(stop)(f"{stop}; nothing more is sent", role)
 
-    async def _reserve_again(self, flight: Flight) -> None:
-        role, cost = flight.request.role, flight.attempt_cost
+    async def _reserve_again(self, pending: PendingRequest) -> None:
+        role, cost = pending.request.role, pending.attempt_cost
         self._budgets.reserve(role, cost)
-        flight.held, flight.stage = flight.held.plus(cost), WAITING
+        pending.held, pending.stage = pending.held.plus(cost), WAITING
         while reason := self._budgets.refusal(role):
-            if SPEAKING in self._stages() or PAUSED in self._stages():
-                await self._news.wait()
+            if SENT in self._stages() or BACKOFF in self._stages():
+                await self._changed.wait()
                 continue
             self.stop = self.stop or BudgetSpent(reason, role)
-            refused = self._last_unsent(role) or flight
+            refused = self._last_queued(role) or pending
             refused.stage = REFUSED
             self._release(refused)
-            if refused is flight:
+            if refused is pending:
                 return
-        flight.stage = PAUSED
-        self._tell()
+        pending.stage = BACKOFF
+        self._notify()
 
-    def _last_unsent(self, role: str) -> Flight | None:
+    def _last_queued(self, role: str) -> PendingRequest | None:
         """Return the request whose reservation helps another try of a role, or `None`."""
         roles = {role} if self._budgets.refusal(ALL) is None else None
-        unsent = [
-            flight
-            for flight in self._flights.values()
-            if flight.stage == UNSENT and (roles is None or flight.request.role in roles)
+        queued = [
+            pending
+            for pending in self._pending.values()
+            if pending.stage == QUEUED and (roles is None or pending.request.role in roles)
         ]
-        return unsent[-1] if unsent else None
+        return queued[-1] if queued else None
 
     def _stages(self) -> set[str]:
-        return {flight.stage for flight in self._flights.values()}
+        return {pending.stage for pending in self._pending.values()}
 
-    def _release(self, flight: Flight) -> None:
+    def _release(self, pending: PendingRequest) -> None:
         """Give back what is reserved for a request."""
-        self._budgets.release(flight.request.role, flight.held)
-        flight.held = NOTHING
-        self._tell()
+        self._budgets.release(pending.request.role, pending.held)
+        pending.held = NOTHING
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Let those that wait look again."""
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
