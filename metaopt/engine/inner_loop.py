@@ -328,7 +328,8 @@ class InnerLoop:
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
     ) -> GradientState:
         """Take one inner step in place: the argument's tensors become the result's."""
-        self.check_modules(outer, inner)
+        if batch is None:  # a phase with batches of its own may come before there is a phi
+            self.check_modules(outer, inner)
         # Leaves on the memory of `inner.params`, which `step_along` then updates. Off the graph of
         # phi, so that the reverse pass stops at theta.
         params = tree.leaves(inner.params)
