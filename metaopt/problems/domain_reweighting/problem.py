@@ -338,12 +338,13 @@ class DomainReweighting(GradientProblem):
     def weight_summary(self, outer: Tree, inner: GradientState) -> dict[str, Tensor]:
         """Return weights and hypergradients by domain, and the effective share of the examples.
 
-        The hypergradients' mean and z, (K,) each, are there once one was not zero.
+        The hypergradients' mean and z, (K,) each, are there once one was not zero, with the number
+        of outer steps that they are taken over.
         """
         weight, share = self.domain_weights(outer, inner)
         summary = {"weight": weight.cpu(), "effective_share": share.cpu()}
         moments = inner.state["moments"]
         if moments["squares"].any():
             mean, z = signal(moments)
-            summary |= {"hypergradient": mean.cpu(), "z": z.cpu()}
+            summary |= {"hypergradient": mean.cpu(), "z": z.cpu(), "count": moments["count"].cpu()}
         return summary

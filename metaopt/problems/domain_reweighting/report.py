@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
@@ -74,7 +74,9 @@ def weights_table(task: ReweightingTask, summary: Mapping[str, Any], folder: Pat
 def _warning(task: ReweightingTask, summary: Mapping[str, Any]) -> list[str]:
     if "z" not in summary:
         return []
-    sure = NormalDist().inv_cdf(1 - LEVEL / 2 / len(task.domains))
+    # Student's: z is divided by an error that few steps have estimated.
+    freedom = max(float(summary["count"]) - 1, 1.0)
+    sure = float(stdtrit(freedom, 1 - LEVEL / 2 / len(task.domains)))
     unsure = [
         name for name, z in zip(task.domains, summary["z"], strict=True) if abs(float(z)) < sure
     ]

@@ -61,6 +61,15 @@ def npz(root):
     return root / "own.npz"
 
 
+def test_new_files_are_made_inputs_as_the_training_images_are(tmp_path):
+    data = images(str(folder(tmp_path)), size=16)
+    assert list(data.names) == sorted(CLASSES)
+    files = sorted((tmp_path / "test").rglob("*.png"))
+    by_class = data.test_labels.argsort(stable=True)
+    assert torch.equal(data.prepare(files), data.test[by_class])
+    assert [data.names[c] for c in data.test_labels[by_class]] == [f.parent.name for f in files]
+
+
 @pytest.mark.parametrize("write", [folder, parquet, npz])
 def test_each_layout_gives_the_same_examples(write, tmp_path):
     data = images(str(write(tmp_path)), size=16)

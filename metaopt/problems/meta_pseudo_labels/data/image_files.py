@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metaopt.data.records import Record, records
 
-PARTS = ("train", "test", "unlabelled")
+SPLITS = ("train", "test", "unlabelled")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE, LABEL = ("image", "img"), ("label", "labels")
 """Names that a column of a parquet file may have."""
@@ -44,7 +44,7 @@ def read_images(source: str | Path, limit: int | None = None) -> dict[str, list[
         FileNotFoundError: there is no such source.
         ValueError: there are no images, or a file lacks a column or cannot be read.
     """
-    parts: dict[str, list[Labelled]] = {part: [] for part in PARTS}
+    parts: dict[str, list[Labelled]] = {part: [] for part in SPLITS}
     for part, read in _images(Path(source).expanduser(), str(source)):
         if limit is None or len(parts[part]) < limit:
             parts[part].append(read())
@@ -54,6 +54,12 @@ def read_images(source: str | Path, limit: int | None = None) -> dict[str, list[
             f"{', '.join(SUFFIXES)} (or train/<class>, test/<class>, unlabelled), or parquet files."
         )
     return parts
+
+
+def prepare(paths: Sequence[str | Path], size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Return image files as inputs (n, 3, size, size), standardized by mean and std (3, 1, 1)."""
+    read = [_labelled(Path(path), None, path) for path in paths]
+    return (tensors(read, (), size)[0] - mean) / std
 
 
 def tensors(images: Sequence[Labelled], names: Sequence[Any], size: int) -> tuple[Tensor, Tensor]:
@@ -152,7 +158,7 @@ def _of_records(items: Iterable[Record]) -> Iterator[Lazy]:
                 "and `label` where its class is known."
             )
         split = "test" if "(test)" in item.file else item.part
-        part = next((part for part in PARTS if split.startswith(part[:7])), "train")
+        part = next((part for part in SPLITS if split.startswith(part[:7])), "train")
         part = "unlabelled" if label is None else part
         yield part, partial(_labelled, image, label, item.place)
 
@@ -170,7 +176,7 @@ def _npz(file: Path) -> Iterator[Lazy]:
             f"{file} holds {sorted(held)}; it needs `images` (n, H, W) or (n, H, W, C) and "
             "`labels` (n), and may hold `test_images`, `test_labels` and `unlabelled_images`."
         )
-    for part, prefix in zip(PARTS, ("", "test_", "unlabelled_"), strict=True):
+    for part, prefix in zip(SPLITS, ("", "test_", "unlabelled_"), strict=True):
         if f"{prefix}images" in held:
             pixels = held[f"{prefix}images"]
             labels = held.get(f"{prefix}labels", np.full(len(pixels), -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,17 @@ from torch import Generator, Tensor
 
 from metaopt.data.folder import find_data
 from metaopt.problems.meta_pseudo_labels.data.augment import Shift
-from metaopt.problems.meta_pseudo_labels.data.image_files import read_images, tensors
+from metaopt.problems.meta_pseudo_labels.data.image_files import prepare, read_images, tensors
 from metaopt.problems.meta_pseudo_labels.data.rand_augment import RandAugment
 from metaopt.problems.meta_pseudo_labels.data.semi_supervised import SemiSupervised, few_labels
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of CIFAR-10's channels."""
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+"""CIFAR-10's, by number."""
 
 
 def images(
@@ -82,16 +88,22 @@ def images(
         chosen = _held_out(y, test_share, names, draw)
         test, test_labels, x, y = x[chosen], y[chosen], x[~chosen], y[~chosen]
     resplit = 0.0 if parts["test"] else len(test) / len(x)
-    mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp(min=1e-3)
+    mean, std = x.mean((0, 2, 3)).view(3, 1, 1), x.std((0, 2, 3)).clamp(min=1e-3).view(3, 1, 1)
     further, hidden = tensors(parts["unlabelled"], names, size)
-    x, further, test = ((t - mean.view(3, 1, 1)) / std.view(3, 1, 1) for t in (x, further, test))
+    x, further, test = ((t - mean) / std for t in (x, further, test))
     shift = size // 8 if shift is None else shift
     strong = RandAugment(
-        mean.tolist(), std.tolist(), count, size // 2 if cutout is None else cutout, shift, flip
+        mean.flatten().tolist(),
+        std.flatten().tolist(),
+        count,
+        size // 2 if cutout is None else cutout,
+        shift,
+        flip,
     )
     return few_labels(
         x, y, test, test_labels, len(names), labels_per_class, draw, unlabelled=(further, hidden),
-        resplit=resplit, weak=Shift(shift, flip=flip), strong=strong,
+        resplit=resplit, weak=Shift(shift, flip=flip), strong=strong, names=names,
+        prepare=partial(prepare, size=size, mean=mean, std=std),
     )  # fmt: skip
 
 
@@ -135,7 +147,8 @@ def cifar10(
     return few_labels(
         x, y, test, test_labels, 10, labels_per_class, torch.Generator().manual_seed(seed),
         weak=Shift(shift, flip=True),
-        strong=RandAugment(MEAN, STD, count, cutout, shift, magnitude=magnitude),
+        strong=RandAugment(MEAN, STD, count, cutout, shift, magnitude=magnitude), names=CLASSES,
+        prepare=partial(prepare, size=32, mean=mean, std=std),
     )  # fmt: skip
 
 

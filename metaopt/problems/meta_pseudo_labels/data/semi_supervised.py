@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class SemiSupervised:
         weak, strong: augmentations; the strong one is what a consistency loss asks for.
         resplit: test examples for each other one where the test is a random part of one data set;
             0 where it is a set of its own.
+        names: what the source calls each class, by its number; empty where it only has numbers.
+        prepare: files to inputs (n, *shape), as those of training were made: what a trained student
+            needs to classify new ones; `None` where inputs are not read from files.
     """
 
     labelled: Tensor
@@ -44,6 +48,8 @@ class SemiSupervised:
     weak: Augmentation = identity
     strong: Augmentation = identity
     resplit: float = 0.0
+    names: Sequence[Any] = ()
+    prepare: Callable[[Sequence[str | Path]], Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,8 +66,7 @@ class SemiSupervised:
 
 def few_labels(
     x: Tensor, y: Tensor, test: Tensor, test_labels: Tensor, classes: int, per_class: int | None,
-    draw: Generator, unlabelled: tuple[Tensor, Tensor] | None = None, resplit: float = 0.0,
-    **views: Augmentation,
+    draw: Generator, unlabelled: tuple[Tensor, Tensor] | None = None, **further: Any,
 ) -> SemiSupervised:  # fmt: skip
     """Return a data set with `per_class` random labels of each class; the others are hidden.
 
@@ -72,8 +77,7 @@ def few_labels(
         per_class: labels of each class, or `None` for all.
         draw: where the choice of labels comes from.
         unlabelled: further inputs, and their classes, -1 where one is not known.
-        resplit: as for `SemiSupervised`.
-        views: the augmentations `weak` and `strong`.
+        further: other arguments of `SemiSupervised`, by name.
 
     Raises:
         ValueError: a class has too few examples.
@@ -82,9 +86,7 @@ def few_labels(
     u, hidden = x, y
     if unlabelled is not None:
         u, hidden = torch.cat([x, unlabelled[0]]), torch.cat([y, unlabelled[1]])
-    return SemiSupervised(
-        x[chosen], y[chosen], u, hidden, test, test_labels, classes, resplit=resplit, **views
-    )
+    return SemiSupervised(x[chosen], y[chosen], u, hidden, test, test_labels, classes, **further)
 
 
 def _chosen(labels: Tensor, per_class: int, classes: int, draw: Generator) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from metaopt.files.model_folder import refuse_adapter
+from metaopt.nn.adapters import refuse_adapter
 from metaopt.problems.process_reward.model.checkpointed import checkpoint_layers
 
 Source = str | Path | Mapping[str, Any] | PretrainedConfig

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from metaopt.files.model_folder import refuse_adapter
+from metaopt.nn.adapters import refuse_adapter
 from metaopt.nn.export import (
     check_scores,
     linear_head,

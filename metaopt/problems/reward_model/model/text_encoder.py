@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from metaopt.engine.ranges import check_ranges
-from metaopt.files.model_folder import refuse_adapter
+from metaopt.nn.adapters import refuse_adapter
 from metaopt.problems.reward_model.model.reward_model import RewardModel
 from metaopt.problems.reward_model.model.tokens import read_texts
 
