@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         Soba,
         Unroll,
     )
+    from metaopt.files.errors import ConfigError
     from metaopt.optimizers import (
         Choice,
         Descent,
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
         Search,
         Uniform,
     )
-    from metaopt.runs.errors import ConfigError
     from metaopt.runs.python import load, resume, run
     from metaopt.runs.result import Result
     from metaopt.testing.check import check_hypergradient as check

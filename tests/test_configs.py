@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from small import REWEIGHTING, process_files, shrunk, verdicts
 
 from metaopt.cli import folders
-from metaopt.cli.checks import check
 from metaopt.cli.composing import composing
+from metaopt.cli.schema import check
 from metaopt.cli.sweep import cells
 from metaopt.files.reading import steps
 

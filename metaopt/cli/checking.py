@@ -15,8 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from metaopt.backends.betty import BettyHypergradient
-from metaopt.cli import checks as schema
-from metaopt.cli import folders
+from metaopt.cli import folders, schema
 from metaopt.cli.composing import CONFIG, cause, composing
 from metaopt.cli.run_check import check_run
 from metaopt.engine.budget import UNITS
@@ -27,8 +26,8 @@ from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.inner_run import require_gradients
 from metaopt.estimators.solvers import ConjugateGradient, Neumann
 from metaopt.estimators.unroll import Unroll
+from metaopt.files.errors import ConfigError
 from metaopt.report.table import Table
-from metaopt.runs.errors import ConfigError
 from metaopt.runs.run import prepare_torch
 from metaopt.testing.check import Row, check_hypergradient
 from metaopt.testing.reference import ClosedForm

@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metaopt.cli import folders, mistakes
-from metaopt.runs.errors import ConfigError, is_out_of_memory
+from metaopt.files.errors import ConfigError
+from metaopt.runs.errors import is_out_of_memory
 
 CONFIG = "train"
 COMPOSITION = (HydraException, OmegaConfBaseException)

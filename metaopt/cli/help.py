@@ -61,7 +61,7 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
-PARTS = ("data", "model", "weights")
+PART_GROUPS = ("data", "model", "weights")
 """Groups whose options are parts of a problem."""
 
 
@@ -112,9 +112,9 @@ def _group(group: str, groups: Mapping[str, Mapping[str, str]]) -> None:
     if group not in groups:
         raise ValueError(f"There is no group {group!r}. There are {', '.join(groups)}, and train.")
     # A part of a problem is chosen at its place in the problem, as data@problem.task.data=OPTION.
-    place = f"{group}@problem.<key>" if group in PARTS else group
+    place = f"{group}@problem.<key>" if group in PART_GROUPS else group
     print(f"Group {group}: choose with {place}=OPTION; keys with `metaopt --help {group}=OPTION`")
-    if group in PARTS:
+    if group in PART_GROUPS:
         print("The <key> is in the defaults that `metaopt --help problem=NAME` shows.")
     options = groups[group]
     column = max(map(len, options)) + 4

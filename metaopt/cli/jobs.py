@@ -19,19 +19,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metaopt.cli import folders
-from metaopt.cli.checks import ArgumentError, check
 from metaopt.cli.composing import cause, parts
 from metaopt.cli.keys import PARTS, check_keys, refuse_unread
 from metaopt.cli.mistakes import foreign_method
+from metaopt.cli.schema import ArgumentError, check
 from metaopt.cli.trust import needed, refuse_strange
 from metaopt.engine.budget import UNITS
-from metaopt.files.errors import listed
+from metaopt.files.errors import ConfigError, listed
 from metaopt.files.lock import refuse_held
 from metaopt.files.reading import steps
 from metaopt.runs import configs, provenance
 from metaopt.runs.continuing import rest_of, write_config
 from metaopt.runs.description import describe, refuse_other
-from metaopt.runs.errors import ConfigError, report
+from metaopt.runs.errors import report
 from metaopt.runs.folder import result_of, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.objective import objectives, refuse_unknown

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metaopt.cli import folders
-from metaopt.cli.checks import wrong_type
+from metaopt.cli.schema import wrong_type
 from metaopt.engine import Engine
 from metaopt.engine.annotations import fits, hints
 from metaopt.files.errors import ConfigError, nearest

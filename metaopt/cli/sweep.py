@@ -28,7 +28,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from metaopt.cli import folders
-from metaopt.runs.errors import ConfigError
+from metaopt.files.errors import ConfigError
 
 PLAIN = re.compile(r"[\w./+-]+")
 """Texts that hydra's grammar of overrides reads without quotes."""

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from metaopt.cli import folders
 from metaopt.files.errors import FolderError, listed
 
-PARTS = (
+PACKAGES = (
     "backends", "data", "engine", "estimators", "llm", "metrics", "nn", "optimizers", "problems",
 )  # fmt: skip
 """Packages of metaopt whose classes a config may name."""
@@ -141,7 +141,7 @@ class _Trusted:
         if module.startswith("torch."):
             optimizes = inspect.isclass(value) and issubclass(value, (Optimizer, LRScheduler))
             return None if optimizes else ("neither an optimizer nor a schedule", "torch.optim")
-        part = any(module.startswith(f"metaopt.{part}.") for part in PARTS)
+        part = any(module.startswith(f"metaopt.{part}.") for part in PACKAGES)
         if (inspect.isclass(value) and part) or full in TRACKERS or _is_shipped(value):
             return None
         return "no part of a problem, an estimator or an optimizer", "metaopt"

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from metaopt.files.model_folder import refuse_adapter
 from metaopt.llm.authorisation import Authorisation, permit
 from metaopt.llm.chat import Message, Parameters, Reply, Request
 from metaopt.llm.errors import LMError, Rejected
+from metaopt.nn.adapters import refuse_adapter
 
 if TYPE_CHECKING:
     from metaopt.llm.decoding import Decoder

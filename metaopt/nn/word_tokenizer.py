@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from metaopt.files.model_folder import refuse_adapter
+from metaopt.nn.adapters import refuse_adapter
 
 SPECIAL = ("[PAD]", "[UNK]", "[STEP]")
 

@@ -9,7 +9,7 @@ from typing import Any
 from metaopt.files.reading import steps
 from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 
-PARTS = ("engine", "solution", "last", "seconds", "config", "log")
+STATE_KEYS = ("engine", "solution", "last", "seconds", "config", "log")
 """What the state in a checkpoint has; see `metaopt.runs.run.Run`."""
 
 
@@ -67,7 +67,7 @@ def latest(folder: Path) -> dict[str, Any] | None:
 def _read(path: Path, step: int) -> dict[str, Any]:
     """Return the state of the checkpoint of outer step `step`."""
     state = read_tensors(path)
-    if not isinstance(state, dict) or not {*PARTS} <= {*state}:
+    if not isinstance(state, dict) or not {*STATE_KEYS} <= {*state}:
         raise CheckpointError(f"{path} is damaged: it holds no state of a run.")
     done = state["engine"].get("outer_step") if isinstance(state["engine"], dict) else None
     if done != step:

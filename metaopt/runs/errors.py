@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from metaopt.engine.protocols import NonFiniteError
-from metaopt.files.errors import ConfigError as ConfigError
+from metaopt.files.errors import ConfigError
 from metaopt.files.reading import steps
 from metaopt.files.writing import write_text
 from metaopt.llm.errors import LMError, NotUnderstood

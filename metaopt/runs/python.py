@@ -13,12 +13,12 @@ from typing import Any
 from metaopt.engine import Engine
 from metaopt.engine.annotations import check_arguments
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
+from metaopt.files.errors import ConfigError
 from metaopt.files.lock import refuse_held
 from metaopt.files.numbers import or_nan
 from metaopt.files.reading import steps
 from metaopt.runs.continuing import rest_of
 from metaopt.runs.description import describe, make, refuse_other
-from metaopt.runs.errors import ConfigError
 from metaopt.runs.folder import read_config, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher

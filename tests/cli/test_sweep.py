@@ -11,7 +11,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from metaopt.cli.sweep import union
-from metaopt.runs.errors import ConfigError
+from metaopt.files.errors import ConfigError
 
 
 def expanded(axes: list[str], given: list[str], methods: list[Any]) -> list[str]:

@@ -83,7 +83,7 @@ STRANGE = {
         "_target_": "torch.optim.SGD", "_args_": [CALL],
     }),
     "no recursion": ("limits", "deep._target_", {"_recursive_": False, "deep": CALL}),
-    "a walk": ("problem.noise", "_target_", {"_target_": "metaopt.cli.checks.pydoc.locate"}),
+    "a walk": ("problem.noise", "_target_", {"_target_": "metaopt.cli.schema.pydoc.locate"}),
     "a walk of torch": ("problem.noise", "_target_", {
         "_target_": "torch.optim.optimizer.torch.save", "obj": 1, "f": "touched",
     }),
