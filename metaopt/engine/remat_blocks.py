@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from metaopt.engine.functional import places
 from metaopt.engine.remat import applies, changes_argument, on_graph, rematerialize
+from metaopt.engine.remat_caches import Collector, is_cache
 
 M = TypeVar("M", bound=nn.Module)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -73,8 +74,8 @@ def _no_match(module: nn.Module, pattern: str, parts: dict[str, nn.Module]) -> s
     near = inside[:3] or get_close_matches(words, kinds, n=5, cutoff=0.3) or list(kinds)[-5:]
     names = ", ".join(kinds.get(k, k) for k in near) or "none"
     return (
-        f"no block of {type(module).__name__} has a name that matches remat={pattern!r} "
-        f"(searched for as a regular expression); its blocks are named {names}, for instance."
+        f"no block of {type(module).__name__} has a name that matches the pattern {pattern!r} of "
+        f"rematerialised blocks (remat); its blocks are named {names}, for instance."
     )
 
 
@@ -94,8 +95,8 @@ class _Forward:
             return self.forward(*args, **kwargs)
         compare = self.block.training not in self._compared
         self._compared.add(self.block.training)
-        output, changed = rematerialize(call.run, call.tensors, self.name, compare)
-        call.write(changed)
+        (output, added), changed = rematerialize(call.run, call.tensors, self.name, compare)
+        call.write(changed, added)
         return output
 
 
@@ -128,14 +129,17 @@ class _Call:
                 self.buffers.add(number)
         self.replaced: set[int] = set()
         self.counted: set[int] = set()
+        self.caches = [i for i, leaf in enumerate(self.rest) if is_cache(leaf)]
+        self.collectors: list[Collector] | None = None
 
     def run(self, *tensors: Tensor) -> tuple[Any, dict[int, Tensor]]:
-        """Return what the block returns, and the new values of the buffers that it changes."""
-        leaves = list(self.rest)
-        for i, tensor in zip(self.given, tensors, strict=False):
-            leaves[i] = tensor
+        """Return what the block returns and adds to caches, and its buffers' new values."""
+        leaves, again = list(self.rest), self.collectors is not None
+        collectors = [Collector(self.rest[i], self.name, again) for i in self.caches]
+        for i, value in zip((*self.caches, *self.given), (*collectors, *tensors), strict=False):
+            leaves[i] = value
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
-        objects = [_held(leaf) for leaf in leaves]
+        objects = [_held(leaf) for leaf in self.rest]
         with torch._C.DisableTorchFunction():  # see `rematerialize`
             # The block changes copies of its buffers.
             copies = {i: tensors[i].clone() for i in self.buffers}
@@ -150,7 +154,10 @@ class _Call:
             # Batch norm changes its statistics, and counts no change.
             silent = {i for i, t in copies.items() if t.dim() == 1 and t.is_floating_point()}
         changed = sorted(self.replaced | self.counted | silent)
-        return output, {i: after[i] for i in changed}
+        added = [collector.added for collector in collectors]
+        if not again:
+            self.collectors = collectors
+        return (output, added), {i: after[i] for i in changed}
 
     @contextmanager
     def _module_as_it_was(
@@ -171,8 +178,8 @@ class _Call:
             for (attributes, _), training in zip(self.modes, modes, strict=True):
                 attributes["training"] = training
 
-    def write(self, changed: Mapping[int, Tensor]) -> None:
-        """Give the module's buffers their new values, as the block itself would have done."""
+    def write(self, changed: Mapping[int, Tensor], added: Sequence[Any]) -> None:
+        """Give buffers their new values, and caches what is added, as the block would have done."""
         with torch._C.DisableTorchFunction():
             for i in changed.keys() - self.replaced:
                 buffer = self.tensors[i]
@@ -180,6 +187,10 @@ class _Call:
         for store, key, i in self.places:
             if i in self.replaced:
                 store[key] = changed[i]
+        for collector, updates in zip(self.collectors or (), added, strict=True):
+            collector.fill(updates)
+        # What they hold is of the graph that was dropped.
+        self.collectors = []
 
     def _refuse_changed(
         self, leaves: Sequence[Any], objects: Sequence[set[int]], args: Any, kwargs: Any
@@ -188,11 +199,10 @@ class _Call:
         now, spec = pytree.tree_flatten((args, kwargs))
         if spec != self.spec or any(a is not b for a, b in zip(now, leaves, strict=True)):
             raise ValueError(changes_argument(self.name, "a list or dict among its arguments"))
-        for leaf, before in zip(leaves, objects, strict=True):
+        for leaf, before in zip(self.rest, objects, strict=True):
             if _held(leaf) != before:
                 what = f"an argument, {type(leaf).__name__},"
-                instead = " Call a model of transformers with use_cache=False."
-                raise ValueError(changes_argument(self.name, what) + instead)
+                raise ValueError(changes_argument(self.name, what))
 
 
 def _held(value: Any, depth: int = 4) -> set[int]:

@@ -253,13 +253,13 @@ def collected(y, into):
     return y
 
 
-def stored(y, cache):
-    cache.keys = [y]
+def stored(y, store):
+    store.last = [y]
     return y
 
 
-class Cache:
-    keys = None
+class Store:
+    last = None
 
 
 REFUSED = {
@@ -268,7 +268,7 @@ REFUSED = {
         lambda y: y * torch.rand((), generator=OWN, dtype=y.dtype), dict, "something else when it"
     ),
     "list": (collected, lambda: {"into": []}, "changes a list or dict among its arguments"),
-    "cache": (stored, lambda: {"cache": Cache()}, "argument, Cache, in place.*use_cache=False"),
+    "object": (stored, lambda: {"store": Store()}, "argument, Store, in place"),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from metaopt.engine.functional import functional_call
 from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
+from metaopt.engine.remat_blocks import remat_blocks
 from metaopt.metrics.binary import wilson
 from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import tokenizer_of
@@ -60,6 +61,8 @@ class TextPreferences(PreferenceTask):
         noise_share: share of training labels that are exchanged, in [0, 1].
         max_length: most tokens of a text; longer ones lose their beginning, see `encode`.
         evaluation_batch: pairs in a forward pass where nothing is trained, >= 1.
+        remat: pattern of the names of layers of the backbone that keep their inputs alone and are
+            computed again for derivatives; see `metaopt.remat_blocks`.
         seed: of the split, the noise and the random weights.
         device: where the model lives.
 
@@ -68,8 +71,8 @@ class TextPreferences(PreferenceTask):
         cut: texts that were cut short, of all.
 
     Raises:
-        ValueError: a number out of its range, more tokens than the backbone has positions for, or
-            an unknown name of unlabelled pairs.
+        ValueError: a number out of its range, more tokens than the backbone has positions for, an
+            unknown name of unlabelled pairs, or a pattern that no layer matches.
         OSError: there is no such folder or model.
     """
 
@@ -85,6 +88,7 @@ class TextPreferences(PreferenceTask):
         noise_share: float = 0.0,
         max_length: int = 256,
         evaluation_batch: int = 64,
+        remat: str | None = None,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -104,6 +108,8 @@ class TextPreferences(PreferenceTask):
         start = backbone if isinstance(backbone, str) else _config(backbone, self.tokenizer)
         self.base = backbone if isinstance(backbone, str) else ""
         self.module = RewardModel.on(start, pooling, seed)
+        if remat is not None:
+            remat_blocks(self.module.backbone, remat)
         room = positions(self.module)
         if room is not None and max_length > room:
             raise ValueError(

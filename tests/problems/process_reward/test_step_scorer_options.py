@@ -243,10 +243,10 @@ def test_images_do_not_depend_on_batch_or_layout(pictured, head):
     assert gap[0][steps.mask[0]].min() > 1e-3
 
 
-def test_a_checkpointed_model_sees_images_and_learns_from_them_as_another_does(pictured):
+def test_a_rematerialised_model_sees_images_and_learns_from_them_as_another_does(pictured):
     grads = []
-    for on in (False, True):
-        model = TransformerScorer(pictured, SEEN, checkpointing=on)
+    for pattern in (None, r"(layers|blocks)\.\d+$"):
+        model = TransformerScorer(pictured, SEEN, remat=pattern)
         leaves = {k: v.requires_grad_() for k, v in model.init(generator(0))[0].items()}
         steps = model.encode(pictured)
         loss = model.logits(leaves, steps, True)[steps.mask].square().sum()

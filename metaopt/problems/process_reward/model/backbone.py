@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from metaopt.engine.remat_blocks import remat_blocks
 from metaopt.nn.adapters import refuse_adapter
-from metaopt.problems.process_reward.model.checkpointed import checkpoint_layers
 
 Source = str | Path | Mapping[str, Any] | PretrainedConfig
 IMAGE_TOKENS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -91,7 +91,7 @@ class Backbone:
     attention: str
     lora: Mapping[str, Any] | None
     seed: int
-    checkpointing: bool
+    remat: str | None
 
     def __post_init__(self) -> None:
         if self.lora is not None:
@@ -102,8 +102,8 @@ class Backbone:
         """Return a module whose new weights are drawn from `seed`.
 
         Raises:
-            ValueError: the vocabulary head of a model that scales or caps its logits, or a model
-                that cannot be checkpointed.
+            ValueError: the vocabulary head of a model that scales or caps its logits, or a pattern
+                that no layer matches.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed if self.lora is None else self.seed)
@@ -111,8 +111,8 @@ class Backbone:
             torch.manual_seed(seed)
             if self.lora is not None:
                 _adapt(backbone, vocabulary, self.lora)
-            if self.checkpointing:
-                checkpoint_layers(backbone)
+            if self.remat is not None:
+                remat_blocks(backbone, self.remat)
             width = backbone.config.get_text_config().hidden_size
             outputs = width if vocabulary is None else vocabulary.weight.shape[0]
             head = nn.Linear(outputs, 1)

@@ -69,9 +69,9 @@ class TransformerScorer:
             target_modules: [q_proj, v_proj]}; `None` to train everything.
         seed: draws what is frozen and not pretrained.
         longest: see `Vision`; models of the Qwen2-VL family read a question's images before it.
-        checkpointing: keep the layers' inputs alone and compute each layer again in the backward
-            pass, for a third more time; see
-            `metaopt.problems.process_reward.model.checkpointed.checkpoint_layers`.
+        remat: pattern of the names of layers of the source that keep their inputs alone and are
+            computed again for derivatives, such as layers\\.\\d+$; see `metaopt.remat_blocks`. A
+            gradient takes a third more time, an unrolled step up to twice as much.
 
     Raises:
         ValueError: one of these is not met; says which and what is legal.
@@ -93,7 +93,7 @@ class TransformerScorer:
     lora: Mapping[str, Any] | None = None
     seed: int = 0
     longest: int = 512
-    checkpointing: bool = False
+    remat: str | None = None
 
     def __post_init__(
         self,
@@ -110,7 +110,7 @@ class TransformerScorer:
         dtype, self.compute_dtype = PRECISIONS[self.precision]
         self.backbone = Backbone(
             self.source, self.config, self.head, dtype, self.compute_dtype, self.attention,
-            self.lora, self.seed, self.checkpointing,
+            self.lora, self.seed, self.remat,
         )  # fmt: skip
         self._vision: Vision | None = None
         if is_visual(self.config):
@@ -121,7 +121,7 @@ class TransformerScorer:
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments that say how steps are read, by name."""
-        rest = ("source", "checkpointing")
+        rest = ("source", "remat")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in rest}
 
     def encode(self, chains: Sequence[Chain]) -> Steps:
