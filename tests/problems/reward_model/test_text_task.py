@@ -174,3 +174,15 @@ def test_malformed_rows_are_refused_by_number(metaopt, tmp_path):
     assert done.code == 1
     assert "1 malformed" in done.err
     assert "in row 17" in done.err
+
+
+def test_rematerialised_layers_have_the_gradients_of_layers(tmp_path):
+    tasks = [made(tmp_path, remat=pattern) for pattern in (None, r"layers\.0$")]
+    grads = []
+    for task in tasks:
+        leaves = {k: v.requires_grad_() for k, v in tensors_of(task).items()}
+        loss = task.row_losses(leaves, torch.arange(4)).mean()
+        grads.append(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
+    assert all(map(torch.equal, *grads))
+    with pytest.raises(ValueError, match=r"matches the pattern .blocks. .* named layers\.0"):
+        made(tmp_path, remat="blocks")
