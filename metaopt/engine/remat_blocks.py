@@ -67,15 +67,20 @@ def remat_blocks(module: M, pattern: str) -> M:
 def _no_match(module: nn.Module, pattern: str, parts: dict[str, nn.Module]) -> str:
     """Return the message for a pattern that no block has, with names like it."""
     words = re.sub(r"\\d[+*]?", "0", pattern).replace("\\", "").strip("^$")
-    callable_ = [k for k, v in parts.items() if not isinstance(v, _CONTAINERS)]
-    inside = [k for k in callable_ if k.startswith(f"{words}.")]
-    # One of each kind: layers.0 stands for layers.1.
-    kinds = {re.sub(r"\d+", "0", k): k for k in reversed(callable_)}
-    near = inside[:3] or get_close_matches(words, kinds, n=5, cutoff=0.3) or list(kinds)[-5:]
-    names = ", ".join(kinds.get(k, k) for k in near) or "none"
+    # One of each kind: layers.0 stands for layers.1; whole names, and what they end in.
+    kinds: dict[str, str] = {}
+    for name in (k for k, v in parts.items() if not isinstance(v, _CONTAINERS)):
+        kind = re.sub(r"\d+", "0", name)
+        for end in (kind, kind.partition(".")[2], kind.rpartition(".")[2]):
+            kinds.setdefault(end, name)
+    inside = [v for k, v in kinds.items() if k.startswith(f"{words}.")]
+    alike = [kinds[k] for k in get_close_matches(words, kinds, n=3, cutoff=0.6)]
+    repeated = [v for k, v in kinds.items() if k.endswith(".0")]
+    near = list(dict.fromkeys([*inside[:2], *alike, *repeated, *kinds.values()]))[:4]
     return (
-        f"no block of {type(module).__name__} has a name that matches the pattern {pattern!r} of "
-        f"rematerialised blocks (remat); its blocks are named {names}, for instance."
+        f"no block of {type(module).__name__} has a name that matches the pattern '{pattern}' of "
+        f"rematerialised blocks (remat); its blocks are named {', '.join(near) or 'none'}, for "
+        f"instance."
     )
 
 
