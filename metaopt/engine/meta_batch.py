@@ -43,7 +43,8 @@ class MetaBatch(Stacked):
 
     def __init__(self, loop: InnerLoop, tasks: int) -> None:
         super().__init__(loop.problem)
-        self.loop, self.tasks = loop, tasks
+        self.loop = self.first = loop
+        self.tasks = tasks
 
     @property
     def replicates(self) -> int:

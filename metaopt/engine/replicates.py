@@ -44,7 +44,7 @@ class Replicates(Stacked):
     def __init__(self, problems: Sequence[GradientProblem], seeds: Sequence[int]) -> None:
         super().__init__(_checked(problems))
         self.loops = [InnerLoop(problem) for problem in problems]
-        self.seeds = tuple(seeds)
+        self.first, self.seeds = self.loops[0], tuple(seeds)
         self.own = {"attributes": _differing(problems)}
         frozen = [loop.frozen for loop in self.loops]
         if any(f is not frozen[0] and not _equal(f, frozen[0]) for f in frozen):

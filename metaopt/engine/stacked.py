@@ -53,11 +53,13 @@ class Stacked(InnerLoop):
 
     Attributes:
         outer_axis: the axis of members of the outer variable, or `None` where they share it.
+        first: the loop of the first member.
         own: what a loss reads of the problem that differs between members, with an axis of them:
             attributes by name, and `frozen` weights.
     """
 
     outer_axis: int | None
+    first: InnerLoop
 
     def __init__(self, problem: GradientProblem) -> None:
         super().__init__(problem)
@@ -80,6 +82,7 @@ class Stacked(InnerLoop):
             buffers=pick(inner.buffers, index),
             state=pick(inner.state, index),
             optimizer=pick(inner.optimizer, index),
+            loss=inner.loss[index] if inner.loss.ndim else inner.loss,
         )
 
     def outer_of(self, outer: Tree, index: int) -> Tree:
@@ -127,21 +130,10 @@ class Stacked(InnerLoop):
     # Losses and steps.
 
     @tree.replicated(False)
-    def computed_buffers(self, sources: tuple[str, ...]) -> frozenset[str]:
-        """Names of the buffers that an inner step computes from the sources, of theta and phi."""
-        if sources not in self._computed:
-            for loop, _ in self.each(0):
-                self._computed[sources] = loop.computed_buffers(sources)
-                break
-        return self._computed[sources]
-
-    @tree.replicated(False)
     def check_modules(self, outer: Tree, inner: GradientState) -> None:
-        """Raise a `ValueError` if a step on the modules of the first member would be wrong."""
+        """Raise a `ValueError` if a step on the modules, the same for all, would be wrong."""
         if not self._modules_checked:
-            for loop, _ in self.each(0):
-                loop.check_modules(self.outer_of(outer, 0), self.member(inner, 0))
-                break
+            self.first.check_modules(self.outer_of(outer, 0), self.member(inner, 0))
             self._modules_checked = True
 
     def masks(self, draw: Draw, purpose: str) -> AbstractContextManager[object]:

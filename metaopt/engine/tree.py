@@ -276,9 +276,26 @@ def sums(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1).sum(1) if _REPLICATED.get() else tensor.sum()
 
 
+def means(tensor: Tensor) -> Tensor:
+    """Return the mean of all entries: a scalar, or (R,)."""
+    return tensor.reshape(len(tensor), -1).mean(1) if _REPLICATED.get() else tensor.mean()
+
+
+def shape(tensor: Tensor) -> torch.Size:
+    """Return the shape of a tensor, or what it is in each replicate."""
+    return tensor.shape[1:] if _REPLICATED.get() else tensor.shape
+
+
+def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
+    """Return `a` where a mask, a scalar or (R,), is set and `b` elsewhere."""
+    return {k: torch.where(across(mask, t), t, b[k]) for k, t in a.items()}
+
+
 def across(factor: Tensor, tensor: Tensor) -> Tensor:
     """Return a factor, a scalar or (R,), in a shape that broadcasts over a tensor's entries."""
-    return factor.reshape(factor.shape + (1,) * (tensor.ndim - 1)) if factor.ndim else factor
+    if not factor.ndim:  # as it is, since a tensor with an axis may change the dtype of a product
+        return factor
+    return factor.reshape(factor.shape + (1,) * (tensor.ndim - factor.ndim))
 
 
 def radius(
@@ -319,6 +336,20 @@ def add(a: Tree, b: Tree, factor: float | Tensor = 1.0) -> Tree:
         b, factor = scale(b, factor), 1.0
     other = [b[k] if k in b else torch.zeros_like(v) for k, v in a.items()]
     return like(a, torch._foreach_add(list(a.values()), other, alpha=factor))
+
+
+def by_replicate(functions: Sequence[Callable[[Tree], Tree]], tree: Tree) -> Tree:
+    """Return what a function of each replicate makes of its own part of a tree."""
+    with replicated(False):
+        made = [f({k: t[i] for k, t in tree.items()}) for i, f in enumerate(functions)]
+    return {k: torch.stack([m[k] for m in made]) for k in tree}
+
+
+def add_(a: Tree, b: Tree, factor: float | Tensor) -> None:
+    """Add factor * b to a in place; both have the same keys."""
+    if isinstance(factor, Tensor):
+        b, factor = scale(b, factor), 1.0
+    torch._foreach_add_(list(a.values()), [b[k] for k in a], alpha=factor)
 
 
 def noise(tree: Tree, key: int) -> Tree:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,18 @@ Constants = dict[int, tuple[Callable[..., Any], Any]]
 
 _SET_GRAD_ENABLED = torch._C._set_grad_enabled
 _MOVES = object()
+FUNCTORCH: Any = torch._C._functorch
+
+
+Axes = list[tuple[int, int]]
+"""What `torch.func.vmap` maps over: axes of a tensor and their levels, the innermost first."""
+
+
+class _Constant(NamedTuple):
+    """A tensor as it was recorded, outside of `torch.func.vmap`."""
+
+    inside: Tensor
+    axes: Axes
 
 
 class RecordDetached(TorchFunctionMode):
@@ -49,7 +61,7 @@ class RecordDetached(TorchFunctionMode):
     ) -> Any:
         # Inside a custom autograd.Function, gradients are off though nobody called no_grad.
         custom = torch.is_grad_enabled() != self._declared
-        cuts = not custom and any(t.requires_grad for t in tree.tensors((args, kwargs)))
+        cuts = not custom and any(_peeled(t)[0].requires_grad for t in tree.tensors((args, kwargs)))
         result = func(*args, **(kwargs or {}))
         self.calls += 1
         if func is _SET_GRAD_ENABLED and not custom:
@@ -91,14 +103,15 @@ class ReplayDetached(TorchFunctionMode):
         # The result of an operation in place is its argument, which later calls read.
         if isinstance(result, Tensor) and any(result is a for a in args):
             with torch.no_grad():
-                return result.copy_(value)
+                return result.copy_(_replaced(result, value))
         return _replaced(result, value)
 
 
 def _constant(result: Any) -> Any:
     """Return a copy of what is off the graph, `_MOVES` for the rest; sequences become lists."""
     if isinstance(result, Tensor):
-        return _MOVES if result.requires_grad else result.detach().clone()
+        inside, axes = _peeled(result)
+        return _MOVES if inside.requires_grad else _Constant(inside.detach().clone(), axes)
     if isinstance(result, (list, tuple)):
         values = [_constant(r) for r in result]
         return _MOVES if all(v is _MOVES for v in values) else values
@@ -110,7 +123,9 @@ def _replaced(result: Any, value: Any) -> Any:
         return result
     if isinstance(value, list):
         return type(result)([_replaced(r, v) for r, v in zip(result, value, strict=True)])
-    return value.clone() if isinstance(value, Tensor) else value
+    if not isinstance(value, _Constant):
+        return value
+    return _wrapped(value.inside.clone(), value.axes)
 
 
 def _name(func: Any) -> str:
@@ -141,4 +156,25 @@ class _ConstantsHaveNoTangent(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if torch.is_grad_enabled():
             return result
-        return tree.map_tensors(lambda t: forward_ad.unpack_dual(t).primal, result)
+        return tree.map_tensors(_without_tangent, result)
+
+
+def _without_tangent(tensor: Tensor) -> Tensor:
+    inside, axes = _peeled(tensor)
+    return _wrapped(forward_ad.unpack_dual(inside).primal, axes)
+
+
+def _peeled(tensor: Tensor) -> tuple[Tensor, Axes]:
+    """Return the tensor inside those of `torch.func.vmap`, which do not say what they lead to."""
+    axes = []
+    while FUNCTORCH.is_batchedtensor(tensor):
+        axes.append((FUNCTORCH.maybe_get_bdim(tensor), FUNCTORCH.maybe_get_level(tensor)))
+        tensor = FUNCTORCH.get_unwrapped(tensor)
+    return tensor, axes
+
+
+def _wrapped(tensor: Tensor, axes: Axes) -> Tensor:
+    """Return a tensor as `_peeled` was given it."""
+    for axis, level in reversed(axes):
+        tensor = FUNCTORCH._add_batch_dim(tensor, axis, level)
+    return tensor

@@ -53,6 +53,7 @@ class EvolutionStrategies(InnerRun):
         True
     """
 
+    stacks = True
     least_steps = 0
     memory = ("particles",)
 
@@ -83,8 +84,8 @@ class EvolutionStrategies(InnerRun):
         grad, particles_after, costs = tree.zeros_like(outer), [], []
         for i in range(self.pairs):
             # Each rank perturbs in other directions; the engine averages their estimates.
-            draw = generator(fold(key, "perturbation", i, distributed.rank()))
-            shift = tree.scale(tree.random_like(outer, draw), self.sigma)
+            draw = fold(key, "perturbation", i, distributed.rank())
+            shift = tree.scale(tree.noise(outer, draw), self.sigma)
             ends = [tree.add(outer, shift, sign) for sign in (1.0, -1.0)]
             if particles:
                 particle = particles[i]

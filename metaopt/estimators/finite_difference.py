@@ -15,8 +15,7 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.constants import RecordDetached, ReplayDetached
-from metaopt.estimators.held_fixed import Held
-from metaopt.estimators.inner_run import InnerRun, Result
+from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
 
 
 class CentralDifference(InnerRun):
@@ -26,6 +25,7 @@ class CentralDifference(InnerRun):
         direction_gradients: gradients that `direction` costs.
     """
 
+    stacks = True
     least_steps = 0
     needs_precision = ("theta", "phi")
     direction_gradients: ClassVar[int] = 0
@@ -55,12 +55,11 @@ class CentralDifference(InnerRun):
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the hypergradient there."""
         inner = loop.run(outer, inner, key, self.inner_steps)
-        value, v, direct = self.outer_gradients(loop, outer, inner, key)
+        value, v, direct = outer_gradients(loop, outer, inner, key)
         draw = loop.solve_draw(inner, key, self.inner_steps)
         batch = loop.batch(outer, inner.at(inner.params), draw)
         w = self.direction(loop, outer, inner, v, draw, batch)
-        held = Held(loop, type(self).__name__, inner, state=True)
-        cross = mixed_product(loop, outer, held, w, draw, batch, self.epsilon)
+        cross = mixed_product(loop, outer, inner, w, draw, batch, self.epsilon)
         grad = tree.add(direct, cross, -1.0)
         gradients = self.inner_steps + 1 + self.direction_gradients
         return self.result(inner, value, grad, gradients=gradients, evaluations=3)
@@ -119,21 +118,20 @@ class FiniteDifference(CentralDifference):
 
 
 def mixed_product(
-    loop: InnerLoop, outer: Tree, held: Held, direction: Tree, draw: Draw, batch: Batch,
-    epsilon: float | None,
+    loop: InnerLoop, outer: Tree, inner: GradientState, direction: Tree, draw: Draw,
+    batch: Batch, epsilon: float | None,
 ) -> Tree:  # fmt: skip
     """Return J^T direction = d/dphi <dg/dtheta, direction> by a central difference in theta.
 
-    `draw` seeds the masks. `held.inner.params` come back bit for bit.
+    `draw` seeds the masks. `inner.params` come back bit for bit.
     """
-    inner = held.inner
     # Made outside the block, which counts the calls of the loss alone.
     phi, at = tree.leaves(outer), inner.at(tree.leaves(inner.params))
     with eager(), RecordDetached() as record:
-        loss = loop.inner_value(phi, at, draw, batch)
-    held.refuse_read("inner_loss", loss)
-    del loss  # and its graph
-    radius = float(tree.radius(inner.params, direction, epsilon, loop.problem.compute_dtype))
+        loop.inner_value(phi, at, draw, batch)
+    radius = tree.radius(inner.params, direction, epsilon, loop.problem.compute_dtype)
+    # A number is added without a copy of the direction.
+    size = radius if radius.ndim else float(radius)
     # Perturbed in place: a second set of parameters would be one more copy. Adding and subtracting
     # leaves a rounding error, so the saved ones are copied back.
     params = list(inner.params.values())
@@ -141,7 +139,7 @@ def mixed_product(
     ends = []
     try:
         for sign in (1.0, -1.0):
-            torch._foreach_add_(params, list(direction.values()), alpha=sign * radius)
+            tree.add_(inner.params, direction, sign * size)
             # New tensors on the same memory: recurrent layers make other calls for weights that
             # they have seen, and the three evaluations must make the same.
             phi, at = tree.leaves(outer), inner.at(tree.detach(inner.params))
@@ -151,4 +149,4 @@ def mixed_product(
             torch._foreach_copy_(params, saved)
     finally:
         torch._foreach_copy_(params, saved)
-    return tree.scale(tree.add(ends[0], ends[1], -1.0), 0.5 / radius)
+    return tree.scale(tree.add(ends[0], ends[1], -1.0), 0.5 / size)

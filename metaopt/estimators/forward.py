@@ -13,7 +13,6 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, generator
-from metaopt.estimators.held_fixed import Held
 from metaopt.estimators.inner_run import Result
 from metaopt.estimators.task_average import TaskAverage
 
@@ -53,6 +52,7 @@ class Forward(TaskAverage):
         True
     """
 
+    stacks = True
     carries_start = True
     carries_state = True
     second_derivatives = "reverse"
@@ -74,15 +74,12 @@ class Forward(TaskAverage):
                 inner, tangents = _push(loop, outer, inner, draw, basis, tangents)
         # F depends on all but the moments, which are the last in a tangent.
         phi, end = tree.leaves(outer), loop.leaves(inner._replace(optimizer={}))
-        held = Held(loop, "Forward", end, state=False, buffers=loop.dropped_buffers)
-        with held.block():
-            loss = loop.outer_value(phi, held.inner, loop.outer_draw(inner, key))
-        held.refuse_read("outer_loss", loss)
+        loss = loop.outer_value(phi, end, loop.outer_draw(inner, key))
         ends = {str(i): t for i, t in enumerate(loop.differentiated(end))}
         v, direct = tree.gradient(loss, ends, phi)
-        through = torch.stack([_dot(v.values(), z) for z in tangents])
-        parts = through.split([p.numel() for p in outer.values()])
-        shaped = [r.view_as(p).to(p) for r, p in zip(parts, outer.values(), strict=True)]
+        through = torch.stack([_dot(v.values(), z) for z in tangents], -1)
+        parts = through.split([tree.shape(p).numel() for p in outer.values()], -1)
+        shaped = [r.reshape(p.shape).to(p) for r, p in zip(parts, outer.values(), strict=True)]
         return self.result(
             inner, loss.detach(), tree.add(direct, tree.like(outer, shaped)),
             gradients=self.inner_steps + 1, hvps=self.inner_steps * (len(basis) + 1),
@@ -90,8 +87,8 @@ class Forward(TaskAverage):
 
 
 def _basis(outer: Tree) -> list[list[Tensor]]:
-    """Return one unit tangent for each number of the outer variable."""
-    count = sum(p.numel() for p in outer.values())
+    """Return one unit tangent for each number of the outer variable, or of each replicate's."""
+    count = sum(tree.shape(p).numel() for p in outer.values())
     if count > MOST_OUTERS:
         raise ValueError(
             f"Forward costs two gradients per outer number and inner step, and takes at most "
@@ -99,11 +96,12 @@ def _basis(outer: Tree) -> list[list[Tensor]]:
         )
     basis = []
     for name, p in outer.items():
-        for i in range(p.numel()):
+        shape = tree.shape(p)
+        for i in range(shape.numel()):
             unit = tree.zeros_like(outer)
-            flat = p.new_zeros(p.numel())
+            flat = p.new_zeros(shape.numel())
             flat[i] = 1.0
-            unit[name] = flat.view(p.shape)  # zeros like a transposed p have no flat view
+            unit[name] = flat.view(shape).expand_as(p)  # no view of zeros like a transposed p
             basis.append(list(unit.values()))
     return basis
 
@@ -159,4 +157,4 @@ def _push(
 
 def _dot(v: Iterable[Tensor], tangent: list[Tensor]) -> Tensor:
     """Return <v, tangent>; what the tangent has beyond v is left out."""
-    return torch.stack([torch.sum(a * b) for a, b in zip(v, tangent, strict=False)]).sum()
+    return torch.stack([tree.sums(a * b) for a, b in zip(v, tangent, strict=False)]).sum(0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.solvers import Product, State
 
@@ -43,6 +45,8 @@ class Nystrom:
         True
     """
 
+    stacks: ClassVar[bool] = True
+
     rank: int = 20
     refresh: int = 25
 
@@ -54,46 +58,79 @@ class Nystrom:
     ) -> tuple[Product, State]:
         """Return the map r -> P^-1 r and the sketch with its age."""
         if not state or state["age"] >= self.refresh:
-            basis, values = self._sketch(product, like, key)
-            state = {"basis": basis, "values": values, "age": 0}
-        basis, values = state["basis"], state["values"]
+            state = {**self._sketch(product, like, key), "age": 0}
         aged = {**state, "age": state["age"] + 1}
-        if values.numel() == 0:
-            return (lambda r: r), aged
-        # Outside of the sketch P^-1 is the identity, so its part inside is relative to l_r.
-        gain = (values.min() + damping) / (values + damping) - 1.0
+        if not tree.is_replicated():
+            return partial(_apply, state["basis"], state["values"], damping), aged
+        # Replicates have sketches of several ranks.
+        pairs = zip(state["basis"], state["values"], damping, strict=True)
+        applies = [partial(_apply, *sketch) for sketch in pairs]
+        return partial(tree.by_replicate, applies), aged
 
-        def apply(r: Tree) -> Tree:
-            return tree.add(r, _combine(basis, gain * _project(basis, r)))
+    def _sketch(self, product: Product, like: Tree, key: int) -> dict[str, Any]:
+        """Return orthonormal rows, (r, *shape) by name, and their eigenvalues, (r,).
 
-        return apply, aged
+        With replicates these are lists, of each one.
+        """
+        rank = min(self.rank, sum(tree.shape(t).numel() for t in like.values()))
+        columns = [tree.noise(like, fold(key, "nystrom", i)) for i in range(rank)]
+        if not tree.is_replicated():
+            omega = _orthonormal(_stacked(columns))[0]
+            image = _stacked([product({k: t[i] for k, t in omega.items()}) for i in range(rank)])
+            basis, values = _eigenvectors(omega, image)
+            return {"basis": basis, "values": values}
+        count = len(next(iter(like.values())))
+        with tree.replicated(False):
+            omegas = [
+                _orthonormal(_stacked([{k: t[r] for k, t in c.items()} for c in columns]))[0]
+                for r in range(count)
+            ]
+        images = [
+            product(_stacked([{k: t[i] for k, t in omega.items()} for omega in omegas]))
+            for i in range(rank)
+        ]
+        with tree.replicated(False):
+            sketches = [
+                _eigenvectors(omega, _stacked([{k: t[r] for k, t in y.items()} for y in images]))
+                for r, omega in enumerate(omegas)
+            ]
+        return {"basis": [basis for basis, _ in sketches], "values": [v for _, v in sketches]}
 
-    def _sketch(self, product: Product, like: Tree, key: int) -> tuple[Tree, Tensor]:
-        """Return orthonormal rows, (r, *shape) by name, and their eigenvalues, (r,)."""
-        size = sum(t.numel() for t in like.values())
-        rank = min(self.rank, size)
-        columns = [tree.random_like(like, generator(fold(key, "nystrom", i))) for i in range(rank)]
-        omega = _orthonormal({k: torch.stack([c[k] for c in columns]) for k in like})[0]
-        images = [product({k: t[i] for k, t in omega.items()}) for i in range(rank)]
-        image = {k: torch.stack([y[k] for y in images]) for k in like}
-        # Y + shift Omega instead of Y: a core that is positive definite in floating point. The
-        # shift is taken off the eigenvalues at the end (Frangella et al., algorithm 2.1).
-        shift = torch.finfo(image[next(iter(like))].dtype).eps * tree.norm(image) * size**0.5
-        image = tree.add(image, omega, shift)
-        core = _symmetric(_gram(omega, image))
-        if not core.isfinite().all():  # torch's eigenvalues would raise an error of their own
-            raise ValueError(
-                "Nystrom: a product with the Hessian of the inner loss is not finite. Lower the "
-                "inner learning rate, or look for a second derivative of inner_loss that is "
-                "infinite, such as that of a square root or a norm at 0."
-            )
-        values, vectors = torch.linalg.eigh(core)
-        positive = values > shift
-        root = vectors[:, positive] * values[positive].rsqrt()
-        basis, values = _orthonormal(_mix(root.T, image))
-        # Directions without curvature are left out: without damping their gain would be 0 / 0.
-        curved = values > shift
-        return {k: rows[curved] for k, rows in basis.items()}, values[curved] - shift
+
+def _apply(basis: Tree, values: Tensor, damping: Tensor, r: Tree) -> Tree:
+    """Return P^-1 r."""
+    if values.numel() == 0:
+        return r
+    # Outside of the sketch P^-1 is the identity, so its part inside is relative to l_r.
+    gain = (values.min() + damping) / (values + damping) - 1.0
+    return tree.add(r, _combine(basis, gain * _project(basis, r)))
+
+
+def _stacked(trees: list[Tree]) -> Tree:
+    return {k: torch.stack([t[k] for t in trees]) for k in trees[0]}
+
+
+def _eigenvectors(omega: Tree, image: Tree) -> tuple[Tree, Tensor]:
+    """Return orthonormal rows and their eigenvalues, from Omega and H Omega."""
+    # Y + shift Omega instead of Y: a core that is positive definite in floating point. The
+    # shift is taken off the eigenvalues at the end (Frangella et al., algorithm 2.1).
+    size = sum(t[0].numel() for t in omega.values())
+    shift = torch.finfo(next(iter(image.values())).dtype).eps * tree.norm(image) * size**0.5
+    image = tree.add(image, omega, shift)
+    core = _symmetric(_gram(omega, image))
+    if not core.isfinite().all():  # torch's eigenvalues would raise an error of their own
+        raise ValueError(
+            "Nystrom: a product with the Hessian of the inner loss is not finite. Lower the "
+            "inner learning rate, or look for a second derivative of inner_loss that is "
+            "infinite, such as that of a square root or a norm at 0."
+        )
+    values, vectors = torch.linalg.eigh(core)
+    positive = values > shift
+    root = vectors[:, positive] * values[positive].rsqrt()
+    basis, values = _orthonormal(_mix(root.T, image))
+    # Directions without curvature are left out: without damping their gain would be 0 / 0.
+    curved = values > shift
+    return {k: rows[curved] for k, rows in basis.items()}, values[curved] - shift
 
 
 def _gram(a: Tree, b: Tree) -> Tensor:

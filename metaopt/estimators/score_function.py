@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import Batch, GradientState, SampledProblem
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import Draw, fold, replay
+from metaopt.engine.random import Draw
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.estimators.constants import along, tangent
-from metaopt.estimators.inner_run import InnerRun, Result
+from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
 from metaopt.estimators.one_step import take_step
 
 Kind = Literal["loss_difference", "dot_product", "cosine", "per_example"]
@@ -59,6 +59,7 @@ class ScoreFunction(InnerRun):
         >>> result = run(problem, estimator, Descent("sgd", lr=0.1), 5, progress=False)
     """
 
+    stacks = True
     differentiates_inner = False
     carries_optimizer = True
     misses_buffers_of = ("phi",)  # theta before the step, of which buffers are made, is fixed
@@ -94,7 +95,7 @@ class ScoreFunction(InnerRun):
         draw = loop.draw(inner, key, 0)
         batch = loop.batch(outer, inner, draw)
         after, slope, transpose = take_step(loop, outer, inner, draw, batch)
-        value, v, direct = self.outer_gradients(loop, outer, after, key)
+        value, v, direct = outer_gradients(loop, outer, after, key)
         w, through_rates = transpose(v)
         if self.feedback == "loss_difference":
             reward = _loss_difference(loop, outer, inner, after, loop.outer_draw(after, key))
@@ -107,11 +108,10 @@ class ScoreFunction(InnerRun):
             reward = tree.dot(w, slope)
 
         phi = tree.leaves(outer)
-        problem: Any = loop.problem
         # Under the masks of the inner step: log p of the decisions that it was taken on.
-        with replay(fold(draw.key, "noise")):
-            log_prob = problem.log_prob(phi, loop.tensors(inner), batch)
-        advantage = self._advantage(reward).to(log_prob)
+        with loop.masks(draw, "noise"):
+            log_prob = loop.apply("log_prob", phi, inner, batch)
+        advantage = tree.across(self._advantage(reward).to(log_prob), log_prob)
         score = torch.autograd.grad(
             -(advantage * log_prob).sum(), list(phi.values()), materialize_grads=True
         )
@@ -120,7 +120,10 @@ class ScoreFunction(InnerRun):
         shared = 1 if self.feedback == "per_example" else distributed.world_size()
         direct = tree.add(direct, through_rates) if through_rates else direct
         grad = tree.add(direct, tree.like(phi, score), self.weight * shared)
-        metrics = {"outer/feedback": reward.mean(), "outer/feedback_size": reward.abs().mean()}
+        metrics = {
+            "outer/feedback": tree.means(reward),
+            "outer/feedback_size": tree.means(reward.abs()),
+        }
         return self.result(after, value, grad, metrics, gradients=3, evaluations=1)
 
     def _advantage(self, reward: Tensor) -> Tensor:
@@ -128,10 +131,10 @@ class ScoreFunction(InnerRun):
         # The average is updated after it was used: a baseline that contains its reward is biased.
         advantage = reward
         if self.baseline is not None:
-            mean = distributed.mean({"reward": reward.mean()})["reward"]
+            mean = distributed.mean({"reward": tree.means(reward)})["reward"]
             if self._average is None:
                 self._average = torch.zeros_like(mean)
-            advantage = reward - self._average
+            advantage = reward - tree.across(self._average, reward)
             self._average = self.baseline * self._average + (1 - self.baseline) * mean
         if self.clip is not None:
             advantage = advantage.clamp(-self.clip, self.clip)
@@ -146,12 +149,11 @@ def _loss_difference(
 
     Those are what F(theta') is evaluated with; they do not depend on the decisions.
     """
-    problem: Any = loop.problem
     batch = loop.outer_batch(draw)
 
     def loss(params: Tree) -> Tensor:
-        with replay(fold(draw.key, "outer noise")):
-            result: Tensor = problem.feedback_loss(outer, loop.tensors(after.at(params)), batch)
+        with loop.masks(draw, "outer noise"):
+            result: Tensor = loop.apply("feedback_loss", outer, after.at(params), batch)
             return result
 
     difference = loss(before.params) - loss(after.params)
@@ -162,8 +164,7 @@ def _per_example(
     loop: InnerLoop, outer: Tree, inner: GradientState, w: Tree, draw: Draw, batch: Batch
 ) -> Tensor:
     """Return <w, dl_b/dtheta> / B for each example, (B,)."""
-    problem: Any = loop.problem
-    with along(inner.params, w) as theta, replay(fold(draw.key, "noise")):
-        losses = problem.inner_losses(tree.detach(outer), loop.tensors(inner.at(theta)), batch)
+    with along(inner.params, w) as theta, loop.masks(draw, "noise"):
+        losses: Tensor = loop.apply("inner_losses", tree.detach(outer), inner.at(theta), batch)
         slopes = tangent(losses)
-    return torch.zeros_like(losses) if slopes is None else slopes / len(slopes)
+    return torch.zeros_like(losses) if slopes is None else slopes / slopes.shape[-1]

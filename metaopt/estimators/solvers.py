@@ -2,6 +2,9 @@
 
 A solver is a value: `solver(product, v, state, key)` returns q, the state for the next outer step
 and metrics. `state` is `{}` at the start. Cost is counted in products with H.
+
+With replicates (`metaopt.engine.tree.replicated`) each has a system of its own, and one product
+serves all of them: where a replicate is done, its solution stays while the others go on.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +27,10 @@ Solution = tuple[Tree, State, dict[str, Tensor]]
 
 
 class Solver(Protocol):
-    """Returns q with H q = v, or an approximation that its docstring states."""
+    """Returns q with H q = v, or an approximation that its docstring states.
+
+    One that solves the system of each replicate as it would alone may say so by `stacks = True`.
+    """
 
     def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
         """Return (q, state, metrics); `product(p)` is H p."""
@@ -57,6 +63,8 @@ class Identity:
         (True, True)
     """
 
+    stacks: ClassVar[bool] = True
+
     def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
         """Return v itself."""
         return v, {}, {}
@@ -84,7 +92,7 @@ class Neumann:
 
     Raises:
         ValueError: from a call, when `step` is above 2 / (largest eigenvalue) so that the series
-            diverges.
+            diverges, or H v is 0 in some replicates and not in others.
 
     Reference: Lorraine et al., AISTATS 2020.
 
@@ -95,6 +103,8 @@ class Neumann:
         >>> row.error < 0.01
         True
     """
+
+    stacks: ClassVar[bool] = True
 
     terms: int = 10
     step: float | None = None
@@ -109,32 +119,47 @@ class Neumann:
             start, iterations = (state["direction"], 1) if state else (v, 3)
             # H moves little between outer steps, so one iteration from the last direction does.
             largest, _, direction = power_iteration(product, start, iterations)
-            if largest == 0:
+            if (flat := largest == 0).all():
                 return v, {}, {"solve/step": largest, "solve/residual": size / _positive(size)}
+            if flat.any():
+                raise ValueError(
+                    "Neumann: the Hessian of the inner loss times dF/dtheta is 0 for some of the "
+                    "seeds, and there is no step for them. Set a step, or train the seeds one "
+                    "after the other."
+                )
             step, state = 1.0 / largest, {"direction": direction}
         else:
             step = torch.full_like(size, self.step)
-        total, residual, growing = self._series(product, v, step)
+        total, residual, growing, grows = self._series(product, v, step)
         negative = torch.zeros_like(size)
-        while growing is not None:
+        while grows.any():
             # What I - step H enlarges most: the growth may come from either end of the spectrum.
             enlarge = partial(_residual, product, step)
             _, factor, direction = power_iteration(enlarge, growing, 10)
             eigenvalue = (1 - factor) / step
-            if not eigenvalue > 0:
-                negative += 1
-                if self.step is not None:
-                    total, residual, _ = self._series(product, v, step, bounded=False)
-                break
+            bends = grows & ~(eigenvalue > 0)
+            negative += bends
+            grows = grows & ~bends
             if self.step is not None:
-                raise ValueError(
-                    f"Neumann(step={self.step}) diverges: the Hessian of the inner loss has an "
-                    f"eigenvalue of about {float(eigenvalue):.3g}, and the step must be below 2 "
-                    f"over the largest. Set a smaller step, or null to have it estimated."
-                )
+                if grows.any():
+                    raise ValueError(
+                        f"Neumann(step={self.step}) diverges: the Hessian of the inner loss has an "
+                        f"eigenvalue of about {float(eigenvalue[grows].max()):.3g}, and the step "
+                        f"must be below 2 over the largest. Set a smaller step, or null to have "
+                        f"it estimated."
+                    )
+                whole, rest, *_ = self._series(product, v, step, bounded=False)
+                total, residual = tree.where(bends, whole, total), tree.where(bends, rest, residual)
+                break
+            if not grows.any():
+                break
             # Halved at least, so that it ends however slowly the power iteration converges.
-            step, state = torch.minimum(step / 2, 1.0 / eigenvalue), {"direction": direction}
-            total, residual, growing = self._series(product, v, step)
+            smaller = torch.minimum(step / 2, 1.0 / eigenvalue)
+            step = torch.where(grows, smaller, step)
+            state = {"direction": tree.where(grows, direction, state["direction"])}
+            again, rest, growing, still = self._series(product, v, step)
+            total, residual = tree.where(grows, again, total), tree.where(grows, rest, residual)
+            grows = grows & still
         metrics = {
             "solve/step": step,
             "solve/residual": tree.norm(residual) / _positive(size),
@@ -144,22 +169,30 @@ class Neumann:
 
     def _series(
         self, product: Product, v: Tree, step: Tensor, bounded: bool = True
-    ) -> tuple[Tree, Tree, Tree | None]:
-        """Return sum_i (I - step H)^i v, its residual, and a direction in which that grows.
+    ) -> tuple[Tree, Tree, Tree, Tensor]:
+        """Return sum_i (I - step H)^i v, its residual, a direction in which that grows, if it does.
 
         A bounded series ends where it grows.
         """
         total, residual, size = tree.zeros_like(v), v, tree.norm(v)
+        growing, grows = v, torch.zeros_like(size, dtype=torch.bool)
         # A residual that has converged changes by round-off.
         eps = torch.finfo(size.dtype).eps
         floor = size * eps**0.5
         for _ in range(self.terms):
             after = _residual(product, step, residual)
             new = tree.norm(after)
-            if bounded and new > torch.maximum(size, floor) * (1 + eps**0.5):
-                return total, residual, after
-            total, residual, size = tree.add(total, residual), after, new
-        return total, residual, None
+            sum_, ended = tree.add(total, residual), grows
+            if bounded:
+                now = ~grows & (new > torch.maximum(size, floor) * (1 + eps**0.5))
+                growing, ended = tree.where(now, after, growing), grows | now
+                if ended.all():
+                    return total, residual, growing, ended
+            if ended.ndim:  # of replicates, those that have ended stay where they are
+                sum_ = tree.where(ended, total, sum_)
+                after, new = tree.where(ended, residual, after), torch.where(ended, size, new)
+            total, residual, size, grows = sum_, after, new, ended
+        return total, residual, growing, grows
 
 
 def _residual(product: Product, step: Tensor, residual: Tree) -> Tree:
@@ -249,8 +282,10 @@ class ConjugateGradient:
         # The iteration's own residual is that of the damped system.
         residual = tree.add(residual, tree.add(q, start, -1.0), damping)
         q, residual = _bounded(q, residual, v)
-        if tree.norm(q) == 0 and tree.norm(v) > 0:
-            q, residual, damping = _first_iterate(product, v)
+        if (none := (tree.norm(q) == 0) & (tree.norm(v) > 0)).any():
+            first, rest, raised = _first_iterate(product, v, none)
+            q, residual = tree.where(none, first, q), tree.where(none, rest, residual)
+            damping = torch.where(none, raised, damping)
         curvature = torch.where(largest > 0, largest, curvature)
         state = {"curvature": curvature, "solution": q}
         if self.preconditioner is not None:
@@ -268,36 +303,51 @@ class ConjugateGradient:
         p, rz = z, tree.dot(r, z)
         negative = torch.zeros_like(rz)
         largest = torch.zeros_like(rz)
+        ended = torch.zeros_like(rz, dtype=torch.bool)
         for _ in range(self.iterations):
-            if self.tolerance and tree.norm(r) <= self.tolerance * scale:
-                break
+            if self.tolerance:
+                ended = ended | (tree.norm(r) <= self.tolerance * scale)
+                if ended.all():
+                    break
             image = tree.add(product(p), p, damping)
             bend, size = tree.dot(p, image), tree.dot(p, p)
-            if bend <= 0:  # along p the quadratic has no minimum: keep what is solved so far
-                negative += size > 0
+            # Along such a p the quadratic has no minimum: keep what is solved so far.
+            flat = ~ended & (bend <= 0)
+            negative += flat & (size > 0)
+            ended = ended | flat
+            if ended.all():
                 break
-            largest = torch.maximum(largest, bend / size - damping)
-            alpha = rz / bend
+            largest = torch.where(ended, largest, torch.maximum(largest, bend / size - damping))
+            alpha = torch.where(ended, 0.0, rz / bend)
             q, r = tree.add(q, p, alpha), tree.add(r, image, -alpha)
             z = apply(r)
             rz, previous = tree.dot(r, z), rz
-            p = tree.add(z, p, rz / previous)
+            p = tree.add(z, p, torch.where(ended, 0.0, rz / previous))
         return q, r, largest, negative
+
+    @property
+    def stacks(self) -> bool:
+        """Whether each replicate has the solution that it would have alone."""
+        return self.preconditioner is None or getattr(self.preconditioner, "stacks", False)
 
 
 def _unchanged(r: Tree) -> Tree:
     return r
 
 
-def _first_iterate(product: Product, v: Tree) -> tuple[Tree, Tree, Tensor]:
+def _first_iterate(product: Product, v: Tree, needed: Tensor) -> tuple[Tree, Tree, Tensor]:
     """Return q, residual and damping where the curvature along v is raised to |H v| / |v|.
+
+    Args:
+        product, v: the system.
+        needed: of which replicates they are needed.
 
     Raises:
         ValueError: H v is 0.
     """
     image = product(v)
     raised = tree.norm(image) / tree.norm(v)
-    if raised == 0:
+    if (needed & (raised == 0)).any():
         raise ValueError(
             "ConjugateGradient: the inner loss has no curvature along dF/dtheta, so that its "
             "stationary point says nothing of the hypergradient. Add a decay to inner_loss or to "
@@ -344,6 +394,8 @@ class Exact:
         True
     """
 
+    stacks: ClassVar[bool] = True
+
     damping: float = 0.0
     limit: int = 2000
 
@@ -357,38 +409,40 @@ class Exact:
             ValueError: v has more than `limit` entries, or the system is singular to working
                 precision.
         """
-        sizes = [t.numel() for t in v.values()]
-        n = sum(sizes)
+        flat = _flatten(v)
+        n = flat.shape[-1]
         if n > self.limit:
             raise ValueError(
                 f"Exact solves a dense system of at most limit={self.limit} parameters; this inner "
                 f"level has {n}. Use ConjugateGradient, or raise the limit."
             )
-        flat = _flatten(v)
         rows = torch.eye(n, dtype=flat.dtype, device=flat.device)
-        hessian = torch.stack([_flatten(product(_unflatten(row, v, sizes))) for row in rows])
+        images = [_flatten(product(_unflatten(row.expand_as(flat), v))) for row in rows]
+        hessian = torch.stack(images, -2)
         # What stands alone with 0 = 0 is solved by 0; the rest may still be singular.
-        idle = (hessian == 0).all(1) & (hessian == 0).all(0) & (flat == 0)
-        system = hessian + torch.diag(self.damping + idle.to(flat))
-        q, info = torch.linalg.solve_ex(system, flat)
+        idle = (hessian == 0).all(-1) & (hessian == 0).all(-2) & (flat == 0)
+        system = hessian + torch.diag_embed(self.damping + idle.to(flat))
+        q, info = torch.linalg.solve_ex(system, flat.unsqueeze(-1))
         # Round-off makes a pivot of 0 a small number, and the solution a large one.
         inverse, _ = torch.linalg.inv_ex(system)
         condition = torch.linalg.matrix_norm(system, 1) * torch.linalg.matrix_norm(inverse, 1)
-        if info.item() or condition > 1 / torch.finfo(flat.dtype).eps:
+        if info.any() or (condition > 1 / torch.finfo(flat.dtype).eps).any():
             raise ValueError(
                 f"Exact: the Hessian of the inner loss is singular (damping={self.damping}): a "
                 f"direction in theta changes nothing, as a shift of all logits of a softmax. Set "
                 f"damping > 0, add a decay to inner_loss, or use ConjugateGradient."
             )
-        error = torch.linalg.vector_norm(flat - hessian @ q)
-        size = _positive(torch.linalg.vector_norm(flat))
-        return _unflatten(q, v, sizes), {}, {"solve/residual": error / size}
+        error = torch.linalg.vector_norm(flat - (hessian @ q).squeeze(-1), dim=-1)
+        size = _positive(torch.linalg.vector_norm(flat, dim=-1))
+        return _unflatten(q.squeeze(-1), v), {}, {"solve/residual": error / size}
 
 
 def _flatten(values: Tree) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in values.values()])
+    """Return all entries, (n,) or (R, n)."""
+    rows = [t.reshape((*t.shape[: t.ndim - len(tree.shape(t))], -1)) for t in values.values()]
+    return torch.cat(rows, -1)
 
 
-def _unflatten(flat: Tensor, like: Tree, sizes: list[int]) -> Tree:
-    parts = flat.split(sizes)
-    return {k: part.view_as(t) for (k, t), part in zip(like.items(), parts, strict=True)}
+def _unflatten(flat: Tensor, like: Tree) -> Tree:
+    parts = flat.split([tree.shape(t).numel() for t in like.values()], -1)
+    return {k: part.reshape(t.shape) for (k, t), part in zip(like.items(), parts, strict=True)}

@@ -35,6 +35,7 @@ class TaskAverage(InnerRun):
         super().__init__(inner_steps)
         self.tasks = tasks
         check_ranges(self, "tasks >= 1")
+        self.stacks = tasks == 1
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""

@@ -15,7 +15,6 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.estimators.held_fixed import Held
 from metaopt.estimators.inner_run import Result
 from metaopt.estimators.task_average import TaskAverage
 
@@ -57,7 +56,6 @@ class Unroll(TaskAverage):
         True
     """
 
-    stacks = True
     carries_state = True
     second_derivatives = "reverse"
     carries_optimizer = True
@@ -141,13 +139,10 @@ def _reverse(
         starts.append(inner)
 
     start, end = _graph(loop, phi, starts.pop(), key, segments[-1])
-    held = Held(loop, "Unroll", end, state=False, buffers=loop.dropped_buffers)
-    with held.block():
-        loss = loop.outer_value(phi, held.inner, loop.outer_draw(end, key))
-    held.refuse_read("outer_loss", loss)
+    loss = loop.outer_value(phi, end, loop.outer_draw(end, key))
     last, value = tree.detach(end), loss.detach()
     grads, adjoint = _pull_back([tree.total(loss)], None, phi, loop.differentiated(start))
-    del loss, held, start, end  # the last references to the graph, before the next one is built
+    del loss, start, end  # the last references to the graph, before the next one is built
     for segment in reversed(segments[:-1]):
         start, end = _graph(loop, phi, starts.pop(), key, segment)
         ends, inputs = loop.differentiated(end), loop.differentiated(start)

@@ -54,6 +54,13 @@ class Network:
         named = [*module.named_parameters(), *module.named_buffers()]
         return {k: v.detach() for k, v in named}
 
+    def draws_noise(self, x: Tensor) -> bool:
+        """Return whether the module draws random numbers in training, as dropout does."""
+        with torch.random.fork_rng(devices=[]):
+            tensors, before = self.init(torch.Generator()), torch.get_rng_state()
+            self.train(tensors, x)
+            return not torch.equal(before, torch.get_rng_state())
+
     def train(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return the outputs with dropout and batch statistics; BatchNorm's buffers are updated."""
         return self._call(self._training, tensors, x)

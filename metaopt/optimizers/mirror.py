@@ -88,7 +88,7 @@ class MirrorDescent:
             step = self.lr * grad[name]
             if self.normalise:
                 square = self._square[name]
-                square += tree.sums(grad[name].square()) / (p.numel() // square.numel())
+                square += tree.means(grad[name].square())
                 size = (square / self._steps).sqrt()
                 step = step / tree.across(torch.where(size > 0, size, torch.ones_like(size)), p)
             new = torch.softmax(p.log() - step, -1)

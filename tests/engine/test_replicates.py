@@ -4,49 +4,15 @@ import functools
 
 import pytest
 import torch
+from seeds import SEEDS, assert_as_alone
 
-from metaopt.engine import Engine, tree
+from metaopt.engine import Engine
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, NormalizedSGD
 from metaopt.engine.protocols import NonFiniteError
 from metaopt.engine.random import Keys, fold, generator, replay
 from metaopt.estimators import Direct, OneStep, Penalty, Score, Soba, Unroll
 from metaopt.optimizers import Descent, MirrorDescent, Schedule, Search
 from metaopt.problems.examples import Knapsack, Quadratic, Ridge
-
-SEEDS = (3, 0, 7)
-
-
-def single(problem, estimator, optimizer, seed, steps):
-    """Return the feedback of each step of a run of one seed, and the engine."""
-    engine = Engine(problem, estimator, optimizer, outer_steps=steps, seed=seed)
-    return [feedback for _, feedback in engine], engine
-
-
-def assert_as_alone(make, estimator, optimizer=lambda: Descent("adam", lr=0.03), steps=6):
-    """Compare each replicate of a run of several seeds with the run of its seed."""
-    problems = [make(seed) for seed in SEEDS]
-    engine = Engine(problems, estimator(), optimizer(), outer_steps=steps, seeds=SEEDS)
-    together = [feedback for _, feedback in engine]
-    for i, seed in enumerate(SEEDS):
-        alone, other = single(make(seed), estimator(), optimizer(), seed, steps)
-        for a, b in zip(together, alone, strict=True):
-            _assert_close(a.value[i], b.value)
-            assert a.metrics.keys() == b.metrics.keys()
-            for name, value in b.metrics.items():
-                both = torch.as_tensor(a.metrics[name])
-                _assert_close(both[i] if both.ndim else both, torch.as_tensor(value))
-            assert a.cost == b.cost
-        solution, inner = engine.optimizer.solution, engine.inner
-        states = ((solution, other.optimizer.solution), (inner, other.inner))
-        for stacked, wanted in states:
-            for x, y in zip(tree.tensors(stacked), tree.tensors(wanted), strict=True):
-                _assert_close(x[i], y)
-        for name, value in other.measured().items():
-            _assert_close(engine.measured()[name][i], value)
-
-
-def _assert_close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 class Clipped(Ridge):

@@ -22,7 +22,7 @@ class Examples(NamedTuple):
         weak, strong: two views (B, *shape) of the same unlabelled inputs.
         labels: pseudo labels: classes (B,), or distributions (B, C), or `None` where the loss asks
             the teacher itself.
-        noise: key of the teacher's dropout masks when it decides.
+        noise: key of the teacher's dropout masks when it decides; `None` where it has none.
         step: steps taken before, for the ramp of the consistency loss.
     """
 
@@ -31,7 +31,7 @@ class Examples(NamedTuple):
     weak: Tensor
     strong: Tensor
     labels: Tensor | None
-    noise: int
+    noise: int | None
     step: int = 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -121,6 +122,7 @@ class MetaPseudoLabels(GradientProblem):
                 "a teacher with frozen parameters (Reduced) needs pretraining, or its labels are "
                 "random for ever. Set problem.pretraining."
             )
+        self._noisy = self.teacher.draws_noise(data.labelled[:2])
         self.inner_optimizer, self.pretraining = inner_optimizer, pretraining
         self.temperature, self.feedback = temperature, feedback
         self.batch, self.labelled_batch = batch, labelled_batch
@@ -335,14 +337,14 @@ class MetaPseudoLabels(GradientProblem):
     def _label_logits(self, outer: Tree, inner: Tree, batch: Examples, view: View) -> Tensor:
         """Return the logits that the teacher labels a view with, (B, C)."""
         x = batch.weak if view == "weak" else batch.strong
-        with replay(batch.noise):
+        with nullcontext() if batch.noise is None else replay(batch.noise):
             return self.teacher.train(self.teacher_tensors(outer, inner), x) / self.temperature
 
     def _examples(
         self, generator: Generator, step: int, labelled: bool, unlabelled: bool
     ) -> Examples:
         data = self.data
-        noise = generator.initial_seed()
+        noise = generator.initial_seed() if self._noisy else None
         x, y = data.labelled, data.labels
         if labelled and self.labelled_batch is not None:
             chosen = torch.randint(len(x), (self.labelled_batch,), generator=generator)
