@@ -57,6 +57,17 @@ def test_a_meta_set_is_balanced_and_prefers_pairs() -> None:
     assert len({tuple(c.prompt for c in meta_set(chains, [], seed=s)) for s in range(5)}) > 1
 
 
+def test_what_balance_leaves_out_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    chains = [chain(f"q{i}", i < 3) for i in range(8)]
+    assert len(meta_set(chains, [], size=2)) == 2
+    assert not caplog.messages
+    assert len(meta_set(chains, [])) == 6
+    assert caplog.messages == [
+        "meta-set: 2 of 8 chains are left out, so that half of the others are right (3 are right, "
+        "5 wrong)."
+    ]
+
+
 def test_a_meta_set_with_anything_wrong_is_refused_with_every_count() -> None:
     chains = [
         *[chain("q", True)] * 4,

@@ -99,6 +99,12 @@ def test_columns_of_other_names_are_renamed(tmp_path: Path) -> None:
     assert [c.labels for c in read(tmp_path, renaming=renaming)] == [(1.0,), (1.0,)]
     with pytest.raises(ValueError, match=r"columns=\{outcome: other\}: no row has"):
         renaming.refuse_unused()
+    (tmp_path / "a.jsonl").write_text(lines({**row, "ok": ["maybe"]}))
+    said = (
+        r"'labels' must be .*maybe.* \(in the source 'prompt' is 'question', .*'labels' is 'ok'\)"
+    )
+    with pytest.raises(ValueError, match=said):
+        read(tmp_path, renaming=renaming)
     exchanged = {"prompt": ["a"], "completions": "p", "labels": [True]}
     (tmp_path / "a.jsonl").write_text(lines(exchanged))
     renaming = Renaming({"prompt": "completions", "completions": "prompt"})

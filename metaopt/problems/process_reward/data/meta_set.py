@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -67,6 +68,12 @@ def meta_set(
             f"size={size} must be even and 2 to {2 * most}: there are {len(right)} right and "
             f"{len(wrong)} wrong chains. Leave it out to take the most."
         )
+    if size is None and len(right) != len(wrong):
+        logging.getLogger(__name__).warning(
+            "meta-set: %d of %d chains are left out, so that half of the others are right "
+            "(%d are right, %d wrong).",
+            len(chains) - 2 * most, len(chains), len(right), len(wrong),
+        )  # fmt: skip
     half = most if size is None else size // 2
     generator = np.random.default_rng(seed)
     queues = [[half_[i] for i in generator.permutation(len(half_))] for half_ in (right, wrong)]

@@ -71,7 +71,10 @@ def process_files(
     judged = [f"{name} ({f.outcome})" for name, f in FORMATS.items() if f.outcome]
     advice = f"Formats with one: {', '.join(labelled)}."
     refuse(f"train={train}", (not any(c.mask) for c in training), "label of a step", advice)
-    advice = f"Formats with one: {', '.join(judged)}."
+    advice = (
+        f"Formats with one: {', '.join(judged)}. columns={{outcome: NAME}} reads it from a column "
+        f"of another name."
+    )
     for part in ("meta", "candidates"):
         lacking = (c.outcome is None for c in parts[part])
         refuse(f"{part}={sources[part]}", lacking, "outcome", advice)

@@ -37,6 +37,12 @@ class Renaming:
         rest = {key: value for key, value in row.items() if key not in names.values()}
         return rest | {key: row[name] for key, name in names.items()}
 
+    def said(self, row: Any) -> str:
+        """Return which columns of a row have another name in the source, for a message."""
+        known = self.columns.items() if isinstance(row, Mapping) else ()
+        names = [f"{key!r} is {name!r}" for key, name in known if name in row]
+        return f" (in the source {', '.join(names)})" if names else ""
+
     def refuse_unused(self) -> None:
         """Raise a `ValueError` where no row of any source had a column that is to be renamed."""
         if self.unused:

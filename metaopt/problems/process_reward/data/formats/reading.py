@@ -129,7 +129,8 @@ def read(
         try:
             parsed = _parse(renaming(record.value) if renaming else record.value, format)
         except ValueError as reason:
-            wrong.append((record.place, str(reason)))
+            names = renaming.said(record.value) if renaming else ""
+            wrong.append((record.place, f"{reason}{names}"))
             continue
         if isinstance(parsed, Prefix):
             place, *rest = parsed.question

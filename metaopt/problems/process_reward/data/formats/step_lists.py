@@ -144,7 +144,10 @@ def from_solution(row: Mapping[str, Any]) -> Chain:
     """
     asked = next((column for column in QUESTIONS if column in row), None)
     if asked is None:
-        raise ValueError(f"needs its question in one of the columns {', '.join(QUESTIONS)}")
+        raise ValueError(
+            f"needs its question in one of the columns {', '.join(QUESTIONS)}; its columns are "
+            f"{', '.join(map(str, row)):.200}"
+        )
     lines = text(row, "response").split("\n")
     return Chain(
         text(row, asked),
