@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from metaopt.backends.betty import BettyHypergradient
 from metaopt.cli import folders, schema
 from metaopt.cli.composing import CONFIG, cause, composing
+from metaopt.cli.keys import refuse_unread
 from metaopt.cli.run_check import check_run
 from metaopt.engine.budget import UNITS
 from metaopt.engine.gradient_problem import GradientProblem
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str]) -> int:
     options = {k: v for k, _, v in split if k in OPTIONS}
     chosen = [v for k, _, v in split if k == "estimator"]
     overrides = [a for a in arguments if a.partition("=")[0] not in (*options, "estimator")]
+    if "json" in options and not Path(options["json"]).absolute().parent.is_dir():
+        raise ConfigError(f"json={options['json']} names a file in a folder that is not there.")
     names = chosen[-1].split(",") if chosen else [*folders.groups()["estimator"]]
     seconds = _count(options, "seconds", 30)
     with composing():
@@ -133,6 +136,7 @@ def _count(options: Mapping[str, str], name: str, default: int) -> int:
 def _composed(overrides: list[str]) -> dict[str, Any]:
     """Return the problem, estimator and optimizer of a config, and how torch is to run."""
     config: Any = compose(CONFIG, overrides)
+    refuse_unread(config, overrides, shared=True)
     keys = ("problem", "estimator", "optimizer", "inner_steps", "threads", "device", "seed")
     parts: Any = OmegaConf.create({k: config[k] for k in keys})
     parts._set_parent(config)

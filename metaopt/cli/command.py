@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -16,14 +17,20 @@ from hydra.types import RunMode
 from metaopt.cli import folders
 from metaopt.cli.composing import CONFIG, composing
 from metaopt.cli.jobs import job, remove_empty, resume
+from metaopt.cli.keys import check_name
 from metaopt.cli.sweep import compares, multirun
+from metaopt.files.errors import ConfigError
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the config that the arguments compose and return the exit code."""
     rest = folders.use(arguments)
     flags, overrides = _flags().parse_known_args(rest)
+    for name in (a.partition("=")[2] for a in overrides if re.match(r"\+{0,2}name=", a)):
+        check_name(name.strip("'\""))  # before hydra makes a folder of it
     resumed = [a.partition("=")[2] for a in rest if a.startswith("resume=")]
+    if len(resumed) > 1:
+        raise ConfigError(f"resume= takes one folder; got {' and '.join(resumed)}.")
     if resumed:
         outcome = resume(Path(resumed[0]), [a for a in rest if not a.startswith("resume=")])
         return int(outcome.status == "failed")

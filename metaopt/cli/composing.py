@@ -143,6 +143,8 @@ def explanation(error: BaseException) -> str:
     if "Config group override must be" in text:
         return mistakes.no_option(mistakes.given())
     if merged := re.search(r"Error merging override (([^=\n]+)=.*)", text):
+        if legal := re.search(r"expected one of (\[.*\])", str(error.__cause__)):
+            return f"{merged[1]} must be one of {legal[1]}."
         return f"{merged[1]} cannot take the place of what {merged[2]} is: a node with keys."
     if absent := re.search(r"Interpolation key '([^']+)' not found(?:\n *full_key: (\S+))?", text):
         key = f" at {absent[2]}" if absent[2] else ""

@@ -84,6 +84,7 @@ def job(config: DictConfig, printed: set[str] | None = None, shared: bool = Fals
         except ArgumentError as error:
             hint = foreign_method(state.runtime.choices)
             raise ConfigError(f"{error}{hint}") from error
+    remove_empty(folder)
     return failed
 
 
@@ -98,7 +99,6 @@ def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcom
         raise SystemExit(128 + stop.signum) from None
     except Exception as error:
         report(cause(error), folder, printed)
-        remove_empty(folder)
 
 
 def remove_empty(folder: Path) -> None:

@@ -52,11 +52,17 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for key, hint in KEYS.items():
         if not fits(config[key], hint):
             raise wrong_type(key, config[key], hint)
-    path = PurePath(config["name"])
-    if not path.parts or path.is_absolute() or ".." in path.parts:
+    check_name(config["name"])
+
+
+def check_name(name: str) -> None:
+    """Raise a `ConfigError` for a name that is no path below the folder of the results."""
+    path = PurePath(name)
+    blank = not path.parts or not all(part.strip() for part in path.parts)
+    if blank or path.is_absolute() or ".." in path.parts:
         raise ConfigError(
             f"name must be a path below the folder of the results, such as ridge/first; got "
-            f"{config['name']!r}."
+            f"{name!r}."
         )
 
 
@@ -70,9 +76,12 @@ def refuse_unread(config: DictConfig, overrides: Sequence[str], shared: bool) ->
             others do not.
     """
     read, groups = _read(config), folders.groups()
-    words = (o.lstrip("+").partition("=")[0] for o in overrides if o[0] != "~")
-    for key in dict.fromkeys(word for word in words if re.fullmatch(r"\w+", word)):
-        if key in (*read, *groups, *KEYS_OF_RUN) or (shared and key in (*config, "methods")):
+    words = dict.fromkeys(o.partition("=")[0] for o in overrides if o[0] != "~")
+    for word in words:
+        key, elsewhere = word.lstrip("+"), shared and not word.startswith("+")
+        if not re.fullmatch(r"\w+", key) or key in (*read, *groups, *KEYS_OF_RUN):
+            continue
+        if elsewhere and key in (*config, "methods"):
             continue
         if key not in KEYS:
             close = nearest(key, [*groups, *KEYS])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -108,14 +109,16 @@ def _parser() -> argparse.ArgumentParser:
 def _label(options: argparse.Namespace) -> None:
     from metaopt.problems.process_reward.data.formats import harden, truncate, write
     from metaopt.problems.process_reward.data.formats.reading import check_file
-    from metaopt.problems.process_reward.labelling.rollouts import check_counts, label_steps
+    from metaopt.problems.process_reward.labelling.rollouts import label_steps
 
     mistakes = Mistakes()
-    mistakes.said += _unread(options)
+    mistakes.said += [*_unread(options), *_out_of_range(options)]
     chains: Sequence[Chain] = ()
     with ExitStack() as stack:
+        stack.enter_context(_absent_if_refused(options.folder))
         with mistakes.collected():
-            check_counts(options.minimum, options.maximum, options.batch)
+            if options.stepwise is not None:
+                check_file(options.stepwise)
         with mistakes.collected():
             chains, answers = _solutions(options)
         with mistakes.collected():
@@ -125,7 +128,6 @@ def _label(options: argparse.Namespace) -> None:
                 _check_writable(options.folder, "FOLDER")
             with mistakes.collected():
                 if options.stepwise is not None:
-                    check_file(options.stepwise)
                     _check_writable(options.stepwise.parent, "--stepwise FILE")
         mistakes.refuse()
         if client is not None and options.policy == "server":
@@ -162,14 +164,29 @@ def _unread(options: argparse.Namespace) -> list[str]:
     return sentences
 
 
+def _out_of_range(options: argparse.Namespace) -> list[str]:
+    """Return a sentence for each number that is out of its range."""
+    least = {"batch_size": 1, "max_tokens": 1, "minimum": 1, "batch": 1, "limit": 1, "seed": 0}
+    sentences = [
+        f"--{name.replace('_', '-')} must be at least {low}; got {value}."
+        for name, low in least.items()
+        if (value := getattr(options, name)) is not None and value < low
+    ]
+    if not 0 < options.temperature < float("inf"):
+        sentences.append(f"--temperature must be above 0; got {options.temperature:g}.")
+    if options.maximum < options.minimum:
+        sentences.append(
+            f"--maximum must be at least --minimum; got {options.maximum} and {options.minimum}."
+        )
+    return sentences
+
+
 def _solutions(options: argparse.Namespace) -> tuple[Sequence[Chain], Sequence[str]]:
     """Return the solutions to label, and their answers."""
     from metaopt.data.records import column_names
     from metaopt.problems.process_reward.data.formats import Renaming, read
     from metaopt.problems.process_reward.labelling.answers import reference_answers
 
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit must be at least 1; got {options.limit}.")
     renaming = Renaming(column_names(options.columns))
     chains = read(options.solutions, options.format, renaming, not options.lenient)
     chains = chains[: options.limit]
@@ -190,6 +207,18 @@ def _limits(words: Sequence[str]) -> dict[str, float]:
         raise ValueError(
             f"--limits needs UNIT=AMOUNT, as in lm_calls=20000; got {given}."
         ) from None
+
+
+@contextmanager
+def _absent_if_refused(folder: Path) -> Iterator[None]:
+    """Leave no empty folder where there was none, if nothing comes of it."""
+    absent = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if absent and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _check_writable(folder: Path, argument: str) -> None:
@@ -230,6 +259,10 @@ def _models(
         from metaopt.llm.authorisation import endpoint
         from metaopt.llm.openai_compatible import OpenAICompatibleLM
 
+        if options.key_variable and not os.environ.get(options.key_variable):
+            raise ValueError(
+                f"--key-variable {options.key_variable}: the environment has no such variable."
+            )
         host = urlsplit(options.base_url).hostname or ""
         if not limits and not endpoint(options.base_url, [host])[1]:
             least, most = steps * options.minimum, steps * options.maximum

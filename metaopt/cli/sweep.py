@@ -63,13 +63,20 @@ def values(override: Override) -> list[str]:
 
 
 def compares(overrides: Sequence[str]) -> bool:
-    """Return whether a sweep's cells differ in more than the values of keys, as a table's do."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = override.key_or_group.partition("@")[0]
-        several = override.is_sweep_override() and key in folders.groups()
-        if several or key in ("experiment", "sweep", "methods"):
-            return True
-    return False
+    """Return whether a sweep's cells differ in more than the values of keys, as a table's do.
+
+    Raises:
+        ConfigError: an axis has no value.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in parsed:
+        if override.is_sweep_override() and not values(override):
+            raise ConfigError(
+                f"{override.input_line} has no value, so that there is nothing to run."
+            )
+    keys = {o.key_or_group.partition("@")[0]: o.is_sweep_override() for o in parsed}
+    several = any(sweeps and key in folders.groups() for key, sweeps in keys.items())
+    return several or not {"experiment", "sweep", "methods"}.isdisjoint(keys)
 
 
 def _entry(entry: Any) -> dict[str, list[str]]:

@@ -57,7 +57,12 @@ def _get(url: str, target: Path, sha256: str) -> None:
         raise FetchError(f"{target} is there with another content than {url}. Move it away first.")
     from torch.hub import download_url_to_file
 
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FetchError(
+            f"{target.parent} cannot be made ({error.strerror}). Name another folder."
+        ) from error
     try:
         # Written next to the target and moved once its hash is right; removed where it fails.
         download_url_to_file(url, str(target), sha256, progress=False)

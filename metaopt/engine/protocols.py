@@ -149,8 +149,8 @@ class BilevelProblem(ABC):
         resplit: test examples for each training example where a seed is a random split of one data
             set, >= 0, which widens the intervals of a report; 0 where each seed draws its own data
             or all of them share a test set.
-        metric_names: what `metrics` may return along a run, where that is less at its beginning;
-            `None` where all of it is there from the first outer step on.
+        metric_names: what `metrics` may return along a run, where that is less at its beginning or
+            may have to be paid for; `None` where calling it once tells.
 
     Raises:
         ValueError: when one is made whose class has a misspelt hook.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from metaopt.files.errors import FolderError, listed
+from metaopt.files.errors import ConfigError, FolderError, listed
 from metaopt.files.reading import LOG, damaged, numbered, read_bytes, steps
 from metaopt.files.writing import write_text
 from metaopt.runs import configs, provenance
@@ -41,7 +41,7 @@ def rest_of(folder: Path, outer_steps: int | None) -> Rest:
 
     Raises:
         FolderError: the folder holds no run, its config.yaml was edited, or a file is damaged.
-        ValueError: the number is below what the run has taken.
+        ConfigError: the number is below what the run has taken.
     """
     config = read_config(folder)
     refuse_edited(folder, config, extending=outer_steps is not None)
@@ -127,7 +127,7 @@ def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> d
     stays.
 
     Raises:
-        ValueError: the number is below what the run has taken.
+        ConfigError: the number is below what the run has taken.
     """
     before = started_with(folder) or config
     if outer_steps is None or outer_steps == config["outer_steps"] == before["outer_steps"]:
@@ -135,7 +135,7 @@ def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> d
     saved = steps(folder / "checkpoints")
     done = saved[-1][0] if saved else 0
     if outer_steps < done:
-        raise ValueError(
+        raise ConfigError(
             f"outer_steps={outer_steps} is below the {done} that {folder} has taken; "
             f"pass a larger number."
         )

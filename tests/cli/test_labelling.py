@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def test_mistakes_are_answered_with_a_sentence(
     says = refused(capsys, *command, "--columns", "question")
     assert "--columns needs COLUMN=NAME" in says
     assert "columns={steps: x}: no row has" in refused(capsys, *command, "--columns", "steps=x")
-    assert "needs 1 <= minimum <= maximum" in refused(capsys, *command, "--minimum", "9")
+    assert "--maximum must be at least --minimum" in refused(capsys, *command, "--minimum", "9")
     assert "--policy server needs --model" in refused(capsys, source, folder, "--policy", "server")
     assert "--judge needs --policy server" in refused(
         capsys, source, folder, "--policy", "transformers", "--model", "m", "--judge", "j"
@@ -220,11 +221,12 @@ def test_mistakes_are_answered_with_a_sentence(
         "0",
     )
     said = refused(capsys, "none.jsonl", folder, "--policy", "server", *several).splitlines()
-    assert [line.split(";")[0] for line in said] == [
+    assert [re.split(";|, .json.gz", line)[0] for line in said] == [
         "metaopt-label: --device needs --policy transformers",
         "--hard is of the file that --stepwise FILE writes",
-        "label_steps needs 1 <= minimum <= maximum and batch >= 1",
         "--limit must be at least 1",
+        "--maximum must be at least --minimum",
+        "there is no file or folder none.jsonl. Give a file (.json",
         "--policy server needs --model.",
     ]
     assert not Path(folder).exists()
@@ -293,3 +295,20 @@ def test_a_budget_bounds_what_is_sent_over_all_resumes(
     for words in ("lm_calls", "lm_calls=many"):
         assert "--limits needs UNIT=AMOUNT" in refused(capsys, *argv, "--limits", words)
     assert "units are lm_calls" in refused(capsys, *argv, "--limits", "calls=3")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("transformers", "--model", "no model"),
+        ("server", "--model", "m", "--key-variable", "NO_SUCH_KEY"),
+        ("arithmetic", "--stepwise", "rows.csv"),
+        ("arithmetic", "--seed", "-1"),
+    ],
+)
+def test_a_mistake_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: tuple[str, ...]
+) -> None:
+    source = put(tmp_path / "mine.jsonl", ROWS)
+    refused(capsys, source, str(tmp_path / "labels"), "--policy", *mistake)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]

@@ -100,6 +100,9 @@ OTHERS = [
     ("~outer_steps", "There is no key 'outer_steps'"),
     ("~name", "There is no key 'name'"),
     ("name=", "name must be a path below the folder of the results"),
+    ("name=' '", "name must be a path below the folder of the results"),
+    ("name=a/../../b", "name must be a path below the folder of the results"),
+    ("hydra.mode=FOO", "hydra.mode=FOO must be one of [RUN, MULTIRUN]"),
     ("name=null", "name must be a text; got null"),
     ("device=meta", "device=meta: nothing of this run reads it"),
     ("device=cuda", "device=cuda: nothing of this run reads it"),
@@ -183,6 +186,13 @@ PROBLEMS = [
         "inner_steps=3: nothing of this run reads it. It is read by estimator=direct, evolution_",
     ),
     (("problem=ridge", "estimator.inner_steps=2", "inner_steps=3"), "nothing of this run reads it"),
+    (("-m", "problem=ridge", "seed=range(3,0)"), "seed=range(3,0) has no value, so that there is"),
+    (("-m", "problem=ridge", "estimator=soba,unroll", "+foo=3"), "nothing of this run reads it"),
+    (
+        ("problem=template_evolution", "objective=eval/sucess"),
+        "is no metric of this run. Did you mean eval/success?",
+    ),
+    (("resume=a", "resume=b"), "resume= takes one folder; got a and b"),
     (
         ("-m", "problem=knapsack", "outer_lr=0.1,0.2"),
         "outer_lr=0.1: nothing of this run reads it.",

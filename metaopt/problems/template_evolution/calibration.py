@@ -29,6 +29,7 @@ from metaopt.problems.template_evolution.criteria_judge import (
 from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
 from metaopt.problems.template_evolution.prompts import Example
 from metaopt.problems.template_evolution.report import (
+    HELD_OUT,
     CalibrationReport,
     Scores,
     best_of,
@@ -87,6 +88,8 @@ class JudgeCalibration(TemplateProblem):
     proposal, and one of the judge for each held-out example and template that is reported. A judge
     that is a function of the request reports for nothing.
     """
+
+    metric_names = HELD_OUT
 
     def __init__(
         self,

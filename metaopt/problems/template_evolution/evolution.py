@@ -155,6 +155,7 @@ class TemplateEvolution(TemplateProblem):
             quoting=False, examiner=Client(task.roles()) if simulated else None,
             authorisation=authorisation,
         )  # fmt: skip
+        self.metric_names = ["success", *(("auroc", "alignment") if self.examiner else ())]
         self.task = task
         self.report = EvolutionReport(self)
         self.panel = Panel(

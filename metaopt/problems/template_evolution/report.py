@@ -176,6 +176,13 @@ def summary(
     )
 
 
+HELD_OUT = (
+    "coverage", "success", "random_success", "oracle_success", "auroc", "brier", "alignment",
+    "calibrated_brier", "kappa",
+)  # fmt: skip
+"""What a template may be worth on held-out examples."""
+
+
 def held_out_metrics(problem: JudgeCalibration, template: str) -> dict[str, float]:
     """Return what a template is worth on the held-out examples, where it is defined.
 

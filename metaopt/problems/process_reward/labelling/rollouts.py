@@ -150,6 +150,8 @@ def label_steps(
                 # free for other settings.
                 if not labelled and not any(any(chain.mask) for chain in counts.chains()):
                     raise ValueError(counts.why_unlabelled(policy.name))
+                if not labelled:
+                    write_json(folder / SETTINGS, settings)
                 _write(path, counts.chains())
             labelled += _read(path)
             progress(len(labelled))
@@ -276,7 +278,7 @@ def digest(text: str) -> str:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a new folder, or check those of one that is continued."""
+    """Refuse a folder that holds something else than shards of these settings."""
     path, shards = folder / SETTINGS, any(folder.glob("*.jsonl"))
     if shards and not path.exists():
         raise ValueError(f"{folder} holds .jsonl files that are no shards. Name another folder.")
@@ -288,7 +290,6 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             raise ValueError(
                 f"{folder} holds rollouts of other settings: {listed}. Name another folder."
             )
-    write_json(path, settings)
 
 
 def _write(path: Path, chains: Sequence[Chain]) -> None:
