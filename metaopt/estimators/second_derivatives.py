@@ -56,7 +56,7 @@ def check_second_derivatives(
             f"{estimator} cannot differentiate inner_loss of {problem} {how}: {says}. "
             f"Use {instead}."
         ) from error
-    dtypes = {t.dtype for t in (*inner.params.values(), *phi.values())}
+    dtypes = {t.dtype for t in (*inner.params.values(), *phi.values())} | loop.half_precision
     if loop.problem.compute_dtype is not None:
         dtypes.add(loop.problem.compute_dtype)
     if not dtypes <= _TOLERANCES.keys():

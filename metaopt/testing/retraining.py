@@ -35,7 +35,7 @@ class Retraining:
 
     def __init__(self, loop: InnerLoop, steps: int, seed: int) -> None:
         self.loop, self.steps, self.key = loop, steps, fold(seed, 0)
-        self.outer = loop.problem.init_outer(generator(fold(seed, "outer")))
+        self.outer = loop.initial_outer(fold(seed, "outer"))
 
     def start(self) -> GradientState:
         """Return where the run starts under the first phi."""

@@ -13,7 +13,7 @@ from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop, loop_of
 from metaopt.engine.protocols import Estimator, Tree
-from metaopt.engine.random import fold, generator
+from metaopt.engine.random import fold
 from metaopt.estimators.inner_run import require_gradients
 from metaopt.testing.precision import cast_like, float64_loop, short
 from metaopt.testing.verdict import Verdict, calming, in_order, level_of
@@ -101,33 +101,31 @@ def check_precision(
             refuses the problem; its hypergradient is zero.
     """
     require_gradients(loop_of(problem), "check_precision", through_decisions=False)
-    own = InnerLoop(problem)
+    own, ordered, at = InnerLoop(problem), sorted(set(steps)), fold(key, 0)
     exact, reason = float64_loop(problem)
     if reason:
         raise ValueError(f"no float64 to compare with: {reason}")
-    outer = problem.init_outer(generator(fold(key, "outer")))
-    inner = own.start(outer, None, fold(key, 0))
-    dtype = _coarsest(problem, [*outer.values(), *inner.params.values()])
+    make(ordered[0]).check(own)  # which also finds the half precision that g computes in
+    outer = own.initial_outer(fold(key, "outer"))
+    inner = own.start(outer, None, at)
+    dtype = _coarsest(own, [*outer.values(), *inner.params.values()])
     if dtype == torch.float64:
         raise ValueError(f"{type(problem).__name__} computes in float64 already.")
-    name = short(dtype)
-    phi = cast_like(outer, exact.problem.init_outer(generator(0)))
-    start = cast_like(inner, exact.start(phi, None, fold(key, 0)))
+    phi = cast_like(outer, exact.initial_outer(0))
+    start = cast_like(inner, exact.start(phi, None, at))
     rows: list[Rounding] = []
-    began, last = time.monotonic(), (0.0, 1)
-    ordered = sorted(set(steps))
-    for i, count in enumerate(ordered):
+    began, per_step = time.monotonic(), 0.0
+    for count in ordered:
         spent = time.monotonic() - began
-        if seconds is not None and spent + last[0] * count / last[1] > seconds:
-            return Precision(name, tuple(rows), tuple(ordered[i:]), _cures(own, outer, dtype))
-        estimator = make(count)
-        estimator.check(own)
-        at = fold(key, 0)
-        g = _grad(estimator, own, outer, tree.clone(inner), at)
+        if seconds is not None and spent + per_step * count > seconds:
+            break
+        g = _grad(make(count), own, outer, tree.clone(inner), at)
         e = _grad(make(count), exact, phi, tree.clone(start), at)
         rows.append(_compared(count, g, e))
-        last = time.monotonic() - began - spent, count
-    return Precision(name, tuple(rows), (), _cures(own, outer, dtype))
+        per_step = (time.monotonic() - began - spent) / count
+    return Precision(
+        short(dtype), tuple(rows), tuple(ordered[len(rows) :]), _cures(own, outer, dtype)
+    )
 
 
 def _described(cosine: float) -> str:
@@ -136,10 +134,11 @@ def _described(cosine: float) -> str:
     return f"has the cosine {cosine:.2f} with the one in float64"
 
 
-def _coarsest(problem: GradientProblem, tensors: Sequence[torch.Tensor]) -> torch.dtype:
+def _coarsest(loop: InnerLoop, tensors: Sequence[torch.Tensor]) -> torch.dtype:
     """Return the coarsest floating-point dtype of the tensors and of the computation."""
-    dtypes = [t.dtype for t in tensors if t.is_floating_point()]
-    dtypes += [] if problem.compute_dtype is None else [problem.compute_dtype]
+    dtypes = [*loop.half_precision, *(t.dtype for t in tensors if t.is_floating_point())]
+    if loop.problem.compute_dtype is not None:
+        dtypes.append(loop.problem.compute_dtype)
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 

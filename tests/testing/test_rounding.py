@@ -42,6 +42,13 @@ def test_bfloat16_is_refused_where_the_adjoint_grows():
     assert "larger eps" not in text  # SGD has none
 
 
+def test_autocast_that_the_problem_does_not_declare_is_found():
+    class Undeclared(Sequences):
+        compute_dtype = None
+
+    assert check_precision(Undeclared(SGD(lr=0.3)), Unroll, [1]).dtype == "bfloat16"
+
+
 @pytest.mark.slow
 def test_a_larger_eps_of_adam_cures_bfloat16():
     refused = check_precision(Sequences(AdamW(lr=0.01)), Unroll)
