@@ -19,6 +19,7 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.buffers import carried_buffers, statistics
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState, InnerTensors
 from metaopt.engine.inner_optimizers import InnerOptimizer
+from metaopt.engine.inner_progress import Progress
 from metaopt.engine.module_check import check_training
 from metaopt.engine.protocols import BilevelProblem, Feedback, Problem, Tree
 from metaopt.engine.random import Draw, fold, generator, replay
@@ -36,6 +37,7 @@ class BlackBoxLoop:
     Attributes:
         outer_step: outer steps taken so far; the engine sets it.
         frozen_hash: `None`: a black box has no frozen weights.
+        progress: how far the current inner run has come.
     """
 
     frozen_hash = None
@@ -43,6 +45,7 @@ class BlackBoxLoop:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.outer_step = 0
+        self.progress = Progress()
 
     def start(self, outer: Any, last: Any, key: int) -> Any:
         """Return where an inner run starts, from what the last one left or `None`."""
@@ -53,7 +56,7 @@ class BlackBoxLoop:
 
         `inner` may be modified in place; do not use it afterwards.
         """
-        for k in range(steps):
+        for k in self.progress.track(range(steps), "inner step"):
             inner = self.problem.inner_step(outer, inner, fold(key, k))
         return inner
 
@@ -101,6 +104,7 @@ class InnerLoop:
         updates_state: whether inner steps change the problem's own state.
         prepares_batches: whether the problem adds to its inner batches.
         has_buffers: whether the problem's module has buffers.
+        progress: how far the current inner run has come.
         half_precision: the dtypes of half precision that g computes in; filled by `check_modules`.
     """
 
@@ -108,6 +112,7 @@ class InnerLoop:
         self.problem = problem
         self.outer_step = self.task_index = 0
         self.meta_batches: dict[int, Any] = {}
+        self.progress = Progress()
         self.half_precision: frozenset[torch.dtype] = frozenset()
         self._modules_checked = False
         optimizer = getattr(problem, "inner_optimizer", None)
@@ -319,7 +324,7 @@ class InnerLoop:
 
         `inner` is modified in place; do not use it afterwards.
         """
-        for k in range(steps):
+        for k in self.progress.track(range(steps), "inner step"):
             inner = self.step_(outer, inner, self.draw(inner, key, k))
         return inner
 

@@ -45,6 +45,7 @@ class MetaBatch(Stacked):
         super().__init__(loop.problem)
         self.loop = self.first = loop
         self.tasks = tasks
+        self.progress = loop.progress
 
     @property
     def replicates(self) -> int:

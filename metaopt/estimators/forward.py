@@ -69,7 +69,7 @@ class Forward(TaskAverage):
         basis = _basis(outer)
         tangents = _start_tangents(loop, outer, inner, key, basis)
         with twice_differentiable():
-            for k in range(self.inner_steps):
+            for k in loop.progress.track(range(self.inner_steps), "inner step"):
                 draw = loop.draw(inner, key, k)
                 inner, tangents = _push(loop, outer, inner, draw, basis, tangents)
         # F depends on all but the moments, which are the last in a tangent.

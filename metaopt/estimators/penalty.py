@@ -74,7 +74,7 @@ class Penalty(InnerRun):
         if y is None or inner.step == 0:
             y = tree.clone(inner)  # both are stepped in place from here on
         inner = loop.run(outer, inner, key, self.inner_steps)
-        for k in range(self.inner_steps):
+        for k in loop.progress.track(range(self.inner_steps), "penalised inner step"):
             y = _penalised_step(loop, outer, y, key, k, gamma)
         grad = _outer_slope(loop, outer, y, inner, key, self.inner_steps, gamma)
         self._copy, self._gamma = y, min(self.strength, gamma * self.growth)

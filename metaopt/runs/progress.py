@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Mapping
 
+from rich import progress as rich
 from rich.console import Console as Screen
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
@@ -19,11 +19,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from metaopt.engine.inner_progress import Progress
 from metaopt.runs.tracking import Tracker
 
 
 class Bar(Tracker):
     """A progress bar with rate, remaining time and the main metrics; for a terminal.
+
+    A thread of its own draws it and reads where the inner run is, so that a long outer step shows
+    its inner ones and does not wait for the screen.
 
     Args:
         label: printed before the bar.
@@ -33,9 +37,10 @@ class Bar(Tracker):
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self._shown: dict[str, float] = {}
-        self._progress = Progress(
+        self._inner = _Inner()
+        self._progress = rich.Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            _Rate(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"),
+            _Rate(), TimeRemainingColumn(), self._inner, TextColumn("{task.fields[shown]}"),
             console=Screen(stderr=True),
         )  # fmt: skip
         self._task = self._progress.add_task(label, total=total, completed=done, shown="")
@@ -45,6 +50,10 @@ class Bar(Tracker):
         """Move the bar to `step`; metrics of `outer/` and `eval/` stay until they change."""
         self._shown |= _main(metrics)
         self._progress.update(self._task, completed=step, shown=_written(self._shown))
+
+    def follow(self, progress: Progress) -> None:
+        """Show the inner steps of an outer step that takes long."""
+        self._inner.progress = progress
 
     def close(self) -> None:
         """Leave the bar as it is and give the terminal back."""
@@ -56,6 +65,19 @@ class _Rate(ProgressColumn):
         """Return steps a second, or seconds a step when that is the larger number."""
         speed = task.speed or 0.0
         return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed else "")
+
+
+class _Inner(ProgressColumn):
+    """The phase of an inner run, once it has lasted a second."""
+
+    progress: Progress | None = None
+
+    def render(self, task: Task) -> Text:
+        """Return what is counted, such as `inner step 1,340/10,000`."""
+        phase = None if self.progress is None else self.progress.current
+        if phase is None or time.monotonic() - phase.started < 1.0:
+            return Text("")
+        return Text(f"{phase.name} {phase.done:,}/{phase.total:,}")
 
 
 class Console(Tracker):

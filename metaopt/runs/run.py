@@ -219,6 +219,7 @@ class Run:
                     trackers.append(stack.enter_context(service))
             if self.watch is not None:
                 watch = self.watch(self._label(), self.engine.outer_steps, resumed or 0)
+                watch.follow(self.engine.loop.progress)
                 trackers.append(stack.enter_context(watch))
             yield [*trackers, GrowthWarning()]
 

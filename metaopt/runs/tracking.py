@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from metaopt.engine.inner_progress import Progress
 from metaopt.files.errors import ConfigError
 from metaopt.files.numbers import or_null
 from metaopt.files.writing import replacing
@@ -35,6 +36,10 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record `metrics`, by name (`group/name`), of the outer step `step`, >= 0."""
         ...
+
+    def follow(self, progress: Progress) -> None:
+        """Read, while an outer step lasts, how far its inner run has come; called once."""
+        return  # the default: only outer steps are shown
 
     def close(self) -> None:
         """Release what was opened; calling it again does nothing."""

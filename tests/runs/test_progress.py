@@ -1,13 +1,16 @@
 """What a person sees of a run: plain lines, or in a notebook one line that is rewritten."""
 
 import dataclasses
+import io
 import math
 import sys
 import types
 
 import metaopt
+from metaopt.engine.inner_progress import Progress
 from metaopt.problems.examples import Ridge
-from metaopt.runs.progress import Console, GrowthWarning, NotebookLine, watcher
+from metaopt.runs.progress import Bar, Console, GrowthWarning, NotebookLine, watcher
+from metaopt.runs.run import Run
 
 
 class ZMQInteractiveShell:
@@ -57,6 +60,40 @@ def test_ipython_in_a_terminal_gets_what_a_terminal_gets(monkeypatch):
     handles = kernel(monkeypatch, object())
     assert isinstance(watcher("ridge", 10), Console)
     assert not handles
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_the_inner_steps_of_a_long_outer_step(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress = Progress()
+    with watcher("ridge, seed 0", 10) as bar:
+        assert isinstance(bar, Bar)
+        bar.follow(progress)
+        with progress.phase("inner step", 10_000) as phase:
+            phase.done = 1_340
+            bar._progress.refresh()  # by the bar's own thread elsewhere
+            assert "inner step" not in sys.stderr.getvalue()
+            phase.started -= 2
+            bar._progress.refresh()
+    assert "inner step 1,340/10,000" in sys.stderr.getvalue()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_lets_its_watcher_follow_the_inner_run():
+    followed = []
+
+    class Watch(Console):
+        def follow(self, progress):
+            followed.append(progress)
+
+    engine = metaopt.Engine(Ridge(), metaopt.Unroll(2), metaopt.Descent("sgd"), outer_steps=1)
+    Run(engine, None, {"name": "ridge"}, watch=lambda label, total, done: Watch(total))()
+    assert followed == [engine.loop.progress]
 
 
 def test_a_pipe_gets_plain_lines(capsys):
