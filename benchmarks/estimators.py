@@ -27,7 +27,7 @@ from metaopt.estimators import (
 ESTIMATORS: dict[str, Estimator] = {
     "Unroll(1)": Unroll(1),
     "Unroll(10)": Unroll(10),
-    'Unroll(10, segments="auto")': Unroll(10, segments="auto"),
+    'Unroll(10, schedule="segments")': Unroll(10, schedule="segments"),
     "OneStep()": OneStep(),
     "Implicit(Identity())": Implicit(Identity()),
     "Implicit(Neumann(10))": Implicit(Neumann(10)),

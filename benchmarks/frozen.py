@@ -32,7 +32,7 @@ SHORT, LONG = 1, 8
 
 ESTIMATORS: dict[str, Callable[[int], Estimator]] = {
     "Unroll(K)": Unroll,
-    'Unroll(K, segments="auto")': lambda steps: Unroll(steps, segments="auto"),
+    'Unroll(K, schedule="segments")': lambda steps: Unroll(steps, schedule="segments"),
     "Forward(K)": Forward,
     "OneStep(K)": OneStep,
     "FiniteDifference(inner_steps=K)": lambda steps: FiniteDifference(inner_steps=steps),

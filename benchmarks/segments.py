@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,10 +25,12 @@ from metaopt.engine.random import generator
 from metaopt.estimators import Unroll
 from metaopt.testing.meter import PeakMemory
 
-SETTINGS: dict[str, tuple[int | str, int | None]] = {
-    "1": (1, None), "4": (4, None), "10": (10, None), "25": (25, None), "auto": ("auto", None),
-    "auto, 160 MiB": ("auto", 160), "auto, 300 MiB": ("auto", 300),
-}  # fmt: skip
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{str(count): {"segments": count} for count in (1, 4, 10, 25)},
+    "auto": {"schedule": "segments"},
+    "auto, 160 MiB": {"memory_budget": 160 * 2**20},
+    "auto, 300 MiB": {"memory_budget": 300 * 2**20},
+}
 
 # Freed tensors go back to the system at once, so that resident memory is what is in use.
 RETURNING = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
@@ -39,12 +42,11 @@ def peak_mib() -> float:
 
 def measure(name: str, path: str, steps: int) -> None:
     torch.set_num_threads(1)
-    count, budget = SETTINGS[name]
     problem = RowWeights()
     phi = problem.init_outer(generator(0))
     inner = InnerLoop(problem).start(phi, None, 0)
     Unroll(1)(InnerLoop(problem), phi, tree.clone(inner), 0)
-    unroll = Unroll(steps, segments=count, memory_budget=budget and budget * 2**20)  # type: ignore[arg-type]
+    unroll = Unroll(steps, **SETTINGS[name])
     before, started = peak_mib(), time.thread_time()
     grad = unroll(InnerLoop(problem), phi, tree.clone(inner), 0)[1].grad
     result = {"seconds": time.thread_time() - started, "resident": peak_mib() - before}

@@ -148,7 +148,7 @@ def _composed(overrides: list[str]) -> dict[str, Any]:
 def _converged(steps: int) -> dict[str, Estimator]:
     """Return estimators run until they are exact, for a problem that can say whether they are."""
     return {
-        "unroll, converged": Unroll(steps, segments="auto"),
+        "unroll, converged": Unroll(steps, schedule="segments"),
         "cg, converged": Implicit(ConjugateGradient(steps, 0.0, 1e-12, warm_start=False)),
         "neumann, converged": Implicit(Neumann(steps)),
     }

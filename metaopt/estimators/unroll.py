@@ -1,21 +1,23 @@
-"""Reverse mode through the inner run, with the whole graph or segment by segment."""
+"""Reverse mode through the inner run: exact, in the memory of all its steps or of a few states."""
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.estimators.inner_run import Result
+from metaopt.estimators.reverse.adjoints import through_start
+from metaopt.estimators.reverse.passes import ReversePass
+from metaopt.estimators.reverse.schedules import Revolve, Schedule, Segments, forward_steps
+from metaopt.estimators.reverse.sizes import SHORT, fitting, sizes
+from metaopt.estimators.reverse.stores import MemoryStore
 from metaopt.estimators.task_average import TaskAverage
 
 
@@ -28,25 +30,37 @@ class Unroll(TaskAverage):
     phi (`warm_start=False`) is differentiated through as well, so that this is MAML; a warm start
     is held fixed. Scale: carries the inner learning rates.
 
-    With S segments, the state at the start of each is kept and the graph of one segment at a time
-    is rebuilt: memory falls from K steps to about S states and K / S steps. All S agree to
-    round-off.
+    The schedule says which inner states are kept; what lies between them is run again on the way
+    back. All schedules agree to round-off; with M the bytes of a state and A those of one step's
+    graph:
+
+    - `whole`: the graph of all steps, K A + M; 3 gradients per step.
+    - `segments`: S states and the graph of one segment at a time, S M + K A / S; 4 gradients per
+      step.
+    - `revolve`: at most `snapshots` states and the graph of one step, however long the run; with 20
+      states 6 gradients per step at K = 2,000, 7 at K = 10,000.
+    - `auto`: the first of these that fits `memory_budget`. Without a budget, the whole graph of up
+      to four steps or 256 MiB, else segments.
 
     Args:
         inner_steps: number K of inner steps, >= 1.
         truncation: differentiate through the last `truncation` steps only, or `None` for all
             (Shaban et al., AISTATS 2019); fewer than all are refused for a theta_0 made from phi
             and for learned rates of earlier steps alone.
-        segments: number S of segments, or "auto": the fewest that fit `memory_budget`,
-            about sqrt(K) when that is `None`.
-        memory_budget: bytes for graphs and stored states; used with `segments="auto"`.
+        schedule: which states are kept.
+        segments: number S of segments, for `segments` or `auto`; "auto": sqrt(K A / M), at which
+            the peak is least.
+        snapshots: number of states that `revolve` keeps, the first one counted, >= 1.
+        memory_budget: bytes for graphs and kept states, for `auto`, or `None`.
         tasks: number B of tasks whose hypergradients are averaged (a meta-batch), >= 1; more than
             one needs `warm_start=False`.
 
-    Cost: 3 gradients per step with one segment, 4 with more.
+    Logs `inner/adjoint_growth` for more than four steps: |lambda_0| / |lambda_K|, lambda_k being
+    dF/dtheta_k. Where it is large, round-off and every perturbation grow by as much.
 
     References: Maclaurin et al., ICML 2015; Franceschi et al., ICML 2017 (reverse mode); Finn et
-    al., MAML, ICML 2017; Chen et al., arXiv 1604.06174, 2016 (segments).
+    al., MAML, ICML 2017; Chen et al., arXiv 1604.06174, 2016 (segments); Griewank and Walther, ACM
+    TOMS 26, 2000 (revolve).
 
     Example:
         >>> from metaopt import Unroll, check
@@ -65,19 +79,39 @@ class Unroll(TaskAverage):
         self,
         inner_steps: int = 1,
         truncation: int | None = None,
-        segments: int | Literal["auto"] = 1,
+        schedule: Literal["auto", "whole", "segments", "revolve"] = "auto",
+        segments: int | Literal["auto"] = "auto",
+        snapshots: int = 20,
         memory_budget: float | None = None,
         tasks: int = 1,
     ) -> None:
         super().__init__(inner_steps, tasks)
         self.truncation = inner_steps if truncation is None else truncation
-        self.segments, self.memory_budget = segments, memory_budget
-        check_ranges(self, "1 <= truncation <= inner_steps", "memory_budget > 0 or null")
+        self.schedule, self.segments, self.snapshots = schedule, segments, snapshots
+        self.memory_budget = memory_budget
+        check_choices(self, schedule=("auto", "whole", "segments", "revolve"))
+        check_ranges(
+            self, "1 <= truncation <= inner_steps", "memory_budget > 0 or null", "snapshots >= 1"
+        )
         if segments != "auto" and not (isinstance(segments, int) and segments >= 1):
             raise ValueError(f'Unroll needs segments >= 1 or "auto"; got {segments!r}.')
-        if memory_budget is not None and segments != "auto":
-            raise ValueError('Unroll reads memory_budget only with segments="auto".')
+        if segments != "auto" and schedule not in ("auto", "segments"):
+            raise ValueError(
+                f"Unroll reads segments={segments} only with schedule=segments or auto; got "
+                f"schedule={schedule}."
+            )
+        if memory_budget is not None and (schedule, segments) != ("auto", "auto"):
+            raise ValueError(
+                'Unroll reads memory_budget only with schedule="auto" and segments="auto".'
+            )
         self.carries_start = self.truncation == inner_steps
+
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong, or needs more memory than it may."""
+        super().check(loop)
+        if self.memory_budget is not None:
+            with twice_differentiable():
+                self._schedule(loop, range(self.truncation))
 
     @property
     def carried_steps(self) -> int:
@@ -86,128 +120,34 @@ class Unroll(TaskAverage):
 
     def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last of them."""
-        head = self.inner_steps - self.truncation
-        inner = loop.run(outer, inner, key, head)
+        steps = range(self.inner_steps - self.truncation, self.inner_steps)
+        # A theta_0 that does not come from a warm start may be made of phi: its adjoint counts.
+        forks = inner.step == 0 and steps.start == 0 and not loop.problem.warm_start
+        inner = loop.run(outer, inner, key, steps.start)
         phi = tree.leaves(outer)
         with twice_differentiable():
-            steps = range(head, self.inner_steps)
-            count = self._count(loop, phi, inner, key)
-            # A theta_0 that does not come from a warm start may be made of phi: its adjoint counts.
-            forks = inner.step == 0 and head == 0 and not loop.problem.warm_start
-            inner, value, grads, adjoint = _reverse(loop, phi, inner, key, _split(steps, count))
+            schedule = self._schedule(loop, steps)
+            end = ReversePass(loop, phi, key, steps, schedule, MemoryStore())(inner)
+            grads = end.grads
             if forks:
-                grads = _through_start(loop, phi, key, grads, adjoint)
-        grad = tree.like(phi, grads)
-        gradients = self.inner_steps + 1 + (self.truncation if count > 1 else 0)
-        return self.result(inner, value, grad, gradients=gradients, hvps=self.truncation)
+                through = through_start(loop, phi, key, end.adjoint)
+                grads = list(torch._foreach_add(grads, through))
+        rerun = forward_steps(schedule, steps)
+        return self.result(
+            end.end, end.value, tree.like(phi, grads),
+            {"inner/adjoint_growth": end.growth} if self.truncation > SHORT else {},
+            gradients=self.inner_steps + 1 + rerun, hvps=self.truncation,
+        )  # fmt: skip
 
-    def _count(self, loop: InnerLoop, phi: Tree, inner: GradientState, key: int) -> int:
+    def _schedule(self, loop: InnerLoop, steps: range) -> Schedule:
+        """Return the schedule that the arguments name or that the memory asks for."""
+        if self.schedule == "revolve":
+            return Revolve(self.snapshots)
         if self.segments != "auto":
-            return min(self.segments, self.truncation)
-        if self.memory_budget is None:
-            return math.isqrt(self.truncation)
-        step, state = _step_bytes(loop, phi, inner, key), _state_bytes(loop, inner)
-        peaks = [
-            s * state + math.ceil(self.truncation / s) * step for s in range(1, self.truncation + 1)
-        ]
-        fits = [s for s, peak in enumerate(peaks, 1) if peak <= self.memory_budget]
-        if not fits:
-            raise ValueError(
-                f"Unroll needs at least {min(peaks) / 2**20:.1f} MiB for {self.truncation} steps; "
-                f"memory_budget is {self.memory_budget / 2**20:.1f} MiB. Raise it, or lower "
-                f"truncation or the batch size."
-            )
-        return fits[0]
-
-
-def _split(steps: range, count: int) -> list[range]:
-    """Return `steps` cut into `count` runs whose lengths differ by at most one."""
-    cuts = [steps.start + len(steps) * i // count for i in range(count + 1)]
-    return [range(a, b) for a, b in pairwise(cuts)]
-
-
-def _reverse(
-    loop: InnerLoop, phi: Tree, inner: GradientState, key: int, segments: list[range]
-) -> tuple[GradientState, Tensor, list[Tensor], list[Tensor]]:
-    """Return the last state, F, dF/dphi over all segments, and the adjoint of the first state."""
-    # Checkpointing (Chen et al.): all segments but the last run without keeping their graph; it is
-    # built again, one at a time, on the way back.
-    starts = [tree.detach(inner)]
-    for segment in segments[:-1]:
-        for k in segment:
-            inner = tree.detach(loop.step(phi, loop.leaves(inner), loop.draw(inner, key, k)))
-        starts.append(inner)
-
-    start, end = _graph(loop, phi, starts.pop(), key, segments[-1])
-    loss = loop.outer_value(phi, end, loop.outer_draw(end, key))
-    last, value = tree.detach(end), loss.detach()
-    grads, adjoint = _pull_back([tree.total(loss)], None, phi, loop.differentiated(start))
-    del loss, start, end  # the last references to the graph, before the next one is built
-    for segment in reversed(segments[:-1]):
-        start, end = _graph(loop, phi, starts.pop(), key, segment)
-        ends, inputs = loop.differentiated(end), loop.differentiated(start)
-        earlier, adjoint = _pull_back(ends, adjoint, phi, inputs)
-        del start, end, ends, inputs
-        grads = list(torch._foreach_add(grads, earlier))
-    return last, value, grads, adjoint
-
-
-def _through_start(
-    loop: InnerLoop, phi: Tree, key: int, grads: list[Tensor], adjoint: list[Tensor]
-) -> list[Tensor]:
-    """Return dF/dphi plus the adjoint of theta_0 pulled back to the phi it was made of."""
-    start = loop.differentiated(loop.initial(phi, key))
-    linked = [i for i, t in enumerate(start) if t.requires_grad]
-    if not linked:
-        return grads
-    through = torch.autograd.grad(
-        [start[i] for i in linked], list(phi.values()), [adjoint[i] for i in linked],
-        materialize_grads=True,
-    )  # fmt: skip
-    return list(torch._foreach_add(grads, through))
-
-
-def _graph(
-    loop: InnerLoop, phi: Tree, start: GradientState, key: int, segment: range
-) -> tuple[GradientState, GradientState]:
-    """Return leaves at the start of a segment and the state at its end, on the graph."""
-    start = end = loop.leaves(start)
-    for k in segment:
-        end = loop.step(phi, end, loop.draw(end, key, k))
-    return start, end
-
-
-def _pull_back(
-    outputs: list[Tensor], adjoint: list[Tensor] | None, phi: Tree, start: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the adjoint of `outputs` with respect to phi and to the segment's start."""
-    inputs = [*phi.values(), *start]
-    linked = [i for i, t in enumerate(outputs) if t.requires_grad]
-    grads = torch.autograd.grad(
-        [outputs[i] for i in linked], inputs,
-        None if adjoint is None else [adjoint[i] for i in linked],
-        materialize_grads=True,
-    )  # fmt: skip
-    return list(grads[: len(phi)]), list(grads[len(phi) :])
-
-
-def _state_bytes(loop: InnerLoop, state: GradientState) -> int:
-    buffers = (t for k, t in state.buffers.items() if k not in loop.carried_buffers)
-    tensors = [*loop.differentiated(state), *buffers]
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _step_bytes(loop: InnerLoop, phi: Tree, inner: GradientState, key: int) -> int:
-    """Return the bytes that the graph of one inner step keeps alive, each storage once."""
-    sizes: dict[int, int] = {}  # by address: several views may share a storage
-
-    def count(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        end = loop.step(phi, loop.leaves(inner), loop.draw(inner, key, 0))
-        for t in loop.differentiated(end):
-            count(t)
-    return sum(sizes.values())
+            return Segments(steps, min(self.segments, len(steps)))
+        short = self.memory_budget is None and len(steps) <= SHORT
+        if self.schedule == "whole" or (self.schedule == "auto" and short):
+            return Segments(steps, 1)
+        if self.schedule == "segments":
+            return Segments(steps, sizes(loop).segments(len(steps)))
+        return fitting(sizes(loop), steps, self.memory_budget)

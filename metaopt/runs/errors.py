@@ -35,8 +35,8 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
         first = (str(error).splitlines() or ["the machine has no more"])[0].rstrip(". ")
         return (
             f"Out of memory: {first}.\nMake batches smaller (problem.batch), or the model. "
-            f"estimator=unroll keeps less with estimator.segments=auto, and no more than "
-            f"estimator.memory_budget=<bytes> then; estimator=implicit keeps one step."
+            f"estimator=unroll keeps less with estimator.schedule=segments or revolve, and no more "
+            f"than estimator.memory_budget=<bytes>; estimator=implicit keeps one step."
         )
     if isinstance(error, OSError) and error.errno in FULL:
         return (

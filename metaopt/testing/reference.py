@@ -160,7 +160,7 @@ def _references(
     outer, inner, key = at
     exact, differences, words = None, None, "dF/dphi {}"
     try:
-        _, feedback = Unroll(steps, segments="auto")(loop, outer, tree.clone(inner), key)
+        _, feedback = Unroll(steps, schedule="segments")(loop, outer, tree.clone(inner), key)
         exact = feedback.grad or {}
     except Exception as error:
         words = "none {}, since reverse mode fails (" + failure(error) + ")"

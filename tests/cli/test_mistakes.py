@@ -109,7 +109,7 @@ OTHERS = [
     ("problem.inner_optimizer=3", "must be a node with a _target_ that makes a InnerOptimizer"),
     ("problem.inner_optimizer=[1]", "cannot take the place of what problem.inner_optimizer is"),
     ("estimator.segments=many", "an integer or auto; got 'many'"),
-    ("estimator.memory_budget=1.0", 'only with estimator.segments="auto"'),
+    ("estimator.memory_budget=1.0", "needs at least"),
     ("optimizer.algorithm=rmsprop", "algorithm must be sgd, adam, adamw"),
     ("optimizer.algorithm=[1]", "optimizer.algorithm must be a text or"),
     ("problem.dtype=float16", "dtype to be one of float32, float64"),

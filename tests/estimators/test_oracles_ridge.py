@@ -66,7 +66,7 @@ def test_descent_reaches_the_solution(solved):
 @pytest.mark.parametrize(
     ("estimator", "bound"),
     [
-        (Unroll(650, segments="auto"), 1e-10),
+        (Unroll(650, schedule="segments"), 1e-10),
         (Implicit(Exact()), 1e-12),
         (Implicit(ConjugateGradient(100, damping=0.0, tolerance=1e-14)), 1e-10),
         (Implicit(Neumann(250, step=RATE)), 1e-3),

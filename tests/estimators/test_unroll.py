@@ -1,4 +1,4 @@
-"""Unroll against closed forms, finite differences and itself in segments."""
+"""Unroll against closed forms, finite differences and itself under other schedules."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from metaopt.engine.inner_optimizers import SGD, Adam, AdamW
 from metaopt.engine.schedules import Cosine
 from metaopt.estimators import OneStep, Unroll
 from metaopt.problems.examples import Ridge
+from metaopt.testing.trees import identical
 
 
 class Classifier(GradientProblem):
@@ -65,6 +66,12 @@ OPTIMIZERS = {
     "adamw": AdamW(lr=0.05, groups=[{"match": "b", "weight_decay": 0.0}]),
 }
 
+SCHEDULES = [
+    {"segments": 2}, {"segments": 5}, {"segments": 13}, {"segments": 40}, {"schedule": "segments"},
+    {"schedule": "revolve", "snapshots": 1}, {"schedule": "revolve", "snapshots": 3},
+    {"schedule": "revolve"},
+]  # fmt: skip
+
 
 def start(problem):
     outer = problem.init_outer(None)
@@ -88,16 +95,17 @@ def test_unroll_equals_a_finite_difference_of_the_whole_run(name, dropout):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("segments", [2, 5, 13, 40, "auto"])
-def test_segments_agree_to_round_off(name, segments):
+@pytest.mark.parametrize("settings", SCHEDULES)
+def test_schedules_agree_to_round_off(name, settings):
     problem = Classifier(OPTIMIZERS[name], dropout=0.1)
     outer, inner = start(problem)
-    end, whole = Unroll(13)(InnerLoop(problem), outer, inner, 3)
-    other, parts = Unroll(13, segments=segments)(InnerLoop(problem), outer, inner, 3)
-    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-11, atol=1e-14)
+    end, whole = Unroll(13, schedule="whole")(InnerLoop(problem), outer, inner, 3)
+    other, parts = Unroll(13, **settings)(InnerLoop(problem), outer, inner, 3)
+    assert relative_error(parts.grad, whole.grad) < 1e-13
     assert torch.equal(parts.value, whole.value)
-    for k in end.params:
-        assert torch.equal(end.params[k], other.params[k])
+    assert identical(end, other)
+    growth = [x.metrics["inner/adjoint_growth"] for x in (whole, parts)]
+    torch.testing.assert_close(*growth, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -127,7 +135,7 @@ def test_one_step_respects_the_constants_of_a_loss(pattern, batch_norm):
 def test_unroll_converges_to_the_closed_form():
     ridge = Ridge(inner_optimizer=SGD(lr=0.8))
     outer, inner = start(ridge)
-    grad = Unroll(1500, segments="auto")(InnerLoop(ridge), outer, inner, 0)[1].grad
+    grad = Unroll(1500, schedule="segments")(InnerLoop(ridge), outer, inner, 0)[1].grad
     torch.testing.assert_close(grad, ridge.hypergradient(outer), rtol=1e-10, atol=1e-13)
 
 
@@ -153,22 +161,6 @@ def test_dead_units_give_no_nan_through_adam(name):
     assert torch.isfinite(grad).all()
 
 
-def test_memory_budget_picks_the_fewest_segments_that_fit():
-    problem = Classifier(SGD(lr=0.1))
-    outer, inner = start(problem)
-    phi = tree.leaves(outer)
-    plenty = Unroll(16, segments="auto", memory_budget=1e9)
-    assert plenty._count(InnerLoop(problem), phi, inner, 0) == 1
-    counts = [
-        Unroll(16, segments="auto", memory_budget=b)._count(InnerLoop(problem), phi, inner, 0)
-        for b in (16_000, 24_000, 40_000)
-    ]
-    assert counts == sorted(counts, reverse=True)
-    assert counts[0] > counts[-1] >= 1
-    with pytest.raises(ValueError, match="needs at least"):
-        Unroll(16, segments="auto", memory_budget=10.0)(InnerLoop(problem), outer, inner, 0)
-
-
 def test_no_graph_is_kept_alive():
     problem = Classifier(Adam(lr=0.1))
     outer, inner = start(problem)
@@ -185,6 +177,11 @@ def test_no_graph_is_kept_alive():
         {"segments": 0},
         {"segments": "many"},
         {"segments": 2, "memory_budget": 1.0},
+        {"segments": 2, "schedule": "revolve"},
+        {"segments": 2, "schedule": "whole"},
+        {"schedule": "segments", "memory_budget": 1.0},
+        {"schedule": "best"},
+        {"schedule": "revolve", "snapshots": 0},
     ],
 )
 def test_bad_arguments_are_named(arguments):

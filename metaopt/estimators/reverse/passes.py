@@ -1,0 +1,126 @@
+"""The reverse pass through an inner run: from its end to its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt.engine import tree
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.protocols import Tree
+from metaopt.estimators.reverse.adjoints import Adjoint, at_end, graph, pull_back, through_steps
+from metaopt.estimators.reverse.schedules import Schedule
+from metaopt.estimators.reverse.stores import Store
+
+
+class Progress(NamedTuple):
+    """How far a reverse pass has come.
+
+    Args:
+        target: the step that is differentiated next.
+        end: the last inner state.
+        value: F.
+        grads: dF/dphi through the steps after `target`, in the order of phi.
+        adjoint: of the state after `target`.
+        size: norm of the last state's adjoint, of parameters alone.
+    """
+
+    target: int
+    end: GradientState
+    value: Tensor
+    grads: list[Tensor]
+    adjoint: Adjoint
+    size: Tensor
+
+    @property
+    def growth(self) -> Tensor:
+        """Norm of the adjoint over that of the last state's, of parameters alone."""
+        return _norm(self.adjoint, self.end) / self.size
+
+
+@dataclass(frozen=True)
+class ReversePass:
+    """dF/dphi through `steps`, by a schedule of what is kept and a store that keeps it.
+
+    Args:
+        loop: the inner level.
+        phi: leaves of the outer variable.
+        key: of the inner run.
+        steps: which of its steps are differentiated.
+        schedule: which states are kept.
+        store: where they are.
+    """
+
+    loop: InnerLoop
+    phi: Tree
+    key: int
+    steps: range
+    schedule: Schedule
+    store: Store
+
+    def __call__(self, start: GradientState) -> Progress:
+        """Return where the pass ends, from the state before the first of the steps."""
+        if self.schedule.first(self.steps[-1]) == self.steps.start:
+            return self._at_once(start)
+        self.store.put(self.steps.start, start)
+        progress = self._end()
+        while progress.target >= self.steps.start:
+            progress = self._back(progress)
+        return progress
+
+    def _at_once(self, start: GradientState) -> Progress:
+        """Return the end of the pass by the graph of all steps, with F at its end."""
+        start, end = graph(self.loop, self.phi, start, self.key, self.steps)
+        # An alias, for the slope that does not lead through a state made of the parameters.
+        last = {k: p.view_as(p) for k, p in end.params.items()}
+        draw = self.loop.outer_draw(end, self.key)
+        loss = self.loop.outer_value(self.phi, end._replace(params=last), draw)
+        inputs = self.loop.differentiated(start)
+        grads, adjoints = pull_back([tree.total(loss)], None, self.phi, [*inputs, *last.values()])
+        size, end = _norm(adjoints[len(inputs) :], end), tree.detach(end)
+        before = self.steps.start - 1
+        return Progress(before, end, loss.detach(), grads, adjoints[: len(inputs)], size)
+
+    def _end(self) -> Progress:
+        """Return the beginning of the pass: the last state, F and their adjoint."""
+        target = self.steps[-1]
+        first = self.schedule.first(target)
+        state = self.store.put(first, self._reached(target))
+        end = self._advanced(state, range(first, self.steps.stop))
+        value, grads, adjoint = at_end(self.loop, self.phi, end, self.key)
+        return Progress(target, end, value, grads, adjoint, _norm(adjoint, end))
+
+    def _back(self, progress: Progress) -> Progress:
+        """Return the pass with the steps up to the target differentiated."""
+        first = self.schedule.first(progress.target)
+        start, steps = self._reached(progress.target), range(first, progress.target + 1)
+        grads, adjoint = through_steps(
+            self.loop, self.phi, start, self.key, steps, progress.adjoint
+        )
+        grads = list(torch._foreach_add(progress.grads, grads))
+        return progress._replace(target=first - 1, grads=grads, adjoint=adjoint)
+
+    def _reached(self, target: int) -> GradientState:
+        """Return the state from which `target` is differentiated, run from the last kept one."""
+        first, at = self.schedule.first(target), self.store.kept[-1]
+        if at == first:
+            return self.store.pop()
+        state = self.store.get()
+        while (following := self.schedule.next(self.store.kept, target)) is not None:
+            state = self.store.put(following, self._advanced(state, range(at, following)))
+            at = following
+        return self._advanced(state, range(at, first))
+
+    def _advanced(self, state: GradientState, steps: range) -> GradientState:
+        """Return a state some steps on; it is stepped in place."""
+        for k in steps:
+            state = self.loop.step_(self.phi, state, self.loop.draw(state, self.key, k))
+        return state
+
+
+def _norm(adjoint: Adjoint, inner: GradientState) -> Tensor:
+    return tree.norm(tree.like(inner.params, adjoint[: len(inner.params)]))

@@ -1,0 +1,111 @@
+"""How much memory an inner run needs to be differentiated, and which schedule fits a budget."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from metaopt.engine import tree
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.random import replay
+from metaopt.estimators.reverse.schedules import Revolve, Schedule, Segments
+
+SHORT = 4
+"""Steps whose whole graph is kept without a measurement."""
+
+FEWEST = 3
+"""States below which a run is taken again too often."""
+
+SMALL = 2**28
+"""Bytes of a whole graph that no machine with torch on it is short of: 256 MiB."""
+
+
+class Sizes(NamedTuple):
+    """What a reverse pass holds, in bytes.
+
+    Args:
+        state: of an inner state, M.
+        step: of the graph of one step, A.
+    """
+
+    state: int
+    step: int
+
+    def segments(self, steps: int) -> int:
+        """Return the number S of segments with the least peak, S M + ceil(K / S) A."""
+        return min(max(round(math.sqrt(steps * self.step / self.state)), 1), steps)
+
+    @property
+    def product(self) -> int:
+        """What a product with second derivatives needs beside the graph, in bytes."""
+        return self.step + 2 * self.state
+
+    def whole(self, steps: int) -> int:
+        """Return the peak of a pass with the whole graph."""
+        return self.state + steps * self.step
+
+    def segmented(self, steps: int, segments: int) -> int:
+        """Return the peak of a pass in segments."""
+        graph = math.ceil(steps / segments) * self.step
+        return segments * self.state + graph + self.product
+
+    def snapshots(self, budget: float) -> int:
+        """Return how many states fit beside the graph of one step."""
+        return int((budget - self.step - self.product) / self.state)
+
+
+def fitting(size: Sizes, steps: range, budget: float | None) -> Schedule:
+    """Return the fastest schedule that fits a budget in bytes.
+
+    Raises:
+        ValueError: none does.
+    """
+    count = len(steps)
+    if size.whole(count) <= (SMALL if budget is None else budget):
+        return Segments(steps, 1)
+    best = size.segments(count)
+    if budget is None or size.segmented(count, best) <= budget:
+        return Segments(steps, best)
+    if (snapshots := size.snapshots(budget)) >= FEWEST:
+        return Revolve(snapshots)
+    least = size.step + size.product + FEWEST * size.state
+    raise ValueError(
+        f"Unroll needs at least {least / 2**20:.1f} MiB for {count} steps; memory_budget is "
+        f"{budget / 2**20:.1f} MiB. Raise it, or lower the batch size."
+    )
+
+
+_MEASURED: WeakKeyDictionary[InnerLoop, Sizes] = WeakKeyDictionary()
+
+
+def sizes(loop: InnerLoop) -> Sizes:
+    """Return the sizes of a loop's first step; measured once, for the price of that step."""
+    if loop not in _MEASURED:
+        # Of the problem alone, so that a resumed run chooses as the whole one did.
+        with replay(0):
+            _MEASURED[loop] = _measured(loop)
+    return _MEASURED[loop]
+
+
+def _measured(loop: InnerLoop) -> Sizes:
+    phi = tree.leaves(loop.initial_outer(0))
+    inner = loop.leaves(tree.detach(loop.initial(phi, 0)))
+    storages: dict[int, int] = {}  # by address: several views may share one
+
+    def count(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        end = loop.step(phi, inner, loop.draw(inner, 0, 0))
+        for t in loop.differentiated(end):
+            count(t)
+    state = {**inner._asdict(), "loss": None}
+    return Sizes(
+        sum(t.numel() * t.element_size() for t in tree.tensors(state)), sum(storages.values())
+    )

@@ -1,0 +1,76 @@
+"""Which schedule fits a memory budget."""
+
+import math
+
+import pytest
+from cases import Classification
+
+from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.inner_optimizers import SGD, Adam
+from metaopt.engine.random import generator
+from metaopt.estimators import Unroll
+from metaopt.estimators.reverse.schedules import Revolve, Segments
+from metaopt.estimators.reverse.sizes import Sizes, fitting, sizes
+from metaopt.testing.meter import PeakMemory
+
+STEPS = range(100)
+SIZE = Sizes(state=10, step=90)
+
+
+def test_the_whole_graph_is_kept_where_it_fits():
+    assert fitting(SIZE, STEPS, 100 * 90 + 10) == Segments(STEPS, 1)
+    assert fitting(SIZE, STEPS, None) == Segments(STEPS, 1)
+
+
+def test_segments_are_next_and_their_number_makes_the_least_peak():
+    chosen = fitting(SIZE, STEPS, 1000)
+    assert chosen == Segments(STEPS, 30)  # sqrt(100 * 90 / 10)
+    assert chosen == fitting(Sizes(10 * 2**20, 90 * 2**20), STEPS, None)
+    peaks = [SIZE.segmented(100, s) for s in range(1, 101)]
+    assert SIZE.segmented(100, 30) <= 1.1 * min(peaks)  # but for rounding
+
+
+def test_as_many_snapshots_as_fit_are_last():
+    assert fitting(SIZE, STEPS, 500) == Revolve(30)  # 500 - 2 * 90 - 2 * 10
+    with pytest.raises(ValueError, match=r"needs at least 0\.0 MiB for 100 steps"):
+        fitting(SIZE, STEPS, 200)
+
+
+@pytest.mark.parametrize(("step", "count"), [(1, 10), (10_000, 100), (0.001, 1)])
+def test_the_number_of_segments_is_clipped(step, count):
+    assert Sizes(state=1, step=step).segments(100) == count
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01)])
+def test_a_budget_is_an_upper_bound(optimizer):
+    # Large enough for the states of random generators, 5 KiB each, to make no difference.
+    problem = Classification(hidden=64, batch_norm=True, inner_optimizer=optimizer)
+    loop, outer = InnerLoop(problem), problem.init_outer(generator(0))
+    Unroll(1)(loop, outer, loop.start(outer, None, 0), 0)
+    size, kinds = sizes(loop), set()
+    for budget in (size.snapshots(0) * -size.state + k * size.state for k in (4, 9, 30)):
+        unroll = Unroll(12, memory_budget=budget)
+        unroll.check(loop)
+        with PeakMemory() as meter:
+            unroll(loop, outer, loop.start(outer, None, 0), 0)
+        assert meter.peak <= budget
+        kinds.add(type(unroll._schedule(loop, range(12))))
+    assert kinds == {Segments, Revolve}
+
+
+def test_a_budget_that_is_too_small_is_refused_before_the_run():
+    with pytest.raises(ValueError, match="Raise it, or lower the batch size"):
+        Unroll(16, memory_budget=10.0).check(InnerLoop(Classification()))
+
+
+def test_segments_have_at_most_the_peak_of_the_root():
+    problem = Classification(hidden=8, rows=256, inner_optimizer=SGD(lr=0.1))
+    loop, outer = InnerLoop(problem), problem.init_outer(generator(0))
+
+    def peak(unroll):
+        with PeakMemory() as meter:
+            unroll(loop, outer, loop.start(outer, None, 0), 0)
+        return meter.peak
+
+    assert sizes(loop).segments(16) > math.isqrt(16)
+    assert peak(Unroll(16, schedule="segments")) < 0.6 * peak(Unroll(16, segments=4))
