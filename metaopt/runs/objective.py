@@ -26,15 +26,18 @@ def refuse_unknown(name: str, known: Iterable[str]) -> None:
         )
 
 
-def refuse_early(name: str | None, metric_names: Collection[str] | None) -> None:
+def refuse_early(name: str | None, outer_steps: int, metric_names: Collection[str] | None) -> None:
     """Raise a `ConfigError` for an objective that is known to be no metric before a run.
 
     Args:
         name: the objective, or `None`.
+        outer_steps: number of outer steps of the run.
         metric_names: see `metaopt.engine.protocols.BilevelProblem`.
     """
     if name is None:
         return
+    if outer_steps == 0:
+        raise ConfigError(f"objective={name} needs outer_steps >= 1: without a step there is none.")
     group = name.partition("/")[0]
     if group == "time":
         raise ConfigError(f"objective={name}: seconds are no metric, since no run repeats them.")

@@ -107,7 +107,7 @@ class Run:
         self._seconds, self._log = 0.0, b""
         self._saved: int | None = None
         self._unchecked: str | None = config.get("objective")
-        refuse_early(self._unchecked, engine.problem.metric_names)
+        refuse_early(self._unchecked, engine.outer_steps, engine.problem.metric_names)
         self.delivered, self.history = "", History()
 
     def __call__(self) -> dict[str, Any]:

@@ -197,6 +197,7 @@ PROBLEMS = [
         ("-m", "problem=knapsack", "outer_lr=0.1,0.2"),
         "outer_lr=0.1: nothing of this run reads it.",
     ),
+    (("problem=ridge", "outer_steps=0", "objective=outer/loss"), "needs outer_steps >= 1"),
     (
         ("problem=rollout_length", "objective=eval/retrun"),
         "is no metric of this run. Did you mean eval/return?",
