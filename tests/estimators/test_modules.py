@@ -193,6 +193,18 @@ def test_a_wrong_second_derivative_is_refused_in_float32(kind):
         Unroll(3).check(InnerLoop(problem))
 
 
+def test_a_kink_beside_theta_does_not_refuse_a_problem():
+    class Kinked(Regression):
+        def inner_loss(self, outer, inner, batch):
+            kink = outer["weights"].square().sum() * inner["weight"].relu().sum()
+            return super().inner_loss(outer, inner, batch) + kink
+
+    module = seeded(lambda: torch.nn.Linear(4, 1))()
+    with torch.no_grad():
+        module.weight[0, 0] = 1e-6  # nearer to the kink than a difference's radius in float32
+    Unroll(2).check(InnerLoop(Kinked(module, torch.float32)))
+
+
 def test_spectral_norm_in_evaluation_mode_is_exact():
     problem = Regression(seeded(REFUSED["spectral_norm"][0])().eval())
     assert relative_error(gradient(problem, Unroll(3)), whole_run(problem, 3)) < 1e-6
