@@ -137,13 +137,13 @@ def called(optimizer):
 def main():
     torch.set_num_threads(1)
     print(f"K = {STEPS}: outer_lr of Adam, error of the gradient, S at u and u / 100, change of F: "
-          "actual / predicted, correlation, verdict")  # fmt: skip
+          "actual / predicted, correlation, growth of the adjoint, verdict")  # fmt: skip
     for optimizer, outer_lr in SMOOTHNESS:
         problem = Weighted(optimizer)
         it = check_smoothness(problem, Unroll(STEPS), Descent("adam", lr=outer_lr))
         print(f"  {called(optimizer):<28}{outer_lr:4} {gradient_error(problem):8.0e} "
               f"{it.at_step:7.3f} {it.at_fraction:6.3f} {it.actual / it.predicted:6.2f} "
-              f"{it.correlation:6.2f}  {it.verdict.level}")  # fmt: skip
+              f"{it.correlation:6.2f} {it.adjoint_growth:6.3g}  {it.verdict.level}")  # fmt: skip
     print("cosine of bfloat16 with float64 at K, and the ratio of norms")
     for optimizer in PRECISION:
         precision = check_precision(Sequences(optimizer), Unroll)

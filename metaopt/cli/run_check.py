@@ -100,7 +100,7 @@ def _smoothness_lines(found: Smoothness | str) -> list[str]:
         f"prediction  {change}",
     ]
     if found.adjoint_growth is not None:
-        lines.append(f"adjoint     |lambda_0| / |lambda_K| = {found.adjoint_growth:.2g}")
+        lines.append(f"adjoint     |lambda_0| / |lambda_K| = {found.adjoint_growth:.3g}")
     return lines
 
 

@@ -81,7 +81,7 @@ class Retraining:
         whole = isinstance(estimator, Unroll) and estimator.truncation == self.steps
         try:
             if not whole or getattr(estimator, "tasks", 1) > 1:
-                unroll = Unroll(max(self.steps, 1), segments="auto")
+                unroll = Unroll(max(self.steps, 1))
                 unroll.check(self.loop)
                 feedback = unroll(self.loop, self.outer, self.start(), self.key)[1]
         except (ValueError, TypeError, RuntimeError) as error:

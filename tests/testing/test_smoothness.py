@@ -40,6 +40,7 @@ def test_smooth_training_is_predicted():
     assert smoothness.at_fraction > 0.999
     assert smoothness.correlation > 0.99
     assert smoothness.actual == pytest.approx(smoothness.predicted, rel=0.2)
+    assert smoothness.adjoint_growth < 1
     assert smoothness.dtype == "float64"
     assert smoothness.verdict.level == "fine"
 
@@ -49,6 +50,7 @@ def test_rough_training_is_refused_although_its_gradient_is_exact():
     smoothness = check_smoothness(problem, Unroll(50), Descent("adam", lr=0.3))
     assert abs(smoothness.correlation) < 0.4  # 0.18 over 16 retrainings
     assert smoothness.at_step < 0.3  # -0.02
+    assert smoothness.adjoint_growth > 100
     assert abs(smoothness.actual) < 0.15 * abs(smoothness.predicted)  # 0.06
     assert smoothness.verdict.level == "error"
     assert smoothness.cures[:2] == (
