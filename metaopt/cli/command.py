@@ -16,9 +16,9 @@ from hydra.types import RunMode
 
 from metaopt.cli import folders
 from metaopt.cli.composing import CONFIG, composing
-from metaopt.cli.jobs import job, remove_empty, resume
+from metaopt.cli.jobs import job, resume
 from metaopt.cli.keys import check_name
-from metaopt.cli.sweep import compares, multirun
+from metaopt.cli.sweep import compares, discard, multirun
 from metaopt.files.errors import ConfigError
 
 
@@ -47,9 +47,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 MULTIRUN = "hydra.mode=MULTIRUN"
-
-MULTIRUN_YAML = "multirun.yaml"
-"""What hydra writes in the folder of a sweep before it begins."""
 
 
 def _is_a_sweep(loaded: Any, name: str, overrides: list[str]) -> bool:
@@ -92,10 +89,7 @@ def _summary(returned: Any, seconds: float) -> int:
     advice = "The same command computes what is missing."
     if count["failed"] == len(cells):
         print(f"Correct the above. {advice}")
-        folder = cells[0].folder.parent
-        if [path.name for path in folder.iterdir()] == [MULTIRUN_YAML]:
-            (folder / MULTIRUN_YAML).unlink()
-            remove_empty(folder)
+        discard(cells[0].folder.parent)
         return 1
     if count["failed"]:
         print(advice)

@@ -137,6 +137,11 @@ def explanation(error: BaseException) -> str:
         return mistakes.unknown_key(unknown[1], mistakes.given())
     if missing_value := re.search(r"Missing mandatory value[^\n]*\n\s*full_key: (\S+)", text):
         key = missing_value[1]
+        if key.startswith("hydra."):  # of folders, which are named after the problem
+            return (
+                "name must be given: it names the folder of the results. A problem's YAML sets it; "
+                "choose one with problem=NAME, or add name=VALUE."
+            )
         return f"{key} must be given: add {key}=VALUE."
     if single := re.search(r"Error parsing override '([\w./-]+)'\s+missing EQUAL", text):
         return mistakes.without_value(single[1])

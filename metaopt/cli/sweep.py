@@ -18,6 +18,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -28,6 +29,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from metaopt.cli import folders
+from metaopt.cli.jobs import remove_empty
 from metaopt.files.errors import ConfigError
 
 PLAIN = re.compile(r"[\w./+-]+")
@@ -104,6 +106,23 @@ def multirun(hydra: Hydra, name: str, overrides: list[str], task: Callable[..., 
     config = hydra.compose_config(
         name, overrides, with_log_configuration=True, run_mode=RunMode.MULTIRUN
     )
+    try:
+        return _swept(hydra, config, name, overrides, task)
+    except Exception:
+        discard(Path(config.hydra.sweep.dir))
+        raise
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a sweep in which no cell has begun: it holds what hydra writes first."""
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+        (folder / "multirun.yaml").unlink()
+        remove_empty(folder)
+
+
+def _swept(
+    hydra: Hydra, config: Any, name: str, overrides: list[str], task: Callable[..., Any]
+) -> Any:
     if not config.get("methods"):
         return hydra.multirun(name, task, overrides)
     # Not at the top: hydra's search for plugins loads that file again, with another class in it.

@@ -187,6 +187,9 @@ PROBLEMS = [
     ),
     (("problem=ridge", "estimator.inner_steps=2", "inner_steps=3"), "nothing of this run reads it"),
     (("-m", "problem=ridge", "seed=range(3,0)"), "seed=range(3,0) has no value, so that there is"),
+    (("-m", "problem=ridge", "estimator=unroll,foo"), "There is no estimator=foo."),
+    (("-m", "problem=ridge", "methods=[{foo: [1]}]"), "There is no key 'foo'."),
+    (("-m",), "name must be given: it names the folder of the results."),
     (("-m", "problem=ridge", "estimator=soba,unroll", "+foo=3"), "nothing of this run reads it"),
     (
         ("problem=template_evolution", "objective=eval/sucess"),
@@ -200,7 +203,7 @@ PROBLEMS = [
     (("problem=ridge", "outer_steps=0", "objective=outer/loss"), "needs outer_steps >= 1"),
     (
         ("problem=rollout_length", "objective=eval/retrun"),
-        "is no metric of this run. Did you mean eval/return?",
+        "is no metric of this run. Did you mean eval/all_groups_return?",
     ),
     (("problem=knapsack", "optimizer.repeats=1.5"), "optimizer.repeats must be an integer"),
     (("problem=knapsack", "optimizer.accept=best"), "always or if_better or archive; got 'best'"),
