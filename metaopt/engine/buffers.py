@@ -6,8 +6,9 @@ theta, and F in evaluation mode reads them: a path from phi to F of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,72 +25,101 @@ if TYPE_CHECKING:
     from metaopt.engine.inner_loop import InnerLoop
 
 
+_HELD: ContextVar[bool] = ContextVar("held", default=False)
+
+
 class RunningStatistics(TorchFunctionMode):
     """Let `batch_norm` and `instance_norm` update and read running statistics on the graph.
 
     For statistics that require a gradient, which torch's own functions refuse. Outputs and
     statistics of training mode are those of torch to the bit.
+
+    Args:
+        update: whether updates are on the graph, or what is read alone.
     """
+
+    def __init__(self, update: bool = True) -> None:
+        super().__init__()
+        self.update = update
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return _NORMS.get(func, func)(*args, **(kwargs or {}))
+        if func in _NORMS:
+            return _NORMS[func](self.update, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
-def statistics(*states: Any) -> AbstractContextManager[object]:
+def statistics(buffers: Tree, state: Any) -> AbstractContextManager[object]:
     """Return a block for a loss: `RunningStatistics` where a tensor requires a gradient."""
-    carried = any(states) and any(t.requires_grad for t in tree.tensors(states))
-    return RunningStatistics() if carried else _NOTHING
+    carried = any(t.requires_grad for t in buffers.values())
+    if not carried and not (state and any(t.requires_grad for t in tree.tensors(state))):
+        return _NOTHING
+    return RunningStatistics(update=carried and not _HELD.get())
 
 
 _NOTHING = nullcontext()
 
 
+@contextmanager
+def held_fixed() -> Iterator[None]:
+    """Say that what requires a gradient of buffers in the block is read at most: see `Held`."""
+    before = _HELD.set(True)
+    try:
+        yield
+    finally:
+        _HELD.reset(before)
+
+
 def _batch_norm(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    update: bool, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
     weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Return `torch.nn.functional.batch_norm`."""
     affine = weight, bias
-    return _norm(F.batch_norm, input, running_mean, running_var, affine, training, momentum, eps)
+    statistics = running_mean, running_var
+    return _norm(update, F.batch_norm, input, statistics, affine, training, momentum, eps)
 
 
 def _instance_norm(
-    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
-    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
-    momentum: float = 0.1, eps: float = 1e-5,
+    update: bool, input: Tensor, running_mean: Tensor | None = None,
+    running_var: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Return `torch.nn.functional.instance_norm`."""
     statistics, affine = (running_mean, running_var), (weight, bias)
-    return _norm(F.instance_norm, input, *statistics, affine, use_input_stats, momentum, eps)
+    return _norm(update, F.instance_norm, input, statistics, affine, use_input_stats, momentum, eps)
 
 
 def _torch_norm(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return `torch.batch_norm` or `torch.instance_norm`, which take the same in another order."""
 
     def norm(
-        input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
-        running_var: Tensor | None, training: bool, momentum: float, eps: float,
-        cudnn_enabled: bool,
+        update: bool, input: Tensor, weight: Tensor | None, bias: Tensor | None,
+        running_mean: Tensor | None, running_var: Tensor | None, training: bool, momentum: float,
+        eps: float, cudnn_enabled: bool,
     ) -> Tensor:  # fmt: skip
-        affine = weight, bias
-        return _norm(function, input, running_mean, running_var, affine, training, momentum, eps)
+        statistics, affine = (running_mean, running_var), (weight, bias)
+        return _norm(update, function, input, statistics, affine, training, momentum, eps)
 
     return norm
 
 
 def _norm(
-    function: Callable[..., Tensor], input: Tensor, running_mean: Tensor | None,
-    running_var: Tensor | None, affine: tuple[Tensor | None, Tensor | None], training: bool,
-    momentum: float, eps: float,
+    update: bool, function: Callable[..., Tensor], input: Tensor,
+    statistics: tuple[Tensor | None, Tensor | None], affine: tuple[Tensor | None, Tensor | None],
+    training: bool, momentum: float, eps: float,
 ) -> Tensor:  # fmt: skip
     """Return the input normalized, and its statistics in the running ones, on the graph."""
+    running_mean, running_var = statistics
     if running_mean is None or running_var is None:
         return function(input, None, None, *affine, training, momentum, eps)
-    if not training:
+    if not training and (_varies(running_mean) or _varies(running_var)):
         return _normalized(input, running_mean, running_var, *affine, eps)
+    if not (training and update):
+        off_graph = running_mean.detach(), running_var.detach()  # on the same memory
+        return function(input, *off_graph, *affine, training, momentum, eps)
     values = running_mean.detach().clone(), running_var.detach().clone()
     output = function(input, *values, *affine, True, momentum, eps)
     # Of an instance each, then averaged over the batch; or of the whole batch at once.
@@ -113,12 +143,18 @@ def _normalized(
     input: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """Return the input normalized by running statistics, with their derivative."""
-    # Whether they require one cannot be asked here: inside vmap tensors do not say.
     shape = [1, -1, *(1 for _ in range(input.dim() - 2))]
     output = (input - mean.view(shape)) * (var + eps).rsqrt().view(shape)
     if weight is not None:
         output = output * weight.view(shape)
     return (output if bias is None else output + bias.view(shape)).to(input.dtype)
+
+
+def _varies(tensor: Tensor) -> bool:
+    """Return whether a derivative leads to a tensor; inside vmap it does not say so itself."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
 
 
 def _update(running: Tensor, batch: Tensor, momentum: float, value: Tensor) -> None:
@@ -157,19 +193,14 @@ def buffer_path(
 
     Cost: two evaluations of g and one of F, and what of their derivatives leads to buffers.
     """
-    if not any(t.is_floating_point() for t in inner.buffers.values()):
-        return None
     leaves = {"phi": tree.leaves(outer), "theta": tree.leaves(inner.params)}
-    draw = loop.draw(inner, 0, 0)
-    at = inner.at(leaves["theta"])
-    with RunningStatistics():
-        loop.inner_value(leaves["phi"], at, draw)
-    computed = frozenset(k for k, t in at.buffers.items() if t.requires_grad)
+    draw, buffers = loop.draw(inner, 0, 0), _stepped(loop, leaves["phi"], inner, leaves["theta"])
+    computed = frozenset(k for k, t in buffers.items() if t.requires_grad)
     if not computed:
         return None
     # Where the step ends, cut off from where it came from.
-    read = {k: tree.leaf(t) for k, t in at.buffers.items() if k in computed}
-    after = inner._replace(buffers={**tree.detach(at.buffers), **read})
+    read = {k: tree.leaf(t) for k, t in buffers.items() if k in computed}
+    after = inner._replace(buffers={**tree.detach(buffers), **read})
     phi = tree.detach(outer)
     # A state, such as an average of the statistics, may be what reads them.
     after = after._replace(state=loop.updated_state(phi, after, inner.step + 1))
@@ -181,9 +212,30 @@ def buffer_path(
         reached = tree.reached(value(), read)
         for name in (k for k in read if k in reached):  # in the module's order
             for source in sources:
-                if tree.reached(at.buffers[name].sum(), leaves[source]):
+                if tree.reached(buffers[name].sum(), leaves[source]):
                     return BufferPath(loss, name, source, computed)
     return None
+
+
+def _stepped(loop: InnerLoop, outer: Tree, inner: GradientState, params: Tree) -> Tree:
+    """Return the buffers after an evaluation of g, on the graph of what they are computed from."""
+    at = inner.at(params)
+    if any(t.is_floating_point() for t in inner.buffers.values()):
+        with RunningStatistics():
+            loop.inner_value(outer, at, loop.draw(inner, 0, 0))
+    return at.buffers
+
+
+def computed_buffers(loop: InnerLoop, sources: Sequence[str]) -> frozenset[str]:
+    """Return the buffers that an inner step computes from the sources, of theta and phi."""
+    if not loop.has_buffers:
+        return frozenset()
+    outer = loop.problem.init_outer(generator(0))
+    inner = tree.detach(loop.initial(outer, 0))
+    phi = tree.leaves(outer) if "phi" in sources else outer
+    params = tree.leaves(inner.params) if "theta" in sources else inner.params
+    buffers = _stepped(loop, phi, inner, params)
+    return frozenset(k for k, t in buffers.items() if t.requires_grad)
 
 
 def carried_buffers(loop: InnerLoop) -> frozenset[str]:

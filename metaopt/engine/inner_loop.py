@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.buffers import carried_buffers, statistics
+from metaopt.engine.buffers import carried_buffers, computed_buffers, statistics
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState, InnerTensors
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.inner_progress import Progress
@@ -115,6 +115,7 @@ class InnerLoop:
         self.progress = Progress()
         self.half_precision: frozenset[torch.dtype] = frozenset()
         self._modules_checked = False
+        self._computed: dict[tuple[str, ...], frozenset[str]] = {}
         optimizer = getattr(problem, "inner_optimizer", None)
         if isinstance(optimizer, type) or not (
             callable(optimizer) or hasattr(optimizer, "update_")
@@ -389,6 +390,21 @@ class InnerLoop:
         # What a problem draws from torch's global generators here must not move those of the run.
         with replay(0):
             return carried_buffers(self)
+
+    def computed_buffers(self, sources: tuple[str, ...]) -> frozenset[str]:
+        """Names of the buffers that an inner step computes from the sources, of theta and phi."""
+        if sources not in self._computed:
+            with replay(0):
+                self._computed[sources] = computed_buffers(self, sources)
+        return self._computed[sources]
+
+    @property
+    def dropped_buffers(self) -> frozenset[str]:
+        """Names of the buffers that a step computes and that carry no derivative.
+
+        At the first state no loss reads them.
+        """
+        return self.computed_buffers(("theta", "phi")) - self.carried_buffers
 
     def leaves(self, inner: GradientState) -> GradientState:
         """Return the state with all that a derivative flows through as new leaves of a graph."""

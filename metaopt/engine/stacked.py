@@ -130,6 +130,15 @@ class Stacked(InnerLoop):
     # Losses and steps.
 
     @tree.replicated(False)
+    def computed_buffers(self, sources: tuple[str, ...]) -> frozenset[str]:
+        """Names of the buffers that an inner step computes from the sources, of theta and phi."""
+        if sources not in self._computed:
+            for loop, _ in self.each(0):
+                self._computed[sources] = loop.computed_buffers(sources)
+                break
+        return self._computed[sources]
+
+    @tree.replicated(False)
     def check_modules(self, outer: Tree, inner: GradientState) -> None:
         """Raise a `ValueError` if a step on the modules, the same for all, would be wrong."""
         if not self._modules_checked:

@@ -15,7 +15,8 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.constants import RecordDetached, ReplayDetached
-from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
+from metaopt.estimators.held_fixed import Held
+from metaopt.estimators.inner_run import InnerRun, Result
 
 
 class CentralDifference(InnerRun):
@@ -55,11 +56,12 @@ class CentralDifference(InnerRun):
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the hypergradient there."""
         inner = loop.run(outer, inner, key, self.inner_steps)
-        value, v, direct = outer_gradients(loop, outer, inner, key)
+        value, v, direct = self.outer_gradients(loop, outer, inner, key)
         draw = loop.solve_draw(inner, key, self.inner_steps)
         batch = loop.batch(outer, inner.at(inner.params), draw)
         w = self.direction(loop, outer, inner, v, draw, batch)
-        cross = mixed_product(loop, outer, inner, w, draw, batch, self.epsilon)
+        held = Held(loop, type(self).__name__, inner, state=True)
+        cross = mixed_product(loop, outer, held, w, draw, batch, self.epsilon)
         grad = tree.add(direct, cross, -1.0)
         gradients = self.inner_steps + 1 + self.direction_gradients
         return self.result(inner, value, grad, gradients=gradients, evaluations=3)
@@ -118,17 +120,20 @@ class FiniteDifference(CentralDifference):
 
 
 def mixed_product(
-    loop: InnerLoop, outer: Tree, inner: GradientState, direction: Tree, draw: Draw,
-    batch: Batch, epsilon: float | None,
+    loop: InnerLoop, outer: Tree, held: Held, direction: Tree, draw: Draw, batch: Batch,
+    epsilon: float | None,
 ) -> Tree:  # fmt: skip
     """Return J^T direction = d/dphi <dg/dtheta, direction> by a central difference in theta.
 
-    `draw` seeds the masks. `inner.params` come back bit for bit.
+    `draw` seeds the masks. `held.inner.params` come back bit for bit.
     """
+    inner = held.inner
     # Made outside the block, which counts the calls of the loss alone.
     phi, at = tree.leaves(outer), inner.at(tree.leaves(inner.params))
     with eager(), RecordDetached() as record:
-        loop.inner_value(phi, at, draw, batch)
+        loss = loop.inner_value(phi, at, draw, batch)
+    held.refuse_read("inner_loss", loss)
+    del loss  # and its graph
     radius = tree.radius(inner.params, direction, epsilon, loop.problem.compute_dtype)
     # A number is added without a copy of the direction.
     size = radius if radius.ndim else float(radius)

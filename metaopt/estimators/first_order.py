@@ -9,7 +9,7 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
-from metaopt.estimators.inner_run import Result, outer_gradients, require_gradients
+from metaopt.estimators.inner_run import Result, require_gradients
 from metaopt.estimators.task_average import TaskAverage
 
 
@@ -59,7 +59,7 @@ class FirstOrder(TaskAverage):
     def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the adapted state and its outer gradient."""
         inner = loop.run(outer, inner, key, self.inner_steps)
-        value, v, direct = outer_gradients(loop, outer, inner, key)
+        value, v, direct = self.outer_gradients(loop, outer, inner, key)
         grad = tree.add(direct, loop.total(v))
         return self.result(inner, value, grad, gradients=self.inner_steps + 1)
 

@@ -13,6 +13,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, generator
+from metaopt.estimators.held_fixed import outer_value
 from metaopt.estimators.inner_run import Result
 from metaopt.estimators.task_average import TaskAverage
 
@@ -74,7 +75,7 @@ class Forward(TaskAverage):
                 inner, tangents = _push(loop, outer, inner, draw, basis, tangents)
         # F depends on all but the moments, which are the last in a tangent.
         phi, end = tree.leaves(outer), loop.leaves(inner._replace(optimizer={}))
-        loss = loop.outer_value(phi, end, loop.outer_draw(inner, key))
+        loss = outer_value(loop, "Forward", phi, end, loop.outer_draw(inner, key))
         ends = {str(i): t for i, t in enumerate(loop.differentiated(end))}
         v, direct = tree.gradient(loss, ends, phi)
         through = torch.stack([_dot(v.values(), z) for z in tangents], -1)

@@ -14,7 +14,8 @@ from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.meta_batch import MetaBatch
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
-from metaopt.estimators.inner_run import Result, outer_gradients
+from metaopt.estimators.held_fixed import Held
+from metaopt.estimators.inner_run import Result
 from metaopt.estimators.solvers import ConjugateGradient, Exact, Identity, Solver
 from metaopt.estimators.task_average import TaskAverage, mean_feedback
 
@@ -89,12 +90,14 @@ class Implicit(TaskAverage):
 
     def _solved(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return a state and the implicit hypergradient there."""
-        value, v, direct = outer_gradients(loop, outer, inner, key)
+        value, v, direct = self.outer_gradients(loop, outer, inner, key)
         draw = loop.solve_draw(inner, key, self.inner_steps)
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
         with twice_differentiable():
             # `at` copies the buffers: no step is taken here, so the state's own stay as they are.
-            _, slope = inner_slope(loop, phi, inner.at(theta), draw)
+            held = Held(loop, type(self).__name__, inner, state=True)
+            loss, slope = inner_slope(loop, phi, held.inner.at(theta), draw)
+            held.refuse_read("inner_loss", loss)
             if self.needs_stationarity:
                 # Of the last step: a learned schedule may end there.
                 optimizer = loop.optimizer(phi, max(inner.step - 1, 0))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.buffers import buffer_path
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.module_check import HALF, check_outer_loss
@@ -17,6 +16,7 @@ from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.buffer_check import check_buffers
+from metaopt.estimators.held_fixed import Held, refuse_buffers, refuse_state
 from metaopt.estimators.optimizer_check import (
     Uses,
     hyperparameters,
@@ -99,9 +99,9 @@ class InnerRun:
                     f"estimator=unroll, forward or first_order, and no truncation."
                 )
             if not self.carries_state and loop.updates_state:
-                _refuse_state(loop, name, phi, start)
+                refuse_state(loop, name, phi, start)
             if self.misses_buffers_of:
-                _refuse_buffers(loop, name, phi, start, self.misses_buffers_of)
+                refuse_buffers(loop, name, phi, start, self.misses_buffers_of)
             if self.differentiates_inner and not forks:
                 _refuse_unconnected(loop, name, phi, start, self.inner_steps)
             for optimizer in optimizers(loop, phi, self.inner_steps):
@@ -130,6 +130,46 @@ class InnerRun:
         metrics = {"inner/loss": inner.loss, **(metrics or {})}
         cost = {"inner_steps": self.inner_steps, **cost}
         return inner, Feedback(value, grad, metrics=metrics, cost=cost)
+
+    def held(self, loop: InnerLoop, inner: GradientState) -> Held:
+        """Return leaves in the place of what this estimator holds fixed of a state.
+
+        For F, once an outer step. Of g the problem's state alone is looked at, since the look at
+        running statistics costs some microseconds an operation.
+        """
+        buffers = loop.computed_buffers(self.misses_buffers_of) if self.misses_buffers_of else ()
+        return Held(loop, type(self).__name__, inner, not self.carries_state, buffers)
+
+    def outer_gradients(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, before: Any = None
+    ) -> tuple[Tensor, Tree, Tree]:
+        """Return F, v = dF/dtheta averaged over ranks, and the direct dF/dphi; costs one gradient.
+
+        Args:
+            loop: the inner level.
+            outer, inner: where they are taken.
+            key: of the outer step.
+            before: the problem's state before the last step; where it is given, v goes through the
+                update of the state by that step as well.
+
+        Raises:
+            ValueError: F reads what this estimator holds fixed.
+        """
+        phi, theta = tree.leaves(outer), tree.leaves(inner.params)
+        if not self.carries_optimizer and callable(loop.problem.inner_optimizer):
+            # Of the last step: phi may decide a rate from some step on.
+            optimizer = loop.optimizer(phi, max(inner.step - 1, 0))
+            refuse_learned(loop, type(self).__name__, optimizer)
+        held = self.held(loop, inner._replace(params=theta))
+        at = held.inner
+        if before is not None:
+            at = at._replace(state=loop.updated_state(phi, at._replace(state=before), inner.step))
+        with held.block():
+            loss = loop.outer_value(phi, at, loop.outer_draw(inner, key))
+        held.refuse_read("outer_loss", loss)
+        v, direct = tree.gradient(loss, theta, phi)
+        # v is averaged before it is multiplied: a product with each rank's own would be another.
+        return loss.detach(), distributed.mean(v), direct
 
     def divergence(self, feedback: Feedback) -> str:
         """Return a clause that names what diverged, or nothing, for feedback that is not finite."""
@@ -166,25 +206,6 @@ def largest(values: Tensor | float) -> float:
     return float(torch.as_tensor(values).detach().abs().max())
 
 
-def outer_gradients(
-    loop: InnerLoop, outer: Tree, inner: GradientState, key: int, before: Any = None
-) -> tuple[Tensor, Tree, Tree]:
-    """Return F, v = dF/dtheta averaged over ranks, and the direct dF/dphi; costs one gradient.
-
-    Args:
-        before: the problem's state before the last step; where it is given, v goes through the
-            update of the state by that step as well.
-    """
-    phi, theta = tree.leaves(outer), tree.leaves(inner.params)
-    at = inner._replace(params=theta)
-    if before is not None:
-        at = at._replace(state=loop.updated_state(phi, at._replace(state=before), inner.step))
-    loss = loop.outer_value(phi, at, loop.outer_draw(inner, key))
-    v, direct = tree.gradient(loss, theta, phi)
-    # v is averaged before it is multiplied: a product with each rank's own v would be another one.
-    return loss.detach(), distributed.mean(v), direct
-
-
 def require_gradients(loop: Any, estimator: str, through_decisions: bool = True) -> None:
     """Raise an error that says what to use instead unless g can be differentiated in phi.
 
@@ -218,43 +239,6 @@ def check_run(loop: Any) -> None:
         with replay(0):
             outer = loop.problem.init_outer(generator(0))
             loop.check_modules(outer, tree.detach(loop.initial(outer, 0)))
-
-
-def _refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientState) -> None:
-    """Raise a `ValueError` if a loss reads the state that inner steps change.
-
-    One evaluation of both losses, with a derivative in the state, tells: metrics may read it.
-    """
-    state = tree.map_tensors(tree.leaf, inner.state)
-    leaves = tree.numbered(state)
-    at = inner.at(inner.params)._replace(state=state)
-    losses: dict[str, Callable[[], Tensor]] = {
-        "inner_loss": lambda: loop.inner_value(outer, at, loop.draw(inner, 0, 0)),
-        "outer_loss": lambda: loop.outer_value(outer, at, loop.outer_draw(inner, 0)),
-    }
-    for name, value in losses.items():
-        if tree.reached(value(), leaves):
-            raise ValueError(
-                f"{estimator} cannot carry the derivative of a state, and {name} of "
-                f"{type(loop.problem).__name__} reads one that update_state computes. Use "
-                f"estimator=unroll, forward or one_step, or detach the state in {name}."
-            )
-
-
-def _refuse_buffers(
-    loop: InnerLoop, estimator: str, outer: Tree, inner: GradientState, sources: Sequence[str]
-) -> None:
-    """Raise a `ValueError` if a loss reads buffers that inner steps compute from the sources."""
-    path = buffer_path(loop, outer, inner, sources)
-    if path is not None:
-        source = "the parameters" if path.source == "theta" else "the outer variable"
-        raise ValueError(
-            f"{estimator} cannot carry the derivative of buffers: {path.loss} of "
-            f"{type(loop.problem).__name__} reads {path.buffer!r}, which inner steps compute from "
-            f"{source}. Use estimator=unroll or forward; or let the module use batch statistics "
-            f"(module.train()) in {path.loss}; or pass it inner.with_constant_buffers(), "
-            f"which defines that the buffers are constants."
-        )
 
 
 def _refuse_half(

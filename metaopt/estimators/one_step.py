@@ -13,7 +13,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
 from metaopt.estimators.constants import along, tangent
-from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
+from metaopt.estimators.inner_run import InnerRun, Result
 
 
 class OneStep(InnerRun):
@@ -66,7 +66,7 @@ class OneStep(InnerRun):
         draw = loop.draw(inner, key, self.inner_steps - 1)
         batch = loop.batch(outer, inner, draw)
         after, _, transpose = take_step(loop, outer, inner, draw, batch)
-        value, v, direct = outer_gradients(loop, outer, after, key, before=inner.state)
+        value, v, direct = self.outer_gradients(loop, outer, after, key, before=inner.state)
 
         w, through_rates = transpose(v)
         phi = tree.leaves(outer)

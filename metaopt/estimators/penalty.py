@@ -10,6 +10,7 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.held_fixed import Held
 from metaopt.estimators.inner_run import InnerRun, Result, largest
 
 
@@ -76,7 +77,8 @@ class Penalty(InnerRun):
         inner = loop.run(outer, inner, key, self.inner_steps)
         for k in loop.progress.track(range(self.inner_steps), "penalised inner step"):
             y = _penalised_step(loop, outer, y, key, k, gamma)
-        grad = _outer_slope(loop, outer, y, inner, key, self.inner_steps, gamma)
+        held = self.held(loop, y)
+        grad = _outer_slope(loop, outer, held, inner, key, self.inner_steps, gamma)
         self._copy, self._gamma = y, min(self.strength, gamma * self.growth)
         return self.result(
             inner, loop.evaluate(outer, inner, key).value, grad, {"outer/penalty": gamma},
@@ -115,17 +117,19 @@ def _penalised_step(
 
 
 def _outer_slope(
-    loop: InnerLoop, outer: Tree, y: GradientState, z: GradientState, key: int, steps: int,
-    gamma: float,
-) -> Tree:  # fmt: skip
-    """Return the derivative in phi of F(phi, y) + gamma [g(phi, y) - g(phi, z)]."""
+    loop: InnerLoop, outer: Tree, held: Held, z: GradientState, key: int, steps: int, gamma: float
+) -> Tree:
+    """Return the derivative in phi of F(phi, y) + gamma [g(phi, y) - g(phi, z)], y held fixed."""
     # One batch and one mask for both: what is the same in g(y) and g(z) cancels without noise.
-    phi, draw = tree.leaves(outer), loop.solve_draw(z, key, steps)
+    phi, y, draw = tree.leaves(outer), held.inner, loop.solve_draw(z, key, steps)
     batch = loop.batch(phi, z.at(z.params), draw)
 
     def inner_loss(state: GradientState) -> Tensor:
         return loop.inner_value(phi, state.at(state.params), draw, batch)
 
-    loss = loop.outer_value(phi, y, loop.outer_draw(y, key))
-    loss = loss + gamma * (inner_loss(y) - inner_loss(z))
+    with held.block():
+        top, bottom = loop.outer_value(phi, y, loop.outer_draw(y, key)), inner_loss(y)
+    held.refuse_read("outer_loss", top)
+    held.refuse_read("inner_loss", bottom)
+    loss = top + gamma * (bottom - inner_loss(z))
     return tree.gradient(loss, phi)[0]

@@ -14,7 +14,7 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.estimators.constants import along, tangent
-from metaopt.estimators.inner_run import InnerRun, Result, outer_gradients
+from metaopt.estimators.inner_run import InnerRun, Result
 from metaopt.estimators.one_step import take_step
 
 Kind = Literal["loss_difference", "dot_product", "cosine", "per_example"]
@@ -95,7 +95,7 @@ class ScoreFunction(InnerRun):
         draw = loop.draw(inner, key, 0)
         batch = loop.batch(outer, inner, draw)
         after, slope, transpose = take_step(loop, outer, inner, draw, batch)
-        value, v, direct = outer_gradients(loop, outer, after, key)
+        value, v, direct = self.outer_gradients(loop, outer, after, key)
         w, through_rates = transpose(v)
         if self.feedback == "loss_difference":
             reward = _loss_difference(loop, outer, inner, after, loop.outer_draw(after, key))

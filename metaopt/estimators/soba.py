@@ -10,8 +10,9 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.held_fixed import Held
 from metaopt.estimators.implicit import inner_slope, pull_back
-from metaopt.estimators.inner_run import InnerRun, Result, largest, outer_gradients
+from metaopt.estimators.inner_run import InnerRun, Result, largest
 
 
 class Soba(InnerRun):
@@ -57,13 +58,14 @@ class Soba(InnerRun):
 
     def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after one step and the hypergradient before it."""
-        value, v, direct = outer_gradients(loop, outer, inner, key)
+        value, v, direct = self.outer_gradients(loop, outer, inner, key)
         q = tree.zeros_like(v) if self._q is None else self._q
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
         with twice_differentiable():
             # The step is taken on this evaluation, so the module updates the state's own buffers.
-            at = inner._replace(params=theta)
-            loss, slope = inner_slope(loop, phi, at, loop.draw(inner, key, 0))
+            held = Held(loop, "Soba", inner._replace(params=theta), state=True)
+            loss, slope = inner_slope(loop, phi, held.inner, loop.draw(inner, key, 0))
+            held.refuse_read("inner_loss", loss)
             optimizer = loop.optimizer(phi, inner.step)
             stationary = optimizer.stationary_gradient(theta, slope)
             products = pull_back(stationary, [*theta.values(), *phi.values()], q)

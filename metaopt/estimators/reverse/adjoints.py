@@ -15,6 +15,7 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
+from metaopt.estimators.held_fixed import outer_value
 
 Adjoint = list[Tensor]
 
@@ -24,7 +25,7 @@ def at_end(
 ) -> tuple[Tensor, list[Tensor], Adjoint]:
     """Return F, its direct derivative with respect to phi, and the adjoint of the last state."""
     end = loop.leaves(end)
-    loss = loop.outer_value(phi, end, loop.outer_draw(end, key))
+    loss = outer_value(loop, "Unroll", phi, end, loop.outer_draw(end, key))
     direct, adjoint = pull_back([tree.total(loss)], None, phi, loop.differentiated(end))
     return loss.detach(), direct, adjoint
 

@@ -12,6 +12,7 @@ from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
+from metaopt.estimators.held_fixed import outer_value
 from metaopt.estimators.reverse.adjoints import Adjoint, at_end, graph, pull_back, through_steps
 from metaopt.estimators.reverse.schedules import Schedule
 from metaopt.estimators.reverse.stores import Store
@@ -78,7 +79,7 @@ class ReversePass:
         # An alias, for the slope that does not lead through a state made of the parameters.
         last = {k: p.view_as(p) for k, p in end.params.items()}
         draw = self.loop.outer_draw(end, self.key)
-        loss = self.loop.outer_value(self.phi, end._replace(params=last), draw)
+        loss = outer_value(self.loop, "Unroll", self.phi, end._replace(params=last), draw)
         inputs = self.loop.differentiated(start)
         grads, adjoints = pull_back([tree.total(loss)], None, self.phi, [*inputs, *last.values()])
         size, end = _norm(adjoints[len(inputs) :], end), tree.detach(end)
