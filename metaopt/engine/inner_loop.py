@@ -268,7 +268,10 @@ class InnerLoop:
 
     def apply(self, name: str, outer: Tree, inner: GradientState, batch: Batch) -> Any:
         """Return what a function (outer, inner, batch) of the problem says, by its name."""
-        value = getattr(self.problem, name)(outer, self.tensors(inner), batch)
+        tensors = self.tensors(inner)
+        value = getattr(self.problem, name)(outer, tensors, batch)
+        # What a module assigns to a buffer, functional_call leaves in `tensors`.
+        inner.buffers.update({k: tensors[k] for k in inner.buffers if tensors[k] is not None})
         return scalar_loss(value, name) if name in LOSSES else value
 
     def masks(self, draw: Draw, purpose: str) -> AbstractContextManager[object]:

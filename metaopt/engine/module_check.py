@@ -5,6 +5,7 @@ Nothing here knows a module by its class. A loss is evaluated and differentiated
 - the reverse pass reads the tensors that the forward pass read (`torch.utils.checkpoint` under
   `functional_call` recomputes a layer with the module's own weights);
 - gradients are dense;
+- no parameter of theta is left unread while the module's own weight of its value is read;
 - g is a function of its arguments, so that two evaluations agree.
 
 What the pass shows beside: whether g computes in half precision.
@@ -62,6 +63,15 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
                 f"the gradient of {problem}'s parameter {name!r} is sparse, and estimators need "
                 f"dense ones. Make the embedding with sparse=False; its values are the same."
             )
+    unread = {k: theta[k] for k, slope in zip(theta, slopes, strict=False) if slope is None}
+    for name, value in unread.items():
+        if value.any() and any(_same(value, weight) for weight in reads.weights.values()):
+            raise ValueError(
+                f"inner_loss of {problem} does not read its parameter {name!r}, and reads a weight "
+                f"of the module's own that has its value: it would not be trained. Call the module "
+                f"by functional_call(module, inner, ...), and let it hold no weight in a list or a "
+                f"closure, which functional_call does not replace."
+            )
     with torch.no_grad():
         again = loop.inner_value(outer, inner.at(inner.params), draw, batch)
     if slopes and not torch.allclose(
@@ -75,6 +85,11 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
             f"draw.generator in inner_batch; keep a state in init_state and update_state."
         )
     return frozenset(reads.half)
+
+
+def _same(value: Tensor, weight: Tensor) -> bool:
+    alike = (value.shape, value.dtype) == (weight.shape, weight.dtype)
+    return alike and torch.equal(value, weight)
 
 
 def check_outer_loss(loop: InnerLoop, outer: Tree, inner: GradientState) -> None:
@@ -127,12 +142,14 @@ class _ParameterReads(TorchDispatchMode):
     Attributes:
         backward: whether the reverse pass has begun.
         other: whether it has read a parameter that the forward pass did not.
+        weights: parameters of modules that the forward pass has read, by memory.
         half: which dtypes of half precision the forward pass has computed in.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.backward, self.other = False, False
+        self.weights: dict[int, Tensor] = {}
         self.half = set[torch.dtype]()
         self._forward: set[int] = set()
 
@@ -149,5 +166,6 @@ class _ParameterReads(TorchDispatchMode):
             self.other |= any(t.data_ptr() not in self._forward for t in own)
         else:
             self._forward.update(t.data_ptr() for t in read)
+            self.weights.update((t.data_ptr(), t) for t in read if isinstance(t, nn.Parameter))
             self.half.update(HALF & {t.dtype for t in read})
         return func(*args, **(kwargs or {}))

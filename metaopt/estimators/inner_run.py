@@ -84,9 +84,11 @@ class InnerRun:
         # What a problem draws from torch's global generators here must not move those of the run.
         with replay(0):
             phi = tree.leaves(tree.named_tensors(loop.problem.init_outer(generator(0)), name))
-            start = loop.initial(phi, 0)
-            made = tree.tensors([start.params, start.buffers, start.state])
+            with Uses(phi) as uses:
+                start = loop.initial(phi, 0)
+            made = list(tree.tensors([start.params, start.buffers, start.state]))
             forks = not loop.problem.warm_start and any(t.requires_grad for t in made)
+            through = tree.reached([t.sum() for t in made], phi) if forks else set()
             start = tree.detach(start)
             loop.check_modules(phi, start)
             _refuse_half(loop, name, phi, start, self.needs_precision)
@@ -102,8 +104,10 @@ class InnerRun:
                 refuse_state(loop, name, phi, start)
             if self.misses_buffers_of:
                 refuse_buffers(loop, name, phi, start, self.misses_buffers_of)
-            if self.differentiates_inner and not forks:
-                _refuse_unconnected(loop, name, phi, start, self.inner_steps)
+            if self.differentiates_inner:
+                if loop.problem.warm_start:
+                    uses.names.clear()  # where a run starts is held fixed
+                _refuse_unconnected(loop, name, start, self.inner_steps, uses, through)
             for optimizer in optimizers(loop, phi, self.inner_steps):
                 if not self.carries_optimizer:
                     refuse_learned(loop, name, optimizer)
@@ -259,30 +263,40 @@ def _refuse_half(
 
 
 def _refuse_unconnected(
-    loop: InnerLoop, estimator: str, phi: Tree, inner: GradientState, steps: int
+    loop: InnerLoop, estimator: str, inner: GradientState, steps: int, uses: Uses, through: set[str]
 ) -> None:
     """Raise a `ValueError` if phi, or a tensor of it that is used, has no derivative to F.
 
-    It leads there by itself, or from phi to g or the inner optimizer and from theta to F; theta_0
-    is not made of phi. A hypergradient that is zero for want of a path would leave phi where it is,
-    and the run would look like one that has converged. One that is zero in value is another thing.
+    It leads there by itself, or from phi to g, the inner optimizer or theta_0 and from theta to F.
+    A hypergradient that is zero for want of a path would leave phi where it is, and the run would
+    look like one that has converged. One that is zero in value is another thing.
+
+    Args:
+        loop: the inner level.
+        estimator: who asks, for the message.
+        inner: the first state.
+        steps: of a run.
+        uses: of leaves of phi, those that making the first state has used.
+        through: the names of phi from which a derivative leads to that state.
     """
+    phi = uses.phi
     if not any(t.numel() for t in phi.values()):
         return  # nothing to learn, as where weights are a function of each batch
     # A problem may let phi in later than at the first step: the last one and a solve's count too.
-    draws = [loop.draw(inner, 0, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
+    first_and_last = dict.fromkeys(k for k in (0, 1, steps - 1) if 0 <= k < max(steps, 1))
+    draws = [loop.draw(inner, 0, k) for k in first_and_last]
     draws.append(loop.solve_draw(inner, 0, steps))
     theta, state = tree.leaves(inner.params), tree.map_tensors(tree.leaf, inner.state)
     after = inner._replace(params=theta, state=state)
     after = after._replace(state=loop.updated_state(phi, after, inner.step + 1))
-    with Uses(phi) as uses:
+    with uses:
         outer_loss = loop.outer_value(phi, after, loop.outer_draw(inner, 0))
         inner_losses = [loop.inner_value(phi, inner.at(inner.params), draw) for draw in draws]
     made = [t for o in optimizers(loop, phi, steps) for t in hyperparameters(o)]
     connected, problem = tree.reached(outer_loss, phi), type(loop.problem).__name__
     reads_theta = bool(tree.reached(outer_loss, theta | tree.numbered(state)))
     if reads_theta:
-        connected |= tree.reached([*inner_losses, *made], phi)
+        connected |= through | tree.reached([*inner_losses, *made], phi)
     elif not connected:
         raise ValueError(
             f"{estimator} would return 0: no derivative leads from the inner parameters, or a "

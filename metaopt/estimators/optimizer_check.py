@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from metaopt.engine import tree
@@ -88,6 +88,7 @@ class Uses(TorchFunctionMode):
         super().__init__()
         self.phi, self.names = phi, set[str]()
         self._by_id = {id(t): name for name, t in phi.items()}
+        self._by_memory = {t.data_ptr(): name for name, t in phi.items() if t.numel()}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -96,9 +97,16 @@ class Uses(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         # Properties such as .shape are getters too; .data alone has the values.
         if not (name in self.form or (name == "__get__" and func != DATA)):
-            used = (self._by_id.get(id(t)) for t in tree.tensors((args, kwargs)))
-            self.names.update(key for key in used if key is not None)
+            self.names.update(self._names(args, kwargs))
         return func(*args, **kwargs)
+
+    def _names(self, *arguments: Any) -> Iterator[str]:
+        for tensor in tree.tensors(arguments):
+            if id(tensor) in self._by_id:
+                yield self._by_id[id(tensor)]
+            # nn.Parameter(t) is another tensor on its memory, made by no call that a mode sees.
+            elif isinstance(tensor, nn.Parameter) and tensor.data_ptr() in self._by_memory:
+                yield self._by_memory[tensor.data_ptr()]
 
     def without(self, reached: Collection[str]) -> list[str]:
         """Return the tensors that are used, not empty, and not among those reached."""

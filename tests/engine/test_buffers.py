@@ -286,3 +286,33 @@ def test_a_module_that_writes_its_graph_in_a_buffer_keeps_none_of_it():
         inner, _ = estimator(loop, outer, loop.start(outer, None, 0), 7)
         assert not inner.buffers["1.mean"].requires_grad
         assert inner.buffers["1.mean"].abs().sum() > 0
+
+
+class Assigned(nn.Module):
+    """An average and a count of calls that are assigned, not changed in place; torch's buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        if self.training:
+            self.calls = self.calls + 1
+            self.mean = 0.8 * self.mean + 0.2 * x.mean(0)
+        return x - self.mean
+
+
+@pytest.mark.parametrize("estimator", CARRY)
+def test_buffers_that_a_module_assigns_carry_their_value_and_derivative(estimator):
+    loops = [InnerLoop(Normalized(layer)) for layer in (Assigned, Average)]
+    results = []
+    for loop in loops:
+        outer = loop.problem.init_outer(None)
+        estimator.check(loop)
+        results.append(estimator(loop, outer, loop.start(outer, None, 0), 7))
+    (inner, feedback), (expected, reference) = results
+    assert inner.buffers["1.calls"] == 4
+    torch.testing.assert_close(inner.buffers["1.mean"], expected.buffers["1.mean"])
+    torch.testing.assert_close(feedback.grad, reference.grad, rtol=1e-9, atol=1e-12)
+    assert not inner.buffers["1.mean"].requires_grad

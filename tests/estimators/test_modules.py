@@ -145,6 +145,37 @@ def test_a_loss_that_computes_in_half_precision_says_so(estimator):
     estimator.check(InnerLoop(problem))
 
 
+def test_a_weight_that_functional_call_does_not_replace_is_named():
+    class InAList(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+            self.weights = [self.layer.weight]
+
+        def forward(self, x):
+            return self.head((x @ self.weights[0]).tanh())
+
+    class Direct(Regression):
+        def losses(self, inner, batch):
+            return (self.module(batch[0]).flatten(1).mean(1) - batch[1]) ** 2
+
+    for problem in (Regression(InAList().double()), Direct(KINDS["in place"]())):
+        loop, outer = InnerLoop(problem), problem.init_outer(None)
+        with pytest.raises(ValueError, match=r"does not read its parameter 'layer\.weight', and"):
+            loop.run(outer, loop.start(outer, None, 3), 3, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("estimator", [FiniteDifference(), Sama()])
+def test_a_hook_on_gradients_that_a_difference_cannot_replay_is_named(estimator):
+    module = KINDS["unused"]()
+    module.layer.register_full_backward_hook(lambda layer, before, after: None)
+    problem = Regression(module)
+    with pytest.raises(ValueError, match=r"at perturbed parameters: .*take hooks on gradients out"):
+        estimator.check(InnerLoop(problem))
+    assert relative_error(gradient(problem, Unroll(3)), whole_run(problem, 3)) < 1e-6
+
+
 CHECKPOINTED = [kind for kind in REFUSED if kind.startswith("checkpointed")]
 
 

@@ -271,6 +271,9 @@ class TwoParts(Plain):
         lambda phi, theta: phi.get("b").data * theta.sum(),
         lambda phi, theta: dict(phi)["b"].round().detach() * theta.sum(),
         lambda phi, theta: (phi["b"] > 0) * theta.sum(),
+        lambda phi, theta: torch.nn.Parameter(phi["b"]) * theta.sum(),
+        lambda phi, theta: torch.tensor(phi["b"].tolist()) * theta.sum(),
+        lambda phi, theta: torch.as_tensor(phi["b"].detach().numpy() * 2) * theta.sum(),
     ],
 )
 def test_one_tensor_of_phi_that_is_used_without_a_path_is_named(second):
@@ -279,6 +282,57 @@ def test_one_tensor_of_phi_that_is_used_without_a_path_is_named(second):
             ValueError, match=r"a part of the outer variable as it is: .* \(b \(\)\)"
         ):
             estimator.check(InnerLoop(TwoParts(second)))
+
+
+class Scaled(TwoParts):
+    """theta_0 is made of the second tensor by `start`, and of the first one where that learns it.
+
+    Args:
+        start: of the second tensor.
+        second: of phi and theta, in g.
+    """
+
+    warm_start = False
+
+    def __init__(self, start, second=lambda phi, theta: 0.0):
+        super().__init__(second)
+        self.start = start
+
+    def init_params(self, outer, generator):
+        return {"w": torch.ones(4, dtype=torch.float64) * self.start(outer["b"]) + outer["w"]}
+
+
+@pytest.mark.parametrize("estimator", [Unroll(2), Unroll(2, segments=2), Forward(2)])
+def test_a_tensor_that_makes_theta_0_alone_has_its_derivative_or_is_named(estimator):
+    grad = estimator(*_run(Scaled(torch.exp)))[1].grad["b"]
+    ends = []
+    for radius in (1e-5, -1e-5):
+        loop, outer, _, key = _run(Scaled(torch.exp))
+        outer["b"] += radius
+        inner = loop.run(outer, loop.start(outer, None, key), key, 2)
+        ends.append(loop.evaluate(outer, inner, key).value)
+    torch.testing.assert_close(grad, (ends[0] - ends[1]) / 2e-5, rtol=1e-7, atol=1e-9)
+    for problem in (
+        Scaled(torch.detach),
+        Scaled(lambda b: b.item()),
+        Scaled(lambda b: 1.0, lambda phi, theta: phi["b"].detach() * theta.sum()),
+    ):
+        with pytest.raises(ValueError, match=r"a part of the outer variable as it is.* \(b \(\)\)"):
+            estimator.check(InnerLoop(problem))
+
+
+def test_a_tensor_that_the_second_step_detaches_is_named():
+    class Second(TwoParts):
+        def inner_batch(self, draw):
+            self.inner_step = draw.inner_step
+            return self.x
+
+    def second(phi, theta):
+        return phi["b"].detach() * theta.sum() if problem.inner_step == 1 else 0.0
+
+    problem = Second(second)
+    with pytest.raises(ValueError, match=r"a part of the outer variable as it is: .* \(b \(\)\)"):
+        Unroll(3).check(InnerLoop(problem))
 
 
 def test_a_tensor_of_phi_of_which_only_the_form_is_asked_is_none_of_them():
