@@ -10,7 +10,7 @@ Nothing here knows a module by its class. A loss is evaluated and differentiated
 
 What the pass shows beside: whether g computes in half precision.
 
-Cost, once per run: two evaluations and one gradient of g, one gradient of F.
+Cost, once per run: three evaluations and one gradient of g, one gradient of F.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metaopt.engine import tree
 from metaopt.engine.kernels import eager
 from metaopt.engine.protocols import Tree
+from metaopt.engine.random import generator
 
 if TYPE_CHECKING:
     from metaopt.engine.gradient_problem import GradientState
@@ -72,7 +73,11 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
                 f"by functional_call(module, inner, ...), and let it hold no weight in a list or a "
                 f"closure, which functional_call does not replace."
             )
+    # Elsewhere in between: an average that the module hides is what it was where nothing moves.
+    moved = tree.random_like(inner.params, generator(0))
+    moved = tree.add(inner.params, moved, tree.radius(inner.params, moved, 0.01))
     with torch.no_grad():
+        loop.inner_value(outer, inner.at(moved), draw, batch)
         again = loop.inner_value(outer, inner.at(inner.params), draw, batch)
     if slopes and not torch.allclose(
         loss, again, rtol=_ROUNDING.get(loss.dtype, 1e-2), atol=0, equal_nan=True

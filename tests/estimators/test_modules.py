@@ -212,9 +212,9 @@ def test_the_modules_are_tried_once():
     problem = Counted(KINDS["in place"]())
     loop, outer = InnerLoop(problem), problem.init_outer(None)
     inner = loop.run(outer, loop.start(outer, None, 3), 3, 1)
-    assert problem.evaluations == 3
+    assert problem.evaluations == 4
     loop.run(outer, inner, 4, 5)
-    assert problem.evaluations == 8
+    assert problem.evaluations == 9
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "function without a second derivative"])

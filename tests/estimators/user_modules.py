@@ -208,6 +208,18 @@ def plain():
     return Layer(lambda m, x: m.layer(x).tanh())
 
 
+def embedded(**options):
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(7, 3, **options), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.head(self.table((2 * x).long() % 7).mean((1, 2)).tanh())
+
+    return Embedded()
+
+
 RIGHT = {
     "rnn": lambda: Recurrent(nn.RNN),
     "lstm": lambda: Recurrent(nn.LSTM),
@@ -223,6 +235,7 @@ RIGHT = {
     "unused": lambda: Layer(lambda m, x: m.layer(x).tanh(), spare=nn.Linear(2, 2)),
     "in place": lambda: Layer(in_place),
     "hooked": hooked,
+    "padded embedding": lambda: embedded(padding_idx=0),
     "orthogonal": lambda: nn.Sequential(
         nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 1)
     ),
@@ -239,6 +252,22 @@ class OwnGenerator(nn.Module):
 
     def forward(self, x):
         return self.layer(x * torch.rand(x.shape, generator=self.generator, dtype=x.dtype))
+
+
+class HiddenAverage(nn.Module):
+    """A layer that adds the output of an average of its weights, which is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.average = nn.Linear(4, 1), None
+
+    def forward(self, x):
+        with torch.no_grad():
+            weight = self.layer.weight
+            self.average = (
+                weight.clone() if self.average is None else self.average.lerp(weight, 0.1)
+            )
+        return self.layer(x) + F.linear(x, self.average)
 
 
 def checkpointed(use_reentrant):
@@ -261,18 +290,6 @@ def sine(function):
     return lambda: Layer(lambda m, x: function.apply(m.layer(x)))
 
 
-def embedded():
-    class Embedded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table, self.head = nn.Embedding(7, 3, sparse=True), nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.head(self.table((2 * x).long() % 7).mean((1, 2)).tanh())
-
-    return Embedded()
-
-
 SECOND, FORWARD = ("unroll", "segments", "forward", "implicit_identity"), ("one_step",)
 FIRST = ("finite_difference", "sama")
 GRADIENT, ALL = (*SECOND, *FORWARD, *FIRST), (*SECOND, *FORWARD, *FIRST, "score")
@@ -283,7 +300,8 @@ REFUSED = {
     "checkpointed, reentrant": (checkpointed(True), dict.fromkeys(ALL, "use_reentrant=True")),
     "checkpointed function": (checkpointed_function, dict.fromkeys(ALL, "checkpoint")),
     "generator of its own": (OwnGenerator, dict.fromkeys(ALL, "a generator of its own")),
-    "sparse embedding": (embedded, dict.fromkeys(ALL, "sparse=False")),
+    "hidden average": (HiddenAverage, dict.fromkeys(ALL, "a hidden state")),
+    "sparse embedding": (lambda: embedded(sparse=True), dict.fromkeys(ALL, "sparse=False")),
     "spectral_norm": (
         weighted(nn.utils.parametrizations.spectral_norm),
         dict.fromkeys(GRADIENT, r"module\.eval\(\)"),
