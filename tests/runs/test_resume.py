@@ -191,7 +191,7 @@ class Replicates(Ridge):
 
 def test_the_result_keeps_every_replicate(tmp_path: Path) -> None:
     run = build(tmp_path / "a")
-    run.engine.problem = Replicates()
+    run.engine.loop.problem = Replicates()
     actual = run()
     assert actual["metrics"]["eval/one"] == 1.0
     assert actual["metrics"]["eval/each"] is None
