@@ -1,12 +1,9 @@
 """Inner optimizers as pure functions of (parameters, gradients, state, step).
 
 Each one has two forms with the same numbers: `update` returns new tensors and can be
-differentiated, `update_` changes the arguments in place through torch's own fused loops and keeps
-no second copy. Both equal `torch.optim` step for step.
-
-Where `update` writes `plus` or `lerp` for a sum, it repeats the operations of torch's kernels in
-their order, so that a differentiated run and one in place agree to the bit on a CPU, in float32 and
-float64.
+differentiated, `update_` changes the arguments in place and keeps no second copy. Both take one
+formula, in the ways of `metaopt.engine.elementwise`, so that a differentiated run and one in place
+agree to the bit on a CPU, in float32 and float64. Both equal `torch.optim` step for step.
 
 Every number may be a tensor of one element, and rates and decays one for each parameter, so that
 they can be made of phi: see `metaopt.engine.gradient_problem.GradientProblem.inner_optimizer` and
@@ -21,23 +18,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from metaopt.engine import tree
+from metaopt.engine.elementwise import Lists, OneByOne, safe_sqrt, transformed
+from metaopt.engine.fused_adam import FusedAdam, parts
 from metaopt.engine.hyperparameters import (
     Hyperparameter,
     Number,
     check_hyperparameters,
     is_zero,
-    plus,
-    plus_product,
-    plus_quotient,
     root,
     scalar,
 )
 from metaopt.engine.protocols import Tree
-from metaopt.engine.scheduled import Scheduled, State, safe_sqrt
+from metaopt.engine.scheduled import Moments, Scheduled, State
 
 
 class InnerOptimizer(Protocol):
@@ -97,36 +91,18 @@ class SGD(Scheduled):
         """Return a zero momentum buffer, or nothing without momentum."""
         return {} if is_zero(self.momentum) else {"momentum": tree.zeros_like(params)}
 
-    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
-        """Return parameters and state after one step; new tensors, differentiable."""
-        grads, new, buffers = self._clipped(grads), {}, {}
-        momentum = None
-        if not is_zero(self.momentum):
-            momentum = scalar(self.momentum, next(iter(params.values())))
-        for names, lr, decay in self._grouped(params, step):
-            for name in names:
-                theta, d = params[name], grads[name]
-                if not is_zero(decay):
-                    d = plus(d, theta, decay)
-                if momentum is not None:
-                    buffers[name] = b = state["momentum"][name] * momentum + d
-                    d = plus(d, b, momentum) if self.nesterov else b
-                new[name] = plus(theta, d, -lr)
-        state = {} if momentum is None else {"momentum": {k: buffers[k] for k in params}}
-        return {k: new[k] for k in params}, state
-
-    def _kernel(self, params: Tree, grads: Tree, state: State, step: int) -> None:
-        groups: list[tuple[list[str], Any, Any]] = self._grouped(params, step)
-        momentum: Any = self.momentum
-        for names, lr, decay in groups:
-            moments: list[Tensor | None] = [None] * len(names)
-            if momentum:
-                moments = [state["momentum"][n] for n in names]
-            sgd(
-                [params[n] for n in names], [grads[n] for n in names], moments,
-                has_sparse_grad=False, foreach=True, weight_decay=decay, momentum=momentum,
-                lr=lr, dampening=0.0, nesterov=self.nesterov, maximize=False,
-            )  # fmt: skip
+    def stepped(
+        self, ops: OneByOne, theta: Lists, grads: Lists, moments: Moments,
+        lr: Number, decay: Number, step: int,
+    ) -> tuple[Lists, Moments]:  # fmt: skip
+        """Return parameters and moments of one group after a step; see `Scheduled`."""
+        d = grads if is_zero(decay) else ops.new_sum(grads, theta, decay)
+        if is_zero(self.momentum):
+            return ops.add(theta, d, -lr), {}
+        momentum = scalar(self.momentum, theta[0])
+        b = ops.add(ops.mul(moments["momentum"], momentum), d)
+        d = ops.new_sum(d, b, momentum) if self.nesterov else b
+        return ops.add(theta, d, -lr), {"momentum": b}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,39 +187,33 @@ class Adam(Scheduled):
         """Return zero first and second moments."""
         return {"mean": tree.zeros_like(params), "square": tree.zeros_like(params)}
 
-    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
-        """Return parameters and state after one step; new tensors, differentiable."""
-        grads, new, means, squares = self._clipped(grads), {}, {}, {}
-        first, t = next(iter(params.values())), step + 1
-        b1, b2, eps = (scalar(x, first) for x in (*self.betas, self.eps))
-        for names, lr, decay in self._grouped(params, step):
-            for name in names:
-                g, theta = grads[name], params[name]
-                if not is_zero(decay):
-                    if self.decoupled:
-                        theta = theta * (1 - lr * decay)
-                    else:
-                        g = plus(g, theta, decay)
-                means[name] = m = torch.lerp(state["mean"][name], g, 1 - b1)
-                s = plus_product(state["square"][name] * b2, g, g, 1 - b2)
-                squares[name], denominator = s, safe_sqrt(s) / root(1 - b2**t) + eps
-                new[name] = plus_quotient(theta, m, denominator, -lr / (1 - b1**t))
-        order = {k: new[k] for k in params}
-        return order, {"mean": {k: means[k] for k in params},
-                       "square": {k: squares[k] for k in params}}  # fmt: skip
+    def stepped(
+        self, ops: OneByOne, theta: Lists, grads: Lists, moments: Moments,
+        lr: Number, decay: Number, step: int,
+    ) -> tuple[Lists, Moments]:  # fmt: skip
+        """Return parameters and moments of one group after a step; see `Scheduled`."""
+        b1, b2, eps = (scalar(x, theta[0]) for x in (*self.betas, self.eps))
+        t = step + 1
+        if not is_zero(decay):
+            if self.decoupled:
+                theta = ops.mul(theta, 1 - lr * decay)
+            else:
+                grads = ops.new_sum(grads, theta, decay)
+        mean = ops.lerp(moments["mean"], grads, 1 - b1)
+        square = ops.add_square(ops.mul(moments["square"], b2), grads, 1 - b2)
+        denominator = ops.root(square, root(1 - b2**t), eps)
+        theta = ops.add_quotient(theta, mean, denominator, -lr / (1 - b1**t))
+        return theta, {"mean": mean, "square": square}
 
-    def _kernel(self, params: Tree, grads: Tree, state: State, step: int) -> None:
-        groups: list[tuple[list[str], Any, Any]] = self._grouped(params, step)
-        eps: Any = self.eps
-        for names, lr, decay in groups:
-            # The kernel counts up in the step tensors, one for each parameter: made for this call.
-            adam(
-                [params[n] for n in names], [grads[n] for n in names],
-                [state["mean"][n] for n in names], [state["square"][n] for n in names], [],
-                [torch.tensor(float(step)) for _ in names], foreach=True, amsgrad=False,
-                beta1=self.betas[0], beta2=self.betas[1], lr=lr, weight_decay=decay, eps=eps,
-                maximize=False, decoupled_weight_decay=self.decoupled,
-            )  # fmt: skip
+    def _differentiable(
+        self, theta: Lists, grads: Lists, moments: Moments, lr: Number, decay: Number, step: int
+    ) -> tuple[Lists, Moments]:
+        if not self.fixed or transformed():
+            return super()._differentiable(theta, grads, moments, lr, decay, step)
+        lists = (theta, grads, moments["mean"], moments["square"])
+        flat: Any = FusedAdam.apply(self, lr, decay, step, *(t for part in lists for t in part))  # type: ignore[no-untyped-call]
+        new, mean, square = parts(flat, 3)
+        return new, {"mean": mean, "square": square}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 
@@ -32,11 +31,27 @@ def eager() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+_ATTENTION = [
+    (getattr(torch._C, f"_get_{name}_sdp_enabled"), getattr(torch._C, f"_set_sdp_use_{name}"), name)
+    for name in ("math", "flash", "mem_efficient", "cudnn", "overrideable")
+    if hasattr(torch._C, f"_set_sdp_use_{name}")
+]
+"""What tells whether a kernel of attention may be used, and what sets it."""
+
+
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Run `eager`, with attention by torch's plain kernel: the fused ones have one derivative."""
-    with eager(), sdpa_kernel(SDPBackend.MATH):
-        yield
+    # Not by `sdpa_kernel(SDPBackend.MATH)`, which takes as long as the loss of a small network.
+    before = [enabled() for enabled, _, _ in _ATTENTION]
+    try:
+        for _, enable, name in _ATTENTION:
+            enable(name == "math")
+        with eager():
+            yield
+    finally:
+        for (_, enable, _), value in zip(_ATTENTION, before, strict=True):
+            enable(value)
 
 
 def current_function_modes() -> list[TorchFunctionMode]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metaopt.engine import tree
+from metaopt.engine.elementwise import InPlace, Lists, OneByOne, safe_sqrt
 from metaopt.engine.hyperparameters import (
     Hyperparameter,
     Number,
@@ -31,6 +31,12 @@ from metaopt.engine.schedules import Schedule
 
 State = dict[str, Tree]
 """An optimizer's moments: one dict of tensors each."""
+
+Moments = dict[str, Lists]
+"""The same of one group: one list of tensors each."""
+
+Stepped = Callable[[Lists, Lists, Moments, Number, Number, int], tuple[Lists, Moments]]
+"""Steps (theta, grads, moments) of a group, given its rate, its decay and the steps before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,24 +101,56 @@ class Scheduled(ABC):
         """Whether all hyperparameters are numbers."""
         return fixed(self)
 
+    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
+        """Return parameters and state after one step; new tensors, differentiable."""
+        return self._updated(params, self._clipped(grads), state, step, self._differentiable)
+
     @torch.no_grad()
     def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
         """Do the same step as `update` in place."""
         if self.fixed:
-            self._kernel(params, self._clipped(grads), state, step)
+            ops = InPlace()
+            self._updated(params, self._clipped(grads), state, step, partial(self.stepped, ops))
             return
-        # Torch's kernels take numbers only, and reading a tensor's would wait for the device.
+        # In place, factors are numbers, and reading a tensor's would wait for the device.
         new, moments = self.update(params, grads, state, step)
         for old, values in ((params, new), *((state[k], v) for k, v in moments.items())):
             torch._foreach_copy_(list(old.values()), [values[k] for k in old])
 
-    @abstractmethod
-    def update(self, params: Tree, grads: Tree, state: State, step: int) -> tuple[Tree, State]:
-        """Return parameters and state after one step; new tensors, differentiable."""
+    def _updated(
+        self, params: Tree, grads: Tree, state: State, step: int, stepped: Stepped
+    ) -> tuple[Tree, State]:
+        """Return parameters and state, stepped group by group."""
+        # In the order of the parameters, whatever that of the groups is.
+        new, moments = dict(params), {name: dict(params) for name in state}
+        for names, lr, decay in self._grouped(params, step):
+            lists = [[values[n] for n in names] for values in (params, grads, *state.values())]
+            by_name: Moments = dict(zip(state, lists[2:], strict=True))
+            theta, after = stepped(lists[0], lists[1], by_name, lr, decay, step)
+            new.update(zip(names, theta, strict=True))
+            for name, values in after.items():
+                moments[name].update(zip(names, values, strict=True))
+        return new, moments
+
+    def _differentiable(
+        self, theta: Lists, grads: Lists, moments: Moments, lr: Number, decay: Number, step: int
+    ) -> tuple[Lists, Moments]:
+        """Return what `stepped` does, on the graph."""
+        return self.stepped(OneByOne(), theta, grads, moments, lr, decay, step)
 
     @abstractmethod
-    def _kernel(self, params: Tree, grads: Tree, state: State, step: int) -> None:
-        """Take a step of fixed numbers in place, by torch's kernels, along clipped gradients."""
+    def stepped(
+        self, ops: OneByOne, theta: Lists, grads: Lists, moments: Moments,
+        lr: Number, decay: Number, step: int,
+    ) -> tuple[Lists, Moments]:  # fmt: skip
+        """Return parameters and moments of one group after a step along clipped gradients.
+
+        Args:
+            ops: how sums and products of lists are taken.
+            theta, grads, moments: of the group's parameters.
+            lr, decay: of the group.
+            step: steps taken before.
+        """
 
     def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
         """Return dg/dtheta + weight_decay * theta, from `slope` = dg/dtheta; differentiable.
@@ -184,13 +222,3 @@ class Scheduled(ABC):
         most = scalar(self.clip_norm, norms)
         coefficient = (most / (safe_sqrt((norms * norms).sum(0)) + 1e-6)).clamp(max=1.0)
         return {k: g * tree.across(coefficient, g) for k, g in grads.items()}
-
-
-def safe_sqrt(x: Tensor) -> Tensor:
-    """Return sqrt(x) with derivative 0 at x = 0, where the usual one is infinite.
-
-    A dead unit has a second moment of exactly 0; without this, the derivative through Adam is NaN.
-    """
-    positive = x > 0
-    # The inner `where` keeps the infinite slope out: 0 * inf in the reverse pass would be NaN.
-    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)

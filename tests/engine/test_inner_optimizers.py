@@ -13,13 +13,13 @@ from torch.optim.lr_scheduler import (
 )
 
 from metaopt.engine import tree
+from metaopt.engine.elementwise import safe_sqrt
 from metaopt.engine.inner_optimizers import (
     SGD,
     Adam,
     AdamW,
     NormalizedSGD,
 )
-from metaopt.engine.scheduled import safe_sqrt
 from metaopt.engine.schedules import Cosine, StepDecay
 
 STEPS = 12
