@@ -13,25 +13,26 @@ from torch.nn import Module
 
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.module_check import HALF
 from metaopt.engine.random import Draw, fold, generator
 
 
 def in_float64(problem: GradientProblem) -> GradientProblem:
     """Return a copy of the problem that computes in float64.
 
-    Tensors, modules and dtypes among its attributes are cast, also inside dicts, lists and tuples,
-    and so are its batches and first values. Batches are drawn as the problem draws them, in its own
-    precision, and cast then: the twin trains on the same numbers.
+    Tensors, modules and dtypes among its attributes are cast, also inside dicts, lists, tuples and
+    objects of its own package or of metaopt, and so are its batches and first values. Batches are
+    drawn as the problem draws them, in its own precision, and cast then: the twin trains on the
+    same numbers.
     """
-    twin = copy.copy(problem)
-    copies: dict[int, Any] = {}  # a module that two attributes share stays shared
+    twin, cast = copy.copy(problem), _Cast(type(problem))
     for name, value in vars(problem).items():
-        vars(twin)[name] = _cast(value, copies)
+        vars(twin)[name] = cast(value)
     vars(twin)["compute_dtype"] = None
     for name in ("inner_batch", "outer_batch"):
-        vars(twin)[name] = functools.partial(_cast_result, getattr(problem, name))
+        vars(twin)[name] = functools.partial(_cast_result, problem, getattr(problem, name))
     for name in ("init_outer", "init_params", "init_buffers", "init_state"):
-        vars(twin)[name] = functools.partial(_cast_result, getattr(twin, name))
+        vars(twin)[name] = functools.partial(_cast_result, problem, getattr(twin, name))
     return twin
 
 
@@ -99,20 +100,47 @@ def _same(batch: Batch, draw: Draw) -> Batch:
     return batch
 
 
-def _cast_result(method: Callable[..., Any], *arguments: Any) -> Any:
-    return _cast(method(*arguments), {})
+def _cast_result(problem: GradientProblem, method: Callable[..., Any], *arguments: Any) -> Any:
+    return _Cast(type(problem))(method(*arguments))
 
 
-def _cast(node: Any, copies: dict[int, Any]) -> Any:
-    if isinstance(node, torch.dtype):
-        return torch.float64 if node.is_floating_point else node
-    if isinstance(node, Module):
-        return copy.deepcopy(node, copies).double()
-    if isinstance(node, Tensor):
-        return node.double() if node.is_floating_point() else node
-    if isinstance(node, dict):
-        return {k: _cast(v, copies) for k, v in node.items()}
-    if isinstance(node, (list, tuple)):
-        parts = [_cast(v, copies) for v in node]
-        return type(node)(*parts) if hasattr(node, "_fields") else type(node)(parts)
-    return node
+class _Cast:
+    """Casts a tree to float64; what two places share stays shared.
+
+    Args:
+        kind: objects of its package, or of metaopt, are copied and their attributes cast.
+    """
+
+    def __init__(self, kind: type) -> None:
+        self._packages = {_package(kind), _package(GradientProblem)}
+        self._copies: dict[int, Any] = {}
+
+    def __call__(self, node: Any) -> Any:
+        if isinstance(node, torch.dtype):
+            return torch.float64 if node.is_floating_point else node
+        if isinstance(node, Module):
+            return copy.deepcopy(node, self._copies).double()
+        if isinstance(node, Tensor):
+            return node.double() if node.is_floating_point() else node
+        if isinstance(node, dict):
+            return {k: self(v) for k, v in node.items()}
+        if isinstance(node, (list, tuple)):
+            parts = [self(v) for v in node]
+            return type(node)(*parts) if hasattr(node, "_fields") else type(node)(parts)
+        if hasattr(node, "__dict__") and _package(type(node)) in self._packages:
+            return self._object(node)
+        return node
+
+    def _object(self, node: Any) -> Any:
+        if id(node) not in self._copies:
+            twin = self._copies[id(node)] = copy.copy(node)
+            for name, value in vars(node).items():
+                # A half precision of an inner part is what it autocasts to, which leaves float64
+                # alone.
+                half = isinstance(value, torch.dtype) and value in HALF
+                vars(twin)[name] = value if half else self(value)
+        return self._copies[id(node)]
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]

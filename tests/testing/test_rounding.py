@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from benchmarks.smoothness import Sequences, Weighted
 from metaopt.engine.inner_optimizers import SGD, AdamW
 from metaopt.estimators import Score, Unroll
 from metaopt.problems.examples import Knapsack, Quadratic
-from metaopt.testing import Precision, check_precision
+from metaopt.testing import Precision, check_precision, in_float64
 from metaopt.testing.rounding import Rounding
 
 
@@ -64,6 +65,32 @@ def test_float32_is_compared_with_the_same_batches_and_start():
     (row,) = precision.rows
     assert 1 - row.cosine < 1e-10
     assert row.norm_ratio == pytest.approx(1, abs=1e-4)
+
+
+def test_data_in_objects_of_the_problem_is_cast_and_shared_as_before():
+    class Data:
+        def __init__(self, x):
+            self.x, self.parts = x, [x[:2], {"rest": x[2:]}]
+
+    class Held(Weighted):
+        def __init__(self):
+            super().__init__(SGD(lr=0.1))
+            self.data, self.rows = Data(self.x), self.examples
+            self.same = self.data
+
+        def inner_batch(self, draw):
+            return slice(0, self.rows), self.y[: self.rows]
+
+        def losses(self, inner, batch):
+            x = self.data.x[batch[0]] if isinstance(batch[0], slice) else batch[0]
+            return super().losses(inner, (x, batch[1]))
+
+    problem = Held()
+    twin = in_float64(problem)
+    assert twin.data is twin.same is not problem.data
+    assert twin.data.x.dtype == twin.data.parts[1]["rest"].dtype == torch.float64
+    assert problem.data.x.dtype == torch.float32
+    assert check_precision(problem, Unroll, [2]).verdict.level == "fine"
 
 
 def test_the_number_of_inner_steps_of_the_run_decides():
