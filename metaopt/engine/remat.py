@@ -247,8 +247,8 @@ class _Guard(Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         raise ValueError(
             f"{ctx.name} is rematerialised, and a tensor that it computes is read without being "
-            f"returned (from a hook, an attribute or an object). Return it, or leave it out of "
-            f"remat."
+            f"returned (from a hook, an attribute, an object of a class of its own). Return it, "
+            f"alone or in tuples, lists and dicts, or leave it out of remat."
         )
 
 

@@ -125,12 +125,12 @@ def double(make):
         return make().double()
 
 
-def everything(module, train=True, calls=1):
+def everything(module, train=True, calls=1, device="cpu"):
     """Return outputs, gradients, products, buffers and the generator of a functional call."""
-    module.train(train)
+    module.train(train).to(device)
     params, buffers, rest = split_module(module)
     params = {k: v.requires_grad_() for k, v in params.items()}
-    x = torch.randn(6, 4, generator=generator(0), dtype=torch.float64)
+    x = torch.randn(6, 4, generator=generator(0), dtype=torch.float64).to(device)
     with twice_differentiable(), replay(3):
         outputs = [functional_call(module, params | buffers | rest, (x,)) for _ in range(calls)]
         value = sum(y.sin().sum() for y in outputs)
@@ -138,8 +138,13 @@ def everything(module, train=True, calls=1):
         grads = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
         along = sum(g.sin().sum() for g in grads)
         products = torch.autograd.grad(along, leaves, materialize_grads=True)
-        state = torch.get_rng_state().double()
-    tensors = {"value": [value], "grads": grads, "products": products, "generator": [state]}
+        state = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+    tensors = {
+        "value": [value],
+        "grads": grads,
+        "products": products,
+        "generator": [state.double()],
+    }
     return {k: [t.detach() for t in v] for k, v in tensors.items()} | {
         "buffers": [*buffers.values()]
     }
@@ -159,6 +164,14 @@ def test_values_gradients_products_and_buffers_are_those_of_the_module(name, tra
     remat = remat_blocks(copy.deepcopy(module), r"layers\.\d+$")
     assert list(remat.state_dict()) == list(module.state_dict())
     assert_same(everything(module, train), everything(remat, train))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODULES)
+def test_the_same_on_a_gpu_whose_backward_pass_has_a_thread_of_its_own(name):
+    module = double(MODULES[name])
+    remat = remat_blocks(copy.deepcopy(module), r"layers\.\d+$")
+    assert_same(everything(module, device="cuda"), everything(remat, device="cuda"))
 
 
 def test_a_module_called_twice_keeps_the_buffers_of_each_call():
