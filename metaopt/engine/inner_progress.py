@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,13 +18,11 @@ class Phase:
         name: of what is counted, such as "inner step".
         total: how many there are.
         done: how many are over; whoever counts adds to it.
-        started: when the phase began, by `time.monotonic`.
     """
 
     name: str
     total: int
     done: int = 0
-    started: float = field(default_factory=time.monotonic)
 
 
 class Progress:
@@ -49,18 +46,20 @@ class Progress:
         self.current: Phase | None = None
 
     @contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Phase]:
+    def phase(self, name: str, total: int, done: int = 0) -> Iterator[Phase]:
         """Return a block in which its phase is the current one, unless it is inside another's."""
-        phase, outer = Phase(name, total), self.current
+        phase, outer = Phase(name, total, done), self.current
         self.current = outer or phase
         try:
             yield phase
         finally:
             self.current = outer
 
-    def track(self, steps: Sequence[T], name: str) -> Iterator[T]:
-        """Yield the steps of a phase, and count them."""
-        with self.phase(name, len(steps)) as phase:
+    def track(
+        self, steps: Sequence[T], name: str, total: int | None = None, done: int = 0
+    ) -> Iterator[T]:
+        """Yield the steps of a phase, or of a part of one that comes after `done`; count them."""
+        with self.phase(name, len(steps) if total is None else total, done) as phase:
             for step in steps:
                 yield step
                 phase.done += 1

@@ -49,11 +49,12 @@ class Bar(Tracker):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar to `step`; metrics of `outer/` and `eval/` stay until they change."""
         self._shown |= _main(metrics)
+        self._inner.since = time.monotonic()
         self._progress.update(self._task, completed=step, shown=_written(self._shown))
 
     def follow(self, progress: Progress) -> None:
         """Show the inner steps of an outer step that takes long."""
-        self._inner.progress = progress
+        self._inner.progress, self._inner.since = progress, time.monotonic()
 
     def close(self) -> None:
         """Leave the bar as it is and give the terminal back."""
@@ -68,14 +69,20 @@ class _Rate(ProgressColumn):
 
 
 class _Inner(ProgressColumn):
-    """The phase of an inner run, once it has lasted a second."""
+    """The phase that an inner run is in, where an outer step lasts more than a second.
+
+    Attributes:
+        progress: of the inner run.
+        since: when the last outer step was over, by `time.monotonic`.
+    """
 
     progress: Progress | None = None
+    since = -math.inf
 
     def render(self, task: Task) -> Text:
         """Return what is counted, such as `inner step 1,340/10,000`."""
         phase = None if self.progress is None else self.progress.current
-        if phase is None or time.monotonic() - phase.started < 1.0:
+        if phase is None or time.monotonic() - self.since < 1.0:
             return Text("")
         return Text(f"{phase.name} {phase.done:,}/{phase.total:,}")
 

@@ -52,9 +52,11 @@ class Watched(Ridge):
     ("estimator", "names"),
     [
         (Forward(3), ["inner step"]),
-        (Unroll(4, truncation=1), ["inner step"]),
         (Penalty(inner_steps=3), ["inner step", "penalised inner step"]),
         (FiniteDifference(inner_steps=3), ["inner step"]),
+        (Unroll(3, schedule="whole"), ["inner step"]),
+        (Unroll(3, segments=3), ["inner step", "reverse step"]),
+        (Unroll(3, schedule="revolve", snapshots=2), ["inner step", "reverse step"]),
     ],
 )
 def test_a_run_counts_its_inner_steps(estimator, names):
@@ -63,8 +65,9 @@ def test_a_run_counts_its_inner_steps(estimator, names):
     problem.progress, problem.phases = engine.loop.progress, []
     assert len(list(engine)) == 1
     for name in names:
-        counts = [phase for phase in problem.phases if phase and phase[0] == name]
-        assert counts == [(name, k, 3) for k in range(3)]
+        # A step that is taken again in a reverse pass is part of that.
+        counts = dict.fromkeys(phase for phase in problem.phases if phase and phase[0] == name)
+        assert list(counts) == [(name, k, 3) for k in range(3)]
     assert engine.loop.progress.current is None
 
 

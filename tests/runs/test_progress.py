@@ -80,7 +80,7 @@ def test_a_terminal_shows_the_inner_steps_of_a_long_outer_step(monkeypatch, caps
             phase.done = 1_340
             bar._progress.refresh()  # by the bar's own thread elsewhere
             assert "inner step" not in sys.stderr.getvalue()
-            phase.started -= 2
+            bar._inner.since -= 2
             bar._progress.refresh()
     assert "inner step 1,340/10,000" in sys.stderr.getvalue()
     assert capsys.readouterr().out == ""

@@ -85,7 +85,7 @@ def graph(
 ) -> tuple[GradientState, GradientState]:
     """Return leaves at the start of steps and the state at their end, on the graph."""
     start = end = loop.leaves(start)
-    for k in steps:
+    for k in loop.progress.track(steps, "inner step"):
         end = loop.step(phi, end, loop.draw(end, key, k))
     return start, end
 

@@ -98,10 +98,12 @@ class ReversePass:
     def _back(self, progress: Progress) -> Progress:
         """Return the pass with the steps up to the target differentiated."""
         first = self.schedule.first(progress.target)
-        start, steps = self._reached(progress.target), range(first, progress.target + 1)
-        grads, adjoint = through_steps(
-            self.loop, self.phi, start, self.key, steps, progress.adjoint
-        )
+        steps, done = range(first, progress.target + 1), self.steps.stop - 1 - progress.target
+        with self.loop.progress.phase("reverse step", len(self.steps), done):
+            grads, adjoint = through_steps(
+                self.loop, self.phi, self._reached(progress.target), self.key, steps,
+                progress.adjoint,
+            )  # fmt: skip
         grads = list(torch._foreach_add(progress.grads, grads))
         return progress._replace(target=first - 1, grads=grads, adjoint=adjoint)
 
@@ -118,7 +120,8 @@ class ReversePass:
 
     def _advanced(self, state: GradientState, steps: range) -> GradientState:
         """Return a state some steps on; it is stepped in place."""
-        for k in steps:
+        taken = steps.start - self.steps.start
+        for k in self.loop.progress.track(steps, "inner step", len(self.steps), taken):
             state = self.loop.step_(self.phi, state, self.loop.draw(state, self.key, k))
         return state
 
