@@ -13,17 +13,16 @@ from torch.nn import Module
 
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.module_check import HALF
 from metaopt.engine.random import Draw, fold, generator
 
 
 def in_float64(problem: GradientProblem) -> GradientProblem:
     """Return a copy of the problem that computes in float64.
 
-    Tensors, modules and dtypes among its attributes are cast, also inside dicts, lists, tuples and
-    objects of its own package or of metaopt, and so are its batches and first values. Batches are
-    drawn as the problem draws them, in its own precision, and cast then: the twin trains on the
-    same numbers.
+    Tensors, modules and dtypes among its attributes are cast, also inside dicts, lists and tuples,
+    tensors and modules in objects of its own package or of metaopt, and its batches and first
+    values. Batches are drawn as the problem draws them, in its own precision, and cast then: the
+    twin trains on the same numbers.
     """
     twin, cast = copy.copy(problem), _Cast(type(problem))
     for name, value in vars(problem).items():
@@ -135,10 +134,8 @@ class _Cast:
         if id(node) not in self._copies:
             twin = self._copies[id(node)] = copy.copy(node)
             for name, value in vars(node).items():
-                # A half precision of an inner part is what it autocasts to, which leaves float64
-                # alone.
-                half = isinstance(value, torch.dtype) and value in HALF
-                vars(twin)[name] = value if half else self(value)
+                # What draws initial weights in a dtype draws others in another one.
+                vars(twin)[name] = value if isinstance(value, torch.dtype) else self(value)
         return self._copies[id(node)]
 
 
