@@ -137,6 +137,10 @@ def _composed(overrides: list[str]) -> dict[str, Any]:
     """Return the problem, estimator and optimizer of a config, and how torch is to run."""
     config: Any = compose(CONFIG, overrides)
     refuse_unread(config, overrides, shared=True)
+    if config.seeds is not None:
+        raise ConfigError(
+            f"metaopt-check looks at one seed, seed={config.seed}; drop seeds={config.seeds}."
+        )
     keys = ("problem", "estimator", "optimizer", "inner_steps", "threads", "device", "seed")
     parts: Any = OmegaConf.create({k: config[k] for k in keys})
     parts._set_parent(config)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metaopt.cli import folders, mistakes
+from metaopt.cli.seeds import problems
 from metaopt.files.errors import ConfigError
 from metaopt.runs.errors import is_out_of_memory
 
@@ -30,16 +31,19 @@ COMPOSITION = (HydraException, OmegaConfBaseException)
 def parts(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return what the nodes of a resolved config make, the problem before everything else.
 
+    Of a config with several seeds `problem` is a list with the problem of each.
+
     An argument `{_method_: name}` is that method of the problem, which so brings its own proposer:
     `optimizer.proposer: {_method_: propose}`.
 
     Raises:
         ConfigError: the problem has no such method.
     """
-    made = {"problem": _made(config, "problem", config["problem"])}
+    each = [_made(config, "problem", node) for node in problems(config)]
+    made = {"problem": each if config.get("seeds") else each[0]}
     for name in names:
         if name != "problem":
-            methods, rest = _methods(config[name], made["problem"])
+            methods, rest = _methods(config[name], each[0])
             made[name] = _made(config, name, rest, **methods)
     return made
 

@@ -23,6 +23,7 @@ from metaopt.cli.composing import cause, parts
 from metaopt.cli.keys import PARTS, check_keys, refuse_unread
 from metaopt.cli.mistakes import foreign_method
 from metaopt.cli.schema import ArgumentError, check
+from metaopt.cli.seeds import with_seeds
 from metaopt.cli.trust import needed, refuse_strange
 from metaopt.engine.budget import UNITS
 from metaopt.files.errors import ConfigError, listed
@@ -77,6 +78,7 @@ def job(config: DictConfig, printed: set[str] | None = None, shared: bool = Fals
             config.pop("methods", None)  # of the whole table
         refuse_unread(config, list(state.overrides.task), shared)
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        resolved = with_seeds(config, resolved)
         direction = str(OmegaConf.select(state, "sweeper.direction"))
         _refuse_foreign(folder, resolved)
         try:

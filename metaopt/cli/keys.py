@@ -21,7 +21,7 @@ PARTS = ("problem", "estimator", "optimizer", "engine", "tracker")
 KEYS: dict[str, Any] = {
     "name": str, "label": str | None, "objective": str | None, "inner_steps": int,
     "outer_lr": float,
-    **{name: hints(Engine)[name] for name in ("seed", "outer_steps", "limits")},
+    **{name: hints(Engine)[name] for name in ("seed", "seeds", "outer_steps", "limits")},
     **{name: hints(Run)[name] for name in SETTINGS},
     **hints(prepare_torch),
 }  # fmt: skip

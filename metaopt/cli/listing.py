@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,13 @@ def ls(arguments: Sequence[str]) -> int:
         label = config.get("label") or config.get("name") or ""
         metrics = result.get("metrics") or {}
         shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k, v))
-        print(
-            f"{path}  {state(path, config)}  {label}, seed {config.get('seed')}  {shown}".rstrip()
-        )
+        print(f"{path}  {state(path, config)}  {label}, {_seeds(config)}  {shown}".rstrip())
     return 0
+
+
+def _seeds(config: Mapping[str, Any]) -> str:
+    seeds = config.get("seeds")
+    return f"{len(seeds)} seeds from {seeds[0]}" if seeds else f"seed {config.get('seed')}"
 
 
 def show(arguments: Sequence[str]) -> int:

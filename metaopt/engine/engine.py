@@ -258,6 +258,13 @@ class Engine:
                 )
         return {f"eval/{name}": value for name, value in values.items()}
 
+    def reported(self) -> tuple[Any, Any]:
+        """Return the solution and the inner state that a report shows: those of the first seed."""
+        solution, inner = self.optimizer.solution, self.inner
+        if not isinstance(self.loop, Replicates):
+            return solution, inner
+        return self.loop.outer_of(solution, 0), self.loop.member(inner, 0)
+
     def state_dict(self) -> dict[str, Any]:
         """Return a tree of tensors and primitives from which the run continues to the bit.
 
@@ -332,8 +339,8 @@ def _check_stacks(*parts: object) -> None:
     for part in parts:
         if not getattr(part, "stacks", False):
             raise TypeError(
-                f"{type(part).__name__} takes one seed at a time, and several are to be trained "
-                f"together. {INSTEAD}"
+                f"{type(part).__name__} takes one seed at a time as it is set, and several are to "
+                f"be trained together. {INSTEAD}"
             )
 
 

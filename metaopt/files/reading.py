@@ -91,7 +91,7 @@ def numbered(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            valid = type(record["outer_step"]) is int and all(map(_is_number, record.values()))
+            valid = type(record["outer_step"]) is int and _is_record(record)
         except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
             valid = False
         if not valid:
@@ -103,6 +103,14 @@ def numbered(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 def damaged(path: Path, why: str, advice: str) -> DamagedFileError:
     """Return the error that names a file, what is wrong with it, and what to do."""
     return DamagedFileError(f"{path} is damaged: {why}. {advice}")
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    replicates = record.pop("replicates", {})
+    each = [*record.values(), *(value for values in replicates.values() for value in values)]
+    if replicates:
+        record["replicates"] = replicates
+    return all(map(_is_number, each))
 
 
 def _is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from metaopt.files.reading import read_json, read_records
 from metaopt.runs.continuing import refuse_edited
 from metaopt.runs.folder import read_config, result_of
 
-_NOT_METHOD = ("seed", "name", "label", "experiment", "tracker", "device", "threads")
+_NOT_METHOD = ("seed", "seeds", "name", "label", "experiment", "tracker", "device", "threads")
 """Keys that do not tell methods apart."""
 
 
@@ -27,8 +27,9 @@ class ReportError(Exception):
 class Cell:
     """One finished run, or one of the replicates that it trained as one batch.
 
-    Replicate i of a run with seed s and R replicates counts as seed s R + i. What the run measured
-    only once belongs to its first replicate.
+    Of a run with several seeds each is one. Replicate i of a vectorized problem with seed s and R
+    replicates counts as seed s R + i. What the run measured only once belongs to its first
+    replicate.
 
     Args:
         folder: the run's folder.
@@ -151,9 +152,10 @@ def _cells(folder: Path) -> list[Cell]:
     count = counts.pop()
     by_replicate = [{k: or_nan(x[i]) for k, x in replicates.items()} for i in range(count)]
     by_replicate[0] = {**metrics, **by_replicate[0]}
+    seeds = result.get("seeds") or [run.seed * count + i for i in range(count)]
     return [
-        replace(run, seed=run.seed * count + i, metrics=measured, replicate=i)
-        for i, measured in enumerate(by_replicate)
+        replace(run, seed=seed, metrics=measured, replicate=i)
+        for i, (seed, measured) in enumerate(zip(seeds, by_replicate, strict=True))
     ]
 
 

@@ -86,8 +86,13 @@ class Curve(NamedTuple):
     value: Array
 
 
-def read_curves(path: Path, names: Container[str] | None = None) -> dict[str, Curve]:
+def read_curves(
+    path: Path, names: Container[str] | None = None, replicate: int | None = None
+) -> dict[str, Curve]:
     """Return the curves of a metrics.jsonl by name, all or `names`; empty where there is no file.
+
+    Of a run with replicates these are their means, or the curves of one `replicate`, which the
+    first one has also of what was measured once.
 
     Inner steps are those a line counts as `inner_step`, else its `budget/inner_steps`. A value that
     was not finite, and a line cut short by a kill, is left out. Of two values at one outer step the
@@ -99,6 +104,11 @@ def read_curves(path: Path, names: Container[str] | None = None) -> dict[str, Cu
     points: dict[str, dict[int, tuple[float, float]]] = {}
     for record in read_records(path) if path.exists() else ():
         inner = or_nan(record.get("inner_step", record.get("budget/inner_steps")))
+        each = record.pop("replicates", {})
+        if replicate is not None:
+            if replicate:
+                record = {"outer_step": record["outer_step"]}
+            record |= {name: values[replicate] for name, values in each.items()}
         for name, value in record.items():
             included = "/" in name if names is None else name in names
             if included and math.isfinite(number := or_nan(value)):

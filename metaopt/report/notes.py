@@ -61,7 +61,10 @@ def _seeds(summary: Summary) -> str:
 def _replicates(summary: Summary) -> list[str]:
     if len(summary.runs.cells) == len(summary.runs.first_replicates):
         return []
-    return ["Replicates: a run trains several seeds as one batch; costs are those of the run."]
+    return [
+        "Replicates: a run trains several seeds as one batch; seconds are those of the run, and so "
+        "are other costs unless the run was started with seeds=, where they are those of each seed."
+    ]
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -67,9 +67,8 @@ def learning_curves(summary: Summary, path: Path) -> Path | None:
     names = dict.fromkeys([*summary.settings.metrics, "outer/loss"])
     logs = {
         method: [
-            read_curves(c.folder / "metrics.jsonl", names)
+            read_curves(c.folder / "metrics.jsonl", names, c.replicate)
             for c in summary.runs.of(method)
-            if c.replicate == 0
         ]
         for method in summary.methods
     }

@@ -88,6 +88,7 @@ RESULT = {
     "outer_steps": (lambda x: type(x) is int, "a whole number"),
     "stopped": (lambda x: x is None or isinstance(x, str), "a text or null"),
     "overrides": (lambda x: isinstance(x, list), "a list"),
+    "seeds": (lambda x: isinstance(x, list) and all(type(s) is int for s in x), "a list"),
     "replicates": (
         lambda x: isinstance(x, Mapping) and all(isinstance(v, list) for v in x.values()),
         "a mapping of lists",

@@ -12,6 +12,7 @@ from typing import Any
 
 from metaopt.engine import Engine
 from metaopt.engine.annotations import check_arguments
+from metaopt.engine.engine import seeds_from
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
 from metaopt.files.errors import ConfigError
 from metaopt.files.lock import refuse_held
@@ -22,18 +23,19 @@ from metaopt.runs.description import describe, make, refuse_other
 from metaopt.runs.folder import read_config, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
-from metaopt.runs.result import Result, read_history, read_result
+from metaopt.runs.result import Result, read_history, read_result, replicates_of
 from metaopt.runs.run import PYTHON, SETTINGS, Run, Service
 
 
 def run(
-    problem: BilevelProblem,
+    problem: BilevelProblem | Sequence[BilevelProblem],
     estimator: Estimator,
     optimizer: OuterOptimizer,
     outer_steps: int,
     seed: int = 0,
     folder: str | Path | None = None,
     *,
+    seeds: int | Sequence[int] | None = None,
     progress: bool = True,
     limits: Mapping[str, float | None] | None = None,
     log_every: int = 1,
@@ -46,11 +48,15 @@ def run(
     """Run a problem to the end and return the result of the run.
 
     Args:
-        problem, estimator, optimizer: the three roles; see `metaopt.engine.protocols`.
+        problem, estimator, optimizer: the three roles; see `metaopt.engine.protocols`. With
+            `seeds`, `problem` may be a list with the problem of each seed.
         outer_steps: number T of outer steps, >= 0.
         seed: the root of all randomness.
         folder: where the run is kept, so that it can be resumed and loaded; it is made, and must
             not hold a run yet. `None` writes nothing.
+        seeds: several seeds to train together, or how many from `seed` on. Each has the results of
+            a run of its own; `metrics` are their means, `replicates` has each one, and the tensors
+            of `outer` and `inner` have an axis of seeds in front.
         progress: whether to show a progress bar (plain lines where there is no terminal).
         limits: largest total cost by unit (`metaopt.engine.budget.UNITS`); `None`, for one unit or
             for all, is no limit.
@@ -78,7 +84,8 @@ def run(
     if tracker is not None and folder is None:
         raise ValueError("tracker needs a folder; pass folder=<where the run is kept>.")
     config = {
-        "name": type(problem).__name__, "started": PYTHON, "seed": describe(seed),
+        "name": _kind(problem), "started": PYTHON, "seed": describe(seed),
+        "seeds": None if seeds is None else describe(seeds_from(seed, seeds)),
         "outer_steps": describe(outer_steps), "limits": describe(limits), **describe(settings),
         "problem": describe(problem), "estimator": describe(estimator),
         "optimizer": describe(optimizer), "tracker": describe(tracker),
@@ -112,7 +119,7 @@ def load(folder: str | Path, *, trust: Sequence[str] = ()) -> Result:
 
 def resume(
     folder: str | Path,
-    problem: BilevelProblem | None = None,
+    problem: BilevelProblem | Sequence[BilevelProblem] | None = None,
     outer_steps: int | None = None,
     *,
     estimator: Estimator | None = None,
@@ -174,7 +181,7 @@ def _drive(made: Run, config: Mapping[str, Any]) -> Result:
         engine.optimizer.solution, engine.inner, metrics,
         made.history if folder is None else read_history(folder), config, result["budget"],
         result["outer_steps"], stopped=result["stopped"], delivered=made.delivered, folder=folder,
-        make_problem=lambda: engine.problem,
+        make_problem=lambda: engine.problem, replicates=replicates_of(result),
     )  # fmt: skip
 
 
@@ -184,6 +191,11 @@ def _refuse_occupied(folder: Path) -> None:
             f'{folder} holds a run; metaopt.resume("{folder}", ...) continues it and '
             f'metaopt.load("{folder}") reads it. Choose another folder for a new run.'
         )
+
+
+def _kind(problem: Any) -> str:
+    first = problem[0] if isinstance(problem, (list, tuple)) and problem else problem
+    return type(first).__name__
 
 
 def _part(
@@ -196,7 +208,8 @@ def _part(
             _refuse_strange(folder, {name: recorded}, trust)
             return make(recorded, name)
         except ConfigError as error:
-            kind = str(recorded.get("_class_", "")).rpartition(":")[2]
+            first = recorded[0] if isinstance(recorded, list) else recorded
+            kind = str(first.get("_class_", "")).rpartition(":")[2]
             raise ConfigError(
                 f"{folder} was started from Python; pass the {name} that it was started with: "
                 f'metaopt.resume("{folder}", {name}={kind}(...)). It cannot be made again: {error}'
@@ -218,7 +231,11 @@ def _made(
         refuse_held(folder)
     if folder is None or config.get("started") == PYTHON:
         engine = Engine(
-            **parts, outer_steps=config["outer_steps"], seed=config["seed"], limits=config["limits"]
+            **parts,
+            outer_steps=config["outer_steps"],
+            seed=config["seed"],
+            seeds=config["seeds"],
+            limits=config["limits"],
         )
         settings = {name: config[name] for name in SETTINGS}
         return Run(engine, folder, config, tracker, **settings, watch=watch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +24,7 @@ from metaopt.runs import checkpoint
 from metaopt.runs.configs import flatten
 from metaopt.runs.continuing import EditedError, log_until, refuse_edited, refuse_foreign
 from metaopt.runs.folder import read_config, result_of, started_with
-from metaopt.runs.tracking import History
+from metaopt.runs.tracking import History, means, of_replicates
 
 OURS = re.compile(r"metaopt([.:][^\W_]\w*)+")
 """Names of metaopt's objects; one that begins with _, such as __main__, is none."""
@@ -49,6 +49,8 @@ class Result:
         delivered: what the problem says of its product.
         folder: where it is, or `None`.
         make_problem: makes `problem`.
+        replicates: the last values of each seed by metric, where several were trained together;
+            `metrics` are their means.
     """
 
     outer: Any
@@ -63,6 +65,7 @@ class Result:
     delivered: str = ""
     folder: Path | None = None
     make_problem: Callable[[], Any] = field(default=lambda: None, repr=False)
+    replicates: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return one line for each part: shapes of tensors in place of their numbers."""
@@ -118,8 +121,13 @@ def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
     metrics = {k: or_nan(v) for k, v in result["metrics"].items()}
     return Result(
         outer, inner, metrics, read_history(folder), config, budget, steps, stopped=stopped,
-        folder=folder, make_problem=make_problem,
+        folder=folder, make_problem=make_problem, replicates=replicates_of(result),
     )  # fmt: skip
+
+
+def replicates_of(result: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the values of each replicate that a result.json, or a record of a log, holds."""
+    return {k: [or_nan(x) for x in v] for k, v in (result.get("replicates") or {}).items()}
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -138,14 +146,16 @@ def _unfinished(folder: Path, config: Mapping[str, Any], make_problem: Callable[
     if state is None:
         raise FolderError(f"{folder} holds a run without a checkpoint yet: nothing to load.")
     refuse_foreign(folder / "checkpoints", state, config)
-    engine, last = state["engine"], dict(state["last"])
+    engine, last = state["engine"], dict(means(state["last"]))
+    replicates = of_replicates(state["last"])
     history = History(r for _, r in numbered(log_until(folder, state), folder / "metrics.jsonl"))
     for record in history:
         last |= {k: or_nan(v) for k, v in record.items() if k[:5] == "eval/"}
+        replicates |= {k: v for k, v in replicates_of(record).items() if k[:5] == "eval/"}
     return Result(
         state["solution"], engine["inner"], last, history, config, engine["spent"],
         engine["outer_step"], finished=False, stopped=engine["stop"], folder=folder,
-        make_problem=make_problem,
+        make_problem=make_problem, replicates=replicates,
     )  # fmt: skip
 
 

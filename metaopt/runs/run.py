@@ -37,7 +37,16 @@ from metaopt.runs.folder import read_provenance
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.objective import objectives, refuse_early, refuse_unknown
 from metaopt.runs.progress import GrowthWarning, watcher
-from metaopt.runs.tracking import History, Jsonl, Tracker, floats, refuse_unusable
+from metaopt.runs.tracking import (
+    History,
+    Jsonl,
+    Tracker,
+    means,
+    nullable,
+    of_replicates,
+    refuse_unusable,
+    values_of,
+)
 
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
@@ -103,7 +112,7 @@ class Run:
         self.figures, self.watch = figures, watch
         refuse_unusable(service)
         check_ranges(self, *(f"{name} >= 1" for name in SETTINGS[:-1]), "figures")
-        self._last: Mapping[str, float | Tensor] = {}
+        self._last: Mapping[str, float | Tensor | list[float]] = {}
         self._seconds, self._log = 0.0, b""
         self._saved: int | None = None
         self._unchecked: str | None = config.get("objective")
@@ -225,19 +234,26 @@ class Run:
 
     def _label(self) -> str:
         name = self.config.get("label") or self.config.get("name")
-        return f"{name}, seed {self.engine.seed}"
+        seeds = self.engine.seeds
+        if seeds is None:
+            return f"{name}, seed {self.engine.seed}"
+        return f"{name}, {len(seeds)} seeds from {seeds[0]}"
 
     def _record(self, trackers: Sequence[Tracker], step: int) -> None:
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0
-        evaluated = _means(self._evaluate(step)) if evaluate else {}
+        evaluated = self._evaluate(step) if evaluate else {}
         self._check_objective(evaluated)
         if not evaluate and step % self.log_every:
             return
         spent = {f"budget/{unit}": amount for unit, amount in self.engine.ledger.spent.items()}
         elapsed = {"time/elapsed_s": time.monotonic() - self._started}
-        numbers = floats({**self._last, **evaluated, **spent, **elapsed})
+        values = values_of({**self._last, **evaluated, **spent, **elapsed})
+        numbers, replicates = means(values), of_replicates(values)
         for tracker in trackers:
-            tracker.log(step, numbers)
+            if isinstance(tracker, (History, Jsonl)):
+                tracker.log(step, numbers, replicates)
+            else:
+                tracker.log(step, numbers)
 
     def _check_objective(self, evaluated: Mapping[str, Any]) -> None:
         """Raise a `ConfigError` as soon as it is known that the objective is no metric.
@@ -260,7 +276,7 @@ class Run:
         metrics = self.engine.measured()
         report = self.engine.problem.report
         if self.folder is not None and report is not None and self.engine.inner is not None:
-            snapshot = report.snapshot(self.engine.optimizer.solution, self.engine.inner)
+            snapshot = report.snapshot(*self.engine.reported())
             if snapshot is not None:
                 folder = self.folder / "snapshots"
                 folder.mkdir(exist_ok=True)
@@ -276,7 +292,7 @@ class Run:
         state = {
             "engine": self.engine.state_dict(),
             "solution": self.engine.optimizer.solution,
-            "last": floats(self._last),
+            "last": values_of(self._last),
             "seconds": time.monotonic() - self._started,
             "config": configs.as_json(self.config),
             "log": self._jsonl.commit(),
@@ -296,7 +312,8 @@ class Run:
             outer, inner = self.engine.optimizer.solution, self.engine.inner
             write_tensors(self.folder / "final.pt", {"outer": outer, "inner": inner})
             export(outer, inner, self.folder)
-        metrics = {**floats(self._last), **_means(measured)}
+        values = values_of({**self._last, **measured})
+        metrics = means(values)
         result = {
             "name": self.config.get("name"),
             "config_hash": configs.config_hash(self.config),
@@ -307,9 +324,10 @@ class Run:
             "stopped": self.engine.stopped,
             **{k: origin[k] for k in ("versions", "commit", "hardware")},
         }
-        replicates = {name: value.tolist() for name, value in measured.items() if value.ndim}
-        if replicates:
-            result["replicates"] = {k: list(map(or_null, v)) for k, v in replicates.items()}
+        if replicates := of_replicates(values):
+            result["replicates"] = nullable(replicates)
+        if self.engine.seeds is not None:
+            result["seeds"] = list(self.engine.seeds)
         if self.engine.problem.resplit:
             result["resplit"] = self.engine.problem.resplit
         records = self.engine.problem.records
@@ -346,8 +364,7 @@ class Run:
         figures = folder / "figures"
         figures.mkdir(exist_ok=True)
         report.figures(snapshots, figures)
-        solution, inner = self.engine.optimizer.solution, self.engine.inner
-        self.delivered = report.deliver(solution, inner, snapshots, folder)
+        self.delivered = report.deliver(*self.engine.reported(), snapshots, folder)
 
 
 def _check_snapshot(path: Path, report: Report) -> None:
@@ -358,10 +375,6 @@ def _check_snapshot(path: Path, report: Report) -> None:
             f"{type(report).__name__}.snapshot must return tensors, texts, numbers, and lists and "
             f"dicts of these; what it returned cannot be read again: {error}"
         ) from error
-
-
-def _means(measured: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: float(value.mean()) for name, value in measured.items()}
 
 
 def _snapshot(path: Path) -> Any:

@@ -52,30 +52,50 @@ class Tracker(Protocol):
         self.close()
 
 
-def floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Return numbers, also of numpy, and tensors of one element as Python numbers.
+Values = Mapping[str, float | list[float]]
+"""Metrics as Python numbers; a list has the value of each replicate."""
+
+
+def values_of(metrics: Mapping[str, float | Tensor | list[float]]) -> Values:
+    """Return numbers, also of numpy, and tensors of one element or of shape (R,) as Python's.
 
     One transfer per device.
     """
+    values: dict[str, Any] = {k: v for k, v in metrics.items() if not isinstance(v, Tensor)}
+    for name, value in values.items():
+        values[name] = value if type(value) in (int, float, list) else float(value)
     tensors = {k: v.detach() for k, v in metrics.items() if isinstance(v, Tensor)}
-    others = {k: v for k, v in metrics.items() if not isinstance(v, Tensor)}
-    numbers = {k: v if type(v) in (int, float) else float(v) for k, v in others.items()}
     for device in {v.device for v in tensors.values()}:
         names = [k for k, v in tensors.items() if v.device == device]
-        stacked = torch.stack([tensors[k].reshape(()).double() for k in names])
-        numbers.update(zip(names, stacked.tolist(), strict=True))
-    return {name: numbers[name] for name in metrics}
+        flat = torch.cat([tensors[k].reshape(-1).double() for k in names])
+        parts = flat.split([tensors[k].numel() for k in names])
+        for name, part in zip(names, parts, strict=True):
+            values[name] = part.tolist() if tensors[name].ndim else part.item()
+    return {name: values[name] for name in metrics}
 
 
-class History(list[dict[str, float | None]], Tracker):
+def means(values: Values) -> dict[str, float]:
+    """Return numbers as they are, and the mean of those of replicates."""
+    return {k: sum(v) / len(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def of_replicates(values: Values) -> dict[str, list[float]]:
+    """Return what has a value of each replicate."""
+    return {k: v for k, v in values.items() if isinstance(v, list)}
+
+
+class History(list[dict[str, Any]], Tracker):
     """The records of a run in memory, each `{"outer_step": 10, "outer/loss": 0.5}`.
 
-    A value that is not finite is `None`, as in the file.
+    A value that is not finite is `None`, as in the file. Where several seeds are trained together,
+    the values are means, and `"replicates"` has those of each: `{"outer/loss": [0.4, 0.6]}`.
     """
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(
+        self, step: int, metrics: Mapping[str, float], replicates: Values | None = None
+    ) -> None:
         """Append one record."""
-        self.append(_record(step, metrics))
+        self.append(_record(step, metrics, replicates))
 
     def to_pandas(self) -> Any:
         """Return a data frame with a line for each record."""
@@ -86,6 +106,9 @@ class History(list[dict[str, float | None]], Tracker):
 
 class Jsonl(Tracker):
     """One JSON object a line: `{"outer_step": 10, "outer/loss": 0.5}`.
+
+    Where several seeds are trained together, the values are means, and `"replicates"` has those of
+    each: `{"outer/loss": [0.4, 0.6]}`, in the order of the seeds.
 
     A line is on its way to the disk when `log` returns, so a killed run loses none. A value that
     is not finite is written as `null`, which keeps the file valid JSON.
@@ -100,9 +123,11 @@ class Jsonl(Tracker):
         with replacing(path) as file:
             file.write(kept)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(
+        self, step: int, metrics: Mapping[str, float], replicates: Values | None = None
+    ) -> None:
         """Append one line."""
-        line = (json.dumps(_record(step, metrics), allow_nan=False) + "\n").encode()
+        line = (json.dumps(_record(step, metrics, replicates), allow_nan=False) + "\n").encode()
         with self.path.open("ab") as file:
             file.write(line)
         self._size += len(line)
@@ -115,8 +140,18 @@ class Jsonl(Tracker):
         return {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
 
-def _record(step: int, metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {"outer_step": step, **{k: or_null(v) for k, v in metrics.items()}}
+def _record(
+    step: int, metrics: Mapping[str, float], replicates: Values | None = None
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"outer_step": step, **{k: or_null(v) for k, v in metrics.items()}}
+    if replicates:
+        record["replicates"] = nullable(replicates)
+    return record
+
+
+def nullable(replicates: Values) -> dict[str, list[float | None]]:
+    """Return the values of each replicate, with `None` for those that are not finite."""
+    return {k: [or_null(x) for x in v] for k, v in replicates.items() if isinstance(v, list)}
 
 
 class Wandb(Tracker):

@@ -11,8 +11,10 @@ from metaopt.runs.tracking import (
     Jsonl,
     TensorBoard,
     Wandb,
-    floats,
+    means,
+    of_replicates,
     run_id,
+    values_of,
 )
 
 
@@ -20,14 +22,20 @@ def records(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_floats_reads_numbers_and_tensors():
-    actual = floats({"a": torch.tensor([2.5]), "b": 3, "c": torch.tensor(1, requires_grad=False)})
-    assert actual == {"a": 2.5, "b": 3, "c": 1.0}
-    assert all(not isinstance(value, torch.Tensor) for value in actual.values())
+def test_numbers_tensors_and_the_values_of_replicates_are_read():
+    each = torch.tensor([1.0, 4.0], requires_grad=True) * 2
+    actual = values_of({"a": torch.tensor(2.5), "b": 3, "c": torch.tensor(1), "d": each})
+    assert actual == {"a": 2.5, "b": 3, "c": 1.0, "d": [2.0, 8.0]}
+    assert list(actual) == ["a", "b", "c", "d"]
+    assert means(actual) == {"a": 2.5, "b": 3, "c": 1.0, "d": 5.0}
+    assert of_replicates(actual) == {"d": [2.0, 8.0]}
 
 
-def test_floats_detaches():
-    assert floats({"a": torch.ones((), requires_grad=True) * 2}) == {"a": 2.0}
+def test_the_values_of_replicates_are_logged_beside_their_means(tmp_path):
+    with Jsonl(tmp_path / "metrics.jsonl") as tracker:
+        tracker.log(1, {"outer/loss": 0.5}, {"outer/loss": [0.5, float("nan")]})
+    (record,) = records(tmp_path / "metrics.jsonl")
+    assert record["replicates"] == {"outer/loss": [0.5, None]}
 
 
 def test_jsonl_appends_a_line_at_once(tmp_path):
