@@ -157,7 +157,7 @@ _MODULES = {
     ),
     "optimizers": "Choice Descent Grid MirrorDescent Normal Random Schedule Search Uniform",
     "runs.python": "load resume run",
-    "runs.errors": "ConfigError",
+    "files.errors": "ConfigError",
     "runs.result": "Result",
 }
 _PLACES = {name: (module, name) for module, names in _MODULES.items() for name in names.split()}

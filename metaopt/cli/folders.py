@@ -44,7 +44,7 @@ def use(arguments: Sequence[str]) -> list[str]:
         The other arguments.
 
     Raises:
-        ValueError: the folder is missing, or a file in it is no YAML.
+        ValueError: the folder is missing, or a file in it is not YAML.
     """
     parser = argparse.ArgumentParser("metaopt", add_help=False, allow_abbrev=False)
     parser.add_argument("-cd", "--config-dir", action="append", metavar="FOLDER", default=[])
@@ -54,7 +54,7 @@ def use(arguments: Sequence[str]) -> list[str]:
     for name in flags.config_dir or filter(None, [os.environ.get(VARIABLE)]):
         if not Path(name).is_dir():
             flag = "--config-dir" if flags.config_dir else VARIABLE
-            raise ValueError(f"{flag}={name} is no folder.")
+            raise ValueError(f"{flag}={name} is not a folder.")
         for path in sorted(Path(name).rglob("*.yaml")):
             _check_yaml(path)
         _users.append(Path(name).resolve())
@@ -73,10 +73,10 @@ def _check_yaml(path: Path) -> None:
             raise ValueError(f"{path} is empty; write its keys, or delete it.")
         yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error.reason}); save it as UTF-8.") from error
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
     except yaml.YAMLError as error:
         lines = " ".join(line.strip() for line in str(error).splitlines())
-        raise ValueError(f"{path} is no YAML: {lines}") from error
+        raise ValueError(f"{path} is not YAML: {lines}") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
 

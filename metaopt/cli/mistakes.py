@@ -29,7 +29,7 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
 
 
 def no_option(overrides: Iterable[str]) -> str:
-    """Return what to say to a group whose value is no text, such as `estimator=null`."""
+    """Return what to say to a group whose value is not a text, such as `estimator=null`."""
     for key, _, value in (override.partition("=") for override in overrides):
         group = key.lstrip("+").partition("@")[0]
         if group in folders.groups() and value not in folders.groups()[group]:
@@ -39,7 +39,7 @@ def no_option(overrides: Iterable[str]) -> str:
 
 def without_value(word: str) -> str:
     """Return what to say to an argument without `=`: a verb or an option that it may stand for."""
-    start = f"{word!r} is no command, and an argument of a run is KEY=VALUE."
+    start = f"{word!r} is not a command, and an argument of a run is KEY=VALUE."
     groups = folders.groups()
     places = [group for group in ("problem", *groups) if word in groups[group]]
     if places:

@@ -94,7 +94,7 @@ def _refuse_stand_in(path: Path) -> None:
         if start.startswith(signature):
             raise ValueError(f"{path} is {what}.")
     if b"\0" in start:
-        raise ValueError(f"{path} is no text in UTF-8: it holds zero bytes. Save it as UTF-8.")
+        raise ValueError(f"{path} is not UTF-8 text: it holds zero bytes. Save it as UTF-8.")
 
 
 def _open(path: Path) -> gzip.GzipFile | IO[bytes]:

@@ -145,7 +145,7 @@ def _responses(
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, Mapping):
-        raise ValueError("is no object; a row is {column: value}")
+        raise ValueError("is not an object; a row is {column: value}")
     answers = {k: v for k, v in row.items() if isinstance(v, Mapping)}
     if response in row or not answers:
         _require(row, query=query, response=response, outcome=outcome)

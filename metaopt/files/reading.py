@@ -76,7 +76,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: it is missing.
-        DamagedFileError: a line is no record; names it.
+        DamagedFileError: a line is not a record; names it.
     """
     return [record for _, record in numbered(read_bytes(path, LOG), path)]
 
@@ -95,7 +95,7 @@ def numbered(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
             valid = False
         if not valid:
-            raise damaged(path, f"line {number} is no record of numbers", LOG)
+            raise damaged(path, f"line {number} is not a record of numbers", LOG)
         records.append((line + b"\n", record))
     return records
 

@@ -33,7 +33,7 @@ class Authorisation:
 
     Raises:
         TypeError: a field is not a text.
-        ValueError: a field is missing or blank, `expiry` is no date, or it has passed.
+        ValueError: a field is missing or blank, `expiry` is not a date, or it has passed.
     """
 
     owner: str = ""

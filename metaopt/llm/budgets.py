@@ -44,7 +44,7 @@ class Budgets:
     for all roles together.
 
     Args:
-        limits: most in all, by unit; `None` is no limit. lm_requests bounds everything that is
+        limits: most in all, by unit; `None` sets no limit. lm_requests bounds everything that is
             sent, tries that fail included; where it is not given, it is as many as lm_calls.
         roles: the same for single roles.
 

@@ -62,7 +62,7 @@ class Client:
         requests_per_minute: most requests sent in a minute, or `None`.
         tokens_per_minute: most tokens in a minute, or `None`.
         attempts: most tries of one request, the first included.
-        limits: most in all, by unit ("lm_calls", "lm_requests", "tokens"); `None` is no limit,
+        limits: most in all, by unit ("lm_calls", "lm_requests", "tokens"); `None` sets no limit,
             and lm_requests is as many as lm_calls where it is not given.
         budget: the same for single roles.
 

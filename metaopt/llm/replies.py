@@ -56,13 +56,13 @@ def read(content: bytes, request: Request, model: str, key: str | None = None) -
 
     Raises:
         PolicyRefusal: the answer is a refusal or was filtered.
-        Truncated: the body is no JSON, or holds no choice, no text or no known end.
+        Truncated: the body is not JSON, or holds no choice, no text or no known end.
     """
     role = request.role
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        raise Truncated(f"The answer is no JSON ({len(content)} bytes).", role) from None
+        raise Truncated(f"The answer is not JSON ({len(content)} bytes).", role) from None
     choice = _first(body.get("choices")) if isinstance(body, dict) else None
     if choice is None:
         raise Truncated("The answer holds no choice.", role)

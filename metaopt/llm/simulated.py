@@ -27,7 +27,7 @@ class SimulatedLM:
         seed: another seed is another world.
 
     Raises:
-        ValueError: an error rate that is no probability.
+        ValueError: an error rate that is not a probability.
 
     Cost: one hash of the request in addition to `answer`; no network, nothing is recorded.
     """

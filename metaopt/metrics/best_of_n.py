@@ -64,7 +64,7 @@ def pass_at_n(correct: ArrayLike, sizes: Sequence[int] | None = None) -> Array:
         sizes: the n, each in 1..C; `None` is all of them.
 
     Raises:
-        ValueError: `correct` is no table of true and false, or a size is out of range.
+        ValueError: `correct` is not a table of true and false, or a size is out of range.
     """
     right = _table(correct)
     count = right.shape[1]

@@ -88,7 +88,7 @@ def check_cells(runs: Collection, path: Path) -> Comparison:
     its method over seeds.
 
     Raises:
-        ReportError: the file is missing or is no table.csv of a report.
+        ReportError: the file is missing or is not a table.csv of a report.
     """
     table = _read(path)
     deviations = _deviations(table)

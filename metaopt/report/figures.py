@@ -99,7 +99,7 @@ def read_curves(
     later counts.
 
     Raises:
-        DamagedFileError: a line is no record.
+        DamagedFileError: a line is not a record.
     """
     points: dict[str, dict[int, tuple[float, float]]] = {}
     for record in read_records(path) if path.exists() else ():

@@ -144,7 +144,7 @@ def missing(summary: Summary, root: Path) -> list[str]:
     lines += [f"metric {name}: measured by no finished run" for name in unmeasured]
     batched = {c.method for c in runs.cells if c.replicate}
     for method in summary.methods:
-        # A replicate's seed is no seed of a run: a single run next to batches lacks none of theirs.
+        # A replicate's seed is not a seed of a run: a single run next to batches has not missed it.
         alike = [c for c in runs.cells if (c.method in batched) == (method in batched)]
         absent = {c.seed for c in alike} - {c.seed for c in runs.of(method)}
         if absent:

@@ -50,7 +50,7 @@ class Paired(NamedTuple):
 def t_interval(values: ArrayLike, level: float = 0.95, resplit: float = 0.0) -> Interval:
     """Return the mean and mean -+ t se, with t the quantile of Student's t with n - 1 degrees.
 
-    Random splits of one data set share most of their examples: their values are no independent
+    Random splits of one data set share most of their examples: their values are not independent
     sample: with rho = `resplit`, se^2 = (1 / n + rho) s^2, which no number of splits brings to 0.
 
     Args:

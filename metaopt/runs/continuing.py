@@ -107,7 +107,7 @@ def log_until(folder: Path, state: Mapping[str, Any]) -> bytes:
             print(f"{path} is missing; what it held is lost.", file=sys.stderr)
         return b""
     if sha256(content).hexdigest() != log["sha256"]:
-        numbered(content, path)  # which names the line, where it is no record
+        numbered(content, path)  # which names the line, where it is not a record
         step = state["engine"]["outer_step"]
         raise damaged(path, f"it is not what was written until outer step {step}", LOG)
     return content

@@ -25,7 +25,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         return before
     cells = sorted(x.parent for x in folder.glob("*/config.yaml"))
     hint = f" It holds {len(cells)} runs, such as {cells[0]}; give one of them." if cells else ""
-    raise FolderError(f"{folder} is no run's folder: {path} is missing.{hint}")
+    raise FolderError(f"{folder} is not a run's folder: {path} is missing.{hint}")
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     kinds = {"config": dict, "overrides": list, "config_dirs": list, "trust": list}
     for key, kind in kinds.items():
         if not isinstance(record.get(key, kind()), kind):
-            raise damaged(path, f"{key} is no {kind.__name__}", advice)
+            raise damaged(path, f"{key} is not a {kind.__name__}", advice)
     return record
 
 

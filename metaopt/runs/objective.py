@@ -21,13 +21,13 @@ def refuse_unknown(name: str, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
         raise ConfigError(
-            f"objective={name} is no metric of this run.{nearest(name, names)} There are "
+            f"objective={name} is not a metric of this run.{nearest(name, names)} There are "
             f"{', '.join(names)}."
         )
 
 
 def refuse_early(name: str | None, outer_steps: int, metric_names: Collection[str] | None) -> None:
-    """Raise a `ConfigError` for an objective that is known to be no metric before a run.
+    """Raise a `ConfigError` for an objective that is known before a run not to be a metric.
 
     Args:
         name: the objective, or `None`.
@@ -40,7 +40,7 @@ def refuse_early(name: str | None, outer_steps: int, metric_names: Collection[st
         raise ConfigError(f"objective={name} needs outer_steps >= 1: without a step there is none.")
     group = name.partition("/")[0]
     if group == "time":
-        raise ConfigError(f"objective={name}: seconds are no metric, since no run repeats them.")
+        raise ConfigError(f"objective={name}: seconds are not a metric, since no run repeats them.")
     if group == "budget":
         refuse_unknown(name, objectives({}, UNITS))
     if group == "eval" and metric_names is not None:

@@ -59,7 +59,7 @@ def run(
             of `outer` and `inner` have an axis of seeds in front.
         progress: whether to show a progress bar (plain lines where there is no terminal).
         limits: largest total cost by unit (`metaopt.engine.budget.UNITS`); `None`, for one unit or
-            for all, is no limit.
+            for all, sets no limit.
         log_every, eval_every, checkpoint_every: outer steps between two records, two evaluations
             on held-out data, two checkpoints; each >= 1.
         keep_checkpoints: how many of the newest checkpoints are kept, >= 1.

@@ -256,7 +256,7 @@ class Run:
                 tracker.log(step, numbers)
 
     def _check_objective(self, evaluated: Mapping[str, Any]) -> None:
-        """Raise a `ConfigError` as soon as it is known that the objective is no metric.
+        """Raise a `ConfigError` as soon as it is known that the objective is not a metric.
 
         At the first step, unless its name is one of held-out data, to be paid for or not all there
         yet.

@@ -48,7 +48,7 @@ def test_the_command_prints_a_table_and_writes_its_rows(command: Command, tmp_pa
     ]  # fmt: skip
     numbers = json.loads(path.read_text())
     rows = {row["estimator"]: row for row in numbers["rows"]}
-    assert rows["implicit"]["difference_error"] > 0.1  # five steps are no solution
+    assert rows["implicit"]["difference_error"] > 0.1  # five steps are not a solution
     assert {"unroll, converged", "cg, converged", "neumann, converged"} <= rows.keys()
     assert 0 < rows["implicit"]["cosine"] <= 1
     assert "no gradient" in rows["score"]["refused"]

@@ -198,8 +198,8 @@ MISTAKES = {
     "unknown unit": (["limits={steps: 3}"], ["the unit 'steps'", "gradients"]),
     "device": (["device=cuda:99"], ["device=cuda:99: nothing of this run reads it"]),
     "text for a rate": (["outer_lr=abc"], ["outer_lr must be a finite number; got 'abc'"]),
-    "option alone": (["reward_model"], ["'reward_model' is no", "mean problem=reward_model?"]),
-    "misspelt verb": (["reprot"], ["'reprot' is no command", "Did you mean report?"]),
+    "option alone": (["reward_model"], ["'reward_model' is not", "mean problem=reward_model?"]),
+    "misspelt verb": (["reprot"], ["'reprot' is not a command", "Did you mean report?"]),
     "value that must be given": (
         [
             "problem=domain_reweighting",

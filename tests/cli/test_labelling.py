@@ -122,7 +122,7 @@ def test_one_process_writes_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     ("name", "content", "what"),
     [
         ("00000.jsonl", '{"question": ', "Delete it; the same command labels its solutions again"),
-        ("00000.jsonl", "[1]", "00000.jsonl is damaged: it is no shard"),
+        ("00000.jsonl", "[1]", "00000.jsonl is damaged: it is not a shard"),
         ("labelling.settings", "", "Name another folder"),
     ],
 )

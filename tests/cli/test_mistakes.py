@@ -119,10 +119,10 @@ OTHERS = [
     ("estimator=score_function", "ScoreFunction needs"),
     ("estimator=score", "needs feedback with a gradient"),
     ("optimizer=mirror", "MirrorDescent"),
-    ("objective=budget/gradient", "is no metric of this run. Did you mean budget/gradients?"),
-    ("objective=time/elapsed_s", "seconds are no metric, since no run repeats them"),
-    ("objective=outer/los", "is no metric of this run. Did you mean outer/loss?"),
-    ("objective=eval/tset_loss", "is no metric of this run. Did you mean eval/test_loss?"),
+    ("objective=budget/gradient", "is not a metric of this run. Did you mean budget/gradients?"),
+    ("objective=time/elapsed_s", "seconds are not a metric, since no run repeats them"),
+    ("objective=outer/los", "is not a metric of this run. Did you mean outer/loss?"),
+    ("objective=eval/tset_loss", "is not a metric of this run. Did you mean eval/test_loss?"),
     ("problem.inner_optimizer.lr={a: 1}", "names 'a'; the parameters are weight"),
     ("methods=[unroll]", "There is no key 'methods', and nothing of this run reads it."),
     ("optimizer=rollout_length/dqn", "DQN needs a problem that acts"),
@@ -193,7 +193,7 @@ PROBLEMS = [
     (("-m", "problem=ridge", "estimator=soba,unroll", "+foo=3"), "nothing of this run reads it"),
     (
         ("problem=template_evolution", "objective=eval/sucess"),
-        "is no metric of this run. Did you mean eval/success?",
+        "is not a metric of this run. Did you mean eval/success?",
     ),
     (("resume=a", "resume=b"), "resume= takes one folder; got a and b"),
     (
@@ -203,7 +203,7 @@ PROBLEMS = [
     (("problem=ridge", "outer_steps=0", "objective=outer/loss"), "needs outer_steps >= 1"),
     (
         ("problem=rollout_length", "objective=eval/retrun"),
-        "is no metric of this run. Did you mean eval/all_groups_return?",
+        "is not a metric of this run. Did you mean eval/all_groups_return?",
     ),
     (("problem=knapsack", "optimizer.repeats=1.5"), "optimizer.repeats must be an integer"),
     (("problem=knapsack", "optimizer.accept=best"), "always or if_better or archive; got 'best'"),
@@ -261,10 +261,10 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_run(
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"problem: \xff\xfe", "is no UTF-8 text (invalid start byte); save it as UTF-8"),
+        (b"problem: \xff\xfe", "is not UTF-8 text (invalid start byte); save it as UTF-8"),
         (b"\xef\xbb\xbfname: mine", "begins with a byte order mark"),
         (b" \n", "is empty; write its keys, or delete it"),
-        (b"problem: {a: 1", "is no YAML: "),
+        (b"problem: {a: 1", "is not YAML: "),
     ],
 )
 def test_a_config_file_that_cannot_be_read_is_named(

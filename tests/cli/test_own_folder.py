@@ -123,7 +123,7 @@ def test_a_message_says_where_it_looked(metaopt: Metaopt, conf: Path) -> None:
 def test_a_config_dir_that_is_no_folder_is_named(metaopt: Metaopt) -> None:
     for arguments in (["problem=ridge"], ["--help"], ["--cfg", "job", "problem=ridge"]):
         done = metaopt("--config-dir=nope", *arguments)
-        assert (done.code, done.err) == (1, "metaopt: --config-dir=nope is no folder.\n")
+        assert (done.code, done.err) == (1, "metaopt: --config-dir=nope is not a folder.\n")
 
 
 @pytest.mark.slow

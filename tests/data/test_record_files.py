@@ -63,7 +63,7 @@ EMPTY = r" holds no record\. Take it away"
         ("a.json", '{"question": ["a", "b"], "label": [1]}', "lengths: question 2, label 1"),
         ("a.json", '{"question": {"0": "a"}, "label": {"0": 1}}', "orient='records', lines=True"),
         ("a.jsonl", LINES.encode("utf-16"), " is text in UTF-16 or UTF-32: save it as UTF-8"),
-        ("a.csv", CSV.encode("utf-16-be"), " is no text in UTF-8: it holds zero bytes"),
+        ("a.csv", CSV.encode("utf-16-be"), " is not UTF-8 text: it holds zero bytes"),
         ("a.csv", "question,label\na,caf\u00e9\n".encode("latin-1"), ":2: is not UTF-8"),
         ("a.jsonl", gzip.compress(LINES.encode()), r" is compressed by gzip: let its"),
         ("a.json", b"PAR1", " is a parquet file: let its name end in"),

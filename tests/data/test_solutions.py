@@ -79,7 +79,7 @@ def test_questions_with_several_systems(tmp_path: Path) -> None:
     ("bad", "says"),
     [
         ("{", "is not valid JSON"),
-        ("[1]", "is no object"),
+        ("[1]", "is not an object"),
         (
             {"query": "q", "outcome": 1},
             "no column 'response'; columns are query, outcome. Give the names",

@@ -117,7 +117,7 @@ def parse(text: str) -> list[str]:
     """Return the moves of a text.
 
     Raises:
-        ValueError: the text is empty or holds a word that is no move.
+        ValueError: the text is empty or holds a word that is not a move.
     """
     words = text.split()
     unknown = [w for w in words if w not in MOVES]

@@ -218,7 +218,7 @@ class TextPreferences(PreferenceTask):
 def _config(settings: Mapping[str, Any], tokenizer: Any) -> Any:
     if "model_type" not in settings:
         raise ValueError(
-            f"a backbone that is no folder or id needs model_type, such as llama; got "
+            f"a backbone that is not a folder or id needs model_type, such as llama; got "
             f"{sorted(settings)}."
         )
     size, pad = len(tokenizer), tokenizer.pad_token_id

@@ -124,7 +124,7 @@ def variants(environment: Environment, tests: Sequence[str]) -> list[Environment
     """Return the environments of the tests.
 
     Raises:
-        ValueError: no tests, one of them twice, or a name that is no variant's.
+        ValueError: no tests, one of them twice, or a name that is not a variant's.
     """
     if isinstance(tests, str) or not tests or len(set(tests)) < len(tests):
         raise ValueError(

@@ -84,7 +84,7 @@ class CriteriaJudge(SimulatedLM):
         score = 1 + 9 sigmoid(sum of weight_c z_c - strictness), rounded to 0.5
 
     z_c is the standardised criterion. A criterion that it does not know counts nothing; a template
-    that is no rubric gets no score.
+    that is not a rubric gets no score.
 
     Args:
         criteria: the standardised criteria.

@@ -74,7 +74,7 @@ def parse(text: str) -> Rubric:
 def read_weights(text: str, names: tuple[str, ...]) -> tuple[np.ndarray, float] | None:
     """Return the weights of `names` in their order, and the strictness, for a simulated judge.
 
-    Returns `None` for a text that is no rubric, and for a rubric with none of `names`.
+    Returns `None` for a text that is not a rubric, and for a rubric with none of `names`.
     """
     try:
         rubric = parse(text)
@@ -89,8 +89,8 @@ def parse_score(text: str) -> float | None:
     """Return the score that a judge's answer ends with, or `None` without a single valid one.
 
     The last line must state it, in one of the forms of `score_replies.UNDERSTOOD`, from `LOW` to
-    `HIGH` in steps of `STEP`. An answer that is not understood is no score: it is never read as a
-    low one, which would earn alignment on failures.
+    `HIGH` in steps of `STEP`. An answer that is not understood is not a score: it is never read as
+    a low one, which would earn alignment on failures.
     """
     score = final_score(text, HIGH)
     if score is None or not LOW <= score <= HIGH:

@@ -1,8 +1,8 @@
 """The score that a judge's reply ends with, and the form of a reply that states none.
 
 Judges are asked for a last line `Score: <number>`. Many models decorate it: with emphasis, a scale,
-a code fence, JSON. What can only mean one number is read; anything else is no score, since a score
-that was misread cannot be told from one that was given.
+a code fence, JSON. What can only mean one number is read; anything else is not a score, since
+a score that was misread cannot be told from one that was given.
 """
 
 from __future__ import annotations

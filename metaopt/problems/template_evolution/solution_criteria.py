@@ -85,7 +85,7 @@ def arithmetic(expression: str) -> float:
     """
     text = expression.strip().replace(",", "")
     if not _ARITHMETIC.fullmatch(text) or len(text) > LONGEST:
-        raise ValueError(f"{expression[:40]!r} is no arithmetic of at most {LONGEST} characters.")
+        raise ValueError(f"{expression[:40]!r} is not arithmetic of at most {LONGEST} characters.")
     try:
         return _value(ast.parse(text, mode="eval").body)
     except (SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:

@@ -74,7 +74,7 @@ class PromptFile:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is no such object; names the line.
+        ValueError: a line is not such an object; names the line.
     """
 
     def __init__(self, path: str, template: str | None = None) -> None:
@@ -118,7 +118,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is no JSON: {error}.") from None
+        raise ValueError(f"{where} is not JSON: {error}.") from None
     if not isinstance(row, dict) or not isinstance(row.get("query"), str) or not row["query"]:
         raise ValueError(f"{where} needs an object with a text under 'query'.")
     prompts = row.get("prompts", [])
@@ -134,7 +134,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
         try:
             _pattern(row, name)
         except (re.error, TypeError) as error:
-            raise ValueError(f"{where}: {name!r} is no regular expression: {error}.") from None
+            raise ValueError(f"{where}: {name!r} is not a regular expression: {error}.") from None
     return row
 
 

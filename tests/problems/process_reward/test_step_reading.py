@@ -63,7 +63,7 @@ def test_malformed_rows_are_listed_with_file_and_line(tmp_path: Path) -> None:
     for line, reason in [
         (2, "'labels' must be one per completion"),
         (4, "is not valid JSON"),
-        (5, "is no object"),
+        (5, "is not an object"),
         (6, "its columns are those of no format: x"),
         (8, "is not UTF-8: 'utf-8' codec"),
     ]:

@@ -100,7 +100,7 @@ def test_half_of_the_held_out_pairs_are_the_unlabelled_responses(tmp_path: Path)
 
 
 def test_features_of_runs_with_different_words_and_of_equal_prompts(tmp_path: Path) -> None:
-    """A run with few words has fewer coordinates; what all texts share is no coordinate."""
+    """A run with few words has fewer coordinates; what all texts share is not a coordinate."""
     write(tmp_path, "dialogues", 10)
     data = preference_texts(preferences(str(tmp_path / "pairs.jsonl")), runs=6, training=0.5)
     assert data.training.chosen.abs().amax() < 100

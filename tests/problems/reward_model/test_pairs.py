@@ -250,7 +250,7 @@ def test_dialogues_in_csv_are_read_as_dialogues(tmp_path: Path) -> None:
         write(tmp_path / "b.jsonl", {"chosen": [USER, GOOD], "rejected": [USER, BAD]})
     )
     assert dialogues[:3] == expected.pairs[0][:3]
-    assert texts[:3] == ("", '["a"]', "[1]")  # lists that are no dialogue are texts
+    assert texts[:3] == ("", '["a"]', "[1]")  # lists that are not a dialogue are texts
 
 
 def test_a_transfer_set_may_be_a_source_by_name(tmp_path: Path) -> None:

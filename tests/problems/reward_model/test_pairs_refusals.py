@@ -1,4 +1,4 @@
-"""What is no preference: malformed rows, damaged files and missing sources are named."""
+"""What is not a preference: malformed rows, damaged files and missing sources are named."""
 
 from __future__ import annotations
 

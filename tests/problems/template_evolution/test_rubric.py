@@ -22,7 +22,7 @@ NONE = [
     "Score: 3/10\nScore: 8", "Score: 8/100\nScore: 8", "Score: 3\n8/10", 'Score: 3\n{"score": 8}',
     '{"score": 3}\n{"score": 8}', '{"score": 3} {"score": 8}', 'Score: 3 {"score": 8}',
     '{"score": 3}\nScore: 8', '{"score": 3, "score": 8}', '{"score": 3, "rating": 8}',
-    # JSON that is none, or whose score is no number on this scale
+    # JSON that is none, or whose score is not a number on this scale
     '{"score": 8', '{"score": 8, "max_score": 100}', '{"score": 8, "scale": 5}',
     '{"score": 8, "out_of": 9}', '{"score": true}', '{"score": NaN}',
     '{"score": 1e400}', '{"score": [8]}', '{"score": "8/100"}', '{"score": null}', '{"points": 8}',

@@ -36,11 +36,11 @@ def test_first_prompts_are_drawn_without_replacement(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{", r"queries.jsonl:2 is no JSON"),
+        ("{", r"queries.jsonl:2 is not JSON"),
         ("[]", r":2 needs an object with a text under 'query'"),
         ({"query": ""}, r":2 needs an object with a text under 'query'"),
-        ({"query": "q", "success": "("}, r":2: 'success' is no regular expression"),
-        ({"query": "q", "success": 3}, r":2: 'success' is no regular expression"),
+        ({"query": "q", "success": "("}, r":2: 'success' is not a regular expression"),
+        ({"query": "q", "success": 3}, r":2: 'success' is not a regular expression"),
         ({"query": "q", "prompts": "a"}, r":2: 'prompts' must be a list of texts"),
         ({"query": "q", "canary": "a"}, r":2 has the unknown key 'canary'"),
     ],

@@ -36,7 +36,7 @@ class ArithmeticCompletion:
         """Return the steps that are missing, one per line, in the style of those that are written.
 
         Raises:
-            ValueError: a prompt that is no question of the arithmetic world.
+            ValueError: a prompt that is not a question of the arithmetic world.
         """
         read = [_read(prompt) for prompt in prompts]
         most = max((len(moves) for _, moves in read), default=0)

@@ -281,7 +281,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse a folder that holds something else than shards of these settings."""
     path, shards = folder / SETTINGS, any(folder.glob("*.jsonl"))
     if shards and not path.exists():
-        raise ValueError(f"{folder} holds .jsonl files that are no shards. Name another folder.")
+        raise ValueError(f"{folder} holds .jsonl files that are not shards. Name another folder.")
     if shards:
         earlier = read_json(path, "Name another folder, or restore it from a copy.")
         other = [key for key in settings if earlier.get(key) != settings[key]]
@@ -304,4 +304,4 @@ def _read(path: Path) -> list[Chain]:
     try:
         return [from_chain(json.loads(line)) for line in lines if line]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(path, f"it is no shard: {error}", advice) from error
+        raise damaged(path, f"it is not a shard: {error}", advice) from error

@@ -95,7 +95,7 @@ def load(folder: str | Path) -> tuple[Scorer, dict[str, Tensor]]:
     """Return the scorer of a folder that `export` wrote, and its tensors.
 
     Raises:
-        FileNotFoundError: it is no such folder.
+        FileNotFoundError: it is not such a folder.
         ValueError: it was written by another kind of scorer than those here.
     """
     folder = Path(folder)

@@ -46,7 +46,7 @@ class TransformerScorer:
 
     All weights are trained, or with LoRA the adapters and the head. What is frozen stays in the
     scorer: it is neither among the tensors that `init` returns nor in a checkpoint of them. There
-    are no buffers.
+    are not buffers.
 
     Args:
         train: training chains, of which an untrained model without a tokenizer takes the words.

@@ -57,7 +57,7 @@ class Pair(NamedTuple):
 
 
 class Malformed(NamedTuple):
-    """A row that is no preference.
+    """A row that is not a preference.
 
     Args:
         source: file or data set.

@@ -145,7 +145,7 @@ class Contrastive:
                 models one after the other.
 
         Raises:
-            ValueError: G is no multiple of the number R of generators.
+            ValueError: G is not a multiple of the number R of generators.
         """
         if len(x) % len(self.generators):
             raise ValueError(

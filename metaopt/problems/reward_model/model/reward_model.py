@@ -47,7 +47,7 @@ class RewardModel(PreTrainedModel):
 
     h are the last hidden states of the backbone, and pool takes the one of the last token, or the
     mean over tokens. Which tokens are real is read from the attention mask alone, so a pad token
-    that is also the end-of-text token is no special case; and they are moved to the front before
+    that is also the end-of-text token is not a special case; and they are moved to the front before
     the backbone sees them, so that neither the side of the padding nor the other texts of a batch
     change a score. There is no bias: Bradley-Terry's loss is blind to it.
 

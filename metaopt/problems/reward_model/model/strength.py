@@ -235,7 +235,7 @@ def _folds(
 ) -> tuple[Tensor, Tensor]:
     """Return rows (R, models folds, .) to train on and rows (R, models folds, .) to judge.
 
-    Where n is no multiple of folds, some rows are judged twice by one network, with one result.
+    Where n is not a multiple of folds, some rows are judged twice by one network, with one result.
     """
     size = -(-count // folds)
     train, held = [], []

@@ -167,7 +167,7 @@ def fit(
         recipe: step size, betas and weight decay; `None` for the defaults.
 
     Raises:
-        ValueError: G is no multiple of R, or rows are not those of G models.
+        ValueError: G is not a multiple of R, or rows are not those of G models.
     """
     recipe = recipe or Recipe()
     trained = {name: value.clone().requires_grad_() for name, value in params.items()}

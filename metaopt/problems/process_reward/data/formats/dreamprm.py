@@ -131,8 +131,8 @@ def from_dreamprm_meta(row: Mapping[str, Any]) -> Chain:
 
     `input` holds the question and the response, or the question alone where `response` is a column
     of its own. A step begins at a line "Step 1", "Step 2", ...; the line "Final answer" and what
-    follows are no step. A row whose response is missing has no steps: in the released file 372 of
-    500 are so, every one of the wrong chains among them, and `meta_set` refuses them.
+    follows are not a step. A row whose response is missing has no steps: in the released file 372
+    of 500 are so, every one of the wrong chains among them, and `meta_set` refuses them.
 
     Raises:
         ValueError: says which column is malformed.

@@ -156,7 +156,7 @@ def _parse(row: Any, format: str | None) -> Chain | Prefix:
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, Mapping):
-        raise ValueError("is no object; a row is {column: value}")
+        raise ValueError("is not an object; a row is {column: value}")
     if format is None:
         format = next((name for name, form in FORMATS.items() if form.fits(row)), None)
     if format is None:
