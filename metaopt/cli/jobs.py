@@ -31,7 +31,7 @@ from metaopt.files.lock import refuse_held
 from metaopt.files.reading import steps
 from metaopt.runs import configs, provenance
 from metaopt.runs.continuing import rest_of, write_config
-from metaopt.runs.description import describe, refuse_other
+from metaopt.runs.description import refuse_other, to_config
 from metaopt.runs.errors import report
 from metaopt.runs.folder import result_of, started_with
 from metaopt.runs.interrupts import Interrupted
@@ -205,7 +205,7 @@ def build(
         prepare_torch(config["threads"], config["device"])
         made = parts(config, PARTS)
         for name, part in (given or {}).items():
-            refuse_other(folder, name, describe(made[name]), part)
+            refuse_other(folder, name, to_config(made[name]), part)
             made[name] = part
         engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
         return Run(

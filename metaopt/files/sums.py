@@ -1,6 +1,6 @@
-"""`SHA256SUMS`: the hashes of a folder's files, so that a flipped bit is no other number.
+"""`SHA256SUMS`: the hashes of a folder's files, so that a changed one is noticed when it is read.
 
-cd runs/first && sha256sum --check SHA256SUMS
+The lines are those of the program of that name: cd runs/first && sha256sum --check SHA256SUMS
 """
 
 from __future__ import annotations

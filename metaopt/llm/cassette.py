@@ -240,7 +240,9 @@ def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:
         name = f"{path.resolve().as_uri()}?mode=ro"
     elif path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Made here: sqlite would make it with the permissions of the process, for others to read.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    # No isolation level: the module would else begin and commit transactions when it thinks fit.
     connection = sqlite3.connect(
         name, timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=read_only,
         factory=Connection,

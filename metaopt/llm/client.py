@@ -329,6 +329,7 @@ class Background:
         )
         self._thread.start()
         self._loop = loop
+        # A client that nobody closes must not keep its thread.
         self._end = weakref.finalize(self, _stop, loop, self._thread)
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:

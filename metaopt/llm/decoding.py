@@ -173,6 +173,7 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) ->
     """
     greedy = temperature == 0
     scale = torch.where(greedy, torch.ones_like(temperature), temperature)
+    # In float64: summed over 150,000 words, the rounding stays far below one probability.
     p = torch.softmax(logits.double() / scale[:, None], -1)
     if (top_p < 1).any():
         ordered, order = p.sort(dim=-1, descending=True, stable=True)
@@ -181,6 +182,7 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) ->
         p = torch.zeros_like(p).scatter(-1, order, inside)
     total = p.cumsum(-1)
     mass = total[:, -1]
+    # Below the whole mass, or rounding could choose the word after the last one.
     at = torch.minimum(uniform * mass, torch.nextafter(mass, torch.zeros_like(mass)))
     sampled = torch.searchsorted(total, at[:, None], right=True)[:, 0]
     return torch.where(greedy, logits.argmax(-1), sampled)

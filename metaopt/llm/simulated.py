@@ -80,4 +80,5 @@ _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
 def _hash(value: object) -> int:
-    return int.from_bytes(hashlib.sha256(_encode(value).encode()).digest()[:8], "big") >> 1
+    digest = hashlib.sha256(_encode(value).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # below 2^63, as `answer` is promised

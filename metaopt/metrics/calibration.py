@@ -181,6 +181,7 @@ def measure(
     s, y = paired(scores, outcomes)
     has = np.isfinite(s)
     code = _codes(queries, len(s))
+    # By query, as everywhere: responses to one question are alike.
     half = np.random.default_rng(seed).permutation(int(code.max(initial=-1)) + 1)[code] % 2
     data = _Judged(s, judge.probability(s), judge.decide(s), y, half)
     cells = binary.counts(ones(y[has]), data.decision[has], y[has])

@@ -92,6 +92,7 @@ class MirrorDescent:
                 size = (square / self._steps).sqrt()
                 step = step / tree.across(torch.where(size > 0, size, torch.ones_like(size)), p)
             new = torch.softmax(p.log() - step, -1)
+            # An entry that underflows to 0 could never rise again; one that was 0 is to stay so.
             tiny = torch.finfo(new.dtype).tiny
             new = torch.where(p > 0, new.clamp_min(tiny), new)
             p.copy_(torch.lerp(new, torch.full_like(new, 1 / p.shape[-1]), self.smoothing))

@@ -113,6 +113,7 @@ def collect(folder: Path) -> Collection:
     if not folder.is_dir():
         raise ReportError(f"There is no folder {folder}.\nGive the folder of a run or of a sweep.")
     cells, incomplete = [], []
+    # In the order in which a person would list them, which tables keep.
     for path in sorted(folder.rglob("config.yaml"), key=_natural):
         if not (path.parent / "result.json").exists():
             incomplete.append((path.parent, failure(path.parent) or "not finished"))

@@ -25,7 +25,7 @@ DEPTH = 8
 MOST = 1000
 
 
-def describe(value: Any, depth: int = DEPTH) -> Any:
+def to_config(value: Any, depth: int = DEPTH) -> Any:
     """Return an object as primitives: `{"_class_": class, argument: value}`, nested.
 
     The arguments are those of the constructor that the object has as attributes of the same name,
@@ -33,9 +33,9 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
     for what cannot be described so, such as a tensor or a closure.
     """
     if isinstance(value, enum.Enum):
-        return describe(value.value, depth)
+        return to_config(value.value, depth)
     if isinstance(value, np.generic):
-        return describe(value.item(), depth)
+        return to_config(value.item(), depth)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if depth == 0 or isinstance(value, Tensor) or (isinstance(value, Sized) and len(value) > MOST):
@@ -43,13 +43,13 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): describe(v, depth - 1) for k, v in value.items()}
+        return {str(k): to_config(v, depth - 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [describe(v, depth - 1) for v in value]
+        return [to_config(v, depth - 1) for v in value]
     if isinstance(value, functools.partial):
         if value.args:
             return {"_text_": _short(value)}
-        return {**_callable(value.func, depth), **describe(value.keywords, depth)}
+        return {**_callable(value.func, depth), **to_config(value.keywords, depth)}
     if inspect.isroutine(value) or isinstance(value, type):
         return _callable(value, depth)
     return {"_class_": _name(type(value)), **_arguments(value, depth - 1)}
@@ -58,8 +58,8 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
 def _callable(value: Any, depth: int) -> dict[str, Any]:
     """Describe a function or a class by its name; a local function or a lambda by what it does."""
     if "<" in _name(value) and inspect.isfunction(value):
-        around = describe(list(inspect.getclosurevars(value).nonlocals.items()), depth - 1)
-        around = [around, describe([value.__defaults__, value.__kwdefaults__], depth - 1)]
+        around = to_config(list(inspect.getclosurevars(value).nonlocals.items()), depth - 1)
+        around = [around, to_config([value.__defaults__, value.__kwdefaults__], depth - 1)]
         code = json.dumps([_code(value.__code__), around], sort_keys=True, default=str)
         return {"_text_": f"{_name(value)}, {blake2b(code.encode(), digest_size=8).hexdigest()}"}
     return {"_class_": _name(value), "_partial_": True}
@@ -92,20 +92,20 @@ def _arguments(value: Any, depth: int) -> dict[str, Any]:
             continue
         argument = getattr(value, name, bound.arguments.get(name))
         if parameter.kind is parameter.VAR_KEYWORD and isinstance(argument, Mapping):
-            arguments |= describe(argument, depth)
+            arguments |= to_config(argument, depth)
         elif parameter.kind is not parameter.VAR_POSITIONAL:
-            arguments[name] = describe(argument, depth)
+            arguments[name] = to_config(argument, depth)
     return arguments
 
 
-def make(node: Any, what: str) -> Any:
-    """Return the object that `describe` described.
+def from_config(node: Any, what: str) -> Any:
+    """Return the object that `to_config` described.
 
     Raises:
         ConfigError: it cannot be made again; names what must be passed instead.
     """
     if isinstance(node, list):
-        return [make(item, what) for item in node]
+        return [from_config(item, what) for item in node]
     if not isinstance(node, Mapping):
         return node
     pass_it = f"pass {what}=<the object it was started with>."
@@ -116,7 +116,9 @@ def make(node: Any, what: str) -> Any:
             f"{node['_class_']} does not keep its arguments {', '.join(node['_missing_'])} as "
             f"attributes, so that they are not in the run's folder; {pass_it}"
         )
-    arguments = {k: make(v, what) for k, v in node.items() if k not in ("_class_", "_partial_")}
+    arguments = {
+        k: from_config(v, what) for k, v in node.items() if k not in ("_class_", "_partial_")
+    }
     if "_class_" not in node:
         return arguments
     try:
@@ -128,7 +130,7 @@ def make(node: Any, what: str) -> Any:
         raise ConfigError(
             f"the run's {what} cannot be made again from its folder ({error}); {pass_it}"
         ) from error
-    if describe(made) != node:
+    if to_config(made) != node:
         raise ConfigError(
             f"the run's {what} made again from its folder differs from the first one; {pass_it}"
         )
@@ -144,7 +146,7 @@ def refuse_other(folder: Path, name: str, recorded: Any, part: Any) -> None:
         recorded: how the first one is described.
         part: what was passed.
     """
-    changed = differences({name: recorded}, {name: describe(part)})
+    changed = differences({name: recorded}, {name: to_config(part)})
     if changed:
         raise ConfigError(
             f"{folder} was started with another {name}:\n{listed(changed)}\n"

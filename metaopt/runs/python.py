@@ -19,7 +19,7 @@ from metaopt.files.lock import refuse_held
 from metaopt.files.numbers import or_nan
 from metaopt.files.reading import steps
 from metaopt.runs.continuing import rest_of
-from metaopt.runs.description import describe, make, refuse_other
+from metaopt.runs.description import from_config, refuse_other, to_config
 from metaopt.runs.folder import read_config, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import watcher
@@ -84,11 +84,11 @@ def run(
     if tracker is not None and folder is None:
         raise ValueError("tracker needs a folder; pass folder=<where the run is kept>.")
     config = {
-        "name": _kind(problem), "started": PYTHON, "seed": describe(seed),
-        "seeds": None if seeds is None else describe(seeds_from(seed, seeds)),
-        "outer_steps": describe(outer_steps), "limits": describe(limits), **describe(settings),
-        "problem": describe(problem), "estimator": describe(estimator),
-        "optimizer": describe(optimizer), "tracker": describe(tracker),
+        "name": _kind(problem), "started": PYTHON, "seed": to_config(seed),
+        "seeds": None if seeds is None else to_config(seeds_from(seed, seeds)),
+        "outer_steps": to_config(outer_steps), "limits": to_config(limits), **to_config(settings),
+        "problem": to_config(problem), "estimator": to_config(estimator),
+        "optimizer": to_config(optimizer), "tracker": to_config(tracker),
     }  # fmt: skip
     path = None if folder is None else Path(folder)
     parts = {"problem": problem, "estimator": estimator, "optimizer": optimizer}
@@ -206,7 +206,7 @@ def _part(
     if part is None:
         try:
             _refuse_strange(folder, {name: recorded}, trust)
-            return make(recorded, name)
+            return from_config(recorded, name)
         except ConfigError as error:
             first = recorded[0] if isinstance(recorded, list) else recorded
             kind = str(first.get("_class_", "")).rpartition(":")[2]
@@ -248,7 +248,7 @@ def _problem_of(folder: Path, trust: Sequence[str]) -> Any:
     config = started_with(folder) or read_config(folder)
     _refuse_strange(folder, {"problem": config["problem"]}, trust)
     if config.get("started") == PYTHON:
-        return make(config["problem"], "problem")
+        return from_config(config["problem"], "problem")
     from metaopt.cli.composing import parts
 
     return parts(config, ())["problem"]

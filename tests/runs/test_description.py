@@ -8,7 +8,7 @@ from metaopt import estimators, optimizers
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import ConjugateGradient, Implicit, Nystrom, ScoreFunction
 from metaopt.problems import examples
-from metaopt.runs.description import describe, make
+from metaopt.runs.description import from_config, to_config
 
 CLASSES = [
     kind
@@ -37,12 +37,12 @@ PROBLEMS = [getattr(examples, name) for name in examples.__all__]
 def test_a_problem_is_remade_with_what_it_was_given(kind):
     first = {p.name: p.default for p in inspect.signature(kind).parameters.values()}
     changed = {"noise": 0.25, "spread": 2.0, "seed": 5, "inner_optimizer": SGD(lr=0.3)}
-    node = describe(kind(**{k: v for k, v in changed.items() if k in first}))
+    node = to_config(kind(**{k: v for k, v in changed.items() if k in first}))
     assert "_missing_" not in node
     assert {k: node[k] for k in changed if k in first} == {
-        k: describe(v) for k, v in changed.items() if k in first
+        k: to_config(v) for k, v in changed.items() if k in first
     }
-    assert describe(make(node, "it")) == node
+    assert to_config(from_config(node, "it")) == node
 
 
 DEFAULT = [kind for kind in CLASSES if not needed(kind)]
@@ -50,9 +50,9 @@ DEFAULT = [kind for kind in CLASSES if not needed(kind)]
 
 @pytest.mark.parametrize("kind", DEFAULT, ids=lambda kind: kind.__name__)
 def test_what_is_made_by_defaults_is_remade(kind):
-    node = describe(kind())
+    node = to_config(kind())
     assert "_missing_" not in node
-    assert describe(make(node, "it")) == node
+    assert to_config(from_config(node, "it")) == node
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_what_is_made_by_defaults_is_remade(kind):
     ids=["score function", "implicit"],
 )
 def test_arguments_that_differ_are_told_apart(value):
-    node = describe(value)
-    assert describe(make(node, "it")) == node != describe(type(value)())
+    node = to_config(value)
+    assert to_config(from_config(node, "it")) == node != to_config(type(value)())
 
 
 def test_most_classes_are_made_by_defaults():

@@ -59,6 +59,7 @@ class Sampler:
         if self.sampling == "rows":
             return Rows(torch.randint(len(self.order), (count,), generator=draw))
         domains = len(self._sizes)
+        # In turn, not drawn each: with few examples a batch would else miss domains.
         domain = torch.randperm(domains, generator=draw)[torch.arange(count) % domains]
         within = torch.rand(count, generator=draw, dtype=torch.float64) * self._sizes[domain]
         return Rows(self.order[self._starts[domain] + within.long()])
@@ -71,6 +72,7 @@ class Sampler:
         """Return meta examples, each equally likely; of each kind its share, up to one example."""
         if not self._stratified:
             return Rows(torch.randint(len(self._meta), (count,), generator=draw), meta=True)
+        # Stratified: one draw in each of `count` equal parts of the examples by kind.
         place = (
             torch.arange(count) + torch.rand(count, generator=draw, dtype=torch.float64)
         ) / count

@@ -31,7 +31,7 @@ def fit(
     outer: Tree | None = None,
 ) -> GradientState:  # fmt: skip
     """Take inner steps in place, on sampled batches, with their weights or those of `outer`."""
-    with torch.enable_grad():
+    with torch.enable_grad():  # also below `reference_losses`, which needs none itself
         for k in range(steps):
             batch = sample(k, generator(fold(key, k, "batch")))
             draw = Draw(fold(key, k), inner_step=k, total_inner_step=inner.step, use="retrain")

@@ -227,6 +227,7 @@ class MetaPseudoLabels(GradientProblem):
             return batch._replace(labels=torch.softmax(logits, -1))
         if self.compat == "mpl_pytorch" or self.labels == "argmax":
             return batch._replace(labels=logits.argmax(-1))
+        # By inverse transform from CPU numbers, so that labels do not depend on the device.
         uniform = torch.rand(len(logits), 1, generator=draw.generator).to(logits)
         below = torch.softmax(logits, -1).cumsum(-1)[:, :-1]
         return batch._replace(labels=(uniform > below).sum(-1))
@@ -262,6 +263,7 @@ class MetaPseudoLabels(GradientProblem):
                 "estimator=one_step or estimator=unroll."
             )
         view: View = "weak" if self.compat is None else "strong"
+        # Cloned, as a forward pass in training mode would move BatchNorm's statistics again.
         logits = self._label_logits(outer, tree.clone(inner), batch, view)
         labels = logits.argmax(-1) if self.compat == "mpl_pytorch" else batch.labels
         return -cross_entropy(logits, labels, reduction="none")

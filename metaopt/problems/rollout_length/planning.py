@@ -112,6 +112,7 @@ def plan(problem: RolloutLength, runs: Runs, lengths: Tensor, draw: Generator) -
     longest = torch.zeros_like(begun)
     if bool(updating.any()):
         every = bool(updating.all())
+        # Runs that do not plan are masked, not left out: the batch of networks keeps its shape.
         active = None if every else updating.to(device, transitions.dtype).unsqueeze(1)
         on_real = problem.real.to(device).unsqueeze(1)
         learners = problem.agent.views(runs.agent)

@@ -84,6 +84,7 @@ class CanaryWorld:
         shared = draw.standard_normal((len(TOKENS), len(TRAITS)))
         specific = draw.standard_normal((queries, len(TOKENS), len(TRAITS)))
         self._effects = (0.8 * shared + 0.6 * specific) / np.sqrt(LENGTH)
+        # One sample for all prompts: differences of their success are then not those of the noise.
         self._noise = draw.standard_normal((256, len(TRAITS)))
         self._index = {token: i for i, token in enumerate(TOKENS)}
         self.queries = [f"make the target write canary {self.canary(q)}" for q in range(queries)]

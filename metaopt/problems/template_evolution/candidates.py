@@ -243,6 +243,7 @@ def best(log: Iterable[Candidate], query: int, count: int, ranking: Ranking) -> 
             return 0.0, 0.0, candidate["prompt"]
         score = -np.inf if candidate["score"] is None else candidate["score"]
         label = float(candidate["outcome"] is True) if ranking == "label_first" else 0.0
+        # References are hashes: the order among equals has nothing to do with what a prompt says.
         return -label, -score, candidate["prompt"]
 
     return sorted((c for c in log if c["query"] == query), key=rank)[:count]

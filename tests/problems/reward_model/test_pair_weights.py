@@ -18,7 +18,7 @@ from metaopt.problems.reward_model import MetaRewardModel
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
 from metaopt.problems.reward_model.pair_weights import PreferenceReweighting
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
-from metaopt.runs.description import describe
+from metaopt.runs.description import to_config
 
 WIDTHS = partial(FeatureReward, widths=(16,))
 SMALL = {
@@ -122,7 +122,7 @@ def test_retraining_may_be_left_out(task):
 
 def test_a_description_holds_all_arguments(task):
     for steps in (0, 6):
-        node = describe(PreferenceReweighting(task, SGD(lr=0.1), bound=3.0, retrain_steps=steps))
+        node = to_config(PreferenceReweighting(task, SGD(lr=0.1), bound=3.0, retrain_steps=steps))
         assert "_missing_" not in node
         assert (node["retrain_steps"], node["link"], node["bound"]) == (steps, "sigmoid", 3.0)
 

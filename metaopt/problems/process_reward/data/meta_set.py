@@ -78,6 +78,8 @@ def meta_set(
     generator = np.random.default_rng(seed)
     queues = [[half_[i] for i in generator.permutation(len(half_))] for half_ in (right, wrong)]
     firsts = [_firsts(chains, queue) for queue in queues]
+    # Questions answered rightly and wrongly come first: what tells their two chains apart is the
+    # steps, and not how hard the question is.
     both = [key for key in firsts[0] if key in firsts[1]]
     chosen: list[int] = []
     for queue, first in zip(queues, firsts, strict=True):

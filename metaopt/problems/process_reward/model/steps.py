@@ -108,7 +108,7 @@ def scores(
         batch: chains at a time, >= 1.
     """
     length = steps.mask.sum(1) if steps.lengths is None else steps.lengths
-    order = length.argsort(stable=True)
+    order = length.argsort(stable=True)  # a batch is as wide as its longest chain
     parts = [scorer.logits(tensors, steps.take(rows), False) for rows in order.split(batch)]
     logits = torch.cat(parts)
     return torch.empty_like(logits).index_copy_(0, order, logits)

@@ -48,7 +48,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
 
     References: Cuturi, NIPS 2013; Caron et al., SwAV, NeurIPS 2020.
     """
-    log = scores / epsilon
+    log = scores / epsilon  # in logarithms: small shares do not underflow
     share = math.log(scores.shape[-2] / scores.shape[-1])
     for _ in range(iterations):
         log = log - log.logsumexp(-2, keepdim=True) + share

@@ -151,6 +151,7 @@ class RewardModel(PreTrainedModel):
             rows = (lengths == 0).nonzero().flatten().tolist()
             raise ValueError(f"texts {rows} of the batch have no token, so there is no reward.")
         longest = int(lengths.max())
+        # Padding on the left would move positions, and with them the reward of the same text.
         front = mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
         mask = mask.gather(1, front)
         filler = self.config.pad_token_id or 0

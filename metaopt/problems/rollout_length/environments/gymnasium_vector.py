@@ -107,6 +107,7 @@ class GymnasiumVector:
             return torch.as_tensor(x, device=like.device).view(*shape, *x.shape[1:])
 
         observation = tensor(now).to(like.dtype)
+        # The step that resets a finished episode ignores its action: nothing is learned from it.
         valid = episodes.state[..., 0] == 0
         terminated, truncated = (tensor(end) & valid for end in ends)
         reward = torch.where(valid, tensor(reward).to(like.dtype), 0.0)
