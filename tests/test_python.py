@@ -193,7 +193,7 @@ def test_a_folder_that_holds_a_run_is_not_taken(tmp_path):
     walk(tmp_path / "run")
     with pytest.raises(FileExistsError, match=r"metaopt\.resume"):
         walk(tmp_path / "run")
-    with pytest.raises(ConfigError, match="no run's folder"):
+    with pytest.raises(ConfigError, match="not a run's folder"):
         metaopt.load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="tracker needs a folder"):
         walk(None, tracker=print)

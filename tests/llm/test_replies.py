@@ -18,11 +18,11 @@ BOMB = gzip.compress(b" " * 10**7)
 PACKED = {"Content-Encoding": "gzip"}
 
 DAMAGED = {
-    "no content": (Served(204, b""), "no JSON"),
-    "a login page": (Served(200, b"<html>", {"Content-Type": "text/html"}), "no JSON"),
-    "invalid UTF-8": (Served(200, FINE.body.replace(b"Fine", b"\xff\xfe")), "no JSON"),
-    "a stream": (Served(200, b"data: " + FINE.body), "no JSON"),
-    "nested": (Served(200, b'{"choices": ' + b"[" * 100_000), "no JSON"),
+    "no content": (Served(204, b""), "not JSON"),
+    "a login page": (Served(200, b"<html>", {"Content-Type": "text/html"}), "not JSON"),
+    "invalid UTF-8": (Served(200, FINE.body.replace(b"Fine", b"\xff\xfe")), "not JSON"),
+    "a stream": (Served(200, b"data: " + FINE.body), "not JSON"),
+    "nested": (Served(200, b'{"choices": ' + b"[" * 100_000), "not JSON"),
     "a list of it": (Served(200, b"[" + FINE.body + b"]"), "no choice"),
     "a bomb": (Served(200, BOMB, PACKED), "compressed"),
     "an error with a bomb": (Served(500, BOMB, PACKED), "compressed"),

@@ -17,11 +17,13 @@ from metaopt.problems.reward_model.data.features import PreferenceFeatures
 from metaopt.problems.reward_model.data.policy import Reward
 from metaopt.problems.reward_model.denoising import Labels
 from metaopt.problems.reward_model.model.contrastive import Contrastive
-from metaopt.problems.reward_model.model.ensemble import AGGREGATES, combine
 from metaopt.problems.reward_model.model.training import bradley_terry
 from metaopt.problems.reward_model.report import table
 from metaopt.problems.reward_model.task import PreferenceTask, reward_figures
 from metaopt.problems.reward_model.world_task import PreferenceWorlds
+
+AGGREGATES = ("mean", "worst", "lower")
+"""How an ensemble's rewards become one; see `combine`."""
 
 
 class FeaturePreferences(PreferenceTask):
@@ -197,6 +199,25 @@ class FeaturePreferences(PreferenceTask):
                 mixed = torch.randperm(len(pairs), generator=draw) if member else slice(None)
                 orders.append(pairs[mixed])
         return torch.stack(orders)
+
+
+def combine(rewards: Tensor, how: str = "mean") -> Tensor:
+    """Return one reward of M, (R, ...).
+
+    mean: their mean. worst: the smallest. lower: mean - std, with the population standard
+    deviation. The last two shun what the members disagree about. Bradley and Terry's loss leaves a
+    constant free in each member, so centre them first; the mean needs no centring.
+
+    Args:
+        rewards: (R, M, ...).
+        how: one of `AGGREGATES`.
+
+    References: Coste et al., Reward model ensembles help mitigate overoptimization, ICLR 2024.
+    """
+    if how == "worst":
+        return rewards.amin(1)
+    mean = rewards.mean(1)
+    return mean if how == "mean" else mean - rewards.std(1, correction=0)
 
 
 JUDGED = "judged."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from metaopt.data.records import Record, records
 from metaopt.llm import LM
 from metaopt.problems.template_evolution.rubric import FOOTER
 
@@ -59,7 +58,7 @@ class KnownTruth(Protocol):
 
 
 class PromptFile:
-    """Queries from a file of JSON lines, one object per query.
+    """Queries from a file, one record per query; read by `metaopt.data.records.records`.
 
         {"query": "name the capital of France", "success": "\\\\bParis\\\\b", "prompts": ["..."]}
 
@@ -69,19 +68,16 @@ class PromptFile:
     (problem.checker=lm). `prompts` are the first candidates; without them the query is the first.
 
     Args:
-        path: the file.
+        path: the file: JSON lines, a JSON array, parquet; a folder of them, or an id of the hub.
         template: text of the first scoring template, or `None` for a general one.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is not such an object; names the line.
+        ValueError: a record is not such an object; names file and line.
     """
 
     def __init__(self, path: str, template: str | None = None) -> None:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-        rows = [_row(line, f"{path}:{i + 1}") for i, line in enumerate(lines) if line.strip()]
-        if not rows:
-            raise ValueError(f"{path} holds no query; it needs one JSON object a line.")
+        rows = [_query(record) for record in records(path)]
         self.queries = [row["query"] for row in rows]
         self.template = template or TEMPLATE
         self._prompts = [row.get("prompts") or [row["query"]] for row in rows]
@@ -109,19 +105,18 @@ class PromptFile:
         return {}
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
-    """Return a line's object.
+def _query(record: Record) -> Mapping[str, Any]:
+    """Return what a record says of a query.
 
     Raises:
         ValueError: names the file, the line and what is wrong.
     """
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from None
-    if not isinstance(row, dict) or not isinstance(row.get("query"), str) or not row["query"]:
+    row, where = record.value, record.place
+    if isinstance(row, ValueError):
+        raise ValueError(f"{where} {row}") from row
+    if not isinstance(row, Mapping) or not isinstance(row.get("query"), str) or not row["query"]:
         raise ValueError(f"{where} needs an object with a text under 'query'.")
-    prompts = row.get("prompts", [])
+    prompts = row.get("prompts") or []
     if not isinstance(prompts, list) or not all(isinstance(p, str) and p for p in prompts):
         raise ValueError(f"{where}: 'prompts' must be a list of texts, none of them empty.")
     unknown = sorted(set(row) - {"query", "success", "failure", "prompts"})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metaopt.engine.random import generator
-from metaopt.problems.reward_model.model.ensemble import AGGREGATES, combine
+from metaopt.problems.reward_model.feature_task import AGGREGATES, combine
 
 
 @pytest.mark.parametrize("how", AGGREGATES)

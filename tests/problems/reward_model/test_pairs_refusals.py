@@ -102,8 +102,8 @@ def test_a_damaged_file_is_refused_also_where_malformed_rows_are_reported(
         preferences(str(path), malformed="report")
 
 
-def test_a_source_without_a_preference_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no preference in"):
+def test_a_source_without_a_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no record"):
         preferences(write(tmp_path / "a.jsonl"))
 
 

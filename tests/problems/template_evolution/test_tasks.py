@@ -1,5 +1,6 @@
 """A user's own queries: checked by expressions, refused with file and line."""
 
+import gzip
 import json
 
 import pytest
@@ -36,7 +37,7 @@ def test_first_prompts_are_drawn_without_replacement(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{", r"queries.jsonl:2 is not JSON"),
+        ("{", r"queries.jsonl:2 is not valid JSON"),
         ("[]", r":2 needs an object with a text under 'query'"),
         ({"query": ""}, r":2 needs an object with a text under 'query'"),
         ({"query": "q", "success": "("}, r":2: 'success' is not a regular expression"),
@@ -51,5 +52,11 @@ def test_a_wrong_line_is_named(tmp_path, row, said):
 
 
 def test_an_empty_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no query"):
+    with pytest.raises(ValueError, match="holds no record"):
         PromptFile(write(tmp_path))
+
+
+def test_a_compressed_array_is_read_as_well(tmp_path):
+    path = tmp_path / "queries.json.gz"
+    path.write_bytes(gzip.compress(json.dumps([{"query": "q"}, {"query": "r"}]).encode()))
+    assert PromptFile(str(path)).queries == ["q", "r"]

@@ -141,9 +141,7 @@ def soft(mean: Tensor, smoothing: float = 0.2, targets: Targets | None = None) -
     return old._replace(label=torch.where(now < 0, mixed, old.label))
 
 
-def margin(
-    mean: Tensor, scale: float = 1.0, clip: bool = False, targets: Targets | None = None
-) -> Targets:
+def margin(mean: Tensor, scale: float = 1.0, targets: Targets | None = None) -> Targets:
     """Ask of each pair a margin proportional to its strength, m = scale mu.
 
     A flipped pair has the strength -mu. A negative margin allows a pair to be in the wrong order.
@@ -151,7 +149,6 @@ def margin(
     Args:
         mean: mu, (R, n).
         scale: >= 0; keep margins small, because rewards grow with them.
-        clip: replace negative margins by 0.
         targets: what is changed, after any flips; `None` for the labels as they are.
 
     Raises:
@@ -163,28 +160,18 @@ def margin(
     if not scale >= 0:
         raise ValueError(f"margins need scale >= 0; got {scale}.")
     old, now = _current(mean, targets)
-    asked = scale * now
-    return old._replace(margin=asked.clamp(min=0) if clip else asked)
+    return old._replace(margin=scale * now)
 
 
-def drop(mean: Tensor, share: float | None = None, targets: Targets | None = None) -> Targets:
-    """Give weight 0 to the pairs with the lowest strength; the others' weights keep the mean 1.
+def drop(mean: Tensor, targets: Targets | None = None) -> Targets:
+    """Give weight 0 to pairs of negative strength, but one; the other weights keep the mean 1.
 
     Args:
         mean: mu, (R, n).
-        share: of the pairs, in [0, 1); `None` for those of negative strength, but one.
         targets: what is changed; `None` for the labels as they are.
-
-    Raises:
-        ValueError: a share outside [0, 1).
     """
-    if share is not None and not 0 <= share < 1:
-        raise ValueError(f"drop needs a share in [0, 1); got {share}.")
     old, now = _current(mean, targets)
-    rank = _rank(now)
-    count = now.shape[-1]
-    low = now < 0 if share is None else rank < min(round(share * count), count - 1)
-    weight = torch.where(low & (rank < count - 1), 0.0, old.weight)
+    weight = torch.where((now < 0) & (_rank(now) < now.shape[-1] - 1), 0.0, old.weight)
     return old._replace(weight=weight / weight.mean(-1, keepdim=True).clamp(min=1e-12))
 
 
