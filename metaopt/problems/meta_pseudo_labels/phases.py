@@ -14,7 +14,7 @@ from metaopt.engine import tree
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator, replay
-from metaopt.engine.ranges import check_ranges
+from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn import Network
 from metaopt.problems.meta_pseudo_labels.data import SemiSupervised
 
@@ -46,10 +46,7 @@ class Pretraining:
 
     def __post_init__(self) -> None:
         check_ranges(self, "steps >= 1", "batch >= 1", "0 <= wrong < 1")
-        if self.examples not in ("labelled", "noisy"):
-            raise ValueError(
-                f"Pretraining needs examples labelled or noisy; got {self.examples!r}."
-            )
+        check_choices(self, examples=("labelled", "noisy"))
 
     def __call__(self, network: Network, data: SemiSupervised, own_loss: Loss, key: int) -> Tree:
         """Return the trained tensors of `network`.
