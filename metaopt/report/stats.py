@@ -64,15 +64,8 @@ def t_interval(values: ArrayLike, level: float = 0.95, resplit: float = 0.0) -> 
 
     Reference: Nadeau and Bengio, Inference for the generalization error, Machine Learning, 2003.
     """
-    from scipy import stats
-
-    x = _sample(values)
-    _check_level(level)
-    mean = float(x.mean())
-    if len(x) < 2:
-        return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * _standard_error(x, resplit)
-    return Interval(mean, mean - half, mean + half)
+    ends = t_intervals(_sample(values)[:, None], level, resplit)
+    return Interval(*(float(column[0]) for column in ends))
 
 
 def t_intervals(
