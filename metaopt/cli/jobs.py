@@ -14,30 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metaopt.cli import folders
-from metaopt.cli.composing import cause, parts
-from metaopt.cli.keys import PARTS, check_keys, refuse_unread
+from metaopt.cli.build import build
+from metaopt.cli.composing import cause
+from metaopt.cli.keys import refuse_unread
 from metaopt.cli.mistakes import foreign_method
-from metaopt.cli.schema import ArgumentError, check
+from metaopt.cli.schema import ArgumentError
 from metaopt.cli.seeds import with_seeds
-from metaopt.cli.trust import needed, refuse_strange
+from metaopt.cli.trust import refuse_strange
 from metaopt.engine.budget import UNITS
 from metaopt.files.errors import ConfigError, listed
 from metaopt.files.lock import refuse_held
 from metaopt.files.reading import steps
 from metaopt.runs import configs, provenance
 from metaopt.runs.continuing import rest_of, write_config
-from metaopt.runs.description import refuse_other, to_config
 from metaopt.runs.errors import report
 from metaopt.runs.folder import result_of, started_with
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.objective import objectives, refuse_unknown
 from metaopt.runs.progress import watcher
-from metaopt.runs.run import PYTHON, SETTINGS, Run, Watch, prepare_torch
+from metaopt.runs.run import PYTHON
 
 WORST = 1e12
 """What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
@@ -178,52 +176,6 @@ def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
             f"{listed(configs.differences(before, config))}\n"
             f"Delete the folder to compute it again, or set name=<another name>."
         )
-
-
-def build(
-    folder: Path,
-    config: dict[str, Any],
-    overrides: Sequence[str] = (),
-    watch: Watch | None = watcher,
-    given: Mapping[str, Any] | None = None,
-) -> Run:
-    """Make the run that a config describes.
-
-    Args:
-        folder: of the run.
-        config: resolved.
-        overrides: what the command line changed.
-        watch: see `metaopt.runs.run.Run`.
-        given: parts by name (`PARTS`) that are not to be made from the config.
-
-    Raises:
-        ConfigError: the config cannot be built; says why.
-    """
-    check_keys(config)
-    check(config)
-    try:
-        prepare_torch(config["threads"], config["device"])
-        made = parts(config, PARTS)
-        for name, part in (given or {}).items():
-            refuse_other(folder, name, to_config(made[name]), part)
-            made[name] = part
-        engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
-        return Run(
-            engine,
-            folder,
-            config,
-            made["tracker"],
-            overrides,
-            config_dirs=folders.given(),
-            trust=needed(folder, config),
-            **{name: config[name] for name in SETTINGS},
-            watch=watch,
-        )
-    except (InstantiationException, ValueError) as error:
-        inner = cause(error)
-        missing = isinstance(inner, FileNotFoundError) and inner.errno is None  # of this package
-        mistake = missing or isinstance(inner, ValueError)
-        raise (ConfigError(str(inner)) if mistake else inner) from error
 
 
 def _objective(config: Mapping[str, Any], result: Mapping[str, Any], direction: str) -> float:

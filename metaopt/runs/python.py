@@ -239,7 +239,7 @@ def _made(
         )
         settings = {name: config[name] for name in SETTINGS}
         return Run(engine, folder, config, tracker, **settings, watch=watch)
-    from metaopt.cli.jobs import build
+    from metaopt.cli.build import build
 
     return build(folder, config, watch=watch, given=parts)
 

@@ -1,0 +1,65 @@
+"""From a resolved config to the run that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+
+from metaopt.cli import folders
+from metaopt.cli.composing import cause, parts
+from metaopt.cli.keys import PARTS, check_keys
+from metaopt.cli.schema import check
+from metaopt.cli.trust import needed
+from metaopt.files.errors import ConfigError
+from metaopt.runs.description import refuse_other, to_config
+from metaopt.runs.progress import watcher
+from metaopt.runs.run import SETTINGS, Run, Watch, prepare_torch
+
+
+def build(
+    folder: Path,
+    config: dict[str, Any],
+    overrides: Sequence[str] = (),
+    watch: Watch | None = watcher,
+    given: Mapping[str, Any] | None = None,
+) -> Run:
+    """Make the run that a config describes.
+
+    Args:
+        folder: of the run.
+        config: resolved.
+        overrides: what the command line changed.
+        watch: see `metaopt.runs.run.Run`.
+        given: parts by name (`PARTS`) that are not to be made from the config.
+
+    Raises:
+        ConfigError: the config cannot be built; says why.
+    """
+    check_keys(config)
+    check(config)
+    try:
+        prepare_torch(config["threads"], config["device"])
+        made = parts(config, PARTS)
+        for name, part in (given or {}).items():
+            refuse_other(folder, name, to_config(made[name]), part)
+            made[name] = part
+        engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
+        return Run(
+            engine,
+            folder,
+            config,
+            made["tracker"],
+            overrides,
+            config_dirs=folders.given(),
+            trust=needed(folder, config),
+            **{name: config[name] for name in SETTINGS},
+            watch=watch,
+        )
+    except (InstantiationException, ValueError) as error:
+        inner = cause(error)
+        missing = isinstance(inner, FileNotFoundError) and inner.errno is None  # of this package
+        mistake = missing or isinstance(inner, ValueError)
+        raise (ConfigError(str(inner)) if mistake else inner) from error
