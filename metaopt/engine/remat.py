@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -372,8 +373,35 @@ def _hidden() -> Any:
     return torch._C.DisableTorchFunction()
 
 
-def _unobserved() -> AbstractContextManager[Any]:
+_measurements: ContextVar[list[int] | None] = ContextVar("_measurements", default=None)
+
+
+@contextmanager
+def measured_graphs() -> Iterator[list[int]]:
+    """Give the block the bytes of each graph that is built and dropped inside it."""
+    sizes: list[int] = []
+    token = _measurements.set(sizes)
+    try:
+        yield sizes
+    finally:
+        _measurements.reset(token)
+
+
+@contextmanager
+def _unobserved() -> Iterator[None]:
     """Hide a graph that is dropped at once from hooks that count, or move, what a graph saves."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
-        return nullcontext()
-    return saved_tensors_hooks(lambda t: t, lambda t: t)
+    measurements = _measurements.get()
+    if measurements is None and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+        yield
+        return
+    saved: dict[int, int] = {}
+
+    def count(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return t.detach()  # an output itself would hold its own graph, and never go
+
+    with saved_tensors_hooks(count, lambda t: t):
+        yield
+    if measurements is not None:
+        measurements.append(sum(saved.values()))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from user_modules import KINDS, REFUSED, Layer, Regression, seeded
 
+from benchmarks.remat import Language, hypergradient
 from metaopt.engine.functional import functional_call
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import AdamW
@@ -22,6 +23,7 @@ from metaopt.estimators import (
     Soba,
     Unroll,
 )
+from metaopt.testing.meter import PeakMemory
 
 ESTIMATORS = {
     "unroll": lambda: Unroll(2),
@@ -211,3 +213,25 @@ def test_an_outer_network_may_have_blocks():
     plain = grads()
     remat_blocks(network, "0|2")
     assert_same(plain, grads())
+
+
+@pytest.mark.slow
+def test_a_transformer_is_differentiated_in_less_than_half_of_the_memory_and_within_a_budget():
+    peaks, grads = {}, {}
+    for how in ("plain", "checkpoint", "remat"):
+        problem = Language(how)
+        with PeakMemory() as meter:
+            grads[how] = hypergradient(problem, 2)
+        peaks[how] = meter.peak
+    assert peaks["remat"] <= 0.45 * peaks["plain"]
+    assert peaks["remat"] <= 0.5 * peaks["checkpoint"]
+    assert torch.allclose(grads["remat"], grads["plain"], rtol=1e-5)
+
+    # Half of the graph of a plain step; a block that is computed again is counted.
+    budget = 130 * 2**20
+    loop, phi = InnerLoop(Language("remat")), {"weight": torch.zeros(64)}
+    estimator = Unroll(2, memory_budget=budget)
+    estimator(loop, phi, loop.start(phi, None, 0), 0)  # the first run measures
+    with PeakMemory() as meter:
+        estimator(loop, phi, loop.start(phi, None, 0), 0)
+    assert meter.peak <= budget

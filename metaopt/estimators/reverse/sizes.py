@@ -12,6 +12,8 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.random import replay
+from metaopt.engine.remat import measured_graphs
+from metaopt.estimators.reverse.adjoints import pull_back
 from metaopt.estimators.reverse.schedules import Revolve, Schedule, Segments
 
 SHORT = 4
@@ -30,10 +32,12 @@ class Sizes(NamedTuple):
     Args:
         state: of an inner state, M.
         step: of the graph of one step, A.
+        block: of what is held to compute the largest rematerialised block again.
     """
 
     state: int
     step: int
+    block: int = 0
 
     def segments(self, steps: int) -> int:
         """Return the number S of segments with the least peak, S M + ceil(K / S) A."""
@@ -42,11 +46,11 @@ class Sizes(NamedTuple):
     @property
     def product(self) -> int:
         """What a product with second derivatives needs beside the graph, in bytes."""
-        return self.step + 2 * self.state
+        return self.step + 2 * self.state + self.block
 
     def whole(self, steps: int) -> int:
         """Return the peak of a pass with the whole graph."""
-        return self.state + steps * self.step
+        return self.state + steps * self.step + self.block
 
     def segmented(self, steps: int, segments: int) -> int:
         """Return the peak of a pass in segments."""
@@ -99,13 +103,17 @@ def _measured(loop: InnerLoop) -> Sizes:
     def count(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-        return t
+        return t.detach()  # an output itself would hold its own graph, and never go
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        end = loop.step(phi, inner, loop.draw(inner, 0, 0))
+        with measured_graphs() as blocks:
+            end = loop.step(phi, inner, loop.draw(inner, 0, 0))
+            if blocks:  # the largest is that of a block's second derivative
+                ends = loop.differentiated(end)
+                pull_back(ends, ends, phi, loop.differentiated(inner))
         for t in loop.differentiated(end):
             count(t)
     state = {**inner._asdict(), "loss": None}
-    return Sizes(
-        sum(t.numel() * t.element_size() for t in tree.tensors(state)), sum(storages.values())
-    )
+    held = sum(t.numel() * t.element_size() for t in tree.tensors(state))
+    # A product with a block's graph holds about as much again.
+    return Sizes(held, sum(storages.values()), 2 * max(blocks, default=0))
