@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metaopt.engine.hyperparameters import Number, plus, plus_product, plus_quotient
+from metaopt.engine.hyperparameters import Number, plus_product, plus_quotient
 
 Lists = tuple[Tensor, ...] | list[Tensor]
 
@@ -21,14 +21,16 @@ Lists = tuple[Tensor, ...] | list[Tensor]
 class OneByOne:
     """New tensors, differentiable in factors, too."""
 
-    # Not by `torch._foreach_add`, whose node keeps both lists in memory until the reverse pass.
     def add(self, x: Lists, y: Lists, factor: Number = 1.0) -> Lists:
         """Return x + factor * y."""
-        return self.new_sum(x, y, factor)
+        if isinstance(factor, Tensor):
+            return [a + factor * b for a, b in zip(x, y, strict=True)]
+        # Not by `torch._foreach_add`, whose node keeps both lists in memory for the reverse pass.
+        return [a.add(b, alpha=factor) for a, b in zip(x, y, strict=True)]
 
     def new_sum(self, x: Lists, y: Lists, factor: Number = 1.0) -> Lists:
         """Return x + factor * y, new tensors in either way."""
-        return [plus(a, b, factor) for a, b in zip(x, y, strict=True)]
+        return OneByOne.add(self, x, y, factor)
 
     def mul(self, x: Lists, factor: Number) -> Lists:
         """Return factor * x."""
@@ -78,10 +80,6 @@ class InPlace(OneByOne):
         """Return x, to which factor * y / z is added."""
         torch._foreach_addcdiv_(x, y, z, factor)
         return x
-
-    def new_sum(self, x: Lists, y: Lists, factor: Any = 1.0) -> Lists:
-        """Return x + factor * y, new tensors."""
-        return torch._foreach_add(x, y, alpha=factor)
 
     def root(self, x: Lists, divisor: Any, eps: Any) -> Lists:
         """Return sqrt(x) / divisor + eps, new tensors."""

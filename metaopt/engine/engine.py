@@ -194,8 +194,8 @@ class Engine:
         if self._nan_candidates:
             metrics["outer/nan_candidates"] = self._nan_candidates
         both = value if norm is value else value + norm.to(value)
-        # One number per step: on a GPU each waits for the device. A sum over replicates.
-        if not math.isfinite(both.sum()) and (bad := _illegal(both, feedback)).any():
+        # One number per step, for all replicates: on a GPU each waits for the device.
+        if not math.isfinite(tree.total(both)) and (bad := _illegal(both, feedback)).any():
             first = int(bad.reshape(-1).int().argmax())  # of replicates, where there are some
             what, number = "outer loss", float(value.reshape(-1)[first])
             if math.isfinite(number):

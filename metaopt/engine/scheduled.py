@@ -121,15 +121,21 @@ class Scheduled(ABC):
         self, params: Tree, grads: Tree, state: State, step: int, stepped: Stepped
     ) -> tuple[Tree, State]:
         """Return parameters and state, stepped group by group."""
-        # In the order of the parameters, whatever that of the groups is.
-        new, moments = dict(params), {name: dict(params) for name in state}
-        for names, lr, decay in self._grouped(params, step):
+        groups = self._grouped(params, step)
+        new: Tree = {}
+        moments: State = {name: {} for name in state}
+        for names, lr, decay in groups:
             lists = [[values[n] for n in names] for values in (params, grads, *state.values())]
             by_name: Moments = dict(zip(state, lists[2:], strict=True))
             theta, after = stepped(lists[0], lists[1], by_name, lr, decay, step)
             new.update(zip(names, theta, strict=True))
             for name, values in after.items():
                 moments[name].update(zip(names, values, strict=True))
+        if len(groups) > 1:  # in the order of the parameters, whatever that of the groups is
+            new, moments = (
+                _ordered(new, params),
+                {k: _ordered(v, params) for k, v in moments.items()},
+            )
         return new, moments
 
     def _differentiable(
@@ -162,6 +168,9 @@ class Scheduled(ABC):
             ValueError: `slope` is clipped: with a decay, the steps then converge elsewhere.
             ValueError: phi makes another hyperparameter than the decay.
         """
+        uniform = self.fixed and not isinstance(self.lr, dict) and not self.groups
+        if uniform and is_zero(self.weight_decay):
+            return slope
         idle = [name for name in learned(self) if name != "weight_decay"]
         if idle:
             raise ValueError(
@@ -222,3 +231,7 @@ class Scheduled(ABC):
         most = scalar(self.clip_norm, norms)
         coefficient = (most / (safe_sqrt((norms * norms).sum(0)) + 1e-6)).clamp(max=1.0)
         return {k: g * tree.across(coefficient, g) for k, g in grads.items()}
+
+
+def _ordered(values: Tree, params: Tree) -> Tree:
+    return {name: values[name] for name in params}
