@@ -50,6 +50,8 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
         loop.stepped_params(outer, inner, inner.params)
     problem, draw = type(loop.problem).__name__, loop.draw(inner, 0, 0)
     batch = loop.batch(outer, inner.at(inner.params), draw)
+    # Found before reads are watched: a problem may take them from its module at first use.
+    _ = loop.frozen
     phi, theta = tree.leaves(outer), tree.leaves(inner.params)
     # In phi as well: an outer network may be what recomputes its layers.
     leaves = [*theta.values(), *phi.values()]
