@@ -11,24 +11,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from metaopt.engine.kernels import (
-    current_function_modes,
-    eager,
-    function_modes,
-    twice_differentiable,
-)
+from metaopt.engine.kernels import current_function_modes, function_modes
 from metaopt.engine.random import generator_states, restored_generators, set_generator_states
+from metaopt.engine.remat_graph import (
+    attached,
+    changes_entry,
+    guarded,
+    hidden,
+    operations,
+    unobserved,
+)
 
 T = TypeVar("T")
 Run = Callable[..., tuple[Any, dict[int, Tensor]]]
@@ -78,9 +79,9 @@ def remat(f: Callable[..., T], *tensors: Tensor) -> T:
             )
     if not (applies() and on_graph(tensors)):
         return f(*tensors)
-    code = getattr(f, "__code__", f)
-    first = code not in _compared
-    if first:
+    code = getattr(f, "__code__", None)
+    first = code is None or code not in _compared
+    if code is not None:
         _compared.add(code)
     name = f"the function {getattr(f, '__name__', type(f).__name__)!r}"
     output: T = rematerialize(lambda *x: (f(*x), {}), tensors, name, first)[0]
@@ -99,7 +100,7 @@ def applies() -> bool:
 
 def on_graph(tensors: Sequence[Tensor]) -> bool:
     """Return whether one of the tensors requires a gradient."""
-    with _hidden():
+    with hidden():
         return any(t.requires_grad for t in tensors)
 
 
@@ -114,20 +115,20 @@ def rematerialize(
         name: of the function, for messages.
         compare: whether its first recomputation is compared with this evaluation.
     """
-    with _hidden():
+    with hidden():
         state = _State(tensors)
         versions = [t._version for t in tensors]
-        entries, entry = _guarded(tensors, name)
+        entries, entry = guarded(tensors, name)
     try:
         # On a graph that ends at the entries and is dropped at once: what it reaches beyond them
         # would be lost.
-        with _unobserved():
+        with unobserved():
             result = run(*entries)
     except RuntimeError as error:
-        if _Guard.__name__ in str(error):
+        if changes_entry(error):
             raise ValueError(changes_argument(name)) from error
         raise
-    with _hidden():
+    with hidden():
         if [t._version for t in tensors] != versions:
             raise ValueError(changes_argument(name))
         leaves, spec = pytree.tree_flatten(result)
@@ -137,10 +138,10 @@ def rematerialize(
         ]
         leaves = [arguments.get(id(t), t) for t in leaves]  # returned as it is: no output of `run`
         outputs = [leaves[i] for i in computed]
-        again = _Again(run, computed, state, name, _operations(outputs, entry, name))
+        again = _Again(run, computed, state, name, operations(outputs, entry, name))
         # The values before the call of what it changes, which the caller is about to overwrite.
         kept = [t.clone() if i in result[1] else t for i, t in enumerate(tensors)]
-        results = _attached(again, outputs, kept, [not t.requires_grad for t in outputs])
+        results = attached(again, outputs, kept, [not t.requires_grad for t in outputs])
         if compare:
             again.expect(results)
         for i, output in zip(computed, results, strict=True):
@@ -231,177 +232,3 @@ class _Again:
 def _close(a: Tensor, b: Tensor) -> bool:
     tolerance = _ROUNDING.get(b.dtype, 1e-2) if b.is_floating_point() else 0.0
     return torch.allclose(a.detach(), b, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-class _Guard(Function):
-    """The entry of a graph that is dropped: its backward pass is reached from a tensor that leaked.
-
-    Several views at once, which torch refuses to change in place.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, name: str, *tensors: Tensor) -> Any:
-        ctx.name = name
-        return tuple(t.view_as(t) for t in tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        raise ValueError(
-            f"{ctx.name} is rematerialised, and a tensor that it computes is read without being "
-            f"returned (from a hook, an attribute, an object of a class of its own). Return it, "
-            f"alone or in tuples, lists and dicts, or leave it out of remat."
-        )
-
-
-def _guarded(tensors: Sequence[Tensor], name: str) -> tuple[list[Tensor], Any]:
-    """Return aliases of the tensors behind one node, and the node."""
-    linked = [i for i, t in enumerate(tensors) if t.requires_grad]
-    entries = list(tensors)
-    guard: Any = _Guard.apply
-    for i, alias in zip(linked, guard(name, *(tensors[i] for i in linked)), strict=True):
-        entries[i] = alias
-    return entries, entries[linked[0]].grad_fn
-
-
-def _operations(outputs: Sequence[Tensor], entry: Any, name: str) -> frozenset[str]:
-    """Return the names of the nodes between outputs and entry; raise for a leaf on the way."""
-    names, visited = set(), {entry}
-    nodes: list[Any] = [t.grad_fn for t in outputs]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        if node.name() == "torch::autograd::AccumulateGrad":
-            raise ValueError(
-                f"{name} is rematerialised and reads a tensor on the graph that is not among its "
-                f"arguments, parameters and buffers: its derivative in a tensor of shape "
-                f"{tuple(node.variable.shape)} would be lost. Pass it as an argument, detach() it, "
-                f"or leave it out of remat."
-            )
-        names |= {node.name(), *getattr(node, "operations", ())}
-        nodes += [parent for parent, _ in node.next_functions]
-    return frozenset(names)
-
-
-class _Remat(Function):
-    """Values that were computed already, and the backward pass that computes them again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, again: Any, values: Any, constant: Sequence[Tensor], *tensors: Tensor
-    ) -> Any:
-        ctx.again, ctx.operations = again, getattr(again, "operations", frozenset())
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*constant)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        given = [i for i, c in enumerate(cotangents) if c is not None]
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-        pullback = _Pullback(ctx.again, given, wanted)
-        tensors = [*(cotangents[i] for i in given), *ctx.saved_tensors]
-        with torch.no_grad():
-            grads = pullback(*tensors)
-        if torch.is_grad_enabled():
-            grads = _attached(pullback, grads, tensors, [False] * len(grads))
-        result: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for i, grad in zip(wanted, grads, strict=True):
-            result[3 + i] = grad
-        return tuple(result)
-
-
-@dataclass(eq=False)
-class _Pullback:
-    """V(c, x) = J_f(x)^T c, to be differentiated itself where gradients are on.
-
-    Args:
-        again: f.
-        given: which of its outputs have a cotangent.
-        wanted: which of its arguments have a derivative; `None` stands for one without a path.
-    """
-
-    again: Callable[..., Sequence[Tensor | None]]
-    given: list[int]
-    wanted: list[int]
-
-    def __call__(self, *tensors: Tensor) -> list[Tensor | None]:
-        twice = torch.is_grad_enabled()
-        cotangents, inputs = tensors[: len(self.given)], list(tensors[len(self.given) :])
-        if not twice:
-            inputs = [t.detach() for t in inputs]
-            for i in self.wanted:
-                inputs[i].requires_grad_()
-        kernels = twice_differentiable() if twice else eager()
-        with torch.enable_grad(), kernels, _unobserved():
-            outputs = self.again(*inputs)
-            ends = [(outputs[i], c) for i, c in zip(self.given, cotangents, strict=True)]
-            linked = [(y, c) for y, c in ends if y is not None and y.requires_grad]
-            wanted = [inputs[i] for i in self.wanted]
-            if not linked:
-                return [None] * len(wanted)
-            ys, cs = zip(*linked, strict=True)
-            return list(torch.autograd.grad(ys, wanted, cs, create_graph=twice, allow_unused=True))
-
-
-def _attached(
-    again: Any,
-    outputs: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    constant: Sequence[bool],
-) -> list[Any]:
-    """Return the values of outputs, on the graph of the tensors by `again` unless constant."""
-    # In memory of their own, which neither an argument nor another output shares.
-    storages = {t.untyped_storage()._cdata for t in tensors}
-    values: list[Tensor | None] = []
-    for output in outputs:
-        if output is None:
-            values.append(None)
-            continue
-        storage = output.untyped_storage()._cdata
-        values.append(output.detach().clone() if storage in storages else output.data)
-        storages.add(storage)
-    off = [value for value, is_constant in zip(values, constant, strict=True) if is_constant]
-    apply: Any = _Remat.apply
-    return list(apply(again, tuple(values), off, *tensors))
-
-
-def _hidden() -> Any:
-    """Hide the block's calls from modes that record the calls of a loss, or replay them."""
-    return torch._C.DisableTorchFunction()
-
-
-_measurements: ContextVar[list[int] | None] = ContextVar("_measurements", default=None)
-
-
-@contextmanager
-def measured_graphs() -> Iterator[list[int]]:
-    """Give the block the bytes of each graph that is built and dropped inside it."""
-    sizes: list[int] = []
-    token = _measurements.set(sizes)
-    try:
-        yield sizes
-    finally:
-        _measurements.reset(token)
-
-
-@contextmanager
-def _unobserved() -> Iterator[None]:
-    """Hide a graph that is dropped at once from hooks that count, or move, what a graph saves."""
-    measurements = _measurements.get()
-    if measurements is None and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
-        yield
-        return
-    saved: dict[int, int] = {}
-
-    def count(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return t.detach()  # an output itself would hold its own graph, and never go
-
-    with saved_tensors_hooks(count, lambda t: t):
-        yield
-    if measurements is not None:
-        measurements.append(sum(saved.values()))

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaopt.engine.functional import places
 from metaopt.engine.remat import applies, changes_argument, on_graph, rematerialize
 from metaopt.engine.remat_caches import Collector, is_cache
+from metaopt.engine.remat_graph import hidden
 
 M = TypeVar("M", bound=nn.Module)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -145,7 +145,7 @@ class _Call:
             leaves[i] = value
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         objects = [_held(leaf) for leaf in self.rest]
-        with torch._C.DisableTorchFunction():  # see `rematerialize`
+        with hidden():
             # The block changes copies of its buffers.
             copies = {i: tensors[i].clone() for i in self.buffers}
             versions = {i: t._version for i, t in copies.items()}
@@ -153,7 +153,7 @@ class _Call:
             output = self.forward(*args, **kwargs)
             after = {i: store[key] for store, key, i in self.places if i in copies}
         self._refuse_changed(leaves, objects, args, kwargs)
-        with torch._C.DisableTorchFunction():
+        with hidden():
             self.replaced = {i for i, t in after.items() if t is not copies[i]}
             self.counted = {i for i, t in copies.items() if t._version != versions[i]}
             # Batch norm changes its statistics, and counts no change.
@@ -185,7 +185,7 @@ class _Call:
 
     def write(self, changed: Mapping[int, Tensor], added: Sequence[Any]) -> None:
         """Give buffers their new values, and caches what is added, as the block would have done."""
-        with torch._C.DisableTorchFunction():
+        with hidden():
             for i in changed.keys() - self.replaced:
                 buffer = self.tensors[i]
                 (buffer if i in self.counted else buffer.data).copy_(changed[i])

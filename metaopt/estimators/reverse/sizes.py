@@ -12,7 +12,7 @@ from torch import Tensor
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.random import replay
-from metaopt.engine.remat import measured_graphs
+from metaopt.engine.remat_graph import measured_graphs
 from metaopt.estimators.reverse.adjoints import pull_back
 from metaopt.estimators.reverse.schedules import Revolve, Schedule, Segments
 
