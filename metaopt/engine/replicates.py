@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import BilevelProblem, Feedback, Tree
-from metaopt.engine.random import Keys, fold, replay
+from metaopt.engine.random import Draw, Keys, fold, replay
 from metaopt.engine.scheduled import Scheduled
-from metaopt.engine.stacked import RaggedBatchesError, Stacked, agree, pick, slopes, stack
+from metaopt.engine.stacked import Draws, RaggedBatchesError, Stacked, agree, pick, slopes, stack
 
 INSTEAD = "Run the seeds one after the other instead, as a sweep: -m seed=0,1,2"
 
@@ -48,7 +48,13 @@ class Replicates(Stacked):
         self.own = {"attributes": _differing(problems)}
         frozen = [loop.frozen for loop in self.loops]
         if any(f is not frozen[0] and not _equal(f, frozen[0]) for f in frozen):
-            self.own["frozen"] = stack(frozen)
+            try:
+                self.own["frozen"] = stack(frozen)
+            except ValueError as error:
+                raise ValueError(
+                    f"the frozen weights of {type(self.problem).__name__} differ between seeds: "
+                    f"{error}. {INSTEAD}"
+                ) from error
 
     @cached_property
     def frozen(self) -> Tree:
@@ -67,6 +73,14 @@ class Replicates(Stacked):
         for loop, own in zip(self.loops, keys, strict=True):
             loop.outer_step = self.outer_step
             yield loop, own
+
+    def draws(self, of: Callable[[InnerLoop, int], Draw], key: int) -> Draws:
+        """Return the draw of each replicate, which differ in their keys alone."""
+        keys = key.each if isinstance(key, Keys) else (key,) * len(self.loops)
+        self.first.outer_step = self.outer_step
+        first = of(self.first, keys[0])
+        later = (_Later.like(first, own, partial(of, self.first)) for own in keys[1:])
+        return Draws(key, each=(first, *later))
 
     def problem_with(self, own: Mapping[str, Any]) -> GradientProblem:
         """Return the problem with the attributes of one replicate in the place of its own."""
@@ -140,20 +154,21 @@ class Replicates(Stacked):
         name = type(self.problem).__name__
         keys = Keys([fold(seed, 0) for seed in self.seeds])
         with replay(0), torch.enable_grad():
-            phi = self.initial_outer(fold(Keys(self.seeds), "outer"))
-            with torch.no_grad():
-                start = self.initial(phi, keys)
             try:
+                phi = self.initial_outer(fold(Keys(self.seeds), "outer"))
+                with torch.no_grad():
+                    start = self.initial(phi, keys)
                 with tree.replicated(), twice_differentiable():
                     together = _first_step(self, phi, start, keys)
             except RaggedBatchesError as error:
                 raise ValueError(f"seeds cannot be trained together: {error} {INSTEAD}") from error
             except (RuntimeError, TypeError, ValueError) as error:
-                says = str(error).strip().splitlines()[0].rstrip(".")
+                says = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
                 raise ValueError(
                     f"the losses or the inner optimizer of {name} cannot be evaluated for several "
                     f"seeds at once, as where they draw random numbers (dropout), read a number "
-                    f"off a tensor or change one in place: {says}. {INSTEAD}"
+                    f"off a tensor or change one in place, or where the seed decides how large a "
+                    f"tensor is: {says}. {INSTEAD}"
                 ) from error
             for i, (loop, key) in enumerate(self.each(keys)):
                 with twice_differentiable():
@@ -166,6 +181,24 @@ class Replicates(Stacked):
                         f"that is no tensor and no tuple, list or dict of tensors among the "
                         f"problem's attributes. Return it in the batch. {INSTEAD}"
                     )
+
+
+class _Later(Draw):
+    """A draw whose key is folded when it is asked for: many batches do not depend on it."""
+
+    @classmethod
+    def like(cls, draw: Draw, run_key: int, of: Callable[[int], Draw]) -> Draw:
+        """Return a draw that differs from another in its keys; `of(run_key)` has them."""
+        later = object.__new__(cls)
+        vars(later).update(vars(draw), run_key=run_key, _of=of)
+        del vars(later)["key"]
+        return later
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "key":
+            raise AttributeError(name)
+        vars(self)["key"] = key = vars(self)["_of"](self.run_key).key
+        return key
 
 
 def _first_step(loop: InnerLoop, phi: Tree, start: GradientState, key: int) -> list[Tree]:

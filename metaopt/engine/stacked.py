@@ -99,16 +99,19 @@ class Stacked(InnerLoop):
 
     def draw(self, inner: GradientState, key: int, k: int) -> Draw:
         """Return which batches inner step k takes."""
-        return Draws(key, each=tuple(loop.draw(inner, i, k) for loop, i in self.each(key)))
+        return self.draws(lambda loop, own: loop.draw(inner, own, k), key)
 
     def solve_draw(self, inner: GradientState, key: int, steps: int) -> Draw:
         """Return which batches the inner loss is taken on after the `steps` steps of a run."""
-        each = tuple(loop.solve_draw(inner, i, steps) for loop, i in self.each(key))
-        return Draws(key, each=each)
+        return self.draws(lambda loop, own: loop.solve_draw(inner, own, steps), key)
 
     def outer_draw(self, inner: GradientState, key: int, k: int | None = None) -> Draw:
         """Return which batches the outer loss is taken on."""
-        return Draws(key, each=tuple(loop.outer_draw(inner, i, k) for loop, i in self.each(key)))
+        return self.draws(lambda loop, own: loop.outer_draw(inner, own, k), key)
+
+    def draws(self, of: Callable[[InnerLoop, int], Draw], key: int) -> Draws:
+        """Return the draw of each member."""
+        return Draws(key, each=tuple(of(loop, own) for loop, own in self.each(key)))
 
     @tree.replicated(False)
     def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
@@ -154,17 +157,22 @@ class Stacked(InnerLoop):
     def apply(self, name: str, outer: Tree, inner: GradientState, batch: Sequence[Batch]) -> Any:
         """Return what a function of the problem says of each member; a loss is (B,)."""
         parts, rebuild = self._stacked(name, batch)
+        trees = (outer, inner.params, inner.buffers, inner.state, self.own)
 
-        def one(outer: Tree, of: dict[str, Any], own: Any, *parts: Tensor) -> Any:
-            problem, frozen = self.problem_with(own), own.get("frozen", self.frozen)
-            tensors = self.tensors(inner._replace(**of), frozen)
-            value = getattr(problem, name)(outer, tensors, rebuild(parts))
+        def one(*tensors: Tensor) -> Any:
+            rest = iter(tensors)
+            made: list[Any] = [tree.map_tensors(lambda _: next(rest), part) for part in trees]
+            phi, params, buffers, state, own = made
+            at = inner._replace(params=params, buffers=buffers, state=state)
+            theta = self.tensors(at, own.get("frozen", self.frozen))
+            value = getattr(self.problem_with(own), name)(phi, theta, rebuild(list(rest)))
             return scalar_loss(value, name).reshape(()) if name in LOSSES else value
 
-        of = {"params": inner.params, "buffers": inner.buffers, "state": inner.state}
-        return vmap(one, in_dims=(self.outer_axis, *[0] * (2 + len(parts))))(
-            outer, of, self.own, *parts
-        )
+        # One by one, since vmap takes its time with nested arguments.
+        tensors = [*tree.tensors(trees), *parts]
+        shared = (None,) * len(outer) if self.outer_axis is None else ()
+        axes = (*shared, *[0] * (len(tensors) - len(outer))) if shared else 0
+        return vmap(one, in_dims=axes)(*tensors)
 
     def problem_with(self, own: dict[str, Any]) -> Any:
         """Return the problem of a member, given what of `own` is the member's."""
@@ -192,9 +200,8 @@ class Stacked(InnerLoop):
             return tree.map_tensors(lambda _: next(remaining), batches[0])
 
         # Many problems return all of their data in each step: these are stacked once.
-        versions = [t._version for t in tree.tensors(batches)]
         before = self._stacks.get(name)
-        if before is not None and before.versions == versions and _same(before.batches, batches):
+        if before is not None and before.is_of(batches):
             return before.parts, rebuild
         if not _alike(batches):
             raise RaggedBatchesError(
@@ -203,7 +210,8 @@ class Stacked(InnerLoop):
             )
         parts = list(tree.tensors(stack(batches)))
         if all(map(_immutable, batches)):
-            self._stacks[name] = _Stack(batches, versions, parts)
+            tensors = list(tree.tensors(batches))
+            self._stacks[name] = _Stack(batches, tensors, [t._version for t in tensors], parts)
         return parts, rebuild
 
 
@@ -280,13 +288,27 @@ class _Stack(NamedTuple):
     """Batches whose tensors were stacked, and the versions that these had."""
 
     batches: Sequence[Batch]
+    tensors: list[Tensor]
     versions: list[int]
     parts: list[Tensor]
 
+    def is_of(self, batches: Sequence[Batch]) -> bool:
+        """Return whether these are the batches, and nobody has changed them."""
+        same = [*map(id, self.batches)] == [*map(id, batches)]
+        return same and [t._version for t in self.tensors] == self.versions
+
 
 def stack(states: Sequence[T]) -> T:
-    """Return one tree whose tensors are those of trees of one form, stacked."""
-    columns = zip(*map(tree.tensors, states), strict=True)
+    """Return one tree whose tensors are those of trees of one form, stacked.
+
+    Raises:
+        ValueError: they are of several forms.
+    """
+    columns = list(zip(*map(tree.tensors, states), strict=True))
+    for column in columns:
+        if len({(t.shape, t.dtype) for t in column}) > 1:
+            shapes = " and ".join(sorted({f"{tuple(t.shape)}" for t in column})[:2])
+            raise ValueError(f"tensors of the shapes {shapes} cannot be stacked")
     stacked = (torch.stack(column) for column in columns)
     return tree.map_tensors(lambda _: next(stacked), states[0])
 
@@ -318,10 +340,6 @@ def agree(a: Tree, b: Tree) -> bool:
 def _immutable(batch: Batch) -> bool:
     parts = batch if isinstance(batch, tuple) else (batch,)
     return all(isinstance(part, (Tensor, int, float, str, type(None))) for part in parts)
-
-
-def _same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def _alike(batches: Sequence[Batch]) -> bool:

@@ -16,7 +16,7 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
 from metaopt.estimators.held_fixed import Held
 from metaopt.estimators.inner_run import Result
-from metaopt.estimators.solvers import ConjugateGradient, Exact, Identity, Solver
+from metaopt.estimators.solvers import ConjugateGradient, Exact, Identity, Neumann, Solver
 from metaopt.estimators.task_average import TaskAverage, mean_feedback
 
 
@@ -74,6 +74,18 @@ class Implicit(TaskAverage):
             self.needs_precision = ("theta",)
         self._solver: dict[str, Any] = {}
         self.stacks = self.stacks and getattr(self.solve, "stacks", False)
+
+    def check(self, loop: InnerLoop) -> None:
+        """Raise an error where this estimator would be wrong; see `Estimator.check`."""
+        super().check(loop)
+        if loop.problem.replicates > 1 and isinstance(self.solve, (ConjugateGradient, Neumann)):
+            raise ValueError(
+                f"{type(self.solve).__name__} would solve the systems of the "
+                f"{loop.problem.replicates} replicates of {type(loop.problem).__name__} with step "
+                f"lengths that they share, so that none gets the solution it would get alone. Use "
+                f"estimator=implicit_exact, unroll or finite_difference, or let the problem state "
+                f"one replicate and run it with seeds={loop.problem.replicates}."
+            )
 
     def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the implicit hypergradient there."""

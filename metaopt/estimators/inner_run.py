@@ -23,6 +23,7 @@ from metaopt.estimators.optimizer_check import (
     optimizers,
     refuse_learned,
     refuse_left_out,
+    refuse_shared_clip,
     refuse_unused,
 )
 from metaopt.estimators.second_derivatives import check_second_derivatives
@@ -112,6 +113,7 @@ class InnerRun:
                 if not self.carries_optimizer:
                     refuse_learned(loop, name, optimizer)
                 refuse_unused(loop, optimizer, start.params)
+                refuse_shared_clip(loop, optimizer)
                 if self.needs_stationarity:
                     optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
             if self.second_derivatives:

@@ -123,6 +123,17 @@ def refuse_learned(loop: InnerLoop, estimator: str, optimizer: InnerOptimizer) -
         )
 
 
+def refuse_shared_clip(loop: InnerLoop, optimizer: InnerOptimizer) -> None:
+    """Raise a `ValueError` if the gradients of a problem's own replicates are clipped together."""
+    if loop.problem.replicates > 1 and getattr(optimizer, "clip_norm", None) is not None:
+        raise ValueError(
+            f"clip_norm of {type(optimizer).__name__} would clip the gradients of the "
+            f"{loop.problem.replicates} replicates of {type(loop.problem).__name__} by their joint "
+            f"norm, so that none trains as it would alone. Drop it, or let the problem state one "
+            f"replicate and run it with seeds={loop.problem.replicates}."
+        )
+
+
 def refuse_unused(loop: InnerLoop, optimizer: InnerOptimizer, params: Tree) -> None:
     """Raise a `ValueError` if phi makes a hyperparameter that no parameter is stepped with."""
     names = learned(optimizer)

@@ -10,11 +10,14 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
 from metaopt.engine.random import fold, generator
 from metaopt.estimators import (
+    ConjugateGradient,
     Direct,
+    Exact,
     FiniteDifference,
     FirstOrder,
     Forward,
     Implicit,
+    Neumann,
     OneStep,
     Penalty,
     Sama,
@@ -262,6 +265,17 @@ def test_replicates_log_the_mean_and_train_as_each_would_alone(estimator):
         torch.testing.assert_close(four.grad["pull"], one.grad["pull"].expand(4))
         for name in ("outer/loss", "inner/loss"):
             assert four.metrics[name] == pytest.approx(float(one.metrics[name]))
+
+
+def test_what_would_mix_replicates_is_refused():
+    problem = Copies(4)
+    problem.inner_optimizer = SGD(lr=0.1, clip_norm=1.0)
+    with pytest.raises(ValueError, match=r"clip the gradients of the 4 replicates.*seeds=4"):
+        Engine(problem, Unroll(2), Descent(), outer_steps=1)
+    for solve in (ConjugateGradient(), Neumann()):
+        with pytest.raises(ValueError, match=r"step lengths that they share.*seeds=4"):
+            Engine(Copies(4), Implicit(solve), Descent(), outer_steps=1)
+    assert len(list(Engine(Copies(4), Implicit(Exact()), Descent(), outer_steps=1))) == 1
 
 
 def test_a_draw_says_where_its_batch_is():

@@ -1,0 +1,68 @@
+"""Every problem's YAML with `seeds`: trained together as alone, or refused with a sentence."""
+
+import pytest
+from hydra import compose
+from omegaconf import OmegaConf
+from seeds import assert_as_alone
+from small import shrunk
+
+from metaopt import Engine
+from metaopt.cli.composing import CONFIG, composing, parts
+from metaopt.cli.folders import groups
+from metaopt.cli.seeds import with_seeds
+
+OTHER = {"label_cleaning": ["inner_steps=1", "optimizer=sgd"]}
+"""Not Adam, which makes a step of a slope that is round-off, in single precision."""
+
+TOGETHER = {"ridge", "quadratic", "label_cleaning", "meta_pseudo_labels"}
+REFUSED = {
+    "domain_reweighting": "read a number off a tensor",
+    "knapsack": "Knapsack steps and evaluates itself",
+    "reward_model": "MetaRewardModel trains 2 replicates in each run already",
+    "reward_model/hh_rlhf": "the seed decides how large a tensor is",
+    "reward_model/pair_weights": "PreferenceReweighting trains 2 replicates in each run already",
+    "reward_model/text": "the seed decides how large a tensor is",
+    "rollout_length": "RolloutLength steps and evaluates itself",
+    "rollout_length/gymnasium": "RolloutLength steps and evaluates itself",
+    "rollout_length/paper": "RolloutLength steps and evaluates itself",
+    "template_evolution": "TemplateEvolution steps and evaluates itself",
+    "template_evolution/judge_calibration": "JudgeCalibration steps and evaluates itself",
+}
+
+
+def made(name, folder, *overrides):
+    with composing():
+        own = [*shrunk(name, folder), *OTHER.get(name, []), *overrides]
+        config = compose(CONFIG, [f"problem={name}", *own])
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return parts(with_seeds(config, resolved), ("problem", "estimator", "optimizer"))
+
+
+def test_all_problems_are_listed():
+    assert {*TOGETHER, *REFUSED} == {*groups()["problem"]}
+
+
+LONG = {"label_cleaning", "domain_reweighting"}
+
+
+def each(names):
+    return [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in sorted(names)]
+
+
+@pytest.mark.parametrize("name", each(TOGETHER))
+def test_a_problem_is_trained_together_as_alone(name, tmp_path):
+    def part(kind, seed=0):
+        return made(name, tmp_path, f"seed={seed}")[kind]
+
+    assert_as_alone(
+        lambda seed: part("problem", seed), lambda: part("estimator"), lambda: part("optimizer"),
+        steps=1, rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", each(REFUSED))
+def test_a_problem_that_cannot_be_is_refused(name, tmp_path):
+    parts = made(name, tmp_path, "seeds=2")
+    with pytest.raises((TypeError, ValueError), match=REFUSED[name]) as caught:
+        Engine(parts["problem"], parts["estimator"], parts["optimizer"], outer_steps=1, seeds=2)
+    assert "as a sweep: -m seed=0,1,2" in str(caught.value)
