@@ -19,7 +19,7 @@ FAMILY = {
 ALLOWED = {
     "files": {"engine.tree"},
     "engine": set(),
-    "estimators": {"engine"},
+    "estimators": {"engine", "files"},  # a reverse pass may keep states on disk
     "optimizers": {"engine"},
     "nn": {"engine.tree", "engine.random", "engine.functional", "files"},
     "metrics": {"engine.tree", "engine.random", "files"},

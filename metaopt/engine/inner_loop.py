@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +37,8 @@ class BlackBoxLoop:
 
     Attributes:
         outer_step: outer steps taken so far; the engine sets it.
+        folder: where an estimator may keep what a killed outer step goes on from, or `None`; the
+            run sets it.
         frozen_hash: `None`: a black box has no frozen weights.
         progress: how far the current inner run has come.
     """
@@ -45,6 +48,7 @@ class BlackBoxLoop:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.outer_step = 0
+        self.folder: Path | None = None
         self.progress = Progress()
 
     def start(self, outer: Any, last: Any, key: int) -> Any:
@@ -98,6 +102,8 @@ class InnerLoop:
 
     Attributes:
         outer_step: outer steps taken so far; the engine sets it.
+        folder: where an estimator may keep what a killed outer step goes on from, or `None`; the
+            run sets it.
         task_index: which task of a meta-batch runs; 0 where there is one.
         meta_batches: the same inner level for several tasks at once, by their number; see
             `metaopt.engine.meta_batch`.
@@ -111,6 +117,7 @@ class InnerLoop:
     def __init__(self, problem: GradientProblem) -> None:
         self.problem = problem
         self.outer_step = self.task_index = 0
+        self.folder: Path | None = None
         self.meta_batches: dict[int, Any] = {}
         self.progress = Progress()
         self.half_precision: frozenset[torch.dtype] = frozenset()

@@ -53,7 +53,7 @@ class TaskAverage(InnerRun):
         if self.tasks not in loop.meta_batches:
             loop.meta_batches[self.tasks] = MetaBatch(loop, self.tasks)
         batch = loop.meta_batches[self.tasks]
-        batch.outer_step = loop.outer_step
+        batch.outer_step, batch.folder = loop.outer_step, loop.folder
         if batch.runs:
             try:
                 return self.together(batch, outer, key)

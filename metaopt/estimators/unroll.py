@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -15,9 +16,9 @@ from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.estimators.inner_run import Result
 from metaopt.estimators.reverse.adjoints import through_start
 from metaopt.estimators.reverse.passes import ReversePass
+from metaopt.estimators.reverse.resuming import opened
 from metaopt.estimators.reverse.schedules import Revolve, Schedule, Segments, forward_steps
 from metaopt.estimators.reverse.sizes import SHORT, fitting, sizes
-from metaopt.estimators.reverse.stores import MemoryStore
 from metaopt.estimators.task_average import TaskAverage
 
 
@@ -39,8 +40,8 @@ class Unroll(TaskAverage):
       step.
     - `revolve`: at most `snapshots` states and the graph of one step, however long the run; with 20
       states 6 gradients per step at K = 2,000, 7 at K = 10,000.
-    - `auto`: the first of these that fits `memory_budget`. Without a budget, the whole graph of up
-      to four steps or 256 MiB, else segments.
+    - `auto`: the first of these that fits `memory_budget`, with states on disk where fewer than
+      three fit. Without a budget, the whole graph of up to four steps or 256 MiB, else segments.
 
     Args:
         inner_steps: number K of inner steps, >= 1.
@@ -51,6 +52,9 @@ class Unroll(TaskAverage):
         segments: number S of segments, for `segments` or `auto`; "auto": sqrt(K A / M), at which
             the peak is least.
         snapshots: number of states that `revolve` keeps, the first one counted, >= 1.
+        store: where states are kept; on disk in the folder of the run, or of temporary files.
+        journal_every: most steps that a killed run differentiates again, those of one segment at
+            least; the journal is in the run's folder. `None`: no journal. The whole graph has none.
         memory_budget: bytes for graphs and kept states, for `auto`, or `None`.
         tasks: number B of tasks whose hypergradients are averaged (a meta-batch), >= 1; more than
             one needs `warm_start=False`.
@@ -82,17 +86,22 @@ class Unroll(TaskAverage):
         schedule: Literal["auto", "whole", "segments", "revolve"] = "auto",
         segments: int | Literal["auto"] = "auto",
         snapshots: int = 20,
+        store: Literal["memory", "disk"] = "memory",
+        journal_every: int | None = 50,
         memory_budget: float | None = None,
         tasks: int = 1,
     ) -> None:
         super().__init__(inner_steps, tasks)
         self.truncation = inner_steps if truncation is None else truncation
         self.schedule, self.segments, self.snapshots = schedule, segments, snapshots
-        self.memory_budget = memory_budget
-        check_choices(self, schedule=("auto", "whole", "segments", "revolve"))
-        check_ranges(
-            self, "1 <= truncation <= inner_steps", "memory_budget > 0 or null", "snapshots >= 1"
+        self.store, self.journal_every, self.memory_budget = store, journal_every, memory_budget
+        check_choices(
+            self, schedule=("auto", "whole", "segments", "revolve"), store=("memory", "disk")
         )
+        check_ranges(
+            self, "1 <= truncation <= inner_steps", "snapshots >= 1", "journal_every >= 1 or null",
+            "memory_budget > 0 or null",
+        )  # fmt: skip
         if segments != "auto" and not (isinstance(segments, int) and segments >= 1):
             raise ValueError(f'Unroll needs segments >= 1 or "auto"; got {segments!r}.')
         if segments != "auto" and schedule not in ("auto", "segments"):
@@ -126,8 +135,11 @@ class Unroll(TaskAverage):
         inner = loop.run(outer, inner, key, steps.start)
         phi = tree.leaves(outer)
         with twice_differentiable():
-            schedule = self._schedule(loop, steps)
-            end = ReversePass(loop, phi, key, steps, schedule, MemoryStore())(inner)
+            schedule, disk = self._schedule(loop, steps)
+            parts = loop, phi, key, steps, schedule
+            with opened(*parts, inner, disk=disk, every=self.journal_every) as resumed:
+                store, journal, progress = resumed
+                end = ReversePass(*parts, store, journal)(inner, progress)
             grads = end.grads
             if forks:
                 through = through_start(loop, phi, key, end.adjoint)
@@ -139,15 +151,20 @@ class Unroll(TaskAverage):
             gradients=self.inner_steps + 1 + rerun, hvps=self.truncation,
         )  # fmt: skip
 
-    def _schedule(self, loop: InnerLoop, steps: range) -> Schedule:
-        """Return the schedule that the arguments name or that the memory asks for."""
+    def _schedule(self, loop: InnerLoop, steps: range) -> tuple[Schedule, bool]:
+        """Return the schedule, and whether its states are on disk."""
+        count, disk = len(steps), self.store == "disk"
         if self.schedule == "revolve":
-            return Revolve(self.snapshots)
+            return Revolve(self.snapshots), disk
         if self.segments != "auto":
-            return Segments(steps, min(self.segments, len(steps)))
-        short = self.memory_budget is None and len(steps) <= SHORT
+            return Segments(steps, min(self.segments, count)), disk
+        short = self.memory_budget is None and count <= SHORT
         if self.schedule == "whole" or (self.schedule == "auto" and short):
-            return Segments(steps, 1)
+            return Segments(steps, 1), disk
+        size = sizes(loop)
+        # A segment is differentiated at once: longer than that, a kill would lose more.
+        entries = 1 if self.journal_every is None else math.ceil(count / self.journal_every)
+        segments = max(size.segments(count), entries)
         if self.schedule == "segments":
-            return Segments(steps, sizes(loop).segments(len(steps)))
-        return fitting(sizes(loop), steps, self.memory_budget)
+            return Segments(steps, segments), disk
+        return fitting(size, steps, self.memory_budget, segments, self.snapshots, disk)

@@ -17,13 +17,18 @@ class CheckpointError(DamagedFileError):
     """A file of tensors is damaged, or there are checkpoints and none of them can be read."""
 
 
-def write_tensors(path: Path, state: Any) -> None:
+def write_tensors(path: Path, state: Any, sync: bool = True) -> None:
     """Replace the content of `path` by a tree of tensors and primitives, in one step.
+
+    Args:
+        path: of the file.
+        state: what it is to hold.
+        sync: whether to wait for the disk, see `metaopt.files.writing.replacing`.
 
     Raises:
         OSError: the file cannot be written (no space, no permission).
     """
-    with replacing(path) as file:
+    with replacing(path, sync) as file:
         try:
             torch.save(tree.pack(state), file)
         except RuntimeError as error:

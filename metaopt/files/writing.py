@@ -15,18 +15,23 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a file next to `path` that takes its place once it is complete and on the disk.
 
     When the block raises, `path` is as it was and nothing is left behind. A symbolic link at
     `path` is replaced, and what it points to is left alone.
+
+    Args:
+        path: of the file.
+        sync: whether to wait for the disk; otherwise a crash of the machine may leave a part of it.
     """
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb", opener=_open) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

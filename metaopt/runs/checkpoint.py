@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,29 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep` up to `step`.
+    """Remove all checkpoints but the newest `keep` up to `step`, and what outer steps have left.
 
     Later ones were damaged, or the run would not be at `step`.
     """
+    for number, left in interrupted(folder.parent):
+        if number <= step:
+            shutil.rmtree(left)
+            if not any(left.parent.iterdir()):
+                left.parent.rmdir()
     newest = [number for number, _ in steps(folder) if number <= step][-keep:]
     for number, old in steps(folder):
         if number not in newest:
             old.unlink()
+
+
+def interrupted(run: Path | None) -> list[tuple[int, Path]]:
+    """Return what estimators have left of outer steps, so that a kill inside one loses little.
+
+    Args:
+        run: the run's folder; what is left is in `reverse/step_<outer step>`.
+    """
+    left = () if run is None else (run / "reverse").glob("step_*")
+    return [(int(path.name.partition("_")[2]), path) for path in left]
 
 
 def latest(folder: Path) -> dict[str, Any] | None:

@@ -17,8 +17,8 @@ from metaopt.runs.provenance import resume_command
 
 RUN_FILES = (
     "README.md", "SHA256SUMS", "checkpoints", "config.yaml", "error.log", "figures", "final.pt",
-    "metrics.jsonl", "provenance.json", "report", "result.json", "snapshots", "tensorboard",
-    "timing.json", "wandb",
+    "metrics.jsonl", "provenance.json", "report", "result.json", "reverse", "snapshots",
+    "tensorboard", "timing.json", "wandb",
 )  # fmt: skip
 """What every run may have in its folder; the rest is the problem's."""
 

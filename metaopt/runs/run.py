@@ -104,7 +104,8 @@ class Run:
         figures: bool = True,
         watch: Watch | None = watcher,
     ) -> None:
-        self.engine, self.folder, self.config = engine, folder, config
+        self.engine, self.config = engine, config
+        self.folder = engine.loop.folder = folder
         self.service, self.overrides = service, list(overrides)
         self.config_dirs, self.trust = list(config_dirs), list(trust)
         self.log_every, self.eval_every = log_every, eval_every
@@ -160,11 +161,11 @@ class Run:
             for step, feedback in self.engine:
                 self._last = feedback.metrics
                 self._record(trackers, step)
+                long = bool(checkpoint.interrupted(self.folder))  # worth a checkpoint of its own
+                if received or long or step % self.checkpoint_every == 0:
+                    self._save(step)
                 if received:
-                    self._save(step)
                     raise Interrupted(received[0], step)
-                if step % self.checkpoint_every == 0:
-                    self._save(step)
 
     def _checkpoint(self) -> dict[str, Any] | None:
         """Return the state of the last checkpoint, or `None` where the run is to begin.

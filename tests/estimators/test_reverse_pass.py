@@ -95,7 +95,7 @@ def test_the_steps_that_are_charged_are_those_that_are_taken(unroll):
     # Beside the steps in place: one gradient in each step that is differentiated, and that of F.
     assert feedback.cost["gradients"] == loop.taken + unroll.truncation + 1
     steps = range(24 - unroll.truncation, 24)
-    rerun = forward_steps(unroll._schedule(loop, steps), steps)
+    rerun = forward_steps(unroll._schedule(loop, steps)[0], steps)
     assert loop.taken == steps.start + rerun
 
 

@@ -17,23 +17,30 @@ STEPS = range(100)
 SIZE = Sizes(state=10, step=90)
 
 
+def chosen(size, budget, disk=False):
+    return fitting(size, STEPS, budget, size.segments(100), 20, disk)
+
+
 def test_the_whole_graph_is_kept_where_it_fits():
-    assert fitting(SIZE, STEPS, 100 * 90 + 10) == Segments(STEPS, 1)
-    assert fitting(SIZE, STEPS, None) == Segments(STEPS, 1)
+    assert chosen(SIZE, 100 * 90 + 10) == (Segments(STEPS, 1), False)
+    assert chosen(SIZE, None) == (Segments(STEPS, 1), False)
 
 
 def test_segments_are_next_and_their_number_makes_the_least_peak():
-    chosen = fitting(SIZE, STEPS, 1000)
-    assert chosen == Segments(STEPS, 30)  # sqrt(100 * 90 / 10)
-    assert chosen == fitting(Sizes(10 * 2**20, 90 * 2**20), STEPS, None)
-    peaks = [SIZE.segmented(100, s) for s in range(1, 101)]
-    assert SIZE.segmented(100, 30) <= 1.1 * min(peaks)  # but for rounding
+    expected = Segments(STEPS, 30)  # sqrt(100 * 90 / 10)
+    assert chosen(SIZE, 1000) == (expected, False)
+    assert chosen(Sizes(10 * 2**20, 90 * 2**20), None) == (expected, False)
+    assert chosen(SIZE, 600, disk=True) == (expected, True)
+    peaks = [SIZE.segmented(100, s, s) for s in range(1, 101)]
+    assert SIZE.segmented(100, 30, 30) <= 1.1 * min(peaks)  # but for rounding
 
 
 def test_as_many_snapshots_as_fit_are_last():
-    assert fitting(SIZE, STEPS, 500) == Revolve(30)  # 500 - 2 * 90 - 2 * 10
+    assert chosen(SIZE, 500) == (Revolve(29), False)  # 500 - 2 * 90 - 2 * 10 and one more
+    assert chosen(SIZE, 225) == (Revolve(20), True)
+    assert chosen(SIZE, 225, disk=True) == (Revolve(20), True)
     with pytest.raises(ValueError, match=r"needs at least 0\.0 MiB for 100 steps"):
-        fitting(SIZE, STEPS, 200)
+        chosen(SIZE, 200)
 
 
 @pytest.mark.parametrize(("step", "count"), [(1, 10), (10_000, 100), (0.001, 1)])
@@ -48,18 +55,19 @@ def test_a_budget_is_an_upper_bound(optimizer):
     loop, outer = InnerLoop(problem), problem.init_outer(generator(0))
     Unroll(1)(loop, outer, loop.start(outer, None, 0), 0)
     size, kinds = sizes(loop), set()
-    for budget in (size.snapshots(0) * -size.state + k * size.state for k in (4, 9, 30)):
+    for states in (2, 5, 9, 30):
+        budget = size.step + size.product + states * size.state
         unroll = Unroll(12, memory_budget=budget)
         unroll.check(loop)
         with PeakMemory() as meter:
             unroll(loop, outer, loop.start(outer, None, 0), 0)
         assert meter.peak <= budget
-        kinds.add(type(unroll._schedule(loop, range(12))))
+        kinds.add(type(unroll._schedule(loop, range(12))[0]))
     assert kinds == {Segments, Revolve}
 
 
 def test_a_budget_that_is_too_small_is_refused_before_the_run():
-    with pytest.raises(ValueError, match="Raise it, or lower the batch size"):
+    with pytest.raises(ValueError, match="Raise it, make batches smaller"):
         Unroll(16, memory_budget=10.0).check(InnerLoop(Classification()))
 
 

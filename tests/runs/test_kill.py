@@ -77,6 +77,18 @@ def test_killed_in_every_step_of_writing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_killed_inside_a_reverse_pass(tmp_path: Path, store: str) -> None:
+    arguments = (
+        "problem=ridge", "inner_steps=60", "estimator.schedule=revolve", "estimator.snapshots=4",
+        "estimator.journal_every=10", f"estimator.store={store}", *STEPS, "outer_steps=2",
+    )  # fmt: skip
+    steps = finish(tmp_path, *arguments, "hydra.run.dir=whole")
+    kill(tmp_path, sorted(random.Random(0).sample(range(2, steps), 6), reverse=True), *arguments)
+    compare(tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", sorted(groups()["problem"]))
 def test_every_problem_killed_while_it_writes(tmp_path: Path, problem: str) -> None:
     (tmp_path / "data").mkdir()

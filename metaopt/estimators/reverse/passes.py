@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
 from metaopt.estimators.held_fixed import outer_value
-from metaopt.estimators.reverse.adjoints import Adjoint, at_end, graph, pull_back, through_steps
+from metaopt.estimators.reverse.adjoints import at_end, graph, pull_back, through_steps
+from metaopt.estimators.reverse.journal import Journal, Progress, norm
 from metaopt.estimators.reverse.schedules import Schedule
 from metaopt.estimators.reverse.stores import Store
-
-
-class Progress(NamedTuple):
-    """How far a reverse pass has come.
-
-    Args:
-        target: the step that is differentiated next.
-        end: the last inner state.
-        value: F.
-        grads: dF/dphi through the steps after `target`, in the order of phi.
-        adjoint: of the state after `target`.
-        size: norm of the last state's adjoint, of parameters alone.
-    """
-
-    target: int
-    end: GradientState
-    value: Tensor
-    grads: list[Tensor]
-    adjoint: Adjoint
-    size: Tensor
-
-    @property
-    def growth(self) -> Tensor:
-        """Norm of the adjoint over that of the last state's, of parameters alone."""
-        return _norm(self.adjoint, self.end) / self.size
 
 
 @dataclass(frozen=True)
@@ -54,6 +28,7 @@ class ReversePass:
         steps: which of its steps are differentiated.
         schedule: which states are kept.
         store: where they are.
+        journal: where it is written down how far the pass has come, or `None`.
     """
 
     loop: InnerLoop
@@ -62,15 +37,29 @@ class ReversePass:
     steps: range
     schedule: Schedule
     store: Store
+    journal: Journal | None = None
 
-    def __call__(self, start: GradientState) -> Progress:
-        """Return where the pass ends, from the state before the first of the steps."""
+    def __call__(self, start: GradientState, progress: Progress | None = None) -> Progress:
+        """Return where the pass ends.
+
+        Args:
+            start: the state before the first of the steps.
+            progress: how far an interrupted pass had come, or `None`.
+        """
         if self.schedule.first(self.steps[-1]) == self.steps.start:
             return self._at_once(start)
-        self.store.put(self.steps.start, start)
-        progress = self._end()
+        if self.steps.start not in self.store.kept:
+            self.store.put(self.steps.start, start)
+        if progress is None:
+            progress = self._entered(self._end())
         while progress.target >= self.steps.start:
-            progress = self._back(progress)
+            progress = self._entered(self._back(progress))
+        return progress
+
+    def _entered(self, progress: Progress) -> Progress:
+        """Return the progress, written down where that is due."""
+        if self.journal is None or self.journal.enter(progress, self.steps.start):
+            self.store.release()
         return progress
 
     def _at_once(self, start: GradientState) -> Progress:
@@ -82,7 +71,7 @@ class ReversePass:
         loss = outer_value(self.loop, "Unroll", self.phi, end._replace(params=last), draw)
         inputs = self.loop.differentiated(start)
         grads, adjoints = pull_back([tree.total(loss)], None, self.phi, [*inputs, *last.values()])
-        size, end = _norm(adjoints[len(inputs) :], end), tree.detach(end)
+        size, end = norm(adjoints[len(inputs) :], end), tree.detach(end)
         before = self.steps.start - 1
         return Progress(before, end, loss.detach(), grads, adjoints[: len(inputs)], size)
 
@@ -93,7 +82,7 @@ class ReversePass:
         state = self.store.put(first, self._reached(target))
         end = self._advanced(state, range(first, self.steps.stop))
         value, grads, adjoint = at_end(self.loop, self.phi, end, self.key)
-        return Progress(target, end, value, grads, adjoint, _norm(adjoint, end))
+        return Progress(target, end, value, grads, adjoint, norm(adjoint, end))
 
     def _back(self, progress: Progress) -> Progress:
         """Return the pass with the steps up to the target differentiated."""
@@ -124,7 +113,3 @@ class ReversePass:
         for k in self.loop.progress.track(steps, "inner step", len(self.steps), taken):
             state = self.loop.step_(self.phi, state, self.loop.draw(state, self.key, k))
         return state
-
-
-def _norm(adjoint: Adjoint, inner: GradientState) -> Tensor:
-    return tree.norm(tree.like(inner.params, adjoint[: len(inner.params)]))

@@ -52,34 +52,47 @@ class Sizes(NamedTuple):
         """Return the peak of a pass with the whole graph."""
         return self.state + steps * self.step + self.block
 
-    def segmented(self, steps: int, segments: int) -> int:
-        """Return the peak of a pass in segments."""
-        graph = math.ceil(steps / segments) * self.step
-        return segments * self.state + graph + self.product
+    def segmented(self, steps: int, segments: int, kept: int) -> int:
+        """Return the peak of a pass in segments with a number of states in memory."""
+        return kept * self.state + math.ceil(steps / segments) * self.step + self.product
 
     def snapshots(self, budget: float) -> int:
         """Return how many states fit beside the graph of one step."""
-        return int((budget - self.step - self.product) / self.state)
+        # And one more while the end of the run is found.
+        return int((budget - self.step - self.product) / self.state) - 1
 
 
-def fitting(size: Sizes, steps: range, budget: float | None) -> Schedule:
-    """Return the fastest schedule that fits a budget in bytes.
+def fitting(
+    size: Sizes, steps: range, budget: float | None, segments: int, snapshots: int, disk: bool
+) -> tuple[Schedule, bool]:
+    """Return the fastest schedule that fits a budget, and whether its states are on disk.
+
+    Args:
+        size: of the inner run.
+        steps: those that are differentiated.
+        budget: in bytes, or `None`.
+        segments, snapshots: how many to take where that is not up to the budget.
+        disk: whether states are to be on disk in any case.
 
     Raises:
-        ValueError: none does.
+        ValueError: none fits.
     """
     count = len(steps)
     if size.whole(count) <= (SMALL if budget is None else budget):
-        return Segments(steps, 1)
-    best = size.segments(count)
-    if budget is None or size.segmented(count, best) <= budget:
-        return Segments(steps, best)
-    if (snapshots := size.snapshots(budget)) >= FEWEST:
-        return Revolve(snapshots)
-    least = size.step + size.product + FEWEST * size.state
+        return Segments(steps, 1), disk
+    in_memory = 0 if disk else segments
+    if budget is None or size.segmented(count, segments, in_memory) <= budget:
+        return Segments(steps, segments), disk
+    if not disk and (fitted := size.snapshots(budget)) >= FEWEST:
+        return Revolve(fitted), False
+    # The first state is the caller's; another one is read from the disk.
+    least = size.step + size.product + 2 * size.state
+    if least <= budget:
+        return Revolve(snapshots), True
     raise ValueError(
         f"Unroll needs at least {least / 2**20:.1f} MiB for {count} steps; memory_budget is "
-        f"{budget / 2**20:.1f} MiB. Raise it, or lower the batch size."
+        f"{budget / 2**20:.1f} MiB. Raise it, make batches smaller, or let the blocks of the model "
+        f"be computed again (metaopt.remat_blocks)."
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from bisect import insort
+from pathlib import Path
+from typing import Any, Protocol
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
+from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 
 
 class Store(Protocol):
@@ -26,6 +29,10 @@ class Store(Protocol):
 
     def pop(self) -> GradientState:
         """Return the last state and forget it."""
+        ...
+
+    def release(self) -> None:
+        """Give up what forgotten states occupy: the pass will not be taken up from before here."""
         ...
 
 
@@ -52,3 +59,68 @@ class MemoryStore:
     def pop(self) -> GradientState:
         """Return the last state and forget it."""
         return self._states.pop(self.kept[-1])
+
+    def release(self) -> None:
+        """Do nothing: memory is given up at once."""
+
+
+class DiskStore:
+    """States in files of a folder, which an interrupted pass finds again.
+
+    A file that a crash of the machine has cut, or that belongs to another pass, is deleted.
+
+    Args:
+        folder: where the files are; it is made.
+        fingerprint: of the pass; each file holds it.
+        last: the last state that the pass has a use for.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, last: int) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+        self._forgotten: list[int] = []
+        self.kept: list[int] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("state_*.pt"):
+            step = int(path.stem.partition("_")[2])
+            if step <= last and read_own(path, fingerprint) is not None:
+                insort(self.kept, step)
+            else:
+                path.unlink()
+
+    def put(self, step: int, state: GradientState) -> GradientState:
+        """Write a state; return it."""
+        # Without waiting for the disk: what is lost is computed again.
+        content = {"fingerprint": self.fingerprint, "state": state}
+        write_tensors(self._path(step), content, sync=False)
+        insort(self.kept, step)
+        return state
+
+    def get(self) -> GradientState:
+        """Read the last state."""
+        state: GradientState = read_tensors(self._path(self.kept[-1]))["state"]
+        return state
+
+    def pop(self) -> GradientState:
+        """Read the last state and forget it; its file stays until `release`."""
+        state = self.get()
+        self._forgotten.append(self.kept.pop())
+        return state
+
+    def release(self) -> None:
+        """Delete the files of forgotten states."""
+        for step in set(self._forgotten) - set(self.kept):
+            self._path(step).unlink()
+        self._forgotten.clear()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"state_{step:08d}.pt"
+
+
+def read_own(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the content of a file of a pass; `None` where it is another's, or damaged."""
+    try:
+        content = read_tensors(path)
+    except (CheckpointError, tree.UnknownStateError):
+        return None
+    own = isinstance(content, dict) and content.get("fingerprint") == fingerprint
+    return content if own else None

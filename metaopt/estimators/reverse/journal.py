@@ -1,0 +1,94 @@
+"""How far a reverse pass has come, written down so that a killed run goes on inside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from metaopt.engine import tree
+from metaopt.engine.gradient_problem import GradientState
+from metaopt.estimators.reverse.adjoints import Adjoint
+from metaopt.estimators.reverse.stores import read_own
+from metaopt.files.tensors import write_tensors
+
+
+class Progress(NamedTuple):
+    """How far a reverse pass has come.
+
+    Args:
+        target: the step that is differentiated next.
+        end: the last inner state.
+        value: F.
+        grads: dF/dphi through the steps after `target`, in the order of phi.
+        adjoint: of the state after `target`.
+        size: norm of the last state's adjoint, of parameters alone.
+    """
+
+    target: int
+    end: GradientState
+    value: Tensor
+    grads: list[Tensor]
+    adjoint: Adjoint
+    size: Tensor
+
+    @property
+    def growth(self) -> Tensor:
+        """Norm of the adjoint over that of the last state's, of parameters alone."""
+        return norm(self.adjoint, self.end) / self.size
+
+
+def norm(adjoint: Adjoint, inner: GradientState) -> Tensor:
+    """Return the norm of the part of an adjoint that belongs to the parameters."""
+    return tree.norm(tree.like(inner.params, adjoint[: len(inner.params)]))
+
+
+class Journal:
+    """The progress of one pass in a folder.
+
+    `journal.pt` has the last entry and `end.pt` the last inner state, which the outer loop goes on
+    from; both are on the disk when `enter` returns.
+
+    Args:
+        folder: where the files are; it is made.
+        fingerprint: of the pass; each file holds it.
+        every: most steps between two entries, but for a segment that is longer.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, every: int) -> None:
+        self.folder, self.fingerprint, self.every = folder, fingerprint, every
+        self._target: int | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self) -> Progress | None:
+        """Return the last entry, or `None` where there is none of this pass."""
+        entry, end = (read_own(self._path(x), self.fingerprint) for x in ("journal", "end"))
+        if entry is None or end is None:
+            return None
+        progress = Progress(**entry["progress"], end=end["state"])
+        self._target = progress.target
+        return progress
+
+    def enter(self, progress: Progress, first: int) -> bool:
+        """Write progress down if that is due; return whether it was.
+
+        Args:
+            progress: of the pass.
+            first: the first of its steps, after which it is due in any case.
+        """
+        if self._target is None:
+            self._write("end", state=progress.end)
+        elif progress.target >= first and self._target - progress.target < self.every:
+            return False
+        entry = progress._asdict()
+        del entry["end"]
+        self._write("journal", progress=entry)
+        self._target = progress.target
+        return True
+
+    def _write(self, name: str, **content: Any) -> None:
+        write_tensors(self._path(name), {"fingerprint": self.fingerprint, **content})
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.pt"
