@@ -118,8 +118,8 @@ class OpenAICompatibleLM:
         Raises:
             Transient: 408, 429, 5xx, a timeout or a lost connection.
             PolicyRefusal: the request or its answer was stopped by a content policy.
-            Truncated: the answer is not JSON, or holds no choice or no text, is compressed, or has
-                no end.
+            Truncated: the answer is not JSON, or holds an error, no choice, no text or a blank one,
+                is compressed, or has no end.
             Rejected: any other 4xx, a redirect, no key, or no authorisation.
         """
         import openai

@@ -56,34 +56,42 @@ def read(content: bytes, request: Request, model: str, key: str | None = None) -
 
     Raises:
         PolicyRefusal: the answer is a refusal or was filtered.
-        Truncated: the body is not JSON, or holds no choice, no text or no known end.
+        Truncated: the body is not JSON; it holds an error, no choice, no text or half of a
+            surrogate pair; or it has no known end.
     """
     role = request.role
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
         raise Truncated(f"The answer is not JSON ({len(content)} bytes).", role) from None
-    choice = _first(body.get("choices")) if isinstance(body, dict) else None
-    if choice is None:
-        raise Truncated("The answer holds no choice.", role)
-    message, ended = choice.get("message"), _without(str(choice.get("finish_reason")), key)[:40]
+    body = body if isinstance(body, dict) else {}
+    choice = _first(body.get("choices")) or {}
+    message, ended = choice.get("message"), _clean(str(choice.get("finish_reason")), key)[:40]
     message = message if isinstance(message, dict) else {}
-    if message.get("refusal") or any(word in ended.lower() for word in REFUSALS):
+    refused = message.get("refusal") or any(word in ended.lower() for word in REFUSALS)
+    fault = body.get("error") or choice.get("error")
+    if refused or _codes(fault) & POLICIES:
         raise PolicyRefusal("A content policy stopped the answer.", role)
+    if fault:  # the text beside it may be a part of the answer
+        raise Truncated(f"The answer holds an error{_words(fault, request, key)}.", role)
+    if not choice:
+        raise Truncated("The answer holds no choice.", role)
     text = message.get("content")
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not cut(text, request.parameters.stop).strip():
         cut_off = FINISHES.get(ended) == "length"  # as another try would be
         words = f"finish_reason={ended}{'; raise max_tokens' if cut_off else ''}"
         raise Truncated(f"The answer holds no text ({words}).", role, retry=not cut_off)
     if ended not in FINISHES:
         raise Truncated(f"The answer ended with the unknown finish_reason={ended}.", role)
-    text, answered_by = _without(text, key), body.get("model")
+    if not _encodable(text):
+        raise Truncated("The answer holds half of a surrogate pair.", role)
+    text, answered_by = _clean(text, key), body.get("model")
     visible = cut(text, request.parameters.stop)
     return Reply(
         visible,
         _usage(body.get("usage"), request, text),
         FINISHES[ended] if visible == text else "stop",
-        _without(answered_by, key) if isinstance(answered_by, str) else model,
+        _clean(answered_by, key) if isinstance(answered_by, str) else model,
     )
 
 
@@ -95,13 +103,10 @@ def cut(text: str, stops: Sequence[str]) -> str:
 def failure(error: APIStatusError, request: Request, key: str | None) -> LMError:
     """Return what a 3xx, 4xx or 5xx answer means, in words without the key or the request's."""
     role, code = request.role, error.status_code
-    body = error.body if isinstance(error.body, dict) else {}
-    inner = body.get("innererror")
-    codes = {str(body.get("code")), str(body.get("type"))}
-    codes |= {str(inner.get("code"))} if isinstance(inner, dict) else set()
+    codes = _codes(error.body)
     if codes & POLICIES:
         return PolicyRefusal("A content policy stopped the request.", role)
-    words, kind = f"HTTP {code}{_words(error, request, key)}", f"HTTP {code}"
+    words, kind = f"HTTP {code}{_words(error.body, request, key)}", f"HTTP {code}"
     if (code in (408, 429) or code >= 500) and "insufficient_quota" not in codes:
         after = retry_after(error.response.headers)
         return Transient(words, role, kind=kind, billed=code in GATEWAY, after=after)
@@ -124,10 +129,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-def _words(error: APIStatusError, request: Request, key: str | None) -> str:
-    body = error.body
-    words = body.get("message") or body.get("detail") if isinstance(body, dict) else body
-    words = _without(" ".join(str(words or "").split()), key)
+def _codes(error: Any) -> set[str]:
+    """Return the codes and the type of an error in the protocol's form."""
+    if not isinstance(error, dict):
+        return set()
+    inner = error.get("innererror")
+    codes = {str(error.get("code")), str(error.get("type"))}
+    return codes | {str(inner.get("code"))} if isinstance(inner, dict) else codes
+
+
+def _words(error: Any, request: Request, key: str | None) -> str:
+    """Return what a server says of an error, unless it quotes the request."""
+    words = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    words = _clean(" ".join(str(words or "").split()), key)
     for message in request.messages:
         text = " ".join(message["content"].split())
         starts = range(max(len(text) - QUOTED, 0) + 1)
@@ -141,21 +155,35 @@ def _first(choices: Any) -> dict[str, Any] | None:
     return first if isinstance(first, dict) else None
 
 
-def _without(text: str, key: str | None) -> str:
+def _clean(text: str, key: str | None) -> str:
+    """Return a server's words without the key, and as text that can be written."""
+    text = text.encode("utf-8", "replace").decode()
     return text.replace(key, "[key]") if key else text
 
 
+def _encodable(text: str) -> bool:
+    """Return whether a text has no half of a surrogate pair, which JSON can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _usage(usage: Any, request: Request, text: str) -> Usage:
-    """Return the tokens that a server counted, at most as many as there can be, or guessed."""
+    """Return the tokens that a server counted, at most as many as there can be, or guessed.
+
+    What only the total counts, as some servers count reasoning, is the answer's.
+    """
     counts = usage if isinstance(usage, dict) else {}
     asked, said = sum(len(m["content"].encode()) for m in request.messages), len(text.encode())
     longest = max(request.parameters.max_tokens, said)
     prompt = _plausible(counts.get("prompt_tokens"), asked, asked)
+    prompt = estimate(request).prompt if prompt is None else prompt
     completion = _plausible(counts.get("completion_tokens"), said, longest)
-    return Usage(
-        estimate(request).prompt if prompt is None else prompt,
-        said // 3 + 1 if completion is None else completion,
-    )
+    completion = said // 3 + 1 if completion is None else completion
+    total = _plausible(counts.get("total_tokens"), asked + said, prompt + longest) or 0
+    return Usage(prompt, max(completion, total - prompt))
 
 
 def _plausible(count: Any, size: int, most: int) -> int | None:

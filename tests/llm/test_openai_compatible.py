@@ -67,6 +67,9 @@ FAULTS = {
     "null choices": (Served(200, b'{"choices": null}'), Truncated, "no choice"),
     "no message": (Served(200, b'{"choices": [{"finish_reason": "stop"}]}'), Truncated, "no text"),
     "null content": (completion(None), Truncated, "no text"),
+    "empty content": (completion(""), Truncated, "no text"),
+    "blank content": (completion(" \n"), Truncated, "no text"),
+    "blank in time": (completion("\n", "length"), Truncated, "raise max_tokens"),
     "nothing said in time": (completion(None, "length"), Truncated, "raise max_tokens"),
     "tool call": (completion(None, "tool_calls"), Truncated, "no text"),
     "aborted": (completion("Half of", "abort"), Truncated, "finish_reason=abort"),
@@ -113,11 +116,10 @@ def test_an_answer_and_what_was_sent() -> None:
     }
 
 
-def test_a_cut_answer_says_so_and_an_empty_one_is_an_answer() -> None:
-    texts = {"a": completion("Half of", "length"), "b": completion("")}
-    with Scripted(lambda asked: texts[asked.text]) as server:
-        cut, empty = ask(lm_of(server), question("a"), question("b"))
-    assert (cut.text, cut.finish, empty.text, empty.finish) == ("Half of", "length", "", "stop")
+def test_a_cut_answer_says_so() -> None:
+    with Scripted(lambda asked: completion("Half of", "length")) as server:
+        (cut,) = ask(lm_of(server), question())
+    assert (cut.text, cut.finish) == ("Half of", "length")
 
 
 def test_a_stop_left_in_the_text_is_cut_off() -> None:

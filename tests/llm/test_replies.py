@@ -10,12 +10,18 @@ import pytest
 from servers import Asked, Scripted, Served, completion, error
 from test_openai_compatible import FAULTS, FINE, KEY, ask, lm_of, question
 
-from metaopt.llm import Rejected, Truncated, Usage
+from metaopt.llm import Client, PolicyRefusal, Rejected, Reply, Truncated, Usage
 from metaopt.llm.replies import UNSEEN, retry_after
 from metaopt.llm.transport import MOST_BYTES
 
 BOMB = gzip.compress(b" " * 10**7)
 PACKED = {"Content-Encoding": "gzip"}
+
+
+def with_error(**fields: Any) -> Served:
+    """Return an answer beside an error."""
+    return Served(200, json.dumps(json.loads(FINE.body) | {"error": fields}).encode())
+
 
 DAMAGED = {
     "no content": (Served(204, b""), "not JSON"),
@@ -27,6 +33,9 @@ DAMAGED = {
     "a bomb": (Served(200, BOMB, PACKED), "compressed"),
     "an error with a bomb": (Served(500, BOMB, PACKED), "compressed"),
     "no end": (Served(200, b" " * (MOST_BYTES + 1)), "longer than 16,777,216 bytes"),
+    "an answer and an error": (with_error(message="overloaded"), "an error: overloaded"),
+    "only an error": (Served(200, b'{"error": {"message": "no"}}'), "an error: no"),
+    "half a character": (Served(200, FINE.body.replace(b"Fine", b"\\ud83d")), "surrogate pair"),
     "an error without end": (Served(500, b" " * (MOST_BYTES + 1)), "longer than 16,777,216"),
 }
 
@@ -47,6 +56,50 @@ def test_what_would_be_cut_again_is_not_tried_again() -> None:
         (failure,) = ask(lm_of(server), question())
     assert isinstance(failure, Truncated)
     assert (failure.retry, failure.billed) == (False, True)
+
+
+def test_half_a_character_in_an_answer_loses_no_other_answer() -> None:
+    """Of an emoji, JSON may hold one half: as a text, as a name, or in the words of an error."""
+    faults = {
+        "text": Served(200, FINE.body.replace(b"Fine", b"\\ud83d")),
+        "model": Served(200, FINE.body.replace(b"m-1", b"\\ud83d")),
+        "error": error(400, "no \ud83d"),
+    }
+
+    def script(asked: Asked) -> Served:
+        mended = asked.text == "text" and asked.before
+        return FINE if mended else faults.get(asked.text, FINE)
+
+    with Scripted(script) as server:
+        client = Client({"judge": lm_of(server)}, attempts=2)
+        *answers, refused = client.ask([question(text) for text in ("fine", *faults)])
+        client.close()
+    assert [answer.text for answer in answers if isinstance(answer, Reply)] == ["Fine."] * 3
+    assert isinstance(refused, Rejected)
+    str(refused).encode()
+    assert server.counts == {"fine": 1, "text": 2, "model": 1, "error": 1}
+
+
+def test_an_error_of_a_policy_beside_an_answer_is_a_refusal() -> None:
+    with Scripted(lambda asked: with_error(code="content_filter")) as server:
+        (failure,) = ask(lm_of(server), question())
+    assert type(failure) is PolicyRefusal
+
+
+@pytest.mark.parametrize(
+    ("usage", "charged"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 5000}, Usage(7, 4993)),
+        ({"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 3}, Usage(7, 5)),
+        ({"total_tokens": 5000}, Usage(108, 4892)),
+        ({"prompt_tokens": 7, "total_tokens": 10**18}, Usage(7, 512 + UNSEEN)),
+    ],
+)
+def test_what_only_the_total_counts_is_charged(usage: dict[str, int], charged: Usage) -> None:
+    body = json.loads(completion("x" * 300).body) | {"usage": usage}
+    with Scripted(lambda asked: Served(200, json.dumps(body).encode())) as server:
+        (reply,) = ask(lm_of(server), question("y" * 300))
+    assert reply.usage == charged
 
 
 @pytest.mark.parametrize(
