@@ -36,7 +36,8 @@ class Implicit(TaskAverage):
         inner_steps: number K of inner steps before the solve, >= 0.
         any_start: accept a theta_0 that is made from phi (`warm_start=False`), since the solution
             does not depend on it: g has a proximal term, and K steps reach the solution (iMAML,
-            Rajeswaran et al., NeurIPS 2019). Without it such a problem is refused.
+            Rajeswaran et al., NeurIPS 2019). Without it such a problem is refused, and with it one
+            where phi enters by theta_0 alone.
         tasks: number B of tasks whose hypergradients are averaged, >= 1; see `Unroll`. Each has a
             solve of its own, from a cold start.
 
@@ -66,7 +67,6 @@ class Implicit(TaskAverage):
     ) -> None:
         super().__init__(inner_steps, tasks)
         self.solve, self.any_start = solve or ConjugateGradient(), any_start
-        self.carries_start = any_start
         self.needs_stationarity = not isinstance(self.solve, Identity)
         self.carries_optimizer = self.needs_stationarity
         # torch factorizes no matrices of half precision.

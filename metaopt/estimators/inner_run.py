@@ -49,6 +49,8 @@ class InnerRun:
         differentiates_inner: whether g is differentiated in phi, which decisions of phi without a
             derivative would make wrong.
         carries_start: whether the derivative of a theta_0 made of phi is in the result.
+        any_start: whether none need be, since the result is that of a theta that does not depend on
+            theta_0.
         needs_stationarity: whether the result is that of a theta to which the inner optimizer
             converges, which AdamW's decoupled decay does not let be stated.
         carries_optimizer: whether the derivative of hyperparameters of the inner optimizer that are
@@ -67,6 +69,7 @@ class InnerRun:
     misses_buffers_of: ClassVar[tuple[str, ...]] = ("theta", "phi")
     differentiates_inner: ClassVar[bool] = True
     carries_start: bool = False
+    any_start: bool = False
     needs_stationarity: bool = False
     carries_optimizer: bool = False
     second_derivatives: ClassVar[Literal["reverse", "forward"] | None] = None
@@ -95,7 +98,7 @@ class InnerRun:
             _refuse_half(loop, name, phi, start, self.needs_precision)
             check_outer_loss(loop, phi, start)
             check_buffers(loop, phi, start)
-            if forks and not self.carries_start:
+            if forks and not (self.carries_start or self.any_start):
                 raise ValueError(
                     f"{name} holds theta_0 fixed, and {type(loop.problem).__name__} makes it from "
                     f"the outer variable (warm_start=False): its derivative would be missing. Use "
@@ -108,7 +111,7 @@ class InnerRun:
             if self.differentiates_inner:
                 if loop.problem.warm_start:
                     uses.names.clear()  # where a run starts is held fixed
-                _refuse_unconnected(loop, name, start, self.inner_steps, uses, through)
+                _refuse_unconnected(self, loop, start, uses, through)
             for optimizer in optimizers(loop, phi, self.inner_steps):
                 if not self.carries_optimizer:
                     refuse_learned(loop, name, optimizer)
@@ -265,23 +268,23 @@ def _refuse_half(
 
 
 def _refuse_unconnected(
-    loop: InnerLoop, estimator: str, inner: GradientState, steps: int, uses: Uses, through: set[str]
+    estimator: InnerRun, loop: InnerLoop, inner: GradientState, uses: Uses, through: set[str]
 ) -> None:
     """Raise a `ValueError` if phi, or a tensor of it that is used, has no derivative to F.
 
-    It leads there by itself, or from phi to g, the inner optimizer or theta_0 and from theta to F.
-    A hypergradient that is zero for want of a path would leave phi where it is, and the run would
-    look like one that has converged. One that is zero in value is another thing.
+    It leads there by itself, or from phi to g, the inner optimizer or theta_0 and from theta to F;
+    through theta_0 only where the estimator carries that. A hypergradient that is zero for want of
+    a path would leave phi where it is, and the run would look like one that has converged. One that
+    is zero in value is another thing.
 
     Args:
+        estimator: who asks.
         loop: the inner level.
-        estimator: who asks, for the message.
         inner: the first state.
-        steps: of a run.
         uses: of leaves of phi, those that making the first state has used.
         through: the names of phi from which a derivative leads to that state.
     """
-    phi = uses.phi
+    phi, name, steps = uses.phi, type(estimator).__name__, estimator.inner_steps
     if not any(t.numel() for t in phi.values()):
         return  # nothing to learn, as where weights are a function of each batch
     # A problem may let phi in later than at the first step: the last one and a solve's count too.
@@ -298,22 +301,31 @@ def _refuse_unconnected(
     connected, problem = tree.reached(outer_loss, phi), type(loop.problem).__name__
     reads_theta = bool(tree.reached(outer_loss, theta | tree.numbered(state)))
     if reads_theta:
-        connected |= through | tree.reached([*inner_losses, *made], phi)
+        connected |= tree.reached([*inner_losses, *made], phi)
+        if estimator.carries_start:
+            connected |= through
     elif not connected:
         raise ValueError(
-            f"{estimator} would return 0: no derivative leads from the inner parameters, or a "
+            f"{name} would return 0: no derivative leads from the inner parameters, or a "
             f"state made of them, to outer_loss of {problem}. Look for a detach(), .item(), .data "
             f"or torch.no_grad() in outer_loss and update_state, or use a black-box estimator "
             f"(estimator=evolution_strategies)."
         )
     lost = uses.without(connected) if connected else list(phi)
     if lost:
-        looked = ", ".join(f"{name} {tuple(phi[name].shape)}" for name in lost)
+        looked = ", ".join(f"{k} {tuple(phi[k].shape)}" for k in lost)
         what = (
             "would leave a part of the outer variable as it is" if connected else "would return 0"
         )
+        if through & set(lost):
+            raise ValueError(
+                f"{name}(any_start=True) {what}: a derivative leads from the outer variable "
+                f"({looked}) to theta_0 of {problem}, where it does not count, and none to "
+                f"inner_loss, outer_loss or inner_optimizer. Let inner_loss depend on it, as by a "
+                f"proximal term (strength / 2 * |theta - phi|^2), or use estimator=unroll."
+            )
         raise ValueError(
-            f"{estimator} {what}: no derivative leads from the outer variable ({looked}) to "
+            f"{name} {what}: no derivative leads from the outer variable ({looked}) to "
             f"inner_loss, outer_loss, inner_optimizer or theta_0 of {problem}. Look for a "
             f"detach(), .item(), .data or torch.no_grad() on the way, or use a black-box estimator "
             f"(estimator=evolution_strategies)."

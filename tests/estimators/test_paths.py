@@ -155,6 +155,16 @@ def test_imaml_is_accepted_where_the_solution_does_not_depend_on_the_start():
     )
 
 
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("solver", [Exact(), Identity()], ids=["exact", "identity"])
+def test_imaml_without_a_proximal_term_is_refused(solver, tasks):
+    # The solution does not depend on phi, so that the implicit hypergradient would be exactly zero.
+    estimator = Implicit(solver, 5, any_start=True, tasks=tasks)
+    with pytest.raises(ValueError, match=r"would return 0: .* \(w \(4,\)\) to theta_0 of Adapted"):
+        estimator.check(InnerLoop(Adapted(0.0)))
+    estimator.check(InnerLoop(Adapted(0.5)))
+
+
 CUTS = {
     "not read": lambda phi, theta: 0.0,
     "detached": lambda phi, theta: (phi.detach() * theta).sum(),
