@@ -74,12 +74,12 @@ class Checkpointed(nn.Module):
 class Language(GradientProblem):
     """A weight for each row of random tokens, whose next ones a transformer predicts."""
 
-    def __init__(self, how: str = "plain") -> None:
+    def __init__(self, how: str = "plain", depth: int = DEPTH) -> None:
         self.inner_optimizer = SGD(lr=0.1)
         draw = generator(0)
         self.texts = torch.randint(WORDS, (2, 64, TOKENS + 1), generator=draw)
         torch.manual_seed(0)
-        blocks: list[nn.Module] = [Block() for _ in range(DEPTH)]
+        blocks: list[nn.Module] = [Block() for _ in range(depth)]
         if how == "checkpoint":
             blocks = [Checkpointed(block) for block in blocks]
         self.module = nn.Sequential(
