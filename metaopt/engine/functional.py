@@ -44,7 +44,8 @@ def functional_call(
     held = places(module)
     values = _values(module, tensors, held)
     if values is None:
-        # What is refused, and tensors that are attributes without being parameters or buffers.
+        # What is refused, a script inside the module, and tensors that are attributes without being
+        # parameters or buffers.
         return torch.func.functional_call(module, tensors, args, kwargs)
     if not isinstance(args, tuple):
         args = (args,)
@@ -54,8 +55,11 @@ def functional_call(
             store[key] = values[id(own)]
         return module(*args, **(kwargs or {}))
     finally:
-        for store, key, name, own in held:
-            value, store[key] = store.get(key), own
+        # All are read before one is put back: a layer of two names has one store in two places.
+        after = [store.get(key) for store, key, _, _ in held]
+        for store, key, _, own in held:
+            store[key] = own
+        for (_, _, name, _), value in zip(held, after, strict=True):
             if name in tensors and value is not tensors[name]:
                 tensors[name] = value  # type: ignore[assignment]  # a buffer may become None
 
@@ -65,13 +69,16 @@ def _values(
 ) -> dict[int, Tensor] | None:
     """Return what replaces each of a module's tensors, by the identity of the module's own.
 
-    `None` unless each of `tensors` has a place, and all places of a tied one get the same.
+    `None` unless each of `tensors` has a place, and all places of a tied one get the same; and for
+    a module with a script in it, whose tensors are in no dict.
     """
     if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
         return None
     values: dict[int, Tensor] = {}
     found = 0
-    for _, _, name, own in held:
+    for store, _, name, own in held:
+        if not isinstance(store, dict):
+            return None
         if name in tensors:
             value = tensors[name]
             if values.setdefault(id(own), value) is not value or not isinstance(value, Tensor):

@@ -163,6 +163,40 @@ def test_a_shared_layer_has_any_of_its_names_and_gets_its_tensors_back(name):
     assert module.first.weight is before
 
 
+@pytest.mark.parametrize("name", ["first.weight", "again.weight"])
+def test_a_call_of_a_shared_layer_leaves_the_callers_tensors(name):
+    module, weight, x = Shared(), torch.rand(3, 3), torch.randn(5, 3)
+    tensors = {name: weight}
+    outputs = [functional_call(module, tensors, x) for _ in range(2)]
+    assert torch.equal(*outputs)
+    assert tensors[name] is weight
+
+
+@pytest.mark.parametrize("name", ["first.calls", "again.calls"])
+def test_a_buffer_of_a_shared_layer_is_counted_on_under_either_name(name):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.again = Counting()
+
+        def forward(self, x):
+            return self.again(self.first(x))
+
+    module, tensors = Twice(), {name: torch.zeros(())}
+    for calls in (2.0, 4.0):
+        functional_call(module, tensors, torch.ones(3))
+        assert float(tensors[name]) == calls
+    assert float(module.first.calls) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("names", [("0.weight", "1.weight"), ("1.bias",), ("0.bias",)])
+def test_a_script_inside_a_module_gets_its_tensors_back(names):
+    module = nn.Sequential(nn.Linear(3, 3), torch.jit.script(nn.Linear(3, 3)))
+    tensors = {k: v for k, v in other(module).items() if k in names}
+    assert_same(*both(module, tensors, (torch.randn(5, 3),)))
+
+
 @pytest.mark.parametrize(
     "tensors", [{"shift": torch.ones(3)}, {"scale": torch.ones(3), "new": torch.ones(3)}]
 )
