@@ -18,7 +18,7 @@ RESULTS := results/meta_pseudo_labels/quickstart
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed
-	@echo "Training 12 small models on $(JOBS) cores; a line each as it is done."
+	@echo "Training 4 methods on $(JOBS) cores, 3 seeds of each together; a line each as it is done."
 	@start=$$(date +%s); OMP_NUM_THREADS=1 $(BIN)/metaopt experiment=meta_pseudo_labels/quickstart \
 	    hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS) \
 	    && echo "Trained in $$(( $$(date +%s) - start )) s."

@@ -88,7 +88,7 @@ def main() -> None:
         "penalty": Penalty,
     }
     for name, estimator in estimators.items():
-        compare(f"ridge, {name}", lambda s: Ridge(seed=s), estimator, adam, 32, 100)
+        compare(f"ridge, {name}", lambda s: Ridge(seed=s), estimator, adam, 32, 200)
     torch.set_default_dtype(torch.float64)
     sgd = lambda: Descent("sgd", lr=0.1)  # noqa: E731
     double = lambda s: moons(s, torch.float64)  # noqa: E731
