@@ -50,6 +50,12 @@ def is_readable(path: Path) -> bool:
     return path.name.lower().endswith(ENDINGS)
 
 
+def is_table(name: str) -> bool:
+    """Return whether a file of this name is csv or tsv, in which every value is a text."""
+    kind = name.lower().removesuffix(".gz").removesuffix(".zst")
+    return kind.endswith((".csv", ".tsv"))
+
+
 def items(path: Path) -> Iterator[Item]:
     """Yield the records of a file; see `metaopt.data.records.Record` for their values.
 
@@ -61,8 +67,7 @@ def items(path: Path) -> Iterator[Item]:
     try:
         _refuse_stand_in(path)
         read = _parquet if name.endswith(".parquet") else _json
-        kind = name.removesuffix(".gz").removesuffix(".zst")
-        for number, line, value in (_table if kind.endswith((".csv", ".tsv")) else read)(path):
+        for number, line, value in (_table if is_table(name) else read)(path):
             yield number, line, value
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: is not a complete gzip file: {error}") from error

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
+import tokenize
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 
@@ -51,6 +55,30 @@ def flag(row: Mapping[str, Any], column: str, optional: bool = False) -> bool | 
         legal = "true, false, yes, no, 1, 0 or null" if optional else "true, false, yes, no, 1 or 0"
         raise ValueError(f"{column!r} must be {legal}; got {shown(row, column)}")
     return bool(value)
+
+
+def list_in(value: str) -> list[Any] | None:
+    """Return the list that a text is in JSON or, as pandas writes it, in Python; `None` for none.
+
+    What numpy writes has no commas: Python would join its texts, so it is none.
+    """
+    value = value.strip()
+    for parse in (json.loads, _python):
+        try:
+            items = parse(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return items if isinstance(items, list) else None
+    return None
+
+
+def _python(value: str) -> Any:
+    parsed = ast.literal_eval(value)
+    kinds = [t.type for t in tokenize.generate_tokens(io.StringIO(value).readline)
+             if t.type != tokenize.NL]  # fmt: skip
+    if (tokenize.STRING, tokenize.STRING) in pairwise(kinds):
+        raise ValueError("texts without a comma between them")
+    return parsed
 
 
 def literal(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metaopt.data.row_texts import literal
+from metaopt.data.row_texts import list_in, literal
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,15 @@ def test_numbers_and_truth_values_are_read(value: object, expected: object) -> N
     result = literal(value)
     assert result == expected
     assert type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('["a", null]', ["a", None]), ("['a', None]", ["a", None]), (" [1, 2]", [1, 2]),
+        ("['a', \n 'b']", ["a", "b"]), ("['a' 'b']", None), ("['a'\n 'b']", None), ("[a]", None),
+        ("{'a': 1}", None), ("[" * 10**5, None), ("", None), ("[open('x')]", None),
+    ],
+)  # fmt: skip
+def test_lists_are_read_in_json_and_in_python(value: str, expected: object) -> None:
+    assert list_in(value) == expected

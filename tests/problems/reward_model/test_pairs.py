@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -250,7 +252,47 @@ def test_dialogues_in_csv_are_read_as_dialogues(tmp_path: Path) -> None:
         write(tmp_path / "b.jsonl", {"chosen": [USER, GOOD], "rejected": [USER, BAD]})
     )
     assert dialogues[:3] == expected.pairs[0][:3]
-    assert texts[:3] == ("", '["a"]', "[1]")  # lists that are not a dialogue are texts
+    assert texts[:3] == ("", "a", "[1]")  # a list of something else is a text
+
+
+def table(path: Path, *rows: dict[str, object]) -> str:
+    """Write rows as pandas does, lists in Python's notation."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("written", [str, json.dumps])
+def test_lists_in_csv_are_read_as_in_json(tmp_path: Path, written: Callable[..., str]) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": "q", "chosen": ['it\'s "a"', "b"], "rejected": ["c"]},
+        {"prompt": "q", "chosen": [[GOOD]], "rejected": [[BAD]]},
+        {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ]
+    cells = [{k: v if k == "prompt" else written(v) for k, v in row.items()} for row in rows]
+    expected = preferences(write(tmp_path / "a.jsonl", *rows)).pairs
+    read = preferences(table(tmp_path / "a.csv", *cells)).pairs
+    assert [pair[:3] for pair in read] == [pair[:3] for pair in expected]
+    # What JSON holds as a text is one answer: it has lists of its own.
+    texts = preferences(write(tmp_path / "b.jsonl", cells[0])).pairs
+    assert [pair.chosen for pair in texts] == [cells[0]["chosen"]]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "['a' 'b']",  # of numpy: Python would join the texts
+        f"[{USER}\n {GOOD}]",
+        '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]',
+        "[{'role': 'user', 'content': open('x')}]",
+    ],
+)
+def test_lists_in_csv_that_cannot_be_read_are_refused(tmp_path: Path, chosen: str) -> None:
+    path = table(tmp_path / "a.csv", {"chosen": chosen, "rejected": "['c']"})
+    with pytest.raises(ValueError, match="'chosen' begins as a list"):
+        preferences(path)
 
 
 def test_a_transfer_set_may_be_a_source_by_name(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
-from metaopt.data.row_texts import literal, writable
+from metaopt.data.row_texts import list_in, literal, writable
 from metaopt.problems.reward_model.data.dialogue import ASSISTANT, HUMAN, common_prompt
 from metaopt.problems.reward_model.data.pair import Message, Pair, Text, exchanged
 
@@ -22,6 +22,10 @@ SYNONYMS = {
 COLUMNS = ("prompt", "chosen", "rejected", "margin", "strength", "section")
 """Columns of pairs. Chosen and rejected are needed; a source without `prompt` (or `messages`, the
 prompt as a list of {role, content}) has it in both answers; `subset` is read as `section`."""
+
+LIST = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
+TURNS = re.compile(r"""\s*\[[\s\[]*\{\s*['"](role|content|from|value)['"]""")
+"""How a text begins that is meant as a list of texts, or of turns."""
 
 
 class Row(NamedTuple):
@@ -38,7 +42,7 @@ class Row(NamedTuple):
     cast: bool = False
 
 
-def read(row: Any) -> Row:
+def read(row: Any, cells: bool = True) -> Row:
     """Return what a row says, by the columns it has.
 
     PandaLM: instruction, input, response1, response2, annotator1, ...: 0 for a tie, or 1 or 2.
@@ -46,8 +50,12 @@ def read(row: Any) -> Row:
     JudgeBench: question, response_A, response_B, label: A>B, B>A or, a tie, A=B.
     Pairs: TRL's columns, an answer plain text or a list of {role, content}. A list of texts, or of
     lists of {role, content}, is several answers (as in RewardBench 2 and RM-Bench), each of which
-    makes a pair with each of the other side. A text that is such a list in JSON, as csv has it, is
-    read as the list.
+    makes a pair with each of the other side. A text that is a list of {role, content} in JSON or in
+    Python is read as the list, and in csv one that is a list of texts.
+
+    Args:
+        row: {column: value}.
+        cells: whether the row is of csv, in which a list can only be a text.
 
     Raises:
         ValueError: the row is malformed.
@@ -57,7 +65,7 @@ def read(row: Any) -> Row:
     if not isinstance(row, Mapping):
         raise ValueError(f"is {_kind(row)}, not an object; a row is {{column: value}}")
     if "chosen" in row or "rejected" in row:
-        sides = [_answers(row.get(name), name) for name in ("chosen", "rejected")]
+        sides = [_answers(row.get(name), name, cells) for name in ("chosen", "rejected")]
         return Row(tuple(_pair(row, chosen, rejected) for chosen, rejected in product(*sides)))
     if "response1" in row or "response2" in row:
         return _pandalm(row)
@@ -84,9 +92,9 @@ def _no_format(row: Mapping[str, Any]) -> str:
     )
 
 
-def _answers(value: Any, column: str) -> list[Text]:
+def _answers(value: Any, column: str, cells: bool) -> list[Text]:
     """Return the answers of one side, at least one."""
-    value = _parsed(value)
+    value = _parsed(value, column, cells)
     several = isinstance(value, (list, tuple)) and isinstance(next(iter(value), None), (str, list))
     answers = [_text(answer, column) for answer in (value if several else [value])]
     if not all(answers):
@@ -167,21 +175,27 @@ def _two_answers(
     return _checked(Pair((Message("user", "\n\n".join(asked)),), first, second), *answers)
 
 
-def _parsed(value: Any) -> Any:
-    """Return the list that a text in JSON stands for, where it is one of turns or of texts."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[{", '["', "[[")):
+def _parsed(value: Any, column: str, cells: bool = False) -> Any:
+    """Return the list that a text stands for, where it is one of turns or, in csv, of texts."""
+    if not isinstance(value, str):
         return value
-    try:
-        items = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    turns = [turn for item in items for turn in (item if isinstance(item, list) else [item])]
-    spoken = (isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
-    return items if all(spoken) else value
+    turns, texts = TURNS.match(value), cells and LIST.fullmatch(value)
+    items = list_in(value) if turns or texts else None
+    if items and all(isinstance(item, str) for item in items):
+        return items
+    flat = [turn for item in items or () for turn in (item if isinstance(item, list) else [item])]
+    if flat and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in flat):
+        return items
+    if turns or texts:
+        raise ValueError(
+            f"{column!r} begins as a list and is none of texts or of {{role, content}} in JSON or "
+            f"in Python"
+        )
+    return value
 
 
 def _text(value: Any, column: str) -> Text:
-    value = _parsed(value)
+    value = _parsed(value, column)
     if not isinstance(value, (list, tuple)):
         return _said(value, column)
     for turn in value:

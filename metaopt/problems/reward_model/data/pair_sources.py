@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from metaopt.data.folder import data_sets, find_data
+from metaopt.data.record_files import is_table
 from metaopt.data.records import Record, records
 from metaopt.problems.reward_model.data.generated_pairs import generated_pairs
 from metaopt.problems.reward_model.data.pair import Malformed, Pair, Preferences
@@ -64,7 +65,7 @@ def preferences(
     for record in chain.from_iterable(_records(name, **options) for name in names):
         count += 1
         try:
-            row = read(record.value)
+            row = read(record.value, cells=is_table(record.file))
         except ValueError as reason:
             wrong.append(Malformed(record.file, record.number, str(reason)))
             continue

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metaopt.data.row_texts import checked_text, literal, shown, text
+from metaopt.data.row_texts import checked_text, list_in, literal, shown, text
 
 MISSING: Any = object()
 
@@ -64,24 +62,12 @@ def listed(row: Mapping[str, Any], column: str, default: Any = MISSING) -> Seque
     A text that is a list in JSON or in Python, as csv has it, is that list.
     """
     value = row.get(column)
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        row = {**row, column: _list_in(value)}
+    if isinstance(value, str) and (parsed := list_in(value)) is not None:
+        row = {**row, column: parsed}
     items: Sequence[Any] = _checked(
         row, column, "a list", default, lambda value: isinstance(value, (list, tuple))
     )
     return items
-
-
-def _list_in(value: str) -> Any:
-    """Return the list that a text stands for, or the text."""
-    for parse in (json.loads, ast.literal_eval):  # pandas writes lists to csv as Python does
-        try:
-            items = parse(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(items, list):
-            return items
-    return value
 
 
 def texts(row: Mapping[str, Any], column: str, default: Any = MISSING) -> tuple[str, ...]:
