@@ -27,6 +27,7 @@ from metaopt.engine import tree
 from metaopt.engine.kernels import eager
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
+from metaopt.engine.scheduled import Scheduled
 
 if TYPE_CHECKING:
     from metaopt.engine.gradient_problem import GradientState
@@ -47,6 +48,9 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
         outer, inner: where a step is taken; left as they are.
     """
     with torch.no_grad():  # an optimizer refuses rates of parameters that there are not
+        optimizer = loop.optimizer(outer, inner.step)
+        if isinstance(optimizer, Scheduled):
+            optimizer.check_groups(inner.params)
         loop.stepped_params(outer, inner, inner.params)
     problem, draw = type(loop.problem).__name__, loop.draw(inner, 0, 0)
     batch = loop.batch(outer, inner.at(inner.params), draw)

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from functools import cached_property, partial
 from typing import Any
 
@@ -50,7 +51,9 @@ class Scheduled(ABC):
         clip_norm: largest Euclidean norm of the whole gradient, or `None`
             (as `torch.nn.utils.clip_grad_norm_`).
         groups: parameter groups, each `{"match": <regular expression on the name>}` with its own
-            `lr` and `weight_decay`; the first match wins, the rest keep the values above.
+            `lr` and `weight_decay`; the first match wins, the rest keep the values above. One that
+            sets neither keeps its parameters out of those after it. Each needs a parameter of
+            its own: for several models, one expression may name the parameters of all (`head|fc`).
     """
 
     lr: Hyperparameter
@@ -82,6 +85,30 @@ class Scheduled(ABC):
                     f"a dict. Give {type(self).__name__} itself the dict, or make smaller groups."
                 )
             replace(self, groups=(), **rates)  # checks their ranges
+        if self.groups and self.groups[-1].keys() == {"match"}:
+            raise ValueError(
+                f"the last group of {type(self).__name__}, {self.groups[-1]['match']!r}, sets "
+                f"neither lr nor weight_decay, and so changes nothing; set one, or remove it."
+            )
+
+    def check_groups(self, params: Tree) -> None:
+        """Raise a `ValueError` if a group is that of none of the parameters."""
+        rest = list(params)
+        for group in self.groups:
+            matched = [n for n in params if re.search(group["match"], n)]
+            if not set(matched) & set(rest):
+                near = sorted(params, key=partial(_unlike, group["match"]))[:3]
+                why = (
+                    f"the first match wins, and groups before it have {', '.join(matched[:3])}"
+                    if matched
+                    else f"the nearest are {', '.join(near)}"
+                )
+                raise ValueError(
+                    f"the group {group['match']!r} of {type(self).__name__} matches no parameter "
+                    f"that is left for it: {why}. Correct `match`, a regular expression that is "
+                    f"searched for in names, or remove the group."
+                )
+            rest = [n for n in rest if n not in set(matched)]
 
     def learning_rate(self, step: int) -> Number:
         """Return lr * schedule(step).
@@ -235,3 +262,8 @@ class Scheduled(ABC):
 
 def _ordered(values: Tree, params: Tree) -> Tree:
     return {name: values[name] for name in params}
+
+
+def _unlike(pattern: str, name: str) -> float:
+    """Return how far a name is from a pattern, from 0 to 1."""
+    return 1 - SequenceMatcher(None, pattern, name).ratio()

@@ -164,8 +164,24 @@ def test_groups_equal_torch(kind):
 
 
 def test_group_without_a_setting_keeps_the_optimizers_own():
-    optimizer = SGD(lr=0.1, weight_decay=0.5, groups=[{"match": "bias"}])
+    groups = [{"match": "."}, {"match": "bias", "lr": 0.2}]
+    optimizer = SGD(lr=0.1, weight_decay=0.5, groups=groups)
     assert_agree(optimizer, torch_run(torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("matches", "message"),
+    [
+        (["wieght"], "'wieght' of SGD .* the nearest are weight, "),
+        (["bias", "weight", "ias$"], r"'ias\$' of SGD .* groups before it have bias"),
+    ],
+)
+def test_a_group_of_no_parameter_is_named(matches, message):
+    optimizer = SGD(lr=0.1, groups=[{"match": match, "lr": 0.2} for match in matches])
+    with pytest.raises(ValueError, match=message):
+        optimizer.check_groups({name: torch.zeros(1) for name in ("bias", "scale", "weight")})
+    optimizer = SGD(lr=0.1, groups=[{"match": "fc|weight", "lr": 0.2}, {"match": "bi", "lr": 1.0}])
+    optimizer.check_groups({"weight": torch.zeros(1), "bias": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -276,6 +292,7 @@ def test_safe_sqrt_has_slope_zero_at_zero():
         (lambda: Adam(lr=0.1, betas=(0.9,)), "betas"),
         (lambda: AdamW(lr=0.1, groups=[{"lr": 0.1}]), "match"),
         (lambda: AdamW(lr=0.1, groups=[{"match": "a", "momentum": 0.1}]), "momentum"),
+        (lambda: AdamW(lr=0.1, groups=[{"match": "a"}]), "'a', sets neither"),
         (lambda: Cosine(3, warmup=3), "warmup=3"),
     ],
 )

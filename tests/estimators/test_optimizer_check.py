@@ -111,9 +111,8 @@ def test_a_rate_that_is_read_without_its_derivative_is_named(read):
     EvolutionStrategies().check(InnerLoop(problem))
 
 
-BAIS, ALL = {"match": "bais"}, {"match": "weight|bias|head", "lr": 0.1, "weight_decay": 0.1}
+ALL = {"match": "weight|bias|head", "lr": 0.1, "weight_decay": 0.1}
 UNUSED = {
-    "a group that matches nothing": lambda rate: SGD(lr=0.1, groups=[BAIS | {"lr": rate}]),
     "replaced by groups": lambda rate: SGD(lr=rate, groups=[ALL]),
     "a decay that is replaced": lambda rate: Adam(lr=0.1, weight_decay=rate, groups=[ALL]),
     "one of a dict": lambda rate: AdamW(
@@ -129,6 +128,18 @@ def test_a_learned_number_that_steps_no_parameter_is_named(name):
     for estimator in (Unroll(STEPS), Forward(STEPS), OneStep()):
         with pytest.raises(ValueError, match=r"steps no parameter.*are weight, bias, head"):
             estimator.check(loop)
+
+
+def test_a_group_that_matches_nothing_is_refused_before_the_run():
+    groups = [{"match": "bais", "lr": 0.2}]
+    for optimizer in (
+        lambda outer, step: SGD(lr=outer["rate"], groups=groups),
+        SGD(lr=0.1, groups=groups),
+    ):
+        loop = InnerLoop(Regression(optimizer, {"rate": torch.tensor(0.1, dtype=torch.float64)}))
+        for estimator in (Unroll(STEPS), EvolutionStrategies()):
+            with pytest.raises(ValueError, match=r"group 'bais' of SGD matches no .* are bias, "):
+                estimator.check(loop)
 
 
 def test_a_learned_rate_that_groups_inherit_steps_them():
