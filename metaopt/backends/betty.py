@@ -112,7 +112,7 @@ class BettyHypergradient(InnerRun):
         self._pair = betty.Pair(loop, outer, inner, config, self.relative)
         self._bound = loop
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and betty's hypergradient there."""
         if loop is not self._bound:
             self._bind(loop, outer, inner)

@@ -6,7 +6,7 @@ theta, and F in evaluation mode reads them: a path from phi to F of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import generator
+from metaopt.engine.random import Draw, generator
 
 if TYPE_CHECKING:
     from metaopt.engine.gradient_problem import GradientState
@@ -182,47 +182,60 @@ class BufferPath(NamedTuple):
 
 
 def buffer_path(
-    loop: InnerLoop, outer: Tree, inner: GradientState, sources: Sequence[str] = ("theta", "phi")
-) -> BufferPath | None:
+    loop: InnerLoop, outer: Tree, inner: GradientState, sources: Sequence[str] = ("theta", "phi"),
+    draws: Sequence[Draw] | None = None, carried: Collection[str] = (),
+) -> BufferPath | None:  # fmt: skip
     """Return a path from phi or theta to a loss through a buffer, or `None`.
 
     Args:
         loop: the inner level.
         outer, inner: where a step is taken; left as they are.
         sources: where a path may start, of theta and phi.
+        draws: at which g is evaluated, in the order of a run; the first two steps if `None`.
+        carried: names of buffers of which no path is returned.
 
-    Cost: two evaluations of g and one of F, and what of their derivatives leads to buffers.
+    Cost: two evaluations of g for each draw and one of F, and what of their derivatives leads to
+    buffers.
     """
-    leaves = {"phi": tree.leaves(outer), "theta": tree.leaves(inner.params)}
-    draw, buffers = loop.draw(inner, 0, 0), _stepped(loop, leaves["phi"], inner, leaves["theta"])
-    computed = frozenset(k for k, t in buffers.items() if t.requires_grad)
-    if not computed:
+    if not any(t.is_floating_point() for t in inner.buffers.values()):
         return None
-    # Where the step ends, cut off from where it came from.
-    read = {k: tree.leaf(t) for k, t in buffers.items() if k in computed}
-    after = inner._replace(buffers={**tree.detach(buffers), **read})
-    phi = tree.detach(outer)
-    # A state, such as an average of the statistics, may be what reads them.
-    after = after._replace(state=loop.updated_state(phi, after, inner.step + 1))
-    losses: dict[str, Callable[[], Tensor]] = {
-        "outer_loss": lambda: loop.outer_value(phi, after, loop.outer_draw(inner, 0)),
-        "inner_loss": lambda: loop.inner_value(phi, after.at(after.params), draw),
-    }
-    for loss, value in losses.items():
-        reached = tree.reached(value(), read)
-        for name in (k for k in read if k in reached):  # in the module's order
+    draws = draws or [loop.draw(inner, 0, 0), loop.draw(inner._replace(step=inner.step + 1), 0, 1)]
+    leaves = {"phi": tree.leaves(outer), "theta": tree.leaves(inner.params)}
+    phi, after, buffers = tree.detach(outer), inner, dict[str, Tensor]()
+    read, to_g = dict[str, Tensor](), None
+
+    def path_to(loss: str, value: Tensor) -> BufferPath | None:
+        reached = tree.reached(value, read)
+        for name in (k for k in inner.buffers if k in reached and k not in carried):
             for source in sources:
                 if tree.reached(buffers[name].sum(), leaves[source]):
-                    return BufferPath(loss, name, source, computed)
-    return None
+                    return BufferPath(loss, name, source, frozenset(read))
+        return None
+
+    for draw in draws:
+        if read and to_g is None:
+            to_g = path_to("inner_loss", loop.inner_value(phi, after.at(after.params), draw))
+        if draw.use != "inner":
+            continue
+        stepped = _stepped(loop, leaves["phi"], inner, leaves["theta"], draw)
+        buffers |= {k: t for k, t in stepped.items() if t.requires_grad}
+        # Where the step ends, cut off from where it came from.
+        read = {k: tree.leaf(t) for k, t in buffers.items()}
+        after = inner._replace(buffers={**tree.detach(stepped), **read})
+        # A state, such as an average of the statistics, may be what reads them.
+        after = after._replace(state=loop.updated_state(phi, after, inner.step + 1))
+    if not read:
+        return None
+    outer_draw = loop.outer_draw(inner, draws[0].run_key)
+    return path_to("outer_loss", loop.outer_value(phi, after, outer_draw)) or to_g
 
 
-def _stepped(loop: InnerLoop, outer: Tree, inner: GradientState, params: Tree) -> Tree:
+def _stepped(loop: InnerLoop, outer: Tree, inner: GradientState, params: Tree, draw: Draw) -> Tree:
     """Return the buffers after an evaluation of g, on the graph of what they are computed from."""
     at = inner.at(params)
     if any(t.is_floating_point() for t in inner.buffers.values()):
         with RunningStatistics():
-            loop.inner_value(outer, at, loop.draw(inner, 0, 0))
+            loop.inner_value(outer, at, draw)
     return at.buffers
 
 
@@ -234,7 +247,7 @@ def computed_buffers(loop: InnerLoop, sources: Sequence[str]) -> frozenset[str]:
     inner = tree.detach(loop.initial(outer, 0))
     phi = tree.leaves(outer) if "phi" in sources else outer
     params = tree.leaves(inner.params) if "theta" in sources else inner.params
-    buffers = _stepped(loop, phi, inner, params)
+    buffers = _stepped(loop, phi, inner, params, loop.draw(inner, 0, 0))
     return frozenset(k for k, t in buffers.items() if t.requires_grad)
 
 

@@ -224,6 +224,12 @@ class InnerLoop:
         moments = self.optimizer(outer, 0).init(params)
         return GradientState(params, buffers, state, moments, 0, loss)
 
+    def first_of(
+        self, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[InnerLoop, Tree, GradientState, int]:
+        """Return the loop, phi, state and key of the first of the members: here there is one."""
+        return self, outer, inner, key
+
     def total(self, theta: Tree) -> Tree:
         """Return the sum over tasks of what each has in the place of theta: here there is one."""
         return theta

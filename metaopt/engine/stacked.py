@@ -89,6 +89,13 @@ class Stacked(InnerLoop):
         """Return the outer variable of one member; memory is shared."""
         return outer if self.outer_axis is None else pick(outer, index)
 
+    def first_of(
+        self, outer: Tree, inner: GradientState, key: int
+    ) -> tuple[InnerLoop, Tree, GradientState, int]:
+        """Return the loop, phi, state and key of the first member; memory is shared."""
+        loop, own = next(iter(self.each(key)))
+        return loop, self.outer_of(outer, 0), self.member(inner, 0), own
+
     @tree.replicated(False)
     def initial(self, outer: Tree, key: int) -> GradientState:
         """Return the first states of all members, on the graph of `outer`."""

@@ -39,7 +39,7 @@ class Direct(InnerRun):
     misses_buffers_of = ()
     differentiates_inner = False
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the partial derivative there."""
         inner = loop.run(outer, inner, key, self.inner_steps)
         phi = tree.leaves(outer)

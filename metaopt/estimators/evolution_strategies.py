@@ -74,7 +74,10 @@ class EvolutionStrategies(InnerRun):
         tree.named_tensors(loop.problem.init_outer(generator(0)), "EvolutionStrategies")
         check_run(loop)
 
-    def __call__(
+    def check_again(self, loop: Any, outer: Any, inner: Any, key: int) -> None:
+        """Check nothing: no derivative is taken."""
+
+    def estimate(
         self, loop: BlackBoxLoop | InnerLoop, outer: Tree, inner: Any, key: int
     ) -> tuple[Any, Feedback]:
         """Return the unperturbed inner state after K steps and the estimated gradient."""

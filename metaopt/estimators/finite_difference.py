@@ -68,7 +68,7 @@ class CentralDifference(InnerRun):
     ) -> Tree:
         """Return w from v = dF/dtheta."""
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the hypergradient there."""
         inner = loop.run(outer, inner, key, self.inner_steps)
         value, v, direct = self.outer_gradients(loop, outer, inner, key)

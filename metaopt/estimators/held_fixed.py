@@ -9,7 +9,7 @@ evaluation nor a wait for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
@@ -101,13 +101,21 @@ def refuse_state(loop: InnerLoop, estimator: str, outer: Tree, inner: GradientSt
 
 
 def refuse_buffers(
-    loop: InnerLoop, estimator: str, outer: Tree, inner: GradientState, sources: Sequence[str]
-) -> None:
-    """Raise a `ValueError` if a loss reads buffers that inner steps compute from the sources."""
-    path = buffer_path(loop, outer, inner, sources)
+    loop: InnerLoop, estimator: str, outer: Tree, inner: GradientState, sources: Sequence[str],
+    draws: Sequence[Draw], carried: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Raise a `ValueError` if a loss reads buffers that inner steps compute from the sources.
+
+    Args:
+        loop: the inner level.
+        estimator: who holds them fixed, for the message.
+        outer, inner, sources, draws, carried: see `buffer_path`.
+    """
+    path = buffer_path(loop, outer, inner, sources, draws, carried)
     if path is not None:
         source = "the parameters" if path.source == "theta" else "the outer variable"
-        raise ValueError(_buffer_sentence(loop, estimator, path.loss, path.buffer, source))
+        at = f" at outer step {loop.outer_step + 1}" if loop.outer_step else ""
+        raise ValueError(_buffer_sentence(loop, estimator, path.loss, path.buffer, source, at))
 
 
 def _state_sentence(loop: InnerLoop, estimator: str, loss: str, at: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -15,17 +16,9 @@ from metaopt.engine.module_check import HALF, check_outer_loss
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import generator, replay
 from metaopt.engine.ranges import check_ranges
-from metaopt.estimators.buffer_check import check_buffers
-from metaopt.estimators.held_fixed import Held, refuse_buffers, refuse_state
-from metaopt.estimators.optimizer_check import (
-    Uses,
-    hyperparameters,
-    optimizers,
-    refuse_learned,
-    refuse_left_out,
-    refuse_shared_clip,
-    refuse_unused,
-)
+from metaopt.estimators.held_fixed import Held, refuse_state
+from metaopt.estimators.optimizer_check import refuse_learned
+from metaopt.estimators.path_check import Start, check_paths, looks_again
 from metaopt.estimators.second_derivatives import check_second_derivatives
 
 Result = tuple[GradientState, Feedback]
@@ -87,44 +80,42 @@ class InnerRun:
         require_gradients(loop, name, self.differentiates_inner)
         # What a problem draws from torch's global generators here must not move those of the run.
         with replay(0):
-            phi = tree.leaves(tree.named_tensors(loop.problem.init_outer(generator(0)), name))
-            with Uses(phi) as uses:
-                start = loop.initial(phi, 0)
-            made = list(tree.tensors([start.params, start.buffers, start.state]))
-            forks = not loop.problem.warm_start and any(t.requires_grad for t in made)
-            through = tree.reached([t.sum() for t in made], phi) if forks else set()
-            start = tree.detach(start)
-            loop.check_modules(phi, start)
-            _refuse_half(loop, name, phi, start, self.needs_precision)
-            check_outer_loss(loop, phi, start)
-            check_buffers(loop, phi, start)
-            if forks and not (self.carries_start or self.any_start):
+            outer = tree.named_tensors(loop.problem.init_outer(generator(0)), name)
+            start = Start.of(loop, outer, 0)
+            phi, inner = start.phi, start.inner
+            loop.check_modules(phi, inner)
+            _refuse_half(loop, name, phi, inner, self.needs_precision)
+            check_outer_loss(loop, phi, inner)
+            if start.forks and not (self.carries_start or self.any_start):
                 raise ValueError(
                     f"{name} holds theta_0 fixed, and {type(loop.problem).__name__} makes it from "
                     f"the outer variable (warm_start=False): its derivative would be missing. Use "
                     f"estimator=unroll, forward or first_order, and no truncation."
                 )
             if not self.carries_state and loop.updates_state:
-                refuse_state(loop, name, phi, start)
-            if self.misses_buffers_of:
-                refuse_buffers(loop, name, phi, start, self.misses_buffers_of)
-            if self.differentiates_inner:
-                if loop.problem.warm_start:
-                    uses.names.clear()  # where a run starts is held fixed
-                _refuse_unconnected(self, loop, start, uses, through)
-            for optimizer in optimizers(loop, phi, self.inner_steps):
-                if not self.carries_optimizer:
-                    refuse_learned(loop, name, optimizer)
-                refuse_unused(loop, optimizer, start.params)
-                refuse_shared_clip(loop, optimizer)
-                if self.needs_stationarity:
-                    optimizer.stationary_gradient(start.params, tree.zeros_like(start.params))
+                refuse_state(loop, name, phi, inner)
+            check_paths(self, loop, start, 0)
             if self.second_derivatives:
                 check_second_derivatives(
-                    loop, name, phi, start, self.second_derivatives == "forward"
+                    loop, name, phi, inner, self.second_derivatives == "forward"
                 )
-            if callable(loop.problem.inner_optimizer) and 0 < self.carried_steps < self.inner_steps:
-                refuse_left_out(loop, name, phi, self.inner_steps, self.carried_steps)
+
+    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+        """Return what `estimate` does; at some outer steps look for dropped paths before."""
+        if looks_again(loop.outer_step):
+            self.check_again(loop, outer, inner, key)
+        return self.estimate(loop, outer, inner, key)
+
+    def check_again(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> None:
+        """Raise an error where a run has come to drop a path; changes nothing."""
+        with replay(0), tree.replicated(False):
+            # Members run the same code on other numbers.
+            loop, outer, inner, key = loop.first_of(outer, inner, key)
+            check_paths(self, loop, Start.of(loop, outer, key, inner), key)
+
+    @abstractmethod
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+        """Return the inner state after the steps of one outer step, and what it says of phi."""
 
     @property
     def carried_steps(self) -> int:
@@ -265,68 +256,3 @@ def _refuse_half(
                     f"torch.autocast, with {problem}.compute_dtype = torch.bfloat16; or use "
                     f"estimator=unroll or one_step."
                 )
-
-
-def _refuse_unconnected(
-    estimator: InnerRun, loop: InnerLoop, inner: GradientState, uses: Uses, through: set[str]
-) -> None:
-    """Raise a `ValueError` if phi, or a tensor of it that is used, has no derivative to F.
-
-    It leads there by itself, or from phi to g, the inner optimizer or theta_0 and from theta to F;
-    through theta_0 only where the estimator carries that. A hypergradient that is zero for want of
-    a path would leave phi where it is, and the run would look like one that has converged. One that
-    is zero in value is another thing.
-
-    Args:
-        estimator: who asks.
-        loop: the inner level.
-        inner: the first state.
-        uses: of leaves of phi, those that making the first state has used.
-        through: the names of phi from which a derivative leads to that state.
-    """
-    phi, name, steps = uses.phi, type(estimator).__name__, estimator.inner_steps
-    if not any(t.numel() for t in phi.values()):
-        return  # nothing to learn, as where weights are a function of each batch
-    # A problem may let phi in later than at the first step: the last one and a solve's count too.
-    first_and_last = dict.fromkeys(k for k in (0, 1, steps - 1) if 0 <= k < max(steps, 1))
-    draws = [loop.draw(inner, 0, k) for k in first_and_last]
-    draws.append(loop.solve_draw(inner, 0, steps))
-    theta, state = tree.leaves(inner.params), tree.map_tensors(tree.leaf, inner.state)
-    after = inner._replace(params=theta, state=state)
-    after = after._replace(state=loop.updated_state(phi, after, inner.step + 1))
-    with uses:
-        outer_loss = loop.outer_value(phi, after, loop.outer_draw(inner, 0))
-        inner_losses = [loop.inner_value(phi, inner.at(inner.params), draw) for draw in draws]
-    made = [t for o in optimizers(loop, phi, steps) for t in hyperparameters(o)]
-    connected, problem = tree.reached(outer_loss, phi), type(loop.problem).__name__
-    reads_theta = bool(tree.reached(outer_loss, theta | tree.numbered(state)))
-    if reads_theta:
-        connected |= tree.reached([*inner_losses, *made], phi)
-        if estimator.carries_start:
-            connected |= through
-    elif not connected:
-        raise ValueError(
-            f"{name} would return 0: no derivative leads from the inner parameters, or a "
-            f"state made of them, to outer_loss of {problem}. Look for a detach(), .item(), .data "
-            f"or torch.no_grad() in outer_loss and update_state, or use a black-box estimator "
-            f"(estimator=evolution_strategies)."
-        )
-    lost = uses.without(connected) if connected else list(phi)
-    if lost:
-        looked = ", ".join(f"{k} {tuple(phi[k].shape)}" for k in lost)
-        what = (
-            "would leave a part of the outer variable as it is" if connected else "would return 0"
-        )
-        if through & set(lost):
-            raise ValueError(
-                f"{name}(any_start=True) {what}: a derivative leads from the outer variable "
-                f"({looked}) to theta_0 of {problem}, where it does not count, and none to "
-                f"inner_loss, outer_loss or inner_optimizer. Let inner_loss depend on it, as by a "
-                f"proximal term (strength / 2 * |theta - phi|^2), or use estimator=unroll."
-            )
-        raise ValueError(
-            f"{name} {what}: no derivative leads from the outer variable ({looked}) to "
-            f"inner_loss, outer_loss, inner_optimizer or theta_0 of {problem}. Look for a "
-            f"detach(), .item(), .data or torch.no_grad() on the way, or use a black-box estimator "
-            f"(estimator=evolution_strategies)."
-        )

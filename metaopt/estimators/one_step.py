@@ -60,7 +60,7 @@ class OneStep(InnerRun):
         """How many of the last inner steps are differentiated."""
         return 1
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through the last."""
         inner = loop.run(outer, inner, key, self.inner_steps - 1)
         draw = loop.draw(inner, key, self.inner_steps - 1)

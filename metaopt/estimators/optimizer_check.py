@@ -16,18 +16,19 @@ from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 
 
-def optimizers(loop: InnerLoop, phi: Tree, steps: int) -> list[InnerOptimizer]:
-    """Return how the first and the last step of a run are taken.
+def optimizers(loop: InnerLoop, phi: Tree, start: int, steps: int) -> list[InnerOptimizer]:
+    """Return how the first and the last step of a run of `steps` after `start` ones are taken.
 
     Raises:
         ValueError: they are not of one kind, with the same moments, or one of them reads phi and no
             derivative leads from there to it.
     """
-    made = [_made(loop, phi, k) for k in dict.fromkeys((0, max(steps - 1, 0)))]
-    first, last = (_kind(optimizer) for optimizer in (made[0], made[-1]))
-    if first != last:
+    last = start + max(steps - 1, 0)
+    made = [_made(loop, phi, step) for step in dict.fromkeys((0, start, last))]
+    first, at_end = (_kind(optimizer) for optimizer in (made[0], made[-1]))
+    if first != at_end:
         raise ValueError(
-            f"{type(loop.problem).__name__}.inner_optimizer returns {last} for step {steps - 1}, "
+            f"{type(loop.problem).__name__}.inner_optimizer returns {at_end} for step {last}, "
             f"and {first} for the first: they must be the same in all steps."
         )
     return made
@@ -148,23 +149,27 @@ def refuse_unused(loop: InnerLoop, optimizer: InnerOptimizer, params: Tree) -> N
         raise ValueError(
             f"{type(loop.problem).__name__}.inner_optimizer makes {', '.join(names)} of the outer "
             f"variable, and one of these tensors steps no parameter: its derivative would be 0. "
-            f"Look for a group that matches nothing, or that replaces it. The parameters are "
+            f"Look for a group that replaces it. The parameters are "
             f"{', '.join(params)}."
         )
 
 
-def refuse_left_out(loop: InnerLoop, estimator: str, phi: Tree, steps: int, last: int) -> None:
+def refuse_left_out(
+    loop: InnerLoop, estimator: str, phi: Tree, start: int, steps: int, last: int
+) -> None:
     """Raise a `ValueError` if some of phi decides hyperparameters of the first steps alone.
 
     Args:
         loop: the inner level.
         estimator: who asks, for the message.
         phi: leaves of the outer variable.
+        start: steps before the run.
         steps: of a run.
         last: how many of them are differentiated.
     """
     decides = [
-        tree.slopes(hyperparameters(loop.optimizer(phi, step)), phi) for step in range(steps)
+        tree.slopes(hyperparameters(loop.optimizer(phi, step)), phi)
+        for step in range(start, start + steps)
     ]
     for name, value in phi.items():
         unread = torch.zeros_like(value, dtype=torch.bool)

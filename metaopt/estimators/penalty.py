@@ -69,7 +69,7 @@ class Penalty(InnerRun):
         self._copy: GradientState | None = None
         self._gamma = initial
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return z after K steps and the penalised gradient in phi."""
         y, gamma = self._copy, self._gamma
         if y is None or inner.step == 0:

@@ -35,7 +35,10 @@ class Score(InnerRun):
         """Raise a `ValueError` if training the problem's modules would be wrong."""
         check_run(loop)
 
-    def __call__(
+    def check_again(self, loop: Any, outer: Any, inner: Any, key: int) -> None:
+        """Check nothing: no derivative is taken."""
+
+    def estimate(
         self, loop: BlackBoxLoop | InnerLoop, outer: Any, inner: Any, key: int
     ) -> tuple[Any, Feedback]:
         """Return the inner state after K steps and the problem's own feedback."""

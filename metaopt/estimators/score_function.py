@@ -90,7 +90,7 @@ class ScoreFunction(InnerRun):
                 f"unroll."
             )
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the state after one step on sampled decisions, and their reward's gradient."""
         draw = loop.draw(inner, key, 0)
         batch = loop.batch(outer, inner, draw)

@@ -56,7 +56,7 @@ class Soba(InnerRun):
         check_ranges(self, "step > 0 or null")
         self._q: Tree | None = None
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after one step and the hypergradient before it."""
         value, v, direct = self.outer_gradients(loop, outer, inner, key)
         q = tree.zeros_like(v) if self._q is None else self._q

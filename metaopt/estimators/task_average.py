@@ -46,7 +46,7 @@ class TaskAverage(InnerRun):
                 f"{type(loop.problem).__name__} has warm_start=True. Set it to False, or tasks=1."
             )
 
-    def __call__(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state of the first task, and the mean over tasks of what they say."""
         if self.tasks == 1:
             return self.one(loop, outer, inner, key)
