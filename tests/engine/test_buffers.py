@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from weighted import Weighted
 
 from metaopt.engine import Engine, tree
 from metaopt.engine.buffers import RunningStatistics
-from metaopt.engine.gradient_problem import GradientProblem, split_module
+from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
 from metaopt.engine.meta_batch import task_key
@@ -68,7 +69,7 @@ LAYERS = {
 }
 
 
-class Normalized(GradientProblem):
+class Normalized(Weighted):
     """Weights of examples, learned on F of a network with a layer of statistics.
 
     Args:
@@ -81,38 +82,23 @@ class Normalized(GradientProblem):
     def __init__(
         self, layer=LAYERS["batch_norm"], mode="eval", shift=False, before=False, optimizer=None
     ):
-        self.inner_optimizer, self.mode, self.shift = optimizer or SGD(lr=0.3), mode, shift
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
+        def make():
             parts = [layer(), nn.Linear(8, 8)] if before else [nn.Linear(8, 8), layer()]
-            self.module = nn.Sequential(*parts, nn.Tanh(), nn.Linear(8, 3)).double()
-        draw = generator(0)
-        self.x, self.xv = torch.randn(2, 40, 8, generator=draw, dtype=torch.float64)
-        self.y, self.yv = torch.randint(0, 3, (2, 40), generator=draw)
+            return nn.Sequential(*parts, nn.Tanh(), nn.Linear(8, 3))
 
-    def init_outer(self, generator):
-        return {"weights": torch.linspace(-1, 1, 4, dtype=torch.float64)}
+        super().__init__(make, optimizer or SGD(lr=0.3), mode, features=8)
+        self.shift = shift
 
-    def init_params(self, outer, generator):
-        return split_module(self.module)[0]
-
-    def init_buffers(self, outer, params):
-        return split_module(self.module)[1]
-
-    def inner_batch(self, draw):
-        return torch.randint(0, 40, (16,), generator=draw.generator)
-
-    outer_batch = inner_batch
+    outer_batch = Weighted.inner_batch
 
     def inner_loss(self, outer, inner, batch):
         x = self.x[batch] + (outer["weights"].repeat(2) if self.shift else 0.0)
         outputs = functional_call(self.module.train(), inner, (x,))
-        losses = F.cross_entropy(outputs, self.y[batch], reduction="none")
-        return (outer["weights"].sigmoid()[batch % 4] * losses).mean()
+        return self.weighted_loss(outer, outputs, batch)
 
     def outer_loss(self, outer, inner, batch):
-        inner = inner.with_constant_buffers() if self.mode == "constant" else inner
-        module = self.module.train(self.mode == "train")
+        inner = inner.with_constant_buffers() if self.outer_mode == "constant" else inner
+        module = self.module.train(self.outer_mode == "train")
         return F.cross_entropy(functional_call(module, inner, (self.xv[batch],)), self.yv[batch])
 
 
@@ -133,7 +119,7 @@ def test_statistics_that_the_outer_loss_reads_carry_their_derivative(layer):
     problem = Normalized(LAYERS[layer], optimizer=SGD(lr=0.3, momentum=0.5))
     assert max(distances(problem, CARRY, 4)) < 1e-7
     # It matters: the same derivative at constant statistics is another one.
-    problem.mode = "constant"
+    problem.outer_mode = "constant"
     assert min(distances(problem, [Unroll(4), Forward(4)], 4)) > 1e-4
 
 

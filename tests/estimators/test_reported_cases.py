@@ -9,11 +9,10 @@ import gc
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
-from torch.nn import functional as F
+from weighted import Weighted
 
 from metaopt.engine import Engine, tree
-from metaopt.engine.gradient_problem import GradientProblem, split_module
+from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW
 from metaopt.engine.random import generator
@@ -36,46 +35,6 @@ from metaopt.optimizers import Descent
 from metaopt.testing import check_hypergradient, run_differences
 
 
-class Weighted(GradientProblem):
-    """A weight sigmoid(w[i % 4]) of each example of a classifier's training loss; F is clean."""
-
-    def __init__(self, make, optimizer, outer_mode="eval"):
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            self.module = make().double()
-        self.inner_optimizer, self.outer_mode = optimizer, outer_mode
-        draw = generator(0)
-        self.x, self.xv = torch.randn(2, 40, 5, generator=draw, dtype=torch.float64)
-        self.y, self.yv = torch.randint(0, 3, (2, 40), generator=draw)
-
-    def init_outer(self, generator):
-        return {"w": torch.linspace(-1, 1, 4, dtype=torch.float64)}
-
-    def init_params(self, outer, generator):
-        return split_module(self.module)[0]
-
-    def init_buffers(self, outer, params):
-        return split_module(self.module)[1]
-
-    def inner_batch(self, draw):
-        return torch.randint(0, 40, (16,), generator=draw.generator)
-
-    def outer_batch(self, draw):
-        return None
-
-    def weighted_loss(self, outer, outputs, batch):
-        losses = F.cross_entropy(outputs, self.y[batch], reduction="none")
-        return (outer["w"].sigmoid()[batch % 4] * losses).mean()
-
-    def inner_loss(self, outer, inner, batch):
-        outputs = functional_call(self.module.train(), inner, (self.x[batch],))
-        return self.weighted_loss(outer, outputs, batch)
-
-    def outer_loss(self, outer, inner, batch):
-        self.module.train(self.outer_mode == "train")
-        return F.cross_entropy(functional_call(self.module, inner, (self.xv,)), self.yv)
-
-
 def begin(problem):
     loop, outer = InnerLoop(problem), problem.init_outer(None)
     return loop, outer, loop.start(outer, None, 3)
@@ -89,7 +48,7 @@ def worst_error(problem, steps):
     for estimator in (Unroll(steps), Unroll(steps, segments=2), Forward(steps)):
         estimator.check(loop)
         grad = estimator(loop, outer, tree.clone(inner), 3)[1].grad
-        assert torch.isfinite(grad["w"]).all()
+        assert torch.isfinite(grad["weights"]).all()
         errors.append(differences.distance(grad))
     return max(errors)
 
