@@ -177,6 +177,10 @@ def test_a_start_that_is_adapted_refuses_a_late_average_too():
         def init_params(self, outer, generator):
             return {k: v.clone() for k, v in outer.items() if k != "weights"}
 
+        def inner_loss(self, outer, inner, late):
+            pull = sum((v - outer[k]).square().sum() for k, v in inner.params.items())
+            return super().inner_loss(outer, inner, late) + 0.1 * pull
+
     engine = Engine(Fork("average"), FirstOrder(), Descent("sgd", lr=0.1), outer_steps=5)
     with pytest.raises(ValueError, match="FirstOrder cannot carry the derivative of a state"):
         list(engine)
