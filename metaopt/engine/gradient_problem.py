@@ -87,7 +87,16 @@ def split_module(module: torch.nn.Module) -> tuple[Tree, Tree, Tree]:
 
     Frozen parameters (`requires_grad=False`) are the module's own tensors, not copies; tied ones
     appear once, under their first name, and `metaopt.functional_call` ties them again.
+
+    Raises:
+        ValueError: a module that torch cannot call with other weights: of TorchScript, or Lazy.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            "split_module got a module of torch.jit.script or trace, which functional_call cannot "
+            "call with other weights. Pass the module that it was made of; torch.compile(module) "
+            "works too."
+        )
     named = list(module.named_parameters())
     for name, parameter in named:
         if isinstance(parameter, UninitializedParameter):

@@ -246,6 +246,12 @@ def test_a_lazy_module_is_named():
         split_module(torch.nn.LazyLinear(3))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+def test_a_scripted_module_is_refused_with_a_way_out():
+    with pytest.raises(ValueError, match="Pass the module that it was made of"):
+        split_module(torch.jit.script(torch.nn.Linear(3, 2)))
+
+
 def test_the_table_in_the_docs_is_what_these_tests_hold():
     page = Path(__file__).parents[2] / "docs/own_model.md"
     rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
