@@ -89,7 +89,8 @@ def solutions(
             the hub (owner/name); or `None` for GSM8K's, gsm8k/example_model_solutions.jsonl in
             the data folder.
         query: name of the column with the query; `None` makes every row a query of its own, with
-            an empty text. Rows of equal text belong to one query, so a split keeps them together.
+            an empty text. Rows of equal text, but for spaces at its ends, belong to one query, so a
+            split keeps them together.
         response: name of the column with the response.
         outcome: name of the column with the outcome: true or false, yes or no, 1 or 0, or null for
             a response that nobody could decide, which is left out.
@@ -100,7 +101,8 @@ def solutions(
         ValueError: malformed rows, by reason and with their places; or no row with an outcome.
     """
     path = str(find_data(GSM8K, "gsm8k")) if source is None else source
-    texts: dict[str, int] = {}
+    texts: dict[str, str] = {}
+    indices: dict[str, int] = {}
     rows: list[Solution] = []
     wrong: list[tuple[str, str]] = []
     ambiguous = 0
@@ -117,14 +119,15 @@ def solutions(
                 ambiguous += 1
                 continue
             # Rows of one text share an index, and with it the side of a split.
-            index = texts.setdefault(str(number) if question is None else question, len(texts))
+            same = str(number) if question is None else question.strip()
+            texts.setdefault(same, question or "")
+            index = indices.setdefault(same, len(indices))
             rows.append(Solution(index, answer, success, system))
     if wrong:
         raise ValueError(f"malformed rows of {name}, {len(wrong)} in all:{grouped(wrong)}")
     if not rows:
         raise ValueError(f"{name} holds no response with an outcome.")
-    queries = tuple(texts) if query is not None else ("",) * len(texts)
-    return Solutions(queries, tuple(rows), ambiguous, name)
+    return Solutions(tuple(texts.values()), tuple(rows), ambiguous, name)
 
 
 def _records(source: str, split: str) -> Iterator[Record]:

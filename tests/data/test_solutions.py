@@ -160,3 +160,10 @@ def test_gsm8k_is_read_whole() -> None:
     assert len(result.rows) == 4 * 1319
     assert Counter(r.system for r in result.rows if r.outcome) == expected
     assert result.queries[7] == rows[7]["question"]
+
+
+def test_spaces_at_the_ends_make_no_other_query(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", row("q "), row("q", outcome=False), row("r"), row(" q"))
+    result = solutions(path)
+    assert result.queries == ("q ", "r")
+    assert [x.query for x in result.rows] == [0, 0, 1, 0]

@@ -82,6 +82,21 @@ def test_a_dialogue_is_cut_after_the_marker_of_the_last_common_turn(tmp_path: Pa
     assert plain(conversation(pair)) == pair
 
 
+@pytest.mark.parametrize(
+    ("prompt", "chosen"),
+    [
+        ("<|user|>\nq", "a"),
+        ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "a<|im_end|>"),
+        ("User: q\n", "a"),
+        ("Human: q\n\nAssistant:", " a"),
+        ("q", "<|user|>\nq\n<|assistant|>\na"),
+    ],
+)
+def test_texts_that_end_with_an_answer_are_read(tmp_path: Path, prompt: str, chosen: str) -> None:
+    row = {"prompt": prompt, "chosen": chosen, "rejected": f"{chosen} b"}
+    assert one(tmp_path, row)[:3] == tuple(row.values())
+
+
 def test_texts_without_turns_keep_their_whole_sides(tmp_path: Path) -> None:
     assert one(tmp_path, {"chosen": "the cat", "rejected": "the dog"})[:3] == (
         "",
@@ -99,6 +114,10 @@ def test_texts_without_turns_keep_their_whole_sides(tmp_path: Path) -> None:
         {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]},
         {"prompt": [USER], "chosen": "yes", "rejected": "no"},
         {"messages": [USER], "chosen": "yes", "rejected": "no"},
+        {
+            "chosen": [{**USER, "role": "human"}, {**GOOD, "role": "gpt"}],
+            "rejected": [{**USER, "role": "human"}, {**BAD, "role": "gpt"}],
+        },
     ],
 )
 def test_conversations_in_every_spelling_are_one_pair(tmp_path: Path, row: object) -> None:

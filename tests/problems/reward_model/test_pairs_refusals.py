@@ -10,6 +10,9 @@ from preference_files import BAD, GOOD, ROWS, USER, write
 
 from metaopt.problems.reward_model.data.pair_sources import SHARED, preferences
 
+OTHER = {"role": "user", "content": "r"}
+LABELLED = {"prompt": "q", "response_A": "a", "response_B": "b"}
+
 
 @pytest.mark.parametrize(
     ("bad", "says"),
@@ -59,6 +62,48 @@ from metaopt.problems.reward_model.data.pair_sources import SHARED, preferences
             },
             "'chosen' must end with the assistant's turn",
         ),
+        (
+            {
+                "chosen": "Human: a\n\nAssistant: b\n\nHuman: c",
+                "rejected": "Human: a\n\nAssistant: d",
+            },
+            "'chosen' must end with the assistant's turn",
+        ),
+        *(
+            (
+                {"prompt": "p", "chosen": f"{user}a{end}{bot}b{end}{user}c", "rejected": "d"},
+                "'chosen' must end with the assistant's turn",
+            )
+            for user, bot, end in (
+                ("<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n"),
+                ("<|user|>\n", "<|assistant|>\n", "\n"),
+                ("<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n"),
+                ("User: ", "Assistant: ", "\n"),
+            )
+        ),
+        (
+            {"prompt": "p", "chosen": "a\n<|im_start|>user\nc", "rejected": "d"},
+            "'chosen' must end with the assistant's turn",
+        ),
+        ({"prompt": "p", "chosen": "<|user|>a<|assistant|>", "rejected": "d"}, "'chosen' is empty"),
+        # Answers to different questions.
+        ({"chosen": [USER, GOOD], "rejected": [OTHER, BAD]}, "answer different questions"),
+        (
+            {"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, GOOD, OTHER, BAD]},
+            "answer different questions",
+        ),
+        (
+            {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
+            "answer different questions",
+        ),
+        (
+            {"chosen": "<|user|>a<|assistant|>b", "rejected": "<|user|>c<|assistant|>b"},
+            "answer different questions",
+        ),
+        ({"chosen": "a", "rejected": "b", "margin": -3.0}, "'margin' must be 0 or more"),
+        ({"prompt": "p", "chosen": ["a", "a "], "rejected": ["b"]}, "'chosen' has an answer twice"),
+        ({**LABELLED, "chosen": "response_A", "rejected": "response_B"}, "name other columns"),
+        ({**LABELLED, "chosen": "b", "rejected": "a"}, "name other columns"),
         (
             {"question": "q", "better": "a", "worse": "b"},
             "columns={prompt: question, chosen: better, rejected: worse} gives the names",

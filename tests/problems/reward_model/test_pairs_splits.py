@@ -55,3 +55,10 @@ def test_a_split_keeps_prompts_together_and_is_seeded() -> None:
             split(pairs, wrong, seed=0)
     with pytest.raises(ValueError, match="2 of 2 share one"):
         split(pairs[:2], 1, seed=0)
+
+
+def test_prompts_that_differ_in_spaces_stay_on_one_side() -> None:
+    pairs = [Pair(f"{' ' * (i % 3)}p{i // 3}\n", f"a{i}", "b") for i in range(12)]
+    for seed in range(5):
+        for side in split(pairs, 6, seed):
+            assert len(side) == 3 * len({i // 3 for i in side})

@@ -11,6 +11,16 @@ HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant|System): ?")
 ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
+ALIASES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+"""Names of roles elsewhere: in ShareGPT's files, and of Gemma."""
+
+SPEAKER = re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System):")
+TAG = re.compile(
+    r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|)\s*"
+    r"(user|human|assistant|model|system|tool)\b(?:<\|end_header_id\|>|\|>)?"
+)
+"""What begins a turn in a text: of a dialogue as people write it, or of a chat template."""
+
 NAMES = {role: name for name, role in ROLES.items()}
 
 
@@ -62,6 +72,24 @@ def common_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
         at = chosen.rfind(ASSISTANT, 0, cut)
         cut = at + len(ASSISTANT) if at >= 0 else 0
     return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def turns(prompt: Text, side: Text) -> list[Message]:
+    """Return the turns of a prompt and an answer to it, without spaces at their ends.
+
+    Of texts, those that `SPEAKER` or `TAG` mark; none where there are no marks, or none in the
+    answer and none of the assistant in the prompt.
+    """
+    if not isinstance(side, str):
+        return [Message(role, content.strip()) for role, content in (*prompt, *side)]
+    for text in (f"{prompt}{side}", side):
+        marks = SPEAKER if SPEAKER.match(text) else TAG
+        _, *parts = marks.split(text)
+        roles = [ALIASES.get(name.lower(), name.lower()) for name in parts[::2]]
+        if "assistant" in roles or (roles and (text == side or text.startswith(HUMAN))):
+            said = map(str.strip, parts[1::2])
+            return [Message(role, words) for role, words in zip(roles, said, strict=True)]
+    return []
 
 
 def _turns(text: str) -> tuple[Message, ...]:

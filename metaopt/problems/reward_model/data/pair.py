@@ -145,8 +145,9 @@ def split(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the indices of the training pairs and of the others, both in random order.
 
-    Pairs of one prompt (where there is one) stay on one side. The training side has the number
-    that was asked for wherever the sizes of those groups allow it, and never more.
+    Pairs of one prompt (where there is one), but for spaces at its ends, stay on one side. The
+    training side has the number that was asked for wherever the sizes of those groups allow it, and
+    never more.
 
     Args:
         pairs: the pairs.
@@ -166,7 +167,8 @@ def split(
         )
     groups: dict[Text | int, list[int]] = {}
     for i, pair in enumerate(pairs):
-        groups.setdefault(pair.prompt or i, []).append(i)  # pairs without a prompt stand alone
+        asked = pair.prompt.strip() if isinstance(pair.prompt, str) else pair.prompt
+        groups.setdefault(asked or i, []).append(i)  # pairs without a prompt stand alone
     together = list(groups.values())
     sides: tuple[list[int], list[int]] = ([], [])
     for g in np.random.default_rng(seed).permutation(len(together)).tolist():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from itertools import product
+from itertools import product, takewhile
 from typing import Any, NamedTuple
 
 from metaopt.data.row_texts import list_in, literal, writable
-from metaopt.problems.reward_model.data.dialogue import ASSISTANT, HUMAN, common_prompt
+from metaopt.problems.reward_model.data.dialogue import ALIASES, common_prompt, turns
 from metaopt.problems.reward_model.data.pair import Message, Pair, Text, exchanged
 
 SYNONYMS = {
@@ -65,6 +65,7 @@ def read(row: Any, cells: bool = True) -> Row:
     if not isinstance(row, Mapping):
         raise ValueError(f"is {_kind(row)}, not an object; a row is {{column: value}}")
     if "chosen" in row or "rejected" in row:
+        _refuse_labels(row)
         sides = [_answers(row.get(name), name, cells) for name in ("chosen", "rejected")]
         return Row(tuple(_pair(row, chosen, rejected) for chosen, rejected in product(*sides)))
     if "response1" in row or "response2" in row:
@@ -99,7 +100,20 @@ def _answers(value: Any, column: str, cells: bool) -> list[Text]:
     answers = [_text(answer, column) for answer in (value if several else [value])]
     if not all(answers):
         raise ValueError(f"{column!r} is empty")
+    if len({_stripped(answer) for answer in answers}) < len(answers):
+        raise ValueError(f"{column!r} has an answer twice")
     return answers
+
+
+def _refuse_labels(row: Mapping[str, Any]) -> None:
+    """Refuse answers that are names of columns, or their last letters: A of response_A."""
+    others = [str(name).casefold() for name in row if name not in COLUMNS]
+    labels = {*others, *(name[-1] for name in others if name[-2:-1] in ("_", "-"))}
+    given = [row.get(name) for name in ("chosen", "rejected")]
+    if all(isinstance(value, str) and value.strip().casefold() in labels for value in given):
+        raise ValueError(
+            "'chosen' and 'rejected' name other columns; they must hold the answers themselves"
+        )
 
 
 def _pair(row: Mapping[str, Any], chosen: Text, rejected: Text) -> Pair:
@@ -119,11 +133,14 @@ def _pair(row: Mapping[str, Any], chosen: Text, rejected: Text) -> Pair:
         elif isinstance(chosen, str) and not isinstance(prompt, str):
             chosen, rejected = ((Message("assistant", str(side)),) for side in (chosen, rejected))
     section = row.get("section", row.get("subset"))
+    margin = _number(row, "margin")
+    if margin is not None and margin < 0:
+        raise ValueError("'margin' must be 0 or more, what chosen is better by; got less")
     pair = Pair(
         prompt,
         chosen,
         rejected,
-        _number(row, "margin"),
+        margin,
         _number(row, "strength"),
         section if isinstance(section, str) else "",
     )
@@ -202,7 +219,10 @@ def _text(value: Any, column: str) -> Text:
         if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
             # Texts alone do not say whose turn each is: they may as well be alternatives.
             raise ValueError(f"{column!r} must be a text or a list of {{role, content}}")
-    return tuple(Message(turn["role"], _said(turn.get("content"), column)) for turn in value)
+    return tuple(
+        Message(ALIASES.get(turn["role"], turn["role"]), _said(turn.get("content"), column))
+        for turn in value
+    )
 
 
 def _said(value: Any, column: str) -> str:
@@ -230,19 +250,17 @@ def _checked(pair: Pair, chosen: str, rejected: str) -> Pair:
     for words, column in ((first, chosen), (second, rejected)):
         if not words or not words[-1]:
             raise ValueError(f"{column!r} is empty")
-    for side, column in ((pair.chosen, chosen), (pair.rejected, rejected)):
-        if _last_role(pair.prompt, side) not in (None, "assistant"):
+    spoken = [turns(pair.prompt, side) for side in (pair.chosen, pair.rejected)]
+    for said, column in zip(spoken, (chosen, rejected), strict=True):
+        if said and said[-1].role != "assistant":
             raise ValueError(f"{column!r} must end with the assistant's turn, its answer")
+        if said and not said[-1].content:
+            raise ValueError(f"{column!r} is empty")
+    both = list(zip(*spoken, strict=False))
+    common = sum(1 for _ in takewhile(lambda at: at[0] == at[1], both))
+    if any(turn.role in ("user", "system") for at in both[common : common + 1] for turn in at):
+        raise ValueError(f"{chosen!r} and {rejected!r} answer different questions")
     return pair
-
-
-def _last_role(prompt: Text, side: Text) -> str | None:
-    """Return who speaks last, `None` in a text that is not of HH-RLHF's form."""
-    if not isinstance(side, str):
-        return side[-1].role
-    if not f"{prompt}{side}".startswith((HUMAN, ASSISTANT)):
-        return None
-    return "user" if side.rfind(HUMAN) > side.rfind(ASSISTANT) else "assistant"
 
 
 def _stripped(text: Text) -> str | tuple[str, ...]:
