@@ -5,7 +5,8 @@ Nothing here knows a module by its class. A loss is evaluated and differentiated
 - the reverse pass reads the tensors that the forward pass read (`torch.utils.checkpoint` under
   `functional_call` recomputes a layer with the module's own weights);
 - gradients are dense;
-- no parameter of theta is left unread while the module's own weight of its value is read;
+- no parameter of theta is left unread while the module's own weight of its value is read, nor all
+  of theta while any is;
 - g is a function of its arguments, so that two evaluations agree.
 
 What the pass shows beside: whether g computes in half precision.
@@ -71,12 +72,15 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
                 f"dense ones. Make the embedding with sparse=False; its values are the same."
             )
     unread = {k: theta[k] for k, slope in zip(theta, slopes, strict=False) if slope is None}
+    weights = list(reads.weights.values())
     for name, value in unread.items():
-        if value.any() and any(_same(value, weight) for weight in reads.weights.values()):
+        # Zeros do not tell whose they are; where nothing of theta is read, they need not.
+        alike = value.any() and any(_same(value, weight) for weight in weights)
+        if alike or (weights and len(unread) == len(theta)):
             raise ValueError(
-                f"inner_loss of {problem} does not read its parameter {name!r}, and reads a weight "
-                f"of the module's own that has its value: it would not be trained. Call the module "
-                f"by functional_call(module, inner, ...), and let it hold no weight in a list or a "
+                f"inner_loss of {problem} does not read its parameter {name!r}, and reads weights "
+                f"of a module's own instead: it would not be trained. Call the module by "
+                f"functional_call(module, inner, ...), and let it hold no weight in a list or a "
                 f"closure, which functional_call does not replace."
             )
     # Elsewhere in between: an average that the module hides is what it was where nothing moves.

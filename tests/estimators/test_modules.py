@@ -165,6 +165,19 @@ def test_a_weight_that_functional_call_does_not_replace_is_named():
             loop.run(outer, loop.start(outer, None, 3), 3, 1)
 
 
+def test_a_module_of_zeros_that_is_called_with_its_own_weights_is_named():
+    class Direct(Regression):
+        def losses(self, inner, batch):
+            return (self.module(batch[0]).flatten(1).mean(1) - batch[1]) ** 2
+
+    module = KINDS["in place"]()
+    for weight in module.parameters():
+        torch.nn.init.zeros_(weight)
+    with pytest.raises(ValueError, match=r"of Direct does not read .* reads weights of a module's"):
+        Unroll(3).check(InnerLoop(Direct(module)))
+    Unroll(3).check(InnerLoop(Regression(module)))
+
+
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("estimator", [FiniteDifference(), Sama()])
 def test_a_hook_on_gradients_that_a_difference_cannot_replay_is_named(estimator):
