@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaopt.engine.seeds import seeds_in_words
 from metaopt.files.errors import FolderError
 from metaopt.files.reading import steps
 from metaopt.report.collect import failure
@@ -42,8 +43,7 @@ def ls(arguments: Sequence[str]) -> int:
 
 
 def _seeds(config: Mapping[str, Any]) -> str:
-    seeds = config.get("seeds")
-    return f"{len(seeds)} seeds from {seeds[0]}" if seeds else f"seed {config.get('seed')}"
+    return seeds_in_words(config.get("seed", 0), config.get("seeds"))
 
 
 def show(arguments: Sequence[str]) -> int:
@@ -54,7 +54,9 @@ def show(arguments: Sequence[str]) -> int:
     config, result = read_config(folder), result_of(folder) or {}
     refuse_edited(folder, config)
     lines = {"folder": str(folder), "state": state(folder, config)}
-    lines |= {k: str(config[k]) for k in ("name", "label", "seed") if config.get(k) is not None}
+    lines |= {k: str(config[k]) for k in ("name", "label") if config.get(k) is not None}
+    name, _, which = _seeds(config).partition(" ")
+    lines[name] = which
     for part in ("problem", "estimator", "optimizer"):
         if isinstance(node := config.get(part), dict):
             lines[part] = str(node.get("_target_") or node.get("_class_"))

@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metaopt.engine.engine import seeds_from
 from metaopt.engine.replicates import INSTEAD
+from metaopt.engine.seeds import seeds_from
 from metaopt.files.errors import ConfigError
 from metaopt.runs.configs import flatten
 

@@ -28,6 +28,7 @@ from metaopt.engine.protocols import (
 from metaopt.engine.random import Keys, fold
 from metaopt.engine.ranges import check_ranges
 from metaopt.engine.replicates import INSTEAD, Replicates
+from metaopt.engine.seeds import seeds_from
 
 
 class Engine:
@@ -314,24 +315,6 @@ def _illegal(value: Tensor, feedback: Feedback) -> Tensor:
     if feedback.grad is None:
         return torch.isnan(value) | torch.isneginf(value)
     return ~torch.isfinite(value)
-
-
-def seeds_from(seed: int, seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    """Return the seeds that are trained together: those given, or so many from `seed` on.
-
-    Raises:
-        ValueError: there is none, one twice, or one that is no whole number.
-    """
-    if seeds is None:
-        return None
-    each = range(seed, seed + seeds) if isinstance(seeds, int) else seeds
-    whole = all(type(s) is int for s in each) and not isinstance(seeds, bool)
-    if not whole or not each or len(set(each)) < len(each):
-        raise ValueError(
-            f"seeds must be how many to train together, >= 1, or a list of different whole "
-            f"numbers; got {seeds!r}."
-        )
-    return tuple(each)
 
 
 def _check_stacks(*parts: object) -> None:

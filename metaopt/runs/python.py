@@ -12,8 +12,8 @@ from typing import Any
 
 from metaopt.engine import Engine
 from metaopt.engine.annotations import check_arguments
-from metaopt.engine.engine import seeds_from
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
+from metaopt.engine.seeds import seeds_from
 from metaopt.files.errors import ConfigError
 from metaopt.files.lock import refuse_held
 from metaopt.files.numbers import or_nan

@@ -22,6 +22,7 @@ from torch import Tensor
 from metaopt.engine import Engine
 from metaopt.engine.protocols import Report
 from metaopt.engine.ranges import check_ranges
+from metaopt.engine.seeds import seeds_in_words
 from metaopt.files import sums
 from metaopt.files.errors import FolderError, listed
 from metaopt.files.lock import locked
@@ -235,10 +236,7 @@ class Run:
 
     def _label(self) -> str:
         name = self.config.get("label") or self.config.get("name")
-        seeds = self.engine.seeds
-        if seeds is None:
-            return f"{name}, seed {self.engine.seed}"
-        return f"{name}, {len(seeds)} seeds from {seeds[0]}"
+        return f"{name}, {seeds_in_words(self.engine.seed, self.engine.seeds)}"
 
     def _record(self, trackers: Sequence[Tracker], step: int) -> None:
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0

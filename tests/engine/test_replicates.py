@@ -10,6 +10,7 @@ from metaopt.engine import Engine
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, NormalizedSGD
 from metaopt.engine.protocols import NonFiniteError
 from metaopt.engine.random import Keys, fold, generator, replay
+from metaopt.engine.seeds import seeds_in_words
 from metaopt.estimators import Direct, OneStep, Penalty, Score, Soba, Unroll
 from metaopt.optimizers import Descent, MirrorDescent, Schedule, Search
 from metaopt.problems.examples import Knapsack, Quadratic, Ridge
@@ -187,10 +188,18 @@ def test_an_outer_optimizer_that_mixes_entries_is_refused():
         Engine(Ridge(), Unroll(), descent, outer_steps=1, seeds=2)
 
 
-@pytest.mark.parametrize("seeds", [0, [], [1, 1], [1.5], True])
+@pytest.mark.parametrize("seeds", [0, [], [1, 1], [1.5], 1.5, "12", True])
 def test_seeds_out_of_range_are_refused(seeds):
     with pytest.raises(ValueError, match="how many to train together"):
         Engine(Ridge(), Unroll(), Descent(), outer_steps=1, seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [(None, "seed 3"), ((7, 2), "seeds 7, 2"), (range(3, 35), "seeds 3..34"), ([4], "seed 4")],
+)
+def test_seeds_in_words(seeds, text):
+    assert seeds_in_words(3, seeds) == text
 
 
 class Diverging(Ridge):

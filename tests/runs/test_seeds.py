@@ -1,6 +1,7 @@
 """Runs of several seeds: what they write, resume and report is that of runs of one seed each."""
 
 import json
+import re
 import signal
 import time
 
@@ -123,7 +124,8 @@ def test_a_report_counts_the_seeds_of_the_command(command, tmp_path):
         curve = read_curves(log, replicate=cell.replicate)["outer/loss"].value
         wanted = read_curves(cells[cell.seed].folder / "metrics.jsonl")["outer/loss"].value
         assert curve == pytest.approx(wanted, rel=1e-10)
-    assert "3 seeds from 2" in command("ls", "together").out
+    assert "seeds 2..4" in command("ls", "together").out
+    assert re.search(r"^seeds +2\.\.4$", command("show", "together").out, flags=re.M)
 
 
 @pytest.mark.slow
@@ -152,6 +154,8 @@ REFUSED = {
     "problem=ridge engine=betty estimator=implicit_identity": "BettyEngine trains one seed",
     "problem=ridge outer_lr=1.0e-${seed}": "outer_lr depends on the seed",
     "problem=ridge seeds=0": "seeds must be how many to train together",
+    "problem=ridge seeds=1.5": "a list of different whole numbers; got 1.5",
+    "problem=ridge seed=5 seeds=[1,2]": "seeds=[1, 2] lists the seeds, so that seed=5 has no",
 }
 
 
