@@ -62,6 +62,8 @@ LEGEND = (
     "for estimators that carry a learning rate or a curvature.\n"
     "differences: central differences of the whole run along random directions, which share no "
     "code with the estimators.\n"
+    "unroll is exact for the K steps of the run; its row compares it with the derivative through "
+    "the steps of r.\n"
     "warm: after {warm} outer steps. ms: one call. peak KiB: largest live tensor storage made by "
     "one call. cost: gradients + products with a second derivative."
 )

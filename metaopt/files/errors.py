@@ -59,6 +59,6 @@ def listed(lines: Sequence[str], most: int = 8) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean ...?" for the closest of `known` but the word itself, or nothing."""
-    others = [name for name in known if name != word]
+    others = [n for n in known if n != word and not n.rpartition(".")[2].startswith("_")]
     close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else ""

@@ -39,7 +39,9 @@ def test_as_many_snapshots_as_fit_are_last():
     assert chosen(SIZE, 500) == (Revolve(29), False)  # 500 - 2 * 90 - 2 * 10 and one more
     assert chosen(SIZE, 225) == (Revolve(20), True)
     assert chosen(SIZE, 225, disk=True) == (Revolve(20), True)
-    with pytest.raises(ValueError, match=r"needs at least 0\.0 MiB for 100 steps"):
+    with pytest.raises(
+        ValueError, match=r"at least 220 bytes for 100 steps; memory_budget is 200 bytes"
+    ):
         chosen(SIZE, 200)
 
 

@@ -90,10 +90,17 @@ def fitting(
     if least <= budget:
         return Revolve(snapshots), True
     raise ValueError(
-        f"Unroll needs at least {least / 2**20:.1f} MiB for {count} steps; memory_budget is "
-        f"{budget / 2**20:.1f} MiB. Raise it, make batches smaller, or let the blocks of the model "
+        f"Unroll needs at least {_amount(least)} for {count} steps; memory_budget is "
+        f"{_amount(budget)}. Raise it, make batches smaller, or let the blocks of the model "
         f"be computed again (metaopt.remat_blocks)."
     )
+
+
+def _amount(size: float) -> str:
+    """Return a number of bytes in the unit that shows it."""
+    if size < 2**10:
+        return f"{size:.0f} byte{'s' * (size != 1)}"
+    return f"{size / 2**10:.1f} KiB" if size < 2**20 else f"{size / 2**20:.1f} MiB"
 
 
 _MEASURED: WeakKeyDictionary[InnerLoop, Sizes] = WeakKeyDictionary()
