@@ -320,11 +320,17 @@ def _illegal(value: Tensor, feedback: Feedback) -> Tensor:
 def _check_stacks(*parts: object) -> None:
     """Raise a `TypeError` unless an estimator and an optimizer keep replicates apart."""
     for part in parts:
-        if not getattr(part, "stacks", False):
+        if getattr(part, "stacks", False):
+            continue
+        name = type(part).__name__
+        if (tasks := getattr(part, "tasks", 1)) > 1:
             raise TypeError(
-                f"{type(part).__name__} takes one seed at a time as it is set, and several are to "
-                f"be trained together. {INSTEAD}"
+                f"{name} has tasks={tasks}, and takes several seeds together with tasks=1 alone. "
+                f"Set estimator.tasks=1. {INSTEAD}"
             )
+        solver = getattr(part, "solve", None)
+        inside = "" if solver is None else f" with {type(solver).__name__}"
+        raise TypeError(f"{name}{inside} cannot train several seeds together. {INSTEAD}")
 
 
 def _check_role(name: str, part: object, role: type = object) -> None:

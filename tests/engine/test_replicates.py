@@ -174,11 +174,11 @@ def test_what_cannot_be_stacked_is_refused(kind, message):
 
 
 def test_roles_that_know_one_run_are_refused():
-    with pytest.raises(TypeError, match=r"Score takes one seed at a time.*-m seed=0,1,2"):
+    with pytest.raises(TypeError, match=r"Score cannot train several seeds.*-m seed=0,1,2"):
         Engine(Ridge(), Score(), Schedule(lambda step: 0.0), outer_steps=1, seeds=2)
     with pytest.raises(TypeError, match=r"gradient problems.*Knapsack"):
         Engine(Knapsack(), Unroll(), Descent(), outer_steps=1, seeds=2)
-    with pytest.raises(TypeError, match="Search takes one seed"):
+    with pytest.raises(TypeError, match="Search cannot train several seeds"):
         Engine(Ridge(), Unroll(), Search(lambda *a: None), outer_steps=1, seeds=2)
 
 
