@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from rich import progress as rich
 from rich.console import Console as Screen
@@ -18,7 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from torch import Tensor
 
+from metaopt.engine import tree
 from metaopt.engine.inner_progress import Progress
 from metaopt.runs.tracking import Tracker
 
@@ -137,6 +140,25 @@ class GrowthWarning(Tracker):
             f"metaopt-check with the keys of this run measures both and names cures.",
             file=sys.stderr,
         )
+
+
+def warn_of_equal_replicates(outer: Any, metrics: Mapping[str, Any]) -> None:
+    """Say on the standard error that several seeds have the same results, to the bit.
+
+    Args:
+        outer: outer variables after the first step, with an axis of replicates in front.
+        metrics: of that step; those of replicates have the shape (R,).
+    """
+    values = [v for v in metrics.values() if isinstance(v, Tensor) and v.ndim]
+    if not all(bool((t == t[:1]).all()) for t in [*tree.tensors(outer), *values]):
+        return
+    print(
+        "Warning: all seeds have the same results: nothing in the first outer step depended on the "
+        "seed, and an interval over these seeds would say nothing. Where the problem draws its "
+        "data itself, put `seed: ${seed}` into the YAML of the problem, or pass a list with the "
+        "problem of each seed in Python.",
+        file=sys.stderr,
+    )
 
 
 class NotebookLine(Tracker):

@@ -37,7 +37,7 @@ from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance
 from metaopt.runs.interrupts import Interrupted, listening
 from metaopt.runs.objective import objectives, refuse_early, refuse_unknown
-from metaopt.runs.progress import GrowthWarning, watcher
+from metaopt.runs.progress import GrowthWarning, warn_of_equal_replicates, watcher
 from metaopt.runs.tracking import (
     History,
     Jsonl,
@@ -161,6 +161,8 @@ class Run:
         with listening() as received, self._trackers(resumed) as trackers:
             for step, feedback in self.engine:
                 self._last = feedback.metrics
+                if step == 1 and len(self.engine.seeds or ()) > 1:
+                    warn_of_equal_replicates(self.engine.optimizer.solution, feedback.metrics)
                 self._record(trackers, step)
                 long = bool(checkpoint.interrupted(self.folder))  # worth a checkpoint of its own
                 if received or long or step % self.checkpoint_every == 0:

@@ -150,7 +150,7 @@ def test_a_killed_run_of_several_seeds_continues_to_the_bit(tmp_path):
 
 REFUSED = {
     "problem=knapsack": "Knapsack steps and evaluates itself",
-    "problem=ridge estimator.tasks=2": "Unroll",
+    "problem=ridge estimator.tasks=2": "Unroll has tasks=2, and takes several seeds together with",
     "problem=ridge engine=betty estimator=implicit_identity": "BettyEngine trains one seed",
     "problem=ridge outer_lr=1.0e-${seed}": "outer_lr depends on the seed",
     "problem=ridge seeds=0": "seeds must be how many to train together",
@@ -171,3 +171,11 @@ def test_a_check_looks_at_one_seed(command):
     done = command("check", "problem=ridge", "seeds=3")
     assert done.code
     assert "metaopt-check looks at one seed, seed=0; drop seeds=3." in done.err
+
+
+@pytest.mark.parametrize(("problem", "warned"), [(ridges(4)[0], True), (ridges(4, 5), False)])
+def test_seeds_on_which_nothing_depends_are_said_to_be_equal(problem, warned, capsys):
+    metaopt.run(problem, Unroll(2), Descent("adam", lr=0.1), 2, seeds=2, progress=False)
+    said = capsys.readouterr().err
+    assert said.count("all seeds have the same results") == warned
+    assert ("put `seed: ${seed}` into the YAML" in said) == warned
