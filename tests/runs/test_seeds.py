@@ -150,7 +150,7 @@ def test_a_killed_run_of_several_seeds_continues_to_the_bit(tmp_path):
 
 REFUSED = {
     "problem=knapsack": "Knapsack steps and evaluates itself",
-    "problem=ridge estimator.tasks=2": "Unroll has tasks=2, and takes several seeds together with",
+    "problem=ridge estimator.tasks=2": "Unroll(tasks=2) starts each task from",
     "problem=ridge engine=betty estimator=implicit_identity": "BettyEngine trains one seed",
     "problem=ridge outer_lr=1.0e-${seed}": "outer_lr depends on the seed",
     "problem=ridge seeds=0": "seeds must be how many to train together",
