@@ -90,10 +90,11 @@ class Smoothness:
         if self.at_fraction >= POOR:
             text += "; at a hundredth of it theta_K still moves smoothly"
             return Verdict(level, f"{text}. {in_order(['a smaller outer_lr', *self.cures])}")
-        text += (
-            "; training is rough even at a hundredth of it, so that a hypergradient, however "
-            "exact, says little of where retraining ends"
-        )
+        text += "; training is rough even at a hundredth of it"
+        if self.correlation is not None and self.correlation >= POOR:
+            text += f", but the hypergradient predicts F (correlation {self.correlation:.2f})"
+        else:
+            text += ", so that a hypergradient, however exact, says little of where retraining ends"
         return Verdict(level, f"{text}. {in_order(self.cures)}")
 
 

@@ -23,6 +23,13 @@ from metaopt.testing.smoothness import metasmoothness
 FINE = Smoothness(200, 0.8, 0.999, 1.0, -0.02, -0.019, 0.999, 16, 2.0, "float64", ("wait",))
 
 
+def test_a_rough_theta_whose_loss_is_predicted_is_not_called_unpredictable():
+    rough = dataclasses.replace(FINE, at_step=0.4, at_fraction=0.4, correlation=0.96)
+    assert "the hypergradient predicts F (correlation 0.96)" in rough.verdict.text
+    assert "says little" not in rough.verdict.text
+    assert "says little" in dataclasses.replace(rough, correlation=0.2).verdict.text
+
+
 def points(*values):
     return [{"theta": torch.tensor(v)} for v in values]
 
