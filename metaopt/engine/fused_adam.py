@@ -98,9 +98,12 @@ def _one_by_one(options: Any, inputs: Lists, adjoints: Lists) -> Sequence[Tensor
     moments = {"mean": mean, "square": square}
     new, moments = adam.stepped(OneByOne(), theta, grads, moments, lr, decay, step)
     outputs = [*new, *moments["mean"], *moments["square"]]
+    # Moments are constants where they and the gradients are.
+    ends = [(y, a) for y, a in zip(outputs, adjoints, strict=True) if y.requires_grad]
+    linked, arriving = zip(*ends, strict=True)
     pulled = iter(
         torch.autograd.grad(
-            outputs, [t for t in aliases if t.requires_grad], adjoints, create_graph=True,
+            linked, [t for t in aliases if t.requires_grad], arriving, create_graph=True,
             materialize_grads=True,
         )
     )  # fmt: skip

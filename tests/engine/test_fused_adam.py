@@ -74,6 +74,24 @@ def test_a_reverse_pass_can_be_differentiated(name):
         torch.testing.assert_close(value, exact, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("on", [(0,), (0, 2), (3,), (0, 3)])
+def test_a_reverse_pass_of_constant_gradients_can_be_differentiated(name, on):
+    # A moment without a path to a leaf is no output of the graph.
+    lists = [[t.requires_grad_(i in on) for t in part] for i, part in enumerate(inputs(5))]
+    leaves = [t for i in on for t in lists[i]]
+
+    def second(take):
+        outputs = take(OPTIMIZERS[name], *lists, 5)
+        total = sum((t * t).sum() for t in outputs)
+        first = torch.autograd.grad(total, leaves, create_graph=True)
+        slopes = torch.autograd.grad(sum((t * t).sum() for t in first), leaves)
+        return [*first, *slopes]
+
+    for value, exact in zip(second(fused), second(one_by_one), strict=True):
+        torch.testing.assert_close(value, exact, rtol=1e-11, atol=1e-13)
+
+
 def test_a_step_under_vmap_is_that_of_each_member():
     adam, (theta, grads, mean, square) = OPTIMIZERS["decoupled"], inputs(5)
     stacked = [torch.stack([part[0].detach(), 2 * part[0].detach()]) for part in
