@@ -296,8 +296,11 @@ def test_a_draw_says_where_its_batch_is():
     draws.clear()
     assert len(list(engine)) == 2
     places = [(d.outer_step, d.inner_step, d.total_inner_step, d.use) for d in draws]
-    assert places == [
-        (0, 0, 0, "inner"), (0, 1, 1, "inner"), (0, None, 2, "outer"), (0, 2, 2, "solve"),
-        (1, 0, 2, "inner"), (1, 1, 3, "inner"), (1, None, 4, "outer"), (1, 2, 4, "solve"),
+    steps = [
+        [(t, 0, n, "inner"), (t, 1, n + 1, "inner"), (t, None, n + 2, "outer"),
+         (t, 2, n + 2, "solve")] for t, n in ((0, 0), (1, 2))
     ]  # fmt: skip
-    assert [d.run_key for d in draws] == [fold(0, t) for t in (0, 1) for _ in range(4)]
+    assert places[:4] == steps[0]
+    assert places[8:] == steps[1]
+    assert set(places[4:8]) == set(steps[1])  # the look for dropped paths before the second step
+    assert [d.run_key for d in draws] == [fold(0, t) for t in (0, 1, 1) for _ in range(4)]

@@ -60,6 +60,7 @@ class Sinusoids(GradientProblem):
 def hypergradient(problem, estimator, key=0):
     loop, outer = InnerLoop(problem), problem.init_outer(None)
     estimator.check(loop)
+    problem.batches.clear()
     inner, feedback = estimator(loop, outer, loop.start(outer, None, key), key)
     return loop, inner, feedback
 
