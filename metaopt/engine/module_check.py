@@ -4,7 +4,8 @@ Nothing here knows a module by its class. A loss is evaluated and differentiated
 
 - the reverse pass reads the tensors that the forward pass read (`torch.utils.checkpoint` under
   `functional_call` recomputes a layer with the module's own weights);
-- gradients are dense;
+- gradients are dense, and those of the loss (an embedding may scale its own by frequencies);
+- theta, phi and frozen weights are read, not written (an embedding's `max_norm` writes);
 - no parameter of theta is left unread while the module's own weight of its value is read, nor all
   of theta while any is;
 - g is a function of its arguments, so that two evaluations agree.
@@ -18,14 +19,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.kernels import eager
+from metaopt.engine.parameter_accesses import ParameterAccesses
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
 from metaopt.engine.scheduled import Scheduled
@@ -55,15 +56,13 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
         loop.stepped_params(outer, inner, inner.params)
     problem, draw = type(loop.problem).__name__, loop.draw(inner, 0, 0)
     batch = loop.batch(outer, inner.at(inner.params), draw)
-    # Found before reads are watched: a problem may take them from its module at first use.
-    _ = loop.frozen
     phi, theta = tree.leaves(outer), tree.leaves(inner.params)
     # In phi as well: an outer network may be what recomputes its layers.
     leaves = [*theta.values(), *phi.values()]
-    reads = _ParameterReads()
+    accesses = ParameterAccesses(loop.frozen, outer, inner.params)
     loss, slopes = _differentiated(
         problem, "inner_loss", lambda: loop.inner_value(phi, inner.at(theta), draw, batch), leaves,
-        reads,
+        accesses,
     )  # fmt: skip
     for name, slope in zip(theta, slopes, strict=False):
         if slope is not None and slope.layout is not torch.strided:
@@ -72,7 +71,7 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
                 f"dense ones. Make the embedding with sparse=False; its values are the same."
             )
     unread = {k: theta[k] for k, slope in zip(theta, slopes, strict=False) if slope is None}
-    weights = list(reads.weights.values())
+    weights = list(accesses.weights.values())
     for name, value in unread.items():
         # Zeros do not tell whose they are; where nothing of theta is read, they need not.
         alike = value.any() and any(_same(value, weight) for weight in weights)
@@ -99,7 +98,7 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
             f"hidden state. Draw from torch's global generator, which is seeded by step, or from "
             f"draw.generator in inner_batch; keep a state in init_state and update_state."
         )
-    return frozenset(reads.half)
+    return HALF & accesses.dtypes
 
 
 def _same(value: Tensor, weight: Tensor) -> bool:
@@ -113,31 +112,42 @@ def check_outer_loss(loop: InnerLoop, outer: Tree, inner: GradientState) -> None
     at, draw = inner._replace(params=theta), loop.outer_draw(inner, 0)
     problem, leaves = type(loop.problem).__name__, [*theta.values(), *phi.values()]
     _differentiated(problem, "outer_loss", lambda: loop.outer_value(phi, at, draw), leaves,
-                    _ParameterReads())  # fmt: skip
+                    ParameterAccesses(loop.frozen, outer, inner.params))  # fmt: skip
 
 
 def _differentiated(
     problem: str, name: str, value: Callable[[], Tensor], leaves: list[Tensor],
-    reads: _ParameterReads,
+    accesses: ParameterAccesses,
 ) -> tuple[Tensor, Sequence[Tensor | None]]:  # fmt: skip
-    """Return a loss and its derivatives, none for a constant, with the reads of both passes seen.
+    """Return a loss and its derivatives, none for a constant, with what both passes access.
 
     Raises:
-        ValueError: the reverse pass reads other weights than the forward pass.
+        ValueError: the reverse pass reads other weights than the forward pass, a weight is written,
+            or a gradient is scaled.
     """
     try:
-        with eager(), reads, warnings.catch_warnings():
+        with eager(), accesses, warnings.catch_warnings():
             warnings.filterwarnings("error", "None of the inputs have requires_grad")
             loss = value()
-            if not loss.requires_grad:
-                return loss, ()
-            reads.backward = True
-            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+            slopes: Sequence[Tensor | None] = ()
+            if loss.requires_grad:
+                accesses.backward = True
+                slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
     except (RuntimeError, UserWarning) as error:
         if "heckpoint" in str(error) or "None of the inputs" in str(error):
             raise ValueError(_recomputed(problem, name, "with use_reentrant=True")) from error
+        if "leaf Variable that requires grad" in str(error):
+            raise ValueError(_written(problem, name, "theta or phi")) from error
         raise
-    if reads.other:
+    if accesses.written:
+        raise ValueError(_written(problem, name, accesses.written))
+    if accesses.scaled:
+        raise ValueError(
+            f"{name} of {problem} has an embedding with scale_grad_by_freq=True, whose gradient is "
+            f"not that of the loss and whose second derivatives in torch leave the factors out. "
+            f"Make it with scale_grad_by_freq=False."
+        )
+    if accesses.other:
         raise ValueError(_recomputed(problem, name, "and reads the module's own weights"))
     return loss, slopes
 
@@ -151,36 +161,10 @@ def _recomputed(problem: str, name: str, how: str) -> str:
     )
 
 
-class _ParameterReads(TorchDispatchMode):
-    """Which memory is read in the forward pass, and parameters of modules read only after it.
-
-    Attributes:
-        backward: whether the reverse pass has begun.
-        other: whether it has read a parameter that the forward pass did not.
-        weights: parameters of modules that the forward pass has read, by memory.
-        half: which dtypes of half precision the forward pass has computed in.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.backward, self.other = False, False
-        self.weights: dict[int, Tensor] = {}
-        self.half = set[torch.dtype]()
-        self._forward: set[int] = set()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch's compiler is imported (2 s) to keep it out of this method
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        read = [t for t in tree.tensors((args, kwargs)) if t.layout is torch.strided]
-        if self.backward:
-            own = [t for t in read if isinstance(t, nn.Parameter)]
-            self.other |= any(t.data_ptr() not in self._forward for t in own)
-        else:
-            self._forward.update(t.data_ptr() for t in read)
-            self.weights.update((t.data_ptr(), t) for t in read if isinstance(t, nn.Parameter))
-            self.half.update(HALF & {t.dtype for t in read})
-        return func(*args, **(kwargs or {}))
+def _written(problem: str, name: str, what: str) -> str:
+    return (
+        f"{name} of {problem} changes {what} in place, as an embedding with max_norm, clamp_() and "
+        f"weight.data.div_() do: derivatives would leave the change out. Compute what is used from "
+        f"the weight, on its graph: register_parametrization(module, name, ...) of "
+        f"torch.nn.utils.parametrize, or F.embedding(x, weight.renorm(2, 0, max_norm))."
+    )

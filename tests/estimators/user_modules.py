@@ -220,6 +220,29 @@ def embedded(**options):
     return Embedded()
 
 
+class Renormalized(nn.Module):
+    def forward(self, weight):
+        return weight.renorm(2, 0, 0.5)
+
+
+def renormalized():
+    module = embedded()
+    nn.utils.parametrize.register_parametrization(module.table, "weight", Renormalized())
+    return module
+
+
+def bag(**options):
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.EmbeddingBag(7, 3, **options), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.head(self.table((2 * x).long().flatten(1) % 7).tanh())
+
+    return Bag()
+
+
 RIGHT = {
     "rnn": lambda: Recurrent(nn.RNN),
     "lstm": lambda: Recurrent(nn.LSTM),
@@ -236,6 +259,7 @@ RIGHT = {
     "in place": lambda: Layer(in_place),
     "hooked": hooked,
     "padded embedding": lambda: embedded(padding_idx=0),
+    "norm of an embedding by parametrize": renormalized,
     "orthogonal": lambda: nn.Sequential(
         nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 1)
     ),
@@ -270,6 +294,18 @@ class HiddenAverage(nn.Module):
         return self.layer(x) + F.linear(x, self.average)
 
 
+class Normalized(nn.Module):
+    """A layer that writes a weight before it reads it, seen by torch's version counter or not."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.layer, self.write = nn.Linear(4, 1), write
+
+    def forward(self, x):
+        self.write(self.layer.weight)
+        return self.layer(x)
+
+
 def checkpointed(use_reentrant):
     def recomputed(module, x):
         y = checkpoint(module.body, module.layer(x), use_reentrant=use_reentrant)
@@ -302,6 +338,32 @@ REFUSED = {
     "generator of its own": (OwnGenerator, dict.fromkeys(ALL, "a generator of its own")),
     "hidden average": (HiddenAverage, dict.fromkeys(ALL, "a hidden state")),
     "sparse embedding": (lambda: embedded(sparse=True), dict.fromkeys(ALL, "sparse=False")),
+    "embedding scaled by frequency": (
+        lambda: embedded(scale_grad_by_freq=True), dict.fromkeys(ALL, "scale_grad_by_freq=False")
+    ),
+    "bag scaled by frequency": (
+        lambda: bag(scale_grad_by_freq=True, mode="sum"),
+        dict.fromkeys(ALL, "scale_grad_by_freq=False"),
+    ),
+    # No row has that norm at first.
+    "embedding with max_norm": (
+        lambda: embedded(max_norm=9.0), dict.fromkeys(ALL, "changes the parameter 'table.weight'")
+    ),
+    "bag with max_norm": (
+        lambda: bag(max_norm=9.0), dict.fromkeys(ALL, "changes the parameter 'table.weight'")
+    ),
+    "weight written in place": (
+        lambda: Normalized(torch.no_grad()(lambda w: w.clamp_(-0.3, 0.3))),
+        dict.fromkeys(ALL, "changes the parameter 'layer.weight' in place.*register_param"),
+    ),
+    "weight written by .data": (
+        lambda: Normalized(lambda w: w.data[0].div_(2)),
+        dict.fromkeys(ALL, "changes the parameter 'layer.weight' in place"),
+    ),
+    "weight written on the graph": (
+        lambda: Normalized(lambda w: w.div_(2)),
+        dict.fromkeys(ALL, "changes theta or phi in place"),
+    ),
     "spectral_norm": (
         weighted(nn.utils.parametrizations.spectral_norm),
         dict.fromkeys(GRADIENT, r"module\.eval\(\)"),
