@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 from cases import Classification
 
+from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
 from metaopt.engine.random import generator
@@ -66,6 +68,23 @@ def test_a_budget_is_an_upper_bound(optimizer):
         assert meter.peak <= budget
         kinds.add(type(unroll._schedule(loop, range(12))[0]))
     assert kinds == {Segments, Revolve}
+
+
+def test_sizes_are_those_of_the_first_outer_step_wherever_they_are_measured():
+    class Growing(Classification):
+        def inner_batch(self, draw):
+            batch = super().inner_batch(draw)
+            return tree.map_tensors(
+                lambda t: torch.cat([t] * (1 + draw.outer_step + draw.task_index)), batch
+            )
+
+    found = []
+    for outer_step, task_index in ((0, 0), (0, 0), (3, 0), (0, 2)):
+        loop = InnerLoop(Growing(hidden=8))
+        loop.outer_step, loop.task_index = outer_step, task_index
+        found.append(sizes(loop))
+        assert (loop.outer_step, loop.task_index) == (outer_step, task_index)
+    assert found == [found[0]] * 4
 
 
 def test_a_budget_that_is_too_small_is_refused_before_the_run():

@@ -110,8 +110,13 @@ def sizes(loop: InnerLoop) -> Sizes:
     """Return the sizes of a loop's first step; measured once, for the price of that step."""
     if loop not in _MEASURED:
         # Of the problem alone, so that a resumed run chooses as the whole one did.
-        with replay(0):
-            _MEASURED[loop] = _measured(loop)
+        place = loop.outer_step, loop.task_index
+        loop.outer_step = loop.task_index = 0
+        try:
+            with replay(0):
+                _MEASURED[loop] = _measured(loop)
+        finally:
+            loop.outer_step, loop.task_index = place
     return _MEASURED[loop]
 
 
@@ -119,11 +124,13 @@ def _measured(loop: InnerLoop) -> Sizes:
     phi = tree.leaves(loop.initial_outer(0))
     inner = loop.leaves(tree.detach(loop.initial(phi, 0)))
     storages: dict[int, int] = {}  # by address: several views may share one
+    alive: list[Tensor] = []  # what is freed meanwhile would give its address to another
 
     def count(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
+        storage, alias = t.untyped_storage(), t.detach()
         storages[storage.data_ptr()] = storage.nbytes()
-        return t.detach()  # an output itself would hold its own graph, and never go
+        alive.append(alias)
+        return alias  # an output itself would hold its own graph, and never go
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         with measured_graphs() as blocks:
