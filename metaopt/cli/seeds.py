@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metaopt.engine.replicates import INSTEAD
+from metaopt.engine.seed_attributes import INSTEAD
 from metaopt.engine.seeds import seeds_from
 from metaopt.files.errors import ConfigError
 from metaopt.runs.configs import flatten

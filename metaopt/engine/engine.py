@@ -27,7 +27,8 @@ from metaopt.engine.protocols import (
 )
 from metaopt.engine.random import Keys, fold
 from metaopt.engine.ranges import check_ranges
-from metaopt.engine.replicates import INSTEAD, Replicates
+from metaopt.engine.replicates import Replicates
+from metaopt.engine.seed_attributes import INSTEAD
 from metaopt.engine.seeds import seeds_from
 
 

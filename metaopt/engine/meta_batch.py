@@ -17,7 +17,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, generator, replay
-from metaopt.engine.stacked import Stacked, agree, slopes, stack
+from metaopt.engine.stacked import Stacked, agree, compared, moved, stack
 
 
 def task_key(key: int, index: int) -> int:
@@ -95,7 +95,7 @@ class MetaBatch(Stacked):
         """Whether the tasks can be stepped together, with the numbers of one after the other.
 
         They cannot where a loss draws random numbers, reads a number off a tensor, or has batches
-        of several forms. Found out on the first batches, which costs a step of each task.
+        of several forms. Tried on the first batches, for a step and eight gradients of each task.
         """
         with replay(0):
             phi = self.problem.init_outer(generator(0))
@@ -103,12 +103,19 @@ class MetaBatch(Stacked):
             try:
                 with torch.enable_grad(), twice_differentiable():
                     self.step(phi, self.leaves(start), self.draw(start, 0, 0))
-                    together = slopes(self, phi, start, 0, self.tasks)
+                    points = [(phi, start), (moved(phi), start.at(moved(start.params)))]
+                    together = compared(self, points, 0, self.tasks)
             except Exception:  # a mistake of the problem's own shows again in a loop over tasks
                 return False
             with torch.enable_grad():
                 alone = [
-                    slopes(loop, phi, self.member(start, i), key, 1)
+                    compared(loop, [(p, self.member(at, i)) for p, at in points], key)
                     for i, (loop, key) in enumerate(self.each(0))
                 ]
-        return all(agree(a, b) for a, b in zip(together, stack(alone), strict=True) if b)
+        pairs = zip(together, stack(alone), strict=True)
+        return all(agree(a, self._summed(a, b)) for a, b in pairs if b)
+
+    def _summed(self, together: Tree, alone: Tree) -> Tree:
+        """Return what each task has, summed where the tasks together have one: losses and phi."""
+        shared = any(alone[k].ndim > v.ndim for k, v in together.items())
+        return self.total(alone) if shared else alone

@@ -18,9 +18,18 @@ from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import BilevelProblem, Feedback, Tree
 from metaopt.engine.random import Draw, Keys, fold, replay
 from metaopt.engine.scheduled import Scheduled
-from metaopt.engine.stacked import Draws, RaggedBatchesError, Stacked, agree, pick, slopes, stack
-
-INSTEAD = "Run the seeds one after the other instead, as a sweep: -m seed=0,1,2"
+from metaopt.engine.seed_attributes import INSTEAD, SeedAttributeError, SeedAttributes, equal
+from metaopt.engine.stacked import (
+    Draws,
+    Point,
+    RaggedBatchesError,
+    Stacked,
+    agree,
+    compared,
+    moved,
+    pick,
+    stack,
+)
 
 
 class Replicates(Stacked):
@@ -42,14 +51,16 @@ class Replicates(Stacked):
     outer_axis = 0
 
     def __init__(self, problems: Sequence[GradientProblem], seeds: Sequence[int]) -> None:
-        super().__init__(_checked(problems))
+        _check(problems)
         self.loops = [InnerLoop(problem) for problem in problems]
-        self.first, self.seeds = self.loops[0], tuple(seeds)
-        self.own = {"attributes": _differing(problems)}
         frozen = [loop.frozen for loop in self.loops]
-        if any(f is not frozen[0] and not _equal(f, frozen[0]) for f in frozen):
+        self.attributes = SeedAttributes(problems)
+        super().__init__(self.attributes.problem)
+        self.first, self.seeds = self.loops[0], tuple(seeds)
+        self.per_member = {"attributes": self.attributes.stacked}
+        if not all(equal(f, frozen[0]) for f in frozen):
             try:
-                self.own["frozen"] = stack(frozen)
+                self.per_member["frozen"] = stack(frozen)
             except ValueError as error:
                 raise ValueError(
                     f"the frozen weights of {type(self.problem).__name__} differ between seeds: "
@@ -59,7 +70,7 @@ class Replicates(Stacked):
     @cached_property
     def frozen(self) -> Tree:
         """The weights that nobody trains; with an axis of replicates where these differ."""
-        frozen: Tree = self.own.get("frozen", self.loops[0].frozen)
+        frozen: Tree = self.per_member.get("frozen", self.loops[0].frozen)
         return frozen
 
     @cached_property
@@ -82,14 +93,10 @@ class Replicates(Stacked):
         later = (_Later.like(first, own, partial(of, self.first)) for own in keys[1:])
         return Draws(key, each=(first, *later))
 
-    def problem_with(self, own: Mapping[str, Any]) -> GradientProblem:
-        """Return the problem with the attributes of one replicate in the place of its own."""
-        if not own["attributes"]:
-            return self.problem
-        # Not by copy.copy, which calls the checks of `__new__` again.
-        problem: GradientProblem = object.__new__(type(self.problem))
-        vars(problem).update(vars(self.problem), **own["attributes"])
-        return problem
+    def problem_with(self, per_member: Mapping[str, Any]) -> GradientProblem:
+        """Return the problem with the attributes of one replicate."""
+        attributes = per_member["attributes"]
+        return self.attributes.with_values(attributes) if attributes else self.problem
 
     def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
         """Return how each replicate is stepped."""
@@ -149,7 +156,7 @@ class Replicates(Stacked):
     def check(self) -> None:
         """Raise a `ValueError` unless replicates trained together have the numbers of each alone.
 
-        Found out on the first batches, which costs a step and two gradients of each replicate.
+        Tried on the first batches, for two steps and eight gradients of each replicate.
         """
         name = type(self.problem).__name__
         keys = Keys([fold(seed, 0) for seed in self.seeds])
@@ -158,8 +165,11 @@ class Replicates(Stacked):
                 phi = self.initial_outer(fold(Keys(self.seeds), "outer"))
                 with torch.no_grad():
                     start = self.initial(phi, keys)
+                points = [(phi, start), (moved(phi), start.at(moved(start.params)))]
                 with tree.replicated(), twice_differentiable():
-                    together = _first_step(self, phi, start, keys)
+                    together = _first_step(self, points, keys)
+            except SeedAttributeError:
+                raise
             except RaggedBatchesError as error:
                 raise ValueError(f"seeds cannot be trained together: {error} {INSTEAD}") from error
             except (RuntimeError, TypeError, ValueError) as error:
@@ -171,8 +181,9 @@ class Replicates(Stacked):
                     f"tensor is: {says}. {INSTEAD}"
                 ) from error
             for i, (loop, key) in enumerate(self.each(keys)):
+                own = [(pick(phi, i), self.member(inner, i)) for phi, inner in points]
                 with twice_differentiable():
-                    alone = _first_step(loop, pick(phi, i), self.member(start, i), key)
+                    alone = _first_step(loop, own, key)
                 pairs = zip((pick(part, i) for part in together), alone, strict=True)
                 if not all(agree(a, b) for a, b in pairs if b):
                     raise ValueError(
@@ -201,17 +212,17 @@ class _Later(Draw):
         return key
 
 
-def _first_step(loop: InnerLoop, phi: Tree, start: GradientState, key: int) -> list[Tree]:
-    """Return the gradients of both losses, buffers, and parameters and state after a step."""
+def _first_step(loop: InnerLoop, points: Sequence[Point], key: int) -> list[Tree]:
+    """Return what `compared` does, and parameters and state after a step from the first point."""
+    phi, start = points[0]
     after = loop.step(phi, loop.leaves(start), loop.draw(start, key, 0))
     floating = {k: t for k, t in tree.numbered(after.state).items() if t.is_floating_point()}
-    return [*slopes(loop, phi, start, key, 1), tree.detach(after.params), tree.detach(floating)]
+    return [*compared(loop, points, key), tree.detach(after.params), tree.detach(floating)]
 
 
-def _checked(problems: Sequence[GradientProblem]) -> GradientProblem:
-    """Return the first of the problems of replicates, or raise an error."""
-    first = problems[0]
-    kind = type(first)
+def _check(problems: Sequence[GradientProblem]) -> None:
+    """Raise an error where problems cannot be those of replicates."""
+    kind = type(problems[0])
     for problem in problems:
         if not isinstance(problem, GradientProblem):
             raise TypeError(
@@ -232,27 +243,3 @@ def _checked(problems: Sequence[GradientProblem]) -> GradientProblem:
             raise ValueError(
                 f"{kind.__name__} keeps records beside its run, which seeds cannot share. {INSTEAD}"
             )
-    return first
-
-
-def _differing(problems: Sequence[GradientProblem]) -> dict[str, Any]:
-    """Return the attributes that differ in the values of their tensors, stacked."""
-    differing: dict[str, Any] = {}
-    for name, value in vars(problems[0]).items():
-        values = [vars(problem).get(name) for problem in problems]
-        if name.startswith("_constructor") or not any(True for _ in tree.tensors(value)):
-            continue
-        if all(v is value or _equal(v, value) for v in values):
-            continue
-        try:
-            differing[name] = stack(values)
-        except (RuntimeError, ValueError):  # of several shapes: only losses that read it mind
-            continue
-    return differing
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Return whether two trees have the same tensors, in value."""
-    pairs = list(zip(tree.tensors(a), tree.tensors(b), strict=False))
-    count = sum(1 for _ in tree.tensors(b))
-    return len(pairs) == count and all(x is y or torch.equal(x, y) for x, y in pairs)

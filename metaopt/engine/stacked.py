@@ -54,8 +54,8 @@ class Stacked(InnerLoop):
     Attributes:
         outer_axis: the axis of members of the outer variable, or `None` where they share it.
         first: the loop of the first member.
-        own: what a loss reads of the problem that differs between members, with an axis of them:
-            attributes by name, and `frozen` weights.
+        per_member: what a loss reads of the problem that differs between members, with an axis of
+            them: attributes by name, and `frozen` weights.
     """
 
     outer_axis: int | None
@@ -63,7 +63,7 @@ class Stacked(InnerLoop):
 
     def __init__(self, problem: GradientProblem) -> None:
         super().__init__(problem)
-        self.own: dict[str, Any] = {}
+        self.per_member: dict[str, Any] = {}
         self._stacks: dict[str, _Stack] = {}
 
     @abstractmethod
@@ -164,15 +164,15 @@ class Stacked(InnerLoop):
     def apply(self, name: str, outer: Tree, inner: GradientState, batch: Sequence[Batch]) -> Any:
         """Return what a function of the problem says of each member; a loss is (B,)."""
         parts, rebuild = self._stacked(name, batch)
-        trees = (outer, inner.params, inner.buffers, inner.state, self.own)
+        trees = (outer, inner.params, inner.buffers, inner.state, self.per_member)
 
         def one(*tensors: Tensor) -> Any:
             rest = iter(tensors)
             made: list[Any] = [tree.map_tensors(lambda _: next(rest), part) for part in trees]
-            phi, params, buffers, state, own = made
+            phi, params, buffers, state, per_member = made
             at = inner._replace(params=params, buffers=buffers, state=state)
-            theta = self.tensors(at, own.get("frozen", self.frozen))
-            value = getattr(self.problem_with(own), name)(phi, theta, rebuild(list(rest)))
+            theta = self.tensors(at, per_member.get("frozen", self.frozen))
+            value = getattr(self.problem_with(per_member), name)(phi, theta, rebuild(list(rest)))
             return scalar_loss(value, name).reshape(()) if name in LOSSES else value
 
         # One by one, since vmap takes its time with nested arguments.
@@ -181,8 +181,8 @@ class Stacked(InnerLoop):
         axes = (*shared, *[0] * (len(tensors) - len(outer))) if shared else 0
         return vmap(one, in_dims=axes)(*tensors)
 
-    def problem_with(self, own: dict[str, Any]) -> Any:
-        """Return the problem of a member, given what of `own` is the member's."""
+    def problem_with(self, per_member: dict[str, Any]) -> Any:
+        """Return the problem of a member, given the member's part of `self.per_member`."""
         return self.problem
 
     def updated_state(self, outer: Tree, inner: GradientState, step: int) -> dict[str, Any]:
@@ -325,13 +325,44 @@ def pick(state: T, index: int) -> T:
     return tree.map_tensors(lambda t: t[index], state)
 
 
-def slopes(loop: InnerLoop, phi: Tree, inner: GradientState, key: int, count: int) -> list[Tree]:
-    """Return the gradients of g and of `count` F in theta, and the buffers after g."""
-    at = inner.at(tree.leaves(inner.params))
+Point = tuple[Tree, GradientState]
+"""phi and an inner state, where losses are compared."""
+
+
+def moved(values: Tree) -> Tree:
+    """Return values elsewhere: up to a tenth nearer to 0, and above it where they are 0.
+
+    A term that vanishes at the first values, with its gradient, is seen there. Signs, and so most
+    domains, are kept.
+    """
+    factors = {k: v.uniform_(0.05, 0.1) for k, v in tree.detach(tree.clone(values)).items()}
+    return {k: torch.where(v == 0, factors[k], v - v * factors[k]) for k, v in values.items()}
+
+
+def compared(loop: InnerLoop, points: Sequence[Point], key: int, count: int = 1) -> list[Tree]:
+    """Return losses, their gradients and buffers, which members have together as each alone.
+
+    Args:
+        loop: of one member, or of all.
+        points: the first state, and another one. At the first one, gradients in phi may be nothing
+            but round-off, as those of weights of examples that a blank model finds alike.
+        key: of the run.
+        count: what F is multiplied by: the number of members that it is the mean of.
+    """
+    start, elsewhere = (_evaluated(loop, phi, inner, key, count) for phi, inner in points)
+    return [*start[:3], *elsewhere]
+
+
+def _evaluated(
+    loop: InnerLoop, phi: Tree, inner: GradientState, key: int, count: int
+) -> list[Tree]:
+    """Return the gradients of g and F in theta, buffers, gradients in phi, and the losses."""
+    at, phi = inner.at(tree.leaves(inner.params)), tree.leaves(phi)
     g = loop.inner_value(phi, at, loop.draw(inner, key, 0))
     f = loop.outer_value(phi, at, loop.outer_draw(inner, key)) * count
-    buffers = {k: v.double() for k, v in at.buffers.items()}
-    return [tree.gradient(g, at.params)[0], tree.gradient(f, at.params)[0], buffers]
+    buffers = {k: v.detach().double() for k, v in at.buffers.items()}
+    (g_theta, g_phi), (f_theta, f_phi) = (tree.gradient(v, at.params, phi) for v in (g, f))
+    return [g_theta, f_theta, buffers, g_phi, f_phi, {"g": g.detach()}, {"F": f.detach()}]
 
 
 def agree(a: Tree, b: Tree) -> bool:

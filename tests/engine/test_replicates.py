@@ -1,15 +1,18 @@
 """Several seeds trained together: each has the numbers of a run of its own."""
 
 import functools
+from functools import cached_property
 
 import pytest
 import torch
 from seeds import SEEDS, assert_as_alone
 
 from metaopt.engine import Engine
+from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW, NormalizedSGD
 from metaopt.engine.protocols import NonFiniteError
 from metaopt.engine.random import Keys, fold, generator, replay
+from metaopt.engine.schedules import Cosine
 from metaopt.engine.seeds import seeds_in_words
 from metaopt.estimators import Direct, OneStep, Penalty, Score, Soba, Unroll
 from metaopt.optimizers import Descent, MirrorDescent, Schedule, Search
@@ -164,7 +167,7 @@ class Random(Ridge):
         ("dropout", "random numbers .dropout.*-m seed=0,1,2"),
         ("item", "read a number off a tensor.*-m seed=0,1,2"),
         ("ragged", "the batches of Random differ in their shapes.*-m seed=0,1,2"),
-        ("number", "other losses with seed 0 alone.*-m seed=0,1,2"),
+        ("number", "reads the attribute 'shift'.*-m seed=0,1,2"),
     ],
 )
 def test_what_cannot_be_stacked_is_refused(kind, message):
@@ -222,3 +225,93 @@ def test_the_seed_that_diverges_is_named():
     engine = Engine(problems, Unroll(3), Descent(), outer_steps=3, seeds=SEEDS)
     with pytest.raises(NonFiniteError, match=r"of seed 0 is (nan|inf) at outer step"):
         list(engine)
+
+
+class Plain(GradientProblem):
+    """Least squares with a decay; the seed decides a Python number that one loss reads.
+
+    Where phi and theta start, at 0, neither loss has a gradient in theta that depends on it.
+    """
+
+    inner_optimizer = SGD(lr=0.1)
+
+    def __init__(self, seed, where="outer", hidden=False):
+        generator = torch.Generator().manual_seed(seed)
+        self.where = where
+        self.x, self.y = (torch.randn(9, 4, generator=generator).double() for _ in range(2))
+        alpha = float(torch.rand((), generator=generator))
+        self.alpha = (lambda: alpha) if hidden else alpha
+
+    def init_outer(self, generator):
+        return {"phi": torch.zeros(4, dtype=torch.float64)}
+
+    def init_params(self, outer, generator):
+        return {"w": torch.zeros(4, 4, dtype=torch.float64)}
+
+    def inner_batch(self, draw):
+        return self.x, self.y
+
+    def outer_batch(self, draw):
+        return self.x, self.y
+
+    def inner_loss(self, outer, inner, batch):
+        x, y = batch
+        decay = (outer["phi"] * inner["w"] ** 2).sum()
+        return (x @ inner["w"] - y).square().mean() + self.scale("inner") * decay
+
+    def outer_loss(self, outer, inner, batch):
+        x, y = batch
+        away = (outer["phi"] - 1).square().sum()
+        return (x @ inner["w"] - y).square().mean() + self.scale("outer") * away
+
+    def scale(self, loss):
+        if self.where != loss:
+            return 1.0
+        return self.alpha() if callable(self.alpha) else self.alpha
+
+
+@pytest.mark.parametrize("where", ["inner", "outer"])
+@pytest.mark.parametrize(
+    ("hidden", "message"), [(False, "reads the attribute 'alpha'"), (True, "has other losses with")]
+)
+def test_a_number_that_the_seed_decides_is_refused(where, hidden, message):
+    problems = [Plain(seed, where, hidden) for seed in SEEDS]
+    with pytest.raises(ValueError, match=rf"Plain.*{message}.*-m seed=0,1,2"):
+        Engine(problems, Unroll(2), Descent(), outer_steps=1, seeds=SEEDS)
+
+
+def test_a_number_that_no_loss_reads_may_differ():
+    assert_as_alone(lambda seed: Plain(seed, where=None), lambda: Unroll(3))
+
+
+def test_inner_optimizers_that_differ_later_are_refused():
+    problems = [Plain(seed, where=None) for seed in SEEDS]
+    for problem, seed in zip(problems, SEEDS, strict=True):
+        problem.inner_optimizer = SGD(lr=0.1, schedule=Cosine(4 + seed))
+    with pytest.raises(ValueError, match=r"Plain.inner_optimizer differs between seeds"):
+        Engine(problems, Unroll(2), Descent(), outer_steps=1, seeds=SEEDS)
+
+
+class Cached(Plain):
+    """A loss reads what is computed once, from data of the seed."""
+
+    @cached_property
+    def gram(self):
+        return self.x.T @ self.x / 9
+
+    def inner_loss(self, outer, inner, batch):
+        w = inner["w"]
+        return super().inner_loss(outer, inner, batch) + (w * (self.gram @ w)).sum()
+
+
+@pytest.mark.parametrize("used", [(), SEEDS[:1], SEEDS])
+def test_a_cached_property_is_that_of_each_seed(used):
+    """`used`: the seeds whose problems have computed it before."""
+
+    def make(seed):
+        problem = Cached(seed, where=None)
+        if seed in used:
+            assert problem.gram.shape == (4, 4)
+        return problem
+
+    assert_as_alone(make, lambda: Unroll(3))
