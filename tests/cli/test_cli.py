@@ -296,10 +296,10 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> None:
     """Make every file whose name starts with `name` impossible to write."""
     replacing = writing.replacing
 
-    def refuse(path: Path) -> Any:
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
         if path.name.startswith(name):
             raise OSError(number, os.strerror(number), str(path))
-        return replacing(path)
+        return replacing(path, *arguments, **options)
 
     for module in (writing, tensors):
         monkeypatch.setattr(module, "replacing", refuse)

@@ -209,7 +209,7 @@ def test_a_folder_of_other_rollouts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"judge='strict' \(now 'lenient'\)"):
         label_steps([CHAIN], ["4"], Coin(), tmp_path / "judged", Says("lenient"))
     (tmp_path / SETTINGS).unlink()
-    with pytest.raises(ValueError, match="no shards"):
+    with pytest.raises(ValueError, match="not shards"):
         label_steps([CHAIN], ["4"], Coin(), tmp_path)
 
 
