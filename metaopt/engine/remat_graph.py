@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,24 +163,25 @@ def hidden() -> Any:
     return torch._C.DisableTorchFunction()
 
 
-_measurements: ContextVar[list[int] | None] = ContextVar("_measurements", default=None)
+# Not a ContextVar: autograd recomputes blocks of a GPU in threads of its own, which see none.
+_measurements: list[list[int]] = []
 
 
 @contextmanager
 def measured_graphs() -> Iterator[list[int]]:
     """Give the block the bytes of each graph that is built and dropped inside it."""
     sizes: list[int] = []
-    token = _measurements.set(sizes)
+    _measurements.append(sizes)
     try:
         yield sizes
     finally:
-        _measurements.reset(token)
+        _measurements.pop()
 
 
 @contextmanager
 def unobserved() -> Iterator[None]:
     """Hide a graph that is dropped at once from hooks that count, or move, what a graph saves."""
-    measurements = _measurements.get()
+    measurements = _measurements[-1] if _measurements else None
     if measurements is None and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
         yield
         return

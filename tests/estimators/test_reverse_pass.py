@@ -1,12 +1,15 @@
 """The reverse pass: what it carries, how many steps it takes, and the memory that it holds."""
 
+import math
+
 import pytest
 import torch
 from cases import Classification, relative_error
-from combined import COMPLICATIONS, OPTIMIZERS
+from combined import COMPLICATIONS, OPTIMIZERS, Averaged
 from combined import problem as combined
 
 from metaopt.engine import tree
+from metaopt.engine.engine import Engine
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import AdamW
 from metaopt.engine.kernels import twice_differentiable
@@ -14,6 +17,7 @@ from metaopt.engine.random import generator
 from metaopt.estimators import Unroll
 from metaopt.estimators.reverse import adjoints
 from metaopt.estimators.reverse.schedules import forward_steps
+from metaopt.optimizers import Descent
 from metaopt.testing.meter import PeakMemory
 from metaopt.testing.trees import identical
 
@@ -122,3 +126,15 @@ def test_one_estimator_leaves_what_it_is_given():
     for settings in ({"segments": 3}, {"schedule": "revolve", "snapshots": 2}):
         Unroll(STEPS, **settings)(loop, outer, inner, 3)
         assert identical(before, inner)
+
+
+def test_the_growth_of_an_adjoint_that_starts_at_zero_is_not_a_number():
+    class AverageAlone(Averaged):
+        def outer_loss(self, outer, inner, batch):
+            return sum((t**2).sum() for t in tree.tensors(inner.state))
+
+    problem = AverageAlone("SGD with decay", "dropout")
+    for unroll in (Unroll(6), Unroll(6, schedule="revolve", snapshots=2)):
+        *_, (_, feedback) = Engine(problem, unroll, Descent(), outer_steps=2)
+        assert math.isnan(feedback.metrics["inner/adjoint_growth"])
+        assert feedback.metrics["outer/grad_norm"] > 0

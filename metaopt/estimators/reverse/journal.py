@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from metaopt.engine import tree
@@ -35,8 +36,11 @@ class Progress(NamedTuple):
 
     @property
     def growth(self) -> Tensor:
-        """Norm of the adjoint over that of the last state's, of parameters alone."""
-        return norm(self.adjoint, self.end) / self.size
+        """Norm of the adjoint over that of the last state's, of parameters alone.
+
+        NaN where the latter is 0: where F reads an average of the parameters alone.
+        """
+        return torch.where(self.size > 0, norm(self.adjoint, self.end) / self.size, torch.nan)
 
 
 def norm(adjoint: Adjoint, inner: GradientState) -> Tensor:
