@@ -141,7 +141,7 @@ def test_the_command_checks_a_shipped_problem(command: Command) -> None:
     assert code == 0, errors
     exact = next(x for x in out.splitlines() if x.startswith("implicit_exact")).split()
     assert float(exact[2]) > 0.999
-    assert len([x for x in out.splitlines() if x.startswith("unroll ")]) == 1
+    assert len([x for x in out.splitlines() if x.startswith("unroll  ")]) == 1
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ OTHERS = [
     ("problem.features=1000000000000", "Make batches smaller (problem.batch), or the model."),
     (
         "estimator={_target_: metaopt.estimators.Unroll, segments: auto, memory_budget: 1}",
-        "memory_budget is 1 byte. Raise it, or lower",
+        "memory_budget is 1 byte. Raise it, make batches smaller",
     ),
     ("limits={gradients: abc}", "limits must be a mapping to a finite number or null"),
     ("limits=[3]", "limits must be a mapping"),
