@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.graph import saved_tensors_hooks
 
 from metaopt.engine.kernels import eager, twice_differentiable
+from metaopt.engine.storages import Storages
 
 
 class _Guard(Function):
@@ -185,14 +185,8 @@ def unobserved() -> Iterator[None]:
     if measurements is None and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
         yield
         return
-    saved: dict[int, int] = {}
-
-    def count(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return t.detach()  # an output itself would hold its own graph, and never go
-
-    with saved_tensors_hooks(count, lambda t: t):
+    storages = Storages()
+    with storages.saved():
         yield
     if measurements is not None:
-        measurements.append(sum(saved.values()))
+        measurements.append(storages.peak)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from metaopt.engine.storages import Storages
 
 
 class PeakMemory(TorchDispatchMode):
@@ -17,15 +18,21 @@ class PeakMemory(TorchDispatchMode):
 
     Each storage counts once, from the operation that returns it until nothing refers to it. The
     count is exact and the same on every device; workspace inside one kernel is not in it.
-
-    Attributes:
-        peak: largest number of bytes alive at one moment.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self.live = 0
-        self._sizes: dict[int, int] = {}
+        self._storages = Storages()
+
+    @property
+    def live(self) -> int:
+        """The number of bytes alive now."""
+        return self._storages.live
+
+    @property
+    def peak(self) -> int:
+        """The largest number of bytes alive at one moment."""
+        return self._storages.peak
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -34,22 +41,8 @@ class PeakMemory(TorchDispatchMode):
         if not _aliases(func):  # a view or an operation in place makes no storage
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, Tensor):
-                    self._enter(tensor)
-        self.peak = max(self.peak, self.live)
+                    self._storages.add(tensor)
         return result
-
-    def _enter(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        identity = storage._cdata
-        if identity in self._sizes:
-            return
-        self._sizes[identity] = size = storage.nbytes()
-        self.live += size
-        # Not at exit, where torch is gone before its storages are.
-        weakref.finalize(storage, self._leave, identity).atexit = False
-
-    def _leave(self, identity: int) -> None:
-        self.live -= self._sizes.pop(identity)
 
 
 @functools.cache

@@ -227,8 +227,8 @@ def test_a_transformer_is_differentiated_in_less_than_half_of_the_memory_and_wit
     assert peaks["remat"] <= 0.5 * peaks["checkpoint"]
     assert torch.allclose(grads["remat"], grads["plain"], rtol=1e-5)
 
-    # Less than the graph of a plain step; a block that is computed again is counted.
-    budget = 160 * 2**20
+    # Half of the graph of a plain step; a block that is computed again is counted.
+    budget = 130 * 2**20
     loop, phi = InnerLoop(Language("remat")), {"weight": torch.zeros(64)}
     estimator = Unroll(2, memory_budget=budget)
     estimator(loop, phi, loop.start(phi, None, 0), 0)  # the first run measures

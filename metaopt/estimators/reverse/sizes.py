@@ -6,13 +6,11 @@ import math
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor
-
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.random import replay
 from metaopt.engine.remat_graph import measured_graphs
+from metaopt.engine.storages import Storages
 from metaopt.estimators.reverse.adjoints import pull_back
 from metaopt.estimators.reverse.schedules import Revolve, Schedule, Segments
 
@@ -123,24 +121,17 @@ def sizes(loop: InnerLoop) -> Sizes:
 def _measured(loop: InnerLoop) -> Sizes:
     phi = tree.leaves(loop.initial_outer(0))
     inner = loop.leaves(tree.detach(loop.initial(phi, 0)))
-    storages: dict[int, int] = {}  # by address: several views may share one
-    alive: list[Tensor] = []  # what is freed meanwhile would give its address to another
-
-    def count(t: Tensor) -> Tensor:
-        storage, alias = t.untyped_storage(), t.detach()
-        storages[storage.data_ptr()] = storage.nbytes()
-        alive.append(alias)
-        return alias  # an output itself would hold its own graph, and never go
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        with measured_graphs() as blocks:
+    storages = Storages()
+    with measured_graphs() as blocks:
+        with storages.saved():
             end = loop.step(phi, inner, loop.draw(inner, 0, 0))
-            if blocks:  # the largest is that of a block's second derivative
-                ends = loop.differentiated(end)
-                pull_back(ends, ends, phi, loop.differentiated(inner))
-        for t in loop.differentiated(end):
-            count(t)
+        ends = loop.differentiated(end)
+        for t in ends:
+            storages.add(t)
+        step = storages.live
+        if blocks:  # the largest is that of a block's second derivative
+            pull_back(ends, ends, phi, loop.differentiated(inner))
     state = {**inner._asdict(), "loss": None}
     held = sum(t.numel() * t.element_size() for t in tree.tensors(state))
     # A product with a block's graph holds about as much again.
-    return Sizes(held, sum(storages.values()), 2 * max(blocks, default=0))
+    return Sizes(held, step, 2 * max(blocks, default=0))
