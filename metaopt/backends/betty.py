@@ -20,10 +20,12 @@ from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Estimator, OuterOptimizer, Tree
 from metaopt.engine.random import generator
 from metaopt.engine.ranges import check_choices, check_ranges
+from metaopt.estimators.conjugate_gradient import ConjugateGradient
 from metaopt.estimators.finite_difference import FiniteDifference
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.inner_run import InnerRun, Result
-from metaopt.estimators.solvers import ConjugateGradient, Identity, Neumann
+from metaopt.estimators.neumann import Neumann
+from metaopt.estimators.solvers import Identity
 
 INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 

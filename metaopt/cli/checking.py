@@ -23,9 +23,10 @@ from metaopt.engine.budget import UNITS
 from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.protocols import Estimator
+from metaopt.estimators.conjugate_gradient import ConjugateGradient
 from metaopt.estimators.implicit import Implicit
 from metaopt.estimators.inner_run import require_gradients
-from metaopt.estimators.solvers import ConjugateGradient, Neumann
+from metaopt.estimators.neumann import Neumann
 from metaopt.estimators.unroll import Unroll
 from metaopt.files.errors import ConfigError
 from metaopt.report.table import Table

@@ -14,9 +14,12 @@ from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.meta_batch import MetaBatch
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
+from metaopt.estimators.conjugate_gradient import ConjugateGradient
+from metaopt.estimators.exact import Exact
 from metaopt.estimators.held_fixed import Held
 from metaopt.estimators.inner_run import Result
-from metaopt.estimators.solvers import ConjugateGradient, Exact, Identity, Neumann, Solver
+from metaopt.estimators.neumann import Neumann
+from metaopt.estimators.solvers import Identity, Solver
 from metaopt.estimators.task_average import TaskAverage, mean_feedback
 
 

@@ -15,8 +15,8 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import OuterOptimizer, Tree
 from metaopt.engine.random import Draw, fold, generator
 from metaopt.engine.ranges import check_ranges
+from metaopt.estimators.conjugate_gradient import ConjugateGradient
 from metaopt.estimators.implicit import Implicit
-from metaopt.estimators.solvers import ConjugateGradient
 from metaopt.estimators.unroll import Unroll
 from metaopt.optimizers.descent import Descent
 from metaopt.testing.differences import Differences, run_differences

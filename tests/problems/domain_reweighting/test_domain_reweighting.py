@@ -12,8 +12,8 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import AdamW
 from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators import FiniteDifference, Implicit, OneStep, Unroll
+from metaopt.estimators.conjugate_gradient import ConjugateGradient
 from metaopt.estimators.direct import Direct
-from metaopt.estimators.solvers import ConjugateGradient
 from metaopt.problems.domain_reweighting.weights import (
     LearningToReweight,
     WeightNetwork,
