@@ -69,13 +69,13 @@ def _values(
 ) -> dict[int, Tensor] | None:
     """Return what replaces each of a module's tensors, by the identity of the module's own.
 
-    `None` unless each of `tensors` has a place, and all places of a tied one get the same; and for
-    a module with a script in it, whose tensors are in no dict.
+    `None` where torch's own call is needed: for a name that the module does not have, for two names
+    of one tied tensor that get different values, and for a module with a script in it.
     """
     if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
         return None
     values: dict[int, Tensor] = {}
-    found = 0
+    replaced = 0
     for store, _, name, own in held:
         if not isinstance(store, dict):
             return None
@@ -83,8 +83,8 @@ def _values(
             value = tensors[name]
             if values.setdefault(id(own), value) is not value or not isinstance(value, Tensor):
                 return None
-            found += 1
-    return values if found == len(tensors) else None
+            replaced += 1
+    return values if replaced == len(tensors) else None
 
 
 def places(module: nn.Module) -> list[Place]:

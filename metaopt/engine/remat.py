@@ -140,8 +140,8 @@ def rematerialize(
         outputs = [leaves[i] for i in computed]
         again = _Again(run, computed, state, name, operations(outputs, entry, name))
         # The values before the call of what it changes, which the caller is about to overwrite.
-        kept = [t.clone() if i in result[1] else t for i, t in enumerate(tensors)]
-        results = attached(again, outputs, kept, [not t.requires_grad for t in outputs])
+        inputs = [t.clone() if i in result[1] else t for i, t in enumerate(tensors)]
+        results = attached(again, outputs, inputs, [not t.requires_grad for t in outputs])
         if compare:
             again.expect(results)
         for i, output in zip(computed, results, strict=True):

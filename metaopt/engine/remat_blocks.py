@@ -30,7 +30,7 @@ def remat_blocks(module: M, pattern: str) -> M:
     statistics, is written once. A block inside another is computed again with that one, too.
 
     Args:
-        module: of one's own or a library's; it is changed in place.
+        module: the user's or a library's, such as a transformers model; it is changed in place.
         pattern: a regular expression that is searched for in the names of submodules:
             `layers\\.\\d+$` for the layers of most models of transformers.
 

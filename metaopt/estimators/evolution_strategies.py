@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from metaopt.engine import distributed, tree
+from metaopt.engine.black_box_loop import BlackBoxLoop
 from metaopt.engine.gradient_problem import GradientState
-from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import fold, generator
 from metaopt.engine.ranges import check_ranges

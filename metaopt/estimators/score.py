@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop
+from metaopt.engine.black_box_loop import BlackBoxLoop
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback
 from metaopt.estimators.inner_run import InnerRun, check_run
 

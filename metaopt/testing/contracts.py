@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from metaopt.engine import Engine, tree
+from metaopt.engine.black_box_loop import BlackBoxLoop
 from metaopt.engine.gradient_problem import GradientProblem
-from metaopt.engine.inner_loop import BlackBoxLoop, InnerLoop, loop_of
+from metaopt.engine.inner_loop import InnerLoop, loop_of
 from metaopt.engine.protocols import BilevelProblem, Estimator, Feedback, OuterOptimizer
 from metaopt.engine.random import fold, generator
 from metaopt.optimizers import Grid, Random, Search

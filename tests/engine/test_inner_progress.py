@@ -3,7 +3,7 @@
 import pytest
 
 from metaopt.engine import Engine
-from metaopt.engine.inner_loop import BlackBoxLoop
+from metaopt.engine.black_box_loop import BlackBoxLoop
 from metaopt.engine.inner_progress import Progress
 from metaopt.estimators import FiniteDifference, Forward, Penalty, Unroll
 from metaopt.optimizers import Descent

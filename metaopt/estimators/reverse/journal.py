@@ -15,7 +15,7 @@ from metaopt.estimators.reverse.stores import read_own
 from metaopt.files.tensors import write_tensors
 
 
-class Progress(NamedTuple):
+class PassState(NamedTuple):
     """How far a reverse pass has come.
 
     Args:
@@ -65,16 +65,16 @@ class Journal:
         self._target: int | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self) -> Progress | None:
+    def read(self) -> PassState | None:
         """Return the last entry, or `None` where there is none of this pass."""
         entry, end = (read_own(self._path(x), self.fingerprint) for x in ("journal", "end"))
         if entry is None or end is None:
             return None
-        progress = Progress(**entry["progress"], end=end["state"])
+        progress = PassState(**entry["progress"], end=end["state"])
         self._target = progress.target
         return progress
 
-    def enter(self, progress: Progress, first: int) -> bool:
+    def enter(self, progress: PassState, first: int) -> bool:
         """Write progress down if that is due; return whether it was.
 
         Args:

@@ -12,7 +12,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
 from metaopt.estimators.held_fixed import outer_value
 from metaopt.estimators.reverse.adjoints import at_end, graph, pull_back, through_steps
-from metaopt.estimators.reverse.journal import Journal, Progress, norm
+from metaopt.estimators.reverse.journal import Journal, PassState, norm
 from metaopt.estimators.reverse.schedules import Schedule
 from metaopt.estimators.reverse.stores import Store
 
@@ -39,7 +39,7 @@ class ReversePass:
     store: Store
     journal: Journal | None = None
 
-    def __call__(self, start: GradientState, progress: Progress | None = None) -> Progress:
+    def __call__(self, start: GradientState, progress: PassState | None = None) -> PassState:
         """Return where the pass ends.
 
         Args:
@@ -56,13 +56,13 @@ class ReversePass:
             progress = self._entered(self._back(progress))
         return progress
 
-    def _entered(self, progress: Progress) -> Progress:
+    def _entered(self, progress: PassState) -> PassState:
         """Return the progress, written down where that is due."""
         if self.journal is None or self.journal.enter(progress, self.steps.start):
             self.store.release()
         return progress
 
-    def _at_once(self, start: GradientState) -> Progress:
+    def _at_once(self, start: GradientState) -> PassState:
         """Return the end of the pass by the graph of all steps, with F at its end."""
         start, end = graph(self.loop, self.phi, start, self.key, self.steps)
         # An alias, for the slope that does not lead through a state made of the parameters.
@@ -73,18 +73,18 @@ class ReversePass:
         grads, adjoints = pull_back([tree.total(loss)], None, self.phi, [*inputs, *last.values()])
         size, end = norm(adjoints[len(inputs) :], end), tree.detach(end)
         before = self.steps.start - 1
-        return Progress(before, end, loss.detach(), grads, adjoints[: len(inputs)], size)
+        return PassState(before, end, loss.detach(), grads, adjoints[: len(inputs)], size)
 
-    def _end(self) -> Progress:
+    def _end(self) -> PassState:
         """Return the beginning of the pass: the last state, F and their adjoint."""
         target = self.steps[-1]
         first = self.schedule.first(target)
         state = self.store.put(first, self._reached(target))
         end = self._advanced(state, range(first, self.steps.stop))
         value, grads, adjoint = at_end(self.loop, self.phi, end, self.key)
-        return Progress(target, end, value, grads, adjoint, norm(adjoint, end))
+        return PassState(target, end, value, grads, adjoint, norm(adjoint, end))
 
-    def _back(self, progress: Progress) -> Progress:
+    def _back(self, progress: PassState) -> PassState:
         """Return the pass with the steps up to the target differentiated."""
         first = self.schedule.first(progress.target)
         steps, done = range(first, progress.target + 1), self.steps.stop - 1 - progress.target
@@ -109,7 +109,7 @@ class ReversePass:
 
     def _advanced(self, state: GradientState, steps: range) -> GradientState:
         """Return a state some steps on; it is stepped in place."""
-        taken = steps.start - self.steps.start
-        for k in self.loop.progress.track(steps, "inner step", len(self.steps), taken):
+        done = steps.start - self.steps.start
+        for k in self.loop.progress.track(steps, "inner step", len(self.steps), done):
             state = self.loop.step_(self.phi, state, self.loop.draw(state, self.key, k))
         return state

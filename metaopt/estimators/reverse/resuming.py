@@ -19,7 +19,7 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
-from metaopt.estimators.reverse.journal import Journal, Progress
+from metaopt.estimators.reverse.journal import Journal, PassState
 from metaopt.estimators.reverse.schedules import Schedule
 from metaopt.estimators.reverse.stores import DiskStore, MemoryStore, Store
 
@@ -28,7 +28,7 @@ from metaopt.estimators.reverse.stores import DiskStore, MemoryStore, Store
 def opened(
     loop: InnerLoop, phi: Tree, key: int, steps: range, schedule: Schedule, start: GradientState,
     *, disk: bool, every: int | None,
-) -> Iterator[tuple[Store, Journal | None, Progress | None]]:  # fmt: skip
+) -> Iterator[tuple[Store, Journal | None, PassState | None]]:  # fmt: skip
     """Return a store, a journal and how far an interrupted pass had come, while the pass lasts.
 
     Args:
