@@ -403,7 +403,23 @@ class InnerLoop:
         """Return the problem's own state after `step` steps, from `inner.state` one step before."""
         if not self.updates_state:
             return inner.state
-        state: dict[str, Any] = self.apply("update_state", outer, inner, step)
+        return self.new_state(outer, inner, step)
+
+    def new_state(self, outer: Tree, inner: GradientState, step: Any) -> dict[str, Any]:
+        """Return what `update_state` returns; `step` is one number, or one for each member.
+
+        Raises:
+            ValueError: it changes the state in place, of which a derivative needs the old values.
+        """
+        try:
+            state: dict[str, Any] = self.apply("update_state", outer, inner, step)
+        except RuntimeError as error:
+            if "in-place operation" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(self.problem).__name__}.update_state changes a tensor in place; return new "
+                f"ones, such as average.lerp(...) for average.lerp_(...)."
+            ) from error
         return state
 
 

@@ -190,8 +190,7 @@ class Stacked(InnerLoop):
         if not self.updates_state:
             return inner.state
         count = len(next(iter(inner.params.values())))
-        result: dict[str, Any] = self.apply("update_state", outer, inner, [step] * count)
-        return result
+        return self.new_state(outer, inner, [step] * count)
 
     def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
         """Return how each member is stepped, for instance with its own gradient's norm clipped."""

@@ -152,6 +152,18 @@ def test_what_cannot_carry_a_state_refuses_it(estimator, read_by):
         Engine(Averaged(SGD(lr=0.1), read_by), estimator, Descent(), outer_steps=1)
 
 
+@pytest.mark.parametrize("estimator", [Unroll(2), Forward(2), OneStep()])
+def test_a_state_that_is_changed_in_place_is_refused(estimator):
+    class InPlace(Averaged):
+        def update_state(self, outer, inner, step):
+            for k, average in inner.state["average"].items():
+                average.lerp_(inner[k], 0.5)
+            return inner.state
+
+    with pytest.raises(ValueError, match=r"InPlace\.update_state changes a tensor in place"):
+        Engine(InPlace(SGD(lr=0.1), ("outer",)), estimator, Descent(), outer_steps=1)
+
+
 def test_first_order_refuses_a_state():
     class Same(Averaged):
         def init_outer(self, generator):

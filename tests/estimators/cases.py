@@ -131,3 +131,20 @@ def cosine(estimate, exact):
     a = torch.cat([estimate[k].flatten() for k in exact])
     b = torch.cat([exact[k].flatten() for k in exact])
     return float(torch.cosine_similarity(a, b, dim=0))
+
+
+class ForkedAverage:
+    """Part of a problem: `module` trained from phi, with an average of theta in its state."""
+
+    def init_params(self, outer, generator):
+        return {k: v.clone() for k, v in outer.items()}
+
+    def init_buffers(self, outer, params):
+        return dict(self.module.named_buffers())
+
+    def init_state(self, outer, params):
+        return {"average": dict(params)}
+
+    def update_state(self, outer, inner, step):
+        average = inner.state["average"]
+        return {"average": {k: 0.5 * average[k] + 0.5 * inner.params[k] for k in average}}

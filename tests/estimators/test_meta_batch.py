@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import ForkedAverage
 from sinusoids import STEPS, TASKS, Sinusoids, assert_near, hypergradient, mean_of_singles
 from torch.func import functional_call
 
@@ -9,7 +10,7 @@ from metaopt.engine import tree
 from metaopt.estimators import FirstOrder, Unroll
 
 
-class Module(Sinusoids):
+class Module(ForkedAverage, Sinusoids):
     """A module under MAML: BatchNorm, an average of theta that F reads, or what vmap cannot run."""
 
     def __init__(self, kind):
@@ -23,19 +24,6 @@ class Module(Sinusoids):
 
     def init_outer(self, generator):
         return {k: v.detach().clone() for k, v in self.module.named_parameters()}
-
-    def init_params(self, outer, generator):
-        return {k: v.clone() for k, v in outer.items()}
-
-    def init_buffers(self, outer, params):
-        return dict(self.module.named_buffers())
-
-    def init_state(self, outer, params):
-        return {"average": dict(params)}
-
-    def update_state(self, outer, inner, step):
-        average = inner.state["average"]
-        return {"average": {k: 0.5 * average[k] + 0.5 * inner.params[k] for k in average}}
 
     def prepare_batch(self, outer, inner, batch, draw):
         if self.kind != "prepared":

@@ -5,6 +5,7 @@ Closed forms and finite differences are compared with the estimators in other fi
 
 import pytest
 import torch
+from cases import ForkedAverage
 from seeds import SEEDS, assert_as_alone
 
 from metaopt.engine import Engine, tree
@@ -230,7 +231,7 @@ def test_tasks_and_seeds_together_are_refused():
         Engine(Fork(1), Unroll(2, tasks=3), Descent(), outer_steps=1, seeds=2)
 
 
-class Average(Fork):
+class Average(ForkedAverage, Fork):
     """F reads an average of theta, and BatchNorm's buffers are changed by each step."""
 
     def __init__(self, seed):
@@ -244,19 +245,6 @@ class Average(Fork):
             k: torch.randn(v.shape, generator=generator, dtype=torch.float64)
             for k, v in self.module.named_parameters()
         }
-
-    def init_params(self, outer, generator):
-        return {k: v.clone() for k, v in outer.items()}
-
-    def init_buffers(self, outer, params):
-        return dict(self.module.named_buffers())
-
-    def init_state(self, outer, params):
-        return {"average": dict(params)}
-
-    def update_state(self, outer, inner, step):
-        average = inner.state["average"]
-        return {"average": {k: 0.5 * average[k] + 0.5 * inner.params[k] for k in average}}
 
     def inner_loss(self, outer, inner, batch):
         x, y = batch
