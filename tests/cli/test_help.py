@@ -39,6 +39,7 @@ def test_a_run_imports_nothing_heavy(tmp_path: Path) -> None:
     assert imported(run, *HEAVY, "torch._dynamo") == set()
 
 
+@pytest.mark.slow
 def test_reward_models_on_features_start_without_transformers() -> None:
     assert imported("import metaopt.problems.reward_model", "transformers", "pandas") == set()
 

@@ -42,7 +42,7 @@ def test_all_problems_are_listed():
     assert {*TOGETHER, *REFUSED} == {*groups()["problem"]}
 
 
-LONG = {"label_cleaning", "domain_reweighting"}
+LONG = {"label_cleaning", "domain_reweighting", "meta_pseudo_labels"}
 
 
 def each(names):

@@ -139,6 +139,7 @@ def test_wandb_disabled_writes_nothing(tmp_path):
     assert not list(tmp_path.glob("**/*.wandb"))
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_two_runs_of_one_process_apart(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     trackers = []

@@ -82,6 +82,7 @@ def test_a_run_writes_its_model_which_transformers_loads(metaopt, tmp_path, meth
         torch.testing.assert_close(log_odds, expected[i][steps.mask[i]], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_is_not_written_where_nobody_wants_it(metaopt, tmp_path):
     done = metaopt(*RUN, *SMALL, *FEATURES, "problem.task.save_model=false")
     assert done.code == 0, done.err

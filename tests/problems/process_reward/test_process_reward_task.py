@@ -250,7 +250,7 @@ def transformer(optimizer, precision="float32", **options):
     return DomainReweighting(task, optimizer, batch=48, meta_batch=40, **options)
 
 
-@pytest.mark.parametrize("key", [4, 7])
+@pytest.mark.parametrize("key", [4, pytest.param(7, marks=pytest.mark.slow)])
 def test_the_default_solver_agrees_with_an_exact_unrolled_step(key):
     """The whole problem on a transformer with dropout, after some training."""
     cosine, error = compared("float32", key)

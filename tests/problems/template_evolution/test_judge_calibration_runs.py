@@ -171,6 +171,7 @@ def test_a_killed_run_continues_to_the_same_result(
     assert_no_response_in(Path("halved"))
 
 
+@pytest.mark.slow
 def test_a_small_file_of_ones_own_runs_as_it_is(metaopt: Any, path: Path) -> None:
     data = ("data@problem.data=template_evolution/solutions", f"problem.data.source={path}")
     done = metaopt("problem=template_evolution/judge_calibration", *data, "debug=tiny")

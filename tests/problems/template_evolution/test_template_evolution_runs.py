@@ -100,7 +100,9 @@ def test_faults_lose_no_paid_reply_and_score_no_error(
         draw = zlib.crc32(asked.text.encode()) % 40
         if draw < 2 and asked.before == 0:
             return faults[draw]
-        return faults[draw] if draw == 3 or (draw == 2 and damaged) else answer(asked)
+        if draw in (3, 4, 5):
+            return faults[3]
+        return faults[draw] if draw == 2 and damaged else answer(asked)
 
     with Scripted(script) as server:
         done = metaopt(*TINY, *real(server, "target", "judge"), "hydra.run.dir=run")
@@ -112,12 +114,13 @@ def test_faults_lose_no_paid_reply_and_score_no_error(
         assert done.code == 0, done.err
         for text, count in server.counts.items():
             draw = zlib.crc32(text.encode()) % 40
-            if draw == 3:
+            if draw in (3, 4, 5):
                 assert count <= 2  # refused, and asked again in the step that is taken again
             elif draw != 2:
                 assert count == (2 if draw < 2 else 1)  # what was answered is paid for once
-    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
-    assert 0.8 < metrics["judge/coverage"] < 1  # without those that the server refuses
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    coverage = [json.loads(line)["judge/coverage"] for line in lines]
+    assert 0.8 < min(coverage) < 1  # what the server refuses has no score
 
 
 def test_a_policy_refusal_ends_the_run(metaopt: Callable[..., Any], tmp_path: Path) -> None:
