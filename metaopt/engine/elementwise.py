@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metaopt.engine.hyperparameters import Number, plus_product, plus_quotient
+from metaopt.engine.hyperparameters import Number, plus, plus_product, plus_quotient
 
 Lists = tuple[Tensor, ...] | list[Tensor]
 
@@ -23,10 +23,8 @@ class OneByOne:
 
     def add(self, x: Lists, y: Lists, factor: Number = 1.0) -> Lists:
         """Return x + factor * y."""
-        if isinstance(factor, Tensor):
-            return [a + factor * b for a, b in zip(x, y, strict=True)]
         # Not by `torch._foreach_add`, whose node keeps both lists in memory for the reverse pass.
-        return [a.add(b, alpha=factor) for a, b in zip(x, y, strict=True)]
+        return [plus(a, b, factor) for a, b in zip(x, y, strict=True)]
 
     def new_sum(self, x: Lists, y: Lists, factor: Number = 1.0) -> Lists:
         """Return x + factor * y, new tensors in either way."""

@@ -29,15 +29,12 @@ from metaopt.engine.kernels import eager
 from metaopt.engine.parameter_accesses import ParameterAccesses
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
+from metaopt.engine.rounding import rounding
 from metaopt.engine.scheduled import Scheduled
 
 if TYPE_CHECKING:
     from metaopt.engine.gradient_problem import GradientState
     from metaopt.engine.inner_loop import InnerLoop
-
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""How far two evaluations may be apart where sums are not taken in one order; else 1e-2."""
-
 
 HALF = frozenset({torch.float16, torch.bfloat16})
 
@@ -89,7 +86,7 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
         loop.inner_value(outer, inner.at(moved), draw, batch)
         again = loop.inner_value(outer, inner.at(inner.params), draw, batch)
     if slopes and not torch.allclose(
-        loss, again, rtol=_ROUNDING.get(loss.dtype, 1e-2), atol=0, equal_nan=True
+        loss, again, rtol=rounding(loss.dtype), atol=0, equal_nan=True
     ):
         values = f"{float(loss.detach()):.6g} and {float(again):.6g}"
         raise ValueError(

@@ -30,13 +30,12 @@ from metaopt.engine.remat_graph import (
     operations,
     unobserved,
 )
+from metaopt.engine.rounding import rounding
 
 T = TypeVar("T")
 Run = Callable[..., tuple[Any, dict[int, Tensor]]]
 """Tensors -> what is returned, and new values of those tensors that are changed, by number."""
 
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""How far two evaluations may be apart where sums are not taken in one order; else 1e-2."""
 _compared: WeakSet[Any] = WeakSet()
 
 
@@ -230,5 +229,5 @@ class _Again:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    tolerance = _ROUNDING.get(b.dtype, 1e-2) if b.is_floating_point() else 0.0
+    tolerance = rounding(b.dtype)
     return torch.allclose(a.detach(), b, rtol=tolerance, atol=tolerance, equal_nan=True)

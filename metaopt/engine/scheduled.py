@@ -140,9 +140,7 @@ class Scheduled(ABC):
             self._updated(params, self._clipped(grads), state, step, partial(self.stepped, ops))
             return
         # In place, factors are numbers, and reading a tensor's would wait for the device.
-        new, moments = self.update(params, grads, state, step)
-        for old, values in ((params, new), *((state[k], v) for k, v in moments.items())):
-            torch._foreach_copy_(list(old.values()), [values[k] for k in old])
+        overwrite(params, state, *self.update(params, grads, state, step))
 
     def _updated(
         self, params: Tree, grads: Tree, state: State, step: int, stepped: Stepped
@@ -258,6 +256,12 @@ class Scheduled(ABC):
         most = scalar(self.clip_norm, norms)
         coefficient = (most / (safe_sqrt((norms * norms).sum(0)) + 1e-6)).clamp(max=1.0)
         return {k: g * tree.across(coefficient, g) for k, g in grads.items()}
+
+
+def overwrite(params: Tree, state: State, new_params: Tree, new_state: State) -> None:
+    """Give parameters and moments the values of new ones, in place."""
+    for old, new in ((params, new_params), *((state[k], v) for k, v in new_state.items())):
+        torch._foreach_copy_(list(old.values()), [new[k] for k in old])
 
 
 def _ordered(values: Tree, params: Tree) -> Tree:

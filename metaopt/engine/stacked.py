@@ -25,7 +25,7 @@ from metaopt.engine.inner_loop import LOSSES, InnerLoop, scalar_loss
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
-from metaopt.engine.scheduled import State
+from metaopt.engine.scheduled import State, overwrite
 
 T = TypeVar("T")
 
@@ -205,7 +205,11 @@ class Stacked(InnerLoop):
             remaining = iter(parts)
             return tree.map_tensors(lambda _: next(remaining), batches[0])
 
-        # Many problems return all of their data in each step: these are stacked once.
+        # Many problems return all of their data in each step: these are stacked once. The stack is
+        # that of the same objects: `before` keeps them alive, so that no other object has their
+        # identity; they are tensors, numbers and tuples of these, so that none holds another tensor
+        # than it did; and a tensor that is written in place, other than by `.data` or numpy, has
+        # another version.
         before = self._stacks.get(name)
         if before is not None and before.is_of(batches):
             return before.parts, rebuild
@@ -266,9 +270,7 @@ class OfEach:
     @torch.no_grad()
     def update_(self, params: Tree, grads: Tree, state: State, step: int) -> None:
         """Do the same step in place."""
-        new, moments = self.update(params, grads, state, step)
-        for old, values in ((params, new), *((state[k], v) for k, v in moments.items())):
-            torch._foreach_copy_(list(old.values()), [values[k] for k in old])
+        overwrite(params, state, *self.update(params, grads, state, step))
 
     def learning_rate(self, step: int) -> Number:
         """Return the base learning rate, or one of each member."""
