@@ -21,7 +21,8 @@ from torch.func import vmap
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
 from metaopt.engine.hyperparameters import Number
-from metaopt.engine.inner_loop import LOSSES, InnerLoop, scalar_loss
+from metaopt.engine.inner_level import LOSSES, scalar_loss
+from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
