@@ -35,7 +35,7 @@ VERBS = {
     "label": Verb(
         "metaopt.cli.labelling:main", "SOLUTIONS FOLDER", "step labels for solutions, by rollouts"
     ),
-    "fetch": Verb("metaopt.data.fetch:main", "NAME", "a public data set, by its hash"),
+    "fetch": Verb("metaopt.data.fetch:main", "NAME", "a public data set or model, by its hash"),
     "ls": Verb("metaopt.cli.listing:ls", "[FOLDER]", "the runs of a folder and their state", False),
     "show": Verb("metaopt.cli.listing:show", "RUN", "one run: what it is and what came out", False),
 }

@@ -1,4 +1,4 @@
-"""`metaopt-fetch`: public data sets from where they are published, at one commit, by their hash."""
+"""`metaopt-fetch`: public data sets and models from where they are published, by their hash."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metaopt.data.folder import data_folders, data_sets
+from metaopt.data.fetch_model import FetchError, fetch_model, is_model
+from metaopt.data.folder import data_folders, data_sets, models
+from metaopt.data.gguf import DTYPES
 
 ELSEWHERE = {"cifar10": "problem.data.source=uoft-cs/cifar10 reads it from the hub, and keeps it"}
 """Data sets that something else downloads, and how."""
 
 GITHUB = "https://github.com"
 TIMEOUT = 60.0
-
-
-class FetchError(Exception):
-    """A download that failed; the message says what to do."""
 
 
 def fetch(name: str, folder: str | Path | None = None) -> list[Path]:
@@ -40,7 +38,10 @@ def fetch(name: str, folder: str | Path | None = None) -> list[Path]:
     if name in ELSEWHERE:
         raise ValueError(f"metaopt-fetch does not download {name}: {ELSEWHERE[name]}.")
     if name not in known:
-        raise ValueError(f"there is no data set {name!r}; the names are {', '.join(known)}.")
+        raise ValueError(
+            f"there is no data set {name!r}; the names are {', '.join(known)}, and of models "
+            f"{', '.join(models())}."
+        )
     root = data_folders()[0] if folder is None else Path(folder).expanduser()
     source = f"{GITHUB}/{known[name]['repository']}/raw/{known[name]['commit']}"
     paths = []
@@ -81,25 +82,40 @@ def _get(url: str, target: Path, sha256: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     listed = "\n".join(
-        f"  {name:<18}{known['content']} ({known['licence']})"
-        for name, known in data_sets().items()
+        f"{kind}:\n"
+        + "\n".join(f"  {n:<18}{k['content']} ({k['licence']})" for n, k in entries.items())
+        for kind, entries in (("data sets", data_sets()), ("models", models()))
     )
     parser = argparse.ArgumentParser(
         "metaopt-fetch",
-        description="Download a public data set, checked by its SHA-256 hash.",
-        epilog=f"data sets:\n{listed}",
+        description="Download a public data set or a model, checked by its SHA-256 hash.",
+        epilog=listed,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", help="one of the data sets below; none lists them")
     parser.add_argument(
-        "folder", nargs="?", help="data folder; default: $METAOPT_DATA, else the user's cache"
+        "name",
+        nargs="?",
+        help="one of those below (none lists them); or a .whl of these models or a .gguf that is "
+        "here",
     )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        help="data folder, default: $METAOPT_DATA, else the user's cache; of a model its own "
+        "folder, default: models/NAME in the data folder",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="of a model from GGUF; default: float32")
     given = parser.parse_args(arguments)
     if given.name is None:
         print(listed)
         return 0
     socket.setdefaulttimeout(TIMEOUT)  # the download itself sets none
     try:
+        if is_model(given.name):
+            print(fetch_model(given.name, given.folder, given.dtype))
+            return 0
+        if given.dtype is not None:
+            raise ValueError(f"--dtype is for models; {given.name} is none. Leave it out.")
         paths = fetch(given.name, given.folder)
     except (ValueError, FetchError) as error:
         print(f"metaopt-fetch: {error}", file=sys.stderr)

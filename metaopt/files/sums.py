@@ -45,14 +45,29 @@ def read(folder: Path) -> dict[str, str]:
     return {name: digest for digest, name in (match.groups() for match in pairs)}
 
 
+def changed(folder: Path) -> list[str]:
+    """Return the names of files that are missing or are not what the folder's sums say.
+
+    Raises:
+        DamagedFileError: the sums cannot be read.
+    """
+    listed = read(folder)
+    return [
+        name
+        for name, digest in listed.items()
+        if not (folder / name).is_file() or of_file(folder / name) != digest
+    ]
+
+
 def write(folder: Path, files: Sequence[Path], texts: Mapping[str, str]) -> None:
     """Write the sums of files in a folder, and of texts by name that are yet to be written."""
-    hashes = {path.relative_to(folder).as_posix(): _of_file(path) for path in files}
+    hashes = {path.relative_to(folder).as_posix(): of_file(path) for path in files}
     hashes |= {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
     write_text(folder / NAME, "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)))
 
 
-def _of_file(path: Path) -> str:
+def of_file(path: Path) -> str:
+    """Return the SHA-256 hash of a file."""
     digest = sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
