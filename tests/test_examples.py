@@ -21,6 +21,7 @@ def test_every_example_has_a_test():
     assert [path.stem for path in EXAMPLES.glob("*.ipynb")] == ["first_steps"]
 
 
+@pytest.mark.slow
 def test_learned_penalties_beat_fixed_ones(capsys):
     train = main("hyperparameters")
     fixed, learned = train(outer_steps=150, lr=0.0), train(outer_steps=150)
@@ -39,6 +40,7 @@ def test_search_finds_a_better_network():
     assert best["layers"] > 0
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads((EXAMPLES / "first_steps.ipynb").read_text())["cells"]

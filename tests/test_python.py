@@ -199,6 +199,7 @@ def test_a_folder_that_holds_a_run_is_not_taken(tmp_path):
         walk(None, tracker=print)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command_is_loaded_and_extended(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     for name, steps in (("short", 5), ("long", 9)):

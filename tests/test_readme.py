@@ -47,10 +47,12 @@ def metrics(folder):
     return json.loads((folder / "result.json").read_text())["metrics"]
 
 
+@pytest.mark.slow
 def test_python_and_the_command_line_give_the_same(folder):
     assert metrics(folder / "command") == metrics(folder / "runs/noisy_python")
 
 
+@pytest.mark.slow
 def test_learned_weights_beat_equal_ones(folder):
     run(folder, "-m", "metaopt", "--config-dir", "conf", "problem=noisy", "hydra.run.dir=equal",
         "estimator=score", "optimizer=schedule", "figures=false")  # fmt: skip

@@ -131,6 +131,7 @@ def test_what_betty_has_not_is_refused(estimator):
         BettyEngine(Ridge(), estimator, descent(), outer_steps=1)
 
 
+@pytest.mark.slow
 def test_the_advice_works_as_typed(metaopt):
     ridge = ["problem=ridge", "engine=betty", "debug=tiny", "figures=false"]
     refused = metaopt(*ridge)

@@ -90,6 +90,7 @@ def test_a_reason_of_several_estimators_is_said_once(capsys: pytest.CaptureFixtu
     ]
 
 
+@pytest.mark.slow
 def test_a_step_that_is_too_long_ends_with_a_verdict_and_an_exit_code(command: Command) -> None:
     code, out, errors = command(
         "problem=ridge", "estimator=unroll", "steps=2", "warm_steps=0", "directions=0",

@@ -87,6 +87,7 @@ def test_the_same_sweep_again_computes_nothing(
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_completes_what_is_missing(metaopt: Metaopt) -> None:
     metaopt("-m", *TINY, "seed=0,1")
     done = metaopt("-m", *TINY, "seed=0,1,2")
@@ -94,6 +95,7 @@ def test_a_sweep_completes_what_is_missing(metaopt: Metaopt) -> None:
     assert "2 were already complete" in done.out
 
 
+@pytest.mark.slow
 def test_a_label_may_change_after_the_fact(metaopt: Metaopt) -> None:
     metaopt("-m", *TINY, "seed=0")
     done = metaopt("-m", *TINY, "seed=0", "label=ridge, by hand".replace(", ", " "))

@@ -30,6 +30,7 @@ def test_the_command_imports_nothing_heavy() -> None:
     assert imported("import metaopt.cli, metaopt.cli.command", *HEAVY) == set()
 
 
+@pytest.mark.slow
 def test_a_run_imports_nothing_heavy(tmp_path: Path) -> None:
     run = (
         "import os, sys; from metaopt.cli.command import run\n"

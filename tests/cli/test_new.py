@@ -36,7 +36,8 @@ def passes(folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("kind", ["gradient", pytest.param("black_box", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gradient", "black_box"])
 def test_a_new_problem_runs_is_checked_and_keeps_its_contract(
     metaopt: Callable[..., Any], tmp_path: Path, kind: str
 ) -> None:

@@ -65,6 +65,7 @@ def test_the_environment_names_the_folder_too(
     assert metaopt("problem=mine", *TINY).code == 0
 
 
+@pytest.mark.slow
 def test_an_experiment_and_a_run_to_resume_are_found(metaopt: Metaopt, conf: Path) -> None:
     done = metaopt("--config-dir", str(conf), "experiment=mine", "seed=0", *TINY)
     assert (done.code, "4 cells: 4 computed" in done.out) == (0, True), done.err
@@ -94,6 +95,7 @@ def test_the_command_that_continues_a_run_names_the_config_folder(
     assert f"metaopt --config-dir {place} resume=diverged" in done.err
 
 
+@pytest.mark.slow
 def test_check_takes_your_own_problem(metaopt: Metaopt, conf: Path) -> None:
     few = "steps=50", "warm_steps=0"
     done = metaopt("check", "-cd", str(conf), "problem=mine", "estimator=unroll", *few)

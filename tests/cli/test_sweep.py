@@ -47,6 +47,7 @@ def test_an_entry_that_is_no_mapping_is_refused() -> None:
         expanded([], [], [3])
 
 
+@pytest.mark.slow
 def test_a_table_runs_its_methods_each_once(metaopt: Callable[..., Any]) -> None:
     methods = (
         "methods=[{estimator: [unroll, implicit]}, {outer_lr: 0.2, label: 'K = ${inner_steps}'}]"

@@ -17,6 +17,14 @@ RULES = tuple(
 )
 """Slow on the problem that they are for; `TestProblem` and `test_dqn.py` run their like."""
 
+VARIANTS = ("reward_model/hh_rlhf", "reward_model/pair_weights", "reward_model/text")
+"""Slow; `reward_model` runs their like."""
+
+
+def marked(group, slow):
+    return [pytest.param(x, marks=pytest.mark.slow) if x in slow else x for x in group]
+
+
 CONTEXT = {
     "mirror": "domain_reweighting",
     "template_evolution/rewriting": "template_evolution",
@@ -41,7 +49,10 @@ class TestProblem(ProblemContract):
     falling_steps = 20
 
     @pytest.fixture(
-        params=sorted({*names("problem")} - {"rollout_length/paper", "rollout_length/gymnasium"})
+        params=marked(
+            sorted({*names("problem")} - {"rollout_length/paper", "rollout_length/gymnasium"}),
+            VARIANTS,
+        )
     )
     def make(self, composed, request, folder):
         small = shrunk(request.param, folder)
@@ -73,17 +84,15 @@ class TestScore(EstimatorContract):
 
 
 class TestOptimizer(OptimizerContract):
-    @pytest.fixture(
-        params=[
-            *sorted({*names("optimizer")} - {*RULES}),
-            *[pytest.param(name, marks=pytest.mark.slow) for name in RULES],
-        ]
-    )
+    @pytest.fixture(params=marked(names("optimizer"), RULES))
     def make(self, composed, request, folder):
         problem = CONTEXT.get(request.param, "ridge")
         estimator = "unroll" if problem == "ridge" else "score"
         estimator = "score" if request.param in GRADIENT_FREE else estimator
-        parts = [f"problem={problem}", f"estimator={estimator}", *shrunk(problem, folder)]
+        small = shrunk(problem, folder)
+        if problem == "domain_reweighting":  # with files, which are faster than what it generates
+            small = [*REWEIGHTING, *verdicts(folder)]
+        parts = [f"problem={problem}", f"estimator={estimator}", *small]
         parts += [f"optimizer={request.param}", "outer_steps=4"]
         if request.param == "mirror":
             parts += ["estimator=finite_difference", "problem.weights.link=simplex"]

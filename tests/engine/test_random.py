@@ -14,6 +14,7 @@ def test_fold_is_fixed():
     assert fold(0, 3, "batch") == 8660620238820528268
 
 
+@pytest.mark.slow
 def test_fold_is_the_same_in_another_process():
     code = "from metaopt.engine.random import fold; print(fold(0, 'outer', 1))"
     result = subprocess.run(

@@ -72,6 +72,7 @@ class WorstGroup(GradientProblem):
     outer_batch = inner_batch
 
 
+@pytest.mark.slow
 def test_group_dro_ends_halfway_between_the_extreme_groups():
     # min over theta of the largest (theta - c)^2 is at (0 + 4) / 2, with q = (1/2, 0, 1/2).
     optimizer = MirrorDescent(lr=0.05)

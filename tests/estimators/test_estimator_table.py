@@ -18,10 +18,9 @@ from metaopt.estimators import ConjugateGradient, Exact, Implicit
 from metaopt.testing import run_differences
 from metaopt.testing.precision import with_one_batch
 
-# Every optimizer and every complication once; the rest is slow.
-DIAGONAL = [(list(OPTIMIZERS)[i % 6], c) for i, c in enumerate(COMPLICATIONS)]
+QUICK = [("SGD with decay", "BatchNorm"), ("AdamW", "frozen"), ("momentum", "average")]
 CELLS = [
-    pytest.param(*cell, marks=() if cell in DIAGONAL else pytest.mark.slow)
+    pytest.param(*cell, marks=() if cell in QUICK else pytest.mark.slow)
     for cell in product(OPTIMIZERS, COMPLICATIONS)
 ]
 
@@ -48,6 +47,7 @@ def test_the_page_reads_back_as_it_is_written():
     assert table.written(shown) == table.PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_wrong_estimate_is_called_wrong(monkeypatch):
     row = table.ROWS["unroll"]
     monkeypatch.setitem(
@@ -71,13 +71,11 @@ CONVERGING = {
     "schedule": SGD(lr=0.5, schedule=Cosine(total=200, floor=0.5)),
 }
 SOLVERS = {"cg": ConjugateGradient(**table.CONVERGED), "exact": Exact()}
-SOLVED = [
-    pytest.param(o, c, marks=() if (o, c) == ("SGD with decay", "unused") else pytest.mark.slow)
-    for o, c in product(CONVERGING, ("frozen", "tied", "unused", "direct"))
-]
 
 
-@pytest.mark.parametrize(("optimizer", "complication"), SOLVED)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", CONVERGING)
+@pytest.mark.parametrize("complication", ["frozen", "tied", "unused", "direct"])
 def test_a_converged_solve_is_exact_at_the_solution(optimizer, complication):
     problem = Combined(optimizer, complication)
     problem.inner_optimizer = CONVERGING[optimizer]

@@ -63,6 +63,7 @@ def test_gradient_of_a_step_function_is_that_of_its_smoothing():
     assert feedback.cost == {"inner_steps": 4001, "evaluations": 4001, "environment_steps": 8002}
 
 
+@pytest.mark.slow
 def test_is_a_random_projection_of_the_gradient_for_a_quadratic():
     problem = Quadratic(outers=1)
     ratios = []

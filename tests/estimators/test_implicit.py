@@ -107,6 +107,7 @@ def test_conjugate_gradients_without_curvature_are_refused():
         ConjugateGradient()(lambda p: tree.scale(p, 0.0), v, {}, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_warm_solves_stay_bounded_where_a_network_is_not_convex(seed):
     problem = Classification(hidden=24, seed=seed)

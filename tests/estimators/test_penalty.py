@@ -41,6 +41,7 @@ def test_equals_the_gradient_of_the_penalised_value(strength):
     torch.testing.assert_close(inner.params["theta"], z)
 
 
+@pytest.mark.slow
 def test_error_falls_as_one_over_the_strength():
     problem = Quadratic()
     outer = outer_of(problem)
@@ -51,6 +52,7 @@ def test_error_falls_as_one_over_the_strength():
     assert errors[1] / errors[2] == pytest.approx(10, rel=0.1)
 
 
+@pytest.mark.slow
 def test_descends_to_the_optimum():
     problem = Quadratic()
     estimator, outer = Penalty(1000.0, initial=10.0, inner_steps=5), problem.init_outer(None)

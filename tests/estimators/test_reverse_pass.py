@@ -111,6 +111,7 @@ def peak(problem, unroll):
     return meter.peak
 
 
+@pytest.mark.slow
 def test_the_memory_of_revolve_does_not_grow_with_the_run():
     problem = Classification(inner_optimizer=AdamW(lr=0.01, clip_norm=0.1))
     short, long = (peak(problem, Unroll(k, schedule="revolve", snapshots=3)) for k in (10, 30))

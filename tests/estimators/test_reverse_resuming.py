@@ -1,5 +1,7 @@
 """A reverse pass that is interrupted at any moment ends with the same numbers, to the bit."""
 
+from itertools import product
+
 import pytest
 import torch
 from combined import problem as combined
@@ -26,6 +28,8 @@ WHERE = {
     "entries": (journal, "write_tensors"), "states": (stores, "write_tensors"),
 }  # fmt: skip
 """What a pass is interrupted in."""
+
+QUICK = [("memory", "revolve", "adjoints"), ("disk", "revolve", "entries")]
 
 
 class KilledError(BaseException):
@@ -66,15 +70,13 @@ def run(problem, folder, step=0, **settings):
     return [end, feedback.value, feedback.grad, feedback.cost, feedback.metrics]
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
 @pytest.mark.parametrize(
-    "schedule",
+    ("store", "schedule", "where"),
     [
-        "revolve",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("segments", "each step")),
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in product(("memory", "disk"), SCHEDULES, WHERE)
     ],
 )
-@pytest.mark.parametrize("where", WHERE)
 def test_an_interrupted_pass_ends_as_a_whole_one(tmp_path, interrupted, store, schedule, where):
     problem, settings = combined("AdamW", "BatchNorm"), {"store": store, **SCHEDULES[schedule]}
     whole, calls = interrupted(lambda: run(problem, tmp_path / "whole", **settings), where)
@@ -117,7 +119,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("moment", [("adjoints", 7), ("steps", 15)])
+@pytest.mark.parametrize(
+    "moment", [("adjoints", 7), pytest.param(("steps", 15), marks=pytest.mark.slow)]
+)
 def test_what_another_pass_has_left_is_not_used(tmp_path, interrupted, other, moment):
     settings = {"store": "disk", **SCHEDULES["revolve"]}
     interrupted(lambda: run(combined("AdamW", "dropout"), tmp_path, **settings), *moment)

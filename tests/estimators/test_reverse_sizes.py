@@ -52,6 +52,7 @@ def test_the_number_of_segments_is_clipped(step, count):
     assert Sizes(state=1, step=step).segments(100) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01)])
 def test_a_budget_is_an_upper_bound(optimizer):
     # Large enough for the states of random generators, 5 KiB each, to make no difference.

@@ -140,6 +140,7 @@ def test_first_order_forms_agree_for_a_small_learning_rate(feedback):
     )
 
 
+@pytest.mark.slow
 def test_per_example_has_less_variance_than_one_number_for_the_batch(case):
     problem, outer, inner = case
 

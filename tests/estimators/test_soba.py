@@ -42,6 +42,7 @@ def test_converges_to_the_optimum_of_the_quadratic():
     assert relative_error(inner.params, {"theta": problem.solve(outer)}) < 1e-8
 
 
+@pytest.mark.slow
 def test_follows_the_hypergradient_of_ridge():
     problem = Ridge(inner_optimizer=SGD(lr=0.8))
     start = problem.init_outer(torch.Generator())

@@ -88,6 +88,7 @@ def test_soba_converges_to_it():
     assert error(feedback.grad, wanted) < 1e-8
 
 
+@pytest.mark.slow
 def test_the_error_of_a_penalty_is_one_over_its_strength():
     errors = []
     for strength in (10.0, 100.0, 1000.0):

@@ -239,6 +239,7 @@ client.ask(requests(300))
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_loses_no_paid_answer(tmp_path: Path) -> None:
     log, folder = tmp_path / "log", tmp_path / "run"
     code = KILLED.format(

@@ -204,6 +204,7 @@ def test_it_works_where_a_loop_is_running() -> None:
     assert failures(asyncio.run(cell())) == [""] * 3
 
 
+@pytest.mark.slow
 def test_a_client_that_is_dropped_takes_its_thread_along() -> None:
     def threads() -> int:
         return sum(thread.name == "metaopt-llm" for thread in threading.enumerate())

@@ -89,6 +89,7 @@ def answered(answers: list[Any], batch: list[Request]) -> list[bool]:
     return [isinstance(answer, Reply) for answer in answers]
 
 
+@pytest.mark.slow
 def test_every_answer_comes_in_the_end_and_everything_sent_is_charged(tmp_path: Path) -> None:
     batch = questions(110)
     guess = sum(estimate(batch[-1]))
@@ -114,6 +115,7 @@ def test_every_answer_comes_in_the_end_and_everything_sent_is_charged(tmp_path: 
     assert second.failed == first.failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"lm_calls": 60}, {"lm_calls": 100, "lm_requests": 60}])
 def test_the_server_never_sees_more_than_the_budget(
     limits: dict[str, float], tmp_path: Path

@@ -197,6 +197,7 @@ def test_an_lm_serves_one_event_loop_after_another() -> None:
         assert [ask(lm, question(str(i)))[0].text for i in range(3)] == ["Fine."] * 3
 
 
+@pytest.mark.slow
 def test_the_client_asks_again_what_another_try_may_mend() -> None:
     faults = {
         "429": error(429, "slow down", after="0"),

@@ -157,6 +157,7 @@ def test_each_token_is_drawn_by_a_number_of_its_own(folder: Path) -> None:
     assert reply.usage.completion == end > 20
 
 
+@pytest.mark.slow
 def test_max_tokens_cuts_and_batches_hold_one_length(folder: Path, batches: list[int]) -> None:
     lengths = [5, 5, 9, 9, 9]
     requests = [

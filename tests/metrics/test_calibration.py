@@ -163,6 +163,7 @@ def test_copies_within_a_query_do_not_narrow_the_interval(judge, rows):
     assert width(copies[0], copies[1], np.arange(4 * ROWS)) == pytest.approx(honest / 2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_compare_is_paired(judge):
     scores, outcomes, queries = draw_rows(9)
     blurred = np.clip(scores + np.random.default_rng(10).normal(size=ROWS), *RANGE)

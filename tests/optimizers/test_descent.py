@@ -196,6 +196,7 @@ def test_wrong_settings_of_named_algorithms_are_refused(name, settings, message)
         Descent(name, **settings)
 
 
+@pytest.mark.slow
 def test_a_named_algorithm_does_not_import_the_compiler():
     code = """
 import sys, torch

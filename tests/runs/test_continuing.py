@@ -67,6 +67,7 @@ def test_an_edit_that_leaves_the_numbers_alone_is_no_edit(metaopt: Metaopt) -> N
     assert Path("run/result.json").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 def test_more_outer_steps_extend_a_run_to_the_bit(metaopt: Metaopt, finished: bool) -> None:
     metaopt(*RUN, "outer_steps=9", "hydra.run.dir=long")

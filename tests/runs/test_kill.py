@@ -59,6 +59,7 @@ def compare(folder: Path) -> None:
     assert {p.name for p in killed.rglob("*")} - {".lock"} == {p.name for p in whole.rglob("*")}
 
 
+@pytest.mark.slow
 def test_killed_in_any_kind_of_writing(tmp_path: Path) -> None:
     arguments = ("problem=ridge", "estimator=implicit_nystrom", *STEPS)
     steps = finish(tmp_path, *arguments, "hydra.run.dir=whole")

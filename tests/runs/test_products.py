@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import metaopt
 from metaopt import Descent, Report, Unroll
 from metaopt.problems.examples import Ridge
@@ -25,6 +27,7 @@ def run(folder: Path, report: Report | None) -> metaopt.Result:
     )
 
 
+@pytest.mark.slow
 def test_a_readme_names_what_was_delivered_beside_what_every_run_writes(tmp_path: Path) -> None:
     run(tmp_path / "a", Delivers())
     page = (tmp_path / "a" / "README.md").read_text()

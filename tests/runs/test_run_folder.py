@@ -46,11 +46,20 @@ def test_a_folder_in_use_is_left_alone_by_all_that_write(metaopt: Metaopt) -> No
     assert not Path("run/.lock").exists()
 
 
+LINKS = (
+    "README.md", "error.log", "figures", "metrics.jsonl", "outer.safetensors",
+    "provenance.json.part", "snapshots",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "checkpoints", "error.log", "figures", "metrics.jsonl", "metrics.jsonl.part",
-     "outer.safetensors", "provenance.json.part", "snapshots"],
-)  # fmt: skip
+    [
+        "checkpoints",
+        "metrics.jsonl.part",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in LINKS),
+    ],
+)
 def test_a_run_is_not_written_through_a_link(metaopt: Metaopt, name: str) -> None:
     metaopt(*RUN)
     Path("run/result.json").unlink()

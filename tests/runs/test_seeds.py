@@ -110,6 +110,7 @@ def command(request):
     return request.getfixturevalue("metaopt")
 
 
+@pytest.mark.slow
 def test_a_report_counts_the_seeds_of_the_command(command, tmp_path):
     assert command(*COMMON, "seed=2", "seeds=3", "hydra.run.dir=together").code == 0
     assert command("-m", *COMMON, "seed=2,3,4", "hydra.sweep.dir=alone", "name=alone").code == 0

@@ -77,6 +77,7 @@ def rows_of(problem, estimators, **settings):
     return {(r.estimator, r.warm): r for r in check_hypergradient(problem, estimators, **settings)}
 
 
+@pytest.mark.slow
 def test_exact_estimators_have_no_error():
     estimators = {"unroll": Unroll(400), "exact": Implicit(Exact()), "wrong": Scaled(Exact())}
     rows = rows_of(Quadratic(inner_optimizer=SGD(lr=1.0)), estimators, steps=400)

@@ -65,6 +65,7 @@ def test_a_run_in_closed_form(fork):
     assert result.distance(exact) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_run_to_the_solution_is_the_closed_form_of_ridge():
     problem = Ridge(inner_optimizer=SGD(lr=0.8))
     loop, outer = InnerLoop(problem), problem.init_outer(generator(0))

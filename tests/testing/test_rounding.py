@@ -32,6 +32,7 @@ def test_bfloat16_is_fine_where_training_is_stable():
     assert str(precision.verdict) == "fine: bfloat16 is precise enough for this hypergradient."
 
 
+@pytest.mark.slow
 def test_bfloat16_is_refused_where_the_adjoint_grows():
     precision = check_precision(Sequences(SGD(lr=2.0)), Unroll, [1, 16])
     assert cosines(precision)[1] > 0.998

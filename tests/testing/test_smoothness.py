@@ -52,6 +52,7 @@ def test_smooth_training_is_predicted():
     assert smoothness.verdict.level == "fine"
 
 
+@pytest.mark.slow
 def test_rough_training_is_refused_although_its_gradient_is_exact():
     problem = Weighted(AdamW(lr=0.1))
     smoothness = check_smoothness(problem, Unroll(50), Descent("adam", lr=0.3))

@@ -11,6 +11,7 @@ from metaopt.engine.random import Draw, generator
 from metaopt.estimators.direct import Direct
 
 
+@pytest.mark.slow
 def test_each_domain_is_drawn_equally_often_or_in_proportion_to_its_size():
     task = Regression(sizes=(10, 30, 60))
     of = problem(task, batch=9)

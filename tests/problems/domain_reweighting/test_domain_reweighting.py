@@ -84,6 +84,7 @@ def test_one_step_unrolled_is_the_alignment_times_the_rate(link):
     torch.testing.assert_close(actual * 1e-3, exact, rtol=0.02, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_bad_domains_lose_their_weight_and_the_model_finds_the_truth(seed):
     """Over 24 runs (8 seeds, 3 CPU capabilities) clean ends in 2.1-2.8, noisy in 0.13-0.86."""

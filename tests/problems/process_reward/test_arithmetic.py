@@ -85,6 +85,7 @@ def test_rollouts_are_binomial_with_the_exact_probability() -> None:
         assert chisquare(*pooled).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_labels_of_a_clean_domain_estimate_the_exact_success(world: ProcessData) -> None:
     policy = ArithmeticPolicy(seed=3)
     scores = []

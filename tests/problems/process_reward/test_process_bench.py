@@ -96,6 +96,7 @@ HERE = all((FOLDER / x).is_dir() for x in ("bigbench_mistake", "processbench", "
 REAL = pytest.mark.skipif(not HERE, reason="the data sets of process supervision are not on disk")
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @REAL
 def test_the_published_files() -> None:

@@ -56,10 +56,8 @@ def by_transformers(folder, prompt, steps):
     return names["log_odds"]
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["reweighted", *(pytest.param(x, marks=pytest.mark.slow) for x in ("uniform", "rows"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["reweighted", "uniform", "rows"])
 def test_a_run_writes_its_model_which_transformers_loads(metaopt, tmp_path, method):
     done = metaopt(*RUN, *SMALL, *NETWORK, f"method=domain_reweighting/{method}")
     assert done.code == 0, done.err
@@ -120,9 +118,8 @@ def test_files_of_each_format_are_training_data(tmp_path, meta, candidates, name
     assert bool((losses > 0).all())
 
 
-@pytest.mark.parametrize(
-    "name", [x if x == "dreamprm" else pytest.param(x, marks=pytest.mark.slow) for x in LABELLED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LABELLED)
 def test_files_of_each_format_are_trained_on(metaopt, tmp_path, meta, candidates, name):
     train = put(tmp_path / "train.jsonl", ROWS[name])
     done = metaopt(
@@ -170,6 +167,7 @@ def test_a_run_without_test_data_states_its_training_loss(metaopt, tmp_path, met
     assert "training loss; there is no test data" in page
 
 
+@pytest.mark.slow
 def test_labels_of_a_simulated_solver_are_trained_on(metaopt, tmp_path, meta):
     rows = [
         {"question": "1 +2 *3", "response": f"1+2 = 3\n3*3 = {x}", "answer": "4"} for x in range(5)

@@ -250,7 +250,8 @@ def transformer(optimizer, precision="float32", **options):
     return DomainReweighting(task, optimizer, batch=48, meta_batch=40, **options)
 
 
-@pytest.mark.parametrize("key", [4, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [4, 7])
 def test_the_default_solver_agrees_with_an_exact_unrolled_step(key):
     """The whole problem on a transformer with dropout, after some training."""
     cosine, error = compared("float32", key)
@@ -298,6 +299,7 @@ def compared(precision, key):
     return cosine.item(), ((grad - exact).norm() / exact.norm()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), AdamW(lr=3e-3)])
 def test_both_levels_resume_to_the_bit_in_the_middle(optimizer, tmp_path):
     def engine(steps):

@@ -54,6 +54,7 @@ def law(folder: str, text: str, temperature: float) -> np.ndarray:
     return (logits.double() / temperature).softmax(-1).numpy()
 
 
+@pytest.mark.slow
 def test_the_first_word_has_the_models_distribution(folder: str) -> None:
     rollouts = policy(folder, 400, temperature=0.7, max_tokens=60)
     prompts = ["1 + 1 =", "0"] * 200
@@ -73,6 +74,7 @@ def test_the_first_word_has_the_models_distribution(folder: str) -> None:
         assert chisquare(observed, wanted).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_draws_are_a_function_of_the_generator(folder: str) -> None:
     before = torch.get_rng_state()
     args: Any = (["1"] * 10, [["so"]] * 10)

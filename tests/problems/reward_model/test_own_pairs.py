@@ -54,7 +54,17 @@ def no_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "kind"),
-    [*((FEATURES, kind) for kind in KINDS), (TEXT, "messages"), (WEIGHTS, "prompt")],
+    [
+        (FEATURES, "messages"),
+        *(
+            pytest.param(*run, marks=pytest.mark.slow)
+            for run in (
+                *((FEATURES, kind) for kind in KINDS if kind != "messages"),
+                (TEXT, "messages"),
+                (WEIGHTS, "prompt"),
+            )
+        ),
+    ],
 )
 def test_a_small_file_runs_at_the_first_try(
     metaopt: Any, tmp_path: Path, command: tuple[str, ...], kind: str

@@ -185,6 +185,7 @@ def shared() -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_hh_rlhf_is_read_whole(shared: Path) -> None:
     with pytest.raises(ValueError, match="4 malformed"):

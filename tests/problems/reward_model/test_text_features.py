@@ -199,6 +199,7 @@ def test_mistakes_about_an_encoder_are_named(tmp_path):
         TextEncoder("any", max_length=0)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not ROOT.is_dir(), reason=f"{ROOT} is missing: set METAOPT_DATA")
 def test_hh_rlhf_has_its_splits():

@@ -40,6 +40,7 @@ def swing(state, actions):
     return (actions - 1) * int(state[-1] >= 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_physics_equal_gymnasium(name):
     """1,000 steps of a random policy and of one that swings, in one batch."""

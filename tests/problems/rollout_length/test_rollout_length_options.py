@@ -57,6 +57,7 @@ class TestShipped:
             config = compose("train", [*chosen, *more])
         return config, instantiate(config.problem, _convert_="all")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["cartpole", "mountain_car", "acrobot"])
     def test_outer_steps_fit_training_and_tests(self, name):
         for method in ("real_extra", "meta_paper"):

@@ -47,6 +47,7 @@ def test_a_loaded_judge_of_criteria_scores_as_the_run_did(data: Solutions, tmp_p
     assert load_judge(str(tmp_path / "run" / "judge.json")).score(pairs[:2]) == scores[:2]
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_a_model_is_given_again(data: Solutions, tmp_path: Path) -> None:
     problem = make(data, judge=Paid(by_length))
     deliver(problem, tmp_path / "run")

@@ -121,6 +121,7 @@ def test_a_run_delivers_a_calibrated_judge_and_shows_no_response(
     assert_no_response_in(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_says_what_failed_and_on_how_many_responses_its_figures_are(
     data: Solutions, tmp_path: Path
 ) -> None:

@@ -171,6 +171,7 @@ def test_full_coverage_needs_no_words(judges, tmp_path):
     assert "left out:" not in text
 
 
+@pytest.mark.slow
 def test_the_objective_says_which_examples_it_leaves_out(judges, tmp_path):
     for coverage, said in ((0.93, True), (1.0, False), (None, False)):
         write_report(tmp_path, judges, held_out(*rows(1, n=80)), EVOLUTION, {}, coverage=coverage)

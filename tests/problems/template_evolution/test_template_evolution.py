@@ -59,6 +59,7 @@ def test_the_default_beats_the_fixed_template(seed):
     assert metrics[True]["eval/auroc"] > metrics[False]["eval/auroc"] + 0.1
 
 
+@pytest.mark.slow
 def test_concurrency_changes_nothing():
     logs = []
     for concurrency in (1, 64):
