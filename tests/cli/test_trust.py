@@ -135,7 +135,13 @@ def run(metaopt: Metaopt, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize(("place", "key", "node"), STRANGE.values(), ids=STRANGE)
+@pytest.mark.parametrize(
+    ("place", "key", "node"),
+    [
+        pytest.param(*case, id=name, marks=() if i % 3 == 0 else pytest.mark.slow)
+        for i, (name, case) in enumerate(STRANGE.items())
+    ],
+)
 def test_what_a_folder_may_not_name_is_listed_and_not_run(
     metaopt: Metaopt, run: Path, place: str, key: str, node: Any
 ) -> None:
