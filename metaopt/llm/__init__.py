@@ -1,6 +1,16 @@
 """Language models behind one client: requests and replies, failures, budgets, cassettes."""
 
-from metaopt.llm.chat import LM, Message, Parameters, Reply, Request, Usage, estimate, user
+from metaopt.llm.chat import (
+    LM,
+    Likelihood,
+    Message,
+    Parameters,
+    Reply,
+    Request,
+    Usage,
+    estimate,
+    user,
+)
 from metaopt.llm.client import Client
 from metaopt.llm.errors import (
     BudgetSpent,
@@ -11,6 +21,7 @@ from metaopt.llm.errors import (
     Rejected,
     Transient,
     Truncated,
+    Unsupported,
 )
 from metaopt.llm.simulated import SimulatedLM
 
@@ -20,6 +31,7 @@ __all__ = [
     "CassetteMiss",
     "Client",
     "LMError",
+    "Likelihood",
     "Message",
     "NotUnderstood",
     "Parameters",
@@ -30,6 +42,7 @@ __all__ = [
     "SimulatedLM",
     "Transient",
     "Truncated",
+    "Unsupported",
     "Usage",
     "estimate",
     "user",

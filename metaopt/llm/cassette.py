@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from metaopt.llm.chat import Reply, Usage
+from metaopt.llm.chat import Likelihood, Reply, Usage
 from metaopt.llm.connection import Connection
 from metaopt.llm.errors import LMError, PolicyRefusal
 
@@ -123,7 +123,9 @@ class Cassette:
         row = self._one("SELECT reply FROM answers WHERE key = ?", key)
         if row:
             values = json.loads(row[0])
-            return Reply(**values | {"usage": Usage(**values["usage"])})
+            likelihoods = tuple(Likelihood(*pair) for pair in values.pop("likelihoods", ()))
+            usage = Usage(**values.pop("usage"))
+            return Reply(**values, usage=usage, likelihoods=likelihoods)
         row = self._one("SELECT kind, message, role FROM failures WHERE key = ?", key)
         return FINAL[row[0]](row[1], row[2]) if row else None
 

@@ -1,4 +1,4 @@
-"""Batched decoding in which each row follows its own request."""
+"""Batched answers in which each row follows its own request: decoded, or chosen by likelihood."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from metaopt.llm.chat import Parameters, Reply, Request, Usage
+from metaopt.llm.chat import Likelihood, Parameters, Reply, Request, Usage, begun, chosen
 from metaopt.llm.errors import LMError, Rejected
+from metaopt.llm.likelihood import Continuation, log_probabilities
 from metaopt.llm.replies import cut
+
+Asked = tuple[Request, list[int]]
+"""A request, and the tokens of its conversation."""
 
 
 class Decoder:
@@ -65,38 +69,55 @@ class Decoder:
         """
         encoded = [self._encode(request) for request in requests]
         fit = [(r, ids) for r, ids in zip(requests, encoded, strict=True) if isinstance(ids, list)]
-        decoded = iter(self._decode(fit))
-        return [next(decoded) if isinstance(ids, list) else ids for ids in encoded]
+        answers = {
+            choosing: iter(self._halved(answer, [a for a in fit if _chooses(a[0]) is choosing]))
+            for choosing, answer in ((False, self._generate), (True, self._choose))
+        }
+        return [
+            next(answers[_chooses(request)]) if isinstance(ids, list) else ids
+            for request, ids in zip(requests, encoded, strict=True)
+        ]
 
     def _encode(self, request: Request) -> list[int] | LMError:
-        messages = [dict(m) for m in request.messages]
-        if self._tokenizer.chat_template is None:
-            text = "\n\n".join(m["content"] for m in messages)
-        else:
-            # Behind the template, which would end the assistant's turn and start another one.
-            begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-            try:
-                asked = self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
-                )
-                text = asked + begun
-            except TemplateError as error:
-                return Rejected(f"The chat template refused the messages: {error}", request.role)
-        special = self._tokenizer.chat_template is None
-        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
-        length, longest = len(ids), request.parameters.max_tokens
+        try:
+            ids = self._ids(self._prompt(request))
+        except TemplateError as error:
+            return Rejected(f"The chat template refused the messages: {error}", request.role)
         if not ids:
             return Rejected("The messages hold no token.", request.role)
-        if self._context is not None and length + longest > self._context:
-            words = f"{length} tokens and max_tokens={longest} exceed the model's {self._context}."
-            return Rejected(words, request.role)
+        longest = 0 if request.parameters.choices else request.parameters.max_tokens
+        return self._too_long(request, len(ids), longest, f"max_tokens={longest}") or ids
+
+    def _prompt(self, request: Request) -> str:
+        """Return the text that the answer goes on from."""
+        messages = [dict(m) for m in begun(request.messages, request.parameters.prefill)]
+        if self._tokenizer.chat_template is None:
+            return "\n\n".join(m["content"] for m in messages)
+        # Behind the template, which would end the assistant's turn and start another one.
+        prefix = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+        asked: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return asked + prefix
+
+    def _ids(self, text: str) -> list[int]:
+        special = self._tokenizer.chat_template is None
+        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
-    def _decode(self, asked: Sequence[tuple[Request, list[int]]]) -> list[Reply | LMError]:
+    def _too_long(self, request: Request, prompt: int, longest: int, what: str) -> Rejected | None:
+        if self._context is None or prompt + longest <= self._context:
+            return None
+        words = f"{prompt} tokens and {what} exceed the model's {self._context}."
+        return Rejected(words, request.role)
+
+    def _halved(
+        self, answer: Callable[[Sequence[Asked]], list[Reply | LMError]], asked: Sequence[Asked]
+    ) -> list[Reply | LMError]:
         if not asked:
             return []
         try:
-            return self._generate(asked)
+            return answer(asked)
         except FloatingPointError as error:
             return [Rejected(str(error), request.role) for request, _ in asked]
         except torch.OutOfMemoryError:
@@ -106,14 +127,48 @@ class Decoder:
             return [Rejected("One request alone does not fit the device's memory.", role)]
         torch.cuda.empty_cache()
         half = len(asked) // 2
-        return [*self._decode(asked[:half]), *self._decode(asked[half:])]
+        return [*self._halved(answer, asked[:half]), *self._halved(answer, asked[half:])]
+
+    def _choose(self, asked: Sequence[Asked]) -> list[Reply | LMError]:
+        """Return the likeliest choice of each request, with the likelihood of every one."""
+        tails = [self._tails(request, ids) for request, ids in asked]
+        fit = [(ids, t) for (_, ids), t in zip(asked, tails, strict=True) if isinstance(t, list)]
+        continuations = [Continuation(ids, tail) for ids, each in fit for tail in each]
+        log_p = iter(log_probabilities(self._model, continuations, self._pad))
+        replies: list[Reply | LMError] = []
+        for (request, ids), each in zip(asked, tails, strict=True):
+            if isinstance(each, LMError):
+                replies.append(each)
+                continue
+            likelihoods = [Likelihood(next(log_p), len(tail)) for tail in each]
+            usage = Usage(len(ids) + sum(map(len, each)), 0)
+            replies.append(chosen(request.parameters.choices, likelihoods, usage, self._name))
+        return replies
+
+    def _tails(self, request: Request, ids: list[int]) -> list[list[int]] | LMError:
+        """Return the tokens that each choice adds to the conversation's."""
+        prompt = self._prompt(request)
+        tails = []
+        for choice in request.parameters.choices:
+            both = self._ids(prompt + choice)
+            if both[: len(ids)] != ids or len(both) == len(ids):
+                words = (
+                    f"The choice {choice[:40]!r} shares a token with the end of the prompt, "
+                    f"{prompt[-20:]!r}: end the prefill where a word ends, and let choices begin "
+                    "with the space."
+                )
+                return Rejected(words, request.role)
+            tails.append(both[len(ids) :])
+        longest = max(map(len, tails))
+        return self._too_long(request, len(ids), longest, f"{longest} of a choice") or tails
 
     @torch.inference_mode()
-    def _generate(self, asked: Sequence[tuple[Request, list[int]]]) -> list[Reply | LMError]:
+    def _generate(self, asked: Sequence[Asked]) -> list[Reply | LMError]:
         parameters = [request.parameters for request, _ in asked]
-        width = max(len(ids) for _, ids in asked)
-        padded = [[self._pad] * (width - len(ids)) + ids for _, ids in asked]
-        mask = [[0] * (width - len(ids)) + [1] * len(ids) for _, ids in asked]
+        prompts = [ids for _, ids in asked]
+        width = max(map(len, prompts))
+        padded = [[self._pad] * (width - len(ids)) + ids for ids in prompts]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
         device = self._model.device
         draws = torch.stack([uniforms(request, self._seed) for request, _ in asked]).to(device)
         stops = _Stops([p.stop for p in parameters], width, self._text)
@@ -149,6 +204,10 @@ class Decoder:
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def _chooses(request: Request) -> bool:
+    return bool(request.parameters.choices)
 
 
 def uniforms(request: Request, seed: int) -> Tensor:

@@ -60,6 +60,12 @@ class Rejected(LMError):
     usual_kind = "rejected"
 
 
+class Unsupported(Rejected):
+    """The model cannot do at all what is asked of it, so that nothing like it is asked again."""
+
+    usual_kind = "unsupported"
+
+
 class PolicyRefusal(LMError):
     """A content policy stopped the request: a signal to stop, never retried around."""
 

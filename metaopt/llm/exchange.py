@@ -240,6 +240,12 @@ class Exchange:
                 f"the language model of {request.role} must return a Reply; got "
                 f"{type(reply).__name__}."
             )
+        choices = request.parameters.choices
+        if len(reply.likelihoods) != len(choices):
+            raise TypeError(
+                f"the language model of {request.role} must return the likelihood of each of the "
+                f"{len(choices)} choices; got {len(reply.likelihoods)}."
+            )
         return reply
 
     def _commit(self, pending: PendingRequest, answer: Answer) -> Answer:

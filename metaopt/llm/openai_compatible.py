@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 from metaopt.llm.authorisation import Authorisation, endpoint, permit
-from metaopt.llm.chat import Message, Parameters, Reply, Request
-from metaopt.llm.errors import LMError, Rejected, Transient, Truncated
+from metaopt.llm.chat import Message, Parameters, Reply, Request, begun
+from metaopt.llm.errors import LMError, Rejected, Transient, Truncated, Unsupported
 from metaopt.llm.replies import failure, read
+from metaopt.llm.top_logprobs import TOP, UNTOLD
 from metaopt.llm.transport import bounded
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 RESERVED_FIELDS = {"model", "messages", "temperature", "top_p", "stop", "seed", "n", "stream"}
-RESERVED_FIELDS |= {"max_tokens", "max_completion_tokens"}
+RESERVED_FIELDS |= {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
 """Fields of the request's body that `extra_body` may not set."""
 
 NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
@@ -39,6 +40,12 @@ class OpenAICompatibleLM:
     replay needs neither a key nor a server. Answers of rollouts differ as far as the server
     samples: some need `do_sample` in the model's generation config, and some share one random
     state among concurrent requests, so that only a cassette repeats a run.
+
+    Choices are read off the log probabilities of the first token (`logprobs`, `top_logprobs`), so
+    each must be one token. Until a reply has shown that the server tells them, requests with
+    choices go one at a time, and none after one that lacks them. A prefill is sent as a last
+    message of the assistant with `continue_final_message`, which vLLM and SGLang continue and
+    others refuse; a server that continues such a message by itself is asked with one instead.
 
     Args:
         model: the server's name of the model.
@@ -106,6 +113,9 @@ class OpenAICompatibleLM:
         self.model = name or f"{model} at {self._base_url}"
         self.model += f" {json.dumps(further, sort_keys=True)}" if further else ""
         self._connections: WeakKeyDictionary[AbstractEventLoop, AsyncOpenAI] = WeakKeyDictionary()
+        self._tells_likelihoods = False
+        self._untold: str | None = None
+        self._first: WeakKeyDictionary[AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"OpenAICompatibleLM({self.model!r})"
@@ -120,14 +130,53 @@ class OpenAICompatibleLM:
             PolicyRefusal: the request or its answer was stopped by a content policy.
             Truncated: the answer is not JSON, or holds an error, no choice, no text or a blank one,
                 is compressed, or has no end.
-            Rejected: any other 4xx, a redirect, no key, or no authorisation.
+            Rejected: any other 4xx, a redirect, no key, or no authorisation; choices that the
+                server does not list.
+            Unsupported: choices, and a server without log probabilities.
         """
+        permit(role, self.authorisation)
+        request = Request(role, messages, parameters, rollout)
+        if not parameters.choices:
+            return await self._ask(request)
+        for text in parameters.choices:
+            if len(text.split()) > 1:
+                raise Unsupported(
+                    "A server of chat completions tells the probabilities of single tokens; the "
+                    f"choice {text[:20]!r}... is of several. The likelihood of a text takes the "
+                    "model in this process: llm=transformers.",
+                    role,
+                    sent=False,
+                )
+        loop = asyncio.get_running_loop()
+        async with self._first.setdefault(loop, asyncio.Lock()):
+            if not self._tells_likelihoods:
+                return await self._ask_first(request)
+        return await self._ask(request)
+
+    async def _ask_first(self, request: Request) -> Reply:
+        """Ask for choices where no reply has shown yet that the server tells likelihoods."""
+        if self._untold is not None:
+            raise Unsupported(self._untold, request.role, sent=False)
+        try:
+            reply = await self._ask(request)
+        except Rejected as error:
+            if isinstance(error, Unsupported):
+                self._untold = str(error)
+            elif "logprobs" in str(error):  # a server that refuses the fields
+                self._untold = f"{error}. {UNTOLD.format(where=self._base_url)}"
+            if self._untold is None:
+                raise
+            raise Unsupported(self._untold, request.role, billed=error.billed) from None
+        self._tells_likelihoods = True
+        return reply
+
+    async def _ask(self, request: Request) -> Reply:
         import openai
 
-        permit(role, self.authorisation)
-        connection = self._connect(role)
+        connection = self._connect(request.role)
         key = connection.api_key if self._key_variable else None
-        request = Request(role, messages, parameters, rollout)
+        messages = begun(request.messages, request.parameters.prefill)
+        role = request.role
         failed: LMError
         try:
             call = connection.chat.completions.with_raw_response.create(
@@ -136,9 +185,12 @@ class OpenAICompatibleLM:
                 extra_body={**self._extra, **self._fields(request)},
             )
             raw = await asyncio.wait_for(call, self._timeout)
-            return read(raw.http_response.content, request, self._served, key)
+            return read(raw.http_response.content, request, self._served, key, self._base_url)
         except openai.APIStatusError as error:
             failed = failure(error, request, key)
+            if "continue_final_message" in str(failed):
+                words = "prefill takes a server that continues an answer, as vLLM and SGLang do"
+                failed = Unsupported(f"{failed}. {words}.", role, kind=failed.kind)
         except Truncated as error:
             failed = Truncated(str(error), role, retry=error.retry)
         except (asyncio.TimeoutError, openai.APIConnectionError) as error:
@@ -206,8 +258,12 @@ class OpenAICompatibleLM:
         fields: dict[str, Any] = {
             "temperature": parameters.temperature,
             "top_p": parameters.top_p,
-            self._limit_field: parameters.max_tokens,
+            self._limit_field: 1 if parameters.choices else parameters.max_tokens,
         }
+        if parameters.choices:
+            fields |= {"logprobs": True, "top_logprobs": TOP}
+        if parameters.prefill:
+            fields |= {"continue_final_message": True, "add_generation_prompt": False}
         if parameters.stop:
             fields["stop"] = list(parameters.stop)
         if self._seed is not None and parameters.temperature > 0:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING, Any
 
-from metaopt.llm.chat import Reply, Request, Usage, estimate
+from metaopt.llm.chat import Reply, Request, Usage, chosen, estimate
 from metaopt.llm.errors import LMError, PolicyRefusal, Rejected, Transient, Truncated
+from metaopt.llm.top_logprobs import likelihoods
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -41,7 +42,9 @@ QUOTED = 16
 """A server's words that repeat this many characters of a request are not repeated here."""
 
 
-def read(content: bytes, request: Request, model: str, key: str | None = None) -> Reply:
+def read(
+    content: bytes, request: Request, model: str, key: str | None = None, where: str = "The server"
+) -> Reply:
     """Return the answer in the body of a chat completion.
 
     A stop that the server left in the text is cut off. Tokens that the server does not count, or
@@ -53,9 +56,12 @@ def read(content: bytes, request: Request, model: str, key: str | None = None) -
         request: what was asked.
         model: the answer's, where the server does not name it.
         key: a credential that must not be in the answer, though a server may echo it.
+        where: the server, for messages.
 
     Raises:
         PolicyRefusal: the answer is a refusal or was filtered.
+        Unsupported, Rejected: see `metaopt.llm.top_logprobs.likelihoods`, of a request with
+            choices.
         Truncated: the body is not JSON; it holds an error, no choice, no text or half of a
             surrogate pair; or it has no known end.
     """
@@ -76,7 +82,13 @@ def read(content: bytes, request: Request, model: str, key: str | None = None) -
         raise Truncated(f"The answer holds an error{_words(fault, request, key)}.", role)
     if not choice:
         raise Truncated("The answer holds no choice.", role)
+    answered_by = body.get("model")
+    named = _clean(answered_by, key) if isinstance(answered_by, str) else model
     text = message.get("content")
+    if choices := request.parameters.choices:
+        listed = likelihoods(choice, request, where)
+        written = text if isinstance(text, str) and _encodable(text) else ""
+        return chosen(choices, listed, _usage(body.get("usage"), request, written), named)
     if not isinstance(text, str) or not cut(text, request.parameters.stop).strip():
         cut_off = FINISHES.get(ended) == "length"  # as another try would be
         words = f"finish_reason={ended}{'; raise max_tokens' if cut_off else ''}"
@@ -85,13 +97,13 @@ def read(content: bytes, request: Request, model: str, key: str | None = None) -
         raise Truncated(f"The answer ended with the unknown finish_reason={ended}.", role)
     if not _encodable(text):
         raise Truncated("The answer holds half of a surrogate pair.", role)
-    text, answered_by = _clean(text, key), body.get("model")
+    text = _clean(text, key)
     visible = cut(text, request.parameters.stop)
     return Reply(
         visible,
         _usage(body.get("usage"), request, text),
         FINISHES[ended] if visible == text else "stop",
-        _clean(answered_by, key) if isinstance(answered_by, str) else model,
+        named,
     )
 
 

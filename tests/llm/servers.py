@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -119,6 +120,16 @@ class Scripted:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+def smollm2() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct; skips the test where it is not there."""
+    import pytest
+
+    folder = Path(os.environ.get("METAOPT_DATA", "data")) / "models" / "smollm2"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: metaopt-fetch smollm2, in METAOPT_DATA")
+    return folder
 
 
 def tiny_model(folder: Path, chat: bool = True, context: int = 256) -> Path:

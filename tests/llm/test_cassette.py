@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
@@ -19,6 +20,7 @@ from metaopt.files.errors import DamagedFileError
 from metaopt.llm import (
     CassetteMiss,
     Client,
+    Likelihood,
     LMError,
     PolicyRefusal,
     Rejected,
@@ -44,6 +46,15 @@ def test_a_reply_comes_back_as_it_was(tmp_path: Path) -> None:
     assert first.add("k", "target", REPLY) == REPLY
     first.close()
     assert Cassette(path).answer("k") == REPLY
+
+
+def test_likelihoods_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "a.cassette"
+    reply = Reply("a", Usage(3, 0), likelihoods=(Likelihood(-0.1, 3), Likelihood(-math.inf)))
+    cassette = Cassette(path)
+    cassette.add("k", "judge", reply)
+    cassette.close()
+    assert Cassette(path).answer("k") == reply
 
 
 def test_the_first_answer_stays() -> None:

@@ -2,12 +2,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from paid import Paid
 
-from metaopt.llm import LM, Parameters, Reply, Request, SimulatedLM, Usage, estimate, user
+from metaopt.llm import (
+    LM,
+    Likelihood,
+    Parameters,
+    Reply,
+    Request,
+    SimulatedLM,
+    Usage,
+    estimate,
+    user,
+)
 
 ASKED = Request("target", user("What is 2 + 2?"), Parameters(temperature=1.0), rollout=3)
 
@@ -31,6 +43,7 @@ def test_the_key_is_the_sha256_of_canonical_json() -> None:
         replace(ASKED, parameters=Parameters(temperature=1.0, max_tokens=511)),
         replace(ASKED, parameters=Parameters(temperature=1.0, top_p=0.9)),
         replace(ASKED, parameters=Parameters(temperature=1.0, stop=("\n",))),
+        replace(ASKED, parameters=Parameters(temperature=1.0, prefill="So")),
     ],
 )
 def test_whatever_decides_the_answer_is_in_the_key(other: Request) -> None:
@@ -70,3 +83,41 @@ def test_models_satisfy_the_protocol() -> None:
 
 def test_a_reply_is_a_value() -> None:
     assert Reply("a", Usage(1, 2)) == Reply("a", Usage(prompt=1, completion=2), "stop", "")
+
+
+def test_choices_and_prefill_are_in_the_key() -> None:
+    different = [
+        Parameters(),
+        Parameters(choices=("yes", "no")),
+        Parameters(choices=("no", "yes")),
+        Parameters(choices=("yes", "no"), prefill="Answer: "),
+        Parameters(prefill="Answer: "),
+    ]
+    assert len({Request("judge", user("a"), each).key("m") for each in different}) == 5
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"choices": ("1", "2", "10")}, "'1' begins '10'"),
+        ({"choices": ("yes", "yes")}, "'yes' begins 'yes'"),
+        ({"choices": ("yes", "")}, "not empty"),
+        ({"choices": "yes"}, "must be texts"),
+        ({"choices": ("yes", "no"), "temperature": 1.0}, "got temperature=1.0"),
+        ({"choices": ("yes", "no"), "stop": ("n",)}, "no stop"),
+    ],
+)
+def test_choices_that_mean_nothing_are_refused(parameters: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Parameters(**parameters)
+
+
+def test_probabilities_and_means_of_likelihoods() -> None:
+    reply = Reply("a", likelihoods=(Likelihood(math.log(0.25), 2), Likelihood(-math.inf)))
+    assert reply.probabilities == pytest.approx((0.25, 0.0))
+    assert reply.likelihoods[0].mean == pytest.approx(math.log(0.5))
+
+
+def test_choices_are_read_and_at_most_one_token_is_written() -> None:
+    asked = Request("judge", user("a" * 30), Parameters(choices=("b" * 30, "c")))
+    assert estimate(asked) == Usage(61 // 3 + 8 + 2, 1)

@@ -277,3 +277,10 @@ def test_a_model_that_returns_no_reply_is_a_bug() -> None:
 
     with pytest.raises(TypeError, match="Reply; got str"):
         Client({"target": Bare()}).ask(requests(1))
+
+
+def test_a_model_of_ones_own_must_answer_choices() -> None:
+    client = Client({"target": Paid()})
+    with pytest.raises(TypeError, match="likelihood of each of the 2 choices; got 0"):
+        client.ask([Request("target", user("a"), Parameters(choices=("yes", "no")))])
+    client.close()

@@ -11,9 +11,10 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from servers import tiny_model
+from servers import smollm2, tiny_model
 
 from metaopt.llm import Client, LMError, Parameters, Rejected, Reply, Request, user
 from metaopt.llm.openai_compatible import OpenAICompatibleLM
@@ -116,3 +117,22 @@ def test_a_real_server_as_target_and_judge(tmp_path: Path) -> None:
     assert replayed.spent() == spent
     assert replayed.sent == {"target": 0, "judge": 0}
     replayed.close()
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.realmodel)])
+def test_a_server_that_drops_logprobs_is_noticed_at_the_first_reply(
+    metaopt: Any, tmp_path: Path, real: bool
+) -> None:
+    model, log = smollm2() if real else tiny_model(tmp_path / "m", context=4096), tmp_path / "log"
+    with serving(model, log) as url:
+        done = metaopt(
+            "problem=template_evolution/judge_calibration", "llm=openai_compatible",
+            f"llm.model={model}", f"llm.base_url={url}", "problem.data.questions=6",
+            "problem.labelled=12", "scoring@problem.scoring=template_evolution/yes_no",
+            "problem.client.limits={lm_calls: 999}", "debug=tiny", "hydra.run.dir=run",
+        )  # fmt: skip
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    for words in ("logprobs and top_logprobs", "vLLM", "llm=transformers", "scoring=written"):
+        assert words in done.err
+    assert log.read_text().count("POST /v1/chat/completions") == 1

@@ -103,3 +103,29 @@ def test_without_retries_a_failure_is_typed_and_not_charged() -> None:
 def test_an_error_rate_is_a_probability(rate: float) -> None:
     with pytest.raises(ValueError, match="error_rate"):
         SimulatedLM(answer, error_rate=rate)
+
+
+def test_a_function_has_probability_1_for_what_it_answers() -> None:
+    lm = SimulatedLM(lambda role, messages, key: messages[-1]["content"])
+    parameters = Parameters(choices=("yes", "no"))
+    assert ask(lm, Request("judge", user("no"), parameters)).probabilities == (0.0, 1.0)
+    assert ask(lm, Request("judge", user("why"), parameters)).probabilities == (0.0, 0.0)
+
+
+def test_choices_by_a_function_of_them() -> None:
+    def choose(role: str, messages: Sequence[Message], choices: Sequence[str], key: int) -> list:
+        return [0.1 * len(choice) for choice in choices]
+
+    lm = SimulatedLM(answer, choose=choose)
+    reply = ask(lm, Request("judge", user("12345678"), Parameters(choices=("yes", "no"))))
+    assert reply.probabilities == pytest.approx((0.3, 0.2))
+    assert (reply.text, reply.usage) == ("yes", Usage(4, 0))
+    with pytest.raises(ValueError, match="at most 1 together"):
+        ask(lm, Request("judge", user("a"), Parameters(choices=("a" * 6, "b" * 6))))
+
+
+def test_a_prefill_begins_the_answer() -> None:
+    lm = SimulatedLM(lambda role, messages, key: str([*messages]))
+    begun = (*user("a"), {"role": "assistant", "content": "So"})
+    text = ask(lm, Request("judge", user("a"), Parameters(prefill="So"))).text
+    assert text == ask(lm, Request("judge", begun)).text == str([*begun])
