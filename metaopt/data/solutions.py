@@ -76,6 +76,7 @@ def solutions(
     response: str = "response",
     outcome: str = "outcome",
     split: str = "test",
+    questions: int | None = None,
 ) -> Solutions:
     """Return recorded responses from a file, a folder or a data set of the hub.
 
@@ -95,11 +96,15 @@ def solutions(
         outcome: name of the column with the outcome: true or false, yes or no, 1 or 0, or null for
             a response that nobody could decide, which is left out.
         split: part of the hub's data set.
+        questions: most different queries, the first ones, >= 2; `None` takes all.
 
     Raises:
         FileNotFoundError: the source is missing.
-        ValueError: malformed rows, by reason and with their places; or no row with an outcome.
+        ValueError: questions below 2; malformed rows, by reason and with their places; or no row
+            with an outcome.
     """
+    if questions is not None and questions < 2:
+        raise ValueError(f"questions must be at least 2, or null for all; got {questions}.")
     path = str(find_data(GSM8K, "gsm8k")) if source is None else source
     texts: dict[str, str] = {}
     indices: dict[str, int] = {}
@@ -115,11 +120,13 @@ def solutions(
             wrong.append((record.place, str(reason)))
             continue
         for question, answer, success, system in responses:
+            # Rows of one text share an index, and with it the side of a split.
+            same = str(number) if question is None else question.strip()
+            if same not in texts and len(texts) == questions:
+                continue
             if success is None:
                 ambiguous += 1
                 continue
-            # Rows of one text share an index, and with it the side of a split.
-            same = str(number) if question is None else question.strip()
             texts.setdefault(same, question or "")
             index = indices.setdefault(same, len(indices))
             rows.append(Solution(index, answer, success, system))

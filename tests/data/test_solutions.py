@@ -29,6 +29,16 @@ def test_rows_of_one_query_are_kept_together(tmp_path: Path) -> None:
     assert result.source == "a.jsonl"
 
 
+def test_the_first_questions_are_taken_with_all_their_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *(row(q, "r", o) for q in "abcab" for o in (1, 0, None)))
+    result = solutions(path, questions=2)
+    assert result.queries == ("a", "b")
+    assert [r.query for r in result.rows] == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert result.ambiguous == 4
+    with pytest.raises(ValueError, match="questions must be at least 2"):
+        solutions(path, questions=1)
+
+
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"ask": "q", "said": "r", "ok": 1, "system": "s", "x": 2})
     result = solutions(path, query="ask", response="said", outcome="ok")
