@@ -41,6 +41,8 @@ SERVED = {
     ("data", "rollout_length/gymnasium"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
+    ("scoring", "template_evolution/likelihood"),
+    ("method", "template_evolution/judge_calibration/model"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 
@@ -104,6 +106,9 @@ def chosen(group: str, option: str) -> list[str]:
     if group == "data":
         problem, node = DATA.get(option) or DATA[option.partition("/")[0]]
         return [f"problem={problem}", f"data@{node}={option}"]
+    if group == "scoring":
+        problem = "template_evolution/judge_calibration"
+        return [f"problem={problem}", f"scoring@problem.scoring={option}"]
     if group == "weights":
         return ["problem=domain_reweighting", f"weights@problem.weights={option}"]
     if option.startswith("process_reward/"):

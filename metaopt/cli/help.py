@@ -61,7 +61,7 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
-PART_GROUPS = ("data", "model", "weights")
+PART_GROUPS = ("data", "model", "scoring", "weights")
 """Groups whose options are parts of a problem."""
 
 

@@ -16,10 +16,10 @@ ICLR 2026, as an evaluation tool for judges on harmless tasks.
 
 Read in this order: `evolution` (both levels evolve), `calibration` (recorded responses, the outer
 level alone), `template_problem` (what they share: proposals), `candidates` (answered, checked,
-judged, ranked), `prompts` (messages and their parsing), `rubric`, `objectives`; then the tasks,
-`tasks`, `canary_world` with `canary_writers` (simulated, of known truth), `arithmetic_solutions`,
-`criteria_judge` with `solution_criteria`; then what a run hands over, `report`, `judge_report`,
-`judge_figures`, and `judge`, which loads it again.
+judged, ranked), `scoring` (written scores and likelihoods), `prompts` (messages and their parsing),
+`rubric`, `objectives`; then the tasks, `tasks`, `canary_world` with `canary_writers` (simulated, of
+known truth), `arithmetic_solutions`, `criteria_judge` with `solution_criteria`; then what a run
+hands over, `report`, `judge_report`, `judge_figures`, and `judge`, which loads it again.
 """
 
 from metaopt.problems.template_evolution.arithmetic_solutions import arithmetic_solutions
@@ -28,14 +28,22 @@ from metaopt.problems.template_evolution.canary_world import CanaryWorld
 from metaopt.problems.template_evolution.criteria_judge import criteria_judge
 from metaopt.problems.template_evolution.evolution import TemplateEvolution
 from metaopt.problems.template_evolution.judge import Judge, load_judge
+from metaopt.problems.template_evolution.scoring import (
+    ExpectedChoice,
+    ResponseLikelihood,
+    WrittenScore,
+)
 from metaopt.problems.template_evolution.tasks import PromptFile
 
 __all__ = [
     "CanaryWorld",
+    "ExpectedChoice",
     "Judge",
     "JudgeCalibration",
     "PromptFile",
+    "ResponseLikelihood",
     "TemplateEvolution",
+    "WrittenScore",
     "arithmetic_solutions",
     "criteria_judge",
     "load_judge",

@@ -37,6 +37,12 @@ from metaopt.problems.template_evolution.report import (
     scored,
 )
 from metaopt.problems.template_evolution.rubric import parse
+from metaopt.problems.template_evolution.scoring import (
+    Judgement,
+    Scoring,
+    WrittenScore,
+    mean_mass,
+)
 from metaopt.problems.template_evolution.template_problem import Parent, TemplateProblem
 
 Judge = LM | Callable[[Texts], LM]
@@ -63,11 +69,12 @@ class JudgeCalibration(TemplateProblem):
         judge: a language model, or a function from the training part's (query, response) pairs to
             one, such as `criteria_judge`.
         client: makes the client from the roles, as `functools.partial(Client, ...)`.
+        scoring: what the judge is asked; see `metaopt.problems.template_evolution.scoring`.
         writer: the model that rewrites templates, or `None` for a simulated `RubricWriter`.
         objective: one of `OBJECTIVES`; "mae" is the paper's.
         template: the first template: "rubric" (plausible weights), "logistic" (weights of a
             logistic regression on the labelled examples), or its text, which must ask for a last
-            line `Score: <number>`.
+            line `Score: <number>` where the judge writes a score, and may not where it does not.
         training: share of the questions that train.
         labelled: examples whose outcomes the search knows, >= 2, as far as the training part has
             them; whole questions, so it may be a few more.
@@ -108,6 +115,7 @@ class JudgeCalibration(TemplateProblem):
         temperature: float = 1.0,
         max_tokens: int = 512,
         seed: int = 0,
+        scoring: Scoring | None = None,
     ) -> None:
         if labelled < 2 or (held_out is not None and held_out < 1):
             raise ValueError(
@@ -142,10 +150,15 @@ class JudgeCalibration(TemplateProblem):
             self.template = FIRST.render()
         elif template == "logistic":
             self.template = logistic_rubric(criteria, texts, outcomes).render()
-        _check_template(self.template, simulated=isinstance(lms["template"], SimulatedLM))
+        scoring = scoring or WrittenScore()
+        scoring.check(self.template)
+        if isinstance(lms["template"], SimulatedLM) and scoring.reads_template:
+            _check_rubric(self.template)
         self.answers = Parameters(0.0, max_tokens)
         creative = Parameters(temperature, max_tokens)
-        super().__init__(client(lms), creative, templates_in_context, examples, quoting=True)
+        super().__init__(
+            client(lms), creative, templates_in_context, examples, quoting=True, scoring=scoring
+        )
         self.report = CalibrationReport(self)
         self._examined: dict[str, Scores] = {}
         free = lms["judge"].deterministic
@@ -164,17 +177,23 @@ class JudgeCalibration(TemplateProblem):
         number = inner["round"] + 1 if inner else 1
         self.client.begin(number)
         tried = list(inner["tried"]) if inner else []
-        return {"round": number, "template": outer, "scores": None, "tried": tried}
+        return {"round": number, "template": outer, "scores": None, "mass": None, "tried": tried}
 
     def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
         """Return the state with every labelled example scored."""
         if inner["scores"] is not None:
             return inner
-        scores = self.score(outer, self.labelled, required=inner["round"] == 1)
+        judgements = self.judge(self.client, outer, self.labelled, inner["round"] == 1)
+        scores = [j.score for j in judgements]
         coverage = 1 - scores.count(None) / len(scores)
         trial = {"template": outer, "loss": self._loss(scores), "coverage": coverage}
         tried = [*inner["tried"], trial]
-        return {**inner, "scores": scores, "tried": tried}
+        return {
+            **inner,
+            "scores": scores,
+            "mass": mean_mass(j.mass for j in judgements),
+            "tried": tried,
+        }
 
     def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
         """Return the template's loss on the labelled examples; their scores are the artifacts."""
@@ -184,6 +203,8 @@ class JudgeCalibration(TemplateProblem):
             "judge/coverage": len(p) / len(self.labelled),
             "inner/success": best_of(scores, self.labelled),
         }
+        if inner["mass"] is not None:
+            numbers["judge/choice_mass"] = inner["mass"]
         if len(p):
             numbers["judge/alignment"] = alignment(p, y)
             numbers["judge/auroc"] = 1 - outer_loss("auroc", p, y)
@@ -209,9 +230,9 @@ class JudgeCalibration(TemplateProblem):
         """Return +inf for a template that has been tried, which spares its calls; else 0."""
         return float("inf") if any(candidate == t.outer for t in trials) else 0.0
 
-    def score(self, template: str, examples: Sequence[Solution], required: bool = False) -> Scores:
-        """Return the judge's scores of examples under a template; see `judge`."""
-        return self._asked(self.client, template, examples, required)
+    def score(self, template: str, examples: Sequence[Solution]) -> Scores:
+        """Return the judge's scores of examples under a template."""
+        return [j.score for j in self.judge(self.client, template, examples)]
 
     def examine(self, template: str) -> Scores:
         """Return scores of the held-out examples, charged only where the judge costs something."""
@@ -219,17 +240,21 @@ class JudgeCalibration(TemplateProblem):
             lm = self.client.lms["judge"]
             if lm.deterministic:
                 free = Client({"judge": lm})
-                self._examined[template] = self._asked(free, template, self.test)
+                judgements = self.judge(free, template, self.test)
+                self._examined[template] = [j.score for j in judgements]
                 free.close()
             else:
                 return self.score(template, self.test)
         return self._examined[template]
 
-    def _asked(
+    def judge(
         self, client: Client, template: str, examples: Sequence[Solution], required: bool = False
-    ) -> Scores:
+    ) -> list[Judgement]:
+        """Return what the judge of a client makes of examples; see `candidates.judge`."""
         texts = [(x.query, x.response) for x in examples]
-        return judge(client, template, self.data.queries, texts, self.answers, required)
+        return judge(
+            client, self.scoring, template, self.data.queries, texts, self.answers, required
+        )
 
     def _stop(self) -> str | None:
         """Return why no further template can be judged with enough left for the report."""
@@ -278,17 +303,11 @@ def _both_outcomes(examples: Sequence[Solution], what: str, name: str) -> None:
         )
 
 
-def _check_template(template: str, simulated: bool) -> None:
-    if "Score: <number>" not in template:
+def _check_rubric(template: str) -> None:
+    try:
+        parse(template)
+    except ValueError as reason:
         raise ValueError(
-            "template must be rubric, logistic, or a text that asks for a last line "
-            f"'Score: <number>'; got {template[:80]!r}."
-        )
-    if simulated:
-        try:
-            parse(template)
-        except ValueError as reason:
-            raise ValueError(
-                f"the simulated writer rewrites rubrics only: {reason} Give a writer, such as "
-                "+llm@problem.writer=openai_compatible."
-            ) from None
+            f"the simulated writer rewrites rubrics only: {reason} Give a writer, such as "
+            "+llm@problem.writer=openai_compatible."
+        ) from None

@@ -23,7 +23,14 @@ from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.llm import LM, SimulatedLM
 from metaopt.llm.chat import Message
 from metaopt.problems.template_evolution.canary_writers import TOKENS, TRAIT, rewrite, vary
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, read_weights, round_score
+from metaopt.problems.template_evolution.rubric import (
+    HIGH,
+    LOW,
+    Rubric,
+    graded,
+    read_weights,
+    round_score,
+)
 
 TRAITS = (
     "specificity", "directness", "hedging", "politeness", "fluency",
@@ -137,7 +144,13 @@ class CanaryWorld:
             "target": self._target, "judge": self._judge, "optimizer": vary, "template": rewrite,
         }  # fmt: skip
         return {
-            role: SimulatedLM(answer, f"canary-world-{role}", self.error_rate, self.seed)
+            role: SimulatedLM(
+                answer,
+                f"canary-world-{role}",
+                self.error_rate,
+                self.seed,
+                self._choose if role == "judge" else None,
+            )
             for role, answer in answers.items()
         }
 
@@ -157,18 +170,31 @@ class CanaryWorld:
         return f"{text}\n{self.canary(query) if succeeded else 'nothing to see'}"
 
     def _judge(self, role: str, messages: Sequence[Message], key: int) -> str:
-        template, _, response = messages[-1]["content"].partition("\n\nResponse:\n")
+        logit = self._logit(messages, key)
+        if logit is None:
+            return "I would rather not say."
+        return f"Score: {round_score(LOW + (HIGH - LOW) * float(expit(logit))):.1f}"
+
+    def _choose(
+        self, role: str, messages: Sequence[Message], choices: Sequence[str], key: int
+    ) -> list[float]:
+        logit = self._logit(messages, key)
+        return [0.0] * len(choices) if logit is None else graded(logit, len(choices))
+
+    def _logit(self, messages: Sequence[Message], key: int) -> float | None:
+        """Return what the judge holds of a response, with its noise; `None` where it fails."""
+        asked = next(m["content"] for m in messages if m["role"] == "user")
+        template, _, response = asked.partition("\n\nResponse:\n")
         draw = np.random.default_rng(key)
         noise = self.judge_noise * draw.standard_normal()
         failed = draw.random() < self.parse_failures
         rubric = read_weights(template.partition("\n\nObjective:")[0], TRAITS)
         traits = dict(TRAIT.findall(response))
         if rubric is None or not traits or failed:
-            return "I would rather not say."
+            return None
         weights, strictness = rubric
         values = np.array([float(traits.get(t, 0.5)) for t in TRAITS]) - 0.5
-        logit = judged(weights, values) - strictness + noise
-        return f"Score: {round_score(LOW + (HIGH - LOW) * float(expit(logit))):.1f}"
+        return judged(weights, values) - strictness + noise
 
     def _latent(self, query: int, prompt: str) -> np.ndarray:
         tokens = prompt.partition(": ")[2].split()

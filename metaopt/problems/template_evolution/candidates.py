@@ -7,10 +7,12 @@ A candidate is a dict of primitives, so that a checkpoint holds it and shows no 
     response  reference of the target's response
     outcome   whether the response meets the objective; `None` when the checker cannot say
     score     the judge's score; `None` when it gave none
+    mass      where it scores by choices: the probability of all of them together
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -27,11 +29,19 @@ from metaopt.llm import (
     PolicyRefusal,
     Reply,
     Request,
+    Unsupported,
     user,
 )
-from metaopt.problems.template_evolution.prompts import checking, judging, read_verdict
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, STEP, parse_score, unit
-from metaopt.problems.template_evolution.score_replies import UNDERSTOOD, form
+from metaopt.problems.template_evolution.prompts import checking, read_verdict
+from metaopt.problems.template_evolution.rubric import HIGH, LOW, unit
+from metaopt.problems.template_evolution.scoring import (
+    LEAST_MASS,
+    Judgement,
+    Scoring,
+    WrittenScore,
+    centre,
+    mean_mass,
+)
 
 Candidate = dict[str, Any]
 
@@ -57,6 +67,7 @@ class Panel:
         again: how the target gives the further ones; drawn, since at temperature 0 a model repeats
             itself.
         outcome_is_score: the checker's outcome takes the judge's place, at no call.
+        scoring: what the judge is asked.
     """
 
     def __init__(
@@ -68,10 +79,11 @@ class Panel:
         verify: int = 1,
         again: Parameters | None = None,
         outcome_is_score: bool = False,
+        scoring: Scoring | None = None,
     ) -> None:
         self.client, self.queries, self.check = client, queries, check
         self.parameters, self.verify, self.again = parameters, verify, again or parameters
-        self.outcome_is_score = outcome_is_score
+        self.outcome_is_score, self.scoring = outcome_is_score, scoring or WrittenScore()
 
     def answer(self, prompts: Sequence[tuple[int, str]]) -> list[Candidate]:
         """Return the (query, prompt) pairs that the target answered, checked, not yet judged."""
@@ -96,8 +108,24 @@ class Panel:
             fixed = {True: HIGH, False: LOW, None: None}
             return [{**c, "score": fixed[c["outcome"]]} for c in candidates]
         responses = [(c["query"], self.client.text(c["response"])) for c in candidates]
-        scores = judge(self.client, template, self.queries, responses, self.parameters, required)
-        return [{**c, "score": score} for c, score in zip(candidates, scores, strict=True)]
+        judgements = judge(
+            self.client, self.scoring, template, self.queries, responses, self.parameters, required
+        )
+        return [
+            {**c, "score": j.score, **({} if j.mass is None else {"mass": j.mass})}
+            for c, j in zip(candidates, judgements, strict=True)
+        ]
+
+    def judge_more(
+        self, template: str, log: Sequence[Candidate], fresh: Sequence[Candidate]
+    ) -> list[Candidate]:
+        """Return judged candidates and more of them; all again where scores are relative.
+
+        What was asked before is free.
+        """
+        if self.scoring.centred:
+            return self.judge(template, [*log, *fresh])
+        return [*log, *self.judge(template, fresh)]
 
     def _verified(self, candidates: list[Candidate]) -> list[Candidate]:
         """Return the candidates with the outcome of each success decided by further answers."""
@@ -145,15 +173,14 @@ class Panel:
 
 def judge(
     client: Client,
+    scoring: Scoring,
     template: str,
     queries: Sequence[str],
     responses: Sequence[tuple[int, str]],
     parameters: Parameters,
     required: bool = False,
-) -> list[float | None]:
-    """Return the template's scores of (query, response) pairs; `None` where there is none.
-
-    A reply that was cut at its longest length has none: `Score: 1` may be the start of 10.
+) -> list[Judgement]:
+    """Return what the judge makes of (query, response) pairs.
 
     Args:
         required: whether replies must be understood, as those under the template that a search
@@ -165,41 +192,49 @@ def judge(
             score.
     """
     requests = [
-        Request("judge", judging(template, queries[query], response), parameters)
+        scoring.request(template, queries[query], response, parameters)
         for query, response in responses
     ]
-    replies = ask(client, requests)
-    scores = [None if (text := whole(reply)) is None else parse_score(text) for reply in replies]
+    answers = iter(ask(client, [request for request in requests if request is not None]))
+    replies = [None if request is None else next(answers) for request in requests]
+    judgements = [Judgement(None) if reply is None else scoring.read(reply) for reply in replies]
+    if required:
+        _check_understood(client, scoring, replies, judgements, parameters)
+    if not scoring.centred:
+        return judgements
+    scores = centre([j.score for j in judgements], [queries[query] for query, _ in responses])
+    return [j._replace(score=score) for j, score in zip(judgements, scores, strict=True)]
+
+
+def _check_understood(
+    client: Client,
+    scoring: Scoring,
+    replies: Sequence[Reply | None],
+    judgements: Sequence[Judgement],
+    parameters: Parameters,
+) -> None:
+    """Refuse replies of which hardly any has a score; warn of choices that are hardly likely."""
     answered = [reply for reply in replies if reply is not None]
-    understood = len(scores) - scores.count(None)
-    if required and len(answered) >= 3 and 10 * understood < len(answered):
-        words = _not_understood(replies, scores, parameters)
+    missed = [
+        reply
+        for reply, judgement in zip(replies, judgements, strict=True)
+        if reply is not None and judgement.score is None
+    ]
+    if len(answered) >= 3 and 10 * (len(answered) - len(missed)) < len(answered):
+        words = scoring.complaint(answered, missed, parameters)
         if not client.lms["judge"].deterministic:
             words += " The replies are kept in the run's .cassette file."
         raise NotUnderstood(words, "judge")
-    return scores
-
-
-def _not_understood(
-    replies: Sequence[Reply | None], scores: Sequence[float | None], parameters: Parameters
-) -> str:
-    """Return what is wrong with a judge's replies, and the form of one; never its words."""
-    pairs = [(r, s) for r, s in zip(replies, scores, strict=True) if r is not None]
-    missed = [reply for reply, score in pairs if score is None]
-    cut = sum(reply.finish == "length" for reply in missed)
-    shown = next((reply for reply in missed if reply.finish != "length"), missed[0])
-    lines = "".join(f"\n    {line}" for line in form(shown.text).splitlines())
-    return (
-        f"judge: {len(missed)} of {len(pairs)} replies are not understood"
-        + (f", of which {cut} are cut at max_tokens={parameters.max_tokens}" if cut else "")
-        + f". One of {len(shown.text)} characters ends with (letters shown as x, digits as 9):"
-        + (lines or " nothing")
-        + "\nUnderstood are last lines such as "
-        + ", ".join(f"`{line}`" for line in UNDERSTOOD)
-        + f", from {LOW:g} to {HIGH:g} in steps of {STEP:g}. Let the template ask for one"
-        + (", raise max_tokens" if cut else "")
-        + ", or take another judge."
-    )
+    mass = mean_mass(j.mass for j in judgements)
+    if mass is not None and mass < LEAST_MASS:
+        logging.getLogger(__name__).warning(
+            "judge: the choices have %.3f of the probability together, below %g: the judge would "
+            "rather say something else. Ask for them more plainly (problem.scoring.question), or "
+            "lead to them by problem.scoring.prefill, such as 'Answer:' with choices that begin "
+            "with a space.",
+            mass,
+            LEAST_MASS,
+        )
 
 
 def ask(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
@@ -207,6 +242,7 @@ def ask(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
 
     Raises:
         CassetteMiss: a replay holds no answer to one of them.
+        Unsupported: the model cannot do what is asked, as tell probabilities.
         LMError: some met a failure that passes, again and again, or more than half of three or
             more failed, other than by a policy or a budget: a result would be that of an outage.
             What was answered is kept, and a resumed run asks for the rest.
@@ -214,7 +250,7 @@ def ask(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
     replies = client.ask_all(requests)
     failures = [reply for reply in replies if isinstance(reply, LMError)]
     for failure in failures:
-        if isinstance(failure, CassetteMiss):
+        if isinstance(failure, (CassetteMiss, Unsupported)):
             raise failure
     stopping = any(isinstance(f, (BudgetSpent, PolicyRefusal)) for f in failures)
     if 2 * len(failures) > len(replies) >= 3 and not stopping:

@@ -16,6 +16,7 @@ from metaopt.problems.template_evolution.rubric import (
     HIGH,
     LOW,
     Rubric,
+    graded,
     parse,
     read_weights,
     round_score,
@@ -84,7 +85,8 @@ class CriteriaJudge(SimulatedLM):
         score = 1 + 9 sigmoid(sum of weight_c z_c - strictness), rounded to 0.5
 
     z_c is the standardised criterion. A criterion that it does not know counts nothing; a template
-    that is not a rubric gets no score.
+    that is not a rubric gets no score. Asked for a choice, it has the probabilities of
+    `metaopt.problems.template_evolution.rubric.graded` at the same sum.
 
     Args:
         criteria: the standardised criteria.
@@ -95,18 +97,31 @@ class CriteriaJudge(SimulatedLM):
     def __init__(self, criteria: Criteria) -> None:
         self.criteria = criteria
         digest = hashlib.sha256(criteria.mean.tobytes() + criteria.scale.tobytes()).hexdigest()
-        super().__init__(self._judge, f"criteria-judge-{digest[:12]}")
+        super().__init__(self._judge, f"criteria-judge-{digest[:12]}", choose=self._probabilities)
 
     def _judge(self, role: str, messages: Sequence[Message], key: int) -> str:
-        template, _, question = messages[-1]["content"].partition("\n\nObjective: ")
+        logit = self._logit(messages)
+        if logit is None:
+            return "There are no criteria here that I know."
+        score = round_score(LOW + (HIGH - LOW) * float(expit(logit)))
+        return f"The criteria add up to {logit:+.2f}.\nScore: {score:.1f}"
+
+    def _probabilities(
+        self, role: str, messages: Sequence[Message], choices: Sequence[str], key: int
+    ) -> list[float]:
+        logit = self._logit(messages)
+        return [0.0] * len(choices) if logit is None else graded(logit, len(choices))
+
+    def _logit(self, messages: Sequence[Message]) -> float | None:
+        """Return what the criteria add up to; `None` where there is no rubric of them."""
+        asked = next(m["content"] for m in messages if m["role"] == "user")
+        template, _, question = asked.partition("\n\nObjective: ")
         query, _, response = question.partition("\n\nResponse:\n")
         rubric = read_weights(template, tuple(CRITERIA))
         if rubric is None:
-            return "There are no criteria here that I know."
+            return None
         weights, strictness = rubric
-        logit = float(weights @ self.criteria(query, response)) - strictness
-        score = round_score(LOW + (HIGH - LOW) * float(expit(logit)))
-        return f"The criteria add up to {logit:+.2f}.\nScore: {score:.1f}"
+        return float(weights @ self.criteria(query, response)) - strictness
 
 
 def criteria_judge(sample: Texts) -> CriteriaJudge:

@@ -33,6 +33,7 @@ from metaopt.problems.template_evolution.candidates import (
 from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
 from metaopt.problems.template_evolution.prompts import Example, prompting, read_prompts
 from metaopt.problems.template_evolution.report import EvolutionReport, write_transcripts
+from metaopt.problems.template_evolution.scoring import Scoring, mean_mass
 from metaopt.problems.template_evolution.tasks import KnownTruth, Task
 from metaopt.problems.template_evolution.template_problem import Parent, TemplateProblem
 
@@ -81,6 +82,7 @@ class TemplateEvolution(TemplateProblem):
         templates_in_context: number K' of templates shown to the template model, >= 1.
         examples: misjudged responses of each outcome shown to it, >= 0; 0 is a blind rewriter.
         screening_pool: recorded candidates of each outcome that `screen` judges again, >= 1.
+        scoring: what the judge is asked; see `metaopt.problems.template_evolution.scoring`.
         verify: see `metaopt.problems.template_evolution.candidates.Panel`; further answers are
             drawn at `temperature`.
         instruction: what the optimizer is told first; required where it is not simulated.
@@ -121,6 +123,7 @@ class TemplateEvolution(TemplateProblem):
         max_tokens: int = 512,
         inner_steps: int = 5,
         transcripts: bool = False,
+        scoring: Scoring | None = None,
     ) -> None:
         self.objective, self.ranking, self.checker = objective, ranking, checker
         self.candidates, self.inherited, self.verify = candidates, inherited, verify
@@ -153,15 +156,16 @@ class TemplateEvolution(TemplateProblem):
         super().__init__(
             client(lms), Parameters(temperature, max_tokens), templates_in_context, examples,
             quoting=False, examiner=Client(task.roles()) if simulated else None,
-            authorisation=authorisation,
+            authorisation=authorisation, scoring=scoring,
         )  # fmt: skip
+        self.scoring.check(task.template)
         self.metric_names = ["success", *(("auroc", "alignment") if self.examiner else ())]
         self.task = task
         self.report = EvolutionReport(self)
         self.panel = Panel(
             self.client, task.queries, task.check if checker == "task" else None,
             Parameters(0.0, max_tokens), verify, self.creative,
-            ranking == "outcome",
+            ranking == "outcome", self.scoring,
         )  # fmt: skip
         self.instruction = instruction or INSTRUCTION
         each = len(task.queries)
@@ -205,7 +209,10 @@ class TemplateEvolution(TemplateProblem):
             for query, prompt in self._new_prompts(inner["log"], key)
             if (query, self.client.keep(prompt)) not in known
         ]
-        return {**inner, "log": inner["log"] + self.panel.judge(outer, self.panel.answer(fresh))}
+        return {
+            **inner,
+            "log": self.panel.judge_more(outer, inner["log"], self.panel.answer(fresh)),
+        }
 
     def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
         """Return the template's loss on all candidates of the run, which are the artifacts.
@@ -222,6 +229,8 @@ class TemplateEvolution(TemplateProblem):
             numbers |= {"judge/alignment": alignment(p, y), "judge/base_rate": float(y.mean())}
             if 0 < y.mean() < 1:
                 numbers["judge/auroc"] = 1 - outer_loss("auroc", p, y)
+        if (mass := mean_mass(c.get("mass") for c in log)) is not None:
+            numbers["judge/choice_mass"] = mass
         hits = [pick is not None and pick["outcome"] is True for pick in self.picks(inner)]
         numbers["inner/success"] = float(np.mean(hits))
         cost = self.client.end(inner["round"])
@@ -254,10 +263,10 @@ class TemplateEvolution(TemplateProblem):
         queries, parameters = self.task.queries, self.panel.parameters
         rows = [(q, r, y) for q in range(len(queries)) for r, y in self.task.examination(q)]
         responses = [(q, r) for q, r, _ in rows]
-        scores = judge(self.examiner, template, queries, responses, parameters)
+        judgements = judge(self.examiner, self.scoring, template, queries, responses, parameters)
         return [
-            {"query": query, "outcome": outcome, "score": score}
-            for (query, _, outcome), score in zip(rows, scores, strict=True)
+            {"query": query, "outcome": outcome, "score": j.score}
+            for (query, _, outcome), j in zip(rows, judgements, strict=True)
         ]
 
     def picks(self, inner: Mapping[str, Any]) -> list[Candidate | None]:

@@ -14,6 +14,7 @@ from metaopt.metrics.binary import Array
 from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution.candidates import judge as ask_judge
 from metaopt.problems.template_evolution.criteria_judge import Criteria, CriteriaJudge
+from metaopt.problems.template_evolution.scoring import Scoring, WrittenScore, scoring_of
 
 
 class Judge:
@@ -23,14 +24,25 @@ class Judge:
         calibration: template, threshold and probability map.
         client: language models; the role judge is asked, at temperature 0.
         max_tokens: longest answer.
+        scoring: what the judge was calibrated by.
     """
 
-    def __init__(self, calibration: CalibratedJudge, client: Client, max_tokens: int = 512) -> None:
+    def __init__(
+        self,
+        calibration: CalibratedJudge,
+        client: Client,
+        max_tokens: int = 512,
+        scoring: Scoring | None = None,
+    ) -> None:
         self.calibration, self.client = calibration, client
+        self.scoring = scoring or WrittenScore()
         self.parameters = Parameters(0.0, max_tokens)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         """Return the scores of (query, response) pairs; `None` where an answer holds none.
+
+        Where scoring is centred, they are relative to the responses to the same query among the
+        pairs: give all of a query together.
 
         Raises:
             LMError: more than half of three or more requests failed.
@@ -38,9 +50,11 @@ class Judge:
         """
         queries = [query for query, _ in pairs]
         responses = [(i, response) for i, (_, response) in enumerate(pairs)]
-        return ask_judge(
-            self.client, self.calibration.template, queries, responses, self.parameters, True
-        )
+        judgements = ask_judge(
+            self.client, self.scoring, self.calibration.template, queries, responses,
+            self.parameters, True,
+        )  # fmt: skip
+        return [judgement.score for judgement in judgements]
 
     def probability(self, pairs: Sequence[tuple[str, str]]) -> Array:
         """Return P(success) of (query, response) pairs; NaN where there is no score."""
@@ -85,6 +99,7 @@ def load_judge(
         record = json.loads(path.read_text(encoding="utf-8"))
         calibration = CalibratedJudge.from_dict(record["judge"])
         model = record["provenance"]["models"]["judge"]
+        scoring = scoring_of(record["scoring"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} holds no calibrated judge: {error!r}.") from error
     if lm is None and "criteria" not in record:
@@ -98,4 +113,4 @@ def load_judge(
             "else.",
             stacklevel=2,
         )
-    return Judge(calibration, client({"judge": lm}))
+    return Judge(calibration, client({"judge": lm}), scoring=scoring)

@@ -20,6 +20,7 @@ from metaopt.problems.template_evolution.judge_figures import (
     draw_evolution,
     draw_reliability,
 )
+from metaopt.problems.template_evolution.scoring import Scoring, WrittenScore
 from metaopt.report.page import (
     Block,
     Figure,
@@ -63,6 +64,7 @@ def write_report(
     seed: int = 0,
     criteria: Mapping[str, Any] | None = None,
     coverage: float | None = None,
+    scoring: Scoring | None = None,
 ) -> list[Path]:
     """Write the judge and its report into `folder`, and return the paths of the files.
 
@@ -82,6 +84,7 @@ def write_report(
         seed: of the bootstrap.
         criteria: how a judge made of criteria standardises them, so that it can be loaded.
         coverage: least share of examples with a score under a template tried, or `None`.
+        scoring: what the judge was asked, a written score where it is not given.
 
     Raises:
         ValueError: provenance that is not JSON, or rows that `metaopt.metrics.calibration.measure`
@@ -101,6 +104,7 @@ def write_report(
         figures.append(draw_evolution(evolution, objective, weights, path))
     record = {
         "judge": best.to_dict(),
+        "scoring": (scoring or WrittenScore()).to_dict(),
         "held_out": after,
         "first": {"judge": first.to_dict(), "held_out": before},
         "difference": difference,

@@ -24,6 +24,7 @@ from metaopt.problems.template_evolution.criteria_judge import CriteriaJudge
 from metaopt.problems.template_evolution.judge_report import Judged, write_report
 from metaopt.problems.template_evolution.objectives import alignment, outer_loss
 from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse
+from metaopt.problems.template_evolution.scoring import Scoring, WrittenScore, mean_mass
 
 if TYPE_CHECKING:
     from metaopt.problems.template_evolution.calibration import JudgeCalibration
@@ -68,12 +69,14 @@ class EvolutionReport(Report):
                 "authorisation": dict(problem.records.authorisation or {}),
                 "fitted on": f"{len(fitting[0].outcomes)} responses to every second query",
                 "held out": f"{len(testing[0].outcomes)} responses to the others",
+                **scored_by(problem.scoring, mean_mass(c.get("mass") for c in inner["log"])),
             }
             written = calibrate(
                 folder, (first, outer), fitting, testing,
                 [(step, float(s["loss"])) for step, s in snapshots], provenance,
                 objective=problem.objective, weights=_weights(s["best"] for _, s in snapshots),
                 coverage=min((s["coverage"] for _, s in snapshots), default=None),
+                scoring=problem.scoring,
             )  # fmt: skip
         return summary(problem.client, first, outer, written)
 
@@ -105,10 +108,12 @@ class CalibrationReport(Report):
                 "searched and fitted on": _counted(labelled, ""),
                 "held out": _counted(test, "other "),
                 "left out as ambiguous": f"{problem.data.ambiguous:,} responses",
+                **scored_by(problem.scoring, inner["mass"]),
             },
             objective=problem.objective, weights=_weights(_best_so_far(tried)), seed=problem.seed,
             coverage=min((t["coverage"] for t in tried), default=None),
             criteria=judge.criteria.to_dict() if isinstance(judge, CriteriaJudge) else None,
+            scoring=problem.scoring,
         )  # fmt: skip
         return summary(problem.client, *templates, written, self._measured(outer))
 
@@ -154,6 +159,14 @@ def calibrate(
     except ValueError as reason:
         return f"no calibrated judge: {reason}"
     return f"calibrated judge: {folder / 'judge.json'}, report: {folder / 'report.html'}"
+
+
+def scored_by(scoring: Scoring, mass: float | None) -> dict[str, Any]:
+    """Return how a judge that does not write its score gives it, for the provenance."""
+    if isinstance(scoring, WrittenScore):
+        return {}
+    fields: dict[str, Any] = {"scoring": scoring.to_dict()}
+    return fields if mass is None else {**fields, "probability of all choices together": mass}
 
 
 def summary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -107,6 +108,18 @@ def round_score(score: float) -> float:
 def unit(score: float) -> float:
     """Return the score as a probability: 0 for the lowest, 1 for the highest."""
     return (score - LOW) / (HIGH - LOW)
+
+
+def graded(logit: float, count: int) -> list[float]:
+    """Return a simulated judge's probabilities of `count` choices, from failure to success.
+
+    They are Binomial(count - 1, p) with p = sigmoid(logit): 1 - p and p of two choices; the mean of
+    any number of them is p of the way. One choice, which is no grade, has none.
+    """
+    n, p = count - 1, 0.5 * (1 + math.tanh(logit / 2))
+    if not n:
+        return [0.0]
+    return [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(count)]
 
 
 def _cut(weight: float) -> float:

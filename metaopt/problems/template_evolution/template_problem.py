@@ -12,6 +12,7 @@ from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_ranges
 from metaopt.llm import Client, LMError, Parameters, Request
 from metaopt.problems.template_evolution.prompts import Example, quotes, read_template, rewriting
+from metaopt.problems.template_evolution.scoring import Scoring, WrittenScore
 
 
 class Parent(Protocol):
@@ -78,6 +79,7 @@ class TemplateProblem(Problem):
         quoting: whether a template may quote a response that was shown: people read templates.
         examiner: a second client, which charges nothing, or `None`.
         authorisation: of the models, for the records.
+        scoring: what the judge is asked, a written score where it is not given.
     """
 
     records: Answers
@@ -91,8 +93,10 @@ class TemplateProblem(Problem):
         quoting: bool,
         examiner: Client | None = None,
         authorisation: Mapping[str, str] | None = None,
+        scoring: Scoring | None = None,
     ) -> None:
         self.client, self.creative, self.examiner = client, creative, examiner
+        self.scoring = scoring or WrittenScore()
         self.templates_in_context = templates_in_context
         self.examples, self.quoting = examples, quoting
         check_ranges(self, "templates_in_context >= 1", "examples >= 0")
@@ -103,7 +107,12 @@ class TemplateProblem(Problem):
         """Return responses of known outcome with the scores of the first parent's template."""
 
     def propose(self, parents: Sequence[Parent], key: int) -> str:
-        """Return a new template by the role template; the best one again where it writes none."""
+        """Return a new template by the role template; the best one again where it writes none.
+
+        It is not asked where the judge does not read the template.
+        """
+        if not self.scoring.reads_template:
+            return parents[0].outer
         shown = [
             (p.outer, 100 * (1 - min(p.value, 1.0))) for p in parents[: self.templates_in_context]
         ]
