@@ -24,7 +24,7 @@ def compare(
     """Write best_of_n.csv and figures/best_of_n.png into `folder`, and return a table in %.
 
     Args:
-        scores: by model, of every candidate, (Q, C).
+        scores: by model, or by what else ranks candidates, of every candidate, (Q, C).
         correct: which candidates are right, (Q, C).
         answers: final answers, for the majority vote, or `None`.
         sizes: the n.

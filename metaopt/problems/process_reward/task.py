@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import inf
 from pathlib import Path
 
 import torch
@@ -32,6 +33,9 @@ from metaopt.problems.process_reward.report import compare
 
 MODEL = "process_reward_model"
 """Folder of a run with the trained model."""
+
+SYSTEM = "always the same system"
+"""Name of the baseline that takes the answer of the system which is best on the meta-set."""
 
 PROBES = 8
 """Training chains whose scores are compared after the model is read back."""
@@ -188,7 +192,9 @@ class ProcessSupervision:
         """Return best-of-n in % and how well steps are told apart, on held-out chains.
 
         `best_of_<n>` for n = 1, 8 and all; for all, what needs no model: `pass_at_<n>` (one of them
-        is right) and, where answers are known, `majority_<n>` (the most frequent one is right).
+        is right), where answers are known `majority_<n>` (the most frequent one is right), and
+        where several systems wrote the candidates `system_<n>` (that of the system which is right
+        most often in the meta-set is right: what knowing who wrote an answer is worth).
         `step_auroc`, `ece` (expected calibration error of step
         probabilities) and `first_error_f1` (harmonic mean in % of how often the first wrong step is
         found at probability 1/2, and how often a right chain is passed), each as the mean over
@@ -205,7 +211,7 @@ class ProcessSupervision:
 
     @cached_property
     def _votes(self) -> dict[str, float]:
-        """Pass@n and the majority vote of all n candidates, in %."""
+        """Pass@n, the majority vote and the best system's of all n candidates, in %."""
         most, right = self.sizes[-1:], self.correct.numpy()
         if not most:
             return {}
@@ -213,7 +219,23 @@ class ProcessSupervision:
         if self.data.answers is not None:
             vote = majority_vote(self.data.answers, right, most)
             shares[f"majority_{most[0]}"] = 100 * float(vote.mean())
+        if self._system_scores is not None:
+            picked = best_of_n(self._system_scores, right, most)
+            shares[f"system_{most[0]}"] = 100 * float(picked.mean())
         return shares
+
+    @cached_property
+    def _system_scores(self) -> Tensor | None:
+        """How often each candidate's system is right in the meta-set, (Q, C); -inf where unknown.
+
+        `None` where the meta-set does not tell the candidates' systems apart.
+        """
+        outcomes: dict[str, list[float]] = {}
+        for chain in self.data.meta:
+            outcomes.setdefault(chain.policy, []).append(float(bool(chain.outcome)))
+        shares = {name: sum(known) / len(known) for name, known in outcomes.items() if name}
+        rows = [[shares.get(chain.policy, -inf) for chain in row] for row in self.data.candidates]
+        return torch.tensor(rows) if len({share for row in rows for share in row}) > 1 else None
 
     @cached_property
     def _held_out(self) -> dict[str, tuple[Steps, Tensor, Tensor]]:
@@ -253,6 +275,8 @@ class ProcessSupervision:
         parts = []
         if self.sizes:
             scores = {name: self.candidate_scores(tensors) for name, tensors in models.items()}
+            if self._system_scores is not None:
+                scores[SYSTEM] = self._system_scores
             parts.append(compare(scores, self.correct, self.data.answers, self.sizes, folder))
         if self.save_model:
             parts.append(self._export(models["reweighted"], weights, folder / MODEL))

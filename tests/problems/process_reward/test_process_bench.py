@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,8 @@ from metaopt.problems.process_reward.data.dataset import ProcessData
 from metaopt.problems.process_reward.data.final_answers import agree, canonical, final_answer
 from metaopt.problems.process_reward.data.meta_set import leaked, question_key
 from metaopt.problems.process_reward.data.process_bench import gsm8k_solutions, process_bench
+from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
+from metaopt.problems.process_reward.task import ProcessSupervision
 
 
 def bench(folder: Path, **options: Any) -> ProcessData:
@@ -64,6 +67,10 @@ def test_limits_and_shares(tmp_path: Path) -> None:
     data = bench(tmp_path, limit=3, meta_size=4, held_out_share=0.0)
     assert Counter(chain.domain for chain in data.train) == {"sums": 3, "words": 3}
     assert (len(data.meta), data.held_out) == (4, {})
+    data, every = bench(tmp_path, questions=3), bench(tmp_path)
+    assert data.candidates == every.candidates[:3]
+    assert (data.meta, data.resplit) == (every.meta, pytest.approx(3 / 7))  # the held-out share
+    assert bench(tmp_path, questions=9).resplit == pytest.approx(9 / 8)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,8 @@ def test_limits_and_shares(tmp_path: Path) -> None:
     [
         ({"held_out_share": 1.0}, r"0 <= held_out_share < 1.*held_out_share=1.0"),
         ({"meta_share": 0.0}, "0 < meta_share < 1.*meta_share=0.0"),
-        ({"limit": 0}, "limit >= 1; got .*limit=0"),
+        ({"limit": 0}, "limit >= 1 and questions >= 1; got .*limit=0"),
+        ({"questions": 0}, "questions >= 1; got .*questions=0"),
         ({"domains": ["x"]}, "domains must be of sums, words; got x"),
         ({"domains": []}, "domains must be of sums, words; got none"),
     ],
@@ -121,6 +129,10 @@ def test_the_published_files() -> None:
     assert len(set(policies)) == 1
     right = np.array([[chain.outcome for chain in row] for row in data.candidates])
     assert right.mean() == pytest.approx(0.39, abs=0.03)
+    metrics = ProcessSupervision(data, functools.partial(FeatureScorer, size=2, words=99))._votes
+    by_system = dict(zip(policies[0], 100 * right.mean(0), strict=True))
+    assert metrics["system_4"] == pytest.approx(by_system["175b_verification"])
+    assert metrics["system_4"] == pytest.approx(59.4, abs=0.05)
 
 
 @pytest.mark.data

@@ -164,6 +164,26 @@ def test_what_needs_no_model_is_reported_for_all_candidates():
     assert ProcessSupervision(ProcessData(TRAIN, META, []), Known).metrics(TENSORS) == {}
 
 
+def test_the_system_that_is_best_on_the_meta_set_is_a_baseline(tmp_path):
+    def by(policy, right):
+        return replace(chain(1.0, outcome=right, prompt=policy), policy=policy)
+
+    meta = [by("x", True), by("x", False), by("y", False), by("y", False), by("z", True)]
+    rows = [[("new", 1), ("x", 1), ("y", 0)], [("y", 1), ("x", 0), ("new", 0)],
+            [("x", 1), ("new", 0), ("y", 1)]]  # fmt: skip
+    data = ProcessData(TRAIN, meta, [[by(*pair) for pair in row] for row in rows])
+    task = ProcessSupervision(data, Known)
+    # x is right in 2 of 3. Of two at random x is picked where it is there, and else y.
+    assert task.metrics(TENSORS)["system_3"] == pytest.approx(100 * 2 / 3)
+    task.deliver_models({"reweighted": TENSORS}, {"a": 1.0, "b": 1.0}, tmp_path)
+    with (tmp_path / "best_of_n.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["picked by"] == "always the same system"]
+    expected = [100 * 5 / 9, 100 * (2 + 1 + 3) / 9, 100 * 2 / 3]
+    assert [float(r["accuracy"]) for r in rows] == pytest.approx(expected, abs=0.01)
+    alone = ProcessData(TRAIN, meta, [[by("x", True), by("x", False)]])
+    assert "system_2" not in ProcessSupervision(alone, Known).metrics(TENSORS)
+
+
 class Short(Known):
     """Reads the first two steps of a chain."""
 

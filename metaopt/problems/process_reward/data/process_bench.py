@@ -29,6 +29,7 @@ def process_bench(
     meta_share: float = 0.4,
     meta_size: int | None = None,
     limit: int | None = None,
+    questions: int | None = None,
     seed: int = 0,
 ) -> ProcessData:
     """Return chains with a human label of the first wrong step, and GSM8K for outcomes.
@@ -50,6 +51,7 @@ def process_bench(
         meta_share: of the questions with solutions, strictly between 0 and 1.
         meta_size: chains of the meta-set, even; `None` is the most that balance allows.
         limit: most training chains and most held-out chains of each domain; `None` is all.
+        questions: most test questions, >= 1; `None` is all that the meta-set leaves.
         seed: of the choice of questions, and of chains where there is a limit.
 
     Raises:
@@ -58,10 +60,12 @@ def process_bench(
 
     Cost: about two seconds.
     """
-    if not 0 <= held_out_share < 1 or not 0 < meta_share < 1 or (limit is not None and limit < 1):
+    shares = 0 <= held_out_share < 1 and 0 < meta_share < 1
+    if not shares or any(most is not None and most < 1 for most in (limit, questions)):
         raise ValueError(
-            f"process_bench needs 0 <= held_out_share < 1, 0 < meta_share < 1 and limit >= 1; got "
-            f"held_out_share={held_out_share}, meta_share={meta_share}, limit={limit}."
+            f"process_bench needs 0 <= held_out_share < 1, 0 < meta_share < 1, limit >= 1 and "
+            f"questions >= 1; got held_out_share={held_out_share}, meta_share={meta_share}, "
+            f"limit={limit}, questions={questions}."
         )
     by_domain = _sources(source)
     train: list[Chain] = []
@@ -74,14 +78,18 @@ def process_bench(
             held_out[name] = out[:limit]
     asked = {question_key(chain.prompt) for chains in by_domain.values() for chain in chains}
     draw = np.random.default_rng(seed)
-    meta, candidates = _outcomes(gsm8k_solutions(solutions), asked, meta_share, draw)
+    meta, tests = _outcomes(gsm8k_solutions(solutions), asked, meta_share, draw)
+    candidates = tests[:questions]
     return ProcessData(
         train=train,
         meta=meta_set(meta, [chain for row in candidates for chain in row], meta_size, seed),
         candidates=candidates,
         held_out=held_out,
         answers=[[final_answer("\n".join(c.steps)) for c in row] for row in candidates],
-        resplit=max((1 - meta_share) / meta_share, held_out_share / (1 - held_out_share)),
+        resplit=max(
+            (1 - meta_share) / meta_share * len(candidates) / len(tests),
+            held_out_share / (1 - held_out_share),
+        ),
     )
 
 
