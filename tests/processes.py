@@ -90,14 +90,14 @@ def killing(at: int | None) -> Callable[[], int]:
         step(lambda: (file.write(half), file.flush()))
         file.write(whole.getvalue())
 
-    def log(self: Jsonl, *record: Any) -> None:
+    def record(self: Jsonl, *values: Any) -> None:
         step(lambda: self.path.write_bytes(self.path.read_bytes() + b'{"outer_step": 3, "ou'))
-        jsonl_log(self, *record)
+        jsonl_record(self, *values)
 
-    torch_save, jsonl_log = torch.save, Jsonl.log
+    torch_save, jsonl_record = torch.save, Jsonl.record
     for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
         patch(owner, name)
-    torch.save, Jsonl.log = save, log  # type: ignore[assignment, method-assign]
+    torch.save, Jsonl.record = save, record  # type: ignore[assignment, method-assign]
     return lambda: next(count) - 1
 
 

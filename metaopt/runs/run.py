@@ -20,17 +20,15 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import Engine
-from metaopt.engine.protocols import Report
 from metaopt.engine.ranges import check_ranges
 from metaopt.engine.seeds import seeds_in_words
 from metaopt.files import sums
-from metaopt.files.errors import FolderError, listed
+from metaopt.files.errors import listed
 from metaopt.files.lock import locked
 from metaopt.files.numbers import or_null
-from metaopt.files.reading import steps
-from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
+from metaopt.files.tensors import write_tensors
 from metaopt.files.writing import as_text, refuse_links, write_json
-from metaopt.runs import checkpoint, configs, provenance
+from metaopt.runs import checkpoint, configs, provenance, reporting
 from metaopt.runs.contents import discard_later, empty_if_refused, write_readme, write_sums
 from metaopt.runs.continuing import log_until, refuse_foreign, write_config
 from metaopt.runs.export import export
@@ -249,12 +247,8 @@ class Run:
         spent = {f"budget/{unit}": amount for unit, amount in self.engine.ledger.spent.items()}
         elapsed = {"time/elapsed_s": time.monotonic() - self._started}
         values = values_of({**self._last, **evaluated, **spent, **elapsed})
-        numbers, replicates = means(values), of_replicates(values)
         for tracker in trackers:
-            if isinstance(tracker, (History, Jsonl)):
-                tracker.log(step, numbers, replicates)
-            else:
-                tracker.log(step, numbers)
+            tracker.record(step, values)
 
     def _check_objective(self, evaluated: Mapping[str, Any]) -> None:
         """Raise a `ConfigError` as soon as it is known that the objective is not a metric.
@@ -275,16 +269,8 @@ class Run:
 
     def _evaluate(self, step: int) -> dict[str, Tensor]:
         metrics = self.engine.measured()
-        report = self.engine.problem.report
-        if self.folder is not None and report is not None and self.engine.inner is not None:
-            snapshot = report.snapshot(*self.engine.reported())
-            if snapshot is not None:
-                folder = self.folder / "snapshots"
-                folder.mkdir(exist_ok=True)
-                path = folder / f"step_{step:08d}.pt"
-                write_tensors(path, snapshot)
-                if len(steps(folder)) == 1:  # what cannot be read is to be known early
-                    _check_snapshot(path, report)
+        if self.folder is not None:
+            reporting.take_snapshot(self.folder, self.engine, step)
         return metrics
 
     def _save(self, step: int) -> None:
@@ -302,22 +288,23 @@ class Run:
         self._saved = step
 
     def _conclude(self, origin: Mapping[str, Any]) -> dict[str, Any]:
-        step = self.engine.outer_step
+        step, config_hash = self.engine.outer_step, configs.config_hash(self.config)
         if step:
             self._save(step)
         self.engine.finish()
         measured = self._evaluate(step)
         if self.folder is not None:
             if self.figures and step:
-                self._report(self.folder)
+                self.delivered = reporting.report(self.folder, self.engine)
             outer, inner = self.engine.optimizer.solution, self.engine.inner
-            write_tensors(self.folder / "final.pt", {"outer": outer, "inner": inner})
+            final = {"outer": outer, "inner": inner, "config_hash": config_hash}
+            write_tensors(self.folder / "final.pt", final)
             export(outer, inner, self.folder)
         values = values_of({**self._last, **measured})
         metrics = means(values)
         result = {
             "name": self.config.get("name"),
-            "config_hash": configs.config_hash(self.config),
+            "config_hash": config_hash,
             "overrides": origin["overrides"],
             "metrics": {k: or_null(v) for k, v in metrics.items()},
             "budget": self._spent(),
@@ -350,42 +337,6 @@ class Run:
         records = self.engine.problem.records
         known = {} if records is None else records.spent()
         return {**self.engine.ledger.spent, **known}
-
-    def _report(self, folder: Path) -> None:
-        """Draw the learning curve and what the problem draws; write what it delivers."""
-        # matplotlib takes longer to import than a small run takes to finish.
-        from metaopt.report.figures import learning_curve
-
-        learning_curve(folder)
-        report = self.engine.problem.report
-        if report is None or self.engine.inner is None:
-            return
-        saved = steps(folder / "snapshots")
-        snapshots = [(step, _snapshot(path)) for step, path in saved]
-        figures = folder / "figures"
-        figures.mkdir(exist_ok=True)
-        report.figures(snapshots, figures)
-        self.delivered = report.deliver(*self.engine.reported(), snapshots, folder)
-
-
-def _check_snapshot(path: Path, report: Report) -> None:
-    try:
-        read_tensors(path)
-    except CheckpointError as error:
-        raise TypeError(
-            f"{type(report).__name__}.snapshot must return tensors, texts, numbers, and lists and "
-            f"dicts of these; what it returned cannot be read again: {error}"
-        ) from error
-
-
-def _snapshot(path: Path) -> Any:
-    try:
-        return read_tensors(path)
-    except CheckpointError as error:
-        raise FolderError(
-            f"{error} Delete it and continue the run, which ends here; its figures then lack that "
-            f"step."
-        ) from error
 
 
 def _say_changes(folder: Path, origin: Mapping[str, Any], now: Mapping[str, Any]) -> None:

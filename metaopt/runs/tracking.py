@@ -30,12 +30,20 @@ from metaopt.files.writing import replacing
 MODES = ("online", "offline", "disabled")
 
 
+Values = Mapping[str, float | list[float]]
+"""Metrics as Python numbers; a list has the value of each replicate."""
+
+
 class Tracker(Protocol):
     """Takes the scalars of a run; a context manager that closes itself."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record `metrics`, by name (`group/name`), of the outer step `step`, >= 0."""
         ...
+
+    def record(self, step: int, values: Values) -> None:
+        """Record `values`, of which each seed may have its own; the default logs the means."""
+        self.log(step, means(values))
 
     def follow(self, progress: Progress) -> None:
         """Read, while an outer step lasts, how far its inner run has come; called once."""
@@ -50,10 +58,6 @@ class Tracker(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.close()
-
-
-Values = Mapping[str, float | list[float]]
-"""Metrics as Python numbers; a list has the value of each replicate."""
 
 
 def values_of(metrics: Mapping[str, float | Tensor | list[float]]) -> Values:
@@ -91,11 +95,13 @@ class History(list[dict[str, Any]], Tracker):
     the values are means, and `"replicates"` has those of each: `{"outer/loss": [0.4, 0.6]}`.
     """
 
-    def log(
-        self, step: int, metrics: Mapping[str, float], replicates: Values | None = None
-    ) -> None:
+    def record(self, step: int, values: Values) -> None:
         """Append one record."""
-        self.append(_record(step, metrics, replicates))
+        self.append(_record(step, values))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one record of metrics that have no replicates."""
+        self.record(step, metrics)
 
     def to_pandas(self) -> Any:
         """Return a data frame with a line for each record."""
@@ -123,15 +129,17 @@ class Jsonl(Tracker):
         with replacing(path) as file:
             file.write(kept)
 
-    def log(
-        self, step: int, metrics: Mapping[str, float], replicates: Values | None = None
-    ) -> None:
+    def record(self, step: int, values: Values) -> None:
         """Append one line."""
-        line = (json.dumps(_record(step, metrics, replicates), allow_nan=False) + "\n").encode()
+        line = (json.dumps(_record(step, values), allow_nan=False) + "\n").encode()
         with self.path.open("ab") as file:
             file.write(line)
         self._size += len(line)
         self._hash.update(line)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one record of metrics that have no replicates."""
+        self.record(step, metrics)
 
     def commit(self) -> dict[str, Any]:
         """Bring the file to the disk and return its size and hash, for a checkpoint."""
@@ -140,11 +148,10 @@ class Jsonl(Tracker):
         return {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
 
-def _record(
-    step: int, metrics: Mapping[str, float], replicates: Values | None = None
-) -> dict[str, Any]:
-    record: dict[str, Any] = {"outer_step": step, **{k: or_null(v) for k, v in metrics.items()}}
-    if replicates:
+def _record(step: int, values: Values) -> dict[str, Any]:
+    numbers = {k: or_null(v) for k, v in means(values).items()}
+    record: dict[str, Any] = {"outer_step": step, **numbers}
+    if replicates := of_replicates(values):
         record["replicates"] = nullable(replicates)
     return record
 

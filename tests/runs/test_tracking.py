@@ -33,9 +33,10 @@ def test_numbers_tensors_and_the_values_of_replicates_are_read():
 
 def test_the_values_of_replicates_are_logged_beside_their_means(tmp_path):
     with Jsonl(tmp_path / "metrics.jsonl") as tracker:
-        tracker.log(1, {"outer/loss": 0.5}, {"outer/loss": [0.5, float("nan")]})
+        tracker.record(1, {"outer/loss": [0.5, 0.25], "inner/loss": [1.0, float("nan")]})
     (record,) = records(tmp_path / "metrics.jsonl")
-    assert record["replicates"] == {"outer/loss": [0.5, None]}
+    assert (record["outer/loss"], record["inner/loss"]) == (0.375, None)
+    assert record["replicates"] == {"outer/loss": [0.5, 0.25], "inner/loss": [1.0, None]}
 
 
 def test_jsonl_appends_a_line_at_once(tmp_path):
