@@ -9,9 +9,8 @@ from typing import Any
 
 from metaopt.engine.seeds import seeds_in_words
 from metaopt.files.errors import FolderError
-from metaopt.files.reading import steps
 from metaopt.report.collect import failure
-from metaopt.runs.continuing import refuse_edited
+from metaopt.runs.continuing import refuse_edited, taken
 from metaopt.runs.folder import read_config, result_of
 from metaopt.runs.provenance import resume_command
 
@@ -79,8 +78,7 @@ def state(folder: Path, config: dict[str, Any]) -> str:
     if result is not None:
         stopped = result.get("stopped")
         return f"finished (stopped by {stopped})" if stopped else "finished"
-    done = max((step for step, _ in steps(folder / "checkpoints")), default=0)
-    step = f"outer step {done} of {config.get('outer_steps')}"
+    step = f"outer step {taken(folder, config)} of {config.get('outer_steps')}"
     return failure(folder) or f"unfinished, {step}"
 
 

@@ -17,10 +17,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,6 +32,7 @@ from omegaconf import OmegaConf
 
 from metaopt.cli import folders
 from metaopt.cli.jobs import remove_empty
+from metaopt.engine.seeds import seeds_in_words
 from metaopt.files.errors import ConfigError
 
 PLAIN = re.compile(r"[\w./+-]+")
@@ -107,10 +110,36 @@ def multirun(hydra: Hydra, name: str, overrides: list[str], task: Callable[..., 
         name, overrides, with_log_configuration=True, run_mode=RunMode.MULTIRUN
     )
     try:
+        _refuse_overlap(config, overrides)
         return _swept(hydra, config, name, overrides, task)
     except Exception:
         discard(Path(config.hydra.sweep.dir))
         raise
+
+
+def _refuse_overlap(config: Any, overrides: Sequence[str]) -> None:
+    """Raise a `ConfigError` if two cells of a sweep would train the same seed: one counts twice."""
+    given = OverridesParser.create().parse_overrides(
+        [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()] + list(overrides)
+    )
+    axes = {o.get_key_element(): o for o in given}
+    if "seed" not in axes or not axes["seed"].is_sweep_override():
+        return
+    starts = [yaml.safe_load(v.partition("=")[2]) for v in values(axes["seed"])]
+    together = [config.get("seeds")]
+    if "seeds" in axes:
+        together = [yaml.safe_load(v.partition("=")[2]) for v in values(axes["seeds"])]
+    for seeds in together:
+        if not isinstance(seeds, int) or not all(isinstance(s, int) for s in starts):
+            continue  # none together, a list that goes with one seed only, or a mistake told later
+        count = Counter(i for s in set(starts) for i in range(s, s + seeds))
+        if twice := sorted(i for i, times in count.items() if times > 1):
+            apart = [starts[0] + i * seeds for i in range(len(starts))]
+            raise ConfigError(
+                f"seed={','.join(map(str, starts))} with seeds={seeds} trains "
+                f"{seeds_in_words(twice[0], twice)} more than once. Let the values of seed be "
+                f"{seeds} apart: seed={','.join(map(str, apart))}"
+            )
 
 
 def discard(folder: Path) -> None:

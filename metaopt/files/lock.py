@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from metaopt.files.errors import FolderInUseError
-from metaopt.files.writing import NO_FOLLOW
+from metaopt.files.writing import NO_FOLLOW, refuse_links
 
 NAME = ".lock"
 
@@ -60,7 +60,8 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderInUseError: somebody else holds it; says who.
-        OSError: `.lock` is a symbolic link, or cannot be made.
+        FolderError: `.lock` is a symbolic link.
+        OSError: `.lock` cannot be made.
     """
     path = folder / NAME
     descriptor = _acquire(path)
@@ -85,7 +86,11 @@ def refuse_held(folder: Path) -> None:
 
 def _acquire(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
+        except OSError:
+            refuse_links(path.parent)  # which names .lock where it is one
+            raise
         try:
             _try_lock(descriptor)
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 def prune(folder: Path, step: int, keep: int) -> None:
     """Remove all checkpoints but the newest `keep` up to `step`, and what outer steps have left.
 
-    Later ones were damaged, or the run would not be at `step`.
+    Later ones were damaged, or the run would not be at `step`. A folder in the place of one would
+    be in the way of the next, and is somebody's: it is renamed.
     """
+    for _, path in steps(folder):
+        if path.is_dir():
+            path.rename(path.with_name(f"{path.name}.{time.time_ns()}"))
     for number, left in interrupted(folder.parent):
         if number <= step:
             shutil.rmtree(left)

@@ -120,6 +120,16 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
         write_text(path, text)
 
 
+def taken(folder: Path, config: Mapping[str, Any]) -> int:
+    """Return the outer steps that a run has taken, by the names of its checkpoints.
+
+    A file of more than were asked for is no checkpoint of the run.
+    """
+    most = max(c["outer_steps"] for c in (config, started_with(folder) or config))
+    saved = [step for step, _ in steps(folder / "checkpoints") if step <= most]
+    return max(saved, default=0)
+
+
 def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> dict[str, Any]:
     """Return the config with another number of outer steps; itself where there is none to set.
 
@@ -132,8 +142,7 @@ def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> d
     before = started_with(folder) or config
     if outer_steps is None or outer_steps == config["outer_steps"] == before["outer_steps"]:
         return config
-    saved = steps(folder / "checkpoints")
-    done = saved[-1][0] if saved else 0
+    done = taken(folder, config)
     if outer_steps < done:
         raise ConfigError(
             f"outer_steps={outer_steps} is below the {done} that {folder} has taken; "

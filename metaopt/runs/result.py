@@ -115,6 +115,8 @@ def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
     try:
         final = _knowing(config, lambda: read_tensors(folder / "final.pt"))
         outer, inner = final["outer"], final["inner"]
+        if final["config_hash"] != result.get("config_hash"):
+            raise CheckpointError("final.pt is of a run of another config.")
         budget, steps, stopped = (result[k] for k in ("budget", "outer_steps", "stopped"))
     except (CheckpointError, KeyError, TypeError) as error:
         raise FolderError(f"{folder} holds a damaged result: {error} {advice}") from error

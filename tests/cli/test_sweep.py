@@ -61,3 +61,14 @@ def test_a_table_runs_its_methods_each_once(metaopt: Callable[..., Any]) -> None
     assert config["label"] == "K = 5"
     assert "methods" not in config
     assert "3 of 3 cells were already complete" in metaopt(*tiny, methods).out
+
+
+@pytest.mark.parametrize("axes", [["seed=0,1", "seeds=2"], ["seed=5,0,4", "seeds=1,2"]])
+def test_seeds_that_two_cells_would_train_are_refused(
+    metaopt: Callable[..., Any], tmp_path: Path, axes: list[str]
+) -> None:
+    done = metaopt("-m", "problem=ridge", "debug=tiny", *axes)
+    assert done.code == 1
+    assert "with seeds=2 trains seed" in done.err
+    assert "more than once. Let the values of seed be 2 apart: seed=" in done.err
+    assert list(tmp_path.iterdir()) == []

@@ -140,6 +140,12 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
         ("a.json", '{\n"data": [{}', r"a\.json:2: is not valid JSON"),
         ("a.jsonl", POINTER, r"a\.jsonl is a Git LFS pointer.*git lfs pull"),
         ("a.parquet", POINTER, r"a\.parquet is a Git LFS pointer"),
+        ("a.jsonl.gz", POINTER, r"a\.jsonl\.gz is a Git LFS pointer"),
+        (
+            "a.csv",
+            "/annex/objects/SHA256E-s3--0.csv\n",
+            r"a\.csv is a git-annex pointer",
+        ),
         ("a.json", PAGE, r"a\.json is an HTML page, not data"),
         ("a.parquet", PAGE, r"a\.parquet is an HTML page"),
         ("a.parquet", "PAR1", r"a\.parquet: is not a parquet file"),

@@ -99,6 +99,16 @@ def test_every_bit_of_the_frame_of_a_file_is_damage_or_does_not_matter(tmp_path:
             assert identical(checkpoint.latest(tmp_path), state(1.0, 1)), at
 
 
+def test_a_folder_in_the_place_of_a_checkpoint_is_moved_out_of_the_way(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "step_00000009.pt" / "mine").mkdir(parents=True)
+    save(tmp_path, 6)
+    save(tmp_path, 9)
+    assert [step for step, _ in steps(tmp_path)] == [6, 9]
+    (moved,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert (moved / "mine").is_dir()
+
+
 def test_a_state_of_an_unknown_class_is_no_damage(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     write_tensors(path, {**state(2.0, 1), "last": {"__tag__": "unheard of"}})

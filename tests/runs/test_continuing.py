@@ -84,6 +84,19 @@ def test_more_outer_steps_extend_a_run_to_the_bit(metaopt: Metaopt, finished: bo
     assert "outer_steps=2 is below the 9" in done.err
 
 
+def test_a_file_of_more_steps_than_asked_for_is_no_checkpoint(metaopt: Metaopt) -> None:
+    metaopt(*RUN, "hydra.run.dir=run")
+    before = Path("run/result.json").read_bytes()
+    unfinish("run")
+    stray = Path("run/checkpoints/step_99999999999999999999.pt")
+    stray.write_bytes(b"stray")
+    assert "unfinished, outer step 2 of 4" in metaopt("ls", ".").out
+    assert "is below the 2" in metaopt("resume=run", "outer_steps=1").err
+    done = metaopt("resume=run")
+    assert f"{stray} is damaged; continuing from step_00000002.pt" in done.err
+    assert Path("run/result.json").read_bytes() == before
+
+
 def test_a_checkpoint_of_another_run_is_refused(metaopt: Metaopt) -> None:
     for seed in (0, 1):
         metaopt(*RUN, f"seed={seed}", f"outer_steps={4 + seed}", f"hydra.run.dir=run{seed}")

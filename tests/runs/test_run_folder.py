@@ -139,3 +139,7 @@ def test_a_result_of_another_run_is_not_taken_for_this_ones(metaopt: Metaopt) ->
     Path("run/result.json").unlink()
     assert metaopt("resume=run").code == 0
     assert package.load("run").finished
+    Path("run/SHA256SUMS").unlink()
+    shutil.copy("other/final.pt", "run/final.pt")
+    with pytest.raises(ConfigError, match=r"final\.pt is of a run of another config"):
+        package.load("run")

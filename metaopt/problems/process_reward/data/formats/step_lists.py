@@ -101,7 +101,8 @@ def from_prm_bench(row: Mapping[str, Any]) -> Chain:
     wrong = listed(row, "error_steps")
     if any(isinstance(x, bool) or x not in range(1, len(steps) + 1) for x in wrong):
         raise ValueError(
-            f"'error_steps' must list steps, 1 to {len(steps)}; got {shown(row, 'error_steps')}"
+            f"'error_steps' must list steps counted from 1, 1 to {len(steps)}; got "
+            f"{shown(row, 'error_steps')}. If yours count from 0, add 1 to each."
         )
     labels = tuple(float(number not in wrong) for number in range(1, len(steps) + 1))
     name = row.get("idx", row.get("id"))
