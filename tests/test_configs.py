@@ -43,6 +43,7 @@ SERVED = {
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
     ("scoring", "template_evolution/likelihood"),
     ("method", "template_evolution/judge_calibration/model"),
+    ("method", "reward_model/minilm"), ("method", "reward_model/minilm_restore"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
 

@@ -22,6 +22,7 @@ from metaopt.llm.chat import Likelihood, Parameters, Reply, Request, Usage, begu
 from metaopt.llm.errors import LMError, Rejected
 from metaopt.llm.likelihood import Continuation, log_probabilities
 from metaopt.llm.replies import cut
+from metaopt.nn.precision import say_if_slow
 
 Asked = tuple[Request, list[int]]
 """A request, and the tokens of its conversation."""
@@ -54,6 +55,7 @@ class Decoder:
         if info["missing_keys"]:
             raise ValueError(f"the checkpoint lacks the weights {sorted(info['missing_keys'])}")
         self._model = model.to(device).eval()
+        say_if_slow(model.dtype, self._model.device.type, "dtype=float32")
         eos = model.generation_config.eos_token_id
         ends = {*(eos if isinstance(eos, list) else [eos]), self._tokenizer.eos_token_id} - {None}
         self._ends: list[int] = sorted(ends)

@@ -106,6 +106,7 @@ class MetaRewardModel(GradientProblem):
                 f"not take; use variant=restore or deploy=theta."
             )
         self.warm_start, self.resplit = variant == "no_restore", task.resplit
+        self.frozen = task.frozen
         self.report = TaskReport(self)
 
     def init_outer(self, generator: Generator) -> Tree:

@@ -23,11 +23,13 @@ class PreferenceTask(ABC):
         rows: number of labelled pairs.
         prompts: number of prompts with unlabelled responses.
         resplit: test pairs for each training pair where seeds are splits of one data set; else 0.
+        frozen: weights by name that nobody trains; see `GradientProblem.frozen`.
     """
 
     rows: int
     prompts: int
     resplit: float = 0.0
+    frozen: Mapping[str, Tensor] = {}
 
     @abstractmethod
     def init(self, generator: Generator) -> tuple[Tree, Tree]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
 from metaopt.engine.remat_blocks import remat_blocks
 from metaopt.metrics.binary import wilson
+from metaopt.nn.lora import add_adapters, merge_adapters
 from metaopt.nn.model_card import ModelCard, Proportion
 from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.reward_model.data.dialogue import plain
@@ -26,23 +28,31 @@ from metaopt.problems.reward_model.data.pair_sources import transferred
 from metaopt.problems.reward_model.data.text_features import HELD_OUT, unlabelled_half
 from metaopt.problems.reward_model.model.export import export
 from metaopt.problems.reward_model.model.reward_model import RewardModel
-from metaopt.problems.reward_model.model.tokens import encode, positions
+from metaopt.problems.reward_model.model.text_encoder import frozen_features
+from metaopt.problems.reward_model.model.tokens import check_room, encode
 from metaopt.problems.reward_model.model.training import bradley_terry
 from metaopt.problems.reward_model.report import table
 from metaopt.problems.reward_model.task import PreferenceTask, reward_figures
 
 
 class Encoded(NamedTuple):
-    """Token ids and their mask, (n, 2, T): the better answer first where the label is right."""
+    """Token ids and their mask, (n, 2, T): the better answer first where the label is right.
+
+    Args:
+        features: what a frozen backbone makes of them, (n, 2, d); `None` where it is trained.
+    """
 
     ids: Tensor
     mask: Tensor
+    features: Tensor | None = None
 
 
 class TextPreferences(PreferenceTask):
     """Pairs of texts and a `RewardModel` on any transformers model; one run, G = 1.
 
-    The trained model is written as a folder that transformers and TRL load, read back and compared.
+    The trained model is written as a folder that transformers and TRL load, read back and compared;
+    adapters are multiplied out first. All weights are trained, or the head alone on the features of
+    a frozen backbone, which reads each text once and without dropout, or adapters and the head.
 
     A training pair with a margin m has the loss softplus(m - d), d = r(chosen) - r(rejected);
     without one m = 0. Losses of tests are those of m = 0, and strengths are not used.
@@ -61,6 +71,10 @@ class TextPreferences(PreferenceTask):
         noise_share: share of training labels that are exchanged, in [0, 1].
         max_length: most tokens of a text; longer ones lose their beginning, see `encode`.
         evaluation_batch: pairs in a forward pass where nothing is trained, >= 1.
+        frozen: whether the head alone is trained.
+        lora: arguments of `peft.LoraConfig`, such as {r: 8, lora_alpha: 16, target_modules:
+            [q_proj, v_proj]} ([query, value] of BERT); `None` for no adapters.
+        cache: folder that keeps the features of a frozen backbone, see `TextEncoder`.
         remat: pattern of the names of layers of the backbone that keep their inputs alone and are
             computed again for derivatives; see `metaopt.remat_blocks`.
         seed: of the split, the noise and the random weights.
@@ -72,7 +86,9 @@ class TextPreferences(PreferenceTask):
 
     Raises:
         ValueError: a number out of its range, more tokens than the backbone has positions for, an
-            unknown name of unlabelled pairs, or a pattern that no layer matches.
+            unknown name of unlabelled pairs, a pattern that no layer matches, or options that
+            exclude each other.
+        ImportError: lora without peft.
         OSError: there is no such folder or model.
     """
 
@@ -88,12 +104,25 @@ class TextPreferences(PreferenceTask):
         noise_share: float = 0.0,
         max_length: int = 256,
         evaluation_batch: int = 64,
+        frozen: bool = False,
+        lora: Mapping[str, Any] | None = None,
+        cache: str | Path | None = None,
         remat: str | None = None,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
         self.max_length, self.evaluation_batch = max_length, evaluation_batch
         check_ranges(self, "max_length >= 1", "evaluation_batch >= 1")
+        if frozen and (lora is not None or remat is not None):
+            raise ValueError(
+                "frozen=true trains the head alone, which leaves nothing for lora or remat to do; "
+                "use frozen=false with them, or leave them out."
+            )
+        if cache is not None and not frozen:
+            raise ValueError(
+                f"cache={str(cache)!r} keeps the features of a frozen backbone, and this one is "
+                f"trained; use frozen=true, or cache=null."
+            )
         rows, other = split(source.pairs, training, seed)
         trained = with_noise([plain(source.pairs[i]) for i in rows], noise_share, seed)
         tests = {HELD_OUT: [plain(source.pairs[i]) for i in other]}
@@ -108,16 +137,19 @@ class TextPreferences(PreferenceTask):
         start = backbone if isinstance(backbone, str) else _config(backbone, self.tokenizer)
         self.base = backbone if isinstance(backbone, str) else ""
         self.module = RewardModel.on(start, pooling, seed)
+        check_room(max_length, self.module)
+        layers: torch.nn.Module = self.module.backbone
+        self._reads_features, self._has_adapters, self._cache = frozen, lora is not None, cache
+        if frozen:
+            layers.requires_grad_(False)
+        if lora is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                add_adapters(layers, lora)
         if remat is not None:
-            remat_blocks(self.module.backbone, remat)
-        room = positions(self.module)
-        if room is not None and max_length > room:
-            raise ValueError(
-                f"max_length={max_length} is more than the {room} positions that the backbone has "
-                f"learned; use max_length={room} or less, or a backbone with more."
-            )
+            remat_blocks(layers, remat)
         torch.nn.Module.to(self.module, self.device)
-        params, self._buffers, _ = split_module(self.module)
+        params, self._buffers, self.frozen = split_module(self.module)
         # With the leading axis G = 1 that all tasks have.
         self._params = {name: value[None] for name, value in params.items()}
         self._training, self._unlabelled = self._encoded(trained), self._encoded(unlabelled_pairs)
@@ -155,18 +187,27 @@ class TextPreferences(PreferenceTask):
     @torch.no_grad()
     def deliver(self, tensors: Mapping[str, Tensor], folder: Path) -> str:
         """Write the folder reward_model with a card; return the figures and where it is."""
-        self.module.load_state_dict(self._state(tensors), strict=False)
+        module = self._trained(tensors)
         figures = self.metrics(tensors)
         card = self._card(figures, self._all(tensors, self._tests[HELD_OUT])[0])
         path = folder / "reward_model"
         if path.exists():  # of a run that was stopped while it wrote
             shutil.rmtree(path)
-        made = export(self.module, self.tokenizer, path, card, max_length=self.max_length)
+        made = export(module, self.tokenizer, path, card, max_length=self.max_length)
         lines = table({name: (value, None) for name, value in figures.items()})
         return (
             f"{lines}\n{made.architecture} in {made.folder}, read back: rewards differ by at "
             f"most {made.difference:.1g}; {self.cut} texts were cut to {self.max_length} tokens"
         )
+
+    def _trained(self, tensors: Mapping[str, Tensor]) -> RewardModel:
+        """Return the module with these weights, and with adapters multiplied out."""
+        self.module.load_state_dict(self._state(tensors), strict=False)
+        if not self._has_adapters:
+            return self.module
+        module = copy.deepcopy(self.module)
+        merge_adapters(module.backbone)
+        return module
 
     def _card(self, figures: Mapping[str, Tensor], rewards: Tensor) -> ModelCard:
         """Return the card of figures by name, and of the rewards (n, 2) of the held-out pairs."""
@@ -199,8 +240,10 @@ class TextPreferences(PreferenceTask):
         self, tensors: Mapping[str, Tensor], pairs: Encoded, rows: Tensor, train: bool
     ) -> Tensor:
         """Return rewards (B, 2)."""
+        if pairs.features is not None:
+            return pairs.features[rows.to(self.device)] @ tensors["score.weight"][0, 0]
         state = self._state(tensors)
-        ids, mask = (part[rows].flatten(0, 1).to(self.device) for part in pairs)
+        ids, mask = (part[rows].flatten(0, 1).to(self.device) for part in pairs[:2])
         self.module.train(train)  # functional_call reads the mode from the module
         result: Tensor = functional_call(self.module, state, (ids, mask)).logits.view(-1, 2)
         return result
@@ -212,7 +255,13 @@ class TextPreferences(PreferenceTask):
         texts = [f"{p.prompt}{side}" for p in pairs for side in (p.chosen, p.rejected)]
         ids, mask, cut = encode(self.tokenizer, texts, self.max_length)
         self.cut += len(cut)
-        return Encoded(*(part.view(len(pairs), 2, -1) for part in (ids, mask)))
+        result = Encoded(*(part.view(len(pairs), 2, -1) for part in (ids, mask)))
+        if not self._reads_features:
+            return result
+        features = frozen_features(
+            self.module, self.tokenizer, texts, self.max_length, self.evaluation_batch, self._cache
+        )
+        return result._replace(features=features.view(len(pairs), 2, -1).to(self.device))
 
 
 def _config(settings: Mapping[str, Any], tokenizer: Any) -> Any:

@@ -185,7 +185,7 @@ def test_gradients_are_those_of_the_algorithm(first_order):
 class Parabola:
     """L = |theta - a|^2 / 2 with a smooth spread: where MetaRM stands still is known."""
 
-    rows, prompts, resplit = 4, 4, 0.0
+    rows, prompts, resplit, frozen = 4, 4, 0.0, {}
     target = torch.tensor([[0.4, -0.8, 0.2]], dtype=torch.float64)
     x = torch.randn(4, 5, 3, generator=generator(0), dtype=torch.float64)
 

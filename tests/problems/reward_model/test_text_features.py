@@ -26,6 +26,7 @@ from metaopt.problems.reward_model.data.pair_sources import preferences
 from metaopt.problems.reward_model.data.text_features import preference_texts, seed_of
 from metaopt.problems.reward_model.denoising import Denoised
 from metaopt.problems.reward_model.feature_task import FeaturePreferences
+from metaopt.problems.reward_model.model.reward_model import RewardModel
 from metaopt.problems.reward_model.model.text_encoder import TextEncoder
 
 WORDS = [f"word{i}" for i in range(40)]
@@ -154,7 +155,7 @@ def encoder(tmp_path_factory):
 @torch.no_grad()
 def test_an_encoder_s_features_are_its_hidden_states_scaled_by_the_training_texts(encoder):
     source = pairs(50, 0)
-    data = made(runs=1, encoder=TextEncoder(encoder))
+    data = made(runs=1, encoder=TextEncoder(encoder, max_length=32))
     training, held_out = split(source.pairs, 30, seed_of(0, 0))
     model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
 
@@ -174,12 +175,12 @@ def test_an_encoder_s_features_are_its_hidden_states_scaled_by_the_training_text
 
 
 def test_the_labels_wrong_with_an_encoder_are_those_without(encoder):
-    one, other = made(noise=0.3), made(noise=0.3, encoder=TextEncoder(encoder, "last"))
+    one, other = made(noise=0.3), made(noise=0.3, encoder=TextEncoder(encoder, "last", 32))
     assert torch.equal(one.training.wrong, other.training.wrong)
 
 
 def test_every_method_reads_an_encoder_s_features(encoder):
-    data = made(encoder=TextEncoder(encoder), noise=0.2, trusted=0.2)
+    data = made(encoder=TextEncoder(encoder, max_length=32), noise=0.2, trusted=0.2)
     model = partial(FeatureReward, widths=(4,))
     quick = {"models": 2, "folds": 2}
     ways = {"flip": 0.2}, {"smoothing": 0.9, "margin": 1.0}, {"drop": True}
@@ -192,11 +193,25 @@ def test_every_method_reads_an_encoder_s_features(encoder):
         assert task.metrics(params)["held_out_accuracy"].shape == (2,)
 
 
-def test_mistakes_about_an_encoder_are_named(tmp_path):
+def test_mistakes_about_an_encoder_are_named(tmp_path, encoder):
+    with pytest.raises(ValueError, match="max_length=512 is more than the 32 positions"):
+        TextEncoder(encoder)
     with pytest.raises(OSError, match=r"gone' must be a folder, or an id of the hub, with a model"):
         TextEncoder(tmp_path / "gone")
     with pytest.raises(ValueError, match="TextEncoder needs max_length >= 1; got max_length=0"):
         TextEncoder("any", max_length=0)
+
+
+def test_features_are_kept_by_text_and_by_what_made_them(encoder, tmp_path, monkeypatch):
+    texts = ["word1 word2", "word3", "word1 word2"]
+    plain = TextEncoder(encoder, max_length=32)(texts)
+    kept = TextEncoder(encoder, max_length=32, cache=tmp_path)(texts)
+    torch.testing.assert_close(kept, plain, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(RewardModel, "features", None)  # nothing is read any more
+    assert torch.equal(TextEncoder(encoder, max_length=32, cache=tmp_path)(texts[1:]), kept[1:])
+    for settings in ({"pooling": "last"}, {"max_length": 3}):
+        with pytest.raises(TypeError, match="not callable"):
+            TextEncoder(encoder, cache=tmp_path, **{"max_length": 32, **settings})(texts)
 
 
 @pytest.mark.slow

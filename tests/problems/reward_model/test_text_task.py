@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from metaopt.problems.reward_model.data.pair import split
 from metaopt.problems.reward_model.data.pair_sources import preferences
+from metaopt.problems.reward_model.model.reward_model import RewardModel
 from metaopt.problems.reward_model.text_task import TextPreferences
 
 TINY = {
@@ -27,6 +28,7 @@ BERT = {
     "num_attention_heads": 2, "hidden_dropout_prob": 0.1,
 }  # fmt: skip
 GPT2 = {"model_type": "gpt2", "n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 2}
+LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
 
 
 def made(folder, **settings):
@@ -159,6 +161,9 @@ def test_noise_exchanges_answers_and_long_texts_are_counted(tmp_path):
         ({"training": 0}, "leaves a pair on either side"),
         ({"backbone": GPT2}, "max_length=256 is more than the 32 positions"),
         ({"backbone": GPT2, "max_length": 33}, "use max_length=32 or less"),
+        ({"frozen": True, "lora": LORA}, "frozen=true trains the head alone, which leaves nothing"),
+        ({"frozen": True, "remat": "layers"}, "use frozen=false with them"),
+        ({"cache": "x"}, "keeps the features of a frozen backbone, and this one is trained"),
     ],
 )
 def test_mistakes_are_named(tmp_path, settings, words):
@@ -186,3 +191,72 @@ def test_rematerialised_layers_have_the_gradients_of_layers(tmp_path):
     assert all(map(torch.equal, *grads))
     with pytest.raises(ValueError, match=r"matches the pattern .blocks. .* named layers\.0"):
         made(tmp_path, remat="blocks")
+
+
+def test_a_frozen_backbone_reads_texts_once_and_the_head_is_trained(tmp_path, monkeypatch):
+    task = made(tmp_path, backbone=BERT, pooling="mean", frozen=True, cache=tmp_path / "cache")
+    tensors = tensors_of(task)
+    assert set(task._params) == {"score.weight"}
+    assert set(task.frozen) == {k for k, _ in task.module.named_parameters()} - {"score.weight"}
+    ids, mask = (part.flatten(0, 1) for part in task._training[:2])
+    with torch.no_grad():
+        expected = task.module.eval().rewards(ids, mask).view(-1, 2)
+    rows = torch.arange(task.rows)
+    # The cache keeps 11 bits of a feature.
+    torch.testing.assert_close(
+        task._rewards(tensors, task._training, rows, True), expected, rtol=0, atol=5e-3
+    )
+    monkeypatch.setattr(RewardModel, "features", None)  # a second task reads no text
+    again = made(tmp_path, backbone=BERT, pooling="mean", frozen=True, cache=tmp_path / "cache")
+    assert torch.equal(again._training.features, task._training.features)
+
+
+@pytest.mark.slow  # importing peft
+def test_adapters_are_trained_and_multiplied_out(tmp_path):
+    pytest.importorskip("peft")
+    task, whole = made(tmp_path, lora=LORA), made(tmp_path)
+    names = {f"backbone.layers.0.self_attn.{p}_proj.lora_{x}.default.weight"
+             for p in "qv" for x in "AB"}  # fmt: skip
+    assert set(task._params) == names | {"score.weight"}
+    assert {k: v for k, v in task.frozen.items() if "lora" in k} == {}
+    draw = torch.Generator().manual_seed(0)
+    tensors = {k: torch.randn(v.shape, generator=draw) for k, v in task._params.items()}
+    task.deliver(tensors | task._buffers, tmp_path)
+    module = whole.module
+    state = {"score.weight": tensors["score.weight"][0]}
+    for p in "qv":
+        name = f"backbone.layers.0.self_attn.{p}_proj"
+        a, b = (tensors[f"{name}.lora_{x}.default.weight"][0] for x in "AB")
+        # alpha / r = 8 / 2 by peft's defaults
+        state[f"{name}.weight"] = module.state_dict()[f"{name}.weight"] + 4 * b @ a
+    module.load_state_dict(state, strict=False)
+    ids, mask = (part.flatten(0, 1) for part in task._training[:2])
+    with torch.no_grad():
+        expected = module.eval().rewards(ids, mask)
+        read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward_model")
+        scores = read(ids, attention_mask=mask).logits[:, 0]
+        adapted = task._rewards(tensors | task._buffers, task._training, torch.arange(8), False)
+    assert type(read).__name__ == "LlamaForSequenceClassification"
+    assert (expected - whole._rewards(tensors_of(whole), task._training, torch.arange(8), False)
+            .flatten()).abs().max() > 0.1  # fmt: skip
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(adapted.flatten(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["problem.task.frozen=true"], [
+    "+problem.task.lora.r=2", "+problem.task.lora.target_modules=[q_proj]",
+]])  # fmt: skip
+def test_a_run_on_another_base_is_not_continued(metaopt, tmp_path, options):
+    arguments = [a for a in preference_files(tmp_path) if "backbone" not in a]
+    first = made(tmp_path)
+    for part in (first.module.backbone, first.tokenizer):
+        part.save_pretrained("base")
+    arguments += ["problem=reward_model/text", "problem.task.backbone=base", *options,
+                  "checkpoint_every=2", "hydra.run.dir=run"]  # fmt: skip
+    assert metaopt(*arguments, "outer_steps=2").code == 0
+    Path("run/result.json").unlink()
+    made(tmp_path, seed=1).module.backbone.save_pretrained("base")
+    done = metaopt(*arguments, "outer_steps=2")
+    assert done.code == 1
+    assert "the frozen weights of MetaRewardModel are not those" in done.err

@@ -21,6 +21,7 @@ from transformers import (
 
 from metaopt.engine.remat_blocks import remat_blocks
 from metaopt.nn.adapters import refuse_adapter
+from metaopt.nn.lora import add_adapters, lora_config, merge_adapters
 
 Source = str | Path | Mapping[str, Any] | PretrainedConfig
 IMAGE_TOKENS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -95,7 +96,7 @@ class Backbone:
 
     def __post_init__(self) -> None:
         if self.lora is not None:
-            _lora_config(self.lora)
+            lora_config(self.lora)
             self.dtype = self.autocast or self.dtype
 
     def build(self, seed: int) -> StepReader:
@@ -110,7 +111,9 @@ class Backbone:
             backbone, vocabulary = self._parts(self._model())
             torch.manual_seed(seed)
             if self.lora is not None:
-                _adapt(backbone, vocabulary, self.lora)
+                add_adapters(backbone, self.lora)
+                if vocabulary is not None:
+                    vocabulary.requires_grad_(False)
             if self.remat is not None:
                 remat_blocks(backbone, self.remat)
             width = backbone.config.get_text_config().hidden_size
@@ -130,7 +133,7 @@ class Backbone:
         reader = self.build(self.seed)
         reader.load_state_dict(tensors, strict=False)
         if self.lora is not None:
-            _merge_adapters(reader.backbone.float())
+            merge_adapters(reader.backbone.float())
         if reader.vocabulary is not None:
             words, head = reader.vocabulary, reader.head
             folded = nn.Linear(words.in_features, 1)
@@ -201,41 +204,6 @@ def configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> Any:
 def is_visual(config: PretrainedConfig) -> bool:
     """Return whether a model of this configuration takes images as Qwen2-VL does."""
     return {"vision_config", *IMAGE_TOKENS} <= set(config.to_dict())
-
-
-def _lora_config(lora: Mapping[str, Any]) -> Any:
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError(
-            "lora needs peft: pip install metaopt[lora]; or leave lora out to train every weight."
-        ) from error
-    try:
-        return LoraConfig(**lora)
-    except TypeError as error:
-        raise ValueError(f"lora must hold arguments of peft.LoraConfig: {error}.") from error
-
-
-def _adapt(backbone: nn.Module, vocabulary: nn.Module | None, lora: Mapping[str, Any]) -> None:
-    """Freeze the model and add adapters, in float32, to it."""
-    from peft import inject_adapter_in_model
-
-    inject_adapter_in_model(_lora_config(lora), backbone)
-    if vocabulary is not None:
-        vocabulary.requires_grad_(False)
-    for value in backbone.parameters():
-        if value.requires_grad:
-            value.data = value.data.float()
-
-
-def _merge_adapters(model: nn.Module) -> None:
-    """Add each adapter's product to the weight it adapts, and take it out."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, part in list(model.named_modules()):
-        if isinstance(part, BaseTunerLayer):
-            part.merge()
-            model.set_submodule(name, part.get_base_layer())
 
 
 @torch.no_grad()

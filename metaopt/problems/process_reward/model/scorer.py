@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from metaopt.engine.functional import functional_call, places
 from metaopt.engine.ranges import check_choices
+from metaopt.nn.precision import say_if_slow
 from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.backbone import (
@@ -189,6 +190,7 @@ class TransformerScorer:
         ends: Tensor,
         train: bool,
     ) -> Tensor:
+        say_if_slow(self.compute_dtype, lengths.device.type, "precision=float32")
         module = self.reader
         if module.training != train:
             module.train(train)

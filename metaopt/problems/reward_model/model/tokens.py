@@ -99,6 +99,16 @@ def positions(backbone: nn.Module) -> int | None:
     return min(rooms, default=None)
 
 
+def check_room(max_length: int, model: nn.Module) -> None:
+    """Raise a `ValueError` where texts may have more tokens than a model has positions for."""
+    room = positions(model)
+    if room is not None and max_length > room:
+        raise ValueError(
+            f"max_length={max_length} is more than the {room} positions that the backbone has "
+            f"learned; use max_length={room} or less, or a backbone with more."
+        )
+
+
 def _around(
     tokenizer: PreTrainedTokenizerBase, text: str, row: list[int], templated: bool
 ) -> tuple[int, int]:
