@@ -12,11 +12,12 @@ from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import eager
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import Draw, generator, replay
+from metaopt.engine.random import Draw
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.constants import RecordDetached, ReplayDetached
 from metaopt.estimators.held_fixed import Held
 from metaopt.estimators.inner_run import InnerRun, Result
+from metaopt.estimators.trial import try_outer_step
 
 
 class CentralDifference(InnerRun):
@@ -46,21 +47,9 @@ class CentralDifference(InnerRun):
                 f"{type(self).__name__}'s difference: set {name}.compute_dtype to it, or use "
                 f"estimator=unroll or one_step."
             )
-        with replay(0):
-            outer = loop.problem.init_outer(generator(0))
-            inner = tree.detach(loop.initial(outer, 0))
-            draw = loop.solve_draw(inner, 0, self.inner_steps)
-            batch = loop.batch(outer, inner.at(inner.params), draw)
-            held = Held(loop, type(self).__name__, inner, state=True)
-            try:
-                mixed_product(loop, outer, held, inner.params, draw, batch, self.epsilon)
-            except RuntimeError as error:
-                says = str(error).strip().splitlines()[0].rstrip(".")
-                raise ValueError(
-                    f"{type(self).__name__} cannot evaluate inner_loss of "
-                    f"{type(loop.problem).__name__} at perturbed parameters: {says}. Use "
-                    f"estimator=unroll or one_step, or take hooks on gradients out of the module."
-                ) from error
+        # A difference repeats the calls of a loss, which hooks on gradients make others.
+        ways = "Use estimator=unroll or one_step, or take hooks on gradients out of the module"
+        try_outer_step(self, loop, ways)
 
     @abstractmethod
     def direction(

@@ -16,6 +16,7 @@ from metaopt.engine.random import Draw, generator
 from metaopt.estimators.held_fixed import outer_value
 from metaopt.estimators.inner_run import Result
 from metaopt.estimators.task_average import TaskAverage
+from metaopt.estimators.trial import try_outer_step
 
 MOST_OUTERS = 64
 
@@ -64,6 +65,12 @@ class Forward(TaskAverage):
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
         super().check(loop)
         _basis(loop.problem.init_outer(generator(0)))
+        # nll_loss wants cotangents in rows, however its own input lies in memory.
+        try_outer_step(
+            self, loop,
+            "Use estimator=unroll; where torch wants a tensor to be contiguous, take losses of "
+            "rows, as cross_entropy(outputs.flatten(0, -2), labels.flatten()) does",
+        )  # fmt: skip
 
     def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after K steps and the derivative through all of them."""

@@ -16,6 +16,7 @@ from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.estimators.constants import along, tangent
 from metaopt.estimators.inner_run import InnerRun, Result
 from metaopt.estimators.one_step import take_step
+from metaopt.estimators.trial import try_outer_step
 
 Kind = Literal["loss_difference", "dot_product", "cosine", "per_example"]
 
@@ -89,6 +90,8 @@ class ScoreFunction(InnerRun):
                 f"{type(loop.problem).__name__} samples no decisions. Use estimator=one_step or "
                 f"unroll."
             )
+        gradients = "estimator.feedback=dot_product or loss_difference, which take gradients only"
+        try_outer_step(self, loop, f"Use {gradients}")
 
     def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the state after one step on sampled decisions, and their reward's gradient."""

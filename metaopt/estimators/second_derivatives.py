@@ -18,6 +18,7 @@ from metaopt.engine.kernels import eager, twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, generator
 from metaopt.estimators.constants import RecordDetached, ReplayDetached, along, tangent
+from metaopt.estimators.trial import first_line
 
 FIRST_ORDER = "estimator=finite_difference, sama or penalty, which take first derivatives only"
 _TOLERANCES = {torch.float64: 1e-2, torch.float32: 0.1}
@@ -53,9 +54,8 @@ def check_second_derivatives(
         how, instead = "twice", FIRST_ORDER
         if forward_mode:
             how, instead = "in forward mode", f"estimator=unroll with one step, or {FIRST_ORDER}"
-        says = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{estimator} cannot differentiate inner_loss of {problem} {how}: {says}. "
+            f"{estimator} cannot differentiate inner_loss of {problem} {how}: {first_line(error)}. "
             f"Use {instead}."
         ) from error
     dtypes = {t.dtype for t in (*inner.params.values(), *phi.values())} | loop.half_precision

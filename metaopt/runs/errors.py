@@ -90,10 +90,15 @@ def report(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed: of Python, of numpy, or of torch on any device."""
+    """Return whether an allocation failed: of Python, of numpy, or of torch on any device.
+
+    Or whether that is what an error was raised for, as by a check that evaluates a loss.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def _keep(trace: str, folder: Path, silent: bool) -> None:

@@ -111,3 +111,34 @@ def test_inner_steps_of_one_have_the_closed_form_of_a_single_step():
     v = inner.params["theta"] - problem.target
     exact = {"phi": 0.5 * problem.coupling.T @ v + problem.rho * outer["phi"]}
     assert tree.norm(tree.add(feedback.grad, exact, -1.0)) < 1e-12
+
+
+class Tagging(Quadratic):
+    """Weights of classes in each position of sequences, (batch, classes, positions) to labels."""
+
+    def init_params(self, outer, generator):
+        return {"theta": torch.randn(2, 3, generator=generator, dtype=torch.float64)}
+
+    def inner_loss(self, outer, inner, batch):
+        outputs = torch.linspace(-1, 1, 24, dtype=torch.float64).view(3, 4, 2) @ inner["theta"]
+        loss = self.loss(outputs, torch.arange(12).view(3, 4) % 3)
+        return outer["phi"].square().sum() * loss
+
+    def outer_loss(self, outer, inner, batch):
+        return inner["theta"].square().sum()
+
+    def loss(self, outputs, labels):
+        return torch.nn.functional.cross_entropy(outputs.transpose(1, 2), labels)
+
+
+def test_a_layout_whose_derivative_torch_does_not_have_is_refused_before_a_run():
+    with pytest.raises(
+        ValueError, match=r"losses of Tagging: .* contiguous\. Use estimator=unroll"
+    ):
+        Forward(5).check(InnerLoop(Tagging()))
+    Unroll(5).check(InnerLoop(Tagging()))
+    problem = Tagging()
+    problem.loss = lambda outputs, labels: torch.nn.functional.cross_entropy(
+        outputs.flatten(0, -2), labels.flatten()
+    )
+    Forward(5).check(InnerLoop(problem))

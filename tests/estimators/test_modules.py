@@ -184,7 +184,7 @@ def test_a_hook_on_gradients_that_a_difference_cannot_replay_is_named(estimator)
     module = KINDS["unused"]()
     module.layer.register_full_backward_hook(lambda layer, before, after: None)
     problem = Regression(module)
-    with pytest.raises(ValueError, match=r"at perturbed parameters: .*take hooks on gradients out"):
+    with pytest.raises(ValueError, match=r"cannot differentiate .* take hooks on gradients out"):
         estimator.check(InnerLoop(problem))
     assert relative_error(gradient(problem, Unroll(3)), whole_run(problem, 3)) < 1e-6
 

@@ -225,3 +225,13 @@ def test_a_problem_without_decisions_is_refused_with_advice():
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         ScoreFunction(**arguments)
+
+
+def test_a_loss_without_forward_mode_is_refused_where_each_example_is_rewarded():
+    class Margins(Labels):
+        def inner_losses(self, outer, inner, batch):
+            return F.multi_margin_loss(batch[0] @ inner["w"].T, batch[1], reduction="none")
+
+    with pytest.raises(ValueError, match="losses of Margins: .*forward AD.*feedback=dot_product"):
+        ScoreFunction().check(InnerLoop(Margins()))
+    ScoreFunction("dot_product").check(InnerLoop(Margins()))
