@@ -16,6 +16,7 @@ from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientStat
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold, generator, replay
+from metaopt.engine.recomputation import watched_checkpoints
 
 T = TypeVar("T")
 LOSSES = ("inner_loss", "outer_loss")
@@ -165,7 +166,8 @@ class InnerLevel:
     def apply(self, name: str, outer: Tree, inner: GradientState, batch: Batch) -> Any:
         """Return what a function (outer, inner, batch) of the problem says, by its name."""
         tensors = self.tensors(inner)
-        value = getattr(self.problem, name)(outer, tensors, batch)
+        with watched_checkpoints(type(self.problem).__name__, name):
+            value = getattr(self.problem, name)(outer, tensors, batch)
         # What a module assigns to a buffer, functional_call leaves in `tensors`.
         inner.buffers.update({k: tensors[k] for k in inner.buffers if tensors[k] is not None})
         return scalar_loss(value, name) if name in LOSSES else value

@@ -29,6 +29,7 @@ from metaopt.engine.kernels import eager
 from metaopt.engine.parameter_accesses import ParameterAccesses
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
+from metaopt.engine.recomputation import recomputed
 from metaopt.engine.rounding import rounding
 from metaopt.engine.scheduled import Scheduled
 
@@ -132,7 +133,7 @@ def _differentiated(
                 slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
     except (RuntimeError, UserWarning) as error:
         if "heckpoint" in str(error) or "None of the inputs" in str(error):
-            raise ValueError(_recomputed(problem, name, "with use_reentrant=True")) from error
+            raise ValueError(recomputed(problem, name, "with use_reentrant=True")) from error
         if "leaf Variable that requires grad" in str(error):
             raise ValueError(_written(problem, name, "theta or phi")) from error
         raise
@@ -145,17 +146,8 @@ def _differentiated(
             f"Make it with scale_grad_by_freq=False."
         )
     if accesses.other:
-        raise ValueError(_recomputed(problem, name, "and reads the module's own weights"))
+        raise ValueError(recomputed(problem, name, "and reads the module's own weights"))
     return loss, slopes
-
-
-def _recomputed(problem: str, name: str, how: str) -> str:
-    return (
-        f"{name} of {problem} recomputes layers in its backward pass {how} "
-        f"(torch.utils.checkpoint): under functional_call their gradients would be those of other "
-        f"weights, or missing. Take the checkpoint() out of the module; where memory is short, "
-        f"metaopt.remat_blocks(module, pattern) recomputes layers in derivatives of every order."
-    )
 
 
 def _written(problem: str, name: str, what: str) -> str:

@@ -26,6 +26,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
+from metaopt.engine.recomputation import watched_checkpoints
 from metaopt.engine.scheduled import State, overwrite
 
 T = TypeVar("T")
@@ -180,7 +181,8 @@ class Stacked(InnerLoop):
         tensors = [*tree.tensors(trees), *parts]
         shared = (None,) * len(outer) if self.outer_axis is None else ()
         axes = (*shared, *[0] * (len(tensors) - len(outer))) if shared else 0
-        return vmap(one, in_dims=axes)(*tensors)
+        with watched_checkpoints(type(self.problem).__name__, name):
+            return vmap(one, in_dims=axes)(*tensors)
 
     def problem_with(self, per_member: dict[str, Any]) -> Any:
         """Return the problem of a member, given the member's part of `self.per_member`."""

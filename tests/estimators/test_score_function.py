@@ -232,6 +232,6 @@ def test_a_loss_without_forward_mode_is_refused_where_each_example_is_rewarded()
         def inner_losses(self, outer, inner, batch):
             return F.multi_margin_loss(batch[0] @ inner["w"].T, batch[1], reduction="none")
 
-    with pytest.raises(ValueError, match="losses of Margins: .*forward AD.*feedback=dot_product"):
+    with pytest.raises(ValueError, match=r"losses of Margins: .*forward AD.*=dot_product"):
         ScoreFunction().check(InnerLoop(Margins()))
     ScoreFunction("dot_product").check(InnerLoop(Margins()))
