@@ -32,7 +32,7 @@ def try_outer_step(estimator: InnerRun, loop: InnerLoop, instead: str) -> None:
         with replay(0):
             outer = problem.init_outer(generator(0))
             trial.estimate(loop, outer, loop.start(outer, None, 0), 0)
-    except (ValueError, torch.linalg.LinAlgError):
+    except (ValueError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return
     except RuntimeError as error:
         raise ValueError(
