@@ -60,6 +60,8 @@ def read_bytes(path: Path, advice: str) -> bytes:
         FileNotFoundError: it is missing.
         DamagedFileError: it cannot be read, or is not what was written.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise damaged(path, "it is not a regular file", advice)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

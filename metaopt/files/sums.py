@@ -5,6 +5,7 @@ The lines are those of the program of that name: cd runs/first && sha256sum --ch
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -29,18 +30,22 @@ def matches(path: Path, content: bytes) -> bool:
 
 def read(folder: Path) -> dict[str, str]:
     """Return {name: hash} of a folder's sums, empty where it has none."""
-    path = folder / NAME
+    path, why = folder / NAME, "is not lines of a hash and a name"
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise OSError(errno.EINVAL, "not a regular file")
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         lines = [""]
+    except OSError as error:
+        lines, why = [""], f"cannot be read ({error.strerror})"
     pairs = [match for line in lines if (match := LINE.fullmatch(line))]
     if len(pairs) < len(lines):
         raise DamagedFileError(
-            f"{path} is damaged: it is not lines of a hash and a name. Delete it if the other "
-            f"files are known to be good; they are then read without a check."
+            f"{path} is damaged: it {why}. Delete it if the other files are known to be good; they "
+            f"are then read without a check."
         )
     return {name: digest for digest, name in (match.groups() for match in pairs)}
 

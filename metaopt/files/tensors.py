@@ -44,6 +44,8 @@ def read_tensors(path: Path) -> Any:
         CheckpointError: the file is missing, damaged, or holds something else.
         UnknownStateError: it is of a problem that is not imported.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path} cannot be read: it is not a regular file.")
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -57,4 +59,5 @@ def read_tensors(path: Path) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -176,7 +176,7 @@ def failure(folder: Path) -> str | None:
 
     Notes, such as the outer step, follow the error in a traceback, whose frames are indented.
     """
-    if not (folder / "error.log").exists():
+    if not (folder / "error.log").is_file():
         return None
     text = (folder / "error.log").read_text(encoding="utf-8", errors="replace")
     lines = text.strip().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -56,7 +57,8 @@ def interrupted(run: Path | None) -> list[tuple[int, Path]]:
         run: the run's folder; what is left is in `reverse/step_<outer step>`.
     """
     left = () if run is None else (run / "reverse").glob("step_*")
-    return [(int(path.name.partition("_")[2]), path) for path in left]
+    named = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in left if path.is_dir())
+    return [(int(match[1]), path) for match, path in named if match]
 
 
 def latest(folder: Path) -> dict[str, Any] | None:

@@ -10,16 +10,22 @@ from pathlib import Path
 
 from metaopt.engine import Engine
 from metaopt.files import sums
-from metaopt.files.errors import ConfigError
+from metaopt.files.errors import ConfigError, FolderError, listed
 from metaopt.files.reading import steps
 from metaopt.files.writing import write_text
+from metaopt.runs import export
 from metaopt.runs.provenance import resume_command
 
-RUN_FILES = (
-    "README.md", "SHA256SUMS", "checkpoints", "config.yaml", "error.log", "figures", "final.pt",
-    "metrics.jsonl", "provenance.json", "report", "result.json", "reverse", "snapshots",
-    "tensorboard", "timing.json", "wandb",
+FOLDERS = (
+    "checkpoints", "figures", "report", "reverse", "snapshots", "tensorboard", "wandb",
 )  # fmt: skip
+
+FILES = (
+    "README.md", sums.NAME, "config.yaml", "error.log", "final.pt", "metrics.jsonl",
+    "provenance.json", "result.json", "timing.json",
+)  # fmt: skip
+
+RUN_FILES = (*FOLDERS, *FILES)
 """What every run may have in its folder; the rest is the problem's."""
 
 UNHASHED = (
@@ -27,6 +33,24 @@ UNHASHED = (
     "wandb",
 )  # fmt: skip
 """What changes after the end, has checksums of its own, or is compared with provenance.json."""
+
+
+def refuse_misplaced(folder: Path) -> None:
+    """Raise a `FolderError` where something stands in the place of a file of a run, or of a folder.
+
+    Some are written at the very end, when it would be late to notice.
+    """
+    files = [folder / name for name in (*FILES, *export.FILES)]
+    files += [path for _, path in steps(folder / "snapshots")]
+    files += [path.with_name(f"{path.name}.part") for path in files]  # see `replacing`
+    lines = [f"{path} is no file" for path in files if path.exists() and not path.is_file()]
+    folders = [folder / name for name in FOLDERS]
+    lines += [f"{path} is no folder" for path in folders if path.exists() and not path.is_dir()]
+    if lines:
+        raise FolderError(
+            f"A run cannot write to {folder}:\n{listed(lines)}\n"
+            f"Nothing was computed. Move them away, or delete them."
+        )
 
 
 def write_readme(folder: Path, label: str, engine: Engine, from_python: bool) -> None:
@@ -101,5 +125,5 @@ def discard_later(folder: Path, step: int) -> None:
         if number > step:
             path.unlink()
     for place in (folder, folder / "checkpoints", folder / "snapshots"):
-        for part in place.glob("*.part"):
+        for part in filter(Path.is_file, place.glob("*.part")):
             part.unlink()

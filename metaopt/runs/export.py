@@ -12,6 +12,9 @@ from torch import Tensor
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.files.writing import replacing, write_text
 
+FILES = ("outer.safetensors", "outer.txt", "outer.json", "inner.safetensors")
+"""What `export` may write."""
+
 
 def export(outer: Any, inner: Any, folder: Path) -> None:
     """Write `outer` and `inner` into a folder in the forms that fit them.

@@ -69,6 +69,8 @@ def result_of(folder: Path) -> dict[str, Any] | None:
         if (key in result and not valid(result[key])) or (key == "metrics" and key not in result):
             raise damaged(path, f"{key} is not {what}", advice)
     config = started_with(folder)
+    if config is None and (folder / "config.yaml").exists():
+        config = read_config(folder)
     if config is not None and result.get("config_hash", "") not in ("", config_hash(config)):
         raise damaged(path, "it is the result of another config than the folder's", advice)
     return result

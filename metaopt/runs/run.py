@@ -29,7 +29,13 @@ from metaopt.files.numbers import or_null
 from metaopt.files.tensors import write_tensors
 from metaopt.files.writing import as_text, refuse_links, write_json
 from metaopt.runs import checkpoint, configs, provenance, reporting
-from metaopt.runs.contents import discard_later, empty_if_refused, write_readme, write_sums
+from metaopt.runs.contents import (
+    discard_later,
+    empty_if_refused,
+    refuse_misplaced,
+    write_readme,
+    write_sums,
+)
 from metaopt.runs.continuing import log_until, refuse_foreign, write_config
 from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance
@@ -176,6 +182,7 @@ class Run:
         if self.folder is None:
             return None
         refuse_links(self.folder)
+        refuse_misplaced(self.folder)
         read_provenance(self.folder)
         state = checkpoint.latest(self.folder / "checkpoints")
         if state is not None:
@@ -192,6 +199,9 @@ class Run:
         if self.folder is None:
             return started
         before = read_provenance(self.folder)
+        if resumed and "overrides" not in before:
+            print(f"{self.folder / 'provenance.json'} is missing or names no overrides; the "
+                  f"result will name none.", file=sys.stderr)  # fmt: skip
         if not resumed:  # all numbers are then this process's; only what was asked for stays
             same = not configs.differences(before.get("config", {}), self.config)
             before = {"overrides": before["overrides"]} if same and "overrides" in before else {}

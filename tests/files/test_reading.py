@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from metaopt.files import sums
 from metaopt.files.errors import DamagedFileError
 from metaopt.files.reading import read_json, read_records, read_yaml
+from metaopt.files.tensors import read_tensors
 
 BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
@@ -96,3 +98,17 @@ def test_a_number_that_is_not_what_was_written_is_named(tmp_path: Path) -> None:
     (tmp_path / sums.NAME).write_bytes(b"\xff")
     with pytest.raises(DamagedFileError, match="SHA256SUMS is damaged"):
         read_json(path, "")
+
+
+def test_a_pipe_or_a_folder_is_no_file_to_read(tmp_path: Path) -> None:
+    """Opening a pipe that nobody writes to would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder"):
+        with pytest.raises(DamagedFileError, match=f"{path.name} .* not a regular file. Delete"):
+            read_json(path, "Delete it.")
+        with pytest.raises(DamagedFileError, match=f"{path.name} .* not a regular file"):
+            read_tensors(path)
+    os.mkfifo(tmp_path / sums.NAME)
+    with pytest.raises(DamagedFileError, match=r"cannot be read \(not a regular file\)"):
+        sums.read(tmp_path)

@@ -99,6 +99,13 @@ def test_every_bit_of_the_frame_of_a_file_is_damage_or_does_not_matter(tmp_path:
             assert identical(checkpoint.latest(tmp_path), state(1.0, 1)), at
 
 
+def test_what_is_not_of_an_outer_step_is_not_taken_for_a_journal(tmp_path: Path) -> None:
+    for name in ("step_00000003", "step_x", "step_", "notes"):
+        (tmp_path / "reverse" / name).mkdir(parents=True)
+    (tmp_path / "reverse/step_00000004").write_text("a file")
+    assert checkpoint.interrupted(tmp_path) == [(3, tmp_path / "reverse/step_00000003")]
+
+
 def test_a_folder_in_the_place_of_a_checkpoint_is_moved_out_of_the_way(tmp_path: Path) -> None:
     save(tmp_path, 5)
     (tmp_path / "step_00000009.pt" / "mine").mkdir(parents=True)

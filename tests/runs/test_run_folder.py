@@ -79,6 +79,27 @@ def test_a_run_is_not_written_through_a_link(metaopt: Metaopt, name: str) -> Non
     assert (content("victim") if target.is_dir() else target.read_bytes()) == before
 
 
+IN_THE_WAY = {"final.pt/x": "file", "outer.json.part/x": "file", "snapshots": "folder"}
+
+
+def test_what_is_in_the_way_is_named_before_a_run_is_continued(metaopt: Metaopt) -> None:
+    metaopt(*RUN)
+    shutil.rmtree("run/snapshots", ignore_errors=True)
+    for name, kind in IN_THE_WAY.items():
+        shutil.copytree("run", "other")
+        path = Path("other", name)
+        top = Path("other", path.parts[1])
+        top.unlink(missing_ok=True)
+        top.parent.joinpath(*path.parts[1:-1]).mkdir(exist_ok=True)
+        path.write_text("mine")
+        before = content("other")
+        done = metaopt("resume=other", "outer_steps=9")
+        assert done.code == 1
+        assert f"A run cannot write to other:\n  {top} is no {kind}\nNothing was" in done.err
+        assert content("other") == before
+        shutil.rmtree("other")
+
+
 @pytest.mark.parametrize("name", ["report", "report/table.md"])
 def test_a_report_is_not_written_through_a_link(metaopt: Metaopt, name: str) -> None:
     metaopt(*RUN)
@@ -136,8 +157,12 @@ def test_a_result_of_another_run_is_not_taken_for_this_ones(metaopt: Metaopt) ->
         done = metaopt(*command)
         assert said in done.out + done.err
     assert said.rstrip(". ") in metaopt("report", "run").err
+    Path("run/provenance.json").unlink()  # config.yaml then says whose it is
+    assert said in metaopt("show", "run").err
     Path("run/result.json").unlink()
-    assert metaopt("resume=run").code == 0
+    done = metaopt("resume=run")
+    assert done.code == 0
+    assert "run/provenance.json is missing or names no overrides" in done.err
     assert package.load("run").finished
     Path("run/SHA256SUMS").unlink()
     shutil.copy("other/final.pt", "run/final.pt")
