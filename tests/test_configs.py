@@ -40,6 +40,7 @@ SERVED = {
     ("data", "template_evolution/gsm8k"), ("data", "template_evolution/solutions"),
     ("data", "rollout_length/gymnasium"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
+    ("model", "process_reward/prm_frozen"),
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
     ("scoring", "template_evolution/likelihood"),
     ("method", "template_evolution/judge_calibration/model"),

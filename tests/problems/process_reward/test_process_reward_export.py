@@ -123,9 +123,9 @@ def by_transformers(folder, chain):
         (SOURCE, {}, "Qwen2ForTokenClassification"),
         (SOURCE, {"head": "vocabulary"}, "Qwen2ForTokenClassification"),
         (SOURCE, {"lora": LORA, "seed": 4}, "Qwen2ForTokenClassification"),
-        ({**BERT, "model_type": "bert"}, {}, "BertForTokenClassification"),
+        ({**BERT, "model_type": "bert"}, {"layout": "prefix"}, "BertForTokenClassification"),
         ({**TEXT, "model_type": "gpt2"}, {}, "GPT2ForTokenClassification"),
-        ({**BERT, "model_type": "modernbert"}, {}, "ProcessRewardModel"),
+        ({**BERT, "model_type": "modernbert"}, {"layout": "prefix"}, "ProcessRewardModel"),
     ],
 )
 def test_transformers_loads_the_folder_and_scores_the_same(source, options, architecture, tmp_path):
@@ -156,7 +156,7 @@ def test_a_tokenizer_that_transformers_would_take_for_another_keeps_its_tokens(t
 
 @pytest.mark.slow
 def test_a_model_of_its_own_class_loads_where_metaopt_is_not_installed(tmp_path):
-    scorer = TransformerScorer(CHAINS, {**BERT, "model_type": "modernbert"})
+    scorer = TransformerScorer(CHAINS, {**BERT, "model_type": "modernbert"}, layout="prefix")
     params = trained(scorer)
     export(scorer, params, tmp_path / "out", CARD, CHAINS)
     expected, _ = by_transformers(tmp_path / "out", CHAINS[0])

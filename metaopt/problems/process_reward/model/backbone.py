@@ -120,7 +120,7 @@ class Backbone:
             outputs = width if vocabulary is None else vocabulary.weight.shape[0]
             head = nn.Linear(outputs, 1)
             reader = StepReader(backbone, vocabulary, head, self.autocast)
-            reader.causal = _is_causal(reader.eval())
+            reader.causal = is_causal(reader.eval().backbone)
         return reader
 
     @torch.no_grad()
@@ -207,10 +207,9 @@ def is_visual(config: PretrainedConfig) -> bool:
 
 
 @torch.no_grad()
-def _is_causal(reader: StepReader) -> bool:
+def is_causal(backbone: Any) -> bool:
     """Ask the model itself: does the second token change what it says of the first?"""
     rows = [
-        reader.backbone(input_ids=torch.tensor([[1, token]])).last_hidden_state[0, 0]
-        for token in (1, 2)
+        backbone(input_ids=torch.tensor([[1, token]])).last_hidden_state[0, 0] for token in (1, 2)
     ]
     return torch.equal(*rows)

@@ -2,7 +2,8 @@
 
 A model of the transformers library is written as a token classifier with the labels wrong and
 right: the logits of a token are (0, z), and the token at which a step ends (its separator's last
-one) holds that step's z. Models on text features are read by `load` alone.
+one) holds that step's z. Models on features are read by `load` alone; those of a frozen language
+model name it with its hash, and do not hold it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from metaopt.nn.export import (
 from metaopt.nn.model_card import ModelCard
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
+from metaopt.problems.process_reward.model.frozen_features import FrozenFeatures
+from metaopt.problems.process_reward.model.frozen_reader import FrozenReader
 from metaopt.problems.process_reward.model.process_reward_model import (
     ProcessRewardModel,
     ProcessRewardModelConfig,
@@ -59,7 +62,8 @@ def export(
 
     The folder holds all weights (safetensors; adapters are merged in float32, and a head on the
     language model's logits becomes one on its hidden states), how chains are read (JSON), and the
-    tokenizer and the configuration, or the features.
+    tokenizer and the configuration, or the features. A frozen language model that a head reads is
+    not copied: the folder has its source and its hash, which `load` compares.
 
     Args:
         scorer, tensors: the model.
@@ -96,7 +100,8 @@ def load(folder: str | Path) -> tuple[Scorer, dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: it is not such a folder.
-        ValueError: it was written by another kind of scorer than those here.
+        ValueError: it was written by another kind of scorer than those here, or the frozen model
+            that it names is another one by now.
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
@@ -107,8 +112,12 @@ def load(folder: str | Path) -> tuple[Scorer, dict[str, Tensor]]:
         stored = load_file(folder / FEATURES)
         features = TextFeatures(tuple(settings.pop("vocabulary")), **stored)
         return FeatureScorer((), features=features, **settings), load_file(folder / LAYERS)
+    if kind == "frozen":
+        return _read_frozen(folder, settings), load_file(folder / LAYERS)
     if kind != "transformer":
-        raise ValueError(f"{folder / SETTINGS} has kind={kind!r}; legal: transformer, features.")
+        raise ValueError(
+            f"{folder / SETTINGS} has kind={kind!r}; legal: transformer, features, frozen."
+        )
     # In float32: the head is in float32 where the backbone is in bfloat16, and transformers would
     # read both in one precision.
     model: Any = AutoModelForTokenClassification.from_pretrained(
@@ -131,17 +140,36 @@ def _scores(scorer: Scorer, tensors: Mapping[str, Tensor], chains: Sequence[Chai
 def _write_features(
     scorer: FeatureScorer, tensors: Mapping[str, Tensor], folder: Path
 ) -> dict[str, Any]:
-    features = scorer.features
-    names = ("idf", "components", "mean", "deviation")
+    features: Any = scorer.features
+    more: dict[str, Any]
+    if isinstance(features, FrozenFeatures):
+        names: tuple[str, ...] = ("mean", "deviation")
+        reader = features.reader
+        more = {"kind": "frozen", "reader": reader.settings, "fingerprint": reader.fingerprint}
+    else:
+        names = ("idf", "components", "mean", "deviation")
+        more = {"kind": "features", "vocabulary": list(features.vocabulary)}
     save_file({k: getattr(features, k).contiguous() for k in names}, folder / FEATURES)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / LAYERS)
     return {
-        "kind": "features",
         "widths": list(scorer.network.sizes[1:-1]),
         "activation": scorer.network.activation,
         "dropout": scorer.network.dropout,
-        "vocabulary": list(features.vocabulary),
+        **more,
     }
+
+
+def _read_frozen(folder: Path, settings: dict[str, Any]) -> FeatureScorer:
+    """Return the scorer of features of a model that is not in the folder but named by it."""
+    reader = FrozenReader(**settings.pop("reader"))
+    if settings.pop("fingerprint") != reader.fingerprint:
+        raise ValueError(
+            f"{reader.source} is not the model that {folder} was trained on: its weights, its "
+            f"configuration or its tokenizer differ. Name the right one as reader.source in "
+            f"{folder / SETTINGS}."
+        )
+    features = FrozenFeatures(reader, **load_file(folder / FEATURES))
+    return FeatureScorer((), features=features, **settings)
 
 
 def _write_transformer(
@@ -186,7 +214,7 @@ scorer, tensors = load(FOLDER)
 steps = scorer.encode([Chain(PROMPT, STEPS)])
 logits = scores(scorer, tensors, steps)  # (chains, steps), of no meaning where not steps.mask"""
     library = "metaopt"
-    if settings["kind"] == "transformer" and settings["layout"] == "chain":
+    if settings["kind"] == "transformer":
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         library, usage = "transformers", _token_usage(settings, "auto_map" in config) + usage
     return card.page(
@@ -197,6 +225,12 @@ logits = scores(scorer, tensors, steps)  # (chains, steps), of no meaning where 
 def _token_usage(settings: Mapping[str, Any], custom: bool) -> str:
     """Return Python that scores a chain of a question without images by transformers alone."""
     trust = ", trust_remote_code=True" if custom else ""
+    read = """logits = model(torch.tensor([ids])).logits[0]
+log_odds = (logits[:, 1] - logits[:, 0])[ends[1:]]  # one per step"""
+    if settings["layout"] == "prefix":
+        read = """rows = [torch.tensor([ids[: end + 1]]) for end in ends[1:]]  # one for each step
+logits = torch.stack([model(row).logits[0, -1] for row in rows])
+log_odds = logits[:, 1] - logits[:, 0]  # one per step"""
     return f"""
 import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
@@ -209,7 +243,6 @@ for text in (PROMPT, *STEPS):  # one by one, so that a step's tokens do not depe
     for piece in (text, {settings["separator"]!r}):
         ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
     ends.append(len(ids) - 1)
-logits = model(torch.tensor([ids])).logits[0]
-log_odds = (logits[:, 1] - logits[:, 0])[ends[1:]]  # one per step
+{read}
 
 # the same, and several chains at once, by metaopt"""

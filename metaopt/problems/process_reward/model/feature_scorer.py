@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -14,8 +15,21 @@ from metaopt.problems.process_reward.model.steps import Steps
 from metaopt.problems.process_reward.model.text_features import TextFeatures
 
 
+class StepFeatures(Protocol):
+    """Features of steps that nothing trains."""
+
+    @property
+    def width(self) -> int:
+        """Number of features of a step."""
+        ...
+
+    def __call__(self, chains: Sequence[Chain]) -> Tensor:
+        """Return the features (total steps, width) of all steps, chain after chain."""
+        ...
+
+
 class FeatureScorer:
-    """z = MLP(x) of each step, x its `TextFeatures`: a `StepScorer` without a language model.
+    """z = MLP(x) of each step, x its frozen features, by default `TextFeatures`.
 
     What has a leading axis R in the tensors has one in the log-odds: R models, trained at once.
 
@@ -26,7 +40,7 @@ class FeatureScorer:
         activation: tanh, relu or gelu.
         dropout: probability of dropping a hidden unit, in [0, 1).
         seed: of the features.
-        features: fitted already; `None` to fit them.
+        features: fitted already, such as `FrozenFeatures`; `None` to fit `TextFeatures`.
 
     Raises:
         ValueError: one of these is not met.
@@ -41,9 +55,9 @@ class FeatureScorer:
         activation: str = "relu",
         dropout: float = 0.0,
         seed: int = 0,
-        features: TextFeatures | None = None,
+        features: StepFeatures | None = None,
     ) -> None:
-        self.features = features or TextFeatures.fit(train, size, words, seed)
+        self.features: StepFeatures = features or TextFeatures.fit(train, size, words, seed)
         self.network = FeatureReward(self.features.width, widths, activation, dropout)
 
     def encode(self, chains: Sequence[Chain]) -> Steps:

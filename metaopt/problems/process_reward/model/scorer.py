@@ -26,7 +26,7 @@ from metaopt.problems.process_reward.model.backbone import (
 )
 from metaopt.problems.process_reward.model.images import Vision
 from metaopt.problems.process_reward.model.steps import Steps, check_steps
-from metaopt.problems.process_reward.model.tokens import TokenLayout, padded
+from metaopt.problems.process_reward.model.tokens import TokenLayout, default_separator, padded
 
 HEADS = ("hidden", "vocabulary")
 LAYOUTS = ("chain", "prefix")
@@ -42,8 +42,8 @@ class TransformerScorer:
     """z = w . h + b of each step, h the hidden state where the step ends.
 
     One forward pass scores all steps of a chain: there each of them is read at the separator after
-    it, and with a causal model its score is what it would be without the steps that follow. An
-    encoder does see them; give it layout="prefix" where it must not.
+    it, and a causal model scores it as it would without the steps that follow. An encoder would see
+    them; it needs layout="prefix".
 
     All weights are trained, or with LoRA the adapters and the head. What is frozen stays in the
     scorer: it is neither among the tensors that `init` returns nor in a checkpoint of them. There
@@ -59,8 +59,10 @@ class TransformerScorer:
             source, and for the words of `train` where the source is a configuration.
         head: hidden, or vocabulary: a linear map of the language model's logits of all words at
             that place, in float32 (what the release of DreamPRM does).
-        layout: chain, or prefix: a forward pass for each prefix of each chain, S times the cost.
-        separator: see `TokenLayout`; `None` for a blank line ([STEP] with words of `train`).
+        layout: chain, of causal models; or prefix: a forward pass for each prefix of each chain, S
+            times the cost.
+        separator: see `TokenLayout`; `None` for a blank line ([STEP] with words of `train`; the
+            tokenizer's own separator, such as [SEP], where its vocabulary has no blank line).
         max_length: see `TokenLayout`.
         precision: float32; master (trained weights in float32, frozen ones in bfloat16, autocast to
             it); official (weights in bfloat16 and autocast, the head in float32; an update below
@@ -75,7 +77,8 @@ class TransformerScorer:
             gradient takes a third more time, an unrolled step up to twice as much.
 
     Raises:
-        ValueError: one of these is not met; says which and what is legal.
+        ValueError: one of these is not met; says which and what is legal. An encoder with
+            layout="chain" is refused when the model is made.
         ImportError: lora without peft.
         OSError: there is no such folder or model.
 
@@ -104,8 +107,7 @@ class TransformerScorer:
         check_choices(self, head=HEADS, layout=LAYOUTS, precision=tuple(PRECISIONS))
         texts = (text for chain in train for text in (chain.prompt, *chain.steps))
         words = tokenizer_of(self.source, tokenizer, texts)
-        if self.separator is None:
-            self.separator = "[STEP]" if "[STEP]" in words.all_special_tokens else "\n\n"
+        self.separator = default_separator(words, self.separator)
         self.tokens = TokenLayout(words, self.separator, self.max_length)
         self.config: PretrainedConfig = configuration(self.source, words)
         dtype, self.compute_dtype = PRECISIONS[self.precision]
@@ -147,7 +149,7 @@ class TransformerScorer:
 
     def init(self, generator: Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return what is trained, by name, and no buffers."""
-        module = self.backbone.build(int(torch.randint(2**62, (), generator=generator)))
+        module = self._build(int(torch.randint(2**62, (), generator=generator)))
         params = {k: v.detach() for k, v in module.named_parameters() if v.requires_grad}
         if "reader" not in vars(self):
             self.reader = _without_trained(module)
@@ -162,7 +164,16 @@ class TransformerScorer:
     @cached_property
     def reader(self) -> StepReader:
         """The model, which holds what is frozen; `functional_call` passes what is trained."""
-        return _without_trained(self.backbone.build(self.seed))
+        return _without_trained(self._build(self.seed))
+
+    def _build(self, seed: int) -> StepReader:
+        module = self.backbone.build(seed)
+        if self.layout == "chain" and not module.causal:
+            raise ValueError(
+                f"layout=chain needs a causal model: {type(module.backbone).__name__} is an "
+                f"encoder, which sees the steps after the one it scores. Take layout=prefix."
+            )
+        return module
 
     def logits(self, tensors: Mapping[str, Tensor], steps: Steps, train: bool) -> Tensor:
         """Return the log-odds (B, S) of the steps, in the head's precision."""

@@ -14,12 +14,10 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.model.standardize import moments, standardized
 from metaopt.problems.process_reward.model.steps import check_steps
 
 TOKEN = r"(?u)\w+|[^\w\s]"
-FARTHEST = 10.0
-"""Deviations from the mean at which features end: words that training knows by one question or
-two have deviations so small that a question without them would be hundreds away."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,7 @@ class TextFeatures:
             torch.zeros(width),
             torch.ones(width),
         )
-        features = start(chains)
-        deviation = features.std(0, correction=0)
-        deviation = torch.where(deviation > 1e-6, deviation, 1.0)
-        return cls(start.vocabulary, start.idf, start.components, features.mean(0), deviation)
+        return cls(start.vocabulary, start.idf, start.components, *moments(start(chains)))
 
     @property
     def width(self) -> int:
@@ -108,7 +103,7 @@ class TextFeatures:
         length = np.asarray(steps.sum(1)).ravel()
         more = np.log1p(np.stack([place, length], 1)).astype(np.float32)
         features = torch.from_numpy(np.concatenate([*blocks, more], 1))
-        return ((features - self.mean) / self.deviation).clamp_(-FARTHEST, FARTHEST)
+        return standardized(features, self.mean, self.deviation)
 
     def _reduce(self, counts: sparse.csr_matrix) -> np.ndarray:
         return np.asarray(_tfidf(counts, self.idf.numpy()) @ self.components.numpy().T)

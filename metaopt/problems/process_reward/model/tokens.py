@@ -38,7 +38,7 @@ class TokenLayout:
         max_length: int | None = None,
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.separator = self._ids([separator])[0] if separator else []
+        self.separator = self.ids([separator])[0] if separator else []
         if separator and not self.separator:
             raise ValueError(
                 f"separator={separator!r} has no token in this vocabulary: give separator= a text "
@@ -57,8 +57,8 @@ class TokenLayout:
                 be read at), or a chain whose first step alone is longer than max_length.
         """
         check_steps(chains)
-        prompts = self._ids([chain.prompt for chain in chains])
-        texts = iter(self._ids([step for chain in chains for step in chain.steps]))
+        prompts = self.ids([chain.prompt for chain in chains])
+        texts = iter(self.ids([step for chain in chains for step in chain.steps]))
         rows, ends, cut = [], [], []
         for i, (chain, prompt) in enumerate(zip(chains, prompts, strict=True)):
             steps = [next(texts) + self.separator for _ in chain.steps]
@@ -117,11 +117,27 @@ class TokenLayout:
         lengths = list(accumulate(map(len, steps)))
         return row + [t for step in steps for t in step], [len(row) + n - 1 for n in lengths]
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text by itself, without special tokens around it."""
         distinct = list(dict.fromkeys(texts))
         rows = self.tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
         known = {text: list(row) for text, row in zip(distinct, rows, strict=True)}
         return [known[text] for text in texts]
+
+
+def default_separator(tokenizer: PreTrainedTokenizerBase, separator: str | None) -> str:
+    """Return what separates steps: `separator` unless it is `None`, and else what is known.
+
+    [STEP] where that is a special token, a blank line where the vocabulary has one, and else the
+    tokenizer's own separator, such as BERT's [SEP].
+    """
+    if separator is not None:
+        return separator
+    if "[STEP]" in tokenizer.all_special_tokens:
+        return "[STEP]"
+    blank = "\n\n"
+    known = tokenizer(blank, add_special_tokens=False)["input_ids"]
+    return blank if known else str(tokenizer.sep_token or blank)
 
 
 def padded(lists: list[list[int]], width: int, value: int) -> Tensor:
