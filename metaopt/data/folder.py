@@ -43,6 +43,17 @@ def data_folders() -> list[Path]:
     return [Path(variable).expanduser(), cache] if variable else [cache]
 
 
+def model_source(source: str | Path) -> str | Path:
+    """Return the folder of a model that `metaopt-fetch` knows by this name; else the source itself.
+
+    Raises:
+        FileNotFoundError: it knows the model, and has not brought it.
+    """
+    if source not in models() or Path(source).exists():
+        return source
+    return find_data(f"models/{source}", str(source))
+
+
 def find_data(path: str | Path, name: str) -> Path:
     """Return a file or folder of a data set.
 

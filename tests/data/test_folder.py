@@ -7,7 +7,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from metaopt.data.folder import data_folders, find_data
+from metaopt.data.folder import data_folders, find_data, model_source
 
 
 @pytest.fixture
@@ -42,3 +42,16 @@ def test_missing_data_say_where_they_were_looked_for(
     message = str(error.value)
     assert f"/mine/set/a.json nor at {cache / 'set/a.json'}" in message
     assert "metaopt-fetch letters" in message
+
+
+def test_a_model_by_name_is_the_folder_that_was_fetched(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"models/minilm\. Run `metaopt-fetch minilm`"):
+        model_source("minilm")
+    (cache / "models" / "minilm").mkdir(parents=True)
+    assert model_source("minilm") == cache / "models" / "minilm"
+    assert model_source("some/model") == "some/model"
+    (tmp_path / "minilm").mkdir()
+    assert model_source("minilm") == "minilm"

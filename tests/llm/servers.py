@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from real_models import real_model
 
 ALPHABET = [chr(code) for code in range(32, 127)]
 TEMPLATE = (
@@ -124,12 +125,7 @@ class Scripted:
 
 def smollm2() -> Path:
     """Return the folder of SmolLM2-135M-Instruct; skips the test where it is not there."""
-    import pytest
-
-    folder = Path(os.environ.get("METAOPT_DATA", "data")) / "models" / "smollm2"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there: metaopt-fetch smollm2, in METAOPT_DATA")
-    return folder
+    return real_model("smollm2")
 
 
 def tiny_model(folder: Path, chat: bool = True, context: int = 256) -> Path:

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from transformers import AutoConfig
 
+from metaopt.data.folder import model_source
 from metaopt.engine import tree
 from metaopt.engine.functional import functional_call
 from metaopt.engine.gradient_problem import split_module
@@ -59,8 +60,9 @@ class TextPreferences(PreferenceTask):
 
     Args:
         source: pairs that are split into a training part and the test `held_out`.
-        backbone: a local folder or an id of the hub; or a configuration with `model_type`, for
-            random weights, whose vocabulary size is the tokenizer's.
+        backbone: a local folder or an id of the hub; minilm or smollm2, which `metaopt-fetch`
+            brings; or a configuration with `model_type`, for random weights, whose vocabulary size
+            is the tokenizer's.
         transfer: further tests, or their sources, by name; `None` for none.
         unlabelled: which test, `held_out` or one of these, gives half of its pairs, without their
             labels, as two responses per prompt; the test is then on the other half.
@@ -132,6 +134,8 @@ class TextPreferences(PreferenceTask):
             tests, unlabelled, lambda n: torch.randperm(n, generator=draw).tolist()
         )
         self.source, self.cut, self.device = source.source, 0, torch.device(device)
+        if isinstance(backbone, str):
+            backbone = str(model_source(backbone))
         texts = (f"{p.prompt}{side}" for p in trained for side in (p.chosen, p.rejected))
         self.tokenizer: Any = tokenizer_of(backbone, tokenizer, texts)
         start = backbone if isinstance(backbone, str) else _config(backbone, self.tokenizer)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from metaopt.data.folder import models
+from metaopt.data.folder import model_source
 from metaopt.engine.ranges import check_ranges
 from metaopt.nn.adapters import refuse_adapter
 from metaopt.nn.feature_cache import FeatureCache, fingerprint
@@ -22,7 +22,8 @@ class TextEncoder:
     """h(text), the pooled hidden state of each text; see `RewardModel.features`.
 
     Args:
-        source: a local folder or an id of the hub, of a model in safetensors and its tokenizer.
+        source: a local folder or an id of the hub, of a model in safetensors and its tokenizer; or
+            minilm or smollm2, which `metaopt-fetch` brings.
         pooling: mean (of an encoder), last (of a causal language model), or last_not_pad.
         max_length: most tokens of a text, >= 1; longer ones lose their beginning.
         device: where they are read; the features come back to the CPU.
@@ -47,16 +48,15 @@ class TextEncoder:
     ) -> None:
         self.max_length, self.batch, self.device = max_length, batch, torch.device(device)
         check_ranges(self, "max_length >= 1", "batch >= 1")
+        source = model_source(source)
         refuse_adapter(source)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
             model = RewardModel.on(source, pooling)
         except OSError as error:
-            name = Path(source).name
-            hint = f"; metaopt-fetch {name} brings one" if name in models() else ""
             raise OSError(
                 f"source={str(source)!r} must be a folder, or an id of the hub, with a model in "
-                f"safetensors and its tokenizer{hint}; it cannot be read: {str(error).rstrip('.')}."
+                f"safetensors and its tokenizer; it cannot be read: {str(error).rstrip('.')}."
             ) from error
         check_room(max_length, model)
         self.model: Any = torch.nn.Module.to(model.eval(), self.device)  # type: ignore[no-untyped-call]
