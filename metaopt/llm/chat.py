@@ -175,7 +175,7 @@ class LM(Protocol):
     async def chat(
         self, role: str, messages: Sequence[Message], parameters: Parameters, rollout: int
     ) -> Reply:
-        """Return one answer.
+        """Return one answer; of a request with choices, the likelihood of each.
 
         Raises:
             LMError: whatever went wrong; see `metaopt.llm.errors` for the kinds.

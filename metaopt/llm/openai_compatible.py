@@ -15,7 +15,7 @@ from metaopt.llm.authorisation import Authorisation, endpoint, permit
 from metaopt.llm.chat import Message, Parameters, Reply, Request, begun
 from metaopt.llm.errors import LMError, Rejected, Transient, Truncated, Unsupported
 from metaopt.llm.replies import failure, read
-from metaopt.llm.top_logprobs import TOP, UNTOLD
+from metaopt.llm.top_logprobs import TOP, WAYS_OUT
 from metaopt.llm.transport import bounded
 
 if TYPE_CHECKING:
@@ -162,8 +162,10 @@ class OpenAICompatibleLM:
         except Rejected as error:
             if isinstance(error, Unsupported):
                 self._untold = str(error)
-            elif "logprobs" in str(error):  # a server that refuses the fields
-                self._untold = f"{error}. {UNTOLD.format(where=self._base_url)}"
+            elif "logprobs" in str(error):  # a server that refuses the fields, or so many
+                self._untold = (
+                    f"{error}. logprobs and top_logprobs={TOP} were asked for. {WAYS_OUT}"
+                )
             if self._untold is None:
                 raise
             raise Unsupported(self._untold, request.role, billed=error.billed) from None

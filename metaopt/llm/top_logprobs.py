@@ -15,11 +15,15 @@ TOP = 20
 UNLISTED = 0.01
 """Share of the choices' probability that those not listed may have; they then count as 0."""
 
+WAYS_OUT = (
+    "vLLM, SGLang and llama.cpp's server answer both fields, `transformers serve` ignores them. "
+    "Take such a server, or the model in this process (llm=transformers), or written scores "
+    "(scoring@problem.scoring=template_evolution/written)."
+)
+
 UNTOLD = (
     "{where} answers without log probabilities, though the fields logprobs and top_logprobs asked "
-    "for them: it cannot say how likely the choices are. `transformers serve` ignores both fields; "
-    "vLLM, SGLang and llama.cpp's server answer them. Take such a server, the model in this "
-    "process (llm=transformers), or written scores (scoring=written)."
+    f"for them: it cannot say how likely the choices are. {WAYS_OUT}"
 )
 """What is wrong with a server that drops the fields, and the ways out."""
 

@@ -29,10 +29,12 @@ class TransformersLM:
     of the logits, which differs with a batch's shape and between devices.
 
     Messages go through the tokenizer's chat template, or where it has none are joined by empty
-    lines. A last message of the assistant is the beginning of the answer. Only the parameters of
-    the request decide: a checkpoint's own penalties, temperature or top-k are not applied. Weights
-    are read from safetensors only, and code of the hub is never run. The model is loaded at the
-    first question, so that a replay needs no weights.
+    lines. A last message of the assistant, or a prefill, is the beginning of the answer. Choices
+    are answered by one forward pass: the softmax of the logits, multiplied over the tokens of a
+    longer text, so that `choices=(text,)` has the likelihood of a whole text. Only the parameters
+    of the request decide: a checkpoint's own penalties, temperature or top-k are not applied.
+    Weights are read from safetensors only, and code of the hub is never run. The model is loaded
+    at the first question, so that a replay needs no weights.
 
     Args:
         path: a local folder, or an id of the hub.

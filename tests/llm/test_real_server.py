@@ -133,6 +133,11 @@ def test_a_server_that_drops_logprobs_is_noticed_at_the_first_reply(
         )  # fmt: skip
     assert done.code == 1
     assert "Traceback" not in done.err
-    for words in ("logprobs and top_logprobs", "vLLM", "llm=transformers", "scoring=written"):
+    for words in (
+        "logprobs and top_logprobs",
+        "vLLM",
+        "llm=transformers",
+        "template_evolution/written",
+    ):
         assert words in done.err
     assert log.read_text().count("POST /v1/chat/completions") == 1
