@@ -38,6 +38,7 @@ from metaopt.problems.template_evolution.report import (
 )
 from metaopt.problems.template_evolution.rubric import parse
 from metaopt.problems.template_evolution.scoring import (
+    ASKED,
     Judgement,
     Scoring,
     WrittenScore,
@@ -152,6 +153,8 @@ class JudgeCalibration(TemplateProblem):
             self.template = logistic_rubric(criteria, texts, outcomes).render()
         scoring = scoring or WrittenScore()
         scoring.check(self.template)
+        if isinstance(scoring, WrittenScore):
+            _check_asks(self.template)
         if isinstance(lms["template"], SimulatedLM) and scoring.reads_template:
             _check_rubric(self.template)
         self.answers = Parameters(0.0, max_tokens)
@@ -300,6 +303,14 @@ def _both_outcomes(examples: Sequence[Solution], what: str, name: str) -> None:
         raise ValueError(
             f"the {len(examples)} {what} examples have one outcome only, which says nothing of a "
             f"judge; raise {name}, or give data with successes and failures."
+        )
+
+
+def _check_asks(template: str) -> None:
+    if ASKED not in template:
+        raise ValueError(
+            "template must be rubric, logistic, or a text that asks for a last line "
+            f"'{ASKED}'; got {template[:80]!r}."
         )
 
 

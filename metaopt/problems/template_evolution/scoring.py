@@ -120,14 +120,6 @@ class WrittenScore(Scoring):
             + ", take another judge, or scoring by likelihood (`metaopt --help scoring`)."
         )
 
-    def check(self, template: str) -> None:
-        """Refuse a template that does not ask for a score."""
-        if ASKED not in template:
-            raise ValueError(
-                "template must be rubric, logistic, or a text that asks for a last line "
-                f"'{ASKED}'; got {template[:80]!r}."
-            )
-
 
 @dataclass(frozen=True)
 class ExpectedChoice(Scoring):
