@@ -324,11 +324,6 @@ def _check_stacks(*parts: object) -> None:
         if getattr(part, "stacks", False):
             continue
         name = type(part).__name__
-        if (tasks := getattr(part, "tasks", 1)) > 1:
-            raise TypeError(
-                f"{name} has tasks={tasks}, and takes several seeds together with tasks=1 alone. "
-                f"Set estimator.tasks=1. {INSTEAD}"
-            )
         solver = getattr(part, "solve", None)
         inside = "" if solver is None else f" with {type(solver).__name__}"
         raise TypeError(f"{name}{inside} cannot train several seeds together. {INSTEAD}")

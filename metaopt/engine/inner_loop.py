@@ -21,12 +21,13 @@ from metaopt.engine.buffers import carried_buffers, computed_buffers
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
 from metaopt.engine.inner_level import InnerLevel
 from metaopt.engine.inner_progress import Progress
+from metaopt.engine.members import OneMember
 from metaopt.engine.module_check import check_training
 from metaopt.engine.protocols import BilevelProblem, Feedback, Problem, Tree
 from metaopt.engine.random import Draw, generator, replay
 
 
-class InnerLoop(InnerLevel):
+class InnerLoop(InnerLevel, OneMember):
     """The inner level of a gradient problem, stepped in place (`step_`) or on a graph (`step`).
 
     Example:
@@ -87,18 +88,6 @@ class InnerLoop(InnerLevel):
     def finish(self, outer: Tree, inner: GradientState, key: int) -> GradientState:
         """Return the inner level after the problem's last phase."""
         return self.problem.finish(outer, inner, self, key)
-
-    # Several runs as one.
-
-    def first_of(
-        self, outer: Tree, inner: GradientState, key: int
-    ) -> tuple[InnerLoop, Tree, GradientState, int]:
-        """Return the loop, phi, state and key of the first of the members: here there is one."""
-        return self, outer, inner, key
-
-    def total(self, theta: Tree) -> Tree:
-        """Return the sum over tasks of what each has in the place of theta: here there is one."""
-        return theta
 
     # Steps.
 

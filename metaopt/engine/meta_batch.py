@@ -6,18 +6,23 @@ numbers, and all with theta_0 made of the same phi.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from metaopt.engine.gradient_problem import Batch, GradientState
+from metaopt.engine import tree
+from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import Draw, fold, generator, replay
-from metaopt.engine.stacked import Stacked, agree, compared, moved, stack
+from metaopt.engine.random import Draw, fold, replay
+from metaopt.engine.stacked import Stacked, agree, compared, moved, pick_state, stack
+
+T = TypeVar("T")
 
 
 def task_key(key: int, index: int) -> int:
@@ -29,7 +34,8 @@ class MetaBatch(Stacked):
     """The inner level of B tasks; task i is the inner run under `task_key(key, i)`.
 
     g is the sum over tasks, so that each one trains as it would alone, and F their mean. A
-    derivative with respect to phi is then the mean of the tasks' own to round-off.
+    derivative with respect to phi is then the mean of the tasks' own to round-off. Where the loop
+    has replicates, each of them has tasks of its own: the axis of tasks is behind theirs.
 
     Args:
         loop: the inner level of one task.
@@ -39,12 +45,11 @@ class MetaBatch(Stacked):
         RaggedBatchesError: from its steps, where the tasks' batches differ in form.
     """
 
-    outer_axis = None
-
     def __init__(self, loop: InnerLoop, tasks: int) -> None:
         super().__init__(loop.problem)
-        self.loop = self.first = loop
-        self.tasks = tasks
+        self.loop, self.tasks = loop, tasks
+        self.first = loop.first if isinstance(loop, Stacked) else loop
+        self.shape, self.per_member = (*loop.shape, tasks), loop.per_member
         self.progress = loop.progress
 
     @property
@@ -62,33 +67,78 @@ class MetaBatch(Stacked):
         """Names of the buffers through which a derivative leads to a loss one step on."""
         return self.loop.carried_buffers
 
-    def each(self, key: int) -> Iterator[tuple[InnerLoop, int]]:
+    def each_task(self, key: int) -> Iterator[tuple[InnerLoop, int]]:
         """Yield the loop of one task, set to each of them in turn, and the task's key."""
+        self.loop.outer_step = self.outer_step
         try:
             for index in range(self.tasks):
-                self.loop.outer_step, self.loop.task_index = self.outer_step, index
+                self.loop.task_index = index
                 yield self.loop, task_key(key, index)
         finally:
             self.loop.task_index = 0
 
+    def each(self, key: int) -> Iterator[tuple[InnerLoop, int]]:
+        """Yield each member's own loop and its key: of each replicate, one task after the other."""
+        self.loop.outer_step = self.outer_step
+        for loop, own in self.loop.each(key):
+            try:
+                for index in range(self.tasks):
+                    loop.task_index = index
+                    yield loop, task_key(own, index)
+            finally:
+                loop.task_index = 0
+
+    def task(self, inner: GradientState, index: int) -> GradientState:
+        """Return the state of one task, as its loop has it; memory is shared."""
+        return pick_state(inner, *[slice(None)] * len(self.loop.shape), index)
+
+    def member(self, inner: GradientState, index: int) -> GradientState:
+        """Return the state of one member; memory is shared."""
+        replicate, task = divmod(index, self.tasks)
+        return pick_state(inner, *[replicate] * len(self.loop.shape), task)
+
+    def outer_of(self, outer: Tree, index: int) -> Tree:
+        """Return the outer variable of one member; memory is shared."""
+        return self.loop.outer_of(outer, index // self.tasks)
+
+    def gathered(self, states: Sequence[T]) -> T:
+        """Return one tree of the members' trees of one form."""
+        return tree.map_tensors(lambda t: t.unflatten(0, self.shape), stack(states))
+
+    def mapped(
+        self, function: Callable[..., T], shared: Sequence[Tensor], own: Sequence[Tensor]
+    ) -> T:
+        """Return function(*shared, *own) of each task, with the outer variable of all of them."""
+        if own:
+            function = vmap(function, in_dims=(*[None] * len(shared), *[0] * len(own)))
+        return self.loop.mapped(function, shared, own)
+
+    def initial_outer(self, key: int) -> Tree:
+        """Return the first outer variable."""
+        return self.loop.initial_outer(key)
+
+    def problem_with(self, per_member: Mapping[str, Any]) -> GradientProblem:
+        """Return the problem of a member, given the member's part of `self.per_member`."""
+        return self.loop.problem_with(per_member)
+
     def initial(self, outer: Tree, key: int) -> GradientState:
         """Return the first states of all tasks, on the graph of `outer`."""
         start = super().initial(outer, key)
-        return start._replace(loss=start.loss[0])
+        return start._replace(loss=start.loss[..., 0])
 
     def inner_value(
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
     ) -> Tensor:
         """Return the sum over tasks of g(phi, theta_i), each on its own batch."""
-        return super().inner_value(outer, inner, draw, batch).sum()
+        return super().inner_value(outer, inner, draw, batch).sum(-1)
 
     def outer_value(self, outer: Tree, inner: GradientState, draw: Draw) -> Tensor:
         """Return the mean over tasks of F(phi, theta_i); buffers are left alone."""
-        return super().outer_value(outer, inner, draw).mean()
+        return super().outer_value(outer, inner, draw).mean(-1)
 
     def total(self, theta: Tree) -> Tree:
         """Return the sum over tasks."""
-        return {k: v.sum(0) for k, v in theta.items()}
+        return {k: v.sum(len(self.loop.shape)) for k, v in theta.items()}
 
     @cached_property
     def runs(self) -> bool:
@@ -98,21 +148,23 @@ class MetaBatch(Stacked):
         of several forms. Tried on the first batches, for a step and eight gradients of each task.
         """
         with replay(0):
-            phi = self.problem.init_outer(generator(0))
+            phi = self.loop.initial_outer(0)
             start = self.start(phi, None, 0)
+            points = [(phi, start), (moved(phi), start.at(moved(start.params)))]
             try:
                 with torch.enable_grad(), twice_differentiable():
                     self.step(phi, self.leaves(start), self.draw(start, 0, 0))
-                    points = [(phi, start), (moved(phi), start.at(moved(start.params)))]
                     together = compared(self, points, 0, self.tasks)
             except Exception:  # a mistake of the problem's own shows again in a loop over tasks
                 return False
-            with torch.enable_grad():
+            with torch.enable_grad(), tree.replicated(False):
                 alone = [
-                    compared(loop, [(p, self.member(at, i)) for p, at in points], key)
-                    for i, (loop, key) in enumerate(self.each(0))
+                    compared(
+                        loop, [(self.outer_of(p, i), self.member(at, i)) for p, at in points], k
+                    )
+                    for i, (loop, k) in enumerate(self.each(0))
                 ]
-        pairs = zip(together, stack(alone), strict=True)
+        pairs = zip(together, self.gathered(alone), strict=True)
         return all(agree(a, self._summed(a, b)) for a, b in pairs if b)
 
     def _summed(self, together: Tree, alone: Tree) -> Tree:

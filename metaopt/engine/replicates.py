@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
@@ -28,8 +29,11 @@ from metaopt.engine.stacked import (
     compared,
     moved,
     pick,
+    pick_state,
     stack,
 )
+
+T = TypeVar("T")
 
 
 class Replicates(Stacked):
@@ -48,8 +52,6 @@ class Replicates(Stacked):
         ValueError: the problems differ in more, or train replicates of their own.
     """
 
-    outer_axis = 0
-
     def __init__(self, problems: Sequence[GradientProblem], seeds: Sequence[int]) -> None:
         _check(problems)
         self.loops = [InnerLoop(problem) for problem in problems]
@@ -57,6 +59,7 @@ class Replicates(Stacked):
         self.attributes = SeedAttributes(problems)
         super().__init__(self.attributes.problem)
         self.first, self.seeds = self.loops[0], tuple(seeds)
+        self.shape = (len(self.loops),)
         self.per_member = {"attributes": self.attributes.stacked}
         if not all(equal(f, frozen[0]) for f in frozen):
             try:
@@ -82,14 +85,32 @@ class Replicates(Stacked):
         """Yield each replicate's loop and its key."""
         keys = key.each if isinstance(key, Keys) else [key] * len(self.loops)
         for loop, own in zip(self.loops, keys, strict=True):
-            loop.outer_step = self.outer_step
-            yield loop, own
+            yield self._placed(loop), own
+
+    def _placed(self, loop: InnerLoop) -> InnerLoop:
+        """Return the loop of a replicate, at the present outer step and task."""
+        loop.outer_step, loop.task_index = self.outer_step, self.task_index
+        return loop
+
+    def member(self, inner: GradientState, index: int) -> GradientState:
+        """Return the state of one replicate; memory is shared."""
+        return pick_state(inner, index)
+
+    def outer_of(self, outer: Tree, index: int) -> Tree:
+        """Return the outer variable of one replicate; memory is shared."""
+        return pick(outer, index)
+
+    def mapped(
+        self, function: Callable[..., T], shared: Sequence[Tensor], own: Sequence[Tensor]
+    ) -> T:
+        """Return function(*shared, *own) of each replicate."""
+        result: T = vmap(function)(*shared, *own)
+        return result
 
     def draws(self, of: Callable[[InnerLoop, int], Draw], key: int) -> Draws:
         """Return the draw of each replicate, which differ in their keys alone."""
         keys = key.each if isinstance(key, Keys) else (key,) * len(self.loops)
-        self.first.outer_step = self.outer_step
-        first = of(self.first, keys[0])
+        first = of(self._placed(self.first), keys[0])
         later = (_Later.like(first, own, partial(of, self.first)) for own in keys[1:])
         return Draws(key, each=(first, *later))
 

@@ -8,6 +8,7 @@ estimator that knows nothing of members differentiates them together. The tasks 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
@@ -54,42 +54,30 @@ class Stacked(InnerLoop):
         RaggedBatchesError: from its steps, where the members' batches differ in form.
 
     Attributes:
-        outer_axis: the axis of members of the outer variable, or `None` where they share it.
         first: the loop of the first member.
-        per_member: what a loss reads of the problem that differs between members, with an axis of
-            them: attributes by name, and `frozen` weights.
     """
 
-    outer_axis: int | None
     first: InnerLoop
 
     def __init__(self, problem: GradientProblem) -> None:
         super().__init__(problem)
-        self.per_member: dict[str, Any] = {}
         self._stacks: dict[str, _Stack] = {}
 
     @abstractmethod
     def each(self, key: int) -> Iterator[tuple[InnerLoop, int]]:
-        """Yield each member's own loop, at the present outer step, and its key of a run."""
+        """Yield each member's own loop, at the present outer step and task, and its key."""
 
-    def members(self, inner: GradientState) -> list[GradientState]:
-        """Return the members' states; memory is shared."""
-        count = len(next(iter(inner.params.values())))
-        return [self.member(inner, i) for i in range(count)]
-
+    @abstractmethod
     def member(self, inner: GradientState, index: int) -> GradientState:
-        """Return the state of one member; memory is shared."""
-        return inner._replace(
-            params=pick(inner.params, index),
-            buffers=pick(inner.buffers, index),
-            state=pick(inner.state, index),
-            optimizer=pick(inner.optimizer, index),
-            loss=inner.loss[index] if inner.loss.ndim else inner.loss,
-        )
+        """Return the state of one member, of all in the order of `each`; memory is shared."""
 
-    def outer_of(self, outer: Tree, index: int) -> Tree:
-        """Return the outer variable of one member; memory is shared."""
-        return outer if self.outer_axis is None else pick(outer, index)
+    def gathered(self, states: Sequence[T]) -> T:
+        """Return one tree of the members' trees of one form.
+
+        Raises:
+            ValueError: they are of several forms.
+        """
+        return stack(states)
 
     def first_of(
         self, outer: Tree, inner: GradientState, key: int
@@ -102,7 +90,7 @@ class Stacked(InnerLoop):
     def initial(self, outer: Tree, key: int) -> GradientState:
         """Return the first states of all members, on the graph of `outer`."""
         pairs = enumerate(self.each(key))
-        return stack([loop.initial(self.outer_of(outer, i), k) for i, (loop, k) in pairs])
+        return self.gathered([loop.initial(self.outer_of(outer, i), k) for i, (loop, k) in pairs])
 
     # Batches.
 
@@ -125,13 +113,13 @@ class Stacked(InnerLoop):
     @tree.replicated(False)
     def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
         """Return the prepared inner batch of each member."""
-        # Views: a module changes its buffers in place.
-        states = self.members(inner) if self.prepares_batches else [inner] * len(_each(draw))
-        loops = (loop for loop, _ in self.each(draw.key))
-        return [
-            loop.batch(self.outer_of(outer, i) if self.prepares_batches else outer, state, each)
-            for i, (loop, state, each) in enumerate(zip(loops, states, _each(draw), strict=True))
-        ]
+        batches = []
+        for i, ((loop, _), own) in enumerate(zip(self.each(draw.key), _each(draw), strict=True)):
+            phi, theta = outer, inner
+            if self.prepares_batches:  # views: a module changes its buffers in place
+                phi, theta = self.outer_of(outer, i), self.member(inner, i)
+            batches.append(loop.batch(phi, theta, own))
+        return batches
 
     @tree.replicated(False)
     def outer_batch(self, draw: Draw) -> Batch:
@@ -164,40 +152,33 @@ class Stacked(InnerLoop):
 
     @tree.replicated(False)
     def apply(self, name: str, outer: Tree, inner: GradientState, batch: Sequence[Batch]) -> Any:
-        """Return what a function of the problem says of each member; a loss is (B,)."""
+        """Return what a function of the problem says of each member; a loss has their axes."""
         parts, rebuild = self._stacked(name, batch)
-        trees = (outer, inner.params, inner.buffers, inner.state, self.per_member)
+        trees = (outer, self.per_member, inner.params, inner.buffers, inner.state)
 
         def one(*tensors: Tensor) -> Any:
             rest = iter(tensors)
             made: list[Any] = [tree.map_tensors(lambda _: next(rest), part) for part in trees]
-            phi, params, buffers, state, per_member = made
+            phi, per_member, params, buffers, state = made
             at = inner._replace(params=params, buffers=buffers, state=state)
             theta = self.tensors(at, per_member.get("frozen", self.frozen))
             value = getattr(self.problem_with(per_member), name)(phi, theta, rebuild(list(rest)))
             return scalar_loss(value, name).reshape(()) if name in LOSSES else value
 
         # One by one, since vmap takes its time with nested arguments.
-        tensors = [*tree.tensors(trees), *parts]
-        shared = (None,) * len(outer) if self.outer_axis is None else ()
-        axes = (*shared, *[0] * (len(tensors) - len(outer))) if shared else 0
+        shared, own = list(tree.tensors(trees[:2])), list(tree.tensors(trees[2:]))
         with watched_checkpoints(type(self.problem).__name__, name):
-            return vmap(one, in_dims=axes)(*tensors)
-
-    def problem_with(self, per_member: dict[str, Any]) -> Any:
-        """Return the problem of a member, given the member's part of `self.per_member`."""
-        return self.problem
+            return self.mapped(one, shared, [*own, *parts])
 
     def updated_state(self, outer: Tree, inner: GradientState, step: int) -> dict[str, Any]:
         """Return the problem's own state of each member after `step` steps."""
         if not self.updates_state:
             return inner.state
-        count = len(next(iter(inner.params.values())))
-        return self.new_state(outer, inner, [step] * count)
+        return self.new_state(outer, inner, [step] * math.prod(self.shape))
 
     def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
         """Return how each member is stepped, for instance with its own gradient's norm clipped."""
-        return OfEach(super().optimizer, outer, self.outer_axis, step)
+        return OfEach(self, super().optimizer, outer, step)
 
     def _stacked(
         self, name: str, batches: Sequence[Batch]
@@ -221,7 +202,7 @@ class Stacked(InnerLoop):
                 f"the batches of {type(self.problem).__name__} differ in their shapes, or in what "
                 f"they hold besides tensors."
             )
-        parts = list(tree.tensors(stack(batches)))
+        parts = list(tree.tensors(self.gathered(batches)))
         if all(map(_immutable, batches)):
             tensors = list(tree.tensors(batches))
             self._stacks[name] = _Stack(batches, tensors, [t._version for t in tensors], parts)
@@ -232,31 +213,28 @@ class OfEach:
     """An inner optimizer that steps each member as it would be stepped alone.
 
     Args:
+        loop: of all members.
         make: returns the inner optimizer of a member from its outer variable and the step.
         outer: the outer variable, on its graph.
-        axis: that of members in `outer`, or `None` where they share it.
         step: inner steps taken before.
     """
 
     def __init__(
-        self,
-        make: Callable[[Tree, int], InnerOptimizer],
-        outer: Tree,
-        axis: int | None,
-        step: int,
+        self, loop: Stacked, make: Callable[[Tree, int], InnerOptimizer], outer: Tree, step: int
     ) -> None:
         self.outer = outer
-        self._make, self._axis, self._step = make, axis, step
+        self._loop, self._make, self._step = loop, make, step
 
     def _mapped(self, function: Callable[..., T], *trees: Any) -> T:
         """Return function(optimizer, *trees) of each member."""
 
-        def one(outer: Tree, *rest: Any) -> T:
-            return function(self._make(outer, self._step), *rest)
+        def one(*tensors: Tensor) -> T:
+            rest = iter(tensors)
+            outer, *made = (tree.map_tensors(lambda _: next(rest), t) for t in (self.outer, *trees))
+            return function(self._make(outer, self._step), *made)
 
         with tree.replicated(False):
-            result: T = vmap(one, in_dims=(self._axis, *[0] * len(trees)))(self.outer, *trees)
-        return result
+            return self._loop.mapped(one, [*tree.tensors(self.outer)], [*tree.tensors(trees)])
 
     def init(self, params: Tree) -> State:
         """Return the state before the first step."""
@@ -276,15 +254,15 @@ class OfEach:
         overwrite(params, state, *self.update(params, grads, state, step))
 
     def learning_rate(self, step: int) -> Number:
-        """Return the base learning rate, or one of each member."""
-        if self._axis is None or not any(True for _ in tree.tensors(self.outer)):
-            return self._make(self.outer, self._step).learning_rate(step)
+        """Return the base learning rate, or one of each outer variable."""
 
-        def one(optimizer: InnerOptimizer, like: Tensor) -> Tensor:
+        like = next(tree.tensors(self.outer))
+
+        def one(optimizer: InnerOptimizer) -> Tensor:
             rate = optimizer.learning_rate(step)
             return rate if isinstance(rate, Tensor) else like.new_full((), rate)
 
-        return self._mapped(one, next(tree.tensors(self.outer)))
+        return self._mapped(one)
 
     def stationary_gradient(self, params: Tree, slope: Tree) -> Tree:
         """Return the gradient that is zero where the steps converge."""
@@ -324,9 +302,15 @@ def stack(states: Sequence[T]) -> T:
     return tree.map_tensors(lambda _: next(stacked), states[0])
 
 
-def pick(state: T, index: int) -> T:
-    """Return the tree of one member; memory is shared."""
+def pick(state: T, *index: int | slice) -> T:
+    """Return the tree of the members at an index of the leading axes; memory is shared."""
     return tree.map_tensors(lambda t: t[index], state)
+
+
+def pick_state(inner: GradientState, *index: int | slice) -> GradientState:
+    """Return the same of inner states, whose loss may be a mean over the last of these axes."""
+    loss = inner.loss[index[: inner.loss.ndim]]
+    return GradientState(*pick(inner[:4], *index), inner.step, loss)
 
 
 Point = tuple[Tree, GradientState]

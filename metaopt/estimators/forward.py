@@ -54,7 +54,6 @@ class Forward(TaskAverage):
         True
     """
 
-    stacks = True
     carries_start = True
     carries_state = True
     second_derivatives = "reverse"

@@ -76,7 +76,7 @@ class Implicit(TaskAverage):
         if isinstance(self.solve, Exact) or getattr(self.solve, "preconditioner", None):
             self.needs_precision = ("theta",)
         self._solver: dict[str, Any] = {}
-        self.stacks = self.stacks and getattr(self.solve, "stacks", False)
+        self.stacks = getattr(self.solve, "stacks", False)
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
@@ -98,8 +98,8 @@ class Implicit(TaskAverage):
         """Return the same for all tasks: steps together, then solves one after the other."""
         inner = batch.run(outer, batch.start(outer, None, key), key, self.inner_steps)
         results = [
-            self._solved(loop, outer, tree.clone(batch.member(inner, i)), own)
-            for i, (loop, own) in enumerate(batch.each(key))
+            self._solved(loop, outer, tree.clone(batch.task(inner, i)), own)
+            for i, (loop, own) in enumerate(batch.each_task(key))
         ]
         return results[0][0], mean_feedback([feedback for _, feedback in results])
 

@@ -31,11 +31,12 @@ class TaskAverage(InnerRun):
         tasks: number B of tasks, >= 1.
     """
 
+    stacks = True
+
     def __init__(self, inner_steps: int = 1, tasks: int = 1) -> None:
         super().__init__(inner_steps)
         self.tasks = tasks
         check_ranges(self, "tasks >= 1")
-        self.stacks = tasks == 1
 
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
@@ -60,7 +61,7 @@ class TaskAverage(InnerRun):
             except RaggedBatchesError:
                 pass  # this step's batches alone
         results = []
-        for i, (one, own) in enumerate(batch.each(key)):
+        for i, (one, own) in enumerate(batch.each_task(key)):
             start = inner if i == 0 else one.start(outer, None, own)
             results.append(self.one(one, outer, start, own))
         return results[0][0], mean_feedback([feedback for _, feedback in results])
@@ -74,7 +75,7 @@ class TaskAverage(InnerRun):
         inner, feedback = self.one(batch, outer, batch.start(outer, None, key), key)
         cost = {unit: self.tasks * amount for unit, amount in feedback.cost.items()}
         # Copied: a part would keep all tasks in memory, and in a checkpoint.
-        return tree.clone(batch.member(inner, 0)), dataclasses.replace(feedback, cost=cost)
+        return tree.clone(batch.task(inner, 0)), dataclasses.replace(feedback, cost=cost)
 
 
 def mean_feedback(feedbacks: Sequence[Feedback]) -> Feedback:
@@ -82,7 +83,7 @@ def mean_feedback(feedbacks: Sequence[Feedback]) -> Feedback:
     share = 1 / len(feedbacks)
 
     def mean(values: Sequence[Tensor | float]) -> Tensor:
-        return torch.stack([torch.as_tensor(v) for v in values]).mean()
+        return torch.stack([torch.as_tensor(v) for v in values]).mean(0)
 
     grad: Tree | None = None
     for grads in (f.grad for f in feedbacks if f.grad is not None):

@@ -179,10 +179,6 @@ def test_what_cannot_be_stacked_is_refused(kind, message):
 def test_roles_that_know_one_run_are_refused():
     with pytest.raises(TypeError, match=r"Score cannot train several seeds.*-m seed=0,1,2"):
         Engine(Ridge(), Score(), Schedule(lambda step: 0.0), outer_steps=1, seeds=2)
-    cold = Ridge()
-    cold.warm_start = False
-    with pytest.raises(TypeError, match=r"Unroll has tasks=4, .* Set estimator.tasks=1"):
-        Engine(cold, Unroll(2, tasks=4), Descent(), outer_steps=1, seeds=2)
     with pytest.raises(TypeError, match=r"gradient problems.*Knapsack"):
         Engine(Knapsack(), Unroll(), Descent(), outer_steps=1, seeds=2)
     with pytest.raises(TypeError, match="Search cannot train several seeds"):

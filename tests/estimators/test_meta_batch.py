@@ -18,8 +18,8 @@ class Module(ForkedAverage, Sinusoids):
         self.kind = kind
         norm = torch.nn.BatchNorm1d(3) if kind == "batch norm" else torch.nn.Identity()
         drop = torch.nn.Dropout(0.5 if kind == "dropout" else 0.0)
-        layers = (torch.nn.Linear(1, 3), norm, torch.nn.Tanh(), drop, torch.nn.Linear(3, 1))
         torch.manual_seed(0)
+        layers = (torch.nn.Linear(1, 3), norm, torch.nn.Tanh(), drop, torch.nn.Linear(3, 1))
         self.module = torch.nn.Sequential(*layers).double()
 
     def init_outer(self, generator):

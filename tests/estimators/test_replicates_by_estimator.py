@@ -226,11 +226,6 @@ def test_a_teacher_with_dropout_is_refused():
         Engine(problems, ScoreFunction(), Descent(), outer_steps=1, seeds=SEEDS)
 
 
-def test_tasks_and_seeds_together_are_refused():
-    with pytest.raises(TypeError, match="Unroll"):
-        Engine(Fork(1), Unroll(2, tasks=3), Descent(), outer_steps=1, seeds=2)
-
-
 class Average(ForkedAverage, Fork):
     """F reads an average of theta, and BatchNorm's buffers are changed by each step."""
 
