@@ -6,13 +6,14 @@ import errno
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from metaopt.files.errors import FolderInUseError
+from metaopt.files.errors import FolderError, FolderInUseError
 from metaopt.files.writing import NO_FOLLOW, refuse_links
 
 NAME = ".lock"
@@ -91,6 +92,9 @@ def _acquire(path: Path) -> int:
         except OSError:
             refuse_links(path.parent)  # which names .lock where it is one
             raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # such as a pipe, which takes no text
+            os.close(descriptor)
+            raise FolderError(f"{path} is not a regular file. Delete it, if nobody else uses it.")
         try:
             _try_lock(descriptor)
         except OSError as error:

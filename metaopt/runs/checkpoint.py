@@ -6,14 +6,26 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from metaopt.files.reading import steps
 from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 
-STATE_KEYS = ("engine", "solution", "last", "seconds", "config", "log")
-"""What the state in a checkpoint has; see `metaopt.runs.run.Run`."""
+STATE = {
+    "engine": dict, "solution": object, "last": dict, "seconds": float, "config": dict, "log": dict,
+}  # fmt: skip
+"""What the state in a checkpoint has, and of which kind; see `metaopt.runs.run.Run`."""
+
+ENGINE = {
+    "outer_step": int, "seed": object, "inner": object, "frozen": object, "optimizer": dict,
+    "estimator": dict, "spent": dict, "stop": object,
+}  # fmt: skip
+"""The same of its engine's state; see `metaopt.engine.Engine.state_dict`."""
+
+LOG = {"bytes": int, "sha256": str}
+"""The same of what metrics.jsonl held; see `metaopt.runs.tracking.Jsonl.commit`."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -90,9 +102,18 @@ def latest(folder: Path) -> dict[str, Any] | None:
 def _read(path: Path, step: int) -> dict[str, Any]:
     """Return the state of the checkpoint of outer step `step`."""
     state = read_tensors(path)
-    if not isinstance(state, dict) or not {*STATE_KEYS} <= {*state}:
+    parts = [(state, STATE)]
+    if _has(state, STATE):
+        parts = [(state["engine"], ENGINE), (state["log"], LOG)]
+    if not all(_has(part, kinds) for part, kinds in parts):
         raise CheckpointError(f"{path} is damaged: it holds no state of a run.")
-    done = state["engine"].get("outer_step") if isinstance(state["engine"], dict) else None
+    done = state["engine"]["outer_step"]
     if done != step:
         raise CheckpointError(f"{path} is damaged: it holds the state of outer step {done}.")
-    return state
+    return dict(state)
+
+
+def _has(value: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(value, dict) and all(
+        key in value and isinstance(value[key], kind) for key, kind in kinds.items()
+    )

@@ -54,6 +54,12 @@ def test_the_loser_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
+def test_a_pipe_in_the_place_of_the_lock_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(FolderError, match=r"\.lock is not a regular file"), locked(tmp_path):
+        pass
+
+
 def test_threads_of_one_process_exclude_each_other(tmp_path: Path) -> None:
     inside, most = [0], [0]
 

@@ -19,8 +19,11 @@ from metaopt.testing.trees import identical
 
 def state(value: float, step: int = 1) -> dict[str, Any]:
     solution = {"weight": torch.full((64,), value), "names": ["a", "b"], "none": None}
-    rest = {"last": {}, "seconds": 0.0, "config": {}, "log": {}}
-    return {"engine": {"outer_step": step}, "solution": solution, **rest}
+    log = {"bytes": 0, "sha256": ""}
+    rest = {"last": {}, "seconds": 0.0, "config": {}, "log": log}
+    engine = {"outer_step": step, "seed": 0, "inner": None, "frozen": None, "optimizer": {}}
+    engine |= {"estimator": {}, "spent": {}, "stop": None}
+    return {"engine": engine, "solution": solution, **rest}
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
@@ -97,6 +100,33 @@ def test_every_bit_of_the_frame_of_a_file_is_damage_or_does_not_matter(tmp_path:
         )
         with suppress(CheckpointError):
             assert identical(checkpoint.latest(tmp_path), state(1.0, 1)), at
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ((), {"config": None}),
+        ((), {"last": [1]}),
+        ((), {"seconds": "2"}),
+        (("engine",), {"spent": None}),
+        (("engine",), {"outer_step": 2.0}),
+        (("log",), {"bytes": "9"}),
+    ],
+    ids=str,
+)
+def test_a_state_of_another_kind_is_damage(
+    tmp_path: Path, part: tuple[str, ...], change: dict[str, Any]
+) -> None:
+    save(tmp_path, 1)
+    other: dict[str, Any] = state(2.0, 2)
+    node = other
+    for key in part:
+        node = node[key]
+    node |= change
+    checkpoint.save(tmp_path, 2, other, keep=2)
+    loaded = checkpoint.latest(tmp_path)
+    assert loaded is not None
+    assert loaded["engine"]["outer_step"] == 1
 
 
 def test_what_is_not_of_an_outer_step_is_not_taken_for_a_journal(tmp_path: Path) -> None:
