@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
+from typing import Any, TypeGuard
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number that a float can hold, or NaN or infinite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def or_null(value: float) -> float | None:

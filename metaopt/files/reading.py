@@ -12,6 +12,7 @@ import yaml
 
 from metaopt.files import sums
 from metaopt.files.errors import DamagedFileError
+from metaopt.files.numbers import is_number
 
 DEEPEST = 64
 MOST = 1_000_000
@@ -87,9 +88,13 @@ LOG = "Restore it from a copy, or delete it: the rest of the run does not depend
 
 
 def numbered(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Return the lines of a metrics.jsonl with their records; see `read_records`."""
+    """Return the lines of a metrics.jsonl with their records; see `read_records`.
+
+    None is of an earlier outer step than the one before.
+    """
     lines = content.split(b"\n")[:-1]  # after the last one there is nothing, or a line cut short
-    records = []
+    records: list[tuple[bytes, dict[str, Any]]] = []
+    last = 0
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -98,6 +103,12 @@ def numbered(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             valid = False
         if not valid:
             raise damaged(path, f"line {number} is not a record of numbers", LOG)
+        if record["outer_step"] < last:
+            why = (
+                f"line {number} is of outer step {record['outer_step']}, and steps count up from 0"
+            )
+            raise damaged(path, why, LOG)
+        last = record["outer_step"]
         records.append((line + b"\n", record))
     return records
 
@@ -112,11 +123,7 @@ def _is_record(record: dict[str, Any]) -> bool:
     each = [*record.values(), *(value for values in replicates.values() for value in values)]
     if replicates:
         record["replicates"] = replicates
-    return all(map(_is_number, each))
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return all(value is None or is_number(value) for value in each)
 
 
 def _check_size(value: Any) -> None:

@@ -42,7 +42,7 @@ def read(folder: Path) -> dict[str, str]:
     except OSError as error:
         lines, why = [""], f"cannot be read ({error.strerror})"
     pairs = [match for line in lines if (match := LINE.fullmatch(line))]
-    if len(pairs) < len(lines):
+    if len(pairs) < max(len(lines), 1):  # an empty file is one that was cut
         raise DamagedFileError(
             f"{path} is damaged: it {why}. Delete it if the other files are known to be good; they "
             f"are then read without a check."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.files.errors import FolderError
-from metaopt.files.numbers import or_nan
-from metaopt.files.reading import read_json, read_records
+from metaopt.files.numbers import is_number, or_nan
+from metaopt.files.reading import damaged, read_json, read_records
 from metaopt.runs.continuing import refuse_edited
 from metaopt.runs.folder import read_config, result_of
 
@@ -147,10 +148,7 @@ def _cells(folder: Path) -> list[Cell]:
     replicates = result.get("replicates") or {}
     if not replicates:
         return [run]
-    counts = {len(values) for values in replicates.values()}
-    if len(counts) > 1:
-        raise ValueError(f"its metrics have {sorted(counts)} replicates")
-    count = counts.pop()
+    count = len(next(iter(replicates.values())))
     by_replicate = [{k: or_nan(x[i]) for k, x in replicates.items()} for i in range(count)]
     by_replicate[0] = {**metrics, **by_replicate[0]}
     seeds = result.get("seeds") or [run.seed * count + i for i in range(count)]
@@ -163,7 +161,11 @@ def _cells(folder: Path) -> list[Cell]:
 def _seconds(path: Path) -> float | None:
     if not path.exists():
         return None
-    return float(read_json(path, "Delete it: the seconds are then unknown.")["seconds"])
+    advice = "Delete it: the seconds are then unknown."
+    seconds = read_json(path, advice).get("seconds")
+    if not is_number(seconds) or not 0 <= seconds < math.inf:
+        raise damaged(path, "seconds is not a number >= 0", advice)
+    return float(seconds)
 
 
 def _reason(error: Exception) -> str:

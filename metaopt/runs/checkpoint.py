@@ -102,10 +102,8 @@ def latest(folder: Path) -> dict[str, Any] | None:
 def _read(path: Path, step: int) -> dict[str, Any]:
     """Return the state of the checkpoint of outer step `step`."""
     state = read_tensors(path)
-    parts = [(state, STATE)]
-    if _has(state, STATE):
-        parts = [(state["engine"], ENGINE), (state["log"], LOG)]
-    if not all(_has(part, kinds) for part, kinds in parts):
+    whole = _has(state, STATE) and _has(state["engine"], ENGINE) and _has(state["log"], LOG)
+    if not whole:
         raise CheckpointError(f"{path} is damaged: it holds no state of a run.")
     done = state["engine"]["outer_step"]
     if done != step:

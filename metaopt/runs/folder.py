@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from metaopt.files.errors import FolderError
+from metaopt.files.numbers import is_number
 from metaopt.files.reading import damaged, read_json, read_yaml
 from metaopt.runs.configs import config_hash
+
+Kinds = Mapping[str, tuple[Callable[[Any], bool], str]]
+"""By key, whether a value is legal, and what it is said to be where it is not."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -19,7 +23,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     if path.exists():
-        return read_yaml(path, f"Delete it; metaopt resume={folder} writes it again.")
+        advice = f"Delete it; metaopt resume={folder} writes it again."
+        config = read_yaml(path, advice)
+        for key, (valid, what) in CONFIG.items():
+            if not valid(config.get(key)):
+                raise damaged(path, f"{key} is not {what}", advice)
+        return config
     before = started_with(folder)
     if before is not None:
         return before
@@ -68,6 +77,11 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     for key, (valid, what) in RESULT.items():
         if (key in result and not valid(result[key])) or (key == "metrics" and key not in result):
             raise damaged(path, f"{key} is not {what}", advice)
+    seeds = result.get("seeds", [])
+    for values in result.get("replicates", {}).values():
+        if seeds and len(values) != len(seeds):
+            why = f"it has {len(seeds)} seeds, and {len(values)} values of each metric"
+            raise damaged(path, why, advice)
     config = started_with(folder)
     if config is None and (folder / "config.yaml").exists():
         config = read_config(folder)
@@ -76,24 +90,43 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _numbers(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(x is None or _number(x) for x in value.values())
+    return isinstance(value, Mapping) and all(x is None or is_number(x) for x in value.values())
 
 
-RESULT = {
+def _replicates(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not all(isinstance(v, list) for v in value.values()):
+        return False
+    each = [*value.values()]
+    return (
+        len({len(v) for v in each}) <= 1
+        and [] not in each
+        and all(x is None or is_number(x) for v in each for x in v)
+    )
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+CONFIG: Kinds = {
+    "seed": (lambda x: type(x) is int, "a whole number"),
+    "outer_steps": (lambda x: type(x) is int, "a whole number"),
+    "report": (lambda x: x is None or isinstance(x, Mapping), "a mapping"),
+}
+"""What the keys of `config.yaml` hold of which a run's folder is read by more than its problem."""
+
+RESULT: Kinds = {
     "metrics": (_numbers, "a mapping of numbers"),
     "budget": (_numbers, "a mapping of numbers"),
-    "outer_steps": (lambda x: type(x) is int, "a whole number"),
+    "outer_steps": (lambda x: type(x) is int and x >= 0, "a whole number >= 0"),
     "stopped": (lambda x: x is None or isinstance(x, str), "a text or null"),
     "overrides": (lambda x: isinstance(x, list), "a list"),
     "seeds": (lambda x: isinstance(x, list) and all(type(s) is int for s in x), "a list"),
-    "replicates": (
-        lambda x: isinstance(x, Mapping) and all(isinstance(v, list) for v in x.values()),
-        "a mapping of lists",
-    ),
+    "resplit": (lambda x: is_number(x) and x >= 0, "a number >= 0"),
+    "versions": (_mapping, "a mapping"),
+    "hardware": (_mapping, "a mapping"),
+    "authorisation": (_mapping, "a mapping"),
+    "replicates": (_replicates, "a mapping of lists of numbers, as many of each metric"),
 }
 """What the keys of `result.json` hold."""

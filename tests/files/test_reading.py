@@ -79,6 +79,14 @@ def test_a_damaged_line_of_the_log_is_named(tmp_path: Path, line: bytes) -> None
         read_records(path)
 
 
+@pytest.mark.parametrize("steps", [[1, 2, 1, 2], [-1]], ids=str)
+def test_records_of_steps_that_go_back_are_named(tmp_path: Path, steps: list[int]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"outer_step": {step}}}\n' for step in steps))
+    with pytest.raises(DamagedFileError, match=r"line \d is of outer step -?\d, and steps"):
+        read_records(path)
+
+
 def test_a_last_line_that_a_kill_has_cut_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"outer_step": 1, "a": null}\n{"outer_step": 2, "a')
@@ -109,6 +117,10 @@ def test_a_pipe_or_a_folder_is_no_file_to_read(tmp_path: Path) -> None:
             read_json(path, "Delete it.")
         with pytest.raises(DamagedFileError, match=f"{path.name} .* not a regular file"):
             read_tensors(path)
+    (tmp_path / sums.NAME).touch()
+    with pytest.raises(DamagedFileError, match="is not lines of a hash and a name"):
+        sums.read(tmp_path)
+    (tmp_path / sums.NAME).unlink()
     os.mkfifo(tmp_path / sums.NAME)
     with pytest.raises(DamagedFileError, match=r"cannot be read \(not a regular file\)"):
         sums.read(tmp_path)

@@ -32,7 +32,7 @@ def accuracy(row, seed):
 
 def write_run(folder, seed, row=None, overrides=(), inner_steps=5, report=None, **result):
     folder.mkdir(parents=True)
-    config = {"name": "demo", "label": row, "seed": seed, "report": report}
+    config = {"name": "demo", "label": row, "seed": seed, "outer_steps": 10, "report": report}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     value = float(accuracy(row, seed))
     lines = [

@@ -20,7 +20,7 @@ def cell(folder, method, seed, lengths, score=5.0, **changes):
     (path / "snapshots").mkdir(parents=True)
     problem = {**PROBLEM, **changes}
     (path / "config.yaml").write_text(
-        json.dumps({"label": method, "seed": seed, "problem": problem})
+        json.dumps({"label": method, "seed": seed, "outer_steps": 3, "problem": problem})
     )
     (path / "result.json").write_text(json.dumps({"metrics": {}}))
     runs = problem["runs"]
