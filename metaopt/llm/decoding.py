@@ -136,7 +136,7 @@ class Decoder:
         tails = [self._tails(request, ids) for request, ids in asked]
         fit = [(ids, t) for (_, ids), t in zip(asked, tails, strict=True) if isinstance(t, list)]
         continuations = [Continuation(ids, tail) for ids, each in fit for tail in each]
-        log_p = iter(log_probabilities(self._model, continuations, self._pad))
+        log_p = iter(log_probabilities(self._model, continuations, self._pad, len(asked)))
         replies: list[Reply | LMError] = []
         for (request, ids), each in zip(asked, tails, strict=True):
             if isinstance(each, LMError):

@@ -28,7 +28,9 @@ Row = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @torch.inference_mode()
-def log_probabilities(model: Any, continuations: Sequence[Continuation], pad: int) -> list[float]:
+def log_probabilities(
+    model: Any, continuations: Sequence[Continuation], pad: int, batch_size: int
+) -> list[float]:
     """Return log p(tail | prompt), the sum over the tail's tokens, of each continuation.
 
         log p(t_1 .. t_n | prompt) = sum_k log softmax(logits(prompt, t_1 .. t_{k-1}))[t_k]
@@ -40,6 +42,7 @@ def log_probabilities(model: Any, continuations: Sequence[Continuation], pad: in
         model: a causal language model of transformers, in evaluation mode.
         continuations: padded on the left to one length; a row's positions count its own tokens.
         pad: the token to pad with, which is masked.
+        batch_size: most rows of one forward pass.
 
     Raises:
         FloatingPointError: logits that are not numbers.
@@ -51,7 +54,7 @@ def log_probabilities(model: Any, continuations: Sequence[Continuation], pad: in
     for i, each in enumerate(continuations):
         rows.setdefault((tuple(each.prompt), tuple(each.tail[:-1])), []).append(i)
     result = [0.0] * len(continuations)
-    for batch in _batches(list(rows), model.config.get_text_config().vocab_size):
+    for batch in _batches(list(rows), model.config.get_text_config().vocab_size, batch_size):
         width = max(len(before) for _, before in batch) + 1
         logits = _logits(model, [[*prompt, *before] for prompt, before in batch], pad, width)
         for (prompt, before), row in zip(batch, logits, strict=True):
@@ -68,7 +71,7 @@ def log_probabilities(model: Any, continuations: Sequence[Continuation], pad: in
     return result
 
 
-def _batches(rows: list[Row], vocabulary: int) -> list[list[Row]]:
+def _batches(rows: list[Row], vocabulary: int, batch_size: int) -> list[list[Row]]:
     """Return the rows in batches of bounded logits and of similar lengths."""
     rows.sort(key=lambda row: (len(row[0]) + len(row[1]), len(row[1])))
     batches: list[list[Row]] = []
@@ -77,7 +80,7 @@ def _batches(rows: list[Row], vocabulary: int) -> list[list[Row]]:
         length, kept = len(row[0]) + len(row[1]), len(row[1]) + 1
         count = len(batches[-1]) + 1 if batches else 1
         tokens, positions = tokens + length, max(positions, kept)
-        fits = count * positions * vocabulary <= MOST_LOGITS
+        fits = count <= batch_size and count * positions * vocabulary <= MOST_LOGITS
         if batches and fits and count * length <= MOST_PADDED * tokens:
             batches[-1].append(row)
         else:
