@@ -34,6 +34,11 @@ CELLS = [
         "",
         ["method=template_evolution/judge_calibration/balanced_brier"],
     ),
+    (
+        "template_evolution/gsm8k_likelihood",
+        "",
+        ["method=template_evolution/judge_calibration/logistic"],
+    ),
     ("template_evolution/gsm8k_long", "", ["method=template_evolution/judge_calibration/initial"]),
     (
         "rollout_length/cartpole",
