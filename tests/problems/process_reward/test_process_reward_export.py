@@ -17,7 +17,7 @@ import transformers
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from PIL import Image
-from tiny_process_rewards import CHAINS, SOURCE, TEXT, Answer, close
+from tiny_process_rewards import CHAINS, SOURCE, TEXT, Answer, by_transformers, close
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -104,17 +104,6 @@ def test_a_folder_read_back_scores_the_same(kind, tmp_path):
                  "| best of 8 | 0.9375 |", "A note."):  # fmt: skip
         assert text in page
     assert not [p for p in (tmp_path / "out").iterdir() if p.suffix in (".bin", ".pkl", ".pt")]
-
-
-def by_transformers(folder, chain):
-    """Scores by the first half of the card's own program, which imports transformers alone."""
-    page = (folder / "README.md").read_text()
-    program = page.split("```python\n")[1].split("\n# the same")[0]
-    assert "metaopt" not in program
-    names = {"FOLDER": folder, "PROMPT": chain.prompt, "STEPS": chain.steps}
-    with torch.no_grad():
-        exec(program, names)
-    return names["log_odds"], type(names["model"]).__name__
 
 
 @pytest.mark.parametrize(

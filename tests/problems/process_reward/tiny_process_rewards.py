@@ -39,3 +39,14 @@ def frozen(scorer):
     """Return the weights that are not trained, by name; those that are have no storage there."""
     named = scorer.reader.named_parameters()
     return {k: v.detach() for k, v in named if v.device.type != "meta"}
+
+
+def by_transformers(folder, chain):
+    """Scores by the first half of the card's own program, which imports transformers alone."""
+    page = (folder / "README.md").read_text()
+    program = page.split("```python\n")[1].split("\n# the same")[0]
+    assert "metaopt" not in program
+    names = {"FOLDER": folder, "PROMPT": chain.prompt, "STEPS": chain.steps}
+    with torch.no_grad():
+        exec(program, names)
+    return names["log_odds"], type(names["model"]).__name__
