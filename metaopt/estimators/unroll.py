@@ -119,8 +119,7 @@ class Unroll(TaskAverage):
         """Raise an error where this estimator would be wrong, or needs more memory than it may."""
         super().check(loop)
         if self.memory_budget is not None:
-            with twice_differentiable():
-                self._schedule(loop, range(self.truncation))
+            self._schedule(loop, range(self.truncation))
 
     @property
     def carried_steps(self) -> int:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.random import replay
 from metaopt.engine.remat_graph import measured_graphs
 from metaopt.engine.storages import Storages
@@ -111,7 +112,8 @@ def sizes(loop: InnerLoop) -> Sizes:
         place = loop.outer_step, loop.task_index
         loop.outer_step = loop.task_index = 0
         try:
-            with replay(0):
+            # By the kernels of a differentiated step: that of fused attention saves less.
+            with replay(0), twice_differentiable():
                 _MEASURED[loop] = _measured(loop)
         finally:
             loop.outer_step, loop.task_index = place
