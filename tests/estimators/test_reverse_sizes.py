@@ -24,7 +24,8 @@ def chosen(size, budget, disk=False):
 
 
 def test_the_whole_graph_is_kept_where_it_fits():
-    assert chosen(SIZE, 100 * 90 + 10) == (Segments(STEPS, 1), False)
+    assert chosen(SIZE, 100 * 90 + 10 + 90 + 20) == (Segments(STEPS, 1), False)
+    assert chosen(SIZE, 100 * 90 + 10 + 90 + 19) == (Segments(STEPS, 30), False)
     assert chosen(SIZE, None) == (Segments(STEPS, 1), False)
 
 
@@ -53,22 +54,26 @@ def test_the_number_of_segments_is_clipped(step, count):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("outer_rows", [1, 40])
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01)])
-def test_a_budget_is_an_upper_bound(optimizer):
+def test_a_budget_is_an_upper_bound(optimizer, outer_rows):
     # Large enough for the states of random generators, 5 KiB each, to make no difference.
     problem = Classification(hidden=64, batch_norm=True, inner_optimizer=optimizer)
+    problem.data[1] = [torch.cat([t] * outer_rows) for t in problem.data[1]]
     loop, outer = InnerLoop(problem), problem.init_outer(generator(0))
     Unroll(1)(loop, outer, loop.start(outer, None, 0), 0)
     size, kinds = sizes(loop), set()
-    for states in (2, 5, 9, 30):
-        budget = size.step + size.product + states * size.state
+    budgets = [size.step + size.product + n * size.state for n in (2, 5, 9, 30)]
+    for budget in (*budgets, size.whole(12)):
         unroll = Unroll(12, memory_budget=budget)
         unroll.check(loop)
         with PeakMemory() as meter:
             unroll(loop, outer, loop.start(outer, None, 0), 0)
         assert meter.peak <= budget
-        kinds.add(type(unroll._schedule(loop, range(12))[0]))
+        schedule = unroll._schedule(loop, range(12))[0]
+        kinds.add(type(schedule))
     assert kinds == {Segments, Revolve}
+    assert schedule == Segments(range(12), 1)
 
 
 def test_sizes_are_those_of_the_first_outer_step_wherever_they_are_measured():

@@ -32,11 +32,13 @@ class Sizes(NamedTuple):
         state: of an inner state, M.
         step: of the graph of one step, A.
         block: of what is held to compute the largest rematerialised block again.
+        outer: of the graph of F, and of its gradient.
     """
 
     state: int
     step: int
     block: int = 0
+    outer: int = 0
 
     def segments(self, steps: int) -> int:
         """Return the number S of segments with the least peak, S M + ceil(K / S) A."""
@@ -44,12 +46,12 @@ class Sizes(NamedTuple):
 
     @property
     def product(self) -> int:
-        """What a product with second derivatives needs beside the graph, in bytes."""
-        return self.step + 2 * self.state + self.block
+        """What a product with second derivatives, or F, needs beside the graph, in bytes."""
+        return max(self.step, self.outer) + 2 * self.state + self.block
 
     def whole(self, steps: int) -> int:
         """Return the peak of a pass with the whole graph."""
-        return self.state + steps * self.step + self.block
+        return self.segmented(steps, 1, 1)
 
     def segmented(self, steps: int, segments: int, kept: int) -> int:
         """Return the peak of a pass in segments with a number of states in memory."""
@@ -106,7 +108,7 @@ _MEASURED: WeakKeyDictionary[InnerLoop, Sizes] = WeakKeyDictionary()
 
 
 def sizes(loop: InnerLoop) -> Sizes:
-    """Return the sizes of a loop's first step; measured once, for the price of that step."""
+    """Return the sizes of a loop's first step; measured once, for the price of it and of F."""
     if loop not in _MEASURED:
         # Of the problem alone, so that a resumed run chooses as the whole one did.
         place = loop.outer_step, loop.task_index
@@ -123,7 +125,7 @@ def sizes(loop: InnerLoop) -> Sizes:
 def _measured(loop: InnerLoop) -> Sizes:
     phi = tree.leaves(loop.initial_outer(0))
     inner = loop.leaves(tree.detach(loop.initial(phi, 0)))
-    storages = Storages()
+    storages, outer = Storages(), Storages()
     with measured_graphs() as blocks:
         with storages.saved():
             end = loop.step(phi, inner, loop.draw(inner, 0, 0))
@@ -131,9 +133,11 @@ def _measured(loop: InnerLoop) -> Sizes:
         for t in ends:
             storages.add(t)
         step = storages.live
+        with outer.saved():
+            loop.outer_value(phi, end, loop.outer_draw(end, 0))
         if blocks:  # the largest is that of a block's second derivative
             pull_back(ends, ends, phi, loop.differentiated(inner))
     state = {**inner._asdict(), "loss": None}
     held = sum(t.numel() * t.element_size() for t in tree.tensors(state))
-    # A product with a block's graph holds about as much again.
-    return Sizes(held, step, 2 * max(blocks, default=0))
+    # What goes back through a graph holds about as much again.
+    return Sizes(held, step, 2 * max(blocks, default=0), 2 * outer.peak)
