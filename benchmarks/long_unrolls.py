@@ -89,9 +89,11 @@ def peak(problem: GradientProblem, unroll: Unroll) -> float:
 
 def schedules(steps: int = 2000) -> None:
     settings: dict[str, dict[str, Any]] = {
-        "whole": {"schedule": "whole"}, "segments": {"schedule": "segments"},
+        "whole": {"schedule": "whole"},
+        "segments": {"schedule": "segments"},
+        "segments, on disk": {"schedule": "segments", "store": "disk"},
         "revolve, 20 states": {"schedule": "revolve"},
-        "the same, on disk": {"schedule": "revolve", "store": "disk"},
+        "revolve, on disk": {"schedule": "revolve", "store": "disk"},
     }  # fmt: skip
     print("| optimizer | schedule | difference | steps in place | gradients a step | seconds |")
     print("|---|---|---|---|---|---|")
