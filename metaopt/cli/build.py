@@ -16,7 +16,8 @@ from metaopt.cli.trust import needed
 from metaopt.files.errors import ConfigError
 from metaopt.runs.description import refuse_other, to_config
 from metaopt.runs.progress import watcher
-from metaopt.runs.run import SETTINGS, Run, Watch, prepare_torch
+from metaopt.runs.run import SETTINGS, Run, Watch
+from metaopt.runs.torch_settings import prepare_torch
 
 
 def build(

@@ -30,7 +30,7 @@ from metaopt.estimators.neumann import Neumann
 from metaopt.estimators.unroll import Unroll
 from metaopt.files.errors import ConfigError
 from metaopt.report.table import Table
-from metaopt.runs.run import prepare_torch
+from metaopt.runs.torch_settings import prepare_torch
 from metaopt.testing.check import Row, check_hypergradient
 from metaopt.testing.reference import ClosedForm
 

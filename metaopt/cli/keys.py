@@ -14,7 +14,8 @@ from metaopt.cli.schema import wrong_type
 from metaopt.engine import Engine
 from metaopt.engine.annotations import fits, hints
 from metaopt.files.errors import ConfigError, nearest
-from metaopt.runs.run import SETTINGS, Run, prepare_torch
+from metaopt.runs.run import SETTINGS, Run
+from metaopt.runs.torch_settings import prepare_torch
 
 PARTS = ("problem", "estimator", "optimizer", "engine", "tracker")
 

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import metaopt
-from metaopt.files.errors import DamagedFileError
+from metaopt.files.errors import DamagedFileError, listed
+from metaopt.runs.configs import differences
 from metaopt.runs.folder import read_provenance
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "datasets", "hydra-core")
@@ -119,3 +121,12 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def say_changes(folder: Path, origin: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say on the standard error where a run goes on with other code or on another machine."""
+    then, new = ({k: x[k] for k in ("versions", "commit", "hardware")} for x in (origin, now))
+    if changed := differences(then, new):
+        print(f"{folder} goes on with other code or hardware than it was started with (then -> "
+              f"now), and its numbers may differ from an uninterrupted run's:\n{listed(changed)}",
+              file=sys.stderr)  # fmt: skip

@@ -16,14 +16,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metaopt.engine import Engine
 from metaopt.engine.ranges import check_ranges
 from metaopt.engine.seeds import seeds_in_words
 from metaopt.files import sums
-from metaopt.files.errors import listed
 from metaopt.files.lock import locked
 from metaopt.files.numbers import or_null
 from metaopt.files.tensors import write_tensors
@@ -58,9 +56,6 @@ PYTHON = "from Python"
 
 SETTINGS = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "figures")
 """Arguments of a `Run` that are keys of a config."""
-
-MAX_THREADS = 1024
-"""More than any machine has use for; far beyond it the operating system kills the process."""
 
 Service = Callable[..., Tracker]
 """Makes a further tracker: called with `(folder, config, resume_step)`."""
@@ -208,7 +203,7 @@ class Run:
         origin = {**started, **before, "config": configs.as_json(self.config)}
         # What a folder from elsewhere says of these does not count.
         origin["config_dirs"], origin["trust"] = self.config_dirs, self.trust
-        _say_changes(self.folder, origin, started)
+        provenance.say_changes(self.folder, origin, started)
         for name in ("result.json", sums.NAME, "timing.json"):  # a result says: it is finished
             (self.folder / name).unlink(missing_ok=True)
         # Before config.yaml, which can be written again from it.
@@ -347,28 +342,3 @@ class Run:
         records = self.engine.problem.records
         known = {} if records is None else records.spent()
         return {**self.engine.ledger.spent, **known}
-
-
-def _say_changes(folder: Path, origin: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say on the standard error where a run goes on with other code or on another machine."""
-    then, new = ({k: x[k] for k in ("versions", "commit", "hardware")} for x in (origin, now))
-    if changed := configs.differences(then, new):
-        print(f"{folder} goes on with other code or hardware than it was started with (then -> "
-              f"now), and its numbers may differ from an uninterrupted run's:\n{listed(changed)}",
-              file=sys.stderr)  # fmt: skip
-
-
-def prepare_torch(threads: int, device: str) -> None:
-    """Set the number of threads and check that the device is there.
-
-    Raises:
-        ValueError: threads out of range, or a device that torch does not see.
-    """
-    if not 1 <= threads <= MAX_THREADS:
-        raise ValueError(f"threads must be >= 1 and <= {MAX_THREADS}; got {threads}.")
-    torch.set_num_threads(threads)
-    try:
-        torch.zeros(1, device=device).item()  # a meta tensor has no value
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(". ")
-        raise ValueError(f"device={device} cannot be used: {reason}. Use device=cpu.") from error
