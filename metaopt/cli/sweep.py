@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 
 from metaopt.cli import folders
 from metaopt.cli.jobs import remove_empty
-from metaopt.engine.seeds import seeds_in_words
+from metaopt.engine.seeds import seeds_from, seeds_in_words
 from metaopt.files.errors import ConfigError
 
 PLAIN = re.compile(r"[\w./+-]+")
@@ -118,28 +118,46 @@ def multirun(hydra: Hydra, name: str, overrides: list[str], task: Callable[..., 
 
 
 def _refuse_overlap(config: Any, overrides: Sequence[str]) -> None:
-    """Raise a `ConfigError` if two cells of a sweep would train the same seed: one counts twice."""
-    given = OverridesParser.create().parse_overrides(
-        [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()] + list(overrides)
-    )
-    axes = {o.get_key_element(): o for o in given}
-    if "seed" not in axes or not axes["seed"].is_sweep_override():
-        return
-    starts = [yaml.safe_load(v.partition("=")[2]) for v in values(axes["seed"])]
-    together = [config.get("seeds")]
-    if "seeds" in axes:
-        together = [yaml.safe_load(v.partition("=")[2]) for v in values(axes["seeds"])]
-    for seeds in together:
-        if not isinstance(seeds, int) or not all(isinstance(s, int) for s in starts):
-            continue  # none together, a list that goes with one seed only, or a mistake told later
-        count = Counter(i for s in set(starts) for i in range(s, s + seeds))
-        if twice := sorted(i for i, times in count.items() if times > 1):
-            apart = [starts[0] + i * seeds for i in range(len(starts))]
+    """Raise a `ConfigError` if two cells of a sweep would train the same seed of one method.
+
+    A report refuses such runs, since one seed would count twice.
+    """
+    params = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
+    axes, given = (_seed_axes(words) for words in (params, overrides))
+    for entry in map(_entry, _methods(config)):
+        cells = {**axes, **entry, **given}
+        lists = [cells.get(key, [f"{key}={config.get(key)}"]) for key in SEEDS]
+        pairs = dict.fromkeys(itertools.product(*lists))
+        trained = Counter(s for pair in pairs for s in _seeds(*pair))
+        if twice := sorted(s for s, times in trained.items() if times > 1):
+            shown = (f"{key}={','.join(map(_value, cells[key]))}" for key in SEEDS if key in cells)
             raise ConfigError(
-                f"seed={','.join(map(str, starts))} with seeds={seeds} trains "
-                f"{seeds_in_words(twice[0], twice)} more than once. Let the values of seed be "
-                f"{seeds} apart: seed={','.join(map(str, apart))}"
+                f"{' '.join(shown)}: {seeds_in_words(twice[0], twice)} would be trained by several "
+                f"runs, and a report counts no seed twice. Let no two runs share a seed, such as "
+                f"seed=0,2,4 with seeds=2."
             )
+
+
+SEEDS = ("seed", "seeds")
+"""Keys that say which seeds a run trains."""
+
+
+def _seed_axes(overrides: Sequence[str]) -> dict[str, list[str]]:
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {o.get_key_element(): values(o) for o in parsed if o.get_key_element() in SEEDS}
+
+
+def _seeds(*overrides: str) -> Sequence[int]:
+    """Return the seeds of a run; none where the values are a mistake, which the run names."""
+    seed, seeds = (yaml.safe_load(_value(override)) for override in overrides)
+    try:
+        return seeds_from(seed, None if seeds == "None" else seeds) or (seed,)
+    except (TypeError, ValueError):
+        return ()
+
+
+def _value(override: str) -> str:
+    return override.partition("=")[2]
 
 
 def discard(folder: Path) -> None:

@@ -63,12 +63,23 @@ def test_a_table_runs_its_methods_each_once(metaopt: Callable[..., Any]) -> None
     assert "3 of 3 cells were already complete" in metaopt(*tiny, methods).out
 
 
-@pytest.mark.parametrize("axes", [["seed=0,1", "seeds=2"], ["seed=5,0,4", "seeds=1,2"]])
+@pytest.mark.parametrize(
+    ("axes", "twice"),
+    [
+        (["seed=0,1", "seeds=2"], "seed 1"),
+        (["seed=5,0,4", "seeds=1,2"], "seeds 0, 4, 5"),
+        (["seeds=1,2"], "seed 0"),
+        (["seeds=[0,1],[1,2]"], "seed 1"),
+        (["seed=range(0,3)", "seeds=2"], "seeds 1, 2"),
+    ],
+    ids=str,
+)
 def test_seeds_that_two_cells_would_train_are_refused(
-    metaopt: Callable[..., Any], tmp_path: Path, axes: list[str]
+    metaopt: Callable[..., Any], tmp_path: Path, axes: list[str], twice: str
 ) -> None:
     done = metaopt("-m", "problem=ridge", "debug=tiny", *axes)
     assert done.code == 1
-    assert "with seeds=2 trains seed" in done.err
-    assert "more than once. Let the values of seed be 2 apart: seed=" in done.err
+    assert f"{' '.join(axes)}: {twice} would be trained by several runs" in done.err.replace(
+        "seed=0,1,2", "seed=range(0,3)"
+    )
     assert list(tmp_path.iterdir()) == []
