@@ -11,11 +11,12 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from metaopt.data.pointers import START, refuse_pointer, refuse_pointing
 
 LINES = (".jsonl", ".ndjson")
 KINDS = (".json", *LINES, ".csv", ".tsv")
@@ -80,39 +81,17 @@ def items(path: Path) -> Iterator[Item]:
 
 def _refuse_stand_in(path: Path) -> None:
     """Refuse what is something else than the file's name says."""
-    with path.open("rb") as file:
-        start = file.read(256)
-    _refuse_pointer(path, start)
+    refuse_pointer(path)
     if path.suffix.lower() == ".parquet":
         return
     with _open(path) as text:
-        start = text.read(256)
-    _refuse_pointer(path, start)  # of a file that was compressed before its data had come
+        start = text.read(START)
+    refuse_pointing(path, start)  # of a file that was compressed before its data had come
     for signature, what in SIGNATURES.items():
         if start.startswith(signature):
             raise ValueError(f"{path} is {what}.")
     if b"\0" in start:
         raise ValueError(f"{path} is not UTF-8 text: it holds zero bytes. Save it as UTF-8.")
-
-
-def _refuse_pointer(path: Path, start: bytes) -> None:
-    """Refuse what stands in for data that has not been downloaded."""
-    start = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(
-            f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in its repository, or "
-            f"download the file itself."
-        )
-    if start.startswith((b"<!doctype html", b"<html")):
-        raise ValueError(
-            f"{path} is an HTML page, not data: the download brought a web page. Get the file from "
-            f"its raw address."
-        )
-    if re.match(rb"(\.\./)*(\.git/annex|annex|/annex)/objects/", start):
-        raise ValueError(
-            f"{path} is a git-annex pointer, not the data: run `git annex get` in its repository, "
-            f"or download the file itself."
-        )
 
 
 def _open(path: Path) -> gzip.GzipFile | IO[bytes]:

@@ -69,7 +69,7 @@ def records(
             than its name says.
     """
     path = Path(source).expanduser()
-    if path.exists():
+    if path.exists() or path.is_symlink():
         every: Iterator[Record] = chain.from_iterable(map(_file, _files(path)))
     else:
         name = str(source)
@@ -134,12 +134,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
+    if path.is_file() or not path.exists():
         if not is_readable(path):
             raise ValueError(f"{path} must end in one of {', '.join(ENDINGS)}.")
         return [path]
     inside = (x for x in path.rglob("*") if not x.relative_to(path).as_posix().startswith("."))
-    files = sorted(x for x in inside if x.is_file() and is_readable(x))
+    # A link to what is not there is no file, and must not be left out without a word.
+    files = sorted(x for x in inside if is_readable(x) and (x.is_file() or not x.exists()))
     if not files:
         raise FileNotFoundError(f"the folder {path} has no file {', '.join(ENDINGS)}.")
     return files

@@ -163,6 +163,23 @@ def test_a_file_that_cannot_be_read_is_named(
         list(records(write(tmp_path / name, data)))
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("../.git/annex/objects/K/K", r"a\.jsonl is a git-annex pointer"),
+        ("gone", r"a\.jsonl is a symbolic link to gone, which is not there"),
+    ],
+)
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_link_to_what_is_not_there_is_not_left_out(
+    tmp_path: Path, target: str, message: str, folder: bool
+) -> None:
+    write(tmp_path / "b.jsonl", lines())
+    (tmp_path / "a.jsonl").symlink_to(target)
+    with pytest.raises(ValueError, match=message):
+        list(records(tmp_path if folder else tmp_path / "a.jsonl"))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst"])
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"plain text"])
 def test_a_damaged_archive_is_named(tmp_path: Path, name: str, damage: Any) -> None:

@@ -121,6 +121,15 @@ def test_grey_images_and_limits(tmp_path):
     assert torch.allclose(grey[:, :1], grey[:, 1:2], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["cat/a.png", "all.npz"])
+def test_pointers_to_images_are_named(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer, not the data"):
+        images(str(path if path.suffix == ".npz" else tmp_path))
+
+
 def test_wrong_sources_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images needs a folder.*nowhere, which is none"):
         images(str(tmp_path / "nowhere"))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metaopt.data.pointers import refuse_pointer
 from metaopt.data.records import Record, records
 
 SPLITS = ("train", "test", "unlabelled")
@@ -110,6 +111,8 @@ def _decoded(data: Any, place: object) -> np.ndarray:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
+        if isinstance(data, Path):
+            refuse_pointer(data)
         raise ValueError(f"{place}: cannot be read as an image: {error}.") from error
 
 
@@ -169,6 +172,7 @@ def _labelled(data: Any, label: str | int | None, place: object) -> Labelled:
 
 def _npz(file: Path) -> Iterator[Lazy]:
     """Yield part and a reader of each image; a label of -1 says that the class is not known."""
+    refuse_pointer(file)
     with np.load(file) as arrays:
         held = {name: arrays[name] for name in arrays.files}
     if "images" not in held or "labels" not in held:
