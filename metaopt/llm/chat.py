@@ -51,7 +51,8 @@ class Parameters:
             self._check_choices()
 
     def _check_choices(self) -> None:
-        if isinstance(self.choices, str) or not all(self.choices):
+        texts = not isinstance(self.choices, str) and all(isinstance(c, str) for c in self.choices)
+        if not texts or not all(self.choices):
             raise ValueError(
                 f"choices must be texts that are not empty, such as ('yes', 'no'); got "
                 f"{self.choices!r}."

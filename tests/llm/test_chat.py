@@ -103,6 +103,7 @@ def test_choices_and_prefill_are_in_the_key() -> None:
         ({"choices": ("yes", "yes")}, "'yes' begins 'yes'"),
         ({"choices": ("yes", "")}, "not empty"),
         ({"choices": "yes"}, "must be texts"),
+        ({"choices": (1, 2)}, "must be texts"),
         ({"choices": ("yes", "no"), "temperature": 1.0}, "got temperature=1.0"),
         ({"choices": ("yes", "no"), "stop": ("n",)}, "no stop"),
     ],

@@ -152,7 +152,7 @@ class JudgeCalibration(TemplateProblem):
         elif template == "logistic":
             self.template = logistic_rubric(criteria, texts, outcomes).render()
         scoring = scoring or WrittenScore()
-        scoring.check(self.template)
+        scoring.check(self.template, lms["judge"])
         if isinstance(scoring, WrittenScore):
             _check_asks(self.template)
         if isinstance(lms["template"], SimulatedLM) and scoring.reads_template:

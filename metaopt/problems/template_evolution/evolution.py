@@ -158,7 +158,7 @@ class TemplateEvolution(TemplateProblem):
             quoting=False, examiner=Client(task.roles()) if simulated else None,
             authorisation=authorisation, scoring=scoring,
         )  # fmt: skip
-        self.scoring.check(task.template)
+        self.scoring.check(task.template, lms["judge"])
         self.metric_names = ["success", *(("auroc", "alignment") if self.examiner else ())]
         self.task = task
         self.report = EvolutionReport(self)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from metaopt.llm import Parameters, Reply, Request, user
+from metaopt.llm import LM, Parameters, Reply, Request, SimulatedLM, user
+from metaopt.llm.openai_compatible import OpenAICompatibleLM
 from metaopt.problems.template_evolution.prompts import judging
 from metaopt.problems.template_evolution.rubric import FOOTER, HIGH, LOW, STEP, parse_score
 from metaopt.problems.template_evolution.score_replies import UNDERSTOOD, form
@@ -70,11 +71,11 @@ class Scoring(ABC):
     ) -> str:
         """Return what is wrong with the replies that have no score; never their words."""
 
-    def check(self, template: str) -> None:  # noqa: B027 (a scoring that takes any template)
-        """Refuse a template that asks for something else.
+    def check(self, template: str, judge: LM) -> None:  # noqa: B027 (a scoring that takes any)
+        """Refuse a template that asks for something else, and a judge that cannot answer.
 
         Raises:
-            ValueError: says what a template has to ask for.
+            ValueError: says what a template has to ask for, or which judge to take.
         """
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,7 +185,7 @@ class ExpectedChoice(Scoring):
             "would say, a prefill that leads to them, or another judge."
         )
 
-    def check(self, template: str) -> None:
+    def check(self, template: str, judge: LM) -> None:
         """Refuse a template that asks for a written score in words of its own."""
         if ASKED in _without_footer(template):
             raise ValueError(
@@ -230,11 +231,18 @@ class ResponseLikelihood(Scoring):
     def complaint(
         self, replies: Sequence[Reply], missed: Sequence[Reply], parameters: Parameters
     ) -> str:
-        """Return that the judge has no likelihoods."""
-        return (
-            f"judge: {len(missed)} of {len(replies)} responses have no likelihood. A simulated "
-            "judge has none: take a model, as llm=transformers, or another scoring."
-        )
+        """Return that the judge holds the responses for impossible."""
+        return f"judge: {len(missed)} of {len(replies)} responses have the likelihood 0."
+
+    def check(self, template: str, judge: LM) -> None:
+        """Refuse a judge that cannot say how likely a text of several tokens is."""
+        if isinstance(judge, (SimulatedLM, OpenAICompatibleLM)):
+            raise ValueError(
+                "scoring by the likelihood of the response takes a model in this process, such as "
+                f"llm=transformers; the judge is {judge.model!r}, "
+                + ("which is simulated." if judge.deterministic else "of which a server tells the "
+                   "probabilities of single tokens.")
+            )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields."""

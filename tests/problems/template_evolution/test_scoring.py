@@ -26,6 +26,7 @@ from metaopt.llm import (
     user,
 )
 from metaopt.llm.chat import Message, chosen
+from metaopt.llm.openai_compatible import OpenAICompatibleLM
 from metaopt.problems.template_evolution import (
     CanaryWorld,
     ExpectedChoice,
@@ -208,19 +209,29 @@ def test_likelihood_reads_no_template_so_none_is_searched_for(data: Solutions) -
     assert problem.client.spent("template")["lm_calls"] == 0
 
 
+def test_a_judge_that_never_says_a_choice_stops_the_run(data: Solutions) -> None:
+    lm = SimulatedLM(lambda role, messages, key: "Score: 5")
+    with pytest.raises(
+        NotUnderstood, match="60 of 60 replies give none of the choices 'No', 'Yes'"
+    ):
+        run(make(data, judge=lm, scoring=YES_NO), 1)
+
+
 @pytest.mark.parametrize(
-    ("scoring", "words"),
+    ("judge", "words"),
     [
-        (YES_NO, "60 of 60 replies give none of the choices 'No', 'Yes' a probability"),
-        (ResponseLikelihood(), "60 of 60 responses have no likelihood"),
+        (
+            SimulatedLM(lambda role, messages, key: "Score: 5", "dice"),
+            "'dice/0', which is simulated",
+        ),
+        (OpenAICompatibleLM("m", "http://127.0.0.1:9/v1", None), "'m at http.*of single tokens"),
     ],
 )
-def test_a_judge_that_knows_no_likelihoods_stops_the_run(
-    data: Solutions, scoring: Any, words: str
-) -> None:
-    lm = SimulatedLM(lambda role, messages, key: "Score: 5")
-    with pytest.raises(NotUnderstood, match=words):
-        run(make(data, judge=lm, scoring=scoring), 1)
+def test_likelihood_takes_a_model_in_this_process(data: Solutions, judge: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"llm=transformers; the judge is {words}"):
+        make(data, judge=judge, scoring=ResponseLikelihood())
+    with pytest.raises(ValueError, match="takes a model in this process"):
+        TemplateEvolution(CanaryWorld(2), scoring=ResponseLikelihood())
 
 
 @pytest.mark.parametrize("centred", [False, True])
