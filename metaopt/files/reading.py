@@ -151,7 +151,14 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
     """Return the (step, file) pairs of a folder of checkpoints, the oldest first.
 
     Empty where the folder is absent.
+
+    Raises:
+        DamagedFileError: the folder cannot be read.
     """
-    files = folder.iterdir() if folder.is_dir() else iter(())
+    try:
+        files = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        advice = "Make it readable, or restore it from a copy."
+        raise damaged(folder, f"it cannot be read ({error.strerror})", advice) from error
     matched = ((STEP.fullmatch(path.name), path) for path in files)
     return sorted((int(match[1]), path) for match, path in matched if match)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metaopt.engine.tree import UnknownStateError
 from metaopt.files.reading import steps
 from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 
@@ -97,6 +98,23 @@ def latest(folder: Path) -> dict[str, Any] | None:
     raise CheckpointError(
         f"{newest} No older checkpoint is left; delete {folder} to start from the first step."
     ) from newest
+
+
+def newest_readable(folder: Path, most: int) -> int:
+    """Return the outer step of the newest checkpoint up to `most` that can be read, 0 without one.
+
+    Says nothing of damaged ones, which `latest` names.
+    """
+    for step, path in reversed(steps(folder)):
+        if step <= most:
+            try:
+                _read(path, step)
+            except UnknownStateError:  # whole, and of a problem that is not imported
+                return step
+            except CheckpointError:
+                continue
+            return step
+    return 0
 
 
 def _read(path: Path, step: int) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from metaopt.files.errors import ConfigError, FolderError, listed
-from metaopt.files.reading import LOG, damaged, numbered, read_bytes, steps
+from metaopt.files.reading import LOG, damaged, numbered, read_bytes
 from metaopt.files.writing import write_text
-from metaopt.runs import configs, provenance
+from metaopt.runs import checkpoint, configs, provenance
 from metaopt.runs.folder import read_config, result_of, started_with
 
 STEPS = ("outer_steps", "engine.outer_steps")
@@ -121,13 +121,12 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def taken(folder: Path, config: Mapping[str, Any]) -> int:
-    """Return the outer steps that a run has taken, by the names of its checkpoints.
+    """Return the outer step that a run continues from.
 
-    A file of more than were asked for is no checkpoint of the run.
+    A file of more steps than were asked for is no checkpoint of the run.
     """
     most = max(c["outer_steps"] for c in (config, started_with(folder) or config))
-    saved = [step for step, _ in steps(folder / "checkpoints") if step <= most]
-    return max(saved, default=0)
+    return checkpoint.newest_readable(folder / "checkpoints", most)
 
 
 def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> dict[str, Any]:

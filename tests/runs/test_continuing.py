@@ -84,12 +84,14 @@ def test_more_outer_steps_extend_a_run_to_the_bit(metaopt: Metaopt, finished: bo
     assert "outer_steps=2 is below the 9" in done.err
 
 
-def test_a_file_of_more_steps_than_asked_for_is_no_checkpoint(metaopt: Metaopt) -> None:
+def test_what_is_no_checkpoint_of_the_run_is_no_progress(metaopt: Metaopt) -> None:
     metaopt(*RUN, "hydra.run.dir=run")
     before = Path("run/result.json").read_bytes()
     unfinish("run")
     stray = Path("run/checkpoints/step_99999999999999999999.pt")
     stray.write_bytes(b"stray")
+    Path("run/checkpoints/step_00000003.pt").mkdir()
+    Path("run/checkpoints/step_00000004.pt").write_bytes(b"damaged")
     assert "unfinished, outer step 2 of 4" in metaopt("ls", ".").out
     assert "is below the 2" in metaopt("resume=run", "outer_steps=1").err
     done = metaopt("resume=run")
