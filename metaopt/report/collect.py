@@ -180,7 +180,10 @@ def failure(folder: Path) -> str | None:
     """
     if not (folder / "error.log").is_file():
         return None
-    text = (folder / "error.log").read_text(encoding="utf-8", errors="replace")
+    try:
+        text = (folder / "error.log").read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return f"failed: error.log cannot be read ({error.strerror})"
     lines = text.strip().splitlines()
     frames = [at for at, line in enumerate(lines) if line.startswith("  ")]
     rest = lines[max(frames, default=-1) + 1 :]

@@ -14,7 +14,7 @@ from metaopt.engine import Engine
 from metaopt.engine.annotations import check_arguments
 from metaopt.engine.protocols import BilevelProblem, Estimator, OuterOptimizer
 from metaopt.engine.seeds import seeds_from
-from metaopt.files.errors import ConfigError
+from metaopt.files.errors import ConfigError, FolderError
 from metaopt.files.lock import refuse_held
 from metaopt.files.numbers import or_nan
 from metaopt.files.reading import steps
@@ -110,11 +110,16 @@ def load(folder: str | Path, *, trust: Sequence[str] = ()) -> Result:
         trust: packages whose objects `problem` may be made of, in addition to metaopt's.
 
     Raises:
-        ConfigError: the folder holds no run, one without a checkpoint, or a damaged file.
+        ConfigError: the folder holds no run, one without a checkpoint, or a damaged file, or it
+            cannot be read.
     """
     check_arguments(load, locals())
     path = Path(folder)
-    return read_result(path, lambda: _problem_of(path, trust))
+    try:
+        return read_result(path, lambda: _problem_of(path, trust))
+    except OSError as error:
+        place = error.filename or path
+        raise FolderError(f"{place} cannot be read: {error.strerror or error}.") from error
 
 
 def resume(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -98,6 +99,22 @@ def test_what_is_in_the_way_is_named_before_a_run_is_continued(metaopt: Metaopt)
         assert f"A run cannot write to other:\n  {top} is no {kind}\nNothing was" in done.err
         assert content("other") == before
         shutil.rmtree("other")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
+def test_what_may_not_be_read_is_named(metaopt: Metaopt) -> None:
+    metaopt(*RUN)
+    Path("run/result.json").unlink()
+    log = Path("run/error.log")
+    log.touch(mode=0)
+    assert "error.log cannot be read (Permission denied)" in metaopt("report", "run").err
+    for folder in (Path("run/checkpoints"), Path("run")):
+        folder.chmod(0)
+        try:
+            with pytest.raises(ConfigError, match=r"cannot be read.*Permission denied"):
+                package.load("run")
+        finally:
+            folder.chmod(0o755)
 
 
 @pytest.mark.parametrize("name", ["report", "report/table.md"])
