@@ -101,7 +101,7 @@ def test_layers_above_the_last_one_read_are_not_computed(tmp_path: Path) -> None
     [
         (BERT, {}, "layout=chain needs a causal model: BertModel .* sees the steps after"),
         (LLAMA, {"layers": [4]}, r"indices from -4 to 3, of the 3 layers .*; got \[4\]"),
-        (LLAMA, {"layers": []}, r"layers must list .*; got \[\]"),
+        (LLAMA, {"layers": []}, r"layers=\[\] needs likelihood=true"),
         (LLAMA, {"pooling": ["last"]}, r"pooling must list end and mean; got \['last'\]"),
         (LLAMA, {"max_length": 65}, "max_length=65 must be 2 to 64"),
         (LLAMA, {"dtype": "int8"}, "dtype to be one of .*int8"),

@@ -16,10 +16,11 @@ from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from metaopt.nn.model_card import ModelCard, Proportion
+from metaopt.nn.positions import positions
 from metaopt.problems.reward_model.model import export as export_module
 from metaopt.problems.reward_model.model.export import export, load
 from metaopt.problems.reward_model.model.reward_model import RewardModel
-from metaopt.problems.reward_model.model.tokens import encode, positions
+from metaopt.problems.reward_model.model.tokens import encode
 
 SHARE = Proportion(0.75, 0.6, 0.875, 40)
 CARD = ModelCard("200 pairs | of\ntests", {"accuracy": SHARE}, base="me/base", licence="mit")

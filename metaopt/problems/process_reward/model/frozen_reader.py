@@ -7,22 +7,24 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn.adapters import refuse_adapter
 from metaopt.nn.feature_cache import FeatureCache, fingerprint
+from metaopt.nn.positions import positions
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.data.formats.chain import refuse
 from metaopt.problems.process_reward.model.backbone import SCALED, is_causal
+from metaopt.problems.process_reward.model.hidden_states import HiddenStates
 from metaopt.problems.process_reward.model.packing import Packed, Row, pack
+from metaopt.problems.process_reward.model.step_rows import Span, step_rows
 from metaopt.problems.process_reward.model.steps import check_steps
 from metaopt.problems.process_reward.model.tokens import TokenLayout, default_separator
 
@@ -34,9 +36,6 @@ WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
 
 LONGEST = 2048
 """Tokens of a sequence where the model has room for more, and of a row of several."""
-
-Span = tuple[int, int, int, int, int]
-"""Item, step, row, and the first and the last token, exclusive, of the step in it."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,8 @@ class FrozenReader:
         self.batch = batch
         check_choices(self, layout=LAYOUTS, dtype=tuple(DTYPES))
         check_ranges(self, "batch >= 1")
+        if not layers and not likelihood:
+            raise ValueError("layers=[] needs likelihood=true: otherwise there is no feature.")
         if not self.pooling or not set(self.pooling) <= set(POOLINGS):
             raise ValueError(f"pooling must list {' and '.join(POOLINGS)}; got {list(pooling)}.")
         refuse_adapter(source)
@@ -118,7 +119,8 @@ class FrozenReader:
         self.backbone: Any = model.base_model if likelihood else model
         self.config = self.backbone.config.get_text_config()
         self.head: Any = model.get_output_embeddings() if likelihood else None
-        self.layers = self._layers(layers)
+        self._hidden = HiddenStates(self.backbone, layers, keep=likelihood)
+        self.layers = self._hidden.layers
         self.max_length = self._room(max_length)
         self.separator = default_separator(tokenizer, separator)
         self.tokens = TokenLayout(tokenizer, self.separator)
@@ -151,30 +153,9 @@ class FrozenReader:
         """See `metaopt.nn.feature_cache.fingerprint`; of the layers that are read."""
         return fingerprint(self._model, self.tokens.tokenizer)
 
-    def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """Return the layers counted from 0, and drop those that are not needed."""
-        count = self.config.num_hidden_layers
-        if any(not -count - 1 <= k <= count for k in layers) or not (layers or self.likelihood):
-            raise ValueError(
-                f"layers must list indices from {-count - 1} to {count}, of the {count} layers of "
-                f"{self.source}; got {list(layers)}."
-            )
-        chosen = tuple(k % (count + 1) for k in layers)
-        lists = (x for x in self.backbone.modules() if isinstance(x, nn.ModuleList))
-        blocks: Any = next((x for x in lists if len(x) == count), None)
-        if blocks is None and set(chosen) - {count}:
-            raise ValueError(
-                f"layers={list(layers)}: no list of {count} layers was found in "
-                f"{type(self.backbone).__name__}; read its last one, layers=[-1]."
-            )
-        last = max(chosen, default=count)
-        if last < count and not self.likelihood:
-            del blocks[max(last, 1) :]  # they would be computed for nothing
-        self._blocks, self._count = blocks, count
-        return chosen
-
     def _room(self, max_length: int | None) -> int:
-        room: int = getattr(self.config, "max_position_embeddings", None) or LONGEST
+        room = positions(self.backbone)
+        room = room or getattr(self.config, "max_position_embeddings", None) or LONGEST
         if max_length is None:
             return min(room, LONGEST)
         if not 2 <= max_length <= room:
@@ -221,13 +202,13 @@ class FrozenReader:
         rows, spans = self._rows(items)
         by_row: list[list[Span]] = [[] for _ in rows]
         for span in spans:
-            by_row[span[2]].append(span)
+            by_row[span.row].append(span)
         found: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         for indices in _batches([len(row) for row in rows], self.batch):
             chosen = [span for i in indices for span in by_row[i]]
             read = self._read([rows[i] for i in indices], indices, chosen)
             values = zip(read.states, read.log_p, read.count, strict=True)
-            found |= {span[:2]: value for span, value in zip(chosen, values, strict=True)}
+            found |= {(x.item, x.step): value for x, value in zip(chosen, values, strict=True)}
         features = []
         for i, (_, *steps) in enumerate(items):
             parts = [found[i, s] for s in range(len(steps))]
@@ -239,55 +220,17 @@ class FrozenReader:
         return features
 
     def _rows(self, items: Sequence[Sequence[str]]) -> tuple[list[Row], list[Span]]:
-        """Return what is read, and where in it each step is."""
-        ids = iter(self.tokens.ids([text for item in items for text in item]))
-        rows: list[Row] = []
-        spans: list[Span] = []
-        question = None
-        for i, item in enumerate(items):
-            asked, *steps = (next(ids) + self.tokens.separator for _ in item)
-            if not all(steps):
-                raise ValueError(
-                    f"a step of {item!r:.80} has no token; drop it, or give a separator to read."
-                )
-            stem = self.tokens.start + asked
-            ends = list(accumulate(map(len, steps), initial=len(stem)))
-            fit = 0
-            if self.layout == "chain":
-                fit = sum(end <= self.max_length for end in ends[1:]) if stem else 0
-            if fit:
-                answer = [token for step in steps[:fit] for token in step]
-                full = rows and len(rows[-1]) + len(answer) > LONGEST
-                if not self.shares_rows or item[0] != question or full:
-                    rows.append(Row(stem))
-                    question = item[0]
-                at = len(rows[-1]) - len(stem)
-                rows[-1].branches.append(answer)
-                row = len(rows) - 1
-                spans += [(i, s, row, at + ends[s], at + ends[s + 1]) for s in range(fit)]
-            for s in range(fit, len(steps)):
-                earlier = [token for step in steps[:s] for token in step]
-                own = self._cut(stem, earlier, steps[s])
-                rows.append(Row(own[0], [own[1]]))
-                spans.append((i, s, len(rows) - 1, len(own[0]), sum(map(len, own))))
-                question = None
-        return rows, spans
-
-    def _cut(self, stem: list[int], earlier: list[int], step: list[int]) -> tuple[list[int], ...]:
-        """Return what is before a step, and the step, in max_length tokens."""
-        start = len(self.tokens.start)
-        step = step[-max(self.max_length - start, 1) :]
-        room = self.max_length - len(step)
-        asked = stem[:start] + stem[max(start, len(stem) - (room - start)) :]
-        kept = min(len(earlier), max(room - len(asked), 0))
-        return asked + earlier[len(earlier) - kept :], step
+        """Return what is read of chains, and where in it each step is."""
+        chain = self.layout == "chain"
+        return step_rows(items, self.tokens, self.max_length, chain, self.shares_rows, LONGEST)
 
     def _read(self, rows: Sequence[Row], indices: Sequence[int], spans: Sequence[Span]) -> _Read:
         batch = pack(rows, self.tokens.pad)
         states, last = self._states(batch)
         place = {row: i for i, row in enumerate(indices)}
-        where = torch.tensor([place[span[2]] for span in spans])
-        first, end = (torch.tensor([span[k] for span in spans]) for k in (3, 4))
+        where = torch.tensor([place[span.row] for span in spans])
+        first = torch.tensor([span.first for span in spans])
+        end = torch.tensor([span.end for span in spans])
         tokens = torch.arange(batch.ids.shape[1])
         inside = (tokens >= first[:, None]) & (tokens < end[:, None])  # (spans, T)
         count = inside.sum(1)
@@ -319,30 +262,7 @@ class FrozenReader:
             inputs["attention_mask"] = batch.real.long().to(self.device)
         if self.causal:
             inputs["use_cache"] = False
-        kept: dict[int, Tensor] = {}
-
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            kept[0] = args[0] if args else kwargs["hidden_states"]
-
-        def after(k: int) -> Any:
-            def keep(module: nn.Module, args: Any, output: Any) -> None:
-                kept[k] = output[0] if isinstance(output, tuple) else output
-
-            return keep
-
-        hooks = [
-            self._blocks[k - 1].register_forward_hook(after(k))
-            for k in set(self.layers) - {0, self._count}
-        ]
-        if 0 in self.layers:
-            hooks.append(self._blocks[0].register_forward_pre_hook(before, with_kwargs=True))
-        try:
-            last = self.backbone(**inputs).last_hidden_state
-        finally:
-            for hook in hooks:
-                hook.remove()
-        kept[self._count] = last
-        return [kept[k] for k in self.layers], last
+        return self._hidden(inputs)
 
     def _log_p(self, states: Tensor, targets: Tensor) -> Tensor:
         """Return the log-probability of each target, whose logits are large, in parts."""

@@ -10,11 +10,12 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from metaopt.nn.positions import positions
 from metaopt.problems.reward_model.data.dialogue import TURN, conversation, plain
 from metaopt.problems.reward_model.data.pair import Pair
 from metaopt.problems.reward_model.model.export import load
 from metaopt.problems.reward_model.model.reward_model import RewardModel
-from metaopt.problems.reward_model.model.tokens import positions, read_texts
+from metaopt.problems.reward_model.model.tokens import read_texts
 
 
 class Scorer:

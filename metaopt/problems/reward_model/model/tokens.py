@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-TABLES = ("wpe", "position_embeddings", "position_embedding", "embed_positions")
-"""Names that transformers gives to tables of positions."""
+from metaopt.nn.positions import positions
 
 
 def encode(
@@ -83,20 +82,6 @@ def read_texts(
         results.append(read(ids.to(device), mask.to(device)).cpu())
         cut += len(shortened)
     return torch.cat(results)[torch.tensor(order).argsort()], cut
-
-
-def positions(backbone: nn.Module) -> int | None:
-    """Return the most tokens that a learned table of positions has room for; `None` without one.
-
-    Some tables keep their first rows for other ends: RoBERTa's those up to the pad token's, OPT's
-    `offset`.
-    """
-    rooms = []
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in TABLES:
-            pad = -1 if module.padding_idx is None else module.padding_idx
-            rooms.append(module.num_embeddings - getattr(module, "offset", pad + 1))
-    return min(rooms, default=None)
 
 
 def check_room(max_length: int, model: nn.Module) -> None:
