@@ -6,6 +6,8 @@ import copy
 import time
 from dataclasses import dataclass
 
+import torch
+
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_loop import loop_of
@@ -27,6 +29,14 @@ SMOOTHER = (
 )
 """What the reference found to help, beside the settings of the inner optimizer."""
 
+SHORTER = "a smaller outer_lr"
+
+CONSTANTS = (
+    "A shorter step changes nothing: look for what a loss detaches, computes under torch.no_grad() "
+    "or rounds, and for what prepare_batch decides, which estimators hold constant and retraining "
+    "moves."
+)
+
 LEAST_RUNS = 12
 """What is measured at least, in runs without a graph: five of them, and a hypergradient or two."""
 
@@ -46,6 +56,7 @@ class Smoothness:
         at_fraction: S at u / 100.
         predicted: <dF/dphi, u> with the exact derivative through the K steps, or `None`.
         actual: F(phi + u) - F(phi), each after K inner steps under the same key.
+        actual_at_fraction: F(phi + u / 100) - F(phi), or `None` where rounding hides it.
         correlation: of predicted and actual changes of F over `retrainings` random parts of such
             steps, or `None` without a prediction, or where none was afforded.
         retrainings: how many.
@@ -67,6 +78,20 @@ class Smoothness:
     dtype: str
     cures: tuple[str, ...]
     missing: str = ""
+    actual_at_fraction: float | None = None
+
+    @property
+    def fits_at_fraction(self) -> bool:
+        """Whether a shorter step brings the prediction nearer to F; true where that is unknown.
+
+        The error of an exact derivative falls as the square of the step, and by a hundredth of it
+        relative to the change. One of what estimators hold constant falls as the step itself.
+        """
+        if not self.predicted or self.actual_at_fraction is None:
+            return True
+        at_step = abs(self.actual / self.predicted - 1)
+        at_fraction = abs(self.actual_at_fraction / (FRACTION * self.predicted) - 1)
+        return at_fraction <= max(1 - POOR, at_step / 10)
 
     @property
     def verdict(self) -> Verdict:
@@ -87,9 +112,14 @@ class Smoothness:
         else:
             text = "theta_K does not answer one outer step smoothly"
         level = "warning" if level == "fine" else level
+        if self.at_fraction >= POOR and not self.fits_at_fraction:
+            return Verdict(level, f"{text}; nor does it over a hundredth. {CONSTANTS}")
+        if smooth and self.at_fraction >= POOR:
+            text += "; theta_K moves smoothly, and F bends over the step"
+            return Verdict(level, f"{text}. {in_order([SHORTER])}")
         if self.at_fraction >= POOR:
             text += "; at a hundredth of it theta_K still moves smoothly"
-            return Verdict(level, f"{text}. {in_order(['a smaller outer_lr', *self.cures])}")
+            return Verdict(level, f"{text}. {in_order([SHORTER, *self.cures])}")
         text += "; training is rough even at a hundredth of it"
         if self.correlation is not None and self.correlation >= POOR:
             text += f", but the hypergradient predicts F (correlation {self.correlation:.2f})"
@@ -166,11 +196,13 @@ def check_smoothness(
     once, twice = run.steps_of(optimizer, feedback.grad, 2)
     u = tree.add(once, run.outer, -1.0)
     here, there = run(run.outer), run(once)
-    near = [run(tree.add(run.outer, u, k * FRACTION))[0] for k in (1, 2)]
+    near = [run(tree.add(run.outer, u, k * FRACTION)) for k in (1, 2)]
     exact, growth, missing = run.exact(estimator, feedback)
     count = retrainings
     if seconds is not None:
         count = int(min(count, max(0.0, (seconds - (time.monotonic() - began)) / each)))
+    change, dtype = near[0][1] - here[1], next(iter(run.outer.values())).dtype
+    rounding = 100 * torch.finfo(dtype).eps * abs(here[1])
     correlation = None
     if exact is not None and count >= FEWEST:
         correlation = run.correlation(optimizer, feedback.grad, exact, here[1], count)
@@ -178,15 +210,16 @@ def check_smoothness(
         inner_steps=run.steps,
         step=float(tree.norm(u)),
         at_step=metasmoothness(here[0], there[0], run(twice)[0]),
-        at_fraction=metasmoothness(here[0], *near),
+        at_fraction=metasmoothness(here[0], *(theta for theta, _ in near)),
         predicted=None if exact is None else float(tree.dot(exact, u)),
         actual=there[1] - here[1],
         correlation=correlation,
         retrainings=0 if correlation is None else count,
         adjoint_growth=growth,
-        dtype=short(next(iter(run.outer.values())).dtype),
+        dtype=short(dtype),
         cures=(*calming(loop.optimizer(run.outer, 0)), SMOOTHER),
         missing=missing,
+        actual_at_fraction=change if abs(change) > rounding else None,
     )
 
 

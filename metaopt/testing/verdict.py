@@ -52,4 +52,6 @@ def calming(optimizer: InnerOptimizer) -> tuple[str, ...]:
 
 def in_order(cures: Sequence[str]) -> str:
     """Return cures as one sentence."""
+    if len(cures) == 1:
+        return f"Take {cures[0]}."
     return f"In this order: {'; '.join(cures)}."

@@ -179,8 +179,33 @@ def test_the_correlation_decides_and_low_smoothness_warns():
     assert judged(correlation=None).level == "fine"
 
 
+class Detached(Weighted):
+    """g treats half of a weight's effect as constant."""
+
+    def inner_loss(self, outer, inner, batch):
+        half = (outer["weight"] + outer["weight"].detach()) / 2
+        return super().inner_loss({**outer, "weight": half}, inner, batch)
+
+
+def test_a_prediction_that_no_step_length_mends_is_told_from_one_that_bends():
+    problem, optimizer = Detached(SGD(lr=0.1)), Descent("adam", lr=0.01)
+    smoothness = check_smoothness(problem, Unroll(5), optimizer, retrainings=0)
+    assert smoothness.actual == pytest.approx(2 * smoothness.predicted, rel=0.05)
+    assert smoothness.actual_at_fraction == pytest.approx(0.02 * smoothness.predicted, rel=0.01)
+    assert not smoothness.fits_at_fraction
+    verdict = dataclasses.replace(smoothness, correlation=0.5).verdict.text
+    assert "look for what a loss detaches" in verdict
+    assert "outer_lr" not in verdict
+    long = check_smoothness(Quadratic(), Unroll(5), Descent("sgd", lr=1e2), retrainings=0)
+    assert abs(long.actual / long.predicted - 1) > 1
+    assert long.fits_at_fraction
+    assert judged(actual=-0.04, actual_at_fraction=-2e-4).level == "fine"
+
+
 def test_a_step_that_is_too_long_is_told_from_rough_training():
-    assert "In this order: a smaller outer_lr; wait." in judged(correlation=0.5).text
+    bent = judged(correlation=0.5).text
+    assert bent.endswith("and F bends over the step. Take a smaller outer_lr.")
+    assert "In this order: a smaller outer_lr; wait." in judged(correlation=0.5, at_step=0.5).text
     rough = judged(correlation=0.5, at_fraction=0.2).text
     assert "training is rough even at a hundredth of it" in rough
-    assert "In this order: wait." in rough
+    assert rough.endswith("Take wait.")
