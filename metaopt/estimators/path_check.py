@@ -3,18 +3,25 @@
 Looked for at the first state, and again at the states that a run comes to: a problem may let F or g
 read a module's buffers after a warm-up, or detach a tensor of phi. Looks at outer steps that are
 powers of two cost O(log T) of them, where one at each would cost 5 to 9 % of a run. A look changes
-no number: batches and masks follow from their draws, and buffers are copied.
+no number: batches and masks follow from their draws, and buffers are copied. What is cut after a
+look and mended before the next one is not seen: a hypergradient of that outer step does not tell,
+since a tensor of phi that is cut from g may reach F on another way.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+from torch import Tensor
+
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
+from metaopt.engine.scheduled import Scheduled
 from metaopt.estimators.buffer_check import check_buffers
 from metaopt.estimators.held_fixed import refuse_buffers
 from metaopt.estimators.optimizer_check import (
@@ -107,6 +114,42 @@ def check_paths(estimator: InnerRun, loop: InnerLoop, start: Start, key: int) ->
         refuse_left_out(loop, name, phi, inner.step, steps, estimator.carried_steps)
 
 
+def _read_by_outer(
+    loop: InnerLoop, phi: Tree, inner: GradientState, outer_loss: Tensor, theta: Tree
+) -> set[str]:
+    """Return the names of theta that F reads, or all where one moves F through another's step."""
+    optimizer = loop.optimizer(phi, inner.step)
+    apart = isinstance(optimizer, Scheduled) and optimizer.clip_norm is None
+    if loop.updates_state or loop.has_buffers or not apart:
+        return set(theta)
+    return tree.reached(outer_loss, theta)
+
+
+def _moving(inner_loss: Tensor, phi: Tree, theta: Tree, watched: set[str]) -> set[str]:
+    """Return the names of phi on which the steps of the watched part of theta depend.
+
+    By the gradient of g there, and by what of theta that gradient depends on. A term of g that
+    holds no theta steps nothing.
+    """
+    read = tree.reached(inner_loss, phi)
+    if not read:
+        return read
+    try:
+        grads = torch.autograd.grad(
+            tree.total(inner_loss), list(theta.values()), create_graph=True, allow_unused=True
+        )
+        slopes = {k: g for k, g in zip(theta, grads, strict=True) if g is not None}
+        found = set[str]()
+        while not watched <= found:
+            found |= watched
+            ends = [slopes[k].sum() for k in found & slopes.keys()]
+            reached = tree.reached(ends, {f"theta {k}": t for k, t in theta.items()} | phi)
+            watched = {k for k in theta if f"theta {k}" in reached}
+        return reached & phi.keys()
+    except (RuntimeError, NotImplementedError):  # no second derivative: told where one is taken
+        return read
+
+
 def _draws(loop: InnerLoop, inner: GradientState, key: int, steps: int) -> list[Draw]:
     """Return the batches of the first two steps of a run, of its last one, and of a solve.
 
@@ -148,10 +191,12 @@ def _refuse_unconnected(
     read = set[str]()
     with uses:
         outer_loss = loop.outer_value(phi, after, outer_draw)
+    watched = _read_by_outer(loop, phi, inner, outer_loss, theta)
     for draw in draws:
-        with uses:
-            inner_loss = loop.inner_value(phi, inner.at(inner.params), draw)
-        read |= tree.reached(inner_loss, phi)  # one graph at a time
+        at = inner.at(tree.leaves(inner.params))
+        with uses, twice_differentiable():
+            inner_loss = loop.inner_value(phi, at, draw)
+        read |= _moving(inner_loss, phi, at.params, watched)  # one graph at a time
     made = [t for o in optimizers(loop, phi, inner.step, steps) for t in hyperparameters(o)]
     connected, problem = tree.reached(outer_loss, phi), type(loop.problem).__name__
     at = f" at outer step {loop.outer_step + 1}" if loop.outer_step else ""
@@ -181,7 +226,8 @@ def _refuse_unconnected(
             )
         raise ValueError(
             f"{name} {what}{at}: no derivative leads from the outer variable ({listed}) to "
-            f"inner_loss, outer_loss, inner_optimizer or theta_0 of {problem}. Look for a "
-            f"detach(), .item(), .data or torch.no_grad() on the way, or use a black-box estimator "
-            f"(estimator=evolution_strategies)."
+            f"outer_loss of {problem}, nor to what moves the parameters that it reads (gradients "
+            f"of inner_loss in them, inner_optimizer, theta_0). Look for a detach(), .item(), "
+            f".data or torch.no_grad() on the way, and for a term of inner_loss that holds no "
+            f"parameter; or use a black-box estimator (estimator=evolution_strategies)."
         )

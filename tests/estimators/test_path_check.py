@@ -185,3 +185,57 @@ def test_a_look_changes_no_number(monkeypatch, estimator, seeds):
 
 def test_looks_are_at_powers_of_two():
     assert [k for k in range(70) if path_check.looks_again(k)] == [1, 2, 4, 8, 16, 32, 64]
+
+
+class Parts(GradientProblem):
+    """Two parts of theta, of which F reads one; `coefficient` enters g as `term` says."""
+
+    inner_optimizer = SGD(lr=0.1)
+
+    def __init__(self, term):
+        self.term = term
+
+    def init_outer(self, generator):
+        return {
+            "weights": torch.zeros(3, dtype=torch.float64),
+            "coefficient": torch.tensor(0.3, dtype=torch.float64),
+        }
+
+    def init_params(self, outer, generator):
+        return {"read": torch.ones(3).double(), "other": torch.ones(3).double()}
+
+    def inner_batch(self, draw):
+        return torch.linspace(-1, 1, 3, dtype=torch.float64)
+
+    outer_batch = inner_batch
+
+    def inner_loss(self, outer, inner, batch):
+        loss = (outer["weights"].exp() * (inner["read"] - batch) ** 2).sum()
+        return loss + self.term(outer["coefficient"], inner["read"], inner["other"])
+
+    def outer_loss(self, outer, inner, batch):
+        return inner["read"].square().sum()
+
+
+UNREAD = {
+    "without theta": lambda c, read, other: c.square(),
+    "of another part": lambda c, read, other: c * other.square().sum(),
+    "detached": lambda c, read, other: c * read.detach().square().sum(),
+}
+READ = {
+    "of the part": lambda c, read, other: c * read.sum(),
+    "of another part that moves it": lambda c, read, other: c * other.sum() + read @ other**2,
+    "zero in value": lambda c, read, other: c * (read.sum() * 0).square(),
+}
+
+
+@pytest.mark.parametrize("estimator", [Unroll(3), OneStep(), Implicit(), Sama()])
+@pytest.mark.parametrize("term", [*UNREAD, *READ])
+def test_a_part_of_phi_that_moves_nothing_that_the_outer_loss_reads_is_named(term, estimator):
+    loop = InnerLoop(Parts({**UNREAD, **READ}[term]))
+    if term in READ:
+        estimator.check(loop)
+        return
+    sentence = r"leave a part .* \(coefficient \(\)\) to outer_loss of Parts, nor to what moves"
+    with pytest.raises(ValueError, match=sentence):
+        estimator.check(loop)
