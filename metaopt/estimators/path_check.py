@@ -193,10 +193,10 @@ def _refuse_unconnected(
         outer_loss = loop.outer_value(phi, after, outer_draw)
     watched = _read_by_outer(loop, phi, inner, outer_loss, theta)
     for draw in draws:
-        at = inner.at(tree.leaves(inner.params))
+        copied = inner.at(tree.leaves(inner.params))
         with uses, twice_differentiable():
-            inner_loss = loop.inner_value(phi, at, draw)
-        read |= _moving(inner_loss, phi, at.params, watched)  # one graph at a time
+            inner_loss = loop.inner_value(phi, copied, draw)
+        read |= _moving(inner_loss, phi, copied.params, watched)  # one graph at a time
     made = [t for o in optimizers(loop, phi, inner.step, steps) for t in hyperparameters(o)]
     connected, problem = tree.reached(outer_loss, phi), type(loop.problem).__name__
     at = f" at outer step {loop.outer_step + 1}" if loop.outer_step else ""
