@@ -9,6 +9,7 @@ from typing import Any
 
 from metaopt.engine.seeds import seeds_in_words
 from metaopt.files.errors import FolderError
+from metaopt.files.reading import steps
 from metaopt.report.collect import failure
 from metaopt.runs.continuing import refuse_edited, taken
 from metaopt.runs.folder import read_config, result_of
@@ -78,7 +79,10 @@ def state(folder: Path, config: dict[str, Any]) -> str:
     if result is not None:
         stopped = result.get("stopped")
         return f"finished (stopped by {stopped})" if stopped else "finished"
-    step = f"outer step {taken(folder, config)} of {config.get('outer_steps')}"
+    done = taken(folder, config)
+    later = [path for number, path in steps(folder / "checkpoints") if number > done]
+    note = f" ({later[-1].name} is damaged, or another run's)" if later else ""
+    step = f"outer step {done} of {config.get('outer_steps')}{note}"
     return failure(folder) or f"unfinished, {step}"
 
 

@@ -22,7 +22,7 @@ Metaopt = Callable[..., Any]
 RUN = ("problem=ridge", "outer_steps=6", "checkpoint_every=2", "eval_every=3", "figures=false")
 COMMANDS = (("ls", "run"), ("show", "run"), ("report", "run"), ("resume=run",))
 NAMED = re.compile(
-    r"damaged|edited|does not match|cannot be read|another config|no run|missing|directory"
+    r"damaged|edited|does not match|cannot be read|another config|no run|missing|cannot write"
 )
 TIMES = re.compile(r"\d+\.\d+ s\b|seconds.*|^files .*", re.MULTILINE)
 
