@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -160,8 +161,13 @@ def fingerprint(model: torch.nn.Module, tokenizer: Any) -> str:
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    words = copy.deepcopy(tokenizer)
+    backend = getattr(words, "backend_tokenizer", None)
+    if backend is not None:  # every call sets its own; a file may hold those of another program
+        backend.no_truncation()
+        backend.no_padding()
     with TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        words.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 content = path.read_bytes()

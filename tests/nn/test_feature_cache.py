@@ -140,6 +140,12 @@ def test_a_fingerprint_is_of_all_that_features_depend_on(tmp_path: Path) -> None
     expected = read(folder)
     shutil.move(folder, tmp_path / "b")
     assert read(tmp_path / "b") == expected
+    # How a text was cut and padded last is of a call, and not of the tokenizer.
+    words.backend_tokenizer.enable_truncation(3)
+    words.backend_tokenizer.enable_padding(length=3)
+    words.save_pretrained(tmp_path / "b")
+    assert "Fixed" in (tmp_path / "b" / "tokenizer.json").read_text()
+    assert read(tmp_path / "b") == expected
     others = [
         (tiny(1), words),
         (tiny(layer_norm_eps=1e-3), words),
