@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -23,7 +24,18 @@ from metaopt.files.errors import ConfigError
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the config that the arguments compose and return the exit code."""
+    """Run the config that the arguments compose and return the exit code.
+
+    Raises:
+        ConfigError: torchrun has started several processes.
+    """
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(
+            f"the command runs in one process, and WORLD_SIZE={processes} says that torchrun has "
+            f"started {processes}, each of which would do the whole run. Start it without "
+            f"torchrun; docs/several_processes.md shows how a program shares out batches, and "
+            f"seeds=<number> trains several seeds together."
+        )
     rest = folders.use(arguments)
     flags, overrides = _flags().parse_known_args(rest)
     for name in (a.partition("=")[2] for a in overrides if re.match(r"\+{0,2}name=", a)):

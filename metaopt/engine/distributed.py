@@ -6,6 +6,7 @@ is explicit: inner gradients, the vector v = dF/dtheta before an implicit solve,
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -81,7 +82,9 @@ def _mean(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def largest(values: Tensor) -> Tensor:
-    """Return the largest over all ranks, element by element."""
+    """Return the largest over all ranks, element by element; the argument itself on one."""
+    if world_size() == 1:
+        return values
     total = values.clone()
     dist.all_reduce(total, dist.ReduceOp.MAX)
     return total
@@ -92,3 +95,16 @@ def gather(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def common(values: Collection[int]) -> list[int]:
+    """Return, in ascending order, the numbers that all ranks have."""
+    if world_size() == 1:
+        return sorted(values)
+    return sorted(set.intersection(*map(set, gather(list(values)))))
+
+
+def wait_for_all() -> None:
+    """Return once all ranks have come here."""
+    if world_size() > 1:
+        dist.barrier()

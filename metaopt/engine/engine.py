@@ -347,14 +347,19 @@ def _check_role(name: str, part: object, role: type = object) -> None:
 def all_reduce(feedback: Feedback) -> Feedback:
     """Return feedback that all ranks share; itself in one process.
 
-    Value and gradient are averaged. The run is over where it is over on one rank, and a cost is the
-    largest of the ranks', since a rank that stops alone leaves the others waiting for ever.
+    Value, gradient and metrics are averaged. The run is over where it is over on one rank, and a
+    cost is the largest of the ranks', since a rank that stops alone leaves the others waiting for
+    ever.
     """
     if distributed.world_size() == 1:
         return feedback
     grad = None if feedback.grad is None else distributed.mean(feedback.grad)
     value = torch.as_tensor(feedback.value)
-    value = distributed.mean({"value": value})["value"]
+    metrics = {
+        k: torch.as_tensor(v, dtype=torch.float64, device=value.device)
+        for k, v in feedback.metrics.items()
+    }
+    value, metrics = distributed.mean({"value": value})["value"], distributed.mean(metrics)
     cost = [float(feedback.cost.get(unit, -1)) for unit in UNITS]  # -1: not counted
     flags = [float(feedback.done), float(feedback.stop is not None)]
     shared = torch.tensor([*flags, *cost], dtype=torch.float64, device=value.device)
@@ -364,6 +369,7 @@ def all_reduce(feedback: Feedback) -> Feedback:
         feedback,
         value=value,
         grad=grad,
+        metrics=metrics,
         done=bool(done),
         stop=next((reason for reason in reasons if reason is not None), None),
         cost={unit: amount for unit, amount in zip(UNITS, most, strict=True) if amount >= 0},

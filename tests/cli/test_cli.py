@@ -16,6 +16,7 @@ from metaopt.cli import jobs
 from metaopt.cli.composing import cell
 from metaopt.engine.annotations import describe, fits
 from metaopt.files import tensors, writing
+from metaopt.files.errors import ConfigError
 from metaopt.files.reading import steps
 from metaopt.problems.examples import Ridge
 from metaopt.runs.errors import explain
@@ -368,3 +369,11 @@ def test_a_real_limit_on_file_sizes_gives_a_message(metaopt: Metaopt, tmp_path: 
 def test_values_against_annotations(value: object, hint: object, fitting: bool) -> None:
     assert fits(value, hint) is fitting
     assert describe(hint)
+
+
+def test_several_processes_are_refused(monkeypatch):
+    from metaopt.cli.command import run
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE=2 .* Start it without torchrun"):
+        run(["problem=ridge"])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.engine import tree
+from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.estimators.reverse.adjoints import Adjoint
 from metaopt.estimators.reverse.stores import read_own
@@ -44,15 +44,17 @@ class PassState(NamedTuple):
 
 
 def norm(adjoint: Adjoint, inner: GradientState) -> Tensor:
-    """Return the norm of the part of an adjoint that belongs to the parameters."""
-    return tree.norm(tree.like(inner.params, adjoint[: len(inner.params)]))
+    """Return the norm of an adjoint, averaged over ranks; of the part of the parameters alone."""
+    return tree.norm(distributed.mean(tree.like(inner.params, adjoint[: len(inner.params)])))
 
 
 class Journal:
     """The progress of one pass in a folder.
 
     `journal.pt` has the last entry and `end.pt` the last inner state, which the outer loop goes on
-    from; both are on the disk when `enter` returns.
+    from; both are on the disk when `enter` returns. Of several processes each has a folder, and
+    all go on from the last entry that all of them have: until each has written the next one, it is
+    kept as `journal_before.pt`.
 
     Args:
         folder: where the files are; it is made.
@@ -67,12 +69,16 @@ class Journal:
 
     def read(self) -> PassState | None:
         """Return the last entry, or `None` where there is none of this pass."""
-        entry, end = (read_own(self._path(x), self.fingerprint) for x in ("journal", "end"))
-        if entry is None or end is None:
+        end = read_own(self._path("end"), self.fingerprint)
+        read = [
+            read_own(self._path(name), self.fingerprint) for name in ("journal_before", "journal")
+        ]
+        entries = {e["progress"]["target"]: e["progress"] for e in read if e and end}
+        shared = distributed.common(entries)
+        if not shared or end is None:
             return None
-        progress = PassState(**entry["progress"], end=end["state"])
-        self._target = progress.target
-        return progress
+        self._target = shared[0]  # the pass goes down
+        return PassState(**entries[shared[0]], end=end["state"])
 
     def enter(self, progress: PassState, first: int) -> bool:
         """Write progress down if that is due; return whether it was.
@@ -87,7 +93,13 @@ class Journal:
             return False
         entry = progress._asdict()
         del entry["end"]
+        several = distributed.world_size() > 1
+        if several and self._path("journal").exists():
+            self._path("journal").replace(self._path("journal_before"))
         self._write("journal", progress=entry)
+        if several:
+            distributed.wait_for_all()
+            self._path("journal_before").unlink(missing_ok=True)
         self._target = progress.target
         return True
 

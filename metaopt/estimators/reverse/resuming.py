@@ -1,6 +1,7 @@
 """What an interrupted reverse pass goes on from, and how it is known to be of this one.
 
-It is in `<run>/reverse/step_<outer step>/<key>/`. The run deletes it once the checkpoint of the
+It is in `<run>/reverse/step_<outer step>/<key>/`, and of several processes in a folder of each
+there. The run deletes it once the checkpoint of the
 outer step is on the disk.
 """
 
@@ -37,8 +38,7 @@ def opened(
         disk: whether states are kept on disk: in a folder for temporary files where the loop has
             none.
         every: most steps between two entries of the journal, or `None` for no journal. There is
-            none in a pass that is shorter, where the loop has no folder, and under several
-            processes, of which one may come further than another.
+            none in a pass that is shorter and where the loop has no folder.
     """
     folder = _folder(loop, key)
     journaled = every is not None and len(steps) > every and folder is not None
@@ -67,7 +67,10 @@ def fingerprint(
     problem = loop.problem
     numbers = {k: v for k, v in vars(problem).items() if isinstance(v, (bool, int, float, str))}
     optimizer = loop.optimizer(phi, start.step)
-    said = (type(problem).__qualname__, numbers, optimizer, steps, schedule, loop.frozen_hash)
+    processes = distributed.world_size()
+    said = (
+        type(problem).__qualname__, numbers, optimizer, steps, schedule, loop.frozen_hash, processes
+    )  # fmt: skip
     with torch.no_grad():
         draws = loop.draw(start, key, steps.start), loop.outer_draw(start, key)
         inner_loss = loop.inner_value(phi, start.at(start.params), draws[0])
@@ -83,6 +86,9 @@ def fingerprint(
 
 
 def _folder(loop: InnerLoop, key: int) -> Path | None:
-    if loop.folder is None or distributed.world_size() > 1:
+    if loop.folder is None:
         return None
-    return loop.folder / "reverse" / f"step_{loop.outer_step + 1:08d}" / f"{key:016x}"
+    folder = loop.folder / "reverse" / f"step_{loop.outer_step + 1:08d}" / f"{key:016x}"
+    # What a process keeps is of its own batches.
+    several = distributed.world_size() > 1
+    return folder / f"process_{distributed.rank()}" if several else folder

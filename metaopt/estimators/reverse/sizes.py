@@ -6,7 +6,9 @@ import math
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from metaopt.engine import tree
+import torch
+
+from metaopt.engine import distributed, tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.random import replay
@@ -140,4 +142,8 @@ def _measured(loop: InnerLoop) -> Sizes:
     state = {**inner._asdict(), "loss": None}
     held = sum(t.numel() * t.element_size() for t in tree.tensors(state))
     # What goes back through a graph holds about as much again.
-    return Sizes(held, step, 2 * max(blocks, default=0), 2 * outer.peak)
+    size = Sizes(held, step, 2 * max(blocks, default=0), 2 * outer.peak)
+    device = next(iter(phi.values())).device
+    # Ranks take one schedule, and the batches of one may be larger.
+    most = distributed.largest(torch.tensor(size, dtype=torch.int64, device=device))
+    return Sizes(*most.tolist())

@@ -6,7 +6,7 @@ from bisect import insort
 from pathlib import Path
 from typing import Any, Protocol
 
-from metaopt.engine import tree
+from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 
@@ -86,6 +86,8 @@ class DiskStore:
                 insort(self.kept, step)
             else:
                 path.unlink()
+        # Ranks step together: what one has lost, all run again.
+        self.kept = distributed.common(self.kept)
 
     def put(self, step: int, state: GradientState) -> GradientState:
         """Write a state; return it."""
