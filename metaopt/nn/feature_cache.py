@@ -36,6 +36,12 @@ POLL = 0.2
 PLACES = ("name_or_path", "_name_or_path", "is_local", "local_files_only")
 """Entries of configurations that say where a model was read from."""
 
+OF_A_CALL = (
+    "max_length", "padding_side", "pad_to_multiple_of", "pad_token_type_id", "stride",
+    "truncation_side", "truncation_strategy",
+)  # fmt: skip
+"""Entries of a tokenizer's configuration that say how a text is cut and padded, not split."""
+
 Item = Sequence[str]
 Compute = Callable[[Sequence[Any]], Sequence[Tensor]]
 
@@ -172,7 +178,8 @@ def fingerprint(model: torch.nn.Module, tokenizer: Any) -> str:
             if path.is_file():
                 content = path.read_bytes()
                 if path.name == "tokenizer_config.json":
-                    content = _settings(json.loads(content))
+                    values = json.loads(content)
+                    content = _settings({k: v for k, v in values.items() if k not in OF_A_CALL})
                 digest.update(path.name.encode() + content)
     return digest.hexdigest()
 
