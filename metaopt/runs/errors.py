@@ -94,11 +94,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     Or whether that is what an error was raised for, as by a check that evaluates a loss.
     """
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
-        return True
-    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+    seen: list[BaseException] = []
+    raised: BaseException | None = error
+    while raised is not None and raised not in seen:  # what hydra raises names its own cause
+        if isinstance(raised, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(raised, RuntimeError) and any(words in str(raised) for words in NO_MEMORY):
+            return True
+        seen.append(raised)
+        raised = raised.__cause__
+    return False
 
 
 def _keep(trace: str, folder: Path, silent: bool) -> None:

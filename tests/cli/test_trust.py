@@ -15,6 +15,7 @@ import yaml
 import metaopt as package
 from metaopt import ConfigError, Descent, Unroll
 from metaopt.cli import folders
+from metaopt.files.tensors import read_tensors, write_tensors
 from metaopt.problems.examples import Ridge
 from metaopt.runs.configs import as_json, config_hash
 from metaopt.runs.provenance import resume_command
@@ -64,6 +65,8 @@ def plant(place: str, node: Any, folder: str = "run", finished: bool = False) ->
         result = json.loads(Path(folder, "result.json").read_text())
         result["config_hash"] = config_hash(config)
         Path(folder, "result.json").write_text(json.dumps(result))
+        final = read_tensors(Path(folder, "final.pt"))
+        write_tensors(Path(folder, "final.pt"), {**final, "config_hash": result["config_hash"]})
     else:
         Path(folder, "result.json").unlink(missing_ok=True)
         shutil.rmtree(Path(folder, "checkpoints"), ignore_errors=True)
