@@ -40,7 +40,7 @@ def step_rows(
         longest: tokens beyond which a row takes no further answer.
 
     Raises:
-        ValueError: a step without tokens.
+        ValueError: a step without tokens, or one with no token before it.
     """
     ids = iter(tokens.ids([text for item in items for text in item]))
     rows: list[Row] = []
@@ -67,6 +67,12 @@ def step_rows(
         for s in range(fit, len(steps)):
             earlier = [token for step in steps[:s] for token in step]
             before, step = _cut(stem, len(tokens.start), earlier, steps[s], max_length)
+            if not before:
+                raise ValueError(
+                    f"step {s + 1} of {item!r:.80} has no token before it, from which its first "
+                    f"one is predicted: the tokenizer has no start token and the question is "
+                    f"empty. Give a question, or a separator."
+                )
             rows.append(Row(before, [step]))
             spans.append(Span(i, s, len(rows) - 1, len(before), len(before) + len(step)))
             shared = None
@@ -79,9 +85,9 @@ def _cut(
     """Return what is before a step, and the step, in max_length tokens.
 
     What does not fit is the oldest of the earlier steps first, then the beginning of the question
-    after its `start` special tokens, then that of the step.
+    after its `start` special tokens, then that of the step, which leaves a token before it.
     """
-    step = step[-max(max_length - start, 1) :]
+    step = step[-max(max_length - max(start, 1), 1) :]
     room = max_length - len(step)
     asked = stem[:start] + stem[max(start, len(stem) - (room - start)) :]
     kept = min(len(earlier), max(room - len(asked), 0))
