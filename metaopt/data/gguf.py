@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 NEEDED = ("gguf", "accelerate")
@@ -42,7 +43,9 @@ def convert(file: Path, folder: Path, dtype: str = "float32") -> None:
     # transformers does not write a model that it has unpacked: its weights are marked as quantized.
     settings = {k: v for k, v in packed.config.to_dict().items() if k not in PLACES}
     config = type(packed.config).from_dict(settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=getattr(torch, dtype), trust_remote_code=False
+    )
     model.load_state_dict(packed.state_dict())
     model.tie_weights()
     model.generation_config = packed.generation_config
@@ -54,15 +57,22 @@ def convert(file: Path, folder: Path, dtype: str = "float32") -> None:
 
 
 def _read(file: Path) -> tuple[Any, Any]:
-    """Return the model and the tokenizer in a GGUF file."""
+    """Return the model and the tokenizer in a GGUF file; no code is run.
+
+    transformers reads whatever else is in the file's folder, such as a tokenizer_config.json that
+    names code. It is therefore given a folder that holds the file alone.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
-        )
+        with TemporaryDirectory() as folder:
+            (Path(folder) / file.name).symlink_to(file.absolute())
+            how: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **how)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **how
+            )
     except Exception as error:  # whatever a reader meets in the bytes of a damaged file
         raise ValueError(f"{file.name} cannot be read as GGUF by transformers: {error}.") from error
     model, info = loaded

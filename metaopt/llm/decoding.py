@@ -47,9 +47,16 @@ class Decoder:
         self, path: str, device: str, dtype: str, seed: int, revision: str | None = None
     ) -> None:
         self._name, self._seed = path, seed
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(path, revision=revision)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=False
+        )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+            path,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         model, info = loaded
         if info["missing_keys"]:

@@ -30,7 +30,7 @@ def tokenizer_of(
     refuse_adapter(source)  # first, since an adapter brings no tokenizer
     named = source if tokenizer is None else tokenizer
     if isinstance(named, (str, Path)):
-        return AutoTokenizer.from_pretrained(named)
+        return AutoTokenizer.from_pretrained(named, trust_remote_code=False)
     return word_tokenizer(texts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 import zipfile
@@ -281,6 +282,17 @@ def test_gguf_becomes_a_folder_of_the_same_weights_and_tokens(tmp_path, monkeypa
         FetchError, match=r"its SOURCE\.md is that of another model, version or dty"
     ):
         fetch_model(str(tmp_path / "small.gguf"), half)
+
+
+@pytest.mark.slow
+def test_code_beside_a_gguf_file_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    tiny_gguf(tmp_path / "small.gguf")
+    custom = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(custom))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Mine: pass\n")
+    assert fetch_model(str(tmp_path / "small.gguf"), tmp_path / "out").is_dir()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,33 @@ def test_a_step_beyond_the_limit_keeps_the_question_and_the_nearest_steps(tmp_pa
     torch.testing.assert_close(x[2, :17], again[1, :17], rtol=0, atol=1e-10)
     own = reader._rows([("add two and three", "five " * 20)])[0][0]
     assert len(own) == 13
+
+
+def test_a_step_beyond_the_limit_is_scored_from_the_token_before_it(tmp_path: Path) -> None:
+    reader = FrozenReader(saved(tmp_path, LLAMA), likelihood=True, dtype="float64", max_length=6)
+    x = reader([Chain("add two and three", ("two " + "five " * 20,))])[0]
+    words = AutoTokenizer.from_pretrained(tmp_path)
+    ids = torch.tensor([words.convert_tokens_to_ids(["[STEP]", *["five"] * 4, "[STEP]"])])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    with torch.no_grad():
+        scores = -torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
+    torch.testing.assert_close(x[0, -2], scores, rtol=0, atol=1e-10)
+
+
+def test_a_step_with_nothing_before_it_is_refused(tmp_path: Path) -> None:
+    reader = FrozenReader(saved(tmp_path, LLAMA), likelihood=True, separator="")
+    with pytest.raises(ValueError, match=r"step 1 of .* has no token before it.*Give a question"):
+        reader([Chain("", ("five is five",))])
+
+
+def test_code_of_a_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    custom = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (tmp_path / "config.json").write_text(json.dumps(custom))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Mine: pass\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        FrozenReader(tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_layers_above_the_last_one_read_are_not_computed(tmp_path: Path) -> None:

@@ -148,7 +148,11 @@ class Backbone:
         if self.head == "vocabulary":
             visual = is_visual(self.config)
             kind = AutoModelForImageTextToText if visual else AutoModelForCausalLM
-        how = {"attn_implementation": self.attention, "dtype": self.dtype}
+        how: dict[str, Any] = {
+            "attn_implementation": self.attention,
+            "dtype": self.dtype,
+            "trust_remote_code": False,
+        }
         if isinstance(self.source, (str, Path)):
             return kind.from_pretrained(self.source, use_safetensors=True, **how)
         return kind.from_config(copy.deepcopy(self.config), **how)  # which it would change
@@ -173,7 +177,7 @@ def configuration(source: Source, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Return the source's configuration; a dict gets the tokenizer's vocabulary."""
     refuse_adapter(source)
     if isinstance(source, (str, Path)):
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     if isinstance(source, PretrainedConfig):
         return source
     if "model_type" not in source:

@@ -121,7 +121,7 @@ def load(folder: str | Path) -> tuple[Scorer, dict[str, Tensor]]:
     # In float32: the head is in float32 where the backbone is in bfloat16, and transformers would
     # read both in one precision.
     model: Any = AutoModelForTokenClassification.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     backbone = model.base_model.to(PRECISIONS[settings["precision"]][0])
     tensors = {f"backbone.{k}": v.detach() for k, v in backbone.named_parameters()}

@@ -113,8 +113,10 @@ class FrozenReader:
             raise ValueError(f"pooling must list {' and '.join(POOLINGS)}; got {list(pooling)}.")
         refuse_adapter(source)
         kind: Any = AutoModelForCausalLM if likelihood else AutoModel
-        model = kind.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True).eval()
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        model = kind.from_pretrained(
+            source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        ).eval()
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         self._model = model
         self.backbone: Any = model.base_model if likelihood else model
         self.config = self.backbone.config.get_text_config()

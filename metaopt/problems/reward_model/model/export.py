@@ -133,6 +133,7 @@ def load(source: str | Path) -> PreTrainedModel:
         attn_implementation="eager",
         dtype=torch.float32,
         use_safetensors=True,
+        trust_remote_code=False,
         output_loading_info=True,
     )
     missing = sorted(info["missing_keys"])

@@ -110,14 +110,15 @@ class RewardModel(PreTrainedModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone: Any
+            how: dict[str, Any] = {
+                "attn_implementation": "eager", "dtype": dtype, "trust_remote_code": False
+            }  # fmt: skip
             if isinstance(source, PreTrainedModel):
                 backbone = source.base_model.to(dtype)
             elif isinstance(source, PretrainedConfig):
-                backbone = AutoModel.from_config(source, attn_implementation="eager", dtype=dtype)
+                backbone = AutoModel.from_config(source, **how)
             else:
-                backbone = AutoModel.from_pretrained(
-                    source, attn_implementation="eager", dtype=dtype, use_safetensors=True
-                )
+                backbone = AutoModel.from_pretrained(source, use_safetensors=True, **how)
             text = backbone.config.get_text_config()
             if pooling == "last_not_pad" and text.pad_token_id is None:
                 raise ValueError("last_not_pad needs a configuration with a pad_token_id.")

@@ -48,7 +48,7 @@ class Scorer:
             raise ValueError(f"scoring needs batch, max_length >= 1; got {batch}, {max_length}.")
         check_device(device)
         model: Any = load(source)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if (
             not isinstance(model, RewardModel)
             and model.config.get_text_config().pad_token_id is None

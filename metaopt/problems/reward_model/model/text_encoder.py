@@ -51,7 +51,7 @@ class TextEncoder:
         source = model_source(source)
         refuse_adapter(source)
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             model = RewardModel.on(source, pooling)
         except OSError as error:
             raise OSError(
