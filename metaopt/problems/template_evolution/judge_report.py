@@ -227,7 +227,9 @@ def _rates(after: Numbers) -> Iterator[Block]:
         header.append("rows with a score, both halves")
         rows = [[*row, _scored(after)] for row in rows]
     yield Table(header, rows)
-    if after["corrected_rate"] is None:
+    if after["apparent_rate"] is None:
+        yield "The rates are not defined: there are too few held-out queries to halve."
+    elif after["corrected_rate"] is None:
         yield (
             "The corrected rate is not defined: sensitivity + specificity is not above 1, so this "
             "judge's decisions say nothing about the success rate."

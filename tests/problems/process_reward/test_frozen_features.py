@@ -46,6 +46,16 @@ def test_the_configuration_reads_and_scores(tmp_path: Path, monkeypatch: Any) ->
         instantiate(config)(CHAINS)
 
 
+def test_a_cache_changes_no_feature(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", LLAMA)
+    plain = FrozenReader(folder)(CHAINS)
+    for _ in ("written", "read"):
+        kept = FrozenReader(folder, cache=tmp_path / "cache")(CHAINS)
+        assert all(map(torch.equal, kept, plain))
+    with pytest.raises(ValueError, match="dtype=float64 takes no cache"):
+        FrozenReader(folder, dtype="float64", cache=tmp_path / "cache")
+
+
 def test_a_delivered_folder_names_its_frozen_model(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", LLAMA)
     reader = FrozenReader(folder, [1], likelihood=True)

@@ -71,9 +71,11 @@ class FrozenReader:
         separator: text after question and steps; `None` for a blank line, or the tokenizer's own
             separator where its vocabulary has no blank line; "" for none.
         max_length: most tokens of a sequence; `None` for 2,048, or what the model has room for.
-        cache: folder of a `FeatureCache`, which keeps features in float16; `None` to read anew.
+        cache: folder of a `FeatureCache`; `None` to read anew. Features have the precision of
+            float16, in which a cache keeps them, with a cache and without.
         batch: tokens of a forward pass, padding included, >= 1.
-        dtype: float32, bfloat16 or float64, of weights and arithmetic.
+        dtype: float32, bfloat16 or float64, of weights and arithmetic; float64 is for comparisons,
+            takes no cache and does not round features.
         device: where the model reads; features come back to the CPU.
 
     Attributes:
@@ -109,6 +111,8 @@ class FrozenReader:
         check_ranges(self, "batch >= 1")
         if not layers and not likelihood:
             raise ValueError("layers=[] needs likelihood=true: otherwise there is no feature.")
+        if cache is not None and dtype == "float64":
+            raise ValueError("dtype=float64 takes no cache, which keeps float16; drop cache.")
         if not self.pooling or not set(self.pooling) <= set(POOLINGS):
             raise ValueError(f"pooling must list {' and '.join(POOLINGS)}; got {list(pooling)}.")
         refuse_adapter(source)
@@ -121,13 +125,13 @@ class FrozenReader:
         self.backbone: Any = model.base_model if likelihood else model
         self.config = self.backbone.config.get_text_config()
         self.head: Any = model.get_output_embeddings() if likelihood else None
+        self.causal = is_causal(self.backbone)
+        self._check_kind()
         self._hidden = HiddenStates(self.backbone, layers, keep=likelihood)
         self.layers = self._hidden.layers
         self.max_length = self._room(max_length)
         self.separator = default_separator(tokenizer, separator)
         self.tokens = TokenLayout(tokenizer, self.separator)
-        self.causal = is_causal(self.backbone)
-        self._check_kind()
         window = min((w for name in WINDOWS if (w := getattr(self.config, name, None))), default=0)
         self.shares_rows = (
             self.layout == "chain"
@@ -193,11 +197,18 @@ class FrozenReader:
         # Answers to one question next to each other, so that they share a row.
         order = sorted(range(len(items)), key=lambda i: items[i][0])
         ordered = [items[i] for i in order]
-        rows = self.cache(ordered, self._features) if self.cache else self._features(ordered)
+        if self.cache:
+            rows = self.cache(ordered, self._features)
+        else:
+            rows = [self._kept(features) for features in self._features(ordered)]
         features: list[Tensor] = [torch.empty(0)] * len(items)
         for i, row in zip(order, rows, strict=True):
             features[i] = row
         return features
+
+    def _kept(self, features: Tensor) -> Tensor:
+        """Return features as a cache gives them back: the cache must not change a result."""
+        return features if self.dtype == "float64" else features.half().float()
 
     @torch.no_grad()
     def _features(self, items: Sequence[Sequence[str]]) -> list[Tensor]:

@@ -29,7 +29,7 @@ class HiddenStates:
         if any(not -count - 1 <= k <= count for k in layers):
             raise ValueError(
                 f"layers must list indices from {-count - 1} to {count}, of the {count} layers of "
-                f"{type(backbone).__name__}; got {list(layers)}."
+                f"{type(backbone).__name__}; got {list(layers)}. The last one is -1."
             )
         self.layers = tuple(k % (count + 1) for k in layers)
         lists = (x for x in backbone.modules() if isinstance(x, nn.ModuleList))
