@@ -138,7 +138,7 @@ def test_the_server_never_sees_more_than_the_budget(
 KILLED = """
 import sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {package!r}]
+sys.path[:0] = {paths!r}
 import metaopt.llm.pace
 metaopt.llm.pace._backoff = lambda state: 0.0
 from test_faults import client_of, questions
@@ -151,11 +151,10 @@ client.ask(questions(100))
 @pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_everything_sent_on_record(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    paths = {"tests": Path(__file__).parent, "package": Path(metaopt.__file__).parents[1]}
+    tests, package = Path(__file__).parent, Path(metaopt.__file__).parents[1]
+    paths = [str(path) for path in (tests, tests.parent, package)]
     with Faulty() as server:
-        code = KILLED.format(
-            url=server.url, folder=str(folder), **{k: str(v) for k, v in paths.items()}
-        )
+        code = KILLED.format(url=server.url, folder=str(folder), paths=paths)
         process = subprocess.Popen([sys.executable, "-c", code])
         while len(server.log) < 40:
             assert process.poll() is None
