@@ -34,7 +34,7 @@ ALLOWED = {
 EXCEPTIONS = {
     "problems.reward_model.pair_weights": {"problems.domain_reweighting"},
     "problems.rollout_length.schedules": {"report.collect"},
-    "llm.transformers_lm": {"nn.adapters"},
+    "llm.transformers_lm": {"nn.adapters", "data.folder"},
     "llm.decoding": {"nn.precision"},
     "runs.errors": {"llm.errors"},
     "runs.python": {"cli"},  # within functions: a run of the command is made as the command does

@@ -6,7 +6,9 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Source = TypeVar("Source")
 
 
 def data_sets() -> dict[str, Any]:
@@ -43,15 +45,17 @@ def data_folders() -> list[Path]:
     return [Path(variable).expanduser(), cache] if variable else [cache]
 
 
-def model_source(source: str | Path) -> str | Path:
+def model_source(source: Source) -> Source | Path:
     """Return the folder of a model that `metaopt-fetch` knows by this name; else the source itself.
+
+    What is no string, such as a configuration, is returned as it is.
 
     Raises:
         FileNotFoundError: it knows the model, and has not brought it.
     """
-    if source not in models() or Path(source).exists():
+    if not isinstance(source, str) or source not in models() or Path(source).exists():
         return source
-    return find_data(f"models/{source}", str(source))
+    return find_data(f"models/{source}", source)
 
 
 def find_data(path: str | Path, name: str) -> Path:

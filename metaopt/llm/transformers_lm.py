@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
+from metaopt.data.folder import model_source
 from metaopt.llm.authorisation import Authorisation, permit
 from metaopt.llm.chat import Message, Parameters, Reply, Request
 from metaopt.llm.errors import LMError, Rejected
@@ -37,7 +38,7 @@ class TransformersLM:
     at the first question, so that a replay needs no weights.
 
     Args:
-        path: a local folder, or an id of the hub.
+        path: a local folder, an id of the hub, or a name that `metaopt-fetch` knows.
         device: cpu, cuda, cuda:1, ...
         dtype: float32, bfloat16, float16, float64, or auto for the checkpoint's own.
         batch_size: most requests in one batch; those of one `max_tokens` share one.
@@ -147,7 +148,8 @@ class TransformersLM:
         decoder = self._decoder
         if decoder is None:
             try:
-                decoder = Decoder(self._path, self._device, self._dtype, self._seed, self._revision)
+                path = str(model_source(self._path))
+                decoder = Decoder(path, self._device, self._dtype, self._seed, self._revision)
             except (OSError, ValueError, RuntimeError) as error:
                 words = f"Cannot load the model {self._path!r} on {self._device}: {error}"
                 return [Rejected(words, request.role) for request in requests]

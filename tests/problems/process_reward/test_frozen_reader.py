@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.frozen_reader import FrozenReader
+from metaopt.problems.process_reward.model.scorer import TransformerScorer
 
 
 def separate(folder: Path, chain: Chain, layers: list[int], upto: int | None = None) -> Any:
@@ -103,6 +105,18 @@ def test_a_step_with_nothing_before_it_is_refused(tmp_path: Path) -> None:
     reader = FrozenReader(saved(tmp_path, LLAMA), likelihood=True, separator="")
     with pytest.raises(ValueError, match=r"step 1 of .* has no token before it.*Give a question"):
         reader([Chain("", ("five is five",))])
+
+
+@pytest.mark.parametrize("make", [FrozenReader, partial(TransformerScorer, CHAINS)])
+def test_a_fetched_model_goes_by_its_name(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAOPT_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match="Run `metaopt-fetch minilm`"):
+        make("minilm", layout="prefix")
+    folder = saved(tmp_path / "models" / "minilm", BERT)
+    assert make("minilm", layout="prefix").source == folder
 
 
 def test_code_of_a_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from metaopt.data.folder import model_source
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn.adapters import refuse_adapter
 from metaopt.nn.feature_cache import FeatureCache, fingerprint
@@ -60,7 +61,8 @@ class FrozenReader:
     the oldest of the earlier steps' tokens first, then the question's beginning, then its own.
 
     Args:
-        source: a local folder or an id of the hub, of a model in safetensors and its tokenizer.
+        source: a local folder, an id of the hub, or a name that `metaopt-fetch` knows, of a model
+            in safetensors and its tokenizer.
         layers: indices as in transformers' `hidden_states`: 0 the embeddings, k after k layers, and
             the last one, also -1, after the final norm; [] for likelihoods alone.
         pooling: of a step's tokens: end (the last one's state) or mean; one or both.
@@ -104,7 +106,8 @@ class FrozenReader:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
-        self.source, self.likelihood, self.layout = source, likelihood, layout
+        self.source: str | Path = model_source(source)
+        self.likelihood, self.layout = likelihood, layout
         self.pooling, self.dtype, self.device = tuple(pooling), dtype, torch.device(device)
         self.batch = batch
         check_choices(self, layout=LAYOUTS, dtype=tuple(DTYPES))
@@ -115,12 +118,12 @@ class FrozenReader:
             raise ValueError("dtype=float64 takes no cache, which keeps float16; drop cache.")
         if not self.pooling or not set(self.pooling) <= set(POOLINGS):
             raise ValueError(f"pooling must list {' and '.join(POOLINGS)}; got {list(pooling)}.")
-        refuse_adapter(source)
+        refuse_adapter(self.source)
         kind: Any = AutoModelForCausalLM if likelihood else AutoModel
         model = kind.from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            self.source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
         ).eval()
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
         self._model = model
         self.backbone: Any = model.base_model if likelihood else model
         self.config = self.backbone.config.get_text_config()

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from metaopt.data.folder import model_source
 from metaopt.engine.functional import functional_call, places
 from metaopt.engine.ranges import check_choices
 from metaopt.nn.precision import say_if_slow
@@ -52,11 +53,11 @@ class TransformerScorer:
     Args:
         train: training chains, of which an untrained model without a tokenizer takes the words.
         source: a configuration of transformers (random weights) as a dict with its model_type or
-            as an object, a local folder, or an id of the hub; weights are read from safetensors
-            only, and code of the hub is never run.
-        tokenizer: folder or id of the hub (with an image processor too, where the source is a
-            configuration of a model that reads images), or a tokenizer; `None` for that of the
-            source, and for the words of `train` where the source is a configuration.
+            as an object, a local folder, an id of the hub, or a name that `metaopt-fetch` knows;
+            weights are read from safetensors only, and code of the hub is never run.
+        tokenizer: folder, id of the hub or such a name (with an image processor too, where the
+            source is a configuration of a model that reads images), or a tokenizer; `None` for
+            that of the source, and for the words of `train` where the source is a configuration.
         head: hidden, or vocabulary: a linear map of the language model's logits of all words at
             that place, in float32 (what the release of DreamPRM does).
         layout: chain, of causal models; or prefix: a forward pass for each prefix of each chain, S
@@ -105,6 +106,7 @@ class TransformerScorer:
         tokenizer: str | Path | PreTrainedTokenizerBase | None,
     ) -> None:
         check_choices(self, head=HEADS, layout=LAYOUTS, precision=tuple(PRECISIONS))
+        self.source, tokenizer = model_source(self.source), model_source(tokenizer)
         texts = (text for chain in train for text in (chain.prompt, *chain.steps))
         words = tokenizer_of(self.source, tokenizer, texts)
         self.separator = default_separator(words, self.separator)
