@@ -27,6 +27,9 @@ from metaopt.files.errors import FolderInUseError
 from metaopt.files.lock import locked
 from metaopt.files.writing import replacing, write_json
 
+FORMAT = 1
+"""Of features that are kept. Raise it when the features of an item change."""
+
 SHARD = 256
 """Items of a file, and the most that a kill makes a program compute again."""
 
@@ -67,7 +70,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, made_by: Mapping[str, Any]) -> None:
-        self.made_by = dict(made_by)
+        self.made_by = {"format": FORMAT, **made_by}
         name = _digest(json.dumps(self.made_by, sort_keys=True))
         self.folder = Path(folder).expanduser() / name
         self._keys: dict[Path, set[str]] = {}
