@@ -13,6 +13,7 @@ import torch
 from frozen_models import BERT, CHAINS, GPT2, LLAMA, saved
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from metaopt.nn import precision
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.frozen_reader import FrozenReader
 from metaopt.problems.process_reward.model.scorer import TransformerScorer
@@ -117,6 +118,16 @@ def test_a_fetched_model_goes_by_its_name(
         make("minilm", layout="prefix")
     folder = saved(tmp_path / "models" / "minilm", BERT)
     assert make("minilm", layout="prefix").source == folder
+
+
+def test_emulated_bfloat16_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
+    precision.say_if_slow.cache_clear()
+    FrozenReader(saved(tmp_path, LLAMA), dtype="bfloat16")
+    precision.say_if_slow.cache_clear()
+    assert "Use dtype=float32" in caplog.text
 
 
 def test_code_of_a_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
