@@ -172,18 +172,25 @@ FORKS = {
     "forward": lambda: Forward(3),
     "persistent": lambda: EvolutionStrategies(pairs=2, persistent=True),
 }
+ROUNDED = {"persistent": 1e-8}
+"""Relative tolerances of estimators that divide a difference of losses by a small number."""
 
 
 @pytest.mark.parametrize("name", FORKS)
 def test_a_start_made_of_phi_is_that_of_its_seed(name):
-    assert_as_alone(Fork, FORKS[name])
+    assert_as_alone(Fork, FORKS[name], rtol=ROUNDED.get(name, 1e-10))
 
 
 @pytest.mark.parametrize(
-    "estimator", [lambda: Forward(2), lambda: EvolutionStrategies(pairs=2, persistent=True)]
+    ("estimator", "rtol"),
+    [
+        (lambda: Forward(2), 1e-10),
+        # A difference over sigma = 0.01, of which Adam takes little more than the sign.
+        (lambda: EvolutionStrategies(pairs=2, persistent=True), 1e-8),
+    ],
 )
-def test_what_is_drawn_or_carried_for_each_number_is_of_its_seed(estimator):
-    assert_as_alone(Scaled, estimator)
+def test_what_is_drawn_or_carried_for_each_number_is_of_its_seed(estimator, rtol):
+    assert_as_alone(Scaled, estimator, rtol=rtol, atol=1e-10)
 
 
 def moons(seed):
