@@ -24,11 +24,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if path.exists():
         advice = f"Delete it; metaopt resume={folder} writes it again."
-        config = read_yaml(path, advice)
-        for key, (valid, what) in CONFIG.items():
-            if not valid(config.get(key)):
-                raise damaged(path, f"{key} is not {what}", advice)
-        return config
+        return _checked(read_yaml(path, advice), path, advice)
     before = started_with(folder)
     if before is not None:
         return before
@@ -55,7 +51,17 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(record.get(key, kind()), kind):
             raise damaged(path, f"{key} is not a {kind.__name__}", advice)
+    if "config" in record:
+        _checked(record["config"], path, advice)
     return record
+
+
+def _checked(config: dict[str, Any], path: Path, advice: str) -> dict[str, Any]:
+    """Return a config, unless a key of it that a folder is read by is not of its kind."""
+    for key, (valid, what) in CONFIG.items():
+        if not valid(config.get(key)):
+            raise damaged(path, f"{key} is not {what}", advice)
+    return config
 
 
 def started_with(folder: Path) -> dict[str, Any] | None:
@@ -114,7 +120,7 @@ CONFIG: Kinds = {
     "outer_steps": (lambda x: type(x) is int, "a whole number"),
     "report": (lambda x: x is None or isinstance(x, Mapping), "a mapping"),
 }
-"""What the keys of `config.yaml` hold of which a run's folder is read by more than its problem."""
+"""What the keys of a config hold of which a run's folder is read by more than its problem."""
 
 RESULT: Kinds = {
     "metrics": (_numbers, "a mapping of numbers"),

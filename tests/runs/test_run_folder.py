@@ -17,6 +17,7 @@ from metaopt import ConfigError, Descent, Unroll
 from metaopt.files.errors import FolderInUseError
 from metaopt.files.lock import locked
 from metaopt.problems.examples import Ridge
+from metaopt.runs.folder import read_config
 
 Metaopt = Callable[..., Any]
 RUN = ("problem=ridge", "debug=tiny", "figures=false", "hydra.run.dir=run")
@@ -159,6 +160,14 @@ def test_a_folder_of_a_sweep_names_its_runs(metaopt: Metaopt) -> None:
         "It holds 2 runs, such as all/debug=tiny,problem=ridge,seed=0; give one"
         in metaopt("resume=all").err
     )
+
+
+def test_a_config_in_provenance_json_is_checked_as_config_yaml_is(tmp_path: Path) -> None:
+    path = tmp_path / "provenance.json"
+    path.write_text('{"config": {"seed": 0}}')
+    said = f"{path} is damaged: outer_steps is not a whole number"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read_config(tmp_path)
 
 
 def test_a_result_of_another_run_is_not_taken_for_this_ones(metaopt: Metaopt) -> None:
