@@ -149,10 +149,12 @@ def _seed_axes(overrides: Sequence[str]) -> dict[str, list[str]]:
 
 def _seeds(*overrides: str) -> Sequence[int]:
     """Return the seeds of a run; none where the values are a mistake, which the run names."""
-    seed, seeds = (yaml.safe_load(_value(override)) for override in overrides)
     try:
+        seed, seeds = (yaml.safe_load(_value(override)) for override in overrides)
+        if type(seed) is not int:
+            return ()
         return seeds_from(seed, None if seeds == "None" else seeds) or (seed,)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, yaml.YAMLError):
         return ()
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from metaopt.cli.sweep import union
+from metaopt.cli.sweep import _seeds, union
 from metaopt.files.errors import ConfigError
 
 
@@ -83,3 +83,8 @@ def test_seeds_that_two_cells_would_train_are_refused(
         "seed=0,1,2", "seed=range(0,3)"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["[1,2]", "'\\'[\\''", "{a:1}", "a", "1.5"])
+def test_a_seed_that_is_no_whole_number_is_left_to_its_run(value: str) -> None:
+    assert _seeds(f"seed={value}", "seeds=None") == ()
