@@ -140,9 +140,10 @@ class OpenAICompatibleLM:
             return await self._ask(request)
         for text in parameters.choices:
             if len(text.split()) > 1:
+                shown = f"{text[:20]!r}{'...' * (len(text) > 20)}"
                 raise Unsupported(
                     "A server of chat completions tells the probabilities of single tokens; the "
-                    f"choice {text[:20]!r}... is of several. The likelihood of a text takes the "
+                    f"choice {shown} is of several. The likelihood of a text takes the "
                     "model in this process: llm=transformers.",
                     role,
                     sent=False,

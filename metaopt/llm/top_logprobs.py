@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from metaopt.files.numbers import is_number
 from metaopt.llm.chat import Likelihood, Request
 from metaopt.llm.errors import Rejected, Truncated, Unsupported
 
@@ -93,6 +94,6 @@ def _probability(entry: Any) -> tuple[str | None, float]:
     """Return the text and the probability of a token listed; no text where it has none."""
     entry = entry if isinstance(entry, Mapping) else {}
     token, log_p = entry.get("token"), entry.get("logprob")
-    if not isinstance(token, str) or not isinstance(log_p, (int, float)) or not log_p <= 1e-6:
+    if not isinstance(token, str) or not is_number(log_p) or not log_p <= 1e-6:
         return None, 0.0
     return token, math.exp(min(log_p, 0.0))

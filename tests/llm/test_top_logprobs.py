@@ -140,6 +140,14 @@ def test_a_choice_that_is_not_listed(top: dict[str, float], expected: Any) -> No
             "no log probability",
         ),
         (
+            {"logprobs": {"content": [{"top_logprobs": [{"token": "yes", "logprob": False}]}]}},
+            "no log probability",
+        ),
+        (
+            {"logprobs": {"content": [{"top_logprobs": [{"token": "yes", "logprob": -10**400}]}]}},
+            "no log probability",
+        ),
+        (
             {"logprobs": {"content": [{"top_logprobs": [{"token": t, "logprob": -0.1}
                                                         for t in ("yes", "no")]}]}},
             "more than 1",
@@ -158,6 +166,7 @@ def test_a_text_of_several_words_is_refused_before_it_is_sent() -> None:
         (answer,) = asked(server, Request("judge", user("a"), Parameters(choices=("two words",))))
     assert not server.log
     assert isinstance(answer, Unsupported)
+    assert "the choice 'two words' is of several" in str(answer)
     assert "llm=transformers" in str(answer)
 
 
