@@ -29,12 +29,12 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: torchrun has started several processes.
     """
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+    if processes := _of_torchrun():
         raise ConfigError(
             f"the command runs in one process, and WORLD_SIZE={processes} says that torchrun has "
             f"started {processes}, each of which would do the whole run. Start it without "
-            f"torchrun; docs/several_processes.md shows how a program shares out batches, and "
-            f"seeds=<number> trains several seeds together."
+            'torchrun, or unset WORLD_SIZE. The docs\' page "Several processes" shows how a '
+            "program shares out batches, and seeds=<number> trains several seeds together."
         )
     rest = folders.use(arguments)
     flags, overrides = _flags().parse_known_args(rest)
@@ -56,6 +56,17 @@ def run(arguments: Sequence[str]) -> int:
             return _summary(returned, time.monotonic() - started)
         outcome = loaded.run(flags.config_name, job, overrides).return_value
     return int(outcome.status == "failed")
+
+
+def _of_torchrun() -> str | None:
+    """Return how many processes torchrun has started, or `None` where it has started one at most.
+
+    `WORLD_SIZE` alone does not say it: schedulers set it for single programs, too.
+    """
+    processes = os.environ.get("WORLD_SIZE", "")
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "RANK" in os.environ
+    several = processes.isdecimal() and int(processes) > 1
+    return processes if launched and several else None
 
 
 MULTIRUN = "hydra.mode=MULTIRUN"

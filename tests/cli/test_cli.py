@@ -371,9 +371,24 @@ def test_values_against_annotations(value: object, hint: object, fitting: bool) 
     assert describe(hint)
 
 
-def test_several_processes_are_refused(monkeypatch):
+@pytest.mark.parametrize("sign", ["RANK", "TORCHELASTIC_RUN_ID"])
+def test_several_processes_are_refused(monkeypatch, sign):
     from metaopt.cli.command import run
 
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(sign, "0")
     with pytest.raises(ConfigError, match=r"WORLD_SIZE=2 .* Start it without torchrun"):
         run(["problem=ridge"])
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"WORLD_SIZE": "8"}, {"WORLD_SIZE": "", "RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0"}],
+)
+def test_a_program_that_a_scheduler_started_alone_is_not_refused(monkeypatch, variables):
+    from metaopt.cli.command import run
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="resume= takes one folder"):  # the next check
+        run(["resume=a", "resume=b"])
