@@ -98,10 +98,14 @@ class Decoder:
         return self._too_long(request, len(ids), longest, f"max_tokens={longest}") or ids
 
     def _prompt(self, request: Request) -> str:
-        """Return the text that the answer goes on from."""
+        """Return the text that the answer goes on from.
+
+        Without a chat template turns are separated by a blank line, the answer's from the last too.
+        """
         messages = [dict(m) for m in begun(request.messages, request.parameters.prefill)]
         if self._tokenizer.chat_template is None:
-            return "\n\n".join(m["content"] for m in messages)
+            opened = messages[-1]["role"] == "assistant"
+            return "\n\n".join([m["content"] for m in messages] + [""] * (not opened))
         # Behind the template, which would end the assistant's turn and start another one.
         prefix = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
         asked: str = self._tokenizer.apply_chat_template(

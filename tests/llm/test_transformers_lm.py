@@ -194,8 +194,11 @@ def test_a_stop_ends_its_own_row_only(folder: Path) -> None:
 def test_a_model_without_a_template_reads_the_contents(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, chat=False)
     messages = ({"role": "system", "content": "abc"}, {"role": "user", "content": "defg"})
-    (reply,) = ask(TransformersLM(str(folder)), Request("judge", messages, Parameters(0.0, 3)))
-    assert reply.usage == Usage(len("abc") + 2 + len("defg"), 3)
+    plain, begun = Parameters(0.0, 3), Parameters(0.0, 3, prefill="hi")
+    requests = [Request("judge", messages, parameters) for parameters in (plain, begun)]
+    replies = ask(TransformersLM(str(folder)), *requests)
+    read = [len("abc\n\ndefg\n\n"), len("abc\n\ndefg\n\nhi")]
+    assert [reply.usage for reply in replies] == [Usage(n, 3) for n in read]
 
 
 def edited(folder: Path, target: Path, name: str, edit: Callable[[Any], Any]) -> Path:
