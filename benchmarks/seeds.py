@@ -1,6 +1,7 @@
 """Several seeds trained together, against runs of one seed each: CPU seconds and differences.
 
-The last comparison, 2,000 of the 6,000 steps of `problem=meta_pseudo_labels`, takes three CPU minutes.
+The last comparison, 2,000 of the 6,000 steps of `problem=meta_pseudo_labels`, takes three CPU
+minutes.
 """
 
 from __future__ import annotations

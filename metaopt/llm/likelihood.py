@@ -48,7 +48,8 @@ def log_probabilities(
         FloatingPointError: logits that are not numbers.
 
     Cost: one forward pass over each different (prompt, tail without its last token), in as many
-    batches as keep the logits below `MOST_LOGITS` and the padding below `MOST_PADDED`.
+    batches as keep the logits below `MOST_LOGITS` and the padding below `MOST_PADDED` beyond one
+    row.
     """
     rows: dict[Row, list[int]] = {}
     for i, each in enumerate(continuations):

@@ -1,8 +1,7 @@
 """What an interrupted reverse pass goes on from, and how it is known to be of this one.
 
 It is in `<run>/reverse/step_<outer step>/<key>/`, and of several processes in a folder of each
-there. The run deletes it once the checkpoint of the
-outer step is on the disk.
+there. The run deletes it once the checkpoint of the outer step is on the disk.
 """
 
 from __future__ import annotations
