@@ -167,9 +167,7 @@ def fingerprint(model: torch.nn.Module, tokenizer: Any) -> str:
     config: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr, operator]
     digest = sha256(_settings({**config, "transformers_version": None}))
     digest.update(type(model).__name__.encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    _add_weights(digest, model)
     words = copy.deepcopy(tokenizer)
     backend = getattr(words, "backend_tokenizer", None)
     if backend is not None:  # every call sets its own; a file may hold those of another program
@@ -185,6 +183,22 @@ def fingerprint(model: torch.nn.Module, tokenizer: Any) -> str:
                     content = _settings({k: v for k, v in values.items() if k not in OF_A_CALL})
                 digest.update(path.name.encode() + content)
     return digest.hexdigest()
+
+
+def content_hash(model: torch.nn.Module, tokenizer: Any) -> str:
+    """Return a hash of a model's weights, with their precision, and of the vocabulary alone.
+
+    Unlike `fingerprint` it does not depend on how a version of transformers writes configurations.
+    """
+    digest = sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    _add_weights(digest, model)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: Any, model: torch.nn.Module) -> None:
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _settings(values: Mapping[str, Any]) -> bytes:

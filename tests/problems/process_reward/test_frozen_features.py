@@ -56,13 +56,18 @@ def test_a_cache_changes_no_feature(tmp_path: Path) -> None:
         FrozenReader(folder, dtype="float64", cache=tmp_path / "cache")
 
 
-def test_a_delivered_folder_names_its_frozen_model(tmp_path: Path) -> None:
+def test_a_delivered_folder_names_its_frozen_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = saved(tmp_path / "model", LLAMA)
-    reader = FrozenReader(folder, [1], likelihood=True)
+    monkeypatch.chdir(tmp_path)
+    reader = FrozenReader("model", [1], likelihood=True)
     scorer = frozen_scorer(CHAINS, reader, widths=(5,))
     params, _ = scorer.init(generator(0))
     card = ModelCard("4 chains", {"best of 4": 0.5})
     assert export(scorer, params, tmp_path / "out", card, CHAINS) <= 1e-5
+    assert f"looked for at `{folder}`" in (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path / "out")
     read, tensors = load(tmp_path / "out")
     assert isinstance(read.features, FrozenFeatures)
     steps = read.encode(CHAINS)
@@ -70,6 +75,9 @@ def test_a_delivered_folder_names_its_frozen_model(tmp_path: Path) -> None:
         scores(read, tensors, steps)[steps.mask], scores(scorer, params, steps)[steps.mask]
     )
     assert not [p for p in (tmp_path / "out").iterdir() if p.stat().st_size > 50_000]
+    saved(tmp_path / "model", {**LLAMA, "rms_norm_eps": 1e-5})
+    with pytest.warns(UserWarning, match="another configuration or tokenizer, as after an upgrade"):
+        load(tmp_path / "out")
     saved(tmp_path / "model", LLAMA, seed=1)
     with pytest.raises(ValueError, match=r"is not the model that .*/out was trained on"):
         load(tmp_path / "out")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,12 @@ def _write_features(
     if isinstance(features, FrozenFeatures):
         names: tuple[str, ...] = ("mean", "deviation")
         reader = features.reader
-        more = {"kind": "frozen", "reader": reader.settings, "fingerprint": reader.fingerprint}
+        more = {
+            "kind": "frozen",
+            "reader": reader.settings,
+            "fingerprint": reader.fingerprint,
+            "content_hash": reader.content_hash,
+        }
     else:
         names = ("idf", "components", "mean", "deviation")
         more = {"kind": "features", "vocabulary": list(features.vocabulary)}
@@ -162,11 +168,17 @@ def _write_features(
 def _read_frozen(folder: Path, settings: dict[str, Any]) -> FeatureScorer:
     """Return the scorer of features of a model that is not in the folder but named by it."""
     reader = FrozenReader(**settings.pop("reader"))
-    if settings.pop("fingerprint") != reader.fingerprint:
+    if settings.pop("content_hash") != reader.content_hash:
         raise ValueError(
-            f"{reader.source} is not the model that {folder} was trained on: its weights, its "
-            f"configuration or its tokenizer differ. Name the right one as reader.source in "
-            f"{folder / SETTINGS}."
+            f"{reader.source} is not the model that {folder} was trained on: its weights or its "
+            f"vocabulary differ. Name the right one as reader.source in {folder / SETTINGS}."
+        )
+    if settings.pop("fingerprint") != reader.fingerprint:
+        warnings.warn(
+            f"{reader.source} has the weights and the vocabulary that {folder} was trained on, but "
+            f"another configuration or tokenizer, as after an upgrade of transformers: compare "
+            f"its scores with those of the version it was trained with.",
+            stacklevel=3,
         )
     features = FrozenFeatures(reader, **load_file(folder / FEATURES))
     return FeatureScorer((), features=features, **settings)
@@ -213,6 +225,11 @@ from metaopt.problems.process_reward.model.steps import scores
 scorer, tensors = load(FOLDER)
 steps = scorer.encode([Chain(PROMPT, STEPS)])
 logits = scores(scorer, tensors, steps)  # (chains, steps), of no meaning where not steps.mask"""
+    if settings["kind"] == "frozen":
+        meaning += (
+            f"\n\nIt reads the steps with a frozen model that is not in this folder, and is looked "
+            f"for at `{settings['reader']['source']}`: `reader.source` in `{SETTINGS}`."
+        )
     library = "metaopt"
     if settings["kind"] == "transformer":
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

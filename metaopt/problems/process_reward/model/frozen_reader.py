@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from metaopt.data.folder import model_source
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn.adapters import refuse_adapter
-from metaopt.nn.feature_cache import FeatureCache, fingerprint
+from metaopt.nn.feature_cache import FeatureCache, content_hash, fingerprint
 from metaopt.nn.positions import positions
 from metaopt.nn.precision import say_if_slow
 from metaopt.problems.process_reward.data.formats import Chain
@@ -158,12 +158,19 @@ class FrozenReader:
         """The arguments that features depend on, by name, as JSON has them."""
         names = ("layers", "pooling", "likelihood", "layout", "separator", "max_length", "dtype")
         values = {name: getattr(self, name) for name in names}
-        return {"source": str(self.source), **json.loads(json.dumps(values))}
+        place = Path(self.source)
+        source = place.absolute() if place.exists() else self.source
+        return {"source": str(source), **json.loads(json.dumps(values))}
 
     @cached_property
     def fingerprint(self) -> str:
         """See `metaopt.nn.feature_cache.fingerprint`; of the layers that are read."""
         return fingerprint(self._model, self.tokens.tokenizer)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """See `metaopt.nn.feature_cache.content_hash`; of the layers that are read."""
+        return content_hash(self._model, self.tokens.tokenizer)
 
     def _room(self, max_length: int | None) -> int:
         room = positions(self.backbone)
