@@ -38,7 +38,8 @@ def ls(arguments: Sequence[str]) -> int:
         label = config.get("label") or config.get("name") or ""
         metrics = result.get("metrics") or {}
         shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k, v))
-        print(f"{path}  {state(path, config)}  {label}, {_seeds(config)}  {shown}".rstrip())
+        how_far = state(path, config, whole=False)
+        print(f"{path}  {how_far}  {label}, {_seeds(config)}  {shown}".rstrip())
     return 0
 
 
@@ -73,13 +74,16 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
-def state(folder: Path, config: dict[str, Any]) -> str:
-    """Return `finished`, `failed: <why>`, or the outer step that a continuation starts from."""
+def state(folder: Path, config: dict[str, Any], whole: bool = True) -> str:
+    """Return `finished`, `failed: <why>`, or the outer step that a continuation starts from.
+
+    `whole` says whether checkpoints are read to their end, see `newest_readable`.
+    """
     result = result_of(folder)
     if result is not None:
         stopped = result.get("stopped")
         return f"finished (stopped by {stopped})" if stopped else "finished"
-    done = taken(folder, config)
+    done = taken(folder, config, whole)
     later = [path for number, path in steps(folder / "checkpoints") if number > done]
     note = f" ({later[-1].name} is damaged, or another run's)" if later else ""
     step = f"outer step {done} of {config.get('outer_steps')}{note}"

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,21 +101,34 @@ def latest(folder: Path) -> dict[str, Any] | None:
     ) from newest
 
 
-def newest_readable(folder: Path, most: int) -> int:
+def newest_readable(folder: Path, most: int, whole: bool = True) -> int:
     """Return the outer step of the newest checkpoint up to `most` that can be read, 0 without one.
 
     Says nothing of damaged ones, which `latest` names.
+
+    Args:
+        folder: of the checkpoints.
+        most: the last outer step that counts.
+        whole: whether files are read to their end, or only tested for being zip archives, which
+            costs as little for gigabytes.
     """
-    for step, path in reversed(steps(folder)):
-        if step <= most:
-            try:
-                _read(path, step)
-            except UnknownStateError:  # whole, and of a problem that is not imported
-                return step
-            except CheckpointError:
-                continue
-            return step
-    return 0
+    readable = _readable if whole else _is_archive
+    found = (n for n, path in reversed(steps(folder)) if n <= most and readable(path, n))
+    return next(found, 0)
+
+
+def _is_archive(path: Path, step: int) -> bool:
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def _readable(path: Path, step: int) -> bool:
+    try:
+        _read(path, step)
+    except UnknownStateError:  # whole, and of a problem that is not imported
+        return True
+    except CheckpointError:
+        return False
+    return True
 
 
 def _read(path: Path, step: int) -> dict[str, Any]:

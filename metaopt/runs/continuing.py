@@ -120,13 +120,13 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
         write_text(path, text)
 
 
-def taken(folder: Path, config: Mapping[str, Any]) -> int:
-    """Return the outer step that a run continues from.
+def taken(folder: Path, config: Mapping[str, Any], whole: bool = True) -> int:
+    """Return the outer step that a run continues from; `whole` as for `newest_readable`.
 
     A file of more steps than were asked for is no checkpoint of the run.
     """
     most = max(c["outer_steps"] for c in (config, started_with(folder) or config))
-    return checkpoint.newest_readable(folder / "checkpoints", most)
+    return checkpoint.newest_readable(folder / "checkpoints", most, whole)
 
 
 def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,16 @@ def test_a_state_of_an_unknown_class_is_no_damage(tmp_path: Path) -> None:
     write_tensors(path, {**state(2.0, 1), "last": {"__tag__": "unheard of"}})
     with pytest.raises(tree.UnknownStateError, match="import the problem"):
         checkpoint.latest(tmp_path)
+
+
+def test_a_list_of_runs_reads_no_checkpoint_to_its_end(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        with zipfile.ZipFile(tmp_path / f"step_{step:08d}.pt", "w") as archive:
+            archive.writestr("a", b"no state of a run")
+    (tmp_path / "step_00000003.pt").write_bytes(b"no archive")
+    assert checkpoint.newest_readable(tmp_path, 9, whole=False) == 2
+    assert checkpoint.newest_readable(tmp_path, 1, whole=False) == 1
+    assert checkpoint.newest_readable(tmp_path, 9) == 0
 
 
 def test_when_all_are_damaged_the_newest_is_named(tmp_path: Path) -> None:
