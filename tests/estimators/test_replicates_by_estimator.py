@@ -185,7 +185,7 @@ def test_a_start_made_of_phi_is_that_of_its_seed(name):
     ("estimator", "rtol"),
     [
         (lambda: Forward(2), 1e-10),
-        # A difference over sigma = 0.01, of which Adam takes little more than the sign.
+        # A difference over 2 sigma^2 = 0.02, of which Adam takes little more than the sign.
         (lambda: EvolutionStrategies(pairs=2, persistent=True), 1e-8),
     ],
 )
