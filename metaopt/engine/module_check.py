@@ -146,7 +146,7 @@ def _differentiated(
             f"Make it with scale_grad_by_freq=False."
         )
     if accesses.other:
-        raise ValueError(recomputed(problem, name, "and reads the module's own weights"))
+        raise ValueError(recomputed(problem, name, "and reads the module's own weights or buffers"))
     return loss, slopes
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaopt.engine import tree
@@ -30,7 +29,8 @@ class watched_checkpoints:
 
     Raises:
         ValueError: in the block, a layer is checkpointed with `use_reentrant=True`; in a reverse
-            pass after it, a layer that is recomputed reads a weight that it did not read before.
+            pass after it, a layer that is recomputed reads a weight or buffer that it did not read
+            before.
     """
 
     def __init__(self, problem: str, loss: str) -> None:
@@ -52,7 +52,9 @@ class watched_checkpoints:
         if torch._C._functorch.maybe_current_level() is not None:
             how = "for several seeds or tasks at once, where torch has no recomputation"
             raise ValueError(recomputed(self.problem, self.loss, how))
-        reads = _Reads(recomputed(self.problem, self.loss, "and reads the module's own weights"))
+        reads = _Reads(
+            recomputed(self.problem, self.loss, "and reads the module's own weights or buffers")
+        )
 
         def watched() -> Any:
             return tuple(_Within(context, reads) for context in contexts())
@@ -77,7 +79,10 @@ def recomputed(problem: str, loss: str, how: str) -> str:
 
 
 class _Reads(TorchDispatchMode):
-    """Which memory a layer reads when it is first called; later it must read no other weights."""
+    """Which memory a layer reads when it is first called; later it must read no other.
+
+    But for what it makes itself: a buffer of the module is no parameter, and may differ as well.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -94,14 +99,20 @@ class _Reads(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        for tensor in tree.tensors((args, kwargs)):
-            if tensor.layout is not torch.strided:
-                continue
-            if not self.again:
-                self.memory.add(tensor.data_ptr())
-            elif isinstance(tensor, nn.Parameter) and tensor.data_ptr() not in self.memory:
-                raise ValueError(self.message)
-        return func(*args, **(kwargs or {}))
+        constant = func is torch.ops.aten.lift_fresh.default  # made by torch.tensor(), just now
+        if not self.again:
+            self.memory |= _memory((args, kwargs))
+        elif not constant and not self.memory.issuperset(_memory((args, kwargs))):
+            raise ValueError(self.message)
+        result = func(*args, **(kwargs or {}))
+        self.memory |= _memory(result)
+        return result
+
+
+def _memory(tensors: Any) -> set[int]:
+    """Return where storages begin: a row of a weight is on the weight's."""
+    strided = (t for t in tree.tensors(tensors) if t.layout is torch.strided)
+    return {t.untyped_storage().data_ptr() for t in strided}
 
 
 class _Within:

@@ -139,14 +139,14 @@ def _moving(inner_loss: Tensor, phi: Tree, theta: Tree, watched: set[str]) -> se
             tree.total(inner_loss), list(theta.values()), create_graph=True, allow_unused=True
         )
         slopes = {k: g for k, g in zip(theta, grads, strict=True) if g is not None}
-        found = set[str]()
+        found, reached = set[str](), set[str]()
         while not watched <= found:
             found |= watched
             ends = [slopes[k].sum() for k in found & slopes.keys()]
             reached = tree.reached(ends, {f"theta {k}": t for k, t in theta.items()} | phi)
             watched = {k for k in theta if f"theta {k}" in reached}
         return reached & phi.keys()
-    except (RuntimeError, NotImplementedError):  # no second derivative: told where one is taken
+    except RuntimeError:  # no second derivative: told where one is taken
         return read
 
 
@@ -196,7 +196,11 @@ def _refuse_unconnected(
         copied = inner.at(tree.leaves(inner.params))
         with uses, twice_differentiable():
             inner_loss = loop.inner_value(phi, copied, draw)
-        read |= _moving(inner_loss, phi, copied.params, watched)  # one graph at a time
+        # One graph at a time. A difference of gradients needs no derivative of theirs.
+        if estimator.second_derivatives:
+            read |= _moving(inner_loss, phi, copied.params, watched)
+        else:
+            read |= tree.reached(inner_loss, phi)
     made = [t for o in optimizers(loop, phi, inner.step, steps) for t in hyperparameters(o)]
     connected, problem = tree.reached(outer_loss, phi), type(loop.problem).__name__
     at = f" at outer step {loop.outer_step + 1}" if loop.outer_step else ""

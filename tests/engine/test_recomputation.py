@@ -25,6 +25,7 @@ class Net(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 1)
         self.layers, self.late = layers, False
+        self.register_buffer("scale", torch.ones(4))
 
     def forward(self, x):
         return self.layers(self, x) if self.late else self.last(self.first(x).tanh())
@@ -47,6 +48,9 @@ CHECKPOINTED = {
         lambda h: F.linear(h, net.last.weight, net.last.bias),
         net.first(x).tanh(),
         use_reentrant=False,
+    ),
+    "a buffer": lambda net, x: net.last(
+        checkpoint(lambda h: (h * net.scale).tanh(), net.first(x), use_reentrant=False)
     ),
     "without inputs on the graph": lambda net, x: net.last(
         checkpoint(net.first, x, use_reentrant=True).tanh()
@@ -78,7 +82,8 @@ class Late(GradientProblem):
 
     def losses(self, inner, batch):
         x, self.module.late = batch
-        return (torch.func.functional_call(self.module, inner, (x,))[:, 0] - x.sum(1)) ** 2
+        tensors = {**inner, "scale": torch.full((4,), 2.0, dtype=torch.float64)}
+        return (torch.func.functional_call(self.module, tensors, (x,))[:, 0] - x.sum(1)) ** 2
 
     def inner_loss(self, outer, inner, batch):
         return (outer["weights"].sigmoid() * self.losses(inner, batch)).mean()
@@ -104,7 +109,7 @@ def test_training_alone_refuses_them_and_gives_torch_its_own_functions_back():
     loop = InnerLoop(Late(CHECKPOINTED["a module"]))
     outer = loop.problem.init_outer(None)
     inner = loop.run(outer, loop.start(outer, None, 0), 0, FROM)
-    with pytest.raises(ValueError, match="reads the module's own weights"):
+    with pytest.raises(ValueError, match="reads the module's own weights or buffers"):
         loop.run(outer, inner, 1, 1)
     assert dict(vars(torch.utils.checkpoint)) == before
 
@@ -113,11 +118,17 @@ def test_training_alone_refuses_them_and_gives_torch_its_own_functions_back():
 def test_members_that_run_together_are_refused_with_a_sentence(several):
     problem = Late(CHECKPOINTED["a module"], warm="seeds" in several)
     estimator = Unroll(5, tasks=several.get("tasks", 1))
-    engine = Engine(
-        problem, estimator, Descent("sgd", lr=0.1), outer_steps=2, seeds=several.get("seeds")
-    )
-    with pytest.raises(ValueError, match="layers in its backward pass for several seeds or tasks"):
-        list(engine)
+    how = "(for several seeds or tasks|and reads the module's own weights)"
+    with pytest.raises(ValueError, match=f"layers in its backward pass {how}"):
+        list(
+            Engine(
+                problem,
+                estimator,
+                Descent("sgd", lr=0.1),
+                outer_steps=2,
+                seeds=several.get("seeds"),
+            )
+        )
 
 
 @pytest.mark.parametrize("estimator", [Unroll(5), Unroll(5, segments=3), Forward(5)])

@@ -16,6 +16,7 @@ from metaopt.estimators import (
     Forward,
     Implicit,
     OneStep,
+    Penalty,
     Sama,
     Soba,
     Unroll,
@@ -229,7 +230,7 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("estimator", [Unroll(3), OneStep(), Implicit(), Sama()])
+@pytest.mark.parametrize("estimator", [Unroll(3), OneStep(), Implicit()])
 @pytest.mark.parametrize("term", [*UNREAD, *READ])
 def test_a_part_of_phi_that_moves_nothing_that_the_outer_loss_reads_is_named(term, estimator):
     loop = InnerLoop(Parts({**UNREAD, **READ}[term]))
@@ -239,3 +240,37 @@ def test_a_part_of_phi_that_moves_nothing_that_the_outer_loss_reads_is_named(ter
     sentence = r"leave a part .* \(coefficient \(\)\) to outer_loss of Parts, nor to what moves"
     with pytest.raises(ValueError, match=sentence):
         estimator.check(loop)
+
+
+class Opaque(torch.autograd.Function):
+    """x^2 / 2, whose gradient has no derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square() / 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.detach() * ctx.saved_tensors[0].detach()
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference(), Sama(), Penalty()])
+def test_differences_of_gradients_take_a_loss_without_second_derivatives(estimator):
+    term = lambda c, read, other: Opaque.apply(read - c).sum()  # noqa: E731
+    estimator.check(InnerLoop(Parts(term)))
+
+
+def test_an_outer_loss_of_no_parameter_is_named_or_reads_phi_alone():
+    class Detached(Parts):
+        def outer_loss(self, outer, inner, batch):
+            return inner["read"].detach().square().sum()
+
+    class Direct(Parts):
+        def outer_loss(self, outer, inner, batch):
+            return outer["coefficient"].square() + outer["weights"].square().sum()
+
+    term = READ["of the part"]
+    with pytest.raises(ValueError, match=r"would return 0: .* Look for a detach\(\)"):
+        Unroll(3).check(InnerLoop(Detached(term)))
+    Unroll(3).check(InnerLoop(Direct(term)))
