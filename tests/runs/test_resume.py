@@ -125,7 +125,8 @@ def build(folder: Path, at: int | None = None, **settings: Any) -> Run:
         outer_steps=20,
     )
     watch = functools.partial(Watch, at)
-    return Run(engine, folder, {"name": "r"}, figures=False, watch=watch, **settings)
+    config = {"name": "r", "seed": 0, "outer_steps": 20}
+    return Run(engine, folder, config, figures=False, watch=watch, **settings)
 
 
 def result(folder: Path) -> bytes:
