@@ -27,6 +27,8 @@ def register(config: Any, model: Any, auto: Any) -> None:
 def new_folder(folder: str | Path, card: ModelCard) -> Iterator[Path]:
     """Make an empty folder for a model; inside the block transformers shows no progress bars.
 
+    Its files may be read by whoever may read the folder: safetensors writes for the owner alone.
+
     Raises:
         ValueError: a card without data or figures, or with contradictory ones.
         FileExistsError: the folder holds something, or is a file.
@@ -40,6 +42,9 @@ def new_folder(folder: str | Path, card: ModelCard) -> Iterator[Path]:
     logging.disable_progress_bar()
     try:
         yield folder
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(path.stat().st_mode | folder.stat().st_mode & 0o444)
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -44,7 +44,16 @@ def add_adapters(model: nn.Module, lora: Mapping[str, Any]) -> None:
     config = lora_config(lora)
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(config, model)
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:  # of peft, which names no layer of the model
+        layers = {
+            k.rpartition(".")[2] for k, v in model.named_modules() if isinstance(v, nn.Linear)
+        }
+        raise ValueError(
+            f"lora: {error} The linear layers of {type(model).__name__} are "
+            f"{', '.join(sorted(layers))}; set lora.target_modules."
+        ) from error
     for value in model.parameters():
         if value.requires_grad:
             value.data = value.data.float()
