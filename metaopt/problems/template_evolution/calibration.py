@@ -153,6 +153,11 @@ class JudgeCalibration(TemplateProblem):
             self.template = logistic_rubric(criteria, texts, outcomes).render()
         scoring = scoring or WrittenScore()
         scoring.check(self.template, lms["judge"])
+        if not scoring.reads_template:
+            logging.getLogger(__name__).warning(
+                "scoring=%s reads no template, so that all outer steps judge alike: one is enough.",
+                scoring.name,
+            )
         if isinstance(scoring, WrittenScore):
             _check_asks(self.template)
         if isinstance(lms["template"], SimulatedLM) and scoring.reads_template:

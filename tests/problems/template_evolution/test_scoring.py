@@ -199,9 +199,12 @@ def test_a_small_mass_is_warned_about_once_and_logged(
     assert numbers["judge/choice_mass"] == pytest.approx(0.2)
 
 
-def test_likelihood_reads_no_template_so_none_is_searched_for(data: Solutions) -> None:
+def test_likelihood_reads_no_template_so_none_is_searched_for(
+    data: Solutions, caplog: pytest.LogCaptureFixture
+) -> None:
     lm, free = Likely(), partial(Client, limits={"lm_calls": 9999})
     problem = make(data, judge=lm, client=free, scoring=ResponseLikelihood())
+    assert "reads no template, so that all outer steps judge alike" in caplog.text
     engine = run(problem, 4)
     assert engine.optimizer.solution == problem.template
     rows = {(x.query, x.response) for x in problem.labelled}
