@@ -29,7 +29,7 @@ from metaopt.engine.kernels import eager
 from metaopt.engine.parameter_accesses import ParameterAccesses
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import generator
-from metaopt.engine.recomputation import recomputed
+from metaopt.engine.recomputation import OTHER_TENSORS, recomputed
 from metaopt.engine.rounding import rounding
 from metaopt.engine.scheduled import Scheduled
 
@@ -146,7 +146,7 @@ def _differentiated(
             f"Make it with scale_grad_by_freq=False."
         )
     if accesses.other:
-        raise ValueError(recomputed(problem, name, "and reads the module's own weights or buffers"))
+        raise ValueError(recomputed(problem, name, OTHER_TENSORS))
     return loss, slopes
 
 

@@ -20,6 +20,10 @@ CHECKPOINT: Any = torch.utils.checkpoint
 HOOKS = "_checkpoint_without_reentrant_generator", "CheckpointFunction"
 """What `checkpoint` calls, wherever it was imported: without and with `use_reentrant=True`."""
 
+OTHER_TENSORS = "and reads other tensors than before, such as the module's own weights or buffers"
+SEVERAL = "for several seeds or tasks at once, where torch has no recomputation"
+"""How layers are recomputed wrongly, for `recomputed`."""
+
 
 class watched_checkpoints:
     """A block for a loss, whose checkpointed layers must be recomputed with the weights they had.
@@ -50,11 +54,8 @@ class watched_checkpoints:
     ) -> Any:
         """Return torch's generator, the function and its recomputation run in contexts of ours."""
         if torch._C._functorch.maybe_current_level() is not None:
-            how = "for several seeds or tasks at once, where torch has no recomputation"
-            raise ValueError(recomputed(self.problem, self.loss, how))
-        reads = _Reads(
-            recomputed(self.problem, self.loss, "and reads the module's own weights or buffers")
-        )
+            raise ValueError(recomputed(self.problem, self.loss, SEVERAL))
+        reads = _Reads(recomputed(self.problem, self.loss, OTHER_TENSORS))
 
         def watched() -> Any:
             return tuple(_Within(context, reads) for context in contexts())

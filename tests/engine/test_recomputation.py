@@ -12,6 +12,7 @@ from metaopt.engine import Engine
 from metaopt.engine.gradient_problem import GradientProblem, split_module
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
+from metaopt.engine.recomputation import OTHER_TENSORS, SEVERAL, watched_checkpoints
 from metaopt.estimators import FiniteDifference, Forward, Implicit, OneStep, Unroll
 from metaopt.optimizers import Descent
 from metaopt.testing.differences import run_differences
@@ -109,26 +110,26 @@ def test_training_alone_refuses_them_and_gives_torch_its_own_functions_back():
     loop = InnerLoop(Late(CHECKPOINTED["a module"]))
     outer = loop.problem.init_outer(None)
     inner = loop.run(outer, loop.start(outer, None, 0), 0, FROM)
-    with pytest.raises(ValueError, match="reads the module's own weights or buffers"):
+    with pytest.raises(ValueError, match=OTHER_TENSORS):
         loop.run(outer, inner, 1, 1)
     assert dict(vars(torch.utils.checkpoint)) == before
 
 
-@pytest.mark.parametrize("several", [{"tasks": 2}, {"seeds": 2}])
-def test_members_that_run_together_are_refused_with_a_sentence(several):
-    problem = Late(CHECKPOINTED["a module"], warm="seeds" in several)
-    estimator = Unroll(5, tasks=several.get("tasks", 1))
-    how = "(for several seeds or tasks|and reads the module's own weights)"
-    with pytest.raises(ValueError, match=f"layers in its backward pass {how}"):
-        list(
-            Engine(
-                problem,
-                estimator,
-                Descent("sgd", lr=0.1),
-                outer_steps=2,
-                seeds=several.get("seeds"),
-            )
-        )
+@pytest.mark.parametrize(("tasks", "seeds"), [(2, None), (1, 2)])
+def test_members_are_refused_before_a_run_that_comes_to_checkpoint(tasks, seeds):
+    problem, sgd = Late(CHECKPOINTED["a module"], warm=tasks == 1), Descent("sgd", lr=0.1)
+    with pytest.raises(ValueError, match=OTHER_TENSORS):
+        Engine(problem, Unroll(5, tasks=tasks), sgd, outer_steps=2, seeds=seeds)
+
+
+def test_a_layer_is_not_checkpointed_for_several_members_at_once():
+    weight = torch.ones(2, 3, requires_grad=True)
+
+    def loss(x):
+        return checkpoint(torch.sin, x, use_reentrant=False).sum()
+
+    with watched_checkpoints("Late", "inner_loss"), pytest.raises(ValueError, match=SEVERAL):
+        torch.vmap(loss)(weight)
 
 
 @pytest.mark.parametrize("estimator", [Unroll(5), Unroll(5, segments=3), Forward(5)])
