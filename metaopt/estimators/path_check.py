@@ -139,10 +139,10 @@ def _moving(inner_loss: Tensor, phi: Tree, theta: Tree, watched: set[str]) -> se
             tree.total(inner_loss), list(theta.values()), create_graph=True, allow_unused=True
         )
         slopes = {k: g for k, g in zip(theta, grads, strict=True) if g is not None}
-        found, reached = set[str](), set[str]()
-        while not watched <= found:
-            found |= watched
-            ends = [slopes[k].sum() for k in found & slopes.keys()]
+        followed, reached = set[str](), set[str]()
+        while not watched <= followed:
+            followed |= watched
+            ends = [slopes[k].sum() for k in followed & slopes.keys()]
             reached = tree.reached(ends, {f"theta {k}": t for k, t in theta.items()} | phi)
             watched = {k for k in theta if f"theta {k}" in reached}
         return reached & phi.keys()

@@ -78,15 +78,15 @@ def _batches(rows: list[Row], vocabulary: int, batch_size: int) -> list[list[Row
     batches: list[list[Row]] = []
     tokens = positions = 0
     for row in rows:
-        length, kept = len(row[0]) + len(row[1]), len(row[1]) + 1
+        length, scored = len(row[0]) + len(row[1]), len(row[1]) + 1
         count = len(batches[-1]) + 1 if batches else 1
-        tokens, positions = tokens + length, max(positions, kept)
+        tokens, positions = tokens + length, max(positions, scored)
         fits = count <= batch_size and count * positions * vocabulary <= MOST_LOGITS
         if batches and fits and count * length <= MOST_PADDED * tokens:
             batches[-1].append(row)
         else:
             batches.append([row])
-            tokens, positions = length, kept
+            tokens, positions = length, scored
     return batches
 
 

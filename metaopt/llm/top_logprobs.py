@@ -47,14 +47,14 @@ def likelihoods(choice: Mapping[str, Any], request: Request, where: str) -> list
         Truncated: the answer has no token, or what is listed are no log probabilities.
     """
     role, listed = request.role, _listed(choice, request, where)
-    found = {text: listed.get(text, 0.0) for text in request.parameters.choices}
+    probabilities = {text: listed.get(text, 0.0) for text in request.parameters.choices}
     rest = min(min(listed.values()), max(1 - math.fsum(listed.values()), 0.0))
-    missing = [text for text in found if text not in listed]
+    missing = [text for text in probabilities if text not in listed]
     most = math.fsum(
         rest + math.fsum(p for token, p in listed.items() if token and text.startswith(token))
         for text in missing
     )
-    mass = math.fsum(found.values())
+    mass = math.fsum(probabilities.values())
     if most > UNLISTED * mass:
         raise Rejected(
             f"The server lists its {len(listed)} likeliest tokens. Of the choices, "
@@ -64,7 +64,7 @@ def likelihoods(choice: Mapping[str, Any], request: Request, where: str) -> list
             role,
             kind="unlisted choices",
         )
-    return [Likelihood(math.log(p) if p else -math.inf) for p in found.values()]
+    return [Likelihood(math.log(p) if p else -math.inf) for p in probabilities.values()]
 
 
 def _listed(choice: Mapping[str, Any], request: Request, where: str) -> dict[str, float]:

@@ -202,8 +202,8 @@ def _add_weights(digest: Any, model: torch.nn.Module) -> None:
 
 
 def _settings(values: Mapping[str, Any]) -> bytes:
-    kept = {k: v for k, v in values.items() if k not in PLACES}
-    return json.dumps(kept, sort_keys=True, default=str).encode()
+    portable = {k: v for k, v in values.items() if k not in PLACES}
+    return json.dumps(portable, sort_keys=True, default=str).encode()
 
 
 def _digest(content: str | bytes) -> str:

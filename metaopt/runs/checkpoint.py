@@ -113,8 +113,8 @@ def newest_readable(folder: Path, most: int, whole: bool = True) -> int:
             costs as little for gigabytes.
     """
     readable = _readable if whole else _is_archive
-    found = (n for n, path in reversed(steps(folder)) if n <= most and readable(path, n))
-    return next(found, 0)
+    newest_first = (n for n, path in reversed(steps(folder)) if n <= most and readable(path, n))
+    return next(newest_first, 0)
 
 
 def _is_archive(path: Path, step: int) -> bool:

@@ -48,7 +48,7 @@ class ReversePass:
         """
         if self.schedule.first(self.steps[-1]) == self.steps.start:
             return self._at_once(start)
-        if self.steps.start not in self.store.kept:
+        if self.steps.start not in self.store.steps:
             self.store.put(self.steps.start, start)
         if progress is None:
             progress = self._entered(self._end())
@@ -98,11 +98,11 @@ class ReversePass:
 
     def _reached(self, target: int) -> GradientState:
         """Return the state from which `target` is differentiated, run from the last kept one."""
-        first, at = self.schedule.first(target), self.store.kept[-1]
+        first, at = self.schedule.first(target), self.store.steps[-1]
         if at == first:
             return self.store.pop()
         state = self.store.get()
-        while (following := self.schedule.next(self.store.kept, target)) is not None:
+        while (following := self.schedule.next(self.store.steps, target)) is not None:
             state = self.store.put(following, self._advanced(state, range(at, following)))
             at = following
         return self._advanced(state, range(at, first))

@@ -21,7 +21,7 @@ class Schedule(Protocol):
         """Return the first of the steps that are differentiated at once, `target` the last."""
         ...
 
-    def next(self, kept: Sequence[int], target: int) -> int | None:
+    def next(self, stored: Sequence[int], target: int) -> int | None:
         """Return the next state to keep on the way from the last kept one to `first(target)`.
 
         `None`: no further one.
@@ -56,9 +56,9 @@ class Segments:
         """Return the first step of the segment that `target` is in."""
         return _last_up_to(target, self.starts)
 
-    def next(self, kept: Sequence[int], target: int) -> int | None:
+    def next(self, stored: Sequence[int], target: int) -> int | None:
         """Return the next start of a segment."""
-        following = _first_after(kept[-1], self.starts)
+        following = _first_after(stored[-1], self.starts)
         return following if following is not None and following < self.first(target) else None
 
 
@@ -81,15 +81,15 @@ class Revolve:
         """Return `target`: one step is differentiated at once."""
         return target
 
-    def next(self, kept: Sequence[int], target: int) -> int | None:
+    def next(self, stored: Sequence[int], target: int) -> int | None:
         """Return where the optimal split of the steps left puts the next state."""
-        steps, free = target - kept[-1] + 1, self.snapshots - len(kept)
+        steps, free = target - stored[-1] + 1, self.snapshots - len(stored)
         if steps == 1 or free <= 0:
             return None
         s = free + 1  # the last kept state is one of those that this part of the run has
         r = _repetitions(steps, s)
         split = max(1, comb(s + r - 2, s), steps - comb(s - 1 + r, s - 1))
-        return kept[-1] + split if split < steps - 1 else None
+        return stored[-1] + split if split < steps - 1 else None
 
 
 def forward_steps(schedule: Schedule, steps: range) -> int:
@@ -97,17 +97,17 @@ def forward_steps(schedule: Schedule, steps: range) -> int:
 
     The step to the end of the run, which the meta-objective needs first, is one of them.
     """
-    kept, target, count = [steps.start], steps[-1], 0
+    stored, target, count = [steps.start], steps[-1], 0
     if schedule.first(target) == steps.start:
         return 0  # one graph, with the end of the run on it
     count = steps.stop - schedule.first(target)
     while target >= steps.start:
-        first, at = schedule.first(target), kept[-1]
+        first, at = schedule.first(target), stored[-1]
         count += first - at
-        while (following := schedule.next(kept, target)) is not None:
-            kept.append(following)
-        if kept[-1] == first:
-            kept.pop()
+        while (following := schedule.next(stored, target)) is not None:
+            stored.append(following)
+        if stored[-1] == first:
+            stored.pop()
         target = first - 1
     return count
 

@@ -55,9 +55,9 @@ class Sizes(NamedTuple):
         """Return the peak of a pass with the whole graph."""
         return self.segmented(steps, 1, 1)
 
-    def segmented(self, steps: int, segments: int, kept: int) -> int:
+    def segmented(self, steps: int, segments: int, states: int) -> int:
         """Return the peak of a pass in segments with a number of states in memory."""
-        return kept * self.state + math.ceil(steps / segments) * self.step + self.product
+        return states * self.state + math.ceil(steps / segments) * self.step + self.product
 
     def snapshots(self, budget: float) -> int:
         """Return how many states fit beside the graph of one step."""

@@ -15,7 +15,7 @@ class Store(Protocol):
     """Inner states by the number of steps taken before them."""
 
     @property
-    def kept(self) -> list[int]:
+    def steps(self) -> list[int]:
         """The numbers of the states that are there, ascending."""
         ...
 
@@ -43,7 +43,7 @@ class MemoryStore:
         self._states: dict[int, GradientState] = {}
 
     @property
-    def kept(self) -> list[int]:
+    def steps(self) -> list[int]:
         """The numbers of the states that are there, ascending."""
         return list(self._states)
 
@@ -54,11 +54,11 @@ class MemoryStore:
 
     def get(self) -> GradientState:
         """Return a copy of the last state."""
-        return tree.clone(self._states[self.kept[-1]])
+        return tree.clone(self._states[self.steps[-1]])
 
     def pop(self) -> GradientState:
         """Return the last state and forget it."""
-        return self._states.pop(self.kept[-1])
+        return self._states.pop(self.steps[-1])
 
     def release(self) -> None:
         """Do nothing: memory is given up at once."""
@@ -78,39 +78,39 @@ class DiskStore:
     def __init__(self, folder: Path, fingerprint: str, last: int) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         self._forgotten: list[int] = []
-        self.kept: list[int] = []
+        self.steps: list[int] = []
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("state_*.pt"):
             step = int(path.stem.partition("_")[2])
             if step <= last and read_own(path, fingerprint) is not None:
-                insort(self.kept, step)
+                insort(self.steps, step)
             else:
                 path.unlink()
         # Ranks step together: what one has lost, all run again.
-        self.kept = distributed.common(self.kept)
+        self.steps = distributed.common(self.steps)
 
     def put(self, step: int, state: GradientState) -> GradientState:
         """Write a state; return it."""
         # Without waiting for the disk: what is lost is computed again.
         content = {"fingerprint": self.fingerprint, "state": state}
         write_tensors(self._path(step), content, sync=False)
-        insort(self.kept, step)
+        insort(self.steps, step)
         return state
 
     def get(self) -> GradientState:
         """Read the last state."""
-        state: GradientState = read_tensors(self._path(self.kept[-1]))["state"]
+        state: GradientState = read_tensors(self._path(self.steps[-1]))["state"]
         return state
 
     def pop(self) -> GradientState:
         """Read the last state and forget it; its file stays until `release`."""
         state = self.get()
-        self._forgotten.append(self.kept.pop())
+        self._forgotten.append(self.steps.pop())
         return state
 
     def release(self) -> None:
         """Delete the files of forgotten states."""
-        for step in set(self._forgotten) - set(self.kept):
+        for step in set(self._forgotten) - set(self.steps):
             self._path(step).unlink()
         self._forgotten.clear()
 

@@ -213,13 +213,13 @@ class FrozenReader:
         if self.cache:
             rows = self.cache(ordered, self._features)
         else:
-            rows = [self._kept(features) for features in self._features(ordered)]
+            rows = [self._rounded(features) for features in self._features(ordered)]
         features: list[Tensor] = [torch.empty(0)] * len(items)
         for i, row in zip(order, rows, strict=True):
             features[i] = row
         return features
 
-    def _kept(self, features: Tensor) -> Tensor:
+    def _rounded(self, features: Tensor) -> Tensor:
         """Return features as a cache gives them back: the cache must not change a result."""
         return features if self.dtype == "float64" else features.half().float()
 
@@ -229,15 +229,15 @@ class FrozenReader:
         by_row: list[list[Span]] = [[] for _ in rows]
         for span in spans:
             by_row[span.row].append(span)
-        found: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        by_step: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         for indices in _batches([len(row) for row in rows], self.batch):
             chosen = [span for i in indices for span in by_row[i]]
             read = self._read([rows[i] for i in indices], indices, chosen)
             values = zip(read.states, read.log_p, read.count, strict=True)
-            found |= {(x.item, x.step): value for x, value in zip(chosen, values, strict=True)}
+            by_step |= {(x.item, x.step): value for x, value in zip(chosen, values, strict=True)}
         features = []
         for i, (_, *steps) in enumerate(items):
-            parts = [found[i, s] for s in range(len(steps))]
+            parts = [by_step[i, s] for s in range(len(steps))]
             states, log_p, count = (torch.stack(x) for x in zip(*parts, strict=True))
             if self.likelihood:
                 means = torch.stack([log_p / count, log_p.cumsum(0) / count.cumsum(0)], 1)

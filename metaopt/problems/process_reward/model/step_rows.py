@@ -90,5 +90,5 @@ def _cut(
     step = step[-max(max_length - max(start, 1), 1) :]
     room = max_length - len(step)
     asked = stem[:start] + stem[max(start, len(stem) - (room - start)) :]
-    kept = min(len(earlier), max(room - len(asked), 0))
-    return asked + earlier[len(earlier) - kept :], step
+    fitting = min(len(earlier), max(room - len(asked), 0))
+    return asked + earlier[len(earlier) - fitting :], step
