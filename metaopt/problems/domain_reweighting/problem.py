@@ -230,7 +230,7 @@ class DomainReweighting(GradientProblem):
         if self.retrain is not None:
             retrain_key = fold(key, "retrain")
             new = untrained(loop, self.task, retrain_key)._replace(state=inner.state)
-            phi = self._final_phi(outer, inner)
+            phi = self.final_phi(outer, inner)
             inner = fit(loop, new, lambda k, g: self._training_rows(g), steps, retrain_key, phi)
         if self.finetune:
             moments = loop.optimizer(outer, 0).init(inner.params)
@@ -259,10 +259,10 @@ class DomainReweighting(GradientProblem):
         """Return the cost of references, of what `finish` trains, and of weights by gradients."""
         return self._beside
 
-    def _final_phi(self, outer: Tree, inner: GradientState) -> Tree:
-        """Return the phi to retrain with."""
+    def final_phi(self, outer: Tree, inner: GradientState) -> Tree:
+        """Return the phi to retrain with, which is also that of the weights to hand over."""
         count = inner.state["moments"]["count"]
-        if self.retrain == "final" or not isinstance(self.weights, WeightTable) or not count:
+        if self.retrain != "average" or not isinstance(self.weights, WeightTable) or not count:
             return outer
         return self.weights.inverse(inner.state["weights"] / count.float())
 

@@ -12,7 +12,8 @@ from scipy.special import stdtrit
 
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
-from metaopt.problems.domain_reweighting.task import Delivering, ReweightingTask
+from metaopt.problems.domain_reweighting.export import export_weights
+from metaopt.problems.domain_reweighting.task import Delivering, Identified, ReweightingTask
 from metaopt.report.figures import line, new_figure, outer_axis
 from metaopt.report.table import Table
 
@@ -38,10 +39,15 @@ class WeightReport(Report):
         return [draw_weights(self.problem.task.domains, snapshots, folder / "weights.png")]
 
     def deliver(self, outer: Tree, inner: GradientState, snapshots: Snapshots, folder: Path) -> str:
-        """Write weights.csv, and what the task delivers; return what there is to read."""
+        """Write weights.csv, weights.parquet where the task is `Identified`, and what it delivers.
+
+        Returns what there is to read.
+        """
         problem, task = self.problem, self.problem.task
         summary = problem.weight_summary(outer, inner)
         parts = [weights_table(task, summary, folder)]
+        if isinstance(task, Identified):
+            parts.append(export_weights(problem, task, outer, inner, folder))
         if isinstance(task, Delivering):
             weights = dict(zip(task.domains, summary["weight"].tolist(), strict=True))
             parts.append(task.deliver_models(problem.models(inner), weights, folder))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
+from metaopt.data.weights_file import Example
 from metaopt.engine.protocols import Tree
 
 
@@ -97,6 +98,20 @@ class Delivering(Protocol):
         ...
 
 
+@runtime_checkable
+class Identified(Protocol):
+    """A task that knows where its training examples come from: a run then writes weights.parquet.
+
+    Attributes:
+        examples: what identifies each training example, n of them; see
+            `metaopt.data.weights_file.identify`.
+        hashed_columns: the columns that their hashes are over: those a trainer's data have, too.
+    """
+
+    examples: Sequence[Example]
+    hashed_columns: Sequence[str]
+
+
 def check_task(task: ReweightingTask) -> None:
     """Raise a `ValueError` unless domains, examples and quality fit together."""
     count = len(task.domains)
@@ -108,6 +123,11 @@ def check_task(task: ReweightingTask) -> None:
         raise ValueError(
             f"the domain of a row must be an index below {count}, and no domain may be empty; "
             f"empty: {', '.join(empty) or 'none'}, largest index: {int(task.domain.max())}."
+        )
+    if isinstance(task, Identified) and len(task.examples) != len(task.domain):
+        raise ValueError(
+            f"a task identifies each of its training examples; got {len(task.examples)} for "
+            f"{len(task.domain)}."
         )
     quality = task.quality
     if quality is not None and (

@@ -110,7 +110,7 @@ def test_retraining_with_the_average_takes_the_mean_of_the_weights_so_far():
     for _ in engine:
         tables.append(of.weights.table(engine.optimizer.solution))
     mean = torch.stack(tables[:-1]).mean(0)
-    frozen = of.weights.table(of._final_phi(engine.optimizer.solution, engine.inner))
+    frozen = of.weights.table(of.final_phi(engine.optimizer.solution, engine.inner))
     torch.testing.assert_close(frozen, mean)
     assert not torch.allclose(frozen, tables[-1])
 
