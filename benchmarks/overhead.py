@@ -28,11 +28,11 @@ from metaopt.estimators import Identity, Implicit, Soba, Unroll
 from metaopt.optimizers.descent import Descent
 
 SIZES = {
-    "2.4 k": ((64, 32, 10), 300),
-    "94 k": ((64, 272, 272, 10), 60),
-    "1.3 M": ((64, 800, 800, 800, 10), 15),
+    "2.4 k": ((64, 32, 10), 60, 5),
+    "94 k": ((64, 272, 272, 10), 30, 2),
+    "1.3 M": ((64, 800, 800, 800, 10), 15, 1),
 }
-"""Widths of the network, and how many outer steps are timed."""
+"""Widths of the network, how many turns are timed, and how many outer steps a turn takes."""
 
 INNER, OUTER_RATE = 10, 1e-2
 RATES = {"sgd": 1e-2, "adam": 1e-3}
@@ -220,20 +220,30 @@ def loops(case: str, make: Callable[[], RowWeights]) -> dict[str, Steps]:
     }
 
 
-def ratios(compared: Mapping[str, Steps], turns: int) -> dict[str, tuple[float, float, float]]:
+def ratios(
+    compared: Mapping[str, Steps], turns: int, steps: int
+) -> dict[str, tuple[float, float, float]]:
     """Return milliseconds of an outer step, its ratio to the first loop's, and the ratio's error.
 
     The loops take turns; times and ratios are medians over turns, the error is the standard error
     of such a median. CPU time, with one thread, leaves out what other programs on the machine take,
     and a ratio within a turn how fast the machine is at the moment.
+
+    Args:
+        compared: the loops.
+        turns: how many are timed.
+        steps: of an outer loop in a turn. One more comes first and is not timed: it runs with the
+            CPU's caches full of another loop's code, as no step of a run does.
     """
     seconds: dict[str, list[float]] = {name: [] for name in compared}
     for turn in range(turns + 3):
         for name, loop in compared.items():
-            started = time.thread_time()
             next(loop)
+            started = time.thread_time()
+            for _ in range(steps):
+                next(loop)
             if turn >= 3:  # the first turns warm up
-                seconds[name].append(time.thread_time() - started)
+                seconds[name].append((time.thread_time() - started) / steps)
     first = next(iter(seconds.values()))
     result = {}
     for name, each in seconds.items():
@@ -247,7 +257,7 @@ def ratios(compared: Mapping[str, Steps], turns: int) -> dict[str, tuple[float, 
 
 def main() -> None:
     torch.set_num_threads(1)
-    for size, (widths, turns) in SIZES.items():
+    for size, (widths, turns, steps) in SIZES.items():
         for case in ("unroll, sgd", "unroll, adam", "soba", "t1-t2"):
 
             def make(widths: tuple[int, ...] = widths, case: str = case) -> RowWeights:
@@ -257,8 +267,8 @@ def main() -> None:
                 return problem
 
             print(f"{case}, {size} parameters: an outer step, and its ratio to the loop by hand")
-            several = 3 if case == "soba" else 1  # of one inner step each
-            for name, (ms, ratio, error) in ratios(loops(case, make), several * turns).items():
+            several = INNER * steps if case == "soba" else steps  # of one inner step each
+            for name, (ms, ratio, error) in ratios(loops(case, make), turns, several).items():
                 print(f"  {name:<34}{ms:9.2f} ms {ratio:7.3f} +- {error:.3f}", flush=True)
 
 
