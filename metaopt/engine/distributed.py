@@ -33,12 +33,12 @@ def world_size() -> int:
     return dist.get_world_size() if _initialized() else 1
 
 
-@torch.no_grad()
 def mean(values: Tree) -> Tree:
     """Return the average of each tensor over all ranks; the argument itself when there is one."""
     if world_size() == 1:
         return values
-    return {k: _mean(v) for k, v in values.items()}
+    with torch.no_grad():
+        return {k: _mean(v) for k, v in values.items()}
 
 
 def on_any_rank(flags: dict[str, bool], like: Tensor) -> dict[str, bool]:

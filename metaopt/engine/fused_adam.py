@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metaopt.engine.derivatives import vjp
 from metaopt.engine.elementwise import InPlace, Lists, OneByOne
 
 if TYPE_CHECKING:
@@ -101,12 +102,8 @@ def _one_by_one(options: Any, inputs: Lists, adjoints: Lists) -> Sequence[Tensor
     # Moments are constants where they and the gradients are.
     ends = [(y, a) for y, a in zip(outputs, adjoints, strict=True) if y.requires_grad]
     linked, arriving = zip(*ends, strict=True)
-    pulled = iter(
-        torch.autograd.grad(
-            linked, [t for t in aliases if t.requires_grad], arriving, create_graph=True,
-            materialize_grads=True,
-        )
-    )  # fmt: skip
+    free = [t for t in aliases if t.requires_grad]
+    pulled = iter(vjp(linked, free, arriving, create_graph=True))
     return [next(pulled) if t.requires_grad else None for t in inputs]
 
 

@@ -169,7 +169,8 @@ class InnerLevel:
         with watched_checkpoints(type(self.problem).__name__, name):
             value = getattr(self.problem, name)(outer, tensors, batch)
         # What a module assigns to a buffer, functional_call leaves in `tensors`.
-        inner.buffers.update({k: tensors[k] for k in inner.buffers if tensors[k] is not None})
+        if inner.buffers:
+            inner.buffers.update({k: tensors[k] for k in inner.buffers if tensors[k] is not None})
         return scalar_loss(value, name) if name in LOSSES else value
 
     def masks(self, draw: Draw, purpose: str) -> AbstractContextManager[object]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from metaopt.engine import distributed, tree
 from metaopt.engine.black_box_loop import BlackBoxLoop
 from metaopt.engine.buffers import carried_buffers, computed_buffers
+from metaopt.engine.derivatives import vjp
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
 from metaopt.engine.inner_level import InnerLevel
 from metaopt.engine.inner_progress import Progress
@@ -122,7 +123,7 @@ class InnerLoop(InnerLevel, OneMember):
         params = tree.leaves(inner.params)
         outer = tree.detach(outer)
         loss = self.inner_value(outer, inner._replace(params=params), draw, batch)
-        grads = torch.autograd.grad(tree.total(loss), list(params.values()), materialize_grads=True)
+        grads = vjp([tree.total(loss)], [*params.values()])
         return self.step_along(outer, inner, tree.like(params, grads), loss)
 
     @torch.no_grad()
@@ -148,9 +149,7 @@ class InnerLoop(InnerLevel, OneMember):
             at = copied._replace(params={k: p.view_as(p) for k, p in inner.params.items()})
         params = at.params
         loss = self.inner_value(outer, at, draw)
-        grads = torch.autograd.grad(
-            tree.total(loss), list(params.values()), create_graph=True, materialize_grads=True
-        )
+        grads = vjp([tree.total(loss)], [*params.values()], create_graph=True)
         mean = distributed.mean_on_graph(tree.like(params, grads))
         return self.stepped(outer, self.stepped_params(outer, copied, mean), loss)
 

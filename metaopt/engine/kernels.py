@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 
-@contextmanager
-def eager() -> Iterator[None]:
+class eager:
     """Run compiled modules as they are written, and transformer layers without their fast path.
 
     A compiled call has no second derivative and no forward mode, and does not show the calls that
     it makes; the fast path of `nn.TransformerEncoderLayer` has no derivative, and is taken or not
     depending on which tensors require one.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+
+    # Classes, not generator functions: every outer step enters one.
+    def __enter__(self) -> None:
+        self._fast = torch.backends.mha.get_fastpath_enabled()
+        self._stance: AbstractContextManager[None] | None = None
         # Nothing is compiled before dynamo is loaded, which takes a second.
         if "torch._dynamo" in sys.modules:
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+            self._stance = torch.compiler.set_stance("force_eager")
+            self._stance.__enter__()
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *error: Any) -> None:
+        torch.backends.mha.set_fastpath_enabled(self._fast)
+        if self._stance is not None:
+            self._stance.__exit__(*error)
 
 
 _ATTENTION = [
@@ -39,19 +43,20 @@ _ATTENTION = [
 """What tells whether a kernel of attention may be used, and what sets it."""
 
 
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
+class twice_differentiable(eager):
     """Run `eager`, with attention by torch's plain kernel: the fused ones have one derivative."""
+
     # Not by `sdpa_kernel(SDPBackend.MATH)`, which takes as long as the loss of a small network.
-    before = [enabled() for enabled, _, _ in _ATTENTION]
-    try:
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._kernels = [enabled() for enabled, _, _ in _ATTENTION]
         for _, enable, name in _ATTENTION:
             enable(name == "math")
-        with eager():
-            yield
-    finally:
-        for (_, enable, _), value in zip(_ATTENTION, before, strict=True):
+
+    def __exit__(self, *error: Any) -> None:
+        for (_, enable, _), value in zip(_ATTENTION, self._kernels, strict=True):
             enable(value)
+        super().__exit__(*error)
 
 
 def current_function_modes() -> list[TorchFunctionMode]:

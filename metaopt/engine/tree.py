@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from metaopt.engine.derivatives import vjp
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Keys, generator
 
@@ -218,7 +219,7 @@ def gradient(value: Tensor, *trees: Tree) -> list[Tree]:
     if not value.requires_grad:  # torch would raise
         return [zeros_like(tree) for tree in trees]
     inputs = [t for tree in trees for t in tree.values()]
-    grads = iter(torch.autograd.grad(total(value), inputs, materialize_grads=True))
+    grads = iter(vjp([total(value)], inputs))
     return [{k: next(grads) for k in tree} for tree in trees]
 
 
@@ -263,12 +264,27 @@ def norm(tree: Tree) -> Tensor:
     """Return the Euclidean norm over all entries: a scalar, or (R,)."""
     if not tree:
         return torch.zeros(())
-    if _REPLICATED.get():
-        norms = [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1) for t in tree.values()]
-    else:
-        norms = list(torch._foreach_norm(list(tree.values())))
+    norms = _norms(list(tree.values()))
+    if len(norms) == 1:
+        return norms[0]
     result: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return result
+
+
+def relative_norm(a: Tree, b: Tree) -> Tensor:
+    """Return |a| / |b|: a scalar, or (R,); both have the same keys."""
+    norms = torch.stack(_norms([*a.values(), *b.values()])).unflatten(0, (2, -1))
+    above, below = torch.linalg.vector_norm(norms, dim=1).unbind()
+    ratio: Tensor = above / below.clamp_min(1e-30)
+    return ratio
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the Euclidean norm of each tensor: a scalar, or (R,)."""
+    if _REPLICATED.get():
+        return [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1) for t in tensors]
+    norms: list[Tensor] = list(torch._foreach_norm(tensors))
+    return norms
 
 
 def sums(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
+from metaopt.engine.derivatives import vjp
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
@@ -133,18 +134,13 @@ def _push_forward(
     # J^T c is linear in c, so its derivative in c along a tangent z is J z; c = 0 serves as well as
     # any other. The graph of J^T c is built once for all tangents.
     cotangents = [torch.zeros_like(t, requires_grad=True) for t in linked]
-    pulled = torch.autograd.grad(
-        linked, inputs, cotangents, create_graph=True, materialize_grads=True
-    )
+    pulled = vjp(linked, inputs, cotangents, create_graph=True)
     # An input that no output depends on has a zero without a graph: it contributes nothing.
     varying = [i for i, t in enumerate(pulled) if t.requires_grad]
     pushed = []
     for tangent in tangents:
-        products = torch.autograd.grad(
-            [pulled[i] for i in varying], cotangents, [tangent[i] for i in varying],
-            retain_graph=True, materialize_grads=True,
-        )  # fmt: skip
-        rest = iter(products)
+        along = [tangent[i] for i in varying]
+        rest = iter(vjp([pulled[i] for i in varying], cotangents, along, retain_graph=True))
         pushed.append([next(rest) if t.requires_grad else torch.zeros_like(t) for t in outputs])
     return pushed
 

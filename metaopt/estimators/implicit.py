@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
+from metaopt.engine.derivatives import vjp
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
@@ -157,9 +158,7 @@ def inner_slope(
 ) -> tuple[Tensor, Tree]:
     """Return g and dg/dtheta, on the graph of phi and theta."""
     loss = loop.inner_value(phi, inner, draw)
-    slopes = torch.autograd.grad(
-        tree.total(loss), list(inner.params.values()), create_graph=True, materialize_grads=True
-    )
+    slopes = vjp([tree.total(loss)], [*inner.params.values()], create_graph=True)
     return loss, tree.like(inner.params, slopes)
 
 
@@ -171,8 +170,5 @@ def pull_back(
     linked = [k for k, s in slope.items() if s.requires_grad]
     if not linked:
         return [torch.zeros_like(t) for t in inputs]
-    products = torch.autograd.grad(
-        [slope[k] for k in linked], inputs, [vector[k] for k in linked],
-        retain_graph=retain_graph, materialize_grads=True,
-    )  # fmt: skip
-    return list(products)
+    slopes, vectors = [slope[k] for k in linked], [vector[k] for k in linked]
+    return list(vjp(slopes, inputs, vectors, retain_graph=retain_graph))

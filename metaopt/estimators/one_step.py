@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from metaopt.engine import distributed, tree
+from metaopt.engine.derivatives import vjp
 from metaopt.engine.gradient_problem import Batch, GradientState
 from metaopt.engine.hyperparameters import learned
 from metaopt.engine.inner_loop import InnerLoop
@@ -109,9 +110,7 @@ def take_step(
 
     def transpose(v: Tree) -> tuple[Tree, Tree]:
         inputs = [*grads.values(), *(phi.values() if learned(optimizer) else ())]
-        pulled = torch.autograd.grad(
-            list(new.values()), inputs, [v[k] for k in new], materialize_grads=True
-        )
+        pulled = vjp([*new.values()], inputs, [v[k] for k in new])
         negative, through_rates = torch._foreach_neg(pulled[: len(grads)]), pulled[len(grads) :]
         # Where g does not read a parameter, J has no entry, and Adam's du/dgrad is lr / eps: along
         # a w with it, a finite difference would see nothing else.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
+from metaopt.engine.derivatives import vjp
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
@@ -106,8 +107,7 @@ def _penalised_step(
     at = y._replace(params=theta)
     top = loop.outer_value(outer, at, loop.outer_draw(y, key, k))
     loss = (top + gamma * loop.inner_value(outer, at, loop.draw(y, key, k))) / (1 + gamma)
-    slopes = torch.autograd.grad(tree.total(loss), list(theta.values()), materialize_grads=True)
-    grads = tree.like(theta, slopes)
+    grads = tree.like(theta, vjp([tree.total(loss)], [*theta.values()]))
     with torch.no_grad():
         rest = loop.optimizer(outer, y.step).stationary_gradient(theta, grads)
         if rest is not grads:

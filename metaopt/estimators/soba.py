@@ -75,7 +75,7 @@ class Soba(InnerRun):
         rate = self.step or optimizer.learning_rate(inner.step)
         self._q = tree.add(q, residual, -rate)
         inner = loop.step_along(outer, inner, tree.detach(slope), loss)
-        metrics = {"solve/residual": tree.norm(residual) / tree.norm(v).clamp_min(1e-30)}
+        metrics = {"solve/residual": tree.relative_norm(residual, v)}
         grad = tree.add(direct, cross, -1.0)
         return self.result(inner, value, grad, metrics, gradients=2, hvps=1)
 

@@ -123,7 +123,7 @@ class Descent:
         """
         grad = hypergradient(feedback, "Descent")
         for name, param in self._outer.items():
-            share = grad[name] / self.accumulate
+            share = grad[name] / self.accumulate if self.accumulate > 1 else grad[name]
             param.grad = share if param.grad is None else param.grad.add_(share)
         self._steps += 1
         if self._steps % self.accumulate:
@@ -131,8 +131,8 @@ class Descent:
         if self.clip_norm is not None:
             grads = self._grads()  # as torch.nn.utils.clip_grad_norm_, for each replicate
             coefficient = (self.clip_norm / (tree.norm(grads) + 1e-6)).clamp(max=1.0)
-            for share in grads.values():
-                share.mul_(tree.across(coefficient, share))
+            for name, share in grads.items():  # not in place: it may be the feedback's own
+                self._outer[name].grad = share * tree.across(coefficient, share)
         if self._optimizer is not None:
             self._optimizer.step()
         elif self._named is not None:

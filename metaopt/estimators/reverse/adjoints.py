@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
+from metaopt.engine.derivatives import vjp
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
@@ -56,7 +57,7 @@ def through_step(
     after = start.at(start.params)  # g writes in copies of the buffers
     loss = loop.inner_value(phi, after, loop.draw(start, key, step))
     params = list(start.params.values())
-    slope = torch.autograd.grad(tree.total(loss), params, create_graph=True, materialize_grads=True)
+    slope = vjp([tree.total(loss)], params, create_graph=True)
 
     mean = tree.leaves(distributed.mean(tree.like(start.params, slope)))
     cut = loop.leaves(tree.detach(after))
@@ -98,9 +99,6 @@ def pull_back(
     linked = [i for i, t in enumerate(outputs) if t.requires_grad]
     if not linked:
         return [torch.zeros_like(t) for t in phi.values()], [torch.zeros_like(t) for t in inputs]
-    grads = torch.autograd.grad(
-        [outputs[i] for i in linked], [*phi.values(), *inputs],
-        None if adjoint is None else [adjoint[i] for i in linked],
-        materialize_grads=True,
-    )  # fmt: skip
+    arriving = None if adjoint is None else [adjoint[i] for i in linked]
+    grads = vjp([outputs[i] for i in linked], [*phi.values(), *inputs], arriving)
     return list(grads[: len(phi)]), list(grads[len(phi) :])
