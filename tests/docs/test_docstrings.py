@@ -14,6 +14,7 @@ PACKAGE = Path(metaopt.__file__).parent
 NEED_FILES = {
     "metaopt.data.records:records",
     "metaopt.problems.template_evolution.judge:load_judge",
+    "metaopt.trainers.attaching:attach",
 }
 DOCUMENTED = (
     *estimators.__all__, "Descent", "MirrorDescent", "Search", "Random", "Grid", "Schedule",
