@@ -15,6 +15,12 @@ REWEIGHTING = [
     "problem.batch=16", "problem.meta_batch=40", "problem.reference_steps=4", "inner_steps=2",
     "outer_lr=0.1", "problem.inner_optimizer.lr=1.0e-2",
 ]  # fmt: skip
+CURATION = [
+    "problem.task.data.rows=20", "problem.task.data.easy_rows=20", "problem.task.data.meta_size=40",
+    "problem.task.data.test_size=20", "problem.task.data.unseen_size=60", "problem.batch=8",
+    "problem.meta_batch=8", "problem.retrain_steps=30", "problem.reference_steps=4",
+    "problem.refresh=4", "problem.task.models=2", "problem.task.hidden=8",
+]  # fmt: skip
 ARITHMETIC = [
     "problem.task.data.chains=40", "problem.task.data.meta_size=40",
     "problem.task.data.questions=4", "problem.task.data.candidates=8",
@@ -126,6 +132,8 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         return ["problem.data.questions=20", "problem.labelled=20"]
     if problem.startswith("rollout_length"):
         return ROLLOUT
+    if problem == "domain_reweighting/text_world":
+        return CURATION
     if problem == "domain_reweighting":
         return [*ARITHMETIC, *REWEIGHTING]
     if problem == "reward_model/text":

@@ -41,6 +41,7 @@ SERVED = {
     ("data", "rollout_length/gymnasium"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
     ("model", "process_reward/prm_frozen"),
+    ("weights", "rater_encoder"), ("data", "data_curation/cisi"),
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
     ("scoring", "template_evolution/likelihood"),
     ("method", "template_evolution/judge_calibration/model"),
@@ -58,6 +59,7 @@ IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=meta_pseudo_labels/di
 ACTING = [o for o in GROUPS["optimizer"] if o.startswith("rollout_length/")]
 DATA = {
     "meta_pseudo_labels": ("meta_pseudo_labels", "problem.data"),
+    "data_curation": ("domain_reweighting/text_world", "problem.task.data"),
     "process_reward": ("domain_reweighting", "problem.task.data"),
     "reward_model": ("reward_model", "problem.task.data"),
     "rollout_length": ("rollout_length", "problem.environment"),
@@ -112,6 +114,9 @@ def chosen(group: str, option: str) -> list[str]:
         problem = "template_evolution/judge_calibration"
         return [f"problem={problem}", f"scoring@problem.scoring={option}"]
     if group == "weights":
+        if option.startswith("rater"):
+            problem = "domain_reweighting/text_world"
+            return [f"problem={problem}", f"weights@problem.weights={option}"]
         return ["problem=domain_reweighting", f"weights@problem.weights={option}"]
     if option.startswith("process_reward/"):
         return ["problem=domain_reweighting", f"model@problem.task.scorer={option}"]

@@ -38,6 +38,9 @@ class Descent:
             or `None`.
         clip_norm: largest norm of the hypergradient, or `None`.
         accumulate: number of hypergradients averaged into one update, >= 1.
+        consensus: phi has a leading axis of R members that start equal, each with its own
+            hypergradient. Each takes the algorithm's step with its own moments (and clipping), and
+            all then become their mean (Calian et al., DataRater, 2025, average the updates).
         settings: of the algorithm, named as in `torch.optim`, such as lr (by default 1e-3).
 
     Example:
@@ -49,7 +52,6 @@ class Descent:
     """
 
     needs_gradient = True
-    stacks = True
 
     def __init__(
         self,
@@ -57,21 +59,28 @@ class Descent:
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
+        consensus: bool = False,
         **settings: Any,
     ) -> None:
         self._named = _named(algorithm, settings) if isinstance(algorithm, str) else None
         self.algorithm, self.scheduler, self.settings = algorithm, scheduler, settings
-        self.clip_norm, self.accumulate = clip_norm, accumulate
+        self.clip_norm, self.accumulate, self.consensus = clip_norm, accumulate, consensus
         check_ranges(
             self, "algorithm", "scheduler or null", "clip_norm > 0 or null", "accumulate >= 1"
         )
         self._outer: Tree = {}
         self._steps = 0
 
+    @property
+    def stacks(self) -> bool:
+        """Whether several seeds can be trained together: their axis would come before members."""
+        return not self.consensus
+
     def init(self, outer: Any) -> None:
         """Copy phi and build the optimizer on it.
 
         Raises:
+            ValueError: consensus, and phi has no members that start equal.
             TypeError: phi is not a dict of floating-point tensors, or the algorithm or scheduler
                 needs more than one gradient per step.
         """
@@ -81,10 +90,14 @@ class Descent:
         self._schedule = None
         if self.scheduler is not None and self._optimizer is not None:
             self._schedule = self.scheduler(self._optimizer)
-        if tree.is_replicated() and type(self._optimizer) not in ELEMENTWISE:
+        if self.consensus:
+            _check_members(self._outer)
+        apart = "seed" if tree.is_replicated() else "member" if self.consensus else None
+        if apart is not None and type(self._optimizer) not in ELEMENTWISE:
+            together = "train several seeds together" if apart == "seed" else "set consensus"
             raise TypeError(
                 f"{type(self._optimizer).__name__} may step an entry of the outer variable by what "
-                f"the others are, and so one seed by another's. To train several seeds together, "
+                f"the others are, and so one {apart} by another's. To {together}, "
                 f"use sgd, adam or adamw, or another optimizer of torch.optim that steps each "
                 f"entry by itself."
             )
@@ -130,7 +143,9 @@ class Descent:
             return
         if self.clip_norm is not None:
             grads = self._grads()  # as torch.nn.utils.clip_grad_norm_, for each replicate
-            coefficient = (self.clip_norm / (tree.norm(grads) + 1e-6)).clamp(max=1.0)
+            with tree.replicated(tree.is_replicated() or self.consensus):
+                norm = tree.norm(grads)
+            coefficient = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             for name, share in grads.items():  # not in place: it may be the feedback's own
                 self._outer[name].grad = share * tree.across(coefficient, share)
         if self._optimizer is not None:
@@ -140,6 +155,8 @@ class Descent:
             self._named.update_(self._outer, self._grads(), self._moments, updates)
         for param in self._outer.values():
             param.grad = None
+            if self.consensus:
+                param.copy_(param.mean(0, keepdim=True).expand_as(param))
         if self._schedule is not None:
             self._schedule.step()
 
@@ -176,6 +193,22 @@ class Descent:
             self._optimizer.load_state_dict(state["algorithm"])
         if self._schedule is not None:
             self._schedule.load_state_dict(state["scheduler"])
+
+
+def _check_members(outer: Tree) -> None:
+    """Raise a `ValueError` unless the first axis of phi counts members, which start equal.
+
+    A table with one number for each domain or example has an axis of those, and a mean over it
+    would be no consensus.
+    """
+    sizes = {v.shape[0] if v.ndim else 0 for v in outer.values()}
+    members = len(sizes) == 1 and sizes.pop() > 1 and any(v.ndim > 1 for v in outer.values())
+    if not members or not all(torch.equal(v, v[:1].expand_as(v)) for v in outer.values()):
+        shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in outer.items())
+        raise ValueError(
+            f"consensus needs an outer variable whose first axis counts two or more equal members, "
+            f"as of weights=rater with weights.members; got {shapes}. Set consensus=false."
+        )
 
 
 def _named(algorithm: str, settings: Mapping[str, Any]) -> SGD | Adam:

@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import StepLR
 
 from metaopt import Feedback
+from metaopt.engine.random import generator
 from metaopt.optimizers import Descent
 
 ADAM = partial(torch.optim.Adam, lr=0.1)
@@ -208,3 +209,44 @@ descent.tell(Feedback(0.0, {"phi": torch.ones(2)}))
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_consensus_is_one_adam_a_member_and_the_mean_of_the_members(clip):
+    draw = generator(0)
+    start = torch.randn(2, 4, generator=draw)
+    grads = torch.randn(5, 3, 2, 4, generator=draw)
+    descent = Descent("adam", lr=0.1, clip_norm=clip, consensus=True)
+    descent.init({"w": start.expand(3, 2, 4).clone()})
+    members = [start.clone().requires_grad_() for _ in range(3)]
+    adams = [torch.optim.Adam([member], lr=0.1) for member in members]
+    for grad in grads:
+        descent.tell(Feedback(0.0, {"w": grad}))
+        for member, adam, own in zip(members, adams, grad, strict=True):
+            member.grad = own.clone()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_([member], clip)
+            adam.step()
+        mean = torch.stack([m.detach() for m in members]).mean(0)
+        for member in members:
+            member.data.copy_(mean)
+        torch.testing.assert_close(descent.solution["w"], mean.expand(3, 2, 4))
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        {"weights": torch.zeros(4)},
+        {"w": torch.zeros(3, 2), "bias": torch.zeros(())},
+        {"w": torch.zeros(3, 2), "b": torch.zeros(2, 2)},
+        {"w": torch.arange(6.0).reshape(3, 2)},
+    ],
+)
+def test_consensus_refuses_what_has_no_equal_members(outer):
+    with pytest.raises(ValueError, match="first axis counts two or more equal members"):
+        Descent("adam", consensus=True).init(outer)
+
+
+def test_consensus_does_not_train_seeds_together():
+    assert not Descent("adam", consensus=True).stacks
+    assert Descent("adam").stacks

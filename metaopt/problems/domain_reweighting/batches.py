@@ -64,6 +64,11 @@ class Sampler:
         within = torch.rand(count, generator=draw, dtype=torch.float64) * self._sizes[domain]
         return Rows(self.order[self._starts[domain] + within.long()])
 
+    def among(self, kept: Tensor, draw: Generator, count: int) -> Rows:
+        """Return some of given training examples, each equally likely, with weights 1."""
+        chosen = kept[torch.randint(len(kept), (count,), generator=draw)]
+        return Rows(chosen, weights=torch.ones(count))
+
     def even(self, draw: Generator, count: int) -> Rows:
         """Return the same examples with weights 1."""
         return self.rows(draw, count)._replace(weights=torch.ones(count))

@@ -13,7 +13,10 @@ from metaopt.data.weights_file import ExampleWeights, write_weights
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Tree
 from metaopt.files.reading import read_json
-from metaopt.problems.domain_reweighting.task import Identified
+from metaopt.problems.domain_reweighting.rater import Rater
+from metaopt.problems.domain_reweighting.rating import FILE as RATER
+from metaopt.problems.domain_reweighting.rating import row_scores, top, write_rater
+from metaopt.problems.domain_reweighting.task import Identified, Texts
 
 if TYPE_CHECKING:
     from metaopt.problems.domain_reweighting.problem import DomainReweighting
@@ -51,17 +54,31 @@ def export_weights(
     if problem.train_on == "meta" or problem.weights.reads == "gradients":
         return f"no {FILE}: the run has no weights of its training examples"
     weights = example_weights(problem, outer, inner).numpy()
+    scores, keep = np.full(len(weights), np.nan), weights > 0
+    ordered = row_scores(problem.weights, outer, problem.domain)
+    if isinstance(problem.weights, Rater) and ordered is not None:
+        scores = ordered.double().cpu().numpy()
+    if ordered is not None:
+        keep &= top(ordered, problem.export_keep).cpu().numpy()
     content = ExampleWeights(
         task.examples,
         weights,
-        np.full(len(weights), np.nan),
-        weights > 0,
+        scores,
+        keep,
         [problem.task.domains[k] for k in problem.task.domain.tolist()],
         task.hashed_columns,
         _origin(folder),
     )
     write_weights(folder / FILE, content)
     return f"weights of {len(weights)} training examples for other trainers: {folder / FILE}"
+
+
+def export_rater(problem: DomainReweighting, outer: Tree, folder: Path) -> str:
+    """Write rater.safetensors, and return a line that says what scores files with it."""
+    assert isinstance(problem.weights, Rater)
+    assert isinstance(problem.task, Texts)
+    write_rater(folder / RATER, problem.weights, outer, problem.task, _origin(folder))
+    return f"a rater of other files: metaopt score {folder} FILE"
 
 
 def _origin(folder: Path) -> dict[str, str | None]:

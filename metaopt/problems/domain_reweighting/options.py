@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+from metaopt.engine.random import generator
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.problems.domain_reweighting.batches import Sampling
+from metaopt.problems.domain_reweighting.population import check_refresh
 from metaopt.problems.domain_reweighting.task import check_task
 from metaopt.problems.domain_reweighting.weights import WeightTable
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 Objective = Literal["meta", "worst_domain", "excess"]
 Trained = Literal["domains", "meta"]
 Initial = Literal["uniform", "oracle", "random", "filter"]
-Retraining = Literal["final", "average"]
+Reference = Literal["meta", "training"]
+Retraining = Literal["final", "average", "top"]
 
 
 def check_options(problem: DomainReweighting) -> None:
@@ -26,6 +29,7 @@ def check_options(problem: DomainReweighting) -> None:
         sampling=get_args(Sampling),
         train_on=get_args(Trained),
         initial=get_args(Initial),
+        reference=get_args(Reference),
         retrain=(None, *get_args(Retraining)),
     )
     check_ranges(
@@ -35,17 +39,23 @@ def check_options(problem: DomainReweighting) -> None:
         "reference_steps >= 1",
         "finetune >= 0",
         "0 < keep <= 1",
+        "0 < export_keep <= 1",
+        "retrain_steps >= 1 or null",
+        "refresh >= 0",
     )
     check_task(problem.task)
     _check_meta(problem)
     _check_weights(problem)
+    _check_follow(problem)
+    if problem.refresh:
+        check_refresh(problem)
 
 
 def _check_meta(problem: DomainReweighting) -> None:
     needed = {
         "objective=meta": problem.objective == "meta",
         "train_on=meta": problem.train_on == "meta",
-        "initial=filter": problem.initial == "filter",
+        "initial=filter": problem.initial == "filter" and problem.reference == "meta",
         "finetune": problem.finetune > 0,
         "LearningToReweight": problem.weights.reads == "gradients",
     }
@@ -64,10 +74,15 @@ def _check_meta(problem: DomainReweighting) -> None:
 def _check_weights(problem: DomainReweighting) -> None:
     name = type(problem.weights).__name__
     if not isinstance(problem.weights, WeightTable):
-        if problem.retrain is not None:
+        if problem.retrain is not None and problem.weights.reads != "phi":
             raise ValueError(
-                f"retrain needs a WeightTable; {name} has no weights before it sees a batch. "
-                f"Set retrain=null."
+                f"retrain needs a WeightTable or a Rater; {name} has no weights before it sees a "
+                f"batch. Set retrain=null."
+            )
+        if problem.retrain == "average":
+            raise ValueError(
+                f"retrain=average needs a WeightTable; the average of {name}'s parameters over a "
+                f"run is no average of weights. Set retrain=final or top."
             )
         if problem.initial != "uniform":
             raise ValueError(f"{name} starts from no given weights; set initial=uniform.")
@@ -84,6 +99,22 @@ def _check_weights(problem: DomainReweighting) -> None:
         raise ValueError(
             f"initial={problem.initial} needs the quality of the domains, which this task does "
             "not know. Set initial=random with effective_domains, or uniform."
+        )
+
+
+def _check_follow(problem: DomainReweighting) -> None:
+    if problem.follow is None:
+        return
+    if problem.retrain is None or not problem.compare_uniform:
+        raise ValueError(
+            f"follow={problem.follow} is measured along a retraining and a uniform training; set "
+            f"retrain=final or top, and compare_uniform=true."
+        )
+    params, buffers = problem.task.init(generator(0))
+    known = list(problem.task.metrics(params | buffers))
+    if problem.follow not in known:
+        raise ValueError(
+            f"follow must be a metric of the task, {', '.join(known)}; got {problem.follow!r}."
         )
 
 

@@ -28,14 +28,19 @@ def untrained(loop: InnerLoop, task: ReweightingTask, key: int) -> GradientState
 
 def fit(
     loop: InnerLoop, inner: GradientState, sample: Sample, steps: int, key: int,
-    outer: Tree | None = None,
+    outer: Tree | None = None, follow: Callable[[int, GradientState], None] | None = None,
 ) -> GradientState:  # fmt: skip
-    """Take inner steps in place, on sampled batches, with their weights or those of `outer`."""
+    """Take inner steps in place, on sampled batches, with their weights or those of `outer`.
+
+    `follow` gets the number of each step and the state after it.
+    """
     with torch.enable_grad():  # also below `reference_losses`, which needs none itself
         for k in range(steps):
             batch = sample(k, generator(fold(key, k, "batch")))
             draw = Draw(fold(key, k), inner_step=k, total_inner_step=inner.step, use="retrain")
             inner = loop.step_(outer or {}, inner, draw, batch)
+            if follow is not None:
+                follow(k, inner)
     return inner
 
 
@@ -43,11 +48,13 @@ def fit(
 def reference_losses(
     loop: InnerLoop, task: ReweightingTask, sample: Sample, steps: int, key: int
 ) -> Tensor:
-    """Return the losses (..., n) of all training examples under a model fitted to batches."""
+    """Return the losses (n,) of all training examples under a model fitted to batches, or
+    their mean over several models."""
     inner = fit(loop, untrained(loop, task, key), sample, steps, key)
     tensors = inner.params | inner.buffers
     parts = torch.arange(len(task.domain)).split(256)
-    return torch.cat([task.row_losses(tensors, rows, train=False) for rows in parts], -1)
+    losses = torch.cat([task.row_losses(tensors, rows, train=False) for rows in parts], -1)
+    return losses.flatten(0, -2).mean(0) if losses.ndim > 1 else losses
 
 
 def filter_weights(losses: Tensor, share: float) -> Tensor:

@@ -27,6 +27,7 @@ from metaopt.problems.domain_reweighting.diagnostics import (
 from metaopt.problems.domain_reweighting.options import (
     Initial,
     Objective,
+    Reference,
     Retraining,
     Trained,
     check_options,
@@ -35,9 +36,16 @@ from metaopt.problems.domain_reweighting.phases import (
     filter_weights,
     fit,
     reference_losses,
-    untrained,
 )
+from metaopt.problems.domain_reweighting.population import (
+    first_ages,
+    population,
+    refresh_,
+)
+from metaopt.problems.domain_reweighting.rater import Rater
+from metaopt.problems.domain_reweighting.rating import rank_correlations
 from metaopt.problems.domain_reweighting.report import WeightReport
+from metaopt.problems.domain_reweighting.retraining import retrained, savings, uniform
 from metaopt.problems.domain_reweighting.task import Autocast, ReweightingTask
 from metaopt.problems.domain_reweighting.weights import Weights, WeightTable, by_domain
 
@@ -54,7 +62,9 @@ class DomainReweighting(GradientProblem):
 
     The problem's own state holds `moments` of the hypergradient, `weights`, the sum of the table of
     weights over outer steps, `reference`, the losses under the reference model, and at the end
-    `uniform`, the model trained with uniform weights.
+    `uniform`, the model trained with uniform weights. With `refresh` it holds `born`, the inner
+    step at which each model of the population was initialised; with `follow`, `curve` and
+    `uniform_curve`.
 
     Args:
         task: examples, domains and losses; see `ReweightingTask`.
@@ -68,13 +78,23 @@ class DomainReweighting(GradientProblem):
         train_on: domains; or meta, the model that knows the meta examples alone (a baseline).
         initial: the weights to start from. uniform; oracle, proportional to the task's `quality`;
             random, of a given `effective_domains`; filter, 1 / `keep` for the share `keep` with the
-            least loss under a model trained on the meta examples, and 0 for other examples.
+            least loss under a reference model, and 0 for other examples.
         effective_domains: perplexity of random weights, in [1, K]; `None` for the oracle's.
         keep: share of examples that the filter keeps, in (0, 1].
+        reference: what the filter's reference model is trained on: the meta examples, or the
+            training examples with uniform weights, as that of objective=excess always is.
         reference_steps: steps of the reference of objective=excess and initial=filter, >= 1.
         batch, meta_batch: examples in a batch, each >= 1; see the trap.
         retrain: at the end, train a new model with the final weights of phi, or with the average
-            over the run's outer steps, frozen, for as many steps; or `None`.
+            over the run's outer steps, frozen, or with equal weights on the share `export_keep` of
+            examples with the largest ones (top); or `None`.
+        retrain_steps: of the retraining and of `compare_uniform`, >= 1; `None` for as many as the
+            run has taken.
+        export_keep: share of examples that retrain=top keeps, and weights.parquet marks, in (0, 1].
+        follow: metric of the task, smaller is better, that is measured along the retraining and the
+            uniform training, which both take; or `None`.
+        refresh: inner steps after which a model of the task's population is initialised again, at
+            staggered ages, where an outer step ends; 0 for never.
         finetune: steps on meta examples at the end, >= 0.
         compare_uniform: train a model with uniform weights at the end, for the same number of
             steps, and report it as well.
@@ -88,6 +108,8 @@ class DomainReweighting(GradientProblem):
     al., DoReMi, NeurIPS 2023; Fan et al., DoGE, ICML 2024.
     """
 
+    inner_optimizer: InnerOptimizer
+
     def __init__(
         self,
         task: ReweightingTask,
@@ -99,10 +121,15 @@ class DomainReweighting(GradientProblem):
         initial: Initial = "uniform",
         effective_domains: float | None = None,
         keep: float = 0.5,
+        reference: Reference = "meta",
         reference_steps: int = 500,
         batch: int = 96,
         meta_batch: int = 64,
         retrain: Retraining | None = None,
+        retrain_steps: int | None = None,
+        export_keep: float = 1.0,
+        follow: str | None = None,
+        refresh: int = 0,
         finetune: int = 0,
         compare_uniform: bool = False,
         seed: int = 0,
@@ -112,14 +139,20 @@ class DomainReweighting(GradientProblem):
         self.weights: Weights = WeightTable() if weights is None else weights
         self.objective, self.sampling, self.train_on = objective, sampling, train_on
         self.initial, self.effective_domains, self.keep = initial, effective_domains, keep
-        self.reference_steps, self.batch, self.meta_batch = reference_steps, batch, meta_batch
+        self.reference, self.reference_steps = reference, reference_steps
+        self.batch, self.meta_batch = batch, meta_batch
+        self.retrain_steps, self.export_keep = retrain_steps, export_keep
+        self.follow, self.refresh = follow, refresh
         self.retrain, self.finetune, self.compare_uniform = retrain, finetune, compare_uniform
         self.seed, self.device = seed, torch.device(device)
         check_options(self)
         self.compute_dtype = task.compute_dtype if isinstance(task, Autocast) else None
         self.domain = task.domain.to(self.device)
         self.sampler = Sampler(task, sampling)
+        if isinstance(self.weights, Rater):
+            self.weights.read(task, self.models_trained, self.device)
         self._beside: dict[str, float] = {}
+        self._spent: Mapping[str, float] = {}
         self.report = WeightReport(self)
 
     def init_outer(self, generator: Generator) -> Tree:
@@ -143,11 +176,17 @@ class DomainReweighting(GradientProblem):
     @cached_property
     def _reference_losses(self) -> Tensor:
         """The losses (n,) of all examples under the model of the filter or of the excess."""
-        sample = self.sampler.meta if self.initial == "filter" else self.sampler.even
+        on_meta = self.initial == "filter" and self.reference == "meta"
+        sample = self.sampler.meta if on_meta else self.sampler.even
         return reference_losses(
             InnerLoop(self), self.task, lambda k, g: sample(g, self.batch), self.reference_steps,
             fold(self.seed, "reference"),
         )  # fmt: skip
+
+    @cached_property
+    def models_trained(self) -> int | None:
+        """The number R of models that the task trains; `None` where its losses have no axis."""
+        return population(self.task)
 
     def init_params(self, outer: Tree, generator: Generator) -> Tree:
         """Return the task's parameters."""
@@ -164,13 +203,16 @@ class DomainReweighting(GradientProblem):
             state["weights"] = torch.zeros_like(self.weights.table(outer))
         if self.objective == "excess":
             state["reference"] = self._reference_losses.clone()
+        if self.refresh:
+            state["born"] = first_ages(self.models_trained or 1, self.refresh)
         return state
 
     def inner_batch(self, draw: Draw) -> Rows:
         """Return training examples; meta examples where those are trained on."""
-        return self._training_rows(draw.generator)
+        return self.training_rows(draw.generator)
 
-    def _training_rows(self, generator: Generator) -> Rows:
+    def training_rows(self, generator: Generator) -> Rows:
+        """Return a batch to train on."""
         if self.train_on == "meta":
             return self.sampler.meta(generator, self.batch)
         return self.sampler.rows(generator, self.batch)
@@ -225,13 +267,10 @@ class DomainReweighting(GradientProblem):
 
     def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
         """Return the state to report: retrained, fine-tuned, with a uniform model to compare."""
-        steps = inner.step
-        self._beside = self._costs(steps)
+        self._beside = self._costs(inner.step)
+        taken = inner
         if self.retrain is not None:
-            retrain_key = fold(key, "retrain")
-            new = untrained(loop, self.task, retrain_key)._replace(state=inner.state)
-            phi = self.final_phi(outer, inner)
-            inner = fit(loop, new, lambda k, g: self._training_rows(g), steps, retrain_key, phi)
+            inner = retrained(self, outer, taken, loop, fold(key, "retrain"))
         if self.finetune:
             moments = loop.optimizer(outer, 0).init(inner.params)
             inner = fit(
@@ -239,24 +278,29 @@ class DomainReweighting(GradientProblem):
                 lambda k, g: self.sampler.meta(g, self.batch), self.finetune, fold(key, "finetune"),
             )  # fmt: skip
         if self.compare_uniform:
-            key = fold(key, "uniform")
-            new = untrained(loop, self.task, key)
-            new = fit(loop, new, lambda k, g: self.sampler.even(g, self.batch), steps, key)
-            inner = inner._replace(state=inner.state | {"uniform": new.params | new.buffers})
+            compared = uniform(self, taken, loop, fold(key, "uniform"))
+            inner = inner._replace(state=inner.state | compared)
         return inner
 
     def _costs(self, steps: int) -> dict[str, float]:
         """Return what a run of so many inner steps costs outside of the estimator."""
+        retraining = self.retrain_steps or steps
         phases = (self.retrain is not None) + self.compare_uniform
-        reference = self.initial == "filter" or self.objective == "excess"
-        trained = phases * steps + self.finetune + (self.reference_steps if reference else 0)
+        trained = phases * retraining + self.finetune + self._steps_of_reference
         aligned = steps if self.weights.reads == "gradients" else 0
         return {
             "inner_steps": trained, "gradients": trained + aligned, "evaluations": 2 * aligned,
         }  # fmt: skip
 
+    @property
+    def _steps_of_reference(self) -> int:
+        reference = self.initial == "filter" or self.objective == "excess"
+        return self.reference_steps if reference else 0
+
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
         """Return the cost of references, of what `finish` trains, and of weights by gradients."""
+        learning = spent.get("gradients", 0.0) + self._steps_of_reference
+        self._spent = {**spent, "gradients": learning}
         return self._beside
 
     def final_phi(self, outer: Tree, inner: GradientState) -> Tree:
@@ -275,6 +319,8 @@ class DomainReweighting(GradientProblem):
         Raises:
             ValueError: weights that left their simplex; see `WeightTable.check`.
         """
+        if self.refresh:
+            refresh_(self, inner)
         if isinstance(self.weights, WeightTable):
             self.weights.check(outer)
         if feedback.grad is None:
@@ -332,6 +378,7 @@ class DomainReweighting(GradientProblem):
                     f"{name}/{domain}": float(value)
                     for domain, value in zip(self.task.domains, summary[name], strict=True)
                 }
+        metrics |= rank_correlations(self, outer) | savings(self, inner, self._spent)
         return metrics | {"effective_share": float(summary["effective_share"])}
 
     @torch.no_grad()

@@ -12,7 +12,8 @@ from scipy.special import stdtrit
 
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.protocols import Report, Snapshots, Tree
-from metaopt.problems.domain_reweighting.export import export_weights
+from metaopt.problems.domain_reweighting.export import export_rater, export_weights
+from metaopt.problems.domain_reweighting.rater import Rater
 from metaopt.problems.domain_reweighting.task import Delivering, Identified, ReweightingTask
 from metaopt.report.figures import line, new_figure, outer_axis
 from metaopt.report.table import Table
@@ -48,6 +49,8 @@ class WeightReport(Report):
         parts = [weights_table(task, summary, folder)]
         if isinstance(task, Identified):
             parts.append(export_weights(problem, task, outer, inner, folder))
+        if isinstance(problem.weights, Rater):
+            parts.append(export_rater(problem, outer, folder))
         if isinstance(task, Delivering):
             weights = dict(zip(task.domains, summary["weight"].tolist(), strict=True))
             parts.append(task.deliver_models(problem.models(inner), weights, folder))

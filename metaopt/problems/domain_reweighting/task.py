@@ -112,6 +112,34 @@ class Identified(Protocol):
     hashed_columns: Sequence[str]
 
 
+@runtime_checkable
+class Texts(Protocol):
+    """A task whose training examples are texts: a rater can read them.
+
+    Attributes:
+        row_texts: the text of each training example, n of them.
+        text_columns: the columns of a file whose texts, joined by newlines, are such a text.
+    """
+
+    row_texts: Sequence[str]
+    text_columns: Sequence[str]
+
+
+@runtime_checkable
+class Graded(Protocol):
+    """A task that knows how good texts are: scores are compared with it.
+
+    Attributes:
+        row_quality: of each training example, (n,), larger is better; NaN where nobody knows.
+        unseen_texts: texts that nothing is trained on.
+        unseen_quality: of each of them.
+    """
+
+    row_quality: Tensor
+    unseen_texts: Sequence[str]
+    unseen_quality: Tensor
+
+
 def check_task(task: ReweightingTask) -> None:
     """Raise a `ValueError` unless domains, examples and quality fit together."""
     count = len(task.domains)

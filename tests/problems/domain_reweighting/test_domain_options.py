@@ -40,7 +40,7 @@ from metaopt.problems.domain_reweighting.weights import (
         ),
         (
             lambda: problem(weights=WeightNetwork(), retrain="final"),
-            "retrain needs a WeightTable; WeightNetwork has no weights",
+            "retrain needs a WeightTable or a Rater; WeightNetwork has no weights",
         ),
         (
             lambda: problem(weights=LearningToReweight(), initial="oracle"),

@@ -1,0 +1,145 @@
+"""Scores of training examples: which are kept, how well they rank, and a rater on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metaopt.engine.protocols import Tree
+from metaopt.files.errors import FolderError
+from metaopt.files.writing import replacing
+from metaopt.problems.domain_reweighting.rater import Rater
+from metaopt.problems.domain_reweighting.rater_features import FEATURES
+from metaopt.problems.domain_reweighting.rater_networks import NETWORKS
+from metaopt.problems.domain_reweighting.task import Graded, Texts
+from metaopt.problems.domain_reweighting.weights import Weights, WeightTable
+
+if TYPE_CHECKING:
+    from metaopt.problems.domain_reweighting.problem import DomainReweighting
+
+FILE = "rater.safetensors"
+FORMAT = 1
+
+
+def top(values: Tensor, share: float) -> Tensor:
+    """Return which of n values are among the share of largest ones, at least one; ties by order."""
+    kept = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    order = values.argsort(descending=True, stable=True)
+    kept[order[: max(1, round(share * len(values)))]] = True
+    return kept
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Return the ranks of values, equal ones at their mean rank."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    mean: Tensor = counts.cumsum(0).double() - (counts - 1) / 2
+    return mean[place]
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Return Spearman's correlation; NaN where one of the two is constant."""
+    x, y = (ranks(v) - ranks(v).mean() for v in (a.cpu(), b.cpu()))
+    return float((x @ y) / (x.norm() * y.norm()))
+
+
+@torch.no_grad()
+def row_scores(weights: Weights, outer: Tree, domain: Tensor) -> Tensor | None:
+    """Return a number for each training example that orders them, (n,); `None` where none does."""
+    if isinstance(weights, Rater):
+        return weights.rate_features(outer, weights.rows)
+    if isinstance(weights, WeightTable):
+        table = weights(outer, torch.arange(len(domain)), domain, domain)
+        return table.flatten(0, -2).mean(0) if table.ndim > 1 else table
+    return None
+
+
+@torch.no_grad()
+def rank_correlations(problem: DomainReweighting, outer: Tree) -> dict[str, float]:
+    """Return Spearman's correlations of scores with what a task knows about its texts.
+
+    `spearman_rows` on its training examples, and `spearman_unseen` of a rater on others.
+    """
+    task = problem.task
+    scores = row_scores(problem.weights, outer, problem.domain)
+    if not isinstance(task, Graded) or scores is None:
+        return {}
+    known = ~task.row_quality.isnan()
+    figures = {"spearman_rows": spearman(scores.cpu()[known], task.row_quality[known])}
+    if isinstance(problem.weights, Rater):
+        unseen = problem.weights.rate(outer, task.unseen_texts)
+        figures["spearman_unseen"] = spearman(unseen, task.unseen_quality)
+    return figures
+
+
+def write_rater(
+    path: Path, rater: Rater, outer: Tree, task: Texts, origin: Mapping[str, Any]
+) -> None:
+    """Write a rater, with the scores of its training examples, as safetensors with JSON in it."""
+    from safetensors.torch import save
+
+    scores = rater.rate_features(outer, rater.rows).sort().values
+    tensors = {f"phi.{k}": v for k, v in outer.items()} | {
+        "centre": rater.centre, "scale": rater.scale, "scores": scores,
+    }  # fmt: skip
+    description = {
+        "format": FORMAT,
+        "features": {"kind": rater.features.kind, **rater.features.settings},
+        "network": {"kind": rater.network.kind, **rater.network.settings},
+        "columns": list(task.text_columns),
+        **origin,
+    }
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    with replacing(path) as file:
+        file.write(save(plain, {"rater": json.dumps(description)}))
+
+
+class SavedRater:
+    """A rater from a run's folder; reading it runs no code that the folder names.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        columns: of a file whose texts, joined by newlines, it reads.
+
+    Raises:
+        FolderError: the file is damaged, or another version wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                description = json.loads(file.metadata()["rater"])
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            self.rater = Rater(
+                _made(FEATURES, description["features"]), _made(NETWORKS, description["network"])
+            )
+            self.rater.centre, self.rater.scale = tensors["centre"], tensors["scale"]
+            self.training_scores = tensors["scores"]
+            self.columns: Sequence[str] = description["columns"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise FolderError(
+                f"{path} holds no rater that this version reads: {error}. Run it again."
+            ) from error
+        self.phi = {k.removeprefix("phi."): v for k, v in tensors.items() if k.startswith("phi.")}
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the score of each text, (n,), and its CDF among the training examples.
+
+        A score has no scale; the CDF is the share of training examples whose score is not larger.
+        """
+        scores = self.rater.rate(self.phi, texts)
+        below = torch.searchsorted(self.training_scores, scores, right=True)
+        return scores, below / len(self.training_scores)
+
+
+def _made(classes: Mapping[str, Any], description: Mapping[str, Any]) -> Any:
+    settings = {k: v for k, v in description.items() if k != "kind"}
+    return classes[description["kind"]](**settings)
