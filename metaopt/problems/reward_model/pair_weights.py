@@ -43,6 +43,8 @@ class PreferenceReweighting(DomainReweighting):
     2025 (a table of weights by row).
     """
 
+    retrain_steps: int
+
     def __init__(
         self,
         task: FeaturePreferences,
