@@ -1,4 +1,4 @@
-"""Half precision on a CPU that emulates it."""
+"""Precisions of a model by name, and half precision on a CPU that emulates it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import logging
 import platform
 
 import torch
+
+PRECISIONS = {
+    "float32": (torch.float32, None),
+    "master": (torch.float32, torch.bfloat16),
+    "official": (torch.bfloat16, torch.bfloat16),
+}
+"""Of trained weights, and of the computation where that is another one. Frozen weights are in the
+precision of the computation."""
 
 X86 = ("x86_64", "AMD64", "i386", "i686")
 

@@ -6,8 +6,8 @@ import pytest
 import transformers
 
 from metaopt.llm.transformers_lm import TransformersLM
+from metaopt.nn.configuration import configuration
 from metaopt.nn.word_tokenizer import tokenizer_of
-from metaopt.problems.process_reward.model.backbone import configuration
 from metaopt.problems.reward_model.model.export import load
 from metaopt.problems.reward_model.model.scorer import Scorer
 from metaopt.problems.reward_model.model.text_encoder import TextEncoder

@@ -29,6 +29,7 @@ from metaopt.nn.export import (
     save_model,
 )
 from metaopt.nn.model_card import ModelCard
+from metaopt.nn.precision import PRECISIONS
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
 from metaopt.problems.process_reward.model.frozen_features import FrozenFeatures
@@ -37,7 +38,7 @@ from metaopt.problems.process_reward.model.process_reward_model import (
     ProcessRewardModel,
     ProcessRewardModelConfig,
 )
-from metaopt.problems.process_reward.model.scorer import PRECISIONS, TransformerScorer
+from metaopt.problems.process_reward.model.scorer import TransformerScorer
 from metaopt.problems.process_reward.model.steps import check_steps, scores
 from metaopt.problems.process_reward.model.text_features import TextFeatures
 

@@ -9,33 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from metaopt.data.folder import model_source
-from metaopt.engine.functional import functional_call, places
+from metaopt.engine.functional import functional_call
 from metaopt.engine.ranges import check_choices
-from metaopt.nn.precision import say_if_slow
+from metaopt.nn.configuration import Source, configuration, is_visual
+from metaopt.nn.frozen_module import move, without_trained
+from metaopt.nn.precision import PRECISIONS, say_if_slow
 from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.process_reward.data.formats import Chain
-from metaopt.problems.process_reward.model.backbone import (
-    Backbone,
-    Source,
-    StepReader,
-    configuration,
-    is_visual,
-)
+from metaopt.problems.process_reward.model.backbone import Backbone, StepReader
 from metaopt.problems.process_reward.model.images import Vision
 from metaopt.problems.process_reward.model.steps import Steps, check_steps
 from metaopt.problems.process_reward.model.tokens import TokenLayout, default_separator, padded
 
 HEADS = ("hidden", "vocabulary")
 LAYOUTS = ("chain", "prefix")
-PRECISIONS = {
-    "float32": (torch.float32, None),
-    "master": (torch.float32, torch.bfloat16),
-    "official": (torch.bfloat16, torch.bfloat16),
-}
 
 
 @dataclass(eq=False, repr=False)
@@ -154,7 +145,7 @@ class TransformerScorer:
         module = self._build(int(torch.randint(2**62, (), generator=generator)))
         params = {k: v.detach() for k, v in module.named_parameters() if v.requires_grad}
         if "reader" not in vars(self):
-            self.reader = _without_trained(module)
+            self.reader = without_trained(module)
         return params, {}
 
     def save_text(self, folder: Path) -> None:
@@ -166,7 +157,7 @@ class TransformerScorer:
     @cached_property
     def reader(self) -> StepReader:
         """The model, which holds what is frozen; `functional_call` passes what is trained."""
-        return _without_trained(self._build(self.seed))
+        return without_trained(self._build(self.seed))
 
     def _build(self, seed: int) -> StepReader:
         module = self.backbone.build(seed)
@@ -208,25 +199,8 @@ class TransformerScorer:
         if module.training != train:
             module.train(train)
         if self._device != lengths.device:
-            _move(module, lengths.device)
+            move(module, lengths.device)
             self._device = lengths.device
         batch: Any = (inputs, lengths, ends)
         logits: Tensor = functional_call(module, dict(tensors), (batch,))
         return logits
-
-
-def _move(module: nn.Module, device: torch.device) -> None:
-    """Move the module's own tensors, but not the placeholders of what is trained, to a device."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.device.type != "meta" and tensor.device != device:
-            tensor.data = tensor.data.to(device)
-
-
-def _without_trained(module: StepReader) -> StepReader:
-    """Return the module with placeholders for what it trains, of which it keeps no copy."""
-    placeholders: dict[Tensor, Tensor] = {}
-    for store, key, _, own in places(module):
-        if own.requires_grad:
-            # Of a tied parameter one placeholder, so that it stays tied.
-            store[key] = placeholders.setdefault(own, own.detach().to("meta"))
-    return module
