@@ -84,6 +84,20 @@ def records(
     return (_renamed(record, columns) for record in every) if columns else every
 
 
+def rows_as_records(
+    rows: Iterable[Mapping[str, Any]], name: str, columns: Mapping[str, str] | None = None
+) -> Iterator[Record]:
+    """Return the rows of a data set in memory, such as a `datasets.Dataset`, as records.
+
+    Args:
+        rows: objects {column: value}.
+        name: for messages, and the records' file and part.
+        columns: see `records`.
+    """
+    for number, row in enumerate(rows, 1):
+        yield _renamed(Record(row, number, f"{name}, row {number}", name, name), columns or {})
+
+
 def column_names(words: Iterable[str]) -> dict[str, str]:
     """Return {column: name in the source} of words COLUMN=NAME, as commands take them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -27,3 +28,15 @@ def without_trained(module: M) -> M:
             # Of a tied parameter one placeholder, so that it stays tied.
             store[key] = placeholders.setdefault(own, own.detach().to("meta"))
     return module
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put copies of tensors in the places of a module's placeholders, by name."""
+    held = places(module)
+    values = {
+        own: nn.Parameter(tensors[name].detach().clone(), requires_grad=False)
+        for _, _, name, own in held
+        if name in tensors
+    }
+    for store, key, _, own in held:
+        store[key] = values.get(own, own)
