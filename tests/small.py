@@ -38,6 +38,13 @@ REWARDS = [
     "problem.task.data.levels=[1.0e-4]", "problem.task.model.widths=[8]",
 ]  # fmt: skip
 
+TRL_ROWS = [
+    "problem.task.data.count=100", "problem.task.data.meta=40", "problem.task.data.held_out=10",
+    "problem.task.model.source.num_hidden_layers=1", "problem.batch=24", "problem.meta_batch=24",
+    "problem.reference_steps=4", "problem.inner_optimizer.lr=1.0e-2",
+    "outer_lr=0.5", "inner_steps=2",
+]  # fmt: skip
+
 
 def process_files(folder: Path, count: int = 20) -> list[str]:
     """Write two domains of step labels and a file of solutions; return the overrides for them."""
@@ -134,6 +141,8 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         return ROLLOUT
     if problem == "domain_reweighting/text_world":
         return CURATION
+    if problem.startswith("data_curation"):
+        return TRL_ROWS
     if problem == "domain_reweighting":
         return [*ARITHMETIC, *REWEIGHTING]
     if problem == "reward_model/text":

@@ -40,8 +40,8 @@ SERVED = {
     ("data", "template_evolution/gsm8k"), ("data", "template_evolution/solutions"),
     ("data", "rollout_length/gymnasium"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
-    ("model", "process_reward/prm_frozen"),
-    ("weights", "rater_encoder"), ("data", "data_curation/cisi"),
+    ("model", "process_reward/prm_frozen"), ("model", "data_curation/pretrained"),
+    ("weights", "rater_encoder"), ("data", "data_curation/cisi"), ("data", "data_curation/rows"),
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
     ("scoring", "template_evolution/likelihood"),
     ("method", "template_evolution/judge_calibration/model"),
@@ -58,6 +58,7 @@ SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "
 IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=meta_pseudo_labels/digits"]
 ACTING = [o for o in GROUPS["optimizer"] if o.startswith("rollout_length/")]
 DATA = {
+    "data_curation/generated": ("data_curation/sft", "problem.task.data"),
     "meta_pseudo_labels": ("meta_pseudo_labels", "problem.data"),
     "data_curation": ("domain_reweighting/text_world", "problem.task.data"),
     "process_reward": ("domain_reweighting", "problem.task.data"),
@@ -118,6 +119,10 @@ def chosen(group: str, option: str) -> list[str]:
             problem = "domain_reweighting/text_world"
             return [f"problem={problem}", f"weights@problem.weights={option}"]
         return ["problem=domain_reweighting", f"weights@problem.weights={option}"]
+    if group == "objective":
+        return [f"problem={option}"]
+    if group == "model" and option.startswith("data_curation/"):
+        return ["problem=data_curation/sft", f"model@problem.task.model={option}"]
     if option.startswith("process_reward/"):
         return ["problem=domain_reweighting", f"model@problem.task.scorer={option}"]
     if group == "model":

@@ -17,8 +17,11 @@ RULES = tuple(
 )
 """Slow on the problem that they are for; `TestProblem` and `test_dqn.py` run their like."""
 
-VARIANTS = ("reward_model/hh_rlhf", "reward_model/pair_weights", "reward_model/text")
-"""Slow; `reward_model` runs their like."""
+VARIANTS = (
+    "reward_model/hh_rlhf", "reward_model/pair_weights", "reward_model/text", "data_curation/dpo",
+    "data_curation/reward", "data_curation/process_reward", "data_curation/sft",
+)  # fmt: skip
+"""Slow; `reward_model` and `domain_reweighting` run their like."""
 
 
 def marked(group, slow):

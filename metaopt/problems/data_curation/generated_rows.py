@@ -9,7 +9,7 @@ from typing import Any
 from metaopt.data.records import rows_as_records
 from metaopt.problems.data_curation.rows import CurationRows
 
-Question = tuple[int, int, int]
+Question = tuple[int, ...]
 
 
 def generated_rows(

@@ -110,7 +110,7 @@ class TransformersModel:
             )
             self._freeze(module, lora, dtype)
         _check_vocabulary(self.tokenizer, module)
-        self.room = positions(module)
+        self._room = positions(module)
         if remat is not None:
             remat_blocks(module, remat)
         self.has_adapters, self.device = lora is not None, torch.device(device)
@@ -140,6 +140,14 @@ class TransformersModel:
         ):
             logits: Tensor = functional_call(module, own, (), {**inputs, "use_cache": False}).logits
         return logits
+
+    def check_room(self, tokens: int) -> None:
+        """Raise a `ValueError` for a row with more tokens than the model has learned positions."""
+        if self._room is not None and tokens > self._room:
+            raise ValueError(
+                f"is longer than the {self._room} positions that the model has learned; set "
+                f"max_length={self._room} or less; got {tokens} tokens"
+            )
 
     @torch.no_grad()
     def merged(self, tensors: Tree) -> Any:

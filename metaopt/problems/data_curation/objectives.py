@@ -27,8 +27,8 @@ from metaopt.problems.data_curation.sequences import (
 
 Kind = Literal["causal", "sequence", "token"]
 NOTHING_LEFT = (
-    "keeps nothing of its completion: it has {tokens} tokens, {prompt} of them of the prompt, and "
-    "max_length={limit}; raise it, set truncation=keep_end, or leave the row out by strict=false"
+    "keeps nothing of its completion within max_length={limit}; raise it, set truncation=keep_end, "
+    "or leave such rows out by strict=false; got {tokens} tokens, {prompt} of them of the prompt"
 )
 
 
@@ -202,8 +202,8 @@ class Reward:
         longest = max(map(len, ids))
         if self.max_length is not None and longest > self.max_length:
             raise ValueError(
-                f"has {longest} tokens, more than max_length={self.max_length}; raise it, or leave "
-                f"such rows out by strict=false, as TRL does"
+                f"is longer than max_length={self.max_length}; raise it, or leave such rows out by "
+                f"strict=false, as TRL does; got {longest} tokens"
             )
         return Encoded(tuple(ids), tuple([IGNORED] * len(row) for row in ids), pair.margin)
 
@@ -263,8 +263,8 @@ class ProcessReward:
         ids, kept = cut(ids, labels, self.max_length, "keep_start")
         if len(kept) < first:
             raise ValueError(
-                f"keeps no step: its first one ends after {first} tokens, and max_length="
-                f"{self.max_length}; raise it, or leave the row out by strict=false"
+                f"keeps no step within max_length={self.max_length}; raise it, or leave such rows "
+                f"out by strict=false; got a first step that ends after {first} tokens"
             )
         return Encoded((ids,), (kept,))
 
@@ -306,7 +306,7 @@ def _fitting(
                     NOTHING_LEFT.format(tokens=len(whole), prompt=prompt, limit=max_length)
                 )
             raise ValueError(
-                f"has no token to predict: {len(whole)} tokens, of which the first one has none "
-                f"before it"
+                f"has no token to predict, since the first one has none before it; got "
+                f"{len(whole)} tokens"
             )
     return Encoded(tuple(x for x, _ in pairs), tuple(y for _, y in pairs))

@@ -82,7 +82,6 @@ class TransformersRows:
         check_ranges(self, "evaluation_batch >= 1")
         self.model = model(objective.kind, _texts(data.train), device=device)
         self.compute_dtype = self.model.compute_dtype
-        self._check_room()
         training, kept = self._encode("train", data.train, strict)
         self._training, self._meta, self._held_out = (
             training,
@@ -176,7 +175,9 @@ class TransformersRows:
         wrong: list[tuple[str, str]] = []
         for i, record in enumerate(records):
             try:
-                encoded.append(self.objective.encode(self.model.tokenizer, record.value))
+                row = self.objective.encode(self.model.tokenizer, record.value)
+                self.model.check_room(max(map(len, row.ids)))
+                encoded.append(row)
                 kept.append(i)
             except ValueError as error:
                 wrong.append((record.place, str(error)))
@@ -203,16 +204,6 @@ class TransformersRows:
             for batch in self._batches(rows)
         ]
         return torch.cat(parts)
-
-    def _check_room(self) -> None:
-        """Refuse more tokens than the model has learned positions for."""
-        room, most = self.model.room, getattr(self.objective, "max_length", None)
-        if room is not None and (most is None or most > room):
-            raise ValueError(
-                f"max_length={'null' if most is None else most} lets rows have more tokens than "
-                f"the {room} positions that the model has learned; set "
-                f"problem.task.objective.max_length={room} or less."
-            )
 
     def _warn_of_leaks(self, data: CurationRows) -> None:
         """Warn about held-out rows that a level trains on."""

@@ -136,7 +136,7 @@ def _text_or_turns(row: Mapping[str, Any], column: str) -> str | Turns:
 
 
 def _turns(row: Mapping[str, Any], column: str) -> Turns:
-    turns = _list(row, column)
+    turns = row[column] if row[column] is None else _list(row, column)
     if not turns or not all(map(_is_turn, turns)):
         raise ValueError(
             f"{column!r} must be a text or a list of {{role, content}}, at least one; got "
