@@ -10,8 +10,7 @@ from torch.utils.data import Sampler
 
 from metaopt.data.weights_file import refuse_illegal
 from metaopt.engine.random import fold, generator
-from metaopt.trainers.attaching import WEIGHT
-from metaopt.trainers.weighting import ReadsWeights, Weighted
+from metaopt.trainers.weighting import ReadsWeights, Weighted, weights_of
 
 
 class WeightedSampler(Sampler[int]):
@@ -87,4 +86,4 @@ class Resampled(ReadsWeights):
                 "not allow; use Weighted, or a datasets.Dataset."
             )
         # The data that are given have lost the column: no model takes it.
-        return WeightedSampler(dataset.with_format(None)[WEIGHT][:], seed)
+        return WeightedSampler(weights_of(dataset), seed)

@@ -141,12 +141,18 @@ class Weighted(ReadsWeights):
                 f"a training batch of {type(self).__name__} has no {WEIGHT!r}: what prepares or "
                 "collates the data has dropped the column. Attach weights, and keep the column."
             )
-        with scaled_gradients(model, weights, self.outputs_per_row) as count:
-            loss = super().compute_loss(model, without_weights(inputs), *args, **kwargs)
-        if not count:
+        with scaled_gradients(model, weights, self.outputs_per_row) as self._scaled:
+            return super().compute_loss(model, without_weights(inputs), *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take gradients as the trainer does, and see that weights were applied to them."""
+        loss = super().training_step(*args, **kwargs)
+        if not self._scaled:
             raise ValueError(
-                f"{type(self).__name__} has found no outputs whose gradient it can scale: "
-                f"{type(model).__name__} was not called, or without gradients."
+                f"{type(self).__name__} has weights without effect: the gradient of the loss does "
+                "not pass through the outputs that the model has returned. Compute the loss from "
+                "them, as WeightedTrainer does; a loss inside of the model does not in mixed "
+                "precision."
             )
         return loss
 
@@ -155,8 +161,8 @@ class Weighted(ReadsWeights):
 def scaled_gradients(model: nn.Module, weights: Tensor, per_row: int = 1) -> Iterator[list[int]]:
     """Scale the gradient into each row's outputs of a model, for the calls within.
 
-    Yields a list with an entry for each call that was scaled. Calls without gradients, such as
-    those of a reference model, are left alone.
+    Yields a list that gets an entry whenever a gradient was scaled, in the backward pass. Calls
+    without gradients, such as those of a reference model, are left alone.
 
     Args:
         model: as the trainer calls it: prepared for mixed precision and several processes, which
@@ -183,11 +189,11 @@ def scaled_gradients(model: nn.Module, weights: Tensor, per_row: int = 1) -> Ite
             )
 
         def scale(grad: Tensor) -> Tensor:
+            scaled.append(len(grad))
             shape = (-1,) + (1,) * (grad.ndim - 1)
             return (grad * factors.to(grad.device).view(shape)).to(grad.dtype)
 
         values.register_hook(scale)
-        scaled.append(len(values))
 
     handle = model.register_forward_hook(on_outputs)
     try:
@@ -228,6 +234,10 @@ class Collator:
         Raises:
             ValueError: a row without a weight, or with one that is negative or not finite.
         """
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise ValueError(
+                f"weighted rows are {{column: value}}; got a {type(rows[0]).__name__}."
+            )
         others = [{k: v for k, v in row.items() if k != WEIGHT} for row in rows]
         batch = self.collator(others)
         if not self.keep:
@@ -243,10 +253,17 @@ class Collator:
         return batch
 
 
+def weights_of(dataset: Any) -> list[Any]:
+    """Return the weights of all rows of a data set, `None` for a row without."""
+    if hasattr(dataset, "with_format"):
+        return list(dataset.with_format(None)[WEIGHT])
+    return [row.get(WEIGHT) for row in dataset]
+
+
 def _check_data(dataset: Any, place: str) -> None:
-    """Refuse training data without weights or with illegal ones, as far as that can be seen."""
+    """Refuse training data without weights or with illegal ones; of a stream the batches are."""
     names = getattr(dataset, "column_names", None)
-    if dataset is None or names is None or not hasattr(dataset, "with_format"):
+    if dataset is None or names is None:
         return
     if WEIGHT not in names:
         raise ValueError(
@@ -254,7 +271,7 @@ def _check_data(dataset: Any, place: str) -> None:
             "metaopt.trainers.attach adds it; packing drops it."
         )
     if hasattr(dataset, "__len__"):
-        weights = dataset.with_format(None)[WEIGHT][:]
+        weights = weights_of(dataset)
         lacking = sum(weight is None for weight in weights)
         if lacking:
             raise ValueError(f"{place}: {lacking} of {len(weights)} rows have no {WEIGHT!r}.")

@@ -34,7 +34,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from metaopt.trainers import ResampledTrainer, WeightedProcessRewardTrainer, WeightedTrainer
+from metaopt.trainers import (
+    ResampledTrainer,
+    Weighted,
+    WeightedProcessRewardTrainer,
+    WeightedTrainer,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -171,6 +176,30 @@ def test_a_loss_of_the_users_takes_the_place_of_the_models(tmp_path):
     )
     whole = gradient(net, [partial(loss, row) for row in data], WEIGHTS)
     assert error(grad, 8 * whole) < 1e-5  # a loss of the user's is not divided by the steps
+
+
+class Mine(Weighted, Trainer):
+    """The loss is that of the model."""
+
+
+def test_a_loss_inside_of_the_model_is_weighted_or_refused(tmp_path):
+    net = model()
+    whole = gradient(net, sft_losses(net, rows("sft")), WEIGHTS)
+    assert error(step(Mine, model(), encoded(), tmp_path)[0], whole) < 1e-5
+    with pytest.raises(ValueError, match="Mine has weights without effect"):
+        step(Mine, model(), encoded(), tmp_path, bf16=True)
+
+
+def test_rows_may_come_from_a_torch_data_set(tmp_path):
+    columns = ("input_ids", "labels", "weight")
+    listed = [{k: row[k] for k in columns} for row in encoded()]
+    net = model()
+    whole = gradient(net, sft_losses(net, rows("sft")), WEIGHTS)
+    assert error(step(WeightedTrainer, model(), listed, tmp_path)[0], whole) < 1e-5
+    assert step(ResampledTrainer, model(), listed, tmp_path)[0].any()
+    bare = [{k: row[k] for k in columns[:2]} for row in listed]
+    with pytest.raises(ValueError, match="8 of 8 rows of a batch have no 'weight'"):
+        step(WeightedTrainer, model(), bare, tmp_path)
 
 
 def test_models_and_rows_of_other_kinds_are_refused(tmp_path):

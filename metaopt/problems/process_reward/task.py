@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from metaopt.data.weights_file import Example, content_hash
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.metrics.best_of_n import best_of_n, majority_vote, pass_at_n
@@ -63,6 +64,8 @@ class ProcessSupervision:
         domains, domain, meta_rows, quality, resplit: see `ReweightingTask`.
         meta_kinds: outcomes of the meta-set, in whose shares meta batches are drawn.
         correct: which candidates are right, (Q, C).
+        examples, hashed_columns: see `Identified` there; where all training chains come from rows
+            of files. The columns are those of TRL's stepwise type.
 
     A scorer's max_length may cut chains: a warning counts them, steps that were cut off are neither
     trained on nor scored, and a first wrong step among them counts as not found.
@@ -93,6 +96,9 @@ class ProcessSupervision:
         check_choices(self, row_loss=LOSSES, meta_loss=LOSSES)
         check_choices(self, aggregation=AGGREGATES, ranking=AGGREGATES)
         check_ranges(self, "evaluation_batch >= 1")
+        if all(chain.row for chain in data.train):
+            self.hashed_columns = ("prompt", "completions", "labels")
+            self.examples = [_example(chain) for chain in data.train]
         self.scorer = scorer(data.train)
         self.compute_dtype: torch.dtype | None = getattr(self.scorer, "compute_dtype", None)
         self.domains = data.domains
@@ -310,6 +316,12 @@ class ProcessSupervision:
             f"process reward model: {folder}, read back: scores differ by at most "
             f"{difference:.1g}\n{_how_to_load(folder)}"
         )
+
+
+def _example(chain: Chain) -> Example:
+    """Return what identifies a chain: its file and row, and its content as TRL's stepwise row."""
+    row = {"prompt": chain.prompt, "completions": chain.steps, "labels": chain.labels}
+    return Example(f"{chain.file}:{chain.row}", content_hash(row, row), chain.file, chain.row)
 
 
 def _how_to_load(folder: Path) -> str:

@@ -9,6 +9,7 @@ import statistics
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import csv
+import json
 import warnings
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from metaopt.data.weights_file import content_hash
 from metaopt.engine import Engine, tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, AdamW
@@ -23,9 +25,10 @@ from metaopt.engine.random import Draw, fold, generator
 from metaopt.estimators import FiniteDifference
 from metaopt.optimizers import Descent
 from metaopt.problems.domain_reweighting import DomainReweighting
+from metaopt.problems.domain_reweighting.task import Identified
 from metaopt.problems.process_reward.data.arithmetic import arithmetic
 from metaopt.problems.process_reward.data.dataset import ProcessData
-from metaopt.problems.process_reward.data.formats import Chain
+from metaopt.problems.process_reward.data.formats import Chain, read
 from metaopt.problems.process_reward.model.scorer import TransformerScorer
 from metaopt.problems.process_reward.model.steps import Steps
 from metaopt.problems.process_reward.task import ProcessSupervision, first_error_f1
@@ -337,3 +340,20 @@ def test_both_levels_resume_to_the_bit_in_the_middle(optimizer, tmp_path):
         end.finish()
     assert identical(second.state_dict(), whole.state_dict())
     assert second.metrics() == whole.metrics()
+
+
+def test_chains_of_files_are_identified_by_their_rows(tmp_path):
+    rows = [
+        {"prompt": "p", "completions": ["1", "2"], "labels": [True, False]},
+        {"prompt": "q", "completions": ["3"], "labels": [True]},
+    ]
+    path = tmp_path / "steps.jsonl"
+    path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    chains = [replace(chain, outcome=True) for chain in read(path)]
+    task = ProcessSupervision(ProcessData(train=chains, meta=(), candidates=()), Known)
+    assert isinstance(task, Identified)
+    assert [x.hash for x in task.examples] == [content_hash(x, task.hashed_columns) for x in rows]
+    assert [(x.file, x.row) for x in task.examples] == [("steps.jsonl", 2), ("steps.jsonl", 3)]
+    made_up = [*chains, replace(chains[0], row=0)]
+    task = ProcessSupervision(ProcessData(train=made_up, meta=(), candidates=()), Known)
+    assert not isinstance(task, Identified)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metaopt.data.row_texts import flag, text
@@ -34,6 +34,8 @@ class Chain:
         images: paths of the question's images.
         policy: who wrote the chain; "" where that is not known.
         temperature: at which it was sampled; `None` where that is not known.
+        file, row: where it was read, and its number there from 1; "" and 0 where it is made up or
+            joined from several rows. Chains that differ in nothing else are equal.
 
     Raises:
         ValueError: lengths that differ, a label outside [0, 1], or counts that contradict.
@@ -55,6 +57,8 @@ class Chain:
     images: tuple[str, ...] = ()
     policy: str = ""
     temperature: float | None = None
+    file: str = field(default="", compare=False)
+    row: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         count = len(self.steps)

@@ -136,7 +136,8 @@ def read(
             place, *rest = parsed.question
             prefixes.append(parsed._replace(question=(place or record.part, *rest)))
         else:
-            chains.append(parsed if parsed.domain else replace(parsed, domain=record.part))
+            domain = parsed.domain or record.part
+            chains.append(replace(parsed, domain=domain, file=record.file, row=record.number))
     if wrong:
         counted = f"malformed rows of {source}, {len(wrong)} of {total}"
         if strict:
