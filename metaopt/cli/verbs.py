@@ -35,6 +35,9 @@ VERBS = {
     "label": Verb(
         "metaopt.cli.labelling:main", "SOLUTIONS FOLDER", "step labels for solutions, by rollouts"
     ),
+    "score": Verb(
+        "metaopt.cli.scoring:main", "RUN FILE", "rows of a file, by what a run has learned"
+    ),
     "fetch": Verb("metaopt.data.fetch:main", "NAME", "a public data set or model, by its hash"),
     "ls": Verb("metaopt.cli.listing:ls", "[FOLDER]", "the runs of a folder and their state", False),
     "show": Verb("metaopt.cli.listing:show", "RUN", "one run: what it is and what came out", False),

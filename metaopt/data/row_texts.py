@@ -6,7 +6,7 @@ import ast
 import io
 import json
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -35,6 +35,24 @@ def writable(value: str, name: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name!r} holds half of a surrogate pair") from None
     return value
+
+
+def joined(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Return the text of several columns, joined by newlines; what is no text stands as JSON.
+
+    Raises:
+        ValueError: a column is missing or null, or holds what cannot be written.
+    """
+    parts = []
+    for column in columns:
+        value = row.get(column)
+        if value is None:
+            names = ", ".join(str(name)[:30] for name in list(row)[:10])
+            raise ValueError(f"has no text in column {column!r}; columns are {names}")
+        if not isinstance(value, str):
+            value = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+        parts.append(writable(value, column))
+    return "\n".join(parts)
 
 
 def truth(value: Any) -> Any:

@@ -1,0 +1,249 @@
+"""`metaopt score RUN FILE`: what a finished run has learned, applied to the rows of a file."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from metaopt.files.errors import FolderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metaopt.data.records import Record
+
+DESCRIPTION = """
+Score the rows of a file by what a run has learned, and write them with two more columns: `score`,
+which has no scale, and `score_cdf`, the share of the run's training examples whose score is not
+larger. With --top 0.25 only the quarter of the rows with the largest scores is written, in their
+order. Nothing that the run's folder names is run.
+
+  metaopt score runs/a_rater rows.jsonl
+  metaopt score runs/a_rater rows.parquet --columns text=body --top 0.25 --out best.parquet
+
+FILE is JSON lines, JSON, csv, tsv, parquet, or a text with a row on each line. A rater counts how
+often a text is in the file, as it did among the training examples.
+"""
+
+ADDED = ("score", "score_cdf")
+
+
+class Scorer(Protocol):
+    """What scores texts.
+
+    Attributes:
+        columns: of a file whose texts it reads, joined by newlines.
+    """
+
+    columns: Sequence[str]
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the score of each text, (n,), and its CDF among the training examples."""
+        ...
+
+
+def _rater(path: Path) -> Scorer:
+    from metaopt.problems.domain_reweighting.rating import SavedRater
+
+    return SavedRater(path)
+
+
+SCORERS: Mapping[str, Callable[[Path], Scorer]] = {"rater.safetensors": _rater}
+"""By the file that a run writes where it has learned one, what reads it."""
+
+
+class Rows(NamedTuple):
+    """The rows of a file, and how some of them are written.
+
+    Args:
+        texts: of each row.
+        write: from the path, the rows to write in order, and the added columns, of all rows.
+        ending: of the file that is written.
+    """
+
+    texts: Sequence[str]
+    write: Callable[[Path, Sequence[int], Mapping[str, Sequence[float]]], None]
+    ending: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Raises:
+        FolderError: the run has learned nothing that scores rows.
+        ValueError: the file lacks a column, holds rows that cannot be read, or would be replaced.
+    """
+    options = _parser().parse_args(arguments)
+    if options.top is not None and not 0 < options.top <= 1:
+        raise ValueError(f"--top must be a share in (0, 1]; got {options.top:g}.")
+    scorer = scorer_of(options.run)
+    rows = read(options.file, scorer.columns, options.columns)
+    kind = "scored" if options.top is None else "top"
+    out: Path = options.out or options.file.with_name(f"{_stem(options.file)}.{kind}{rows.ending}")
+    if not out.name.lower().endswith(rows.ending):
+        raise ValueError(f"--out must end in {rows.ending}, as {options.file} does; got {out}.")
+    if out.exists():
+        raise ValueError(f"{out} exists. Delete it, or name another file with --out.")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to write {out.name} to.")
+    scores, cdf = scorer(rows.texts)
+    chosen: Sequence[int] = range(len(scores))
+    if options.top is not None:
+        from metaopt.problems.domain_reweighting.rating import top
+
+        chosen = top(scores, options.top).nonzero().flatten().tolist()
+    added = {"score": scores.tolist(), "score_cdf": cdf.tolist()}
+    rows.write(out, chosen, added)
+    above = sum(value > 0.5 for value in added["score_cdf"])
+    print(f"{len(scores)} rows, {above} of them above the median of the training examples")
+    print(f"{len(chosen)} rows written to {out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "metaopt-score",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="the folder of a finished run")
+    add("file", type=Path, help="rows to score")
+    add("--columns", nargs="+", metavar="COLUMN=NAME", default=[], help="names in the file")
+    add("--top", type=float, metavar="SHARE", help="write only the share with the largest scores")
+    add("--out", type=Path, metavar="PATH", help="FILE.scored or FILE.top, with its ending")
+    return parser
+
+
+def scorer_of(run: Path) -> Scorer:
+    """Return what scores rows by a run.
+
+    Raises:
+        FolderError: the folder holds none.
+    """
+    if not run.is_dir():
+        raise FolderError(f"there is no folder {run}. Give the folder of a finished run.")
+    for name, make in SCORERS.items():
+        if (run / name).is_file():
+            return make(run / name)
+    raise FolderError(
+        f"{run} has nothing that scores rows: it needs one of {', '.join(SCORERS)}. A run with "
+        f"weights@problem.weights=rater writes it when it ends, unless figures=false."
+    )
+
+
+def read(file: Path, columns: Sequence[str], renamed: Sequence[str]) -> Rows:
+    """Return the rows of a file.
+
+    Args:
+        file: to read.
+        columns: whose texts are scored.
+        renamed: words COLUMN=NAME.
+    """
+    from metaopt.data.records import column_names
+
+    names = column_names(renamed)
+    strange = [name for name in names if name not in columns]
+    if strange:
+        raise ValueError(f"--columns knows {', '.join(columns)}; got {strange[0]}.")
+    names = {name: names.get(name, name) for name in columns}
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}.")
+    if file.suffix.lower() == ".txt":
+        return _lines(file, columns)
+    from metaopt.data.records import grouped, records
+
+    every = list(records(file))
+    values = [record.value for record in every]
+    texts, mistakes = [], []
+    for record in every:
+        try:
+            texts.append(_text(record, names))
+        except ValueError as error:
+            mistakes.append((record.place, str(error)))
+    if mistakes:
+        raise ValueError(
+            f"{len(mistakes)} of {len(every)} rows cannot be scored:{grouped(mistakes)}"
+        )
+    twice = [name for name in ADDED if any(name in value for value in values)]
+    if twice:
+        raise ValueError(f"{file} has a column {twice[0]!r} already. Rename it.")
+    if file.suffix.lower() == ".parquet":
+        return Rows(texts, lambda *args: _write_parquet(file, *args), ".parquet")
+    for ending, mark in ((".csv", ","), (".tsv", "\t")):
+        if ending in file.suffixes[-2:]:
+            return Rows(texts, lambda *args, m=mark: _write_csv(values, m, *args), ending)
+    return Rows(texts, lambda *args: _write_lines(values, *args), ".jsonl")
+
+
+def _text(record: Record, names: Mapping[str, str]) -> str:
+    from metaopt.data.row_texts import joined
+
+    if isinstance(record.value, ValueError):
+        raise record.value
+    if not isinstance(record.value, Mapping):
+        raise ValueError(f"must be an object; got {str(record.value)[:60]}")
+    return joined(record.value, tuple(names.values()))
+
+
+def _lines(file: Path, columns: Sequence[str]) -> Rows:
+    if len(columns) != 1:
+        raise ValueError(
+            f"{file} has one text on each line, and this run reads {', '.join(columns)}. Give a "
+            f"file of JSON lines with these columns."
+        )
+    try:
+        texts = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}. Save it as UTF-8.") from None
+    if not texts:
+        raise ValueError(f"{file} holds no text.")
+    values = [{columns[0]: text} for text in texts]
+    return Rows(texts, lambda *args: _write_lines(values, *args), ".jsonl")
+
+
+def _stem(file: Path) -> str:
+    return file.name.split(".")[0]
+
+
+def _with(values: Sequence[Any], chosen: Sequence[int], added: Any) -> list[dict[str, Any]]:
+    return [values[i] | {name: column[i] for name, column in added.items()} for i in chosen]
+
+
+def _write_lines(values: Sequence[Any], path: Path, chosen: Sequence[int], added: Any) -> None:
+    rows = _with(values, chosen, added)
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def _write_csv(
+    values: Sequence[Any], mark: str, path: Path, chosen: Sequence[int], added: Any
+) -> None:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, [*values[0], *ADDED], delimiter=mark)
+    table.writeheader()
+    table.writerows(_with(values, chosen, added))
+    _write(path, text.getvalue().encode())
+
+
+def _write_parquet(file: Path, path: Path, chosen: Sequence[int], added: Any) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = parquet.read_table(file)
+    for name, column in added.items():
+        table = table.append_column(name, pa.array(column, pa.float64()))
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table.take(list(chosen)), sink)
+    _write(path, sink.getvalue().to_pybytes())
+
+
+def _write(path: Path, content: bytes) -> None:
+    from metaopt.files.writing import replacing
+
+    with replacing(path) as file:
+        file.write(content)
