@@ -107,7 +107,7 @@ def main() -> None:
     double = lambda s: moons(s, torch.float64)  # noqa: E731
     compare("Two Moons, double precision", double, ScoreFunction, sgd, 16, 50, 50)
     torch.set_default_dtype(torch.float32)
-    compare("Two Moons", moons, ScoreFunction, sgd, 16, 2000, 500)
+    compare("Two Moons", moons, ScoreFunction, sgd, 16, 6000, 1000)
 
 
 if __name__ == "__main__":
