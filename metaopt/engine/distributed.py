@@ -2,12 +2,17 @@
 
 `torch.autograd.grad` does not trigger DistributedDataParallel's synchronisation, so every average
 is explicit: inner gradients, the vector v = dF/dtheta before an implicit solve, and the feedback.
+
+Either each rank draws batches of its own, or all draw the same ones and each takes its part of the
+examples (`splitting_batches`), so that a run has the results of one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +20,9 @@ from torch import Tensor
 
 from metaopt.engine.protocols import Tree
 
+T = TypeVar("T")
 _AVAILABLE = dist.is_available()
+_splits = False  # of the process, as its group is: autograd's own threads draw batches, too
 
 
 def _initialized() -> bool:
@@ -31,6 +38,27 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if _initialized() else 1
+
+
+@contextmanager
+def splitting_batches(splits: bool = True) -> Iterator[None]:
+    """Say whether the ranks split batches in the block, or draw batches of their own."""
+    global _splits
+    before, _splits = _splits, splits
+    try:
+        yield
+    finally:
+        _splits = before
+
+
+def share_of_batch() -> tuple[int, int]:
+    """Return (r, n) where this rank takes examples r::n of a batch; (0, 1) for all of them."""
+    return (rank(), world_size()) if _splits else (0, 1)
+
+
+def draw_rank() -> int:
+    """Return the rank whose batches are drawn here: the first one's where ranks split them."""
+    return 0 if _splits else rank()
 
 
 def mean(values: Tree) -> Tree:
@@ -70,8 +98,8 @@ class _Mean(torch.autograd.Function):
         return _mean(value)
 
     @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> Tensor:
-        return _mean(adjoint)
+    def backward(ctx: Any, adjoint: Tensor) -> Any:
+        return _Mean.apply(adjoint)  # type: ignore[no-untyped-call]  # may be differentiated, too
 
 
 def _mean(value: Tensor) -> Tensor:
@@ -102,6 +130,44 @@ def common(values: Collection[int]) -> list[int]:
     if world_size() == 1:
         return sorted(values)
     return sorted(set.intersection(*map(set, gather(list(values)))))
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """Return what a function returns on rank 0, which alone calls it, on all ranks.
+
+    Raises:
+        Exception: what it raises on rank 0; `ValueError` with its message on the others.
+    """
+    if world_size() == 1:
+        return function()
+    result: list[Any] = [None, None]
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            result[0] = function()
+        except Exception as raised:
+            error, result[1] = raised, str(raised)
+    dist.broadcast_object_list(result)
+    if error is not None:
+        raise error
+    if result[1] is not None:
+        raise ValueError(result[1])
+    value: T = result[0]
+    return value
+
+
+def different(named: dict[str, Tensor]) -> list[str]:
+    """Return the names of tensors that are not the same, bit for bit, on all ranks."""
+    if world_size() == 1:
+        return []
+    others = gather({name: _digest(value) for name, value in named.items()})
+    names = dict.fromkeys(name for digests in others for name in digests)
+    return [name for name in names if len({digests.get(name) for digests in others}) > 1]
+
+
+def _digest(value: Tensor) -> bytes:
+    flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return blake2b(flat.numpy().tobytes(), digest_size=16).digest()
 
 
 def wait_for_all() -> None:

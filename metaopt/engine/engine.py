@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt.engine import distributed, tree
-from metaopt.engine.budget import UNITS, Ledger
+from metaopt.engine import tree
+from metaopt.engine.across_ranks import all_reduce, depends_on_processes, shared_state
+from metaopt.engine.budget import Ledger
 from metaopt.engine.hooks import check_attributes
 from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.protocols import (
@@ -172,7 +173,7 @@ class Engine:
         self.loop.outer_step = self.outer_step  # batches know where they are: see `Draw`
         inner = self.loop.start(outer, None if self.done else self.inner, key)
         inner, feedback = self.estimator(self.loop, outer, inner, key)
-        feedback = self._checked(all_reduce(feedback))
+        feedback, inner = self._checked(all_reduce(feedback)), shared_state(inner)
         # Before `tell`, which may update phi in place: the feedback is about the old one.
         inner = self.loop.observe(outer, inner, feedback)
         self.optimizer.tell(feedback)
@@ -214,6 +215,16 @@ class Engine:
                 f"{what}{which} is {number} at outer step {self.outer_step + 1}{cause}"
             )
         return dataclasses.replace(feedback, value=value, metrics=metrics)
+
+    def depends_on(self, processes: int) -> bool:
+        """Return whether the results depend on how many processes split the batches.
+
+        Raises:
+            PartsError: they cannot; see `metaopt.engine.across_ranks.depends_on_processes`.
+        """
+        with self._located("before", 0):
+            outer = self.loop.initial_outer(fold(self._root, "outer"))
+            return depends_on_processes(self.loop, outer, fold(self._root, 0), processes)
 
     def finish(self) -> None:
         """Run the problem's last phase, and charge what the loop did not.
@@ -342,35 +353,3 @@ def _check_role(name: str, part: object, role: type = object) -> None:
             f"{name} must have the methods of metaopt.{role.__name__}; {part!r} has no "
             f"{', '.join(missing)}."
         )
-
-
-def all_reduce(feedback: Feedback) -> Feedback:
-    """Return feedback that all ranks share; itself in one process.
-
-    Value, gradient and metrics are averaged. The run is over where it is over on one rank, and a
-    cost is the largest of the ranks', since a rank that stops alone leaves the others waiting for
-    ever.
-    """
-    if distributed.world_size() == 1:
-        return feedback
-    grad = None if feedback.grad is None else distributed.mean(feedback.grad)
-    value = torch.as_tensor(feedback.value)
-    metrics = {
-        k: torch.as_tensor(v, dtype=torch.float64, device=value.device)
-        for k, v in feedback.metrics.items()
-    }
-    value, metrics = distributed.mean({"value": value})["value"], distributed.mean(metrics)
-    cost = [float(feedback.cost.get(unit, -1)) for unit in UNITS]  # -1: not counted
-    flags = [float(feedback.done), float(feedback.stop is not None)]
-    shared = torch.tensor([*flags, *cost], dtype=torch.float64, device=value.device)
-    done, stopped, *most = distributed.largest(shared).tolist()
-    reasons = distributed.gather(feedback.stop) if stopped else []
-    return dataclasses.replace(
-        feedback,
-        value=value,
-        grad=grad,
-        metrics=metrics,
-        done=bool(done),
-        stop=next((reason for reason in reasons if reason is not None), None),
-        cost={unit: amount for unit, amount in zip(UNITS, most, strict=True) if amount >= 0},
-    )

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from metaopt.engine import tree
+from metaopt.engine import distributed, tree
+from metaopt.engine.batch_parts import part
 from metaopt.engine.buffers import statistics
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState, InnerTensors
 from metaopt.engine.inner_optimizers import InnerOptimizer
@@ -136,7 +137,17 @@ class InnerLevel:
         return Draw(at, self.outer_step, None, inner.step, "outer", key, "outer batch", index)
 
     def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
-        """Return an inner batch, prepared; the module may change `inner.buffers` in place."""
+        """Return an inner batch, prepared; the module may change `inner.buffers` in place.
+
+        Where ranks split batches, the part of this one.
+        """
+        return self._part(self.whole_batch(outer, inner, draw))
+
+    def whole_batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
+        """Return the prepared inner batch that ranks split.
+
+        What is decided is decided on all of it, so that sampled decisions are those of one process.
+        """
         # A copy of the draw has a generator that nobody has drawn from: the same draw gives the
         # same batch however often it is asked for. Decisions have a stream to themselves, so that
         # they do not depend on how much the batch has drawn.
@@ -150,8 +161,15 @@ class InnerLevel:
             )
 
     def outer_batch(self, draw: Draw) -> Batch:
-        """Return an outer batch."""
+        """Return an outer batch; where ranks split batches, the part of this one."""
+        return self._part(self.whole_outer_batch(draw))
+
+    def whole_outer_batch(self, draw: Draw) -> Batch:
+        """Return the outer batch that ranks split."""
         return self.problem.outer_batch(draw.fresh())
+
+    def _part(self, batch: Batch) -> Batch:
+        return part(batch, type(self.problem).__name__)
 
     # Losses.
 
@@ -174,8 +192,10 @@ class InnerLevel:
         return scalar_loss(value, name) if name in LOSSES else value
 
     def masks(self, draw: Draw, purpose: str) -> AbstractContextManager[object]:
-        """Return a block whose dropout masks follow from a draw and what it is for."""
-        return replay(fold(draw.key, purpose))
+        """Return a block whose dropout masks follow from a draw, what it is for, and the rank."""
+        # The same masks on all ranks would drop the same units of their examples.
+        place = distributed.rank()
+        return replay(fold(draw.key, purpose, *([place] if place else [])))
 
     def inner_value(
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None

@@ -138,8 +138,11 @@ class Draw:
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """This batch's own generator: another one in each batch and on each rank."""
-        return generator(fold(self.key, self.stream, distributed.rank()))
+        """This batch's own generator: another one in each batch, and on ranks that draw their own.
+
+        Ranks that split a batch draw all of it, each of them.
+        """
+        return generator(fold(self.key, self.stream, distributed.draw_rank()))
 
     @property
     def task(self) -> torch.Generator:

@@ -257,7 +257,7 @@ def zeros_like(tree: Tree) -> Tree:
 
 def dot(a: Tree, b: Tree) -> Tensor:
     """Return the sum over all entries of a * b (differentiable): a scalar, or (R,)."""
-    return torch.stack([sums(a[k] * b[k]) for k in a]).sum(0)
+    return _whole(torch.stack([sums(a[k] * b[k]) for k in a]).sum(0))
 
 
 def norm(tree: Tree) -> Tensor:
@@ -266,17 +266,24 @@ def norm(tree: Tree) -> Tensor:
         return torch.zeros(())
     norms = _norms(list(tree.values()))
     if len(norms) == 1:
-        return norms[0]
-    result: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    return result
+        return _whole(norms[0])
+    return _whole(torch.linalg.vector_norm(torch.stack(norms), dim=0))
 
 
 def relative_norm(a: Tree, b: Tree) -> Tensor:
     """Return |a| / |b|: a scalar, or (R,); both have the same keys."""
     norms = torch.stack(_norms([*a.values(), *b.values()])).unflatten(0, (2, -1))
-    above, below = torch.linalg.vector_norm(norms, dim=1).unbind()
+    above, below = _whole(torch.linalg.vector_norm(norms, dim=1)).unbind()
     ratio: Tensor = above / below.clamp_min(1e-30)
     return ratio
+
+
+def _whole(value: Tensor) -> Tensor:
+    """Return an ordinary tensor: of a `DTensor`, `float` and `bool` would read the local part."""
+    if type(value) is Tensor or not hasattr(value, "full_tensor"):
+        return value
+    whole: Tensor = value.full_tensor()
+    return whole
 
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:

@@ -87,8 +87,9 @@ class EvolutionStrategies(InnerRun):
         particles = [] if fresh else self._particles
         grad, particles_after, costs = tree.zeros_like(outer), [], []
         for i in range(self.pairs):
-            # Each rank perturbs in other directions; the engine averages their estimates.
-            draw = fold(key, "perturbation", i, distributed.rank())
+            # Ranks with batches of their own perturb in other directions, too; the engine averages
+            # their estimates.
+            draw = fold(key, "perturbation", i, distributed.draw_rank())
             shift = tree.scale(tree.noise(outer, draw), self.sigma)
             ends = [tree.add(outer, shift, sign) for sign in (1.0, -1.0)]
             if particles:

@@ -118,9 +118,8 @@ class ScoreFunction(InnerRun):
         score = torch.autograd.grad(
             -(advantage * log_prob).sum(), list(phi.values()), materialize_grads=True
         )
-        # One number for the batch rewards the examples of all ranks: log p of each rank counts in
-        # full, so the average that the engine takes over ranks is undone.
-        shared = 1 if self.feedback == "per_example" else distributed.world_size()
+        # The sum is over the examples of all ranks, so the engine's average over ranks is undone.
+        shared = distributed.world_size()
         direct = tree.add(direct, through_rates) if through_rates else direct
         grad = tree.add(direct, tree.like(phi, score), self.weight * shared)
         metrics = {
@@ -166,8 +165,10 @@ def _loss_difference(
 def _per_example(
     loop: InnerLoop, outer: Tree, inner: GradientState, w: Tree, draw: Draw, batch: Batch
 ) -> Tensor:
-    """Return <w, dl_b/dtheta> / B for each example, (B,)."""
+    """Return <w, dl_b/dtheta> / B for each example of this rank; B counts those of all ranks."""
     with along(inner.params, w) as theta, loop.masks(draw, "noise"):
         losses: Tensor = loop.apply("inner_losses", tree.detach(outer), inner.at(theta), batch)
         slopes = tangent(losses)
-    return torch.zeros_like(losses) if slopes is None else slopes / slopes.shape[-1]
+    if slopes is None:
+        return torch.zeros_like(losses)
+    return slopes / (slopes.shape[-1] * distributed.world_size())

@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ranks import RANKS, Rows, Union, spawn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from metaopt import Engine
-from metaopt.engine import distributed
-from metaopt.engine.engine import all_reduce
+from metaopt.engine import distributed, tree
+from metaopt.engine.across_ranks import all_reduce
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
 from metaopt.engine.protocols import Feedback
@@ -91,6 +93,18 @@ def agreed(rank):
     return [[float(f.value), dict(f.cost), f.done, f.stop] for f in shared]
 
 
+def sharded():
+    """Return norms and products of tensors of which each rank holds a part."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    whole = torch.arange(-3.0, 5.0)
+    parts = {"a": distribute_tensor(whole, mesh, [Shard(0)])}
+    two = {**parts, "b": parts["a"]}
+    return [
+        float(tree.dot(parts, parts)), float(tree.norm(parts)), float(tree.norm(two)),
+        float(tree.relative_norm(parts, tree.scale(parts, 2.0))), bool(tree.dot(parts, parts) > 40),
+    ]  # fmt: skip
+
+
 def everything(rank):
     """Return in one go what the tests below look at: starting processes is what takes time."""
     values = {"a": torch.full((2,), float(rank)), "b": torch.tensor(3.0 + rank)}
@@ -103,6 +117,7 @@ def everything(rank):
         "search": search_run(Rows(SGD(lr=0.05))),
         "scores": scores([rank]),
         "agreed": agreed(rank),
+        "sharded": sharded(),
         "flags": distributed.on_any_rank(
             {"one": rank == 1, "none": False, "all": True}, torch.zeros(())
         ),
@@ -165,6 +180,14 @@ def test_score_function_rewards_the_rows_of_all_ranks(ranks, kind):
     assert expected.norm() > 0
     for result in ranks:
         assert_close(result["scores"][kind], expected)
+
+
+def test_products_and_norms_of_sharded_tensors_are_of_the_whole(ranks):
+    for result in ranks:
+        # The sum of squares of -3 to 4 is 44; a rank holds 14 or 30 of it.
+        expected = torch.tensor([44.0, 44**0.5, 88**0.5, 0.5])
+        torch.testing.assert_close(torch.tensor(result["sharded"][:4]), expected)
+        assert result["sharded"][4]
 
 
 def test_single_process_is_the_identity():
