@@ -7,30 +7,23 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from hydra import compose
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from metaopt.backends.betty import BettyHypergradient
-from metaopt.cli import folders, schema
-from metaopt.cli.composing import CONFIG, cause, composing
-from metaopt.cli.keys import refuse_unread
+from metaopt.cli import folders, retrain_check
+from metaopt.cli.composing import cause, composing
+from metaopt.cli.problem_config import composed, made
 from metaopt.cli.run_check import check_run
 from metaopt.engine.budget import UNITS
-from metaopt.engine.gradient_problem import GradientProblem
-from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.protocols import Estimator
 from metaopt.estimators.conjugate_gradient import ConjugateGradient
 from metaopt.estimators.implicit import Implicit
-from metaopt.estimators.inner_run import require_gradients
 from metaopt.estimators.neumann import Neumann
 from metaopt.estimators.unroll import Unroll
 from metaopt.files.errors import ConfigError
 from metaopt.report.table import Table
-from metaopt.runs.torch_settings import prepare_torch
 from metaopt.testing.check import Row, check_hypergradient
 from metaopt.testing.reference import ClosedForm
 
@@ -50,7 +43,10 @@ are those of metaopt, and
   warm_steps=N     outer steps before the rows marked warm (20)
   directions=N     random directions in which the whole run is differenced (2; 0 for none)
   seconds=N        most time for the lines below the table (30; 0 for none)
-  json=FILE        write all numbers to a file as well"""
+  json=FILE        write all numbers to a file as well
+
+With --retrain N it is another check: do gradients of example weights, or learned weights, predict
+training without some of the examples? `metaopt-check --retrain` alone lists its options."""
 
 
 HEADINGS = (
@@ -80,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
+    if retrain_check.asked(arguments):
+        return retrain_check.main(arguments)
     split = [a.partition("=") for a in arguments]
     options = {k: v for k, _, v in split if k in OPTIONS}
     chosen = [v for k, _, v in split if k == "estimator"]
@@ -89,9 +87,9 @@ def main(arguments: Sequence[str]) -> int:
     names = chosen[-1].split(",") if chosen else [*folders.groups()["estimator"]]
     seconds = _count(options, "seconds", 30)
     with composing():
-        own = _composed([*overrides, *(f"estimator={n}" for n in names[:1] if chosen)])
-        problem = _problem(own)
-        configs = {n: _composed([*overrides, f"estimator={n}"]) for n in names}
+        own = composed([*overrides, *(f"estimator={n}" for n in names[:1] if chosen)])
+        problem = made(own, "metaopt-check")
+        configs = {n: composed([*overrides, f"estimator={n}"]) for n in names}
     try:
         estimators = {n: instantiate(c["estimator"], _convert_="all") for n, c in configs.items()}
         closed = isinstance(problem, ClosedForm)
@@ -118,38 +116,11 @@ def main(arguments: Sequence[str]) -> int:
     return int(run is not None and run.failed)
 
 
-def _problem(config: Mapping[str, Any]) -> GradientProblem:
-    """Return the problem of a config, or raise a `TypeError` if it states no losses."""
-    prepare_torch(config["threads"], config["device"])
-    try:
-        problem: GradientProblem = instantiate(config["problem"], _convert_="all")
-    except InstantiationException as error:
-        raise cause(error) from None
-    require_gradients(loop_of(problem), "metaopt-check", through_decisions=False)
-    return problem
-
-
 def _count(options: Mapping[str, str], name: str, default: int) -> int:
     text = options.get(name, str(default))
     if not text.isdigit():
         raise ConfigError(f"{name} must be a whole number >= 0; got {text!r}.")
     return int(text)
-
-
-def _composed(overrides: list[str]) -> dict[str, Any]:
-    """Return the problem, estimator and optimizer of a config, and how torch is to run."""
-    config: Any = compose(CONFIG, overrides)
-    refuse_unread(config, overrides, shared=True)
-    if config.seeds is not None:
-        raise ConfigError(
-            f"metaopt-check looks at one seed, seed={config.seed}; drop seeds={config.seeds}."
-        )
-    keys = ("problem", "estimator", "optimizer", "inner_steps", "threads", "device", "seed")
-    parts: Any = OmegaConf.create({k: config[k] for k in keys})
-    parts._set_parent(config)
-    resolved: Any = OmegaConf.to_container(parts, resolve=True, throw_on_missing=True)
-    schema.check(resolved)
-    return dict(resolved)
 
 
 def _converged(steps: int) -> dict[str, Estimator]:

@@ -10,7 +10,8 @@ The contracts need pytest. Subclass one, override its fixture `make`, and pytest
 `check_hypergradient` compares estimators with an exact derivative, on any gradient problem;
 `run_differences` differences whole runs, an oracle that shares no code with the estimators.
 `check_smoothness` says whether retraining follows a hypergradient over one outer step,
-`check_precision` whether the problem's precision is enough for it.
+`check_precision` whether the problem's precision is enough for it. `check_retraining` compares what
+is said of training examples with training without some of them.
 """
 
 from importlib import import_module
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from metaopt.testing.check import Row, check_hypergradient
 from metaopt.testing.differences import Differences, run_differences
 from metaopt.testing.precision import in_float64
+from metaopt.testing.retraining_check import check_retraining
 from metaopt.testing.rounding import Precision, check_precision
 from metaopt.testing.smoothness import Smoothness, check_smoothness
 
@@ -41,6 +43,7 @@ __all__ = [
     "Smoothness",
     "check_hypergradient",
     "check_precision",
+    "check_retraining",
     "check_smoothness",
     "in_float64",
     "run_differences",

@@ -128,8 +128,8 @@ def test_a_black_box_is_refused_before_estimators_are_composed(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     composed: list[list[str]] = []
-    original = checking._composed
-    monkeypatch.setattr(checking, "_composed", lambda o: composed.append(o) or original(o))
+    original = checking.composed
+    monkeypatch.setattr(checking, "composed", lambda o: composed.append(o) or original(o))
     code, _, errors = command("problem=knapsack")
     assert code == 1
     assert "needs a GradientProblem" in errors

@@ -27,12 +27,14 @@ PART = 256
 
 
 @torch.no_grad()
-def example_weights(problem: DomainReweighting, outer: Tree, inner: GradientState) -> Tensor:
-    """Return what each training example counts for a trainer that draws all equally often, (n,).
+def learned_weights(problem: DomainReweighting, outer: Tree, inner: GradientState) -> Tensor:
+    """Return the weight of each training example in the inner loss, (n,); of R tables the mean.
 
-    Their mean is 1. With sampling=domains an example of a small domain is drawn more often here
-    than there, and its weight is larger by that much. Of R tables the mean.
+    Raises:
+        ValueError: the run has none of its own: weights that gradients decide in each batch.
     """
+    if problem.train_on == "meta" or problem.weights.reads == "gradients":
+        raise ValueError("the run has learned no weights of its training examples.")
     task, n = problem.task, len(problem.domain)
     rows, values = torch.arange(n), torch.zeros(0, device=problem.device)
     if problem.weights.reads == "losses":
@@ -41,7 +43,16 @@ def example_weights(problem: DomainReweighting, outer: Tree, inner: GradientStat
         values = torch.cat(parts, -1)
     phi = problem.final_phi(outer, inner)
     weights = problem.weights(phi, rows.to(problem.device), problem.domain, values).double().cpu()
-    weights = weights.flatten(0, -2).mean(0) if weights.ndim > 1 else weights
+    return weights.flatten(0, -2).mean(0) if weights.ndim > 1 else weights
+
+
+def example_weights(problem: DomainReweighting, outer: Tree, inner: GradientState) -> Tensor:
+    """Return what each training example counts for a trainer that draws all equally often, (n,).
+
+    Their mean is 1. With sampling=domains an example of a small domain is drawn more often here
+    than there, and its weight is larger by that much.
+    """
+    task, weights = problem.task, learned_weights(problem, outer, inner)
     sizes = torch.bincount(task.domain)
     weights = weights * (problem.sampler.share.double() / sizes)[task.domain]
     return weights / weights.mean()

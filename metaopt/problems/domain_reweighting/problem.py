@@ -24,6 +24,7 @@ from metaopt.problems.domain_reweighting.diagnostics import (
     update_moments_,
     zero_moments,
 )
+from metaopt.problems.domain_reweighting.export import learned_weights
 from metaopt.problems.domain_reweighting.options import (
     Initial,
     Objective,
@@ -252,6 +253,35 @@ class DomainReweighting(GradientProblem):
             losses = (losses - inner.state["reference"][batch.rows]).clamp(min=0)
         # The outer level climbs: it looks for the weights that the model is worst on.
         return -(weights * losses).mean(-1).sum()
+
+    # What leaving out a training example is; see `metaopt.engine.example_weights.ExampleLosses`.
+
+    @property
+    def example_count(self) -> int:
+        """The number n of training examples."""
+        return len(self.domain)
+
+    def examples_of(self, batch: Rows) -> Tensor:
+        """Return the indices of a batch's training examples.
+
+        Raises:
+            ValueError: the model is trained on meta examples.
+        """
+        if batch.meta:
+            raise ValueError("train_on=meta trains on no training examples; set train_on=domains.")
+        return batch.rows
+
+    def batch_of(self, examples: Tensor) -> Rows:
+        """Return the batch of given training examples."""
+        return Rows(examples)
+
+    def example_losses(self, outer: Tree, inner: InnerTensors, batch: Rows) -> Tensor:
+        """Return the losses of training examples, (..., B), each of weight 1 whatever phi."""
+        return self.task.row_losses(inner, batch.rows)
+
+    def learned_weights(self, outer: Tree, inner: GradientState) -> Tensor:
+        """Return the weight of each training example that a run has learned, (n,)."""
+        return learned_weights(self, outer, inner)
 
     def _weigh(self, outer: Tree, rows: Tensor, values: Tensor) -> Tensor:
         rows = rows.to(self.device)
