@@ -25,7 +25,15 @@ ALLOWED = {
     "metrics": {"engine.tree", "engine.random", "files"},
     **{part: {"engine.tree", "engine.random", "files"} for part in ("data", "llm")},
     "runs": {"engine", "files", "report.figures"},
-    "report": {"engine", "files", "runs.continuing", "runs.folder"},
+    "report": {
+        "engine",
+        "files",
+        "runs.configs",
+        "runs.contents",
+        "runs.continuing",
+        "runs.folder",
+        "runs.provenance",
+    },
     **{f"problems.{family}": FAMILY for family in FAMILIES},
     "problems.rollout_length.policies": FAMILY | {"optimizers", "problems.rollout_length"},
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metaopt.files.errors import FolderError
 from metaopt.files.writing import refuse_links, write_text
-from metaopt.report import sweep_figures, tables
+from metaopt.report import pages, sweep_figures, tables
 from metaopt.report.cells import check_cells, write_cells
 from metaopt.report.collect import ReportError, collect
 from metaopt.report.notes import missing, notes
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "metaopt-report", description="Tables and figures from the finished runs below a folder."
+        "metaopt-report",
+        description="Tables, figures and pages from the finished runs below a folder.",
     )
     parser.add_argument("folder", type=Path, help="folder of a sweep, such as results/two_moons")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="columns of the table")
@@ -77,7 +78,7 @@ def _report(options: argparse.Namespace, command: str) -> int:
             raise ReportError(f"{out} is a symbolic link; name the folder to write to with --out.")
         refuse_links(out)
     try:
-        paths = _write(summary, shown, footer, gaps, out)
+        paths = _write(summary, shown, footer, gaps, options.folder, out)
     except OSError as error:
         raise ReportError(
             f"{error.filename or out} cannot be written ({error.strerror}). Name another folder "
@@ -95,7 +96,12 @@ def _report(options: argparse.Namespace, command: str) -> int:
 
 
 def _write(
-    summary: Summary, shown: Sequence[Table], footer: Sequence[str], gaps: Sequence[str], out: Path
+    summary: Summary,
+    shown: Sequence[Table],
+    footer: Sequence[str],
+    gaps: Sequence[str],
+    root: Path,
+    out: Path,
 ) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "table.md", out / "table.tex", out / "table.csv"]
@@ -107,9 +113,11 @@ def _write(
     blocks = [*(table.latex() for table in shown), comments]
     write_text(paths[1], "\n\n".join(blocks) + "\n")
     write_cells(summary, paths[2])
-    curves = sweep_figures.learning_curves(summary, out / "learning_curves.png")
-    figures = [sweep_figures.dots(summary, out / "table.png"), curves]
-    return paths + [path for path in figures if path is not None]
+    dots = sweep_figures.dots(summary, out / "table.png")
+    curves = sweep_figures.learning_curves(summary, out / "curves")
+    pictures = {"Intervals": dots, "Learning curves": curves}
+    page = pages.write_pages(summary, shown, footer, gaps, pictures, root, out)
+    return [*paths, *dots, *curves, page]
 
 
 def _print(

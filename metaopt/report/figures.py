@@ -7,7 +7,7 @@ imported where a figure is made: it takes longer to import than a small run take
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +30,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 """Line styles: when the palette is used up, the next one starts."""
+
+MOST_PANELS = 9
+"""Panels in one figure, three by three; further ones go into another."""
 
 _STYLE: Any = {
     "font.size": 10,
@@ -167,11 +170,21 @@ def outer_axis(axes: Axes, last: float, label: str = "outer steps") -> None:
     _count(axes)
 
 
-def fit_scale(axes: Axes, values: Array) -> None:
-    """Make the y axis logarithmic where positive values span more than two decades."""
-    if len(values) and values.min() > 0 and values.max() > 100 * values.min():
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=values.min() / 1.5)  # a band may reach below zero
+def fit_scale(axes: Axes, values: Array, lows: Array | None = None) -> None:
+    """Make the y axis logarithmic where positive values span more than two decades.
+
+    Args:
+        axes: what the values are drawn in.
+        values: of the lines.
+        lows: lower ends of the bands. The axis has room for them, but for those that are further
+            than a decade below all lines, or not positive: such a band leaves it at the bottom.
+    """
+    if not len(values) or values.min() <= 0 or values.max() <= 100 * values.min():
+        return
+    axes.set_yscale("log")
+    positive = lows[lows > 0] if lows is not None else values
+    below = max(min(positive.min(initial=values.min()), values.min()), values.min() / 10)
+    axes.set_ylim(bottom=below / 1.5)
 
 
 def _count(axes: Any) -> None:
@@ -181,41 +194,84 @@ def _count(axes: Any) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def learning_curve(folder: Path) -> Path | None:
+def learning_curve(folder: Path) -> list[Path]:
     """Draw figures/learning_curves.png of a run's folder: losses and held-out metrics.
 
-    One panel for the outer loss, one for the inner loss, one for each `eval/` metric; x axes in
-    outer steps and, where the log counts them, in inner steps.
+    A panel for the outer loss, one for the inner loss, and those of the `eval/` metrics, see
+    `panels`; x axes in outer steps and, where the log counts them, in inner steps. Where there are
+    more than `MOST_PANELS`, the others are in learning_curves_2.png and so on.
 
     Returns:
-        The figure's path, or `None` when the log holds no value to draw.
+        The figures' paths; none when the log holds no value to draw.
     """
     curves = read_curves(folder / "metrics.jsonl")
     evaluated = sorted(name for name in curves if name.startswith("eval/"))
-    names = [name for name in ("outer/loss", "inner/loss") if name in curves] + evaluated
-    if not names:
-        return None
-    last = max(curves[name].outer[-1] for name in names)
-    columns = len(names) if len(names) <= 3 else 2 if len(names) == 4 else 3
-    rows = math.ceil(len(names) / columns)
+    losses = (name for name in ("outer/loss", "inner/loss") if name in curves)
+    drawn: list[list[str]] = [[name] for name in losses]
+    drawn += panels(evaluated)
     path = folder / "figures" / "learning_curves.png"
+    parts = [drawn[at : at + MOST_PANELS] for at in range(0, len(drawn), MOST_PANELS)]
+    return [_curves(curves, part, numbered(path, at)) for at, part in enumerate(parts)]
+
+
+def panels(names: Sequence[str]) -> list[list[str]]:
+    """Return what each panel shows of the `eval/` metrics, most of them one.
+
+    `eval/weight/a` and `eval/weight/b`, one metric of several things, share a panel. So do
+    `eval/loss` and `eval/uniform/loss`, one metric of two models.
+    """
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        group, _, last = name.rpartition("/")
+        alike = f"eval/{last}"
+        key = name if group == "eval" else alike if alike in names else group
+        grouped.setdefault(key, []).append(name)
+    return list(grouped.values())
+
+
+def numbered(path: Path, at: int) -> Path:
+    """Return the path of the `at`-th of several figures, from 0: its own, then name_2 and so on."""
+    return path.with_stem(f"{path.stem}_{at + 1}") if at else path
+
+
+def _curves(curves: dict[str, Curve], drawn: Sequence[Sequence[str]], path: Path) -> Path:
+    last = max(curves[name].outer[-1] for names in drawn for name in names)
+    columns = len(drawn) if len(drawn) <= 3 else 2 if len(drawn) == 4 else 3
+    rows = math.ceil(len(drawn) / columns)
     with new_figure(path, 3.6 * columns, 2.9 * rows) as figure:
-        for at, name in enumerate(names):
+        for at, names in enumerate(drawn):
             axes = figure.add_subplot(rows, columns, at + 1)
-            _panel(axes, curves[name], colour=_LEVELS[name.split("/")[0]])
-            axes.set_title(name)
-            fit_scale(axes, curves[name].value)
+            if len(names) == 1:
+                axes.set_title(names[0])
+                _panel(axes, curves[names[0]], color=_LEVELS[names[0].split("/")[0]])
+            else:
+                _several(axes, {name: curves[name] for name in names})
+            fit_scale(axes, np.concatenate([curves[name].value for name in names]))
             outer_axis(axes, last)
-            inner_axis(axes, curves[name].outer, curves[name].inner)
+            inner_axis(axes, curves[names[0]].outer, curves[names[0]].inner)
     return path
+
+
+def _several(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """Draw several metrics in one panel, titled with what their names share; the rest is a key."""
+    pairs = [name.rpartition("/")[::2] for name in curves]
+    groups, lasts = (list(dict.fromkeys(part)) for part in zip(*pairs, strict=True))
+    axes.set_title(groups[0] if len(groups) == 1 else f"eval/{lasts[0]}")
+    for index, ((group, last), curve) in enumerate(zip(pairs, curves.values(), strict=True)):
+        label = last if len(groups) == 1 else group.removeprefix("eval/")
+        _panel(axes, curve, label=label, **line(index))
+    axes.legend(
+        fontsize=7, ncols=2 if len(curves) <= 8 else 3, loc="upper center",
+        bbox_to_anchor=(0.5, -0.2), handlelength=1.4, columnspacing=1.0,
+    )  # fmt: skip
 
 
 _LEVELS = {"outer": PALETTE[0], "inner": PALETTE[1], "eval": PALETTE[2]}
 
 
-def _panel(axes: Axes, curve: Curve, colour: str) -> None:
+def _panel(axes: Axes, curve: Curve, **style: Any) -> None:
     smooth = binned(curve)
     if len(smooth.outer) < len(curve.outer):
-        axes.plot(curve.outer, curve.value, alpha=0.25, linewidth=0.5, color=colour)
+        axes.plot(curve.outer, curve.value, alpha=0.25, linewidth=0.5, color=style["color"])
     marker = "o" if len(smooth.outer) <= 25 else None
-    axes.plot(smooth.outer, smooth.value, marker=marker, markersize=3.5, color=colour)
+    axes.plot(smooth.outer, smooth.value, marker=marker, markersize=3.5, **style)

@@ -27,7 +27,7 @@ def notes(summary: Summary) -> list[str]:
     if any(len(_measured(summary, m)) < len(settings.metrics) for m in summary.methods):
         lines.append("–: the method's runs do not measure it.")
     for name in ("hardware", "versions", "commit"):
-        lines.append(_counted(name.capitalize(), (_flat(c.result.get(name)) for c in cells)))
+        lines.append(_counted(name.capitalize(), (flat(c.result.get(name)) for c in cells)))
     if any("dirty" in str(c.result.get("commit")) for c in cells):
         lines.append("Dirty: the source tree had changes that are not in the commit.")
     if settings.command is not None:
@@ -125,9 +125,10 @@ def _counted(what: str, values: Iterable[str]) -> str:
     return f"{what}, mixed: {listed}"
 
 
-def _flat(value: Any) -> str:
+def flat(value: Any) -> str:
+    """Return a value of a result.json on one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_flat(v)}" for k, v in value.items() if v != [])
+        return ", ".join(f"{k} {flat(v)}" for k, v in value.items() if v != [])
     if isinstance(value, list):
         return " and ".join(map(str, value))
     return str(value) if value else "unknown"

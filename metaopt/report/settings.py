@@ -28,6 +28,9 @@ class Settings:
         scale: factor of the numbers shown, one for all metrics or by metric (100 for percent).
         digits: digits after the point, one for all metrics or by metric.
         labels: heading of a metric's column, by metric.
+        ranges: lowest and highest value that a metric can have, not scaled, by metric, such as
+            [0, 100]; those of shares are known, see `metaopt.report.ranges`. No interval is drawn
+            beyond them.
         lower_is_better: metrics where a smaller value wins; by default those whose names speak of
             a loss, an error, a perplexity, a regret or a distance.
         command: the command that made the runs.
@@ -44,6 +47,7 @@ class Settings:
     scale: float | Mapping[str, float] = 1.0
     digits: int | Mapping[str, int] = 3
     labels: Mapping[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     lower_is_better: Sequence[str] | None = None
     command: str | None = None
     reported: Sequence[Mapping[str, Any]] = ()
@@ -103,6 +107,12 @@ def settings_for(
             raise ReportError(
                 "Each entry of report.reported needs method, metric, value and source; got "
                 f"{entry}."
+            )
+    for metric, ends in settings.ranges.items():
+        if len(ends) != 2 or not ends[0] < ends[1]:
+            raise ReportError(
+                f"report.ranges of {metric} needs its lowest and its highest value, such as "
+                f"[0, 100]; got {ends}."
             )
     held_out = [name for name in runs.metric_names if name.startswith("eval/")]
     chosen = metrics or settings.metrics or held_out or runs.metric_names

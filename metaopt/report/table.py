@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ def _escape_pipe(cell: str) -> str:
 class Table:
     """A header and rows as wide as it; the first `words` columns are aligned to the left.
 
+    Where they are not the first ones, `words` is the set of their numbers.
+
     Example:
         >>> print(Table(["method", "accuracy"], [["MetaRM", "0.71"]]).text())
         method  accuracy
@@ -47,18 +49,18 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
-    words: int = 1
+    words: int | Set[int] = 1
 
     def markdown(self, escape: Callable[[str], str] = _escape_pipe) -> str:
         """Return a Markdown table, under a heading where there is a title."""
-        marks = ["---" if self._left(i) else "---:" for i in range(len(self.header))]
+        marks = ["---" if self.left(i) else "---:" for i in range(len(self.header))]
         rows = [[escape(cell) for cell in row] for row in (self.header, *self.rows)]
         lines = [f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:])]
         return "\n".join([f"## {self.title}", "", *lines] if self.title else lines)
 
     def latex(self) -> str:
         """Return a LaTeX table; it needs the package booktabs."""
-        sides = "".join("l" if self._left(i) else "r" for i in range(len(self.header)))
+        sides = "".join("l" if self.left(i) else "r" for i in range(len(self.header)))
         return "\n".join(
             [
                 r"\begin{table}",
@@ -81,7 +83,7 @@ class Table:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(
-                cell.ljust(width) if self._left(i) else cell.rjust(width)
+                cell.ljust(width) if self.left(i) else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in rows
@@ -94,13 +96,15 @@ class Table:
 
         table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if self._left(i) else "right", overflow="fold")
+            table.add_column(name, justify="left" if self.left(i) else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
 
-    def _left(self, column: int) -> bool:
-        return column < self.words
+    def left(self, column: int) -> bool:
+        """Return whether a column is aligned to the left."""
+        words = range(self.words) if isinstance(self.words, int) else self.words
+        return column in words
 
 
 def _latex_line(row: Sequence[str]) -> str:

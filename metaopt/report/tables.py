@@ -10,6 +10,7 @@ from statistics import fmean
 from metaopt.engine.budget import UNITS
 from metaopt.report import stats
 from metaopt.report.collect import Cell, Collection
+from metaopt.report.ranges import Range, metric_range
 from metaopt.report.settings import Settings
 from metaopt.report.stats import Interval, Paired, bootstrap_interval, iqm, paired, t_interval
 from metaopt.report.table import Table
@@ -45,6 +46,19 @@ class Summary:
         factor = self.settings.factor(metric)
         pairs = ((c.seed, c.metrics.get(metric, math.nan) * factor) for c in self.runs.of(method))
         return {seed: value for seed, value in pairs if math.isfinite(value)}
+
+    def within(self, metric: str, values: Sequence[float] = ()) -> Range:
+        """Return the scaled range of a metric, known by its name and by its values.
+
+        Args:
+            metric: its name.
+            values: others than the final ones, not scaled.
+        """
+        final = [c.metrics[metric] for c in self.runs.cells if metric in c.metrics]
+        stated = self.settings.ranges.get(metric)
+        low, high = stated or metric_range(metric, [*final, *values])
+        factor = self.settings.factor(metric)
+        return min(low * factor, high * factor), max(low * factor, high * factor)
 
     def estimate(self, method: str, metric: str) -> Interval:
         """Return the mean over seeds and its interval; NaN where no run has the metric."""

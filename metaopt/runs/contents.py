@@ -71,13 +71,14 @@ def write_readme(folder: Path, label: str, engine: Engine, from_python: bool) ->
 
 def _products(folder: Path) -> str:
     """Return a paragraph with the files of a folder that its problem has delivered, or nothing."""
-    names = [f"`{p.name}{'/' * p.is_dir()}`" for p in sorted(folder.iterdir()) if _delivered(p)]
+    names = [f"`{p.name}{'/' * p.is_dir()}`" for p in sorted(folder.iterdir()) if delivered(p)]
     if not names:
         return ""
     return f"\nDelivered: {', '.join(names)}; the docs' page of the family has how to use them.\n"
 
 
-def _delivered(path: Path) -> bool:
+def delivered(path: Path) -> bool:
+    """Return whether a file or folder of a run is what its problem has delivered."""
     return path.name not in RUN_FILES and not path.name.startswith((".", "outer.", "inner."))
 
 

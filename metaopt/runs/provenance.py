@@ -34,14 +34,37 @@ def resume_command(folder: Path, trusting: bool = False) -> str:
         trusting: name the packages that the run needs, too, and config folders anywhere; only of a
             run that this process has run, since a folder from elsewhere may say anything.
     """
-    try:
-        record = read_provenance(folder)
-    except DamagedFileError:  # which the command then names
-        record = {}
-    known = [p for p in record.get("config_dirs", []) if trusting or _is_of_user(Path(p), folder)]
-    places = [word for place in known for word in ("--config-dir", place)]
+    record = _record(folder)
     trust = [f"trust=[{','.join(record['trust'])}]"] if trusting and record.get("trust") else []
+    places = _config_dirs(record, folder, trusting)
     return shlex.join(["metaopt", *places, f"resume={folder}", *trust])
+
+
+def repeat_command(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Return the command that computes a run again from its start; of one from Python, that it was.
+
+    Args:
+        folder: the run's.
+        config: its config.
+        result: what its result.json holds.
+    """
+    if "started" in config:
+        return f"(started {config['started']})"
+    if not (overrides := result.get("overrides")):
+        return "(its overrides are not known)"
+    return shlex.join(["metaopt", *_config_dirs(_record(folder), folder), *map(str, overrides)])
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        return read_provenance(folder)
+    except DamagedFileError:  # which the command then names
+        return {}
+
+
+def _config_dirs(record: Mapping[str, Any], folder: Path, trusting: bool = False) -> list[str]:
+    known = [p for p in record.get("config_dirs", []) if trusting or _is_of_user(Path(p), folder)]
+    return [word for place in known for word in ("--config-dir", place)]
 
 
 def _is_of_user(place: Path, folder: Path) -> bool:

@@ -13,6 +13,7 @@ from metaopt.report.figures import (
     learning_curve,
     line,
     new_figure,
+    panels,
     read_curves,
 )
 
@@ -71,6 +72,32 @@ def test_losses_over_many_decades_get_a_logarithmic_axis(values, scale):
     assert axes.get_yscale() == scale
 
 
+def test_a_band_that_leaves_a_logarithmic_axis_is_not_cut_where_it_ends():
+    axes = Figure().add_subplot()
+    fit_scale(axes, np.array([1.0, 500.0]), np.array([0.2, 300.0]))
+    assert axes.get_ylim()[0] < 0.2
+    fit_scale(axes, np.array([1.0, 500.0]), np.array([-5.0, 300.0]))
+    assert axes.get_ylim()[0] < 1.0, "not positive: the band goes on below the axis"
+    fit_scale(axes, np.array([1.0, 500.0]), np.array([1e-9, 300.0]))
+    assert 0.01 < axes.get_ylim()[0] < 0.2, "no band makes the axis nine decades long"
+
+
+def test_one_metric_of_several_things_is_one_panel():
+    weights = [f"eval/weight/{domain}" for domain in "abc"]
+    names = ["eval/loss", "eval/step_auroc", "eval/uniform/loss", "eval/uniform/other", *weights]
+    assert panels(names) == [
+        ["eval/loss", "eval/uniform/loss"], ["eval/step_auroc"], ["eval/uniform/other"], weights
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_thirty_metrics_are_several_figures(tmp_path):
+    record = {"outer_step": 1, **{f"eval/metric_{i}": 1.0 for i in range(30)}}
+    paths = learning_curve(write(tmp_path, record))
+    assert [path.stem[len("learning_curves") :] for path in paths] == ["", "_2", "_3", "_4"]
+    assert all(path.stat().st_size > 5000 for path in paths)
+
+
 def test_lines_differ():
     assert len({str(line(index)) for index in range(28)}) == 28
 
@@ -91,11 +118,11 @@ def test_learning_curve_draws_a_run(tmp_path, steps):
         for t in range(1, steps + 1)
     ]
     records[-1]["eval/test_loss"] = 0.5
-    path = learning_curve(write(tmp_path, *records))
+    (path,) = learning_curve(write(tmp_path, *records))
     assert path == tmp_path / "figures" / "learning_curves.png"
     assert path.stat().st_size > 5000
 
 
-def test_learning_curve_of_an_empty_log_is_none(tmp_path):
-    assert learning_curve(write(tmp_path, {"outer_step": 1, "outer/loss": None})) is None
+def test_an_empty_log_has_no_learning_curve(tmp_path):
+    assert learning_curve(write(tmp_path, {"outer_step": 1, "outer/loss": None})) == []
     assert not (tmp_path / "figures").exists()

@@ -20,7 +20,8 @@ def test_the_table_holds_means_and_intervals_in_the_stated_order(sweep, capsys):
     assert "| method | n | accuracy, % | eval/loss |" in text
     printed = capsys.readouterr().out
     assert shown in printed
-    for name in ("table.md", "table.tex", "table.csv", "table.png", "learning_curves.png"):
+    pictures = "table.png", "curves/eval_accuracy.png", "curves/outer_loss.png"
+    for name in ("table.md", "table.tex", "table.csv", *pictures, "index.html"):
         assert (sweep / "report" / name).stat().st_size > 0
         assert str(sweep / "report" / name) in printed
 
@@ -157,13 +158,13 @@ def test_one_seed_and_two_rates_of_inner_steps_are_drawn(tmp_path, inner_steps):
         write_run(tmp_path / row, 0, row, inner_steps=steps)
     assert main([str(tmp_path)]) == 0
     assert "there is one seed per method" in (tmp_path / "report" / "table.md").read_text()
-    assert (tmp_path / "report" / "learning_curves.png").exists()
+    assert (tmp_path / "report" / "curves" / "outer_loss.png").exists()
 
 
 def test_runs_without_a_log_still_have_a_table(tmp_path):
     (write_run(tmp_path / "a", 0, "a") / "metrics.jsonl").unlink()
     assert main([str(tmp_path)]) == 0
-    assert not (tmp_path / "report" / "learning_curves.png").exists()
+    assert not (tmp_path / "report" / "curves").exists()
 
 
 def test_options_replace_the_experiments(sweep, tmp_path):

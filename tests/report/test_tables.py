@@ -7,6 +7,7 @@ from run_folders import REPORT, accuracy, cells, write_run
 from metaopt.report.collect import collect
 from metaopt.report.command import main
 from metaopt.report.figures import Curve
+from metaopt.report.ranges import UNBOUNDED
 from metaopt.report.stats import bootstrap_interval, iqm, paired, t_interval
 from metaopt.report.sweep_figures import Band
 
@@ -28,7 +29,7 @@ def test_intervals_over_splits_of_one_data_set_are_wider(tmp_path, capsys):
 
 def test_the_band_of_learning_curves_over_splits_is_as_wide_as_the_interval():
     curves = [Curve(np.array([1.0]), np.array([1.0]), np.array([v])) for v in (0.1, 0.3, 0.4)]
-    narrow, wide = (Band(curves, 1.0, 0.95, resplit) for resplit in (0.0, 0.5))
+    narrow, wide = (Band(curves, 1.0, 0.95, resplit, UNBOUNDED) for resplit in (0.0, 0.5))
     assert wide.high[0] == pytest.approx(t_interval([0.1, 0.3, 0.4], resplit=0.5).high)
     assert wide.high - wide.low == pytest.approx((narrow.high - narrow.low) * 2.5**0.5)
 

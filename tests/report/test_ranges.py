@@ -1,0 +1,70 @@
+import math
+
+import numpy as np
+import pytest
+from run_folders import REPORT, write_run
+
+from metaopt.report.collect import ReportError, collect
+from metaopt.report.figures import Curve
+from metaopt.report.ranges import UNBOUNDED, metric_range
+from metaopt.report.settings import settings_for
+from metaopt.report.sweep_figures import Band
+from metaopt.report.tables import Summary
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("eval/first_error_f1", [0.0, 0.9], (0, 1)),
+        ("eval/first_error_f1", [0.5, 61.0], (0, 100)),
+        ("eval/uniform/step_auroc", [0.6, math.nan], (0, 1)),
+        ("eval/pass_at_64", [98.0], (0, 100)),
+        ("eval/test_accuracy", [], (0, 1)),
+        ("eval/accuracy_gain", [0.1], UNBOUNDED),
+        ("eval/test_loss", [0.1], UNBOUNDED),
+        ("eval/auc", [120.0], UNBOUNDED),
+        ("eval/success", [-0.5], UNBOUNDED),
+        ("eval/success", [150.0], UNBOUNDED),
+        ("eval/best_of_16", [0.4], UNBOUNDED),
+    ],
+)
+def test_the_range_follows_from_the_name_and_the_values(name, values, expected):
+    assert metric_range(name, values) == expected
+
+
+def test_a_band_ends_where_its_metric_does():
+    steps = np.array([1.0, 2.0])
+    curves = [Curve(steps, steps, np.array([0.0, x])) for x in (0.9, 1.0, 1.0)]
+    band = Band(curves, 1.0, 0.95, 0.0, (0.0, 1.0))
+    free = Band(curves, 1.0, 0.95, 0.0, UNBOUNDED)
+    assert free.high[1] > 1.0 == band.high[1]
+    assert band.low[1] == free.low[1] > 0
+
+
+def test_a_band_has_the_steps_that_all_seeds_have():
+    early = Curve(np.array([1.0, 2.0]), np.array([5.0, 10.0]), np.array([1.0, 3.0]))
+    late = Curve(np.array([2.0, 3.0]), np.array([10.0, 15.0]), np.array([5.0, 9.0]))
+    band = Band([early, late], 2.0, 0.95, 0.0, UNBOUNDED)
+    assert [part.tolist() for part in band.mean] == [[2], [10], [8]]
+    apart = Band([early, late._replace(outer=np.array([4.0, 5.0]))], 1.0, 0.95, 0.0, UNBOUNDED)
+    assert apart.mean.outer.tolist() == [1, 2, 4, 5]
+
+
+def summary(folder, **report):
+    for seed in range(2):
+        write_run(folder / str(seed), seed, "plain", report={**REPORT, **report})
+    runs = collect(folder)
+    return Summary(runs, settings_for(runs, None, None))
+
+
+def test_a_range_is_scaled_as_the_numbers_are(tmp_path):
+    assert summary(tmp_path).within("eval/accuracy") == (0, 100)
+    assert summary(tmp_path / "a").within("eval/loss") == UNBOUNDED
+
+
+def test_a_report_may_state_a_range(tmp_path):
+    stated = {"eval/loss": [0, 2], "eval/accuracy": [0.5, 1]}
+    made = summary(tmp_path, ranges=stated)
+    assert (made.within("eval/loss"), made.within("eval/accuracy")) == ((0, 2), (50, 100))
+    with pytest.raises(ReportError, match=r"lowest and its highest value, such as \[0, 100\]"):
+        summary(tmp_path / "a", ranges={"eval/loss": [2, 0]})
