@@ -95,7 +95,8 @@ class WeightedTraining:
         try:
             self._members(2).check()
         except (ValueError, TypeError) as error:
-            self.alone, self.together = str(error).partition(". ")[0], 1
+            reason = str(error.__cause__ or error).strip().splitlines()[0].partition(". ")[0]
+            self.alone, self.together = f"they cannot be stacked: {reason}", 1
 
     def start(self) -> GradientState:
         """Return theta_0 and all that goes with it."""
