@@ -64,8 +64,8 @@ def task(kind, source=LLAMA, given=None, objective=None, held_out=None, **option
     """Return a task whose meta rows are its training rows."""
     make, generate = KINDS[kind]
     given = generate() if given is None else given
-    model = {k: options.pop(k) for k in ("tokenizer", "lora", "trains", "precision", "seed")
-             if k in options}  # fmt: skip
+    names = {"tokenizer", "lora", "trains", "precision", "seed", "attention"} & options.keys()
+    model = {name: options.pop(name) for name in names}
     return TransformersRows(
         rows(given, meta=given, held_out=held_out), objective or make(max_length=32),
         partial(TransformersModel, source=source, **model), **options,
