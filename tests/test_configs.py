@@ -59,6 +59,8 @@ IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=meta_pseudo_labels/di
 ACTING = [o for o in GROUPS["optimizer"] if o.startswith("rollout_length/")]
 DATA = {
     "data_curation/generated": ("data_curation/sft", "problem.task.data"),
+    "data_curation/generated_preferences": ("data_curation/dpo", "problem.task.data"),
+    "data_curation/generated_steps": ("data_curation/process_reward", "problem.task.data"),
     "meta_pseudo_labels": ("meta_pseudo_labels", "problem.data"),
     "data_curation": ("domain_reweighting/text_world", "problem.task.data"),
     "process_reward": ("domain_reweighting", "problem.task.data"),
