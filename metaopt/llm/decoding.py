@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -23,9 +23,15 @@ from metaopt.llm.errors import LMError, Rejected
 from metaopt.llm.likelihood import Continuation, log_probabilities
 from metaopt.llm.replies import cut
 from metaopt.nn.precision import say_if_slow
+from metaopt.nn.pretrained import progress_bars
 
-Asked = tuple[Request, list[int]]
-"""A request, and the tokens of its conversation."""
+
+class Asked(NamedTuple):
+    """A request with its conversation as a text, and as tokens."""
+
+    request: Request
+    prompt: str
+    ids: list[int]
 
 
 class Decoder:
@@ -50,14 +56,15 @@ class Decoder:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=False
         )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with progress_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         model, info = loaded
         if info["missing_keys"]:
             raise ValueError(f"the checkpoint lacks the weights {sorted(info['missing_keys'])}")
@@ -66,6 +73,8 @@ class Decoder:
         eos = model.generation_config.eos_token_id
         ends = {*(eos if isinstance(eos, list) else [eos]), self._tokenizer.eos_token_id} - {None}
         self._ends: list[int] = sorted(ends)
+        self._special: list[str] = [token for token in self._tokenizer.all_special_tokens if token]
+        self._special_ids: set[int] = set(self._tokenizer.all_special_ids)
         # Masked wherever it stands. A tokenizer's own may lie beyond the rows of the embedding.
         self._pad = next(iter(self._ends), 0)
         model.generation_config = GenerationConfig()
@@ -77,25 +86,27 @@ class Decoder:
         A batch that does not fit the memory is halved.
         """
         encoded = [self._encode(request) for request in requests]
-        fit = [(r, ids) for r, ids in zip(requests, encoded, strict=True) if isinstance(ids, list)]
+        fit = [asked for asked in encoded if isinstance(asked, Asked)]
         answers = {
-            choosing: iter(self._halved(answer, [a for a in fit if _chooses(a[0]) is choosing]))
+            choosing: iter(self._halved(answer, [a for a in fit if _chooses(a) is choosing]))
             for choosing, answer in ((False, self._generate), (True, self._choose))
         }
         return [
-            next(answers[_chooses(request)]) if isinstance(ids, list) else ids
-            for request, ids in zip(requests, encoded, strict=True)
+            next(answers[_chooses(asked)]) if isinstance(asked, Asked) else asked
+            for asked in encoded
         ]
 
-    def _encode(self, request: Request) -> list[int] | LMError:
+    def _encode(self, request: Request) -> Asked | LMError:
         try:
-            ids = self._ids(self._prompt(request))
+            prompt = self._prompt(request)
+            (ids,) = self._ids([prompt])
         except TemplateError as error:
-            return Rejected(f"The chat template refused the messages: {error}", request.role)
+            return _refused(f"The chat template refused the messages: {error}", request)
         if not ids:
-            return Rejected("The messages hold no token.", request.role)
+            return _refused("The messages hold no token.", request)
         longest = 0 if request.parameters.choices else request.parameters.max_tokens
-        return self._too_long(request, len(ids), longest, f"max_tokens={longest}") or ids
+        refused = self._too_long(request, len(ids), longest, f"max_tokens={longest}")
+        return refused or Asked(request, prompt, ids)
 
     def _prompt(self, request: Request) -> str:
         """Return the text that the answer goes on from.
@@ -113,16 +124,16 @@ class Decoder:
         )
         return asked + prefix
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         special = self._tokenizer.chat_template is None
-        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=special)["input_ids"]
         return ids
 
     def _too_long(self, request: Request, prompt: int, longest: int, what: str) -> Rejected | None:
         if self._context is None or prompt + longest <= self._context:
             return None
         words = f"{prompt} tokens and {what} exceed the model's {self._context}."
-        return Rejected(words, request.role)
+        return _refused(words, request)
 
     def _halved(
         self, answer: Callable[[Sequence[Asked]], list[Reply | LMError]], asked: Sequence[Asked]
@@ -132,24 +143,24 @@ class Decoder:
         try:
             return answer(asked)
         except FloatingPointError as error:
-            return [Rejected(str(error), request.role) for request, _ in asked]
+            return [_refused(str(error), each.request) for each in asked]
         except torch.OutOfMemoryError:
             pass
         if len(asked) == 1:
-            role = asked[0][0].role
-            return [Rejected("One request alone does not fit the device's memory.", role)]
+            words = "One request alone does not fit the device's memory."
+            return [_refused(words, asked[0].request)]
         torch.cuda.empty_cache()
         half = len(asked) // 2
         return [*self._halved(answer, asked[:half]), *self._halved(answer, asked[half:])]
 
     def _choose(self, asked: Sequence[Asked]) -> list[Reply | LMError]:
         """Return the likeliest choice of each request, with the likelihood of every one."""
-        tails = [self._tails(request, ids) for request, ids in asked]
-        fit = [(ids, t) for (_, ids), t in zip(asked, tails, strict=True) if isinstance(t, list)]
+        tails = [self._tails(each) for each in asked]
+        fit = [(a.ids, t) for a, t in zip(asked, tails, strict=True) if isinstance(t, list)]
         continuations = [Continuation(ids, tail) for ids, each in fit for tail in each]
         log_p = iter(log_probabilities(self._model, continuations, self._pad, len(asked)))
         replies: list[Reply | LMError] = []
-        for (request, ids), each in zip(asked, tails, strict=True):
+        for (request, _, ids), each in zip(asked, tails, strict=True):
             if isinstance(each, LMError):
                 replies.append(each)
                 continue
@@ -158,32 +169,49 @@ class Decoder:
             replies.append(chosen(request.parameters.choices, likelihoods, usage, self._name))
         return replies
 
-    def _tails(self, request: Request, ids: list[int]) -> list[list[int]] | LMError:
+    def _tails(self, asked: Asked) -> list[list[int]] | LMError:
         """Return the tokens that each choice adds to the conversation's."""
-        prompt = self._prompt(request)
+        request, prompt, ids = asked
+        end, own = self._end(asked)
+        choices = request.parameters.choices
         tails = []
-        for choice in request.parameters.choices:
-            both = self._ids(prompt + choice)
-            if both[: len(ids)] != ids or len(both) == len(ids):
+        for choice, both in zip(choices, self._ids([end + c for c in choices]), strict=True):
+            if both[: len(own)] != own or len(both) == len(own):
                 words = (
                     f"The choice {choice[:40]!r} shares a token with the end of the prompt, "
                     f"{prompt[-20:]!r}: end the prefill where a word ends, and let choices begin "
                     "with the space."
                 )
-                return Rejected(words, request.role)
-            tails.append(both[len(ids) :])
+                return _refused(words, request)
+            tails.append(both[len(own) :])
         longest = max(map(len, tails))
         return self._too_long(request, len(ids), longest, f"{longest} of a choice") or tails
 
+    def _end(self, asked: Asked) -> tuple[str, list[int]]:
+        """Return the end of a conversation, from its last special token on, and its tokens.
+
+        Tokenizers cut a text at special tokens before anything else, so that what follows the last
+        one does not change the tokens before it: a choice is told from the end alone, which is
+        short, and not from the whole conversation once more for each choice.
+        """
+        place = max((asked.prompt.rfind(token) for token in self._special), default=-1)
+        if place > 0:
+            end = asked.prompt[place:]
+            (own,) = self._ids([end])
+            # Not so where a start token is added, or a tokenizer reads special tokens as letters.
+            if own[0] in self._special_ids and asked.ids[-len(own) :] == own:
+                return end, own
+        return asked.prompt, asked.ids
+
     @torch.inference_mode()
     def _generate(self, asked: Sequence[Asked]) -> list[Reply | LMError]:
-        parameters = [request.parameters for request, _ in asked]
-        prompts = [ids for _, ids in asked]
+        parameters = [each.request.parameters for each in asked]
+        prompts = [each.ids for each in asked]
         width = max(map(len, prompts))
         padded = [[self._pad] * (width - len(ids)) + ids for ids in prompts]
         mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
         device = self._model.device
-        draws = torch.stack([uniforms(request, self._seed) for request, _ in asked]).to(device)
+        draws = torch.stack([uniforms(a.request, self._seed) for a in asked]).to(device)
         stops = _Stops([p.stop for p in parameters], width, self._text)
         written = self._model.generate(
             torch.tensor(padded, device=device),
@@ -198,8 +226,8 @@ class Decoder:
             stopping_criteria=StoppingCriteriaList([stops]),
         )[:, width:].tolist()
         return [
-            self._reply(request, len(ids), row)
-            for (request, ids), row in zip(asked, written, strict=True)
+            self._reply(each.request, len(each.ids), row)
+            for each, row in zip(asked, written, strict=True)
         ]
 
     def _reply(self, request: Request, prompt: int, row: list[int]) -> Reply:
@@ -219,8 +247,12 @@ class Decoder:
         return text
 
 
-def _chooses(request: Request) -> bool:
-    return bool(request.parameters.choices)
+def _chooses(asked: Asked) -> bool:
+    return bool(asked.request.parameters.choices)
+
+
+def _refused(words: str, request: Request) -> Rejected:
+    return Rejected(words, request.role, remote=False)
 
 
 def uniforms(request: Request, seed: int) -> Tensor:

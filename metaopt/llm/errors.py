@@ -18,6 +18,7 @@ class LMError(RuntimeError):
         retry: whether another try at once may mend it; if not, only a later run asks again; `None`
             takes the type's.
         after: seconds that the server asks to wait before that, or `None`.
+        remote: whether a server was asked, and not a model in this process.
     """
 
     usual_kind: ClassVar[str] = "failure"
@@ -34,9 +35,10 @@ class LMError(RuntimeError):
         sent: bool = True,
         retry: bool | None = None,
         after: float | None = None,
+        remote: bool = True,
     ) -> None:
         super().__init__(message)
-        self.role, self.sent, self.after = role, sent, after
+        self.role, self.sent, self.after, self.remote = role, sent, after, remote
         self.kind = kind or self.usual_kind
         self.billed = self.usually_billed if billed is None else billed
         self.retry = self.usually_retried if retry is None else retry

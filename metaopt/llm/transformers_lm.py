@@ -34,8 +34,8 @@ class TransformersLM:
     are answered by one forward pass: the softmax of the logits, multiplied over the tokens of a
     longer text, so that `choices=(text,)` has the likelihood of a whole text. Only the parameters
     of the request decide: a checkpoint's own penalties, temperature or top-k are not applied.
-    Weights are read from safetensors only, and code of the hub is never run. The model is loaded
-    at the first question, so that a replay needs no weights.
+    Weights are read from safetensors only, and code of the hub is never run. A client loads the
+    model when it is made, and not for a replay, which needs no weights.
 
     Args:
         path: a local folder, an id of the hub, or a name that `metaopt-fetch` knows.
@@ -78,13 +78,22 @@ class TransformersLM:
         self._revision, self._seed = revision, seed
         self._batch_size, self._wait = batch_size, wait
         self.model = f"{path}{f'@{revision}' if revision else ''} {dtype} seed {seed}"
-        self._lock = threading.Condition()
+        self._lock, self._loading = threading.Condition(), threading.Lock()
         self._waiting: deque[_Asked] = deque()
         self._thread: ThreadPoolExecutor | None = None
         self._decoder: Decoder | None = None
 
     def __repr__(self) -> str:
         return f"TransformersLM({self.model!r})"
+
+    def load(self) -> None:
+        """Load the model, unless it is loaded.
+
+        Raises:
+            FileNotFoundError: `metaopt-fetch` knows the model, and has not brought it.
+            ValueError: it cannot be loaded; says why.
+        """
+        self._loaded()
 
     async def chat(
         self, role: str, messages: Sequence[Message], parameters: Parameters, rollout: int
@@ -143,18 +152,30 @@ class TransformersLM:
             return batch
 
     def _answers(self, requests: Sequence[Request]) -> Sequence[Reply | LMError]:
+        try:
+            decoder = self._loaded()
+        except (FileNotFoundError, ValueError) as error:
+            return [Rejected(str(error), request.role, remote=False) for request in requests]
+        return decoder.answers(requests)
+
+    def _loaded(self) -> Decoder:
         from metaopt.llm.decoding import Decoder
 
-        decoder = self._decoder
-        if decoder is None:
-            try:
+        with self._loading:  # whoever asks and the thread that answers must not load it twice
+            if self._decoder is None:
                 path = str(model_source(self._path))
-                decoder = Decoder(path, self._device, self._dtype, self._seed, self._revision)
-            except (OSError, ValueError, RuntimeError) as error:
-                words = f"Cannot load the model {self._path!r} on {self._device}: {error}"
-                return [Rejected(words, request.role) for request in requests]
-            self._decoder = decoder
-        return decoder.answers(requests)
+                try:
+                    self._decoder = Decoder(
+                        path, self._device, self._dtype, self._seed, self._revision
+                    )
+                except (OSError, ValueError, RuntimeError) as error:
+                    why = str(error).strip().partition("\n")[0].rstrip(".")
+                    raise ValueError(
+                        f"Cannot load the model {self._path!r} on {self._device}: {why}. Give a "
+                        f"folder with a causal language model in safetensors and its tokenizer, "
+                        f"an id of the hub, or a name that metaopt-fetch knows."
+                    ) from error
+            return self._decoder
 
 
 class _Asked(NamedTuple):

@@ -58,7 +58,8 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
         place = error.filename2 or error.filename
         return f"{place} cannot be used: {error.strerror}.{_put_right(folder)}"
     if isinstance(error, LMError) and not isinstance(error, NotUnderstood):
-        return f"{error}\nCheck the model's server, key and name{_continue(folder)}."
+        what = "Check the model's server, key and name" if error.remote else "Put it right"
+        return f"{error}\n{what}{_continue(folder)}."
     if isinstance(error, (ValueError, TypeError, ImportError, NotUnderstood)):
         return str(error)
     return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])

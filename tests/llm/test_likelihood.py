@@ -128,10 +128,26 @@ def test_a_choice_that_shares_a_token_with_the_prompt_is_refused(
     def pairs(text: str) -> list[int]:
         return [3 + sum(text[i : i + 2].encode()) % 90 for i in range(0, len(text), 2)]
 
-    monkeypatch.setattr(decoder, "_ids", pairs)
+    monkeypatch.setattr(decoder, "_ids", lambda texts: [pairs(text) for text in texts])
     (refused,) = decoder.answers([asked("Hi", choices=("Yes", "No"), prefill=".")])
     assert type(refused) is Rejected
     assert "The choice 'Yes' shares a token with the end of the prompt" in str(refused)
+
+
+def test_a_conversation_is_tokenized_once_and_its_end_with_each_choice(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the tokens of a choice are those that the whole text has."""
+    ids, read = decoder._ids, list[str]()
+    monkeypatch.setattr(decoder, "_ids", lambda texts: read.extend(texts) or ids(texts))
+    request = asked("A question. " * 5, choices=CHOICES, prefill="So:")
+    encoded: Any = decoder._encode(request)
+    prompt = f"user> {'A question. ' * 5}<end>assistant> So:"
+    assert encoded.prompt == prompt
+    tails = decoder._tails(encoded)
+    end = "<end>assistant> So:"
+    assert read == [prompt, end, *(end + choice for choice in CHOICES)]
+    assert tails == [row[len(encoded.ids) :] for row in ids([prompt + c for c in CHOICES])]
 
 
 def test_choices_that_do_not_fit_the_model_are_refused(decoder: Decoder) -> None:

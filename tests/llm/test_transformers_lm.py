@@ -236,8 +236,8 @@ def test_a_last_message_of_the_assistant_is_continued(folder: Path, tmp_path: Pa
     turn = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     decoder._tokenizer.chat_template = template + "{% if add_generation_prompt %}<reply>{% endif %}"
-    ids = decoder._encode(Request("judge", turn, Parameters(max_tokens=8)))
-    assert decoder._tokenizer.decode(ids) == "<user>q<reply>a"
+    asked: Any = decoder._encode(Request("judge", turn, Parameters(max_tokens=8)))
+    assert decoder._tokenizer.decode(asked.ids) == asked.prompt == "<user>q<reply>a"
 
 
 def test_a_template_that_refuses(folder: Path, tmp_path: Path) -> None:
@@ -254,12 +254,35 @@ def test_a_model_that_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
     lacking = edited(
         folder, tmp_path, "model.safetensors", lambda w: {k: v for k, v in w.items() if k != head}
     )
-    for path, words in ((lacking, head), (tmp_path / "nothing", "nothing")):
+    nothing = tmp_path / "nothing"
+    for path, words in (
+        (lacking, f"Cannot load the model '{lacking}' on cpu: the checkpoint lacks the weights "
+         f"['{head}']. Give a folder"),
+        (nothing, f"There is no folder {nothing}. Give one with a model in safetensors"),
+    ):  # fmt: skip
         failures = ask(TransformersLM(str(path)), *questions()[:2])
-        assert all(type(failure) is Rejected for failure in failures)
-        assert all(
-            f"Cannot load the model '{path}'" in str(f) and words in str(f) for f in failures
-        )
+        assert all(type(failure) is Rejected and not failure.remote for failure in failures)
+        assert all(str(failure).startswith(words) for failure in failures)
+
+
+def test_a_client_loads_the_model_when_it_is_made_and_not_for_a_replay(
+    folder: Path, tmp_path: Path
+) -> None:
+    cassette, request = tmp_path / "answers.cassette", questions(max_tokens=4)[0]
+    recording = Client({"judge": TransformersLM(str(folder))}, "record", cassette)
+    answers = recording.ask([request])
+    recording.close()
+    moved = tmp_path / "moved"
+    for mode in ("live", "record"):
+        with pytest.raises(FileNotFoundError, match="There is no folder"):
+            Client(
+                {"judge": TransformersLM(str(moved))}, mode, cassette if mode != "live" else None
+            )
+    gone = TransformersLM(str(moved))
+    gone.model = TransformersLM(str(folder)).model  # answers are recorded by the model's name
+    replay = Client({"judge": gone}, "replay", cassette)
+    assert replay.ask([request]) == answers
+    replay.close()
 
 
 def test_logits_that_are_not_numbers_are_refused(folder: Path, tmp_path: Path) -> None:

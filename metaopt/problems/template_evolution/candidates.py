@@ -255,7 +255,8 @@ def ask(client: Client, requests: Sequence[Request]) -> list[Reply | None]:
     stopping = any(isinstance(f, (BudgetSpent, PolicyRefusal)) for f in failures)
     if 2 * len(failures) > len(replies) >= 3 and not stopping:
         role, count = requests[0].role, f"{len(failures)} of {len(replies)}"
-        raise LMError(f"{role}: {count} requests failed: {failures[0]}", role)
+        words = f"{role}: {count} requests failed: {failures[0]}"
+        raise LMError(words, role, remote=failures[0].remote)
     return [None if isinstance(reply, LMError) else reply for reply in replies]
 
 
