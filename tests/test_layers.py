@@ -43,7 +43,9 @@ EXCEPTIONS = {
     "problems.reward_model.pair_weights": {"problems.domain_reweighting"},
     "problems.rollout_length.schedules": {"report.collect"},
     "llm.transformers_lm": {"nn.adapters", "data.folder"},
-    "llm.decoding": {"nn.precision"},
+    "llm.decoding": {"nn.precision", "nn.pretrained"},
+    "data.fetch_model": {"nn.pretrained"},
+    "data.origin": {"nn.model_card"},
     "runs.errors": {"llm.errors"},
     "runs.python": {"cli"},  # within functions: a run of the command is made as the command does
 }

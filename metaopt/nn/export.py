@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from metaopt.nn.model_card import ModelCard
+from metaopt.nn.pretrained import progress_bars
 
 
 def register(config: Any, model: Any, auto: Any) -> None:
@@ -38,16 +38,17 @@ def new_folder(folder: str | Path, card: ModelCard) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with progress_bars(shown=False):
         yield folder
         for path in folder.rglob("*"):
             if path.is_file():
                 path.chmod(path.stat().st_mode | folder.stat().st_mode & 0o444)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+
+
+def settings_of(backbone: Any) -> dict[str, Any]:
+    """Return a backbone's configuration without the place that it was read from."""
+    values: dict[str, Any] = backbone.config.to_dict()
+    return {k: v for k, v in values.items() if k != "_name_or_path"}
 
 
 def linear_head(model: Any) -> nn.Linear | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich import progress as rich
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.inner_progress import Progress
+from metaopt.files.terminal import in_notebook
 from metaopt.runs.tracking import Tracker
 
 
@@ -142,6 +145,43 @@ class GrowthWarning(Tracker):
         )
 
 
+SILENT_S = 2.0
+"""Seconds that a run may take before its first step without a word."""
+
+
+@contextmanager
+def announced(words: str, shown: bool = True) -> Iterator[None]:
+    """Print what a block does on the standard error, where it lasts longer than `SILENT_S`."""
+    # By a thread: a block that is over sooner, as in most runs, says nothing.
+    timer = threading.Timer(SILENT_S, lambda: print(words, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if shown:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def checks(problem: Any, estimator: Any, prefix: str = "") -> str:
+    """Return what is checked before the first step, and on batches of which size.
+
+    Args:
+        problem: or a list, with one of each seed.
+        estimator: that is checked.
+        prefix: of the problem's arguments, as a user types them.
+    """
+    first = problem[0] if isinstance(problem, (list, tuple)) else problem
+    known = getattr(first, "__dict__", {})
+    sizes = {k: v for k, v in known.items() if "batch" in k and type(v) is int}
+    at = " ".join(f"{prefix}{k}={v}" for k, v in sizes.items())
+    return (
+        f"Before the first step: checking {type(estimator).__name__} on the losses of "
+        f"{type(first).__name__}, some ten passes over batches as large as the run's"
+        + (f" ({at}); smaller ones are checked sooner." if at else ".")
+    )
+
+
 def warn_of_equal_replicates(outer: Any, metrics: Mapping[str, Any]) -> None:
     """Say on the standard error that several seeds have the same results, to the bit.
 
@@ -196,11 +236,6 @@ def _written(shown: Mapping[str, float]) -> str:
 def watcher(label: str, total: int, done: int = 0) -> Tracker:
     """Return a `Bar` on a terminal, a line that is rewritten in a notebook, else plain lines."""
     # The bar of rich needs ipywidgets in a notebook, and is silent without.
-    if _in_notebook():
+    if in_notebook():
         return NotebookLine(label, total, done)
     return Bar(label, total, done) if sys.stderr.isatty() else Console(total)
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"

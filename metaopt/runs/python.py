@@ -22,7 +22,7 @@ from metaopt.runs.continuing import rest_of
 from metaopt.runs.description import from_config, refuse_other, to_config
 from metaopt.runs.folder import read_config, started_with
 from metaopt.runs.interrupts import Interrupted
-from metaopt.runs.progress import watcher
+from metaopt.runs.progress import announced, checks, watcher
 from metaopt.runs.result import Result, read_history, read_result, replicates_of
 from metaopt.runs.run import PYTHON, SETTINGS, Run, Service
 
@@ -235,13 +235,14 @@ def _made(
     if folder is not None:
         refuse_held(folder)
     if folder is None or config.get("started") == PYTHON:
-        engine = Engine(
-            **parts,
-            outer_steps=config["outer_steps"],
-            seed=config["seed"],
-            seeds=config["seeds"],
-            limits=config["limits"],
-        )
+        with announced(checks(parts["problem"], parts["estimator"]), progress):
+            engine = Engine(
+                **parts,
+                outer_steps=config["outer_steps"],
+                seed=config["seed"],
+                seeds=config["seeds"],
+                limits=config["limits"],
+            )
         settings = {name: config[name] for name in SETTINGS}
         return Run(engine, folder, config, tracker, **settings, watch=watch)
     from metaopt.cli.build import build

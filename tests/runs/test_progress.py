@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+import time
 import types
 
 import pytest
@@ -11,7 +12,8 @@ import metaopt
 from benchmarks.smoothness import Weighted
 from metaopt.engine.inner_progress import Progress
 from metaopt.problems.examples import Ridge
-from metaopt.runs.progress import Bar, Console, GrowthWarning, NotebookLine, watcher
+from metaopt.runs import progress
+from metaopt.runs.progress import Bar, Console, GrowthWarning, NotebookLine, announced, watcher
 from metaopt.runs.run import Run
 
 
@@ -130,3 +132,33 @@ def test_a_run_says_whether_its_adjoint_grows(rate, warnings, capsys):
     growth = [line["inner/adjoint_growth"] for line in result.history]
     assert min(growth) > 10 if warnings else max(growth) < 10
     assert capsys.readouterr().err.count("the adjoint grew") == warnings
+
+
+def test_what_precedes_the_first_step_is_said_where_it_lasts(monkeypatch, capsys):
+    class Slow(Ridge):
+        def __init__(self):
+            super().__init__()
+            self.batch, self.name_of_batch = 96, "x"
+
+        def outer_loss(self, outer, inner, batch):
+            time.sleep(0.02)
+            return super().outer_loss(outer, inner, batch)
+
+    def run():
+        parts = (metaopt.Unroll(1), metaopt.Descent("sgd", lr=0.1))
+        metaopt.run(Slow(), *parts, outer_steps=0, progress=True)
+        return capsys.readouterr().err
+
+    assert "Before the first step" not in run()
+    monkeypatch.setattr(progress, "SILENT_S", 0.01)
+    assert (
+        "Before the first step: checking Unroll on the losses of Slow, some ten passes over batches "
+        "as large as the run's (batch=96); smaller ones are checked sooner.\n"
+    ) in run()
+
+
+def test_an_announcement_of_nobody_is_not_made(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SILENT_S", 0.0)
+    with announced("words", shown=False):
+        time.sleep(0.01)
+    assert capsys.readouterr().err == ""

@@ -20,6 +20,7 @@ from transformers import (
 from metaopt.engine.remat_blocks import remat_blocks
 from metaopt.nn.configuration import Source, is_visual
 from metaopt.nn.lora import add_adapters, lora_config, merge_adapters
+from metaopt.nn.pretrained import progress_bars
 
 SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -150,7 +151,8 @@ class Backbone:
             "trust_remote_code": False,
         }
         if isinstance(self.source, (str, Path)):
-            return kind.from_pretrained(self.source, use_safetensors=True, **how)
+            with progress_bars():
+                return kind.from_pretrained(self.source, use_safetensors=True, **how)
         return kind.from_config(copy.deepcopy(self.config), **how)  # which it would change
 
     def _parts(self, model: Any) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ from metaopt.nn.adapters import refuse_adapter
 from metaopt.nn.feature_cache import FeatureCache, content_hash, fingerprint
 from metaopt.nn.positions import positions
 from metaopt.nn.precision import say_if_slow
+from metaopt.nn.pretrained import progress_bars
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.data.formats.chain import refuse
 from metaopt.problems.process_reward.model.backbone import SCALED, is_causal
@@ -122,9 +123,10 @@ class FrozenReader:
             raise ValueError(f"pooling must list {' and '.join(POOLINGS)}; got {list(pooling)}.")
         refuse_adapter(self.source)
         kind: Any = AutoModelForCausalLM if likelihood else AutoModel
-        model = kind.from_pretrained(
-            self.source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
-        ).eval()
+        with progress_bars():
+            model = kind.from_pretrained(
+                self.source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            ).eval()
         tokenizer: Any = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
         self._model = model
         self.backbone: Any = model.base_model if likelihood else model

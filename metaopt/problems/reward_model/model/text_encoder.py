@@ -14,6 +14,7 @@ from metaopt.data.folder import model_source
 from metaopt.engine.ranges import check_ranges
 from metaopt.nn.adapters import refuse_adapter
 from metaopt.nn.feature_cache import FeatureCache, fingerprint
+from metaopt.nn.pretrained import progress_bars
 from metaopt.problems.reward_model.model.reward_model import RewardModel
 from metaopt.problems.reward_model.model.tokens import check_room, read_texts
 
@@ -52,7 +53,8 @@ class TextEncoder:
         refuse_adapter(source)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model = RewardModel.on(source, pooling)
+            with progress_bars():
+                model = RewardModel.on(source, pooling)
         except OSError as error:
             raise OSError(
                 f"source={str(source)!r} must be a folder, or an id of the hub, with a model in "
