@@ -20,6 +20,14 @@ Ends = tuple[float | None, float | None]
 LEVEL = 0.95
 """Coverage of the intervals."""
 
+MIN_QUERIES = 6
+"""Fewest queries with an interval.
+
+No two-sided interval free of assumptions reaches 95 % on fewer: n values are all on one side of
+their median with probability 2^(1-n), which is 6 % at n = 5. A resample of so few is often a single
+query, and the ends would be what the extreme queries have by chance.
+"""
+
 BLOCK = 2_000_000
 """Weights held at once."""
 
@@ -50,7 +58,7 @@ def clustered_intervals(
     """Return 95 % percentile bootstrap intervals that resample queries.
 
     A resample in which a number is not defined (NaN) counts against both ends; an end is `None`
-    where that leaves no finite one, and where there are fewer than two queries.
+    where that leaves no finite one, and where there are fewer than `MIN_QUERIES` queries.
 
     Args:
         statistics: from weights (resamples, examples) to named numbers (resamples,).
@@ -59,7 +67,7 @@ def clustered_intervals(
         seed: the same intervals every time.
     """
     labels = np.asarray(queries)
-    if len(np.unique(labels)) < 2:
+    if len(np.unique(labels)) < MIN_QUERIES:
         return dict.fromkeys(statistics(np.ones((1, len(labels)))), (None, None))
     blocks = [statistics(weights) for weights in cluster_weights(labels, resamples, seed)]
     return {name: _ends(np.concatenate([b[name] for b in blocks])) for name in blocks[0]}

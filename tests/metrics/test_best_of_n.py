@@ -132,8 +132,8 @@ def test_the_interval_is_scipys_bootstrap() -> None:
         assert high == pytest.approx(theirs.high, abs=0.05 * width)
 
 
-def test_one_question_has_no_interval() -> None:
-    assert interval([[0.5]]) == [(None, None)]
+def test_few_questions_have_no_interval() -> None:
+    assert interval([[0.5]]) == interval([[0.5], [1.0], [0.0]]) == [(None, None)]
 
 
 @pytest.mark.parametrize(

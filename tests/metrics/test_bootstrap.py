@@ -32,7 +32,15 @@ def test_undefined_resamples_count_against_both_ends():
         lambda w: {"rate": np.where(w[:, 0] > 0, w[:, 0], np.nan)}, np.arange(40)
     )
     assert rare["rate"] == (None, None)  # a row is missing from 36 % of the resamples
-    assert bootstrap.clustered_intervals(lambda w: {"n": w.sum(1)}, [1, 1]) == {"n": (None, None)}
+
+
+def test_few_queries_have_no_interval_however_many_examples():
+    def mean(w):
+        return {"mean": w @ np.arange(60) / w.sum(1)}
+
+    for queries, none in ((1, True), (5, True), (6, False)):
+        ends = bootstrap.clustered_intervals(mean, np.arange(60) % queries)["mean"]
+        assert (ends == (None, None)) is none
 
 
 def test_mistakes_are_named():

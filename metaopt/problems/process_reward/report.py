@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from metaopt.metrics.best_of_n import best_of_n, interval, majority_vote, pass_at_n
+from metaopt.metrics.bootstrap import MIN_QUERIES
 from metaopt.report.figures import line, new_figure
 from metaopt.report.table import Table
 
@@ -48,13 +49,21 @@ def compare(
     rows = [[name, *(f"{value:.1f}" for value in mean)] for name, mean in means.items()]
     lines = [Table(["best of n, %", *map(str, sizes)], rows).text()]
     last = ends[next(iter(means))][-1]
-    if None not in last:
+    if None in last:
+        lines.append(
+            f"{_questions(len(right))}: too few for an interval, which takes {MIN_QUERIES}"
+        )
+    else:
         low, high = (100 * x for x in last if x is not None)
         lines.append(
-            f"{len(right)} questions; 95 % interval of {next(iter(means))} at n = {sizes[-1]}: "
+            f"{_questions(len(right))}; 95 % interval of {next(iter(means))} at n = {sizes[-1]}: "
             f"{low:.1f} to {high:.1f}"
         )
     return "\n".join(lines)
+
+
+def _questions(count: int) -> str:
+    return f"{count} question{'s' * (count != 1)}"
 
 
 def _draw(means: Mapping[str, np.ndarray], sizes: Sequence[int], path: Path) -> Path:

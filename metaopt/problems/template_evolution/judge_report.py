@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metaopt.metrics.binary import Scores, as_scores
+from metaopt.metrics.bootstrap import MIN_QUERIES
 from metaopt.metrics.calibration import CalibratedJudge, Numbers, compare, measure
 from metaopt.problems.template_evolution.judge_figures import (
     Side,
@@ -132,6 +133,20 @@ def write_report(
     return [*(folder / name for name in texts), *figures]
 
 
+def too_few(queries: int) -> str:
+    """Return what to say of figures on so few held-out queries that none has an interval."""
+    if queries >= MIN_QUERIES:
+        return ""
+    return (
+        f"There are no intervals, which take {MIN_QUERIES} queries: the numbers describe the "
+        f"responses to {_counted(queries)}, and say next to nothing of other queries. Hold out more."
+    )
+
+
+def _counted(queries: float | None) -> str:
+    return "1 query" if queries == 1 else f"{queries:,.0f} queries"
+
+
 def verdict(difference: Numbers) -> str:
     """Return what the paired differences say of the two templates, in a sentence or three.
 
@@ -158,7 +173,7 @@ def verdict(difference: Numbers) -> str:
             f"{_list(said['open'])}: these rows do not tell the two templates apart there."
         )
     if said["undefined"]:
-        sentences.append(f"There are too few rows to compare {_list(said['undefined'])}.")
+        sentences.append(f"There are too few queries to compare {_list(said['undefined'])}.")
     return " ".join(sentences)
 
 
@@ -169,10 +184,11 @@ def _summary(
     after: Numbers,
     difference: Numbers,
 ) -> Iterator[Block]:
+    few = too_few(int(after["queries"] or 0))
     yield (
-        f"Measured on {after['n']:,} held-out rows of {after['queries']:,} queries, of which "
-        f"{_number(after['base_rate'])} {_bounds(after, 'base_rate')} succeed. Intervals are 95 % "
-        "percentile bootstraps that resample queries."
+        f"Measured on {after['n']:,} held-out rows of {_counted(after['queries'])}, of which "
+        f"{_number(after['base_rate'])}{_bounds(after, 'base_rate')} succeed. "
+        + (few or "Intervals are 95 % percentile bootstraps that resample queries.")
     )
     if first.template == best.template:
         yield "The best template is the first one: nothing that was tried replaced it."
@@ -182,8 +198,8 @@ def _summary(
     rows = [
         [
             NAMES[name],
-            *(f"{_number(side[name])} {_bounds(side, name)}" for side in (before, after)),
-            f"{_number(difference[name], '+.3f')} {_bounds(difference, name, '+.3f')}",
+            *(f"{_number(side[name])}{_bounds(side, name)}" for side in (before, after)),
+            f"{_number(difference[name], '+.3f')}{_bounds(difference, name, '+.3f')}",
         ]
         for name in NAMES
     ]
@@ -220,7 +236,7 @@ def _rates(after: Numbers) -> Iterator[Block]:
         "(Rogan and Gladen, 1978). Both are estimated again in each resample."
     )
     rows = [
-        [label, f"{_number(after[name])} {_bounds(after, name)}"] for name, label in RATES.items()
+        [label, f"{_number(after[name])}{_bounds(after, name)}"] for name, label in RATES.items()
     ]
     header = ["best template, unchecked half", "rate"]
     if _partial(after):
@@ -327,7 +343,9 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 def _bounds(numbers: Numbers, name: str, form: str = ".3f") -> str:
     low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
-    return "" if low is None or high is None else f"({low:{form}} to {high:{form}})"
+    if low is not None and high is not None:
+        return f" ({low:{form}} to {high:{form}})"
+    return "" if numbers[name] is None else " (no interval)"
 
 
 def _list(words: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from metaopt.metrics.binary import auroc, brier, kappa
 from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution.candidates import Candidate, arrays, judged
 from metaopt.problems.template_evolution.criteria_judge import CriteriaJudge
-from metaopt.problems.template_evolution.judge_report import Judged, write_report
+from metaopt.problems.template_evolution.judge_report import Judged, too_few, write_report
 from metaopt.problems.template_evolution.objectives import alignment, outer_loss
 from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse
 from metaopt.problems.template_evolution.scoring import Scoring, WrittenScore, mean_mass
@@ -121,6 +121,8 @@ class CalibrationReport(Report):
         before, after = (held_out_metrics(self.problem, t) for t in (self.problem.template, best))
         same = best == self.problem.template
         lines = [f"held out, {'first template' if same else 'first -> best template'}:"]
+        few = too_few(len({x.query for x in self.problem.test}))
+        lines += [few] if few else []
         shares = [f"{100 * side['coverage']:.3g} %" for side in (before, after)]
         on = shares[0] if same else " -> ".join(shares)
         partial = min(before["coverage"], after["coverage"]) < 1

@@ -196,7 +196,9 @@ def test_verdict_says_when_the_interval_includes_0():
     assert "better than the first in Brier score and kappa:" in result
     assert "includes 0 for AUROC:" in result
     assert "worse than the first in Brier score:" in verdict(difference())
-    assert "too few rows to compare kappa." in verdict(difference(kappa_low=None, kappa_high=None))
+    assert "too few queries to compare kappa." in verdict(
+        difference(kappa_low=None, kappa_high=None)
+    )
 
 
 def test_equal_scores_are_not_told_apart(judges, tmp_path):
