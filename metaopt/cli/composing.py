@@ -183,4 +183,5 @@ def cell(name: str) -> str:
 
 
 OmegaConf.register_new_resolver("cell", cell, replace=True)
+OmegaConf.register_new_resolver("when", lambda key, value: value if key else None, replace=True)
 OmegaConf.register_new_resolver("percent", lambda share: f"{100 * share:g} %", replace=True)

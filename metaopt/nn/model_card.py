@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""Of a model on the hub."""
 
 
 class Proportion(NamedTuple):
@@ -52,10 +56,15 @@ class ModelCard(NamedTuple):
     notes: str = ""
 
     def check(self) -> None:
-        """Raise a `ValueError` for a card without data or figures, or with an impossible share."""
+        """Raise a `ValueError` for a card without data or figures, or with impossible entries."""
         if not self.data.strip() or not self.figures:
             raise ValueError(
                 f"a card needs data and figures; got {self.data!r} and {dict(self.figures)}."
+            )
+        if self.base and not ID.fullmatch(self.base):
+            raise ValueError(
+                f"a card names the model that it is made of by its id of the hub, such as "
+                f"owner/name, since nobody else has the path {self.base!r}; leave base empty."
             )
         for name, x in self.figures.items():
             if not isinstance(x, Proportion):

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.data.weights_file import Example, content_hash
+from metaopt.data.origin import origin
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.metrics.best_of_n import best_of_n, majority_vote, pass_at_n
@@ -302,13 +303,14 @@ class ProcessSupervision:
             loss = self.row_losses(tensors, some, train=False).mean()
             figures = {"training loss; there is no test data": loss.item()}
         lines = (f"| {name} | {value:.3f} |" for name, value in weights.items())
-        source = getattr(self.scorer, "source", None)
+        made_of = origin(getattr(self.scorer, "source", None))
         card = ModelCard(
             f"{len(self.data.train)} chains with step labels of {len(self.domains)} domains, "
             f"weighted by a meta-set of {self.meta_rows} chains with outcomes; "
             f"{len(self.data.candidates)} test questions.",
             figures,
-            base=source if isinstance(source, str) else "",
+            base=made_of.base,
+            licence=made_of.licence,
             notes="\n".join(["| domain | weight in training |", "|---|---|", *lines]),
         )
         difference = export(self.scorer, tensors, folder, card, self.data.train[:PROBES])

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from transformers import AutoConfig
 
 from metaopt.data.folder import model_source
+from metaopt.data.origin import origin
 from metaopt.engine import tree
 from metaopt.engine.functional import functional_call
 from metaopt.engine.gradient_problem import split_module
@@ -22,6 +23,7 @@ from metaopt.engine.remat_blocks import remat_blocks
 from metaopt.metrics.binary import wilson
 from metaopt.nn.lora import add_adapters, merge_adapters
 from metaopt.nn.model_card import ModelCard, Proportion
+from metaopt.nn.pretrained import progress_bars
 from metaopt.nn.word_tokenizer import tokenizer_of
 from metaopt.problems.reward_model.data.dialogue import plain
 from metaopt.problems.reward_model.data.pair import Pair, Preferences, split, with_noise
@@ -139,8 +141,9 @@ class TextPreferences(PreferenceTask):
         texts = (f"{p.prompt}{side}" for p in trained for side in (p.chosen, p.rejected))
         self.tokenizer: Any = tokenizer_of(backbone, tokenizer, texts)
         start = backbone if isinstance(backbone, str) else _config(backbone, self.tokenizer)
-        self.base = backbone if isinstance(backbone, str) else ""
-        self.module = RewardModel.on(start, pooling, seed)
+        self.origin = origin(backbone)
+        with progress_bars():
+            self.module = RewardModel.on(start, pooling, seed)
         check_room(max_length, self.module)
         layers: torch.nn.Module = self.module.backbone
         self._reads_features, self._has_adapters, self._cache = frozen, lora is not None, cache
@@ -227,7 +230,8 @@ class TextPreferences(PreferenceTask):
             data=f"{self.source}: {self.rows} training pairs, {100 * self.noise_share:g} % of them "
             f"with exchanged labels, and {count} held-out pairs.",
             figures={"accuracy": Proportion(share, low, high, count)},
-            base=self.base,
+            base=self.origin.base,
+            licence=self.origin.licence,
             notes=f"Texts longer than {self.max_length} tokens were cut at their beginning, in "
             f"training and tests: {self.cut} texts. Equal rewards count half in every accuracy "
             f"here ({ties} of {count} held-out pairs); `python -m "

@@ -27,9 +27,11 @@ from metaopt.nn.export import (
     new_folder,
     register,
     save_model,
+    settings_of,
 )
 from metaopt.nn.model_card import ModelCard
 from metaopt.nn.precision import PRECISIONS
+from metaopt.nn.pretrained import progress_bars
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer
 from metaopt.problems.process_reward.model.frozen_features import FrozenFeatures
@@ -122,9 +124,10 @@ def load(folder: str | Path) -> tuple[Scorer, dict[str, Tensor]]:
         )
     # In float32: the head is in float32 where the backbone is in bfloat16, and transformers would
     # read both in one precision.
-    model: Any = AutoModelForTokenClassification.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
+    with progress_bars():
+        model: Any = AutoModelForTokenClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     backbone = model.base_model.to(PRECISIONS[settings["precision"]][0])
     tensors = {f"backbone.{k}": v.detach() for k, v in backbone.named_parameters()}
     head: Any = linear_head(model)
@@ -207,7 +210,7 @@ def _labelled(config: Any) -> Any:
 
 
 def _custom(backbone: Any, head: nn.Linear) -> ProcessRewardModel:
-    config = _labelled(ProcessRewardModelConfig(backbone.config.to_dict()))
+    config = _labelled(ProcessRewardModelConfig(settings_of(backbone)))
     model = ProcessRewardModel(config, backbone)
     model.score = head
     return model

@@ -60,6 +60,11 @@ class FeatureScorer:
         self.features: StepFeatures = features or TextFeatures.fit(train, size, words, seed)
         self.network = FeatureReward(self.features.width, widths, activation, dropout)
 
+    @property
+    def source(self) -> object:
+        """What the frozen model is read from that makes the features; `None` without one."""
+        return getattr(self.features, "source", None)
+
     def encode(self, chains: Sequence[Chain]) -> Steps:
         """Return chains as rows of one table of features.
 

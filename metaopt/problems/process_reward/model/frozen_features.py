@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,6 +41,11 @@ class FrozenFeatures:
     def width(self) -> int:
         """Number of features of a step."""
         return self.reader.width
+
+    @property
+    def source(self) -> str | Path:
+        """Where the frozen model is read from."""
+        return self.reader.source
 
     def __call__(self, chains: Sequence[Chain]) -> Tensor:
         """Return the features (total steps, width) of all steps, chain after chain."""

@@ -23,8 +23,10 @@ from metaopt.nn.export import (
     new_folder,
     register,
     save_model,
+    settings_of,
 )
 from metaopt.nn.model_card import ModelCard
+from metaopt.nn.pretrained import progress_bars
 from metaopt.problems.reward_model.model.reward_model import RewardModel, RewardModelConfig
 from metaopt.problems.reward_model.model.tokens import encode
 
@@ -128,14 +130,15 @@ def load(source: str | Path) -> PreTrainedModel:
     """
     refuse_adapter(source)
     model: Any
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        source,
-        attn_implementation="eager",
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with progress_bars():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
@@ -184,7 +187,7 @@ def _native(model: RewardModel, backbone: Any, tokenizer: PreTrainedTokenizerBas
 
 def _custom(model: RewardModel, backbone: Any, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
     config: Any = copy.deepcopy(model.config)
-    config.backbone = backbone.config.to_dict()
+    config.backbone = settings_of(backbone)
     config.pad_token_id = tokenizer.pad_token_id
     saved = RewardModel(config, backbone)
     saved.score = model.score
