@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,12 @@ def test_a_conversation_is_tokenized_once_and_its_end_with_each_choice(
 ) -> None:
     """And the tokens of a choice are those that the whole text has."""
     ids, read = decoder._ids, list[str]()
-    monkeypatch.setattr(decoder, "_ids", lambda texts: read.extend(texts) or ids(texts))
+
+    def noted(texts: Sequence[str]) -> list[list[int]]:
+        read.extend(texts)
+        return ids(texts)
+
+    monkeypatch.setattr(decoder, "_ids", noted)
     request = asked("A question. " * 5, choices=CHOICES, prefill="So:")
     encoded: Any = decoder._encode(request)
     prompt = f"user> {'A question. ' * 5}<end>assistant> So:"

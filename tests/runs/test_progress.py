@@ -152,8 +152,8 @@ def test_what_precedes_the_first_step_is_said_where_it_lasts(monkeypatch, capsys
     assert "Before the first step" not in run()
     monkeypatch.setattr(progress, "SILENT_S", 0.01)
     assert (
-        "Before the first step: checking Unroll on the losses of Slow, some ten passes over batches "
-        "as large as the run's (batch=96); smaller ones are checked sooner.\n"
+        "Before the first step: checking Unroll on the losses of Slow, some ten passes over "
+        "batches as large as the run's (batch=96); smaller ones are checked sooner.\n"
     ) in run()
 
 

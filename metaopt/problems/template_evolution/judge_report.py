@@ -139,7 +139,7 @@ def too_few(queries: int) -> str:
         return ""
     return (
         f"There are no intervals, which take {MIN_QUERIES} queries: the numbers describe the "
-        f"responses to {_counted(queries)}, and say next to nothing of other queries. Hold out more."
+        f"responses to {_counted(queries)}, and say next to nothing of other ones. Hold out more."
     )
 
 
