@@ -116,19 +116,23 @@ def _label(options: argparse.Namespace) -> None:
     chains: Sequence[Chain] = ()
     with ExitStack() as stack:
         stack.enter_context(_absent_if_refused(options.folder))
+        if options.stepwise is not None:
+            stack.enter_context(_absent_if_refused(options.stepwise.parent))
         with mistakes.collected():
             if options.stepwise is not None:
                 check_file(options.stepwise)
         with mistakes.collected():
             chains, answers = _solutions(options)
-        with mistakes.collected():
-            policy, judge, client = _models(options, sum(len(c.steps) for c in chains), stack)
-        if not mistakes.said:  # which leaves no folder where there are others
+        if not mistakes.said:
             with mistakes.collected():
                 _check_writable(options.folder, "FOLDER")
             with mistakes.collected():
                 if options.stepwise is not None:
                     _check_writable(options.stepwise.parent, "--stepwise FILE")
+        if options.policy == "transformers" and options.model is not None:
+            mistakes.refuse()  # before weights are read, which may take long
+        with mistakes.collected():
+            policy, judge, client = _models(options, sum(len(c.steps) for c in chains), stack)
         mistakes.refuse()
         if client is not None and options.policy == "server":
             client.open(options.folder)

@@ -31,6 +31,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from metaopt.cli import folders
+from metaopt.cli.fetched import one_of_each, refuse_unfetched
 from metaopt.cli.jobs import remove_empty
 from metaopt.engine.seeds import seeds_from, seeds_in_words
 from metaopt.files.errors import ConfigError
@@ -111,10 +112,19 @@ def multirun(hydra: Hydra, name: str, overrides: list[str], task: Callable[..., 
     )
     try:
         _refuse_overlap(config, overrides)
+        refuse_unfetched(hydra, name, _methods_alone(config, overrides))
         return _swept(hydra, config, name, overrides, task)
     except Exception:
         discard(Path(config.hydra.sweep.dir))
         raise
+
+
+def _methods_alone(config: Any, overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of one cell of each method: the first seed, the first number."""
+    parse = OverridesParser.create().parse_overrides
+    params = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
+    given = [o for o in parse(list(overrides)) if not o.key_or_group.startswith("hydra.")]
+    return union([*map(one_of_each, parse(params))], [*map(one_of_each, given)], _methods(config))
 
 
 def _refuse_overlap(config: Any, overrides: Sequence[str]) -> None:

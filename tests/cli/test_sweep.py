@@ -88,3 +88,36 @@ def test_seeds_that_two_cells_would_train_are_refused(
 @pytest.mark.parametrize("value", ["[1,2]", "'\\'[\\''", "{a:1}", "a", "1.5"])
 def test_a_seed_that_is_no_whole_number_is_left_to_its_run(value: str) -> None:
     assert _seeds(f"seed={value}", "seeds=None") == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["experiment=reward_model/real_text", "method=reward_model/vanilla,reward_model/minilm"],
+            "hh_harmless and llmbar and minilm and pandalm must be fetched first: "
+            "metaopt-fetch hh_harmless && metaopt-fetch llmbar && metaopt-fetch minilm",
+        ),
+        (
+            ["-m", "problem=reward_model/text", "+problem.task.lora.r=2",
+             "problem.task.backbone=/a/folder,smollm2"],
+            "smollm2 must be fetched first, for 1 of 2 methods: metaopt-fetch smollm2 (or choose "
+            "others with method=NAME,NAME)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_must_be_fetched_is_said_once_before_the_first_cell(
+    words: list[str],
+    said: str,
+    metaopt: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("METAOPT_DATA", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    done = metaopt(*words)
+    assert done.code == 1
+    assert done.err.count("must be fetched") == 1
+    assert f"metaopt: {said}" in done.err
+    assert not Path("results").exists()
