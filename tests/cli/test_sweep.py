@@ -95,7 +95,8 @@ def test_a_seed_that_is_no_whole_number_is_left_to_its_run(value: str) -> None:
     ("words", "said"),
     [
         (
-            ["experiment=reward_model/real_text", "method=reward_model/vanilla,reward_model/minilm"],
+            ["experiment=reward_model/real_text",
+             "method=reward_model/vanilla,reward_model/minilm"],
             "hh_harmless and llmbar and minilm and pandalm must be fetched first: "
             "metaopt-fetch hh_harmless && metaopt-fetch llmbar && metaopt-fetch minilm",
         ),

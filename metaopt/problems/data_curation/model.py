@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from metaopt.data.folder import model_source
+from metaopt.data.origin import origin
 from metaopt.engine.functional import functional_call
 from metaopt.engine.gradient_problem import split_module
 from metaopt.engine.protocols import Tree
@@ -29,6 +30,7 @@ from metaopt.nn.frozen_module import fill, move, without_trained
 from metaopt.nn.lora import add_adapters, merge_adapters
 from metaopt.nn.positions import positions
 from metaopt.nn.precision import PRECISIONS, say_if_slow
+from metaopt.nn.pretrained import progress_bars
 from metaopt.nn.word_tokenizer import tokenizer_of
 
 Trains = Literal["all", "head"]
@@ -98,7 +100,7 @@ class TransformersModel:
         if trains == "head" and lora is not None:
             raise ValueError("trains=head leaves nothing to adapt; set lora=null or trains=all.")
         source = model_source(source)
-        self.base = str(source) if isinstance(source, (str, Path)) else ""
+        self.origin = origin(source)
         self.tokenizer: Any = _completed(source, model_source(tokenizer), texts)
         self.pad = _pad(self.tokenizer)
         dtype, self.compute_dtype = PRECISIONS[precision]
@@ -170,9 +172,10 @@ class TransformersModel:
             model = auto.from_config(config, **how)
         else:
             configuration(source, self.tokenizer)
-            model, info = auto.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, **how, **outputs
-            )
+            with progress_bars():
+                model, info = auto.from_pretrained(
+                    source, use_safetensors=True, output_loading_info=True, **how, **outputs
+                )
             missing = sorted(info["missing_keys"])
             if missing and self.kind == "causal":
                 raise ValueError(

@@ -152,7 +152,8 @@ class TransformersRows:
             f"{len(self.domain)} training rows of {len(self.domains)} domains, weighted by "
             f"{self.meta_rows} meta rows; {len(self._held_out)} held-out rows.",
             figures,
-            base=self.model.base,
+            base=self.model.origin.base,
+            licence=self.model.origin.licence,
             notes="\n".join(["| domain | weight in training |", "|---|---|", *lines]),
         )
         probes = self._meta.take(torch.arange(min(PROBES, self.meta_rows)))

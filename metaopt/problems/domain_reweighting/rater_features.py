@@ -15,6 +15,7 @@ from metaopt.data.folder import model_source
 from metaopt.engine.ranges import check_ranges
 from metaopt.nn.adapters import refuse_adapter
 from metaopt.nn.feature_cache import FeatureCache, fingerprint
+from metaopt.nn.pretrained import progress_bars
 
 
 class Features(Protocol):
@@ -104,7 +105,8 @@ class Encoder:
         source = model_source(self.source)
         refuse_adapter(source)
         tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModel.from_pretrained(source, trust_remote_code=False).eval()
+        with progress_bars():
+            model = AutoModel.from_pretrained(source, trust_remote_code=False).eval()
 
         def read(chosen: Sequence[str]) -> list[Tensor]:
             rows: list[Tensor] = []

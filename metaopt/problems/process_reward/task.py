@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from metaopt.data.weights_file import Example, content_hash
 from metaopt.data.origin import origin
+from metaopt.data.weights_file import Example, content_hash
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.metrics.best_of_n import best_of_n, majority_vote, pass_at_n
