@@ -77,6 +77,9 @@ def load_judge(
         >>> judge.score([("What is 2 + 3?", "2+3=<<2+3=5>>5\\nA: 5")])
         [10.0]
 
+    Where a model of `llm=transformers` judged: `lm=TransformersLM("smollm2", dtype="float32")`,
+    with the run's own path, dtype and seed.
+
     Args:
         path: the `judge.json` that a run wrote, or the run's folder.
         lm: the model that judges, such as `OpenAICompatibleLM(...)`; a judge of criteria
@@ -89,7 +92,7 @@ def load_judge(
 
     Warns:
         UserWarning: the model is not the one that the threshold and the probabilities were fitted
-            for.
+            for, by its name, which holds the dtype: auto is another one than float32.
     """
     path = Path(path).expanduser()
     path = path / "judge.json" if path.is_dir() else path
