@@ -20,6 +20,7 @@ RULES = tuple(
 VARIANTS = (
     "reward_model/hh_rlhf", "reward_model/pair_weights", "reward_model/text", "data_curation/dpo",
     "data_curation/reward", "data_curation/process_reward", "data_curation/sft",
+    "domain_reweighting/text_world",
 )  # fmt: skip
 """Slow; `reward_model` and `domain_reweighting` run their like."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,8 @@ def savings(
 
     `steps_to_uniform`; `row_gradients`, what learning the weights has cost in gradients of the loss
     of one example, a second derivative counting 2.5; and `break_even`, the number of trainings
-    after which that is saved.
+    after which that is saved. The first is missing where the model is never as good, and the last
+    where no step is saved.
 
     Args:
         problem: whose.
@@ -110,5 +112,9 @@ def savings(
     saved = (steps_to(state["uniform_curve"], target, steps) - reached) * problem.batch
     gradients = spent.get("gradients", 0.0) + HVP * spent.get("hvps", 0.0)
     cost = (problem.models_trained or 1) * problem.batch * gradients
-    pays = cost / saved if saved > 0 else float("inf")
-    return {"steps_to_uniform": reached, "row_gradients": cost, "break_even": pays}
+    figures = {"row_gradients": cost}
+    if math.isfinite(reached):
+        figures["steps_to_uniform"] = reached
+    if saved > 0:
+        figures["break_even"] = cost / saved
+    return figures

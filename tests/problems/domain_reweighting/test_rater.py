@@ -13,6 +13,7 @@ from metaopt.problems.domain_reweighting import DomainReweighting
 from metaopt.problems.domain_reweighting.rater import Rater
 from metaopt.problems.domain_reweighting.rater_features import Bytes, NGrams
 from metaopt.problems.domain_reweighting.rater_networks import MLP, Transformer
+from metaopt.problems.domain_reweighting.retraining import savings
 
 NETWORKS = {
     "mlp": lambda: Rater(NGrams((1,), 8), MLP(3)),
@@ -178,3 +179,16 @@ def test_what_does_not_fit_is_refused_by_name(make, message):
 def test_sgd_needs_no_ages():
     of = DomainReweighting(Texts(runs=2), SGD(lr=0.1), refresh=4)
     assert of.models_trained == 2
+
+
+def test_savings_are_counted_in_steps_and_gradients_of_examples():
+    of = problem(Texts(runs=2), batch=8, follow="error", retrain="final", retrain_steps=90,
+                 compare_uniform=True)  # fmt: skip
+    _, inner = start(of)
+    falling = torch.linspace(3, 0.1, 30)
+    curves = {"curve": falling / 2, "uniform_curve": falling}
+    figures = savings(of, inner._replace(state=curves), {"gradients": 5.0, "hvps": 2.0})
+    # Thirty measurements along 90 steps; half of 3 - 0.1 k is at most 0.1 from the 29th on.
+    assert figures == {"steps_to_uniform": 87, "row_gradients": 160, "break_even": 160 / (8 * 3)}
+    never = savings(of, inner._replace(state=curves | {"curve": falling + 1}), {})
+    assert never.keys() == {"row_gradients"}
