@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,8 @@ def row_scores(weights: Weights, outer: Tree, domain: Tensor) -> Tensor | None:
 def rank_correlations(problem: DomainReweighting, outer: Tree) -> dict[str, float]:
     """Return Spearman's correlations of scores with what a task knows about its texts.
 
-    `spearman_rows` on its training examples, and `spearman_unseen` of a rater on others.
+    `spearman_rows` on its training examples, and `spearman_unseen` of a rater on others; missing
+    where all scores are equal.
     """
     task = problem.task
     scores = row_scores(problem.weights, outer, problem.domain)
@@ -73,7 +75,7 @@ def rank_correlations(problem: DomainReweighting, outer: Tree) -> dict[str, floa
     if isinstance(problem.weights, Rater):
         unseen = problem.weights.rate(outer, task.unseen_texts)
         figures["spearman_unseen"] = spearman(unseen, task.unseen_quality)
-    return figures
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def write_rater(
