@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,9 @@ def main(name):
 
 def test_every_example_has_a_test():
     programs = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert programs == {"black_box", "few_shot_sinusoids", "hyperparameters", "noisy_labels"}
+    assert programs == {
+        "black_box", "curated_sft", "few_shot_sinusoids", "hyperparameters", "noisy_labels",
+    }  # fmt: skip
     assert [path.stem for path in EXAMPLES.glob("*.ipynb")] == ["first_steps"]
 
 
@@ -32,6 +36,23 @@ def test_learned_penalties_beat_fixed_ones(capsys):
 @pytest.mark.parametrize("name", ["unroll", "implicit", "one_step", "finite_difference"])
 def test_each_estimator_finds_mislabelled_examples(name):
     assert main("noisy_labels")(name, outer_steps=40) > 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_learned_weights_beat_uniform_ones_in_trl(metaopt, monkeypatch, tmp_path):
+    pytest.importorskip("trl")
+    program = runpy.run_path(str(EXAMPLES / "curated_sft.py"))
+    monkeypatch.chdir(tmp_path)
+    program["write"]()
+    command = re.search(r"metaopt (problem=.*?)\n    python", program["__doc__"], re.DOTALL)[1]
+    done = metaopt(*command.replace("\\\n", " ").split())
+    assert done.code == 0, done.err
+    weights = "runs/curation/weights.parquet"
+    assert program["train"](weights) < program["train"]() - 0.1
+    lines = (EXAMPLES / "curated_sft.py").read_text().split("that the docs show.\n")[1]
+    shown = textwrap.dedent(lines.split("    return")[0])
+    assert shown in (EXAMPLES.parent / "docs/data_curation.md").read_text()
 
 
 def test_search_finds_a_better_network():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.data.records import Record, grouped
+from metaopt.data.row_texts import joined
 from metaopt.data.weights_file import content_hash, identify
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
@@ -48,6 +50,7 @@ class TransformersRows:
     Attributes:
         domains, domain, meta_rows, quality, resplit: see `ReweightingTask`.
         examples, hashed_columns: see `Identified`.
+        row_texts, text_columns: see `Texts`.
         compute_dtype: see `Autocast`.
 
     Raises:
@@ -100,7 +103,18 @@ class TransformersRows:
         present = {name for r in records for name, v in r.value.items() if v is not None}
         self.hashed_columns = tuple(name for name in objective.columns if name in present)
         self.examples = identify(records, self.hashed_columns)
+        self._records = records
         self._warn_of_leaks(data)
+
+    @property
+    def text_columns(self) -> Sequence[str]:
+        """The columns that a rater reads."""
+        return self.hashed_columns
+
+    @cached_property
+    def row_texts(self) -> Sequence[str]:
+        """The text of each training row, as a rater reads it; see `Texts` there."""
+        return [joined(record.value, self.text_columns) for record in self._records]
 
     def init(self, generator: Generator) -> tuple[Tree, Tree]:
         """Return what is trained, as it is before training, and no buffers."""

@@ -18,7 +18,7 @@ from metaopt.nn.word_tokenizer import word_tokenizer
 from metaopt.problems.data_curation import SFT, ProcessReward, Reward
 from metaopt.problems.data_curation.model import TransformersModel
 from metaopt.problems.data_curation.rows import rows
-from metaopt.problems.domain_reweighting.task import Identified, check_task
+from metaopt.problems.domain_reweighting.task import Identified, Texts, check_task
 
 ROW = demonstrations(1)[0]
 AUTO = {
@@ -104,6 +104,13 @@ def test_examples_are_identified_by_the_columns_that_they_have():
     assert made.hashed_columns == ("prompt", "completion")
     assert made.examples[3].hash == content_hash(demonstrations()[3], ("prompt", "completion"))
     assert made.examples[3].row == 4
+
+
+def test_a_rater_reads_the_columns_that_a_row_has():
+    made = task("sft")
+    assert isinstance(made, Texts)
+    row = demonstrations()[0]
+    assert made.row_texts[0] == "\n".join(row[name] for name in made.text_columns)
 
 
 def test_domains_come_from_sources_files_or_a_column(tmp_path):
