@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ SERVED = {
 
 SKIPPED = {*REFUSED, *SERVED}
 RUNS = [(g, o) for g, o in SHIPPED if g not in ("experiment", "sweep") and (g, o) not in SKIPPED]
-EXPERIMENTS = sorted(GROUPS["experiment"])
+TUNES = sorted(name for name in GROUPS["experiment"] if name.endswith("/tune"))
+EXPERIMENTS = sorted({*GROUPS["experiment"]} - {*TUNES})
 TINY = ("debug=tiny", "figures=false")
 
 SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "search")}
@@ -264,28 +266,31 @@ def test_debug_shrinks_an_experiment(metaopt: Callable[..., Any]) -> None:
     assert "0 failed" in done.out
 
 
-# Optuna 2 uses what newer packages deprecate.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("option", [o for o in GROUPS["sweep"] if o.startswith("optuna/")])
-@pytest.mark.slow
-def test_optuna_sweeps_name_keys_that_exist_and_a_metric_that_is_logged(
-    metaopt: Callable[..., Any], option: str
-) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    config = composed(f"sweep={option}")
-    known = {*yaml.safe_load((ROOT / "train.yaml").read_text())}
-    assert {key.split(".")[0].lstrip("+") for key in config.hydra.sweeper.params} <= known
+@pytest.mark.parametrize("name", TUNES)
+def test_every_search_names_a_family_and_searches_keys_that_exist(name: str) -> None:
+    config = composed(f"experiment={name}")
+    assert str(config.hydra.mode).endswith("MULTIRUN")
+    assert config.name == name
     assert config.hydra.sweeper.direction in ("minimize", "maximize")
-    done = metaopt(f"sweep={option}", "hydra.sweeper.n_trials=2", *TINY)
+    assert config.hydra.sweeper.n_trials >= 10
+    method = config.hydra.sweeper.params.get("method")
+    whole = composed(f"experiment={name}", *([f"method={method}"] if method else []))
+    for key in {*config.hydra.sweeper.params} - {*GROUPS}:
+        assert OmegaConf.select(whole, key) is not None
+
+
+@pytest.mark.parametrize("name", TUNES)
+@pytest.mark.slow
+def test_every_search_finds_a_best_trial(metaopt: Callable[..., Any], name: str) -> None:
+    pytest.importorskip("optuna", minversion="4")
+    done = metaopt(f"experiment={name}", "hydra.sweeper.n_trials=2", *TINY)
     assert done.code == 0, done.err
-    results = [json.loads(p.read_text()) for p in Path().glob("results/**/result.json")]
-    assert len(results) == 2
-    assert all(config.objective in result["metrics"] for result in results)
+    assert "2 finished, 0 pruned, 0 failed" in done.out
+    (command,) = re.findall(r"^  (metaopt .*)$", done.out, re.MULTILINE)
+    assert metaopt(*shlex.split(command)[1:]).code == 0
 
 
-SWEEPS = [ROOT / "sweep" / f"{o}.yaml" for o in GROUPS["sweep"] if o.startswith("wandb/")]
+SWEEPS = [ROOT / "sweep" / f"{o}.yaml" for o in GROUPS["sweep"]]
 METHODS = {"grid", "random", "bayes"}
 DISTRIBUTIONS = {
     "constant", "categorical", "int_uniform", "uniform", "q_uniform", "log_uniform_values",

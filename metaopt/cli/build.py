@@ -16,7 +16,7 @@ from metaopt.cli.trust import needed
 from metaopt.files.errors import ConfigError
 from metaopt.runs.description import refuse_other, to_config
 from metaopt.runs.progress import announced, checks, watcher
-from metaopt.runs.run import SETTINGS, Run, Watch
+from metaopt.runs.run import SETTINGS, Prune, Run, Watch
 from metaopt.runs.torch_settings import prepare_torch
 
 
@@ -26,6 +26,7 @@ def build(
     overrides: Sequence[str] = (),
     watch: Watch | None = watcher,
     given: Mapping[str, Any] | None = None,
+    prune: Prune | None = None,
 ) -> Run:
     """Make the run that a config describes.
 
@@ -33,7 +34,7 @@ def build(
         folder: of the run.
         config: resolved.
         overrides: what the command line changed.
-        watch: see `metaopt.runs.run.Run`.
+        watch, prune: see `metaopt.runs.run.Run`.
         given: parts by name (`PARTS`) that are not to be made from the config.
 
     Raises:
@@ -61,6 +62,7 @@ def build(
             trust=needed(folder, config),
             **{name: config[name] for name in SETTINGS},
             watch=watch,
+            prune=prune,
         )
     except (InstantiationException, ValueError) as error:
         inner = cause(error)

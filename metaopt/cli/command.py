@@ -53,6 +53,8 @@ def run(arguments: Sequence[str]) -> int:
             started = time.monotonic()
             task = partial(job, printed=set(), shared=compares(overrides))
             returned = multirun(loaded, flags.config_name, [*overrides, MULTIRUN], task)
+            if isinstance(returned, int):  # a search has said what it found
+                return returned
             return _summary(returned, time.monotonic() - started)
         outcome = loaded.run(flags.config_name, job, overrides).return_value
     return int(outcome.status == "failed")
@@ -74,7 +76,7 @@ MULTIRUN = "hydra.mode=MULTIRUN"
 
 def _is_a_sweep(loaded: Any, name: str, overrides: list[str]) -> bool:
     """Return whether what the overrides compose to sets hydra's mode, as an experiment does."""
-    may = any(o.lstrip("+").startswith(("experiment=", "sweep=", "hydra")) for o in overrides)
+    may = any(o.lstrip("+").startswith(("experiment=", "hydra")) for o in overrides)
     if name == CONFIG and not may and not folders.of_user():  # spares composing twice
         return False
     return bool(loaded.get_mode(name, overrides) == RunMode.MULTIRUN)
@@ -98,8 +100,6 @@ def _hydra_itself(arguments: Sequence[str]) -> int:
 
 def _summary(returned: Any, seconds: float) -> int:
     """Say how many cells of a sweep were computed; return the exit code."""
-    if not isinstance(returned, list):  # sweepers of plugins return nothing
-        return 0
     cells = [r.return_value for batch in returned for r in batch]
     count = {s: sum(c.status == s for c in cells) for s in ("computed", "complete", "failed")}
     if count["complete"] == len(cells):

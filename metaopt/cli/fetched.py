@@ -52,7 +52,8 @@ def one_of_each(override: Override) -> Override:
     decides = key.partition("@")[0] in folders.groups() or key.rpartition(".")[2] in READ_FROM
     if decides or not override.is_sweep_override():
         return override
-    value = next(iter(override.sweep_string_iterator()), "null")
+    interval: Any = override.value() if override.is_interval_sweep() else None
+    value = interval.start if interval else next(iter(override.sweep_string_iterator()), "null")
     return OverridesParser.create().parse_override(f"{override.get_key_element()}={value}")
 
 

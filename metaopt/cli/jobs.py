@@ -32,13 +32,10 @@ from metaopt.runs import configs, provenance
 from metaopt.runs.continuing import rest_of, write_config
 from metaopt.runs.errors import report
 from metaopt.runs.folder import result_of, started_with
-from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.interrupts import Interrupted, Pruned
 from metaopt.runs.objective import objectives, refuse_unknown
 from metaopt.runs.progress import watcher
-from metaopt.runs.run import PYTHON
-
-WORST = 1e12
-"""What a failed or not finite cell of a sweep hands to the sweeper, which cannot take a NaN."""
+from metaopt.runs.run import PYTHON, Prune
 
 
 @dataclass(frozen=True)
@@ -46,26 +43,30 @@ class Outcome:
     """What became of one run.
 
     Args:
-        status: "computed", "complete" (it was before), or "failed".
+        status: "computed", "complete" (it was before), "pruned" or "failed".
         folder: the run's folder.
-        objective: the metric for a sweeper; lower is better unless its direction says otherwise.
+        objective: the metric that the config names; `None` where it names none, the metric is not
+            finite, or the run did not come to its end.
     """
 
     status: str
     folder: Path
-    objective: float = WORST
-
-    def __float__(self) -> float:
-        return self.objective
+    objective: float | None = None
 
 
-def job(config: DictConfig, printed: set[str] | None = None, shared: bool = False) -> Outcome:
+def job(
+    config: DictConfig,
+    printed: set[str] | None = None,
+    shared: bool = False,
+    prune: Prune | None = None,
+) -> Outcome:
     """Run one composed config in the folder that hydra made for it; errors end up in messages.
 
     Args:
         config: the composed config.
         printed: messages of earlier cells of a sweep, which are not printed in full again.
         shared: see `refuse_unread`.
+        prune: see `metaopt.runs.run.Run`.
     """
     state: Any = HydraConfig.get()
     folder = Path(state.runtime.output_dir)
@@ -77,10 +78,12 @@ def job(config: DictConfig, printed: set[str] | None = None, shared: bool = Fals
         refuse_unread(config, list(state.overrides.task), shared)
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         resolved = with_seeds(config, resolved)
-        direction = str(OmegaConf.select(state, "sweeper.direction"))
         _refuse_foreign(folder, resolved)
         try:
-            return _run(folder, resolved, list(state.overrides.task), sweeping, direction)
+            return _run(folder, resolved, list(state.overrides.task), sweeping, prune=prune)
+        except Pruned as stop:
+            print(f"{folder}: {stop}", flush=True)
+            return Outcome("pruned", folder)
         except ArgumentError as error:
             hint = foreign_method(state.runtime.choices)
             raise ConfigError(f"{error}{hint}") from error
@@ -137,7 +140,7 @@ def resume(folder: Path, rest: Sequence[str]) -> Outcome:
             )
         if not done:
             refuse_strange(folder, config, re.findall(r"[^\s,\[\]]+", ",".join(trust)))
-        return _run(folder, config, [], False, "minimize", again=not done)
+        return _run(folder, config, [], False, again=not done)
     return failed
 
 
@@ -146,23 +149,23 @@ def _run(
     config: dict[str, Any],
     overrides: Sequence[str],
     sweeping: bool,
-    direction: str,
     again: bool = False,
+    prune: Prune | None = None,
 ) -> Outcome:
     """Run a config in its folder, unless it is complete and not to be run again."""
     result = None if again else result_of(folder)
     if result is not None:
         write_config(folder, config)
         print(f"{folder}: already complete; nothing computed.")
-        return Outcome("complete", folder, _objective(config, result, direction))
+        return Outcome("complete", folder, _objective(config, result))
     refuse_held(folder)  # before the parts are made, which may take long
     watch = watcher if not sweeping or sys.stderr.isatty() else None
-    run = build(folder, config, overrides, watch)
+    run = build(folder, config, overrides, watch, prune=prune)
     started = time.monotonic()
     result = run()
     (folder / "error.log").unlink(missing_ok=True)
     _conclude(folder, result, time.monotonic() - started, sweeping, run.delivered)
-    return Outcome("computed", folder, _objective(config, result, direction))
+    return Outcome("computed", folder, _objective(config, result))
 
 
 def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
@@ -178,14 +181,13 @@ def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _objective(config: Mapping[str, Any], result: Mapping[str, Any], direction: str) -> float:
+def _objective(config: Mapping[str, Any], result: Mapping[str, Any]) -> float | None:
     name = config["objective"]
-    worst = -WORST if "max" in direction.lower() else WORST
     if name is None:
-        return worst
+        return None
     values = objectives(result["metrics"], result["budget"])
     refuse_unknown(name, values)
-    return worst if values[name] is None else float(values[name])
+    return None if values[name] is None else float(values[name])
 
 
 def _conclude(

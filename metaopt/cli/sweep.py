@@ -10,6 +10,8 @@ or overrides of which each may have several values:
 
 Each entry makes the product of its values with the axes of `hydra.sweeper.params`; the command line
 goes over both, and its `method=` takes the place of the list.
+
+With `hydra/sweeper=tune` the values are searched instead: see `metaopt.cli.study`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,9 @@ from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from metaopt.cli import folders
@@ -61,8 +66,17 @@ def union(
 
 
 def values(override: Override) -> list[str]:
-    """Return each value of an override as an override of its own."""
+    """Return each value of an override as an override of its own.
+
+    Raises:
+        ConfigError: it is an interval, which has no end of values.
+    """
     key = override.get_key_element()
+    if override.is_interval_sweep():
+        raise ConfigError(
+            f"{override.input_line} is a range to search: add hydra/sweeper=tune, or list values "
+            f"as {key}=a,b."
+        )
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
@@ -76,13 +90,14 @@ def compares(overrides: Sequence[str]) -> bool:
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
-        if override.is_sweep_override() and not values(override):
+        finite = override.is_sweep_override() and not override.is_interval_sweep()
+        if finite and not values(override):
             raise ConfigError(
                 f"{override.input_line} has no value, so that there is nothing to run."
             )
     keys = {o.key_or_group.partition("@")[0]: o.is_sweep_override() for o in parsed}
     several = any(sweeps and key in folders.groups() for key, sweeps in keys.items())
-    return several or not {"experiment", "sweep", "methods"}.isdisjoint(keys)
+    return several or not {"experiment", "methods"}.isdisjoint(keys)
 
 
 def _entry(entry: Any) -> dict[str, list[str]]:
@@ -106,12 +121,11 @@ def _quoted(value: Any) -> str:
 
 
 def multirun(hydra: Hydra, name: str, overrides: list[str], task: Callable[..., Any]) -> Any:
-    """Run a sweep with what the config says: hydra's sweeper, a plugin's, or the list `methods`."""
+    """Run a sweep with what the config says: hydra's sweeper, the list `methods`, or a search."""
     config = hydra.compose_config(
         name, overrides, with_log_configuration=True, run_mode=RunMode.MULTIRUN
     )
     try:
-        _refuse_overlap(config, overrides)
         refuse_unfetched(hydra, name, _methods_alone(config, overrides))
         return _swept(hydra, config, name, overrides, task)
     except Exception:
@@ -182,8 +196,50 @@ def discard(folder: Path) -> None:
 def _swept(
     hydra: Hydra, config: Any, name: str, overrides: list[str], task: Callable[..., Any]
 ) -> Any:
-    if not config.get("methods"):
-        return hydra.multirun(name, task, overrides)
+    if _searches(config):
+        sweeper: Sweeper = instantiate(config.hydra.sweeper)
+    else:
+        _refuse_overlap(config, overrides)
+        if not config.get("methods"):
+            return hydra.multirun(name, task, overrides)
+        sweeper = _union_sweeper(config)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+    sweeper.setup(hydra_context=context, task_function=task, config=config)
+    return sweeper.sweep(list(config.hydra.overrides.task))
+
+
+SEARCH = "metaopt.cli.study.OptunaSweeper"
+"""The sweeper of `hydra/sweeper=tune`. Hydra makes those of its own plugins only."""
+
+
+def _searches(config: Any) -> bool:
+    """Return whether a sweep is a search.
+
+    Raises:
+        ConfigError: Optuna is missing or too old, or the sweeper is one of a plugin.
+    """
+    target = config.hydra.sweeper._target_
+    if target == SEARCH:
+        try:
+            version = metadata.version("optuna")
+        except metadata.PackageNotFoundError:
+            version = "none"
+        if version == "none" or int(version.partition(".")[0]) < 4:
+            raise ConfigError(
+                f"hydra/sweeper=tune needs optuna 4 or later; installed is {version}. Run "
+                f"`pip install 'metaopt[sweep]'`."
+            )
+        return True
+    if not target.startswith("hydra._internal."):
+        raise ConfigError(
+            f"hydra.sweeper is {target}, of a plugin whose trials cannot be resumed or pruned "
+            f"here; use hydra/sweeper=tune, or leave it out to run every combination."
+        )
+    return False
+
+
+def _union_sweeper(config: Any) -> Sweeper:
+    """Return hydra's sweeper, with the cells of the list `methods`."""
     # Not at the top: hydra's search for plugins loads that file again, with another class in it.
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -196,9 +252,7 @@ def _swept(
 
     sweeper = BasicSweeper(max_batch_size=None, params=params)
     sweeper.split_arguments = split  # type: ignore[method-assign, assignment, unused-ignore]
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
-    sweeper.setup(hydra_context=context, task_function=task, config=config)
-    return sweeper.sweep(list(config.hydra.overrides.task))
+    return sweeper
 
 
 def _methods(config: Any) -> list[Any]:

@@ -8,8 +8,9 @@ import os
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
             _HELD.discard(descriptor)
             os.close(descriptor)
+
+
+@contextmanager
+def waiting_for(folder: Path, seconds: float = 0.02) -> Iterator[None]:
+    """Hold the lock of a folder as soon as nobody else does; asked for every `seconds`."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except FolderInUseError:
+                time.sleep(seconds)
+        yield
 
 
 def refuse_held(folder: Path) -> None:

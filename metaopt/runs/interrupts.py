@@ -1,4 +1,4 @@
-"""Signals that stop a run between two outer steps."""
+"""What stops a run between two outer steps: a signal, or the search that it is a trial of."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ class Interrupted(Exception):
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"{signal.Signals(signum).name} after outer step {step}")
         self.signum, self.step = signum, step
+
+
+class Pruned(Exception):
+    """The run stopped between two outer steps, since its objective is worse than other trials'.
+
+    Args:
+        step: the outer step whose checkpoint was written.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"pruned after outer step {step}")
+        self.step = step
 
 
 @contextmanager

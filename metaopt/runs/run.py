@@ -37,7 +37,7 @@ from metaopt.runs.contents import (
 from metaopt.runs.continuing import log_until, refuse_foreign, write_config
 from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance
-from metaopt.runs.interrupts import Interrupted, listening
+from metaopt.runs.interrupts import Interrupted, Pruned, listening
 from metaopt.runs.objective import objectives, refuse_early, refuse_unknown
 from metaopt.runs.progress import GrowthWarning, warn_of_equal_replicates, watcher
 from metaopt.runs.tracking import (
@@ -62,6 +62,8 @@ Service = Callable[..., Tracker]
 
 Watch = Callable[[str, int, int], Tracker]
 
+Prune = Callable[[int, float], bool]
+
 
 class Run:
     """Drives an engine to its end, from the last checkpoint of its folder where there is one.
@@ -81,6 +83,8 @@ class Run:
             write what it delivers.
         watch: makes what a person sees, from (label, outer steps in all, outer steps done);
             `None` shows nothing.
+        prune: called at each evaluation but the last with the outer step and the objective that
+            the config names; what returns True ends the run there, with a checkpoint.
 
     Attributes:
         delivered: what the problem says of its product, once the run is over.
@@ -103,6 +107,7 @@ class Run:
         keep_checkpoints: int = 2,
         figures: bool = True,
         watch: Watch | None = watcher,
+        prune: Prune | None = None,
     ) -> None:
         self.engine, self.config = engine, config
         self.folder = engine.loop.folder = folder
@@ -110,7 +115,7 @@ class Run:
         self.config_dirs, self.trust = list(config_dirs), list(trust)
         self.log_every, self.eval_every = log_every, eval_every
         self.checkpoint_every, self.keep_checkpoints = checkpoint_every, keep_checkpoints
-        self.figures, self.watch = figures, watch
+        self.figures, self.watch, self.prune = figures, watch, prune
         refuse_unusable(service)
         check_ranges(self, *(f"{name} >= 1" for name in SETTINGS[:-1]), "figures")
         self._last: Mapping[str, float | Tensor | list[float]] = {}
@@ -125,6 +130,7 @@ class Run:
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after a checkpoint was written.
+            Pruned: likewise, where `prune` says so.
             CheckpointError: there are checkpoints and none can be read.
             FolderError: another process writes to the folder, its last checkpoint is of a run of
                 another config, it holds a symbolic link or a damaged file.
@@ -162,12 +168,14 @@ class Run:
                 self._last = feedback.metrics
                 if step == 1 and len(self.engine.seeds or ()) > 1:
                     warn_of_equal_replicates(self.engine.optimizer.solution, feedback.metrics)
-                self._record(trackers, step)
+                pruned = self._record(trackers, step)
                 long = bool(checkpoint.interrupted(self.folder))  # worth a checkpoint of its own
-                if received or long or step % self.checkpoint_every == 0:
+                if received or pruned or long or step % self.checkpoint_every == 0:
                     self._save(step)
                 if received:
                     raise Interrupted(received[0], step)
+                if pruned:
+                    raise Pruned(step)
 
     def _checkpoint(self) -> dict[str, Any] | None:
         """Return the state of the last checkpoint, or `None` where the run is to begin.
@@ -243,17 +251,22 @@ class Run:
         name = self.config.get("label") or self.config.get("name")
         return f"{name}, {seeds_in_words(self.engine.seed, self.engine.seeds)}"
 
-    def _record(self, trackers: Sequence[Tracker], step: int) -> None:
+    def _record(self, trackers: Sequence[Tracker], step: int) -> bool:
+        """Evaluate and log what is due at an outer step; return whether the run is pruned."""
         evaluate = step == self.engine.outer_steps or step % self.eval_every == 0
         evaluated = self._evaluate(step) if evaluate else {}
         self._check_objective(evaluated)
         if not evaluate and step % self.log_every:
-            return
+            return False
         spent = {f"budget/{unit}": amount for unit, amount in self.engine.ledger.spent.items()}
         elapsed = {"time/elapsed_s": time.monotonic() - self._started}
         values = values_of({**self._last, **evaluated, **spent, **elapsed})
         for tracker in trackers:
             tracker.record(step, values)
+        if self.prune is None or not evaluate or step == self.engine.outer_steps:
+            return False
+        objective = means(values).get(self.config["objective"])
+        return objective is not None and self.prune(step, objective)
 
     def _check_objective(self, evaluated: Mapping[str, Any]) -> None:
         """Raise a `ConfigError` as soon as it is known that the objective is not a metric.
