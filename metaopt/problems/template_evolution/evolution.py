@@ -185,7 +185,10 @@ class TemplateEvolution(TemplateProblem):
         return self.task.template
 
     def init_inner(self, outer: str, inner: Mapping[str, Any] | None, key: int) -> dict[str, Any]:
-        """Return a judged population: the best of the last run, and fresh prompts."""
+        """Return a judged population: the best of the last run, and fresh prompts.
+
+        `tried` is what earlier runs came to, see `trial`.
+        """
         number = inner["round"] + 1 if inner else 1
         self.client.begin(number)
         inherited_candidates: list[Candidate] = []
@@ -197,7 +200,8 @@ class TemplateEvolution(TemplateProblem):
             fresh += [(query, prompt) for prompt in self.task.prompts(query, count, draw)]
         candidates = inherited_candidates + self.panel.answer(fresh)
         log = self.panel.judge(outer, candidates, required=number == 1)
-        return {"round": number, "template": outer, "log": log}
+        tried = [*inner["tried"], self.trial(inner)] if inner else []
+        return {"round": number, "template": outer, "log": log, "tried": tried}
 
     def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
         """Return the state after more prompts of each query; unchanged once the client stopped."""
@@ -215,17 +219,13 @@ class TemplateEvolution(TemplateProblem):
         }
 
     def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
-        """Return the template's loss on all candidates of the run, which are the artifacts.
-
-        The loss is +inf where no candidate has both a score and an outcome.
-        """
-        log, rows = inner["log"], judged(self.open_to_search(inner["log"]))
+        """Return the template's loss on all candidates of the run, which are the artifacts."""
+        log, trial = inner["log"], self.trial(inner)
         if self.transcripts and self.records.folder is not None:
             write_transcripts(self.client, log, self.records.folder, inner["round"])
-        value, numbers = float("inf"), {"judge/coverage": len(judged(log)) / max(len(log), 1)}
-        if rows:
+        numbers = {"judge/coverage": trial["coverage"]}
+        if rows := judged(self.open_to_search(log)):
             p, y = arrays(rows)
-            value = outer_loss(self.objective, p, y)
             numbers |= {"judge/alignment": alignment(p, y), "judge/base_rate": float(y.mean())}
             if 0 < y.mean() < 1:
                 numbers["judge/auroc"] = 1 - outer_loss("auroc", p, y)
@@ -234,7 +234,20 @@ class TemplateEvolution(TemplateProblem):
         hits = [pick is not None and pick["outcome"] is True for pick in self.picks(inner)]
         numbers["inner/success"] = float(np.mean(hits))
         cost = self.client.end(inner["round"])
-        return Feedback(value, None, None, log, False, numbers, cost, self.client.stopped)
+        return Feedback(trial["loss"], None, None, log, False, numbers, cost, self.client.stopped)
+
+    def trial(self, inner: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the template of an inner run, its loss, and the share of candidates with a score.
+
+        The loss is +inf where no candidate has both a score and an outcome.
+        """
+        log = inner["log"]
+        rows = judged(self.open_to_search(log))
+        return {
+            "template": inner["template"],
+            "loss": outer_loss(self.objective, *arrays(rows)) if rows else float("inf"),
+            "coverage": len(judged(log)) / max(len(log), 1),
+        }
 
     def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
         """Return, of a simulated task, the true success of the picks in % and the judge's worth.

@@ -13,6 +13,9 @@ from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution.rubric import HIGH, LOW, STEP
 from metaopt.report.figures import PALETTE, line, new_figure
 
+Weights = Sequence[tuple[int, Mapping[str, float]]]
+"""Weights of the criteria by outer step."""
+
 
 class Side(NamedTuple):
     """One judge on held-out rows: NaN where a row has no score."""
@@ -84,7 +87,7 @@ def _histogram(axes: Any, side: Side, edges: Array) -> None:
 def draw_evolution(
     tried: Sequence[tuple[int, float]],
     objective: str,
-    weights: Sequence[Mapping[str, float]] | None,
+    weights: Weights | None,
     path: Path,
 ) -> Path:
     """Write the objective of each tried template over outer steps, and the best so far.
@@ -92,22 +95,22 @@ def draw_evolution(
     Args:
         tried: (outer step, objective), lower is better; those that are not finite are left out.
         objective: its name.
-        weights: criteria weights of the best template, one mapping per outer step from the first of
-            `tried` on: a second panel. A criterion that a template lacks has weight 0.
+        weights: (outer step, criteria weights of the best template so far): a second panel. A
+            criterion that a template lacks has weight 0.
         path: where the figure goes.
     """
     rows = 2 if weights else 1
     with new_figure(path, 6.4, 2.8 * rows) as figure:
         panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-        steps = _objective(panels[0], tried, objective)
+        _objective(panels[0], tried, objective)
         if weights:
-            _weights(panels[1], weights, int(steps[0]) if len(steps) else 0)
+            _weights(panels[1], weights)
         panels[-1].set_xlabel("outer step")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
     return path
 
 
-def _objective(axes: Any, tried: Sequence[tuple[int, float]], objective: str) -> Array:
+def _objective(axes: Any, tried: Sequence[tuple[int, float]], objective: str) -> None:
     points = np.array(sorted(tried), dtype=float).reshape(-1, 2)
     steps, values = points[np.isfinite(points[:, 1])].T
     at, first = np.unique(steps[::-1], return_index=True)
@@ -117,15 +120,13 @@ def _objective(axes: Any, tried: Sequence[tuple[int, float]], objective: str) ->
     axes.set_title("Objective of the templates (lower is better)")
     axes.set_ylabel(objective)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    result: Array = steps
-    return result
 
 
-def _weights(axes: Any, weights: Sequence[Mapping[str, float]], first: int) -> None:
-    criteria = list(dict.fromkeys(name for template in weights for name in template))
-    steps = np.arange(first, first + len(weights), dtype=float)
+def _weights(axes: Any, weights: Weights) -> None:
+    criteria = list(dict.fromkeys(name for _, template in weights for name in template))
+    steps = np.array([step for step, _ in weights], dtype=float)
     for index, name in enumerate(criteria):
-        values = [template.get(name, 0.0) for template in weights]
+        values = [template.get(name, 0.0) for _, template in weights]
         axes.step(*_held(steps, values), where="post", label=name, **line(index))
     axes.set_title("Criteria weights of the best template")
     axes.set_ylabel("weight")

@@ -18,6 +18,7 @@ from metaopt.metrics.bootstrap import MIN_QUERIES
 from metaopt.metrics.calibration import CalibratedJudge, Numbers, compare, measure
 from metaopt.problems.template_evolution.judge_figures import (
     Side,
+    Weights,
     draw_evolution,
     draw_reliability,
 )
@@ -61,7 +62,7 @@ def write_report(
     provenance: Mapping[str, Any],
     title: str = "Calibrated judge",
     objective: str = "objective",
-    weights: Sequence[Mapping[str, float]] | None = None,
+    weights: Weights | None = None,
     seed: int = 0,
     criteria: Mapping[str, Any] | None = None,
     coverage: float | None = None,
@@ -80,8 +81,8 @@ def write_report(
         provenance: where the judge comes from, as JSON values: models, data, seeds, versions.
         title: heading of the report.
         objective: name of the outer objective.
-        weights: criteria weights of the best template, one mapping per outer step, where templates
-            are weighted rubrics.
+        weights: (outer step, criteria weights of the best template so far), where templates are
+            weighted rubrics.
         seed: of the bootstrap.
         criteria: how a judge made of criteria standardises them, so that it can be loaded.
         coverage: least share of examples with a score under a template tried, or `None`.
@@ -289,15 +290,16 @@ def _left_out(before: Numbers, after: Numbers) -> str:
 def _evolution(
     evolution: Sequence[tuple[int, float]], objective: str, coverage: float | None, weights: Any
 ) -> Iterator[Block]:
-    finite = [value for _, value in evolution if np.isfinite(value)]
+    finite = [(step, value) for step, value in evolution if np.isfinite(value)]
     if not finite:
         return
     missing = len(evolution) - len(finite)
+    (start, first), (lowest, least) = finite[0], min(finite, key=lambda trial: trial[1])
     yield Heading("Evolution of the template")
     yield (
-        f"Of {len(evolution):,} recorded outer steps. The outer objective, {objective}, is lower "
-        f"when better: {finite[0]:.4g} at first, {min(finite):.4g} at its lowest, each measured in "
-        "its step's own inner run."
+        f"{len(evolution):,} outer steps, a template each. The outer objective, "
+        f"{objective}, is lower when better: {first:.4g} at step {start:,}, {least:.4g} at its "
+        f"lowest, at step {lowest:,}, each measured in its step's own inner run."
         + (f" Not drawn, for want of a finite objective: {missing:,}." if missing else "")
         + (
             f" It leaves out examples without a score, of which a template had up to "

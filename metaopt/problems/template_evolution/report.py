@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from metaopt.llm import Client
 from metaopt.metrics.best_of_n import best_of_n
 from metaopt.metrics.binary import auroc, brier, kappa
 from metaopt.metrics.calibration import CalibratedJudge
-from metaopt.problems.template_evolution.candidates import Candidate, arrays, judged
+from metaopt.problems.template_evolution.candidates import Candidate, arrays
 from metaopt.problems.template_evolution.criteria_judge import CriteriaJudge
 from metaopt.problems.template_evolution.judge_report import Judged, too_few, write_report
 from metaopt.problems.template_evolution.objectives import alignment, outer_loss
@@ -40,11 +40,8 @@ class EvolutionReport(Report):
         self.problem = problem
 
     def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
-        """Return the template tried, its loss, and the best one so far."""
-        log = judged(self.problem.open_to_search(inner["log"]))
-        loss = outer_loss(self.problem.objective, *arrays(log)) if log else float("inf")
-        coverage = len(judged(inner["log"])) / max(len(inner["log"]), 1)
-        return {"tried": inner["template"], "loss": loss, "coverage": coverage, "best": outer}
+        """Return the best template so far."""
+        return {"best": outer}
 
     def deliver(self, outer: str, inner: dict[str, Any], snapshots: Snapshots, folder: Path) -> str:
         """Write the calibrated judge with its report; return what a person wants to know first.
@@ -71,11 +68,10 @@ class EvolutionReport(Report):
                 "held out": f"{len(testing[0].outcomes)} responses to the others",
                 **scored_by(problem.scoring, mean_mass(c.get("mass") for c in inner["log"])),
             }
+            tried = [*inner["tried"], problem.trial(inner)]
             written = calibrate(
-                folder, (first, outer), fitting, testing,
-                [(step, float(s["loss"])) for step, s in snapshots], provenance,
-                objective=problem.objective, weights=_weights(s["best"] for _, s in snapshots),
-                coverage=min((s["coverage"] for _, s in snapshots), default=None),
+                folder, (first, outer), fitting, testing, tried, provenance,
+                objective=problem.objective, best=[(step, s["best"]) for step, s in snapshots],
                 scoring=problem.scoring,
             )  # fmt: skip
         return summary(problem.client, first, outer, written)
@@ -87,10 +83,6 @@ class CalibrationReport(Report):
     def __init__(self, problem: JudgeCalibration) -> None:
         self.problem = problem
 
-    def snapshot(self, outer: str, inner: dict[str, Any]) -> dict[str, Any]:
-        """Return the template tried last, its loss, and the best one so far."""
-        return {**(inner["tried"][-1] if inner["tried"] else {}), "best": outer}
-
     def deliver(self, outer: str, inner: dict[str, Any], snapshots: Snapshots, folder: Path) -> str:
         """Write the judge; return the templates, their worth, the calls and the paths."""
         problem, tried, templates = self.problem, inner["tried"], (self.problem.template, outer)
@@ -100,7 +92,7 @@ class CalibrationReport(Report):
             folder, templates,
             [_solutions(labelled, problem.score(t, labelled)) for t in templates],
             [_solutions(test, problem.examine(t)) for t in templates],
-            [(step, float(t["loss"])) for step, t in enumerate(tried, 1)],
+            tried,
             {
                 "data": problem.data.source,
                 "models": {role: lm.model for role, lm in problem.client.lms.items()},
@@ -110,8 +102,7 @@ class CalibrationReport(Report):
                 "left out as ambiguous": f"{problem.data.ambiguous:,} responses",
                 **scored_by(problem.scoring, inner["mass"]),
             },
-            objective=problem.objective, weights=_weights(_best_so_far(tried)), seed=problem.seed,
-            coverage=min((t["coverage"] for t in tried), default=None),
+            objective=problem.objective, best=_best_so_far(tried), seed=problem.seed,
             criteria=judge.criteria.to_dict() if isinstance(judge, CriteriaJudge) else None,
             scoring=problem.scoring,
         )  # fmt: skip
@@ -139,8 +130,9 @@ def calibrate(
     templates: tuple[str, str],
     fitting: Sequence[Judged],
     testing: Sequence[Judged],
-    tried: Sequence[tuple[int, float]],
+    tried: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
+    best: Sequence[tuple[int, str]],
     **options: Any,
 ) -> str:
     """Calibrate the first and the best template, write judge and report, and say where.
@@ -149,15 +141,21 @@ def calibrate(
         folder: of the run.
         templates: the first and the best.
         fitting, testing: examples under each of them.
-        tried: (outer step, loss) of each template tried.
+        tried: template, loss and coverage of the trial of each outer step.
         provenance, options: see `write_report`.
+        best: (outer step, best template so far), at the steps where it is known.
     """
     try:
         judges = [
             CalibratedJudge.fit(template, x.scores, x.outcomes, (LOW, HIGH))
             for template, x in zip(templates, fitting, strict=True)
         ]
-        write_report(folder, judges, testing, tried, provenance, **options)
+        write_report(
+            folder, judges, testing,
+            [(step, float(trial["loss"])) for step, trial in enumerate(tried, 1)], provenance,
+            weights=_weights(best), coverage=min((t["coverage"] for t in tried), default=None),
+            **options,
+        )  # fmt: skip
     except ValueError as reason:
         return f"no calibrated judge: {reason}"
     return f"calibrated judge: {folder / 'judge.json'}, report: {folder / 'report.html'}"
@@ -282,19 +280,19 @@ def _counted(examples: Sequence[Solution], other: str) -> str:
     return f"{len(examples):,} responses to {queries:,} {other}queries"
 
 
-def _best_so_far(tried: Sequence[Mapping[str, Any]]) -> list[str]:
-    templates: list[str] = []
+def _best_so_far(tried: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    templates: list[tuple[int, str]] = []
     best = tried[0] if tried else {}
-    for trial in tried:
+    for step, trial in enumerate(tried, 1):
         best = trial if trial["loss"] < best["loss"] else best
-        templates.append(best["template"])
+        templates.append((step, best["template"]))
     return templates
 
 
-def _weights(templates: Iterable[str]) -> list[Mapping[str, float]] | None:
-    """Return the weights of rubrics; `None` for other templates."""
+def _weights(templates: Sequence[tuple[int, str]]) -> list[tuple[int, Mapping[str, float]]] | None:
+    """Return the weights of rubrics, by outer step; `None` for other templates."""
     try:
-        return [parse(template).weights for template in templates]
+        return [(step, parse(template).weights) for step, template in templates]
     except ValueError:
         return None
 

@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from metaopt.metrics.calibration import CalibratedJudge, compare, measure
+from metaopt.problems.template_evolution.judge_figures import draw_evolution
 from metaopt.problems.template_evolution.judge_report import Judged, verdict, write_report
 from metaopt.report.page import Table, Verbatim, markdown
 
@@ -17,7 +19,10 @@ RANGE = (1.0, 10.0)
 FIRST = "Score 1-10.\n- fluency: 3.0\n```\n<b>bold</b> | a & b\n````"
 BEST = "Score 1-10.\n- specificity: 3.0 <script>alert(1)</script>"
 EVOLUTION = [(0, 0.31), (1, 0.29), (1, 0.35), (2, float("nan")), (3, 0.21)]
-WEIGHTS = [{"fluency": 3.0}, {"fluency": 2.0, "units": 0.5}, {"units": 1.0}, {"units": 3.0}]
+WEIGHTS = [
+    (0, {"fluency": 3.0}), (1, {"fluency": 2.0, "units": 0.5}), (2, {"units": 1.0}),
+    (3, {"units": 3.0}),
+]  # fmt: skip
 PROVENANCE = {"judge": "simulated", "data": {"rows": 400}, "note": "a|b <i>c</i> [d](e)"}
 
 
@@ -148,6 +153,7 @@ def test_table_sets_first_and_best_side_by_side(written):
     assert f"| best | {after['tp']:.0f} | {after['fp']:.0f} |" in text
     assert f"| coverage | 1.000 | {393 / 400:.3f} |" in text
     assert "better than the first in AUROC, Brier score and kappa" in text
+    assert "0.31 at step 0, 0.21 at its lowest, at step 3, each" in text
     assert "Not drawn, for want of a finite objective: 1." in text
 
 
@@ -225,7 +231,7 @@ def test_an_unreplaced_first_template_is_said_to_be_one(judges, tmp_path):
 )
 def test_rows_that_say_little_still_make_a_report(judges, tmp_path, outcomes, scores):
     examples = held_out(outcomes, [1, 2, 3], scores, scores)
-    write_report(tmp_path, judges, examples, [(0, float("inf"))], {}, weights=[{"units": 1.0}])
+    write_report(tmp_path, judges, examples, [(0, float("inf"))], {}, weights=[(0, {"units": 1.0})])
     text = (tmp_path / "report.md").read_text()
     assert "not defined" in text
     assert not re.search(r"\b(nan|inf|None)\b", text)
@@ -241,6 +247,18 @@ def test_figures_show_what_they_are_given(judges, tmp_path, written):
     assert with_weights.shape[0] > 1.8 * without.shape[0]
     for image in (with_weights, without, imread(plain / "figures" / "reliability.png")):
         assert image[..., :3].std() > 0.05
+
+
+def test_weights_are_drawn_at_their_steps(tmp_path, monkeypatch):
+    drawn = []
+    step = Axes.step
+    monkeypatch.setattr(
+        Axes, "step", lambda *args, **options: drawn.append(args[1:]) or step(*args, **options)
+    )
+    tried = [(1, float("inf")), (5, 0.5), (10, 0.3)]
+    draw_evolution(tried, "brier", [(5, {"a": 1.0}), (10, {"a": 2.0})], tmp_path / "figure.png")
+    drawn = [(x.tolist(), y.tolist()) for x, y in drawn]
+    assert drawn == [([5, 10, 10.5], [0.5, 0.3, 0.3]), ([5, 10, 10.5], [1, 2, 2])]
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])

@@ -234,6 +234,25 @@ def test_the_report_says_what_was_spent_and_found(
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_the_report_is_the_same_at_every_eval_every(
+    metaopt: Callable[..., Any], tmp_path: Path
+) -> None:
+    said = []
+    for every in (1, 4):
+        folder = f"run{every}"
+        options = ["outer_steps=6", f"eval_every={every}", f"hydra.run.dir={folder}"]
+        done = metaopt(*TINY, "figures=true", *options)
+        assert done.code == 0, done.err
+        report = (tmp_path / folder / "report.md").read_text()
+        said.append(report.partition("## Evolution of the template")[2].partition("##")[0])
+    lines = (tmp_path / "run1" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["outer/loss"] for line in lines]
+    step = 1 + losses.index(min(losses))
+    assert said[0] == said[1]
+    assert "6 outer steps" in said[0]
+    assert f"{losses[0]:.4g} at step 1, {min(losses):.4g} at its lowest, at step {step}," in said[0]
+
+
 def test_queries_of_ones_own_with_a_model_in_every_role(
     metaopt: Callable[..., Any], tmp_path: Path
 ) -> None:
