@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metaopt.files.errors import FolderError
+from metaopt.files.errors import FolderError, listed
 from metaopt.files.numbers import is_number, or_nan
 from metaopt.files.reading import damaged, read_json, read_records
 from metaopt.runs.continuing import refuse_edited
@@ -104,18 +105,23 @@ class Collection:
 
 
 def collect(folder: Path) -> Collection:
-    """Read every run folder at or below `folder`.
+    """Read every run folder below `folder`, or the run that it is the folder of.
 
-    A run folder is one with a config.yaml; it is finished when it has a readable result.json.
+    A run folder is one with a config.yaml; it is finished when it has a readable result.json. Other
+    runs within the folder of a run are not its own and are listed as left out.
 
     Raises:
-        ReportError: the folder is missing, holds no finished run, or holds one run twice.
+        ReportError: the folder is missing, holds no finished run, runs of several tables, or one
+            run twice.
     """
     if not folder.is_dir():
         raise ReportError(f"There is no folder {folder}.\nGive the folder of a run or of a sweep.")
     cells, incomplete = [], []
     # In the order in which a person would list them, which tables keep.
     for path in sorted(folder.rglob("config.yaml"), key=_natural):
+        if path.parent != folder and (folder / "config.yaml").exists():
+            incomplete.append((path.parent, f"another run than that of {folder}, and left out"))
+            continue
         if not (path.parent / "result.json").exists():
             incomplete.append((path.parent, failure(path.parent) or "not finished"))
             continue
@@ -125,6 +131,7 @@ def collect(folder: Path) -> Collection:
             incomplete.append((path.parent, _reason(error)))
     if not cells:
         raise ReportError(_nothing(folder, incomplete))
+    _refuse_several(folder, cells)
     return Collection(_labelled(cells), incomplete)
 
 
@@ -196,6 +203,31 @@ def _nothing(folder: Path, incomplete: Sequence[tuple[Path, str]]) -> str:
         return f"There is no run below {folder}: no folder in it has a config.yaml."
     listed = "\n".join(f"  {path}: {why}" for path, why in incomplete[:5])
     return f"No run below {folder} has finished; {len(incomplete)} have begun:\n{listed}"
+
+
+def _refuse_several(folder: Path, cells: Sequence[Cell]) -> None:
+    """Raise a `ReportError` where the runs below a folder belong to several tables.
+
+    A table has the runs of one `name` that state one `report.title`, or none.
+    """
+    tables: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for cell in cells:
+        title = (cell.config.get("report") or {}).get("title")
+        tables[str(cell.config.get("name")), str(title or "")].append(cell.folder)
+    names, titles = (set(part) for part in zip(*tables, strict=True))
+    if len(names) == 1 and len(titles - {""}) <= 1:
+        return
+    lines = []
+    for (name, title), folders in tables.items():
+        # Of a single run its folder, of several the one that they share.
+        shared = os.path.commonpath(folders)
+        count = len(set(folders))
+        runs = f"{count} runs" if count > 1 else "1 run"
+        lines.append(f"{shared}: {runs} of {name}{f', {title}' if title else ''}")
+    raise ReportError(
+        f"{folder} holds runs of {len(tables)} tables:\n{listed(lines)}\n"
+        "Report on a folder that holds those of one."
+    )
 
 
 def _labelled(cells: Sequence[Cell]) -> list[Cell]:

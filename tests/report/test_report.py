@@ -100,6 +100,28 @@ def test_the_same_run_twice_is_refused(tmp_path, capsys):
     assert "'plain' has 2 runs with seed 0" in capsys.readouterr().err
 
 
+def test_a_report_has_the_runs_of_one_table(tmp_path, capsys):
+    for noise in ("0.0", "0.2"):
+        report = {**REPORT, "title": f"Noise {noise}"}
+        for seed in range(2):
+            write_run(tmp_path / f"noise_{noise}" / str(seed), seed, "plain", report=report)
+    assert main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path} holds runs of 2 tables:" in said
+    assert f"\n  {tmp_path / 'noise_0.2'}: 2 runs of demo, Noise 0.2\n" in said
+    assert not (tmp_path / "report").exists()
+    assert len(collect(tmp_path / "noise_0.2").cells) == 2
+
+
+def test_the_report_of_a_run_leaves_out_those_in_its_folder(tmp_path):
+    run = write_run(tmp_path / "run", 0, "plain")
+    write_run(run / "deeper" / "other", 1, "plain")
+    runs = collect(run)
+    assert [cell.folder for cell in runs.cells] == [run]
+    assert [path for path, _ in runs.incomplete] == [run / "deeper" / "other"]
+    assert "another run than that of" in runs.incomplete[0][1]
+
+
 def test_incomplete_cells_are_listed(sweep, capsys):
     (sweep / "plain-3" / "result.json").unlink()
     (sweep / "plain-3" / "error.log").write_text("Traceback\nNonFiniteError: outer loss is nan\n")
