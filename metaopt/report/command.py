@@ -14,7 +14,7 @@ from metaopt.report import pages, sweep_figures, tables
 from metaopt.report.cells import check_cells, write_cells
 from metaopt.report.collect import ReportError, collect
 from metaopt.report.notes import missing, notes
-from metaopt.report.settings import settings_for
+from metaopt.report.settings import COLUMNS, settings_for
 from metaopt.report.table import Table
 from metaopt.report.tables import INTERVALS, Summary
 
@@ -42,7 +42,10 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline", metavar="METHOD", help="method that the others are compared with"
     )
     parser.add_argument("--interval", choices=INTERVALS, default="t", help="kind of interval")
-    parser.add_argument("--iqm", action="store_true", help="add columns of interquartile means")
+    listed = "; ".join(f"{name}: {text}" for name, text in COLUMNS.items())
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="NAME", help=f"further columns; {listed}"
+    )
     parser.add_argument("--level", type=_level, default=0.95, help="coverage (default 0.95)")
     parser.add_argument("--out", type=Path, help="where to write (default: FOLDER/report)")
     parser.add_argument(
@@ -60,11 +63,11 @@ def _level(text: str) -> float:
 
 def _report(options: argparse.Namespace, command: str) -> int:
     runs = collect(options.folder)
-    settings = settings_for(runs, options.metrics, options.baseline, options.iqm)
-    if runs.resplit and (options.interval != "t" or settings.iqm):
+    settings = settings_for(runs, options.metrics, options.baseline, options.columns)
+    if runs.resplit and options.interval != "t":
         raise ReportError(
-            "--interval bootstrap and --iqm take seeds to be independent, and those of this "
-            "experiment are splits of one data set; use --interval t."
+            "--interval bootstrap takes seeds to be independent, and those of this experiment are "
+            "splits of one data set; use --interval t."
         )
     summary = Summary(runs, settings, options.interval, options.level)
     comparison = None if options.check is None else check_cells(runs, options.check)

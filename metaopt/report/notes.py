@@ -89,7 +89,7 @@ def _intervals(summary: Summary) -> str:
             f"sqrt(1 + {summary.runs.resplit:.3g} n), and so is Student's p; tests that take the "
             "splits to be independent are not shown"
         )
-    if summary.settings.iqm:
+    if "iqm" in summary.settings.columns:
         student += (
             f"; IQM is the interquartile mean over seeds with its {percent} percentile bootstrap "
             "(Agarwal et al., 2021)"
@@ -106,10 +106,17 @@ def _wins(summary: Summary) -> str:
         f"{'lower' if settings.lower(m) else 'higher'} {settings.label(m)}"
         for m in settings.metrics
     ]
+    improvement = (
+        f"; P(better) is the probability that a run of the method is better than one of the other, "
+        f"with its {100 * summary.level:g} % percentile bootstrap (Agarwal et al., 2021)"
+        if "improvement" in settings.columns
+        else ""
+    )
     return (
         "Paired differences: method minus the one it is compared with, on the seeds that both "
         f"have; better means {', '.join(ways)}; p values are two-sided "
-        "and corrected for the number of rows by Holm's method, each column by itself."
+        "and corrected for the number of rows by Holm's method, each column by itself"
+        f"{improvement}."
     )
 
 

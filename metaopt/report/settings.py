@@ -6,9 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from metaopt.files.errors import listed
 from metaopt.report.collect import Collection, ReportError
 
 _FALLING = ("loss", "error", "nll", "perplexity", "regret", "distance", "seconds")
+
+
+COLUMNS = {
+    "iqm": "interquartile mean over seeds with its bootstrap interval",
+    "losses": "in how many seeds a method is worse than its baseline, beside where it is better",
+    "improvement": "probability that a run of a method is better than one of its baseline",
+    "budget": "what a run has spent on average, in the table of results",
+}
+"""Columns that a table has on request."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +28,7 @@ class Settings:
     Args:
         title: the table's heading.
         metrics: the table's columns; every `eval/` metric when empty.
-        iqm: show a second column for each metric: the interquartile mean over seeds with its
-            bootstrap interval, which a single outlying seed does not move.
+        columns: further columns, some of `COLUMNS`.
         baseline: the method that the others are compared with, seed by seed; or, by method, the
             one that it is compared with; or `None`.
         methods: order of the table's lines; methods that are not named follow.
@@ -40,7 +49,7 @@ class Settings:
 
     title: str | None = None
     metrics: Sequence[str] = ()
-    iqm: bool = False
+    columns: Sequence[str] = ()
     baseline: str | Mapping[str, str] | None = None
     methods: Sequence[str] = ()
     group: str | None = None
@@ -90,13 +99,17 @@ def _of(setting: Any, metric: str, default: float) -> Any:
 
 
 def settings_for(
-    runs: Collection, metrics: Sequence[str] | None, baseline: str | None, iqm: bool = False
+    runs: Collection,
+    metrics: Sequence[str] | None,
+    baseline: str | None,
+    columns: Sequence[str] = (),
 ) -> Settings:
     """Return the experiment's settings with the command line's options in their place.
 
     Raises:
-        ReportError: an unknown key of `report:`, an unknown metric, or a baseline of the command
-            line that no finished run has.
+        ReportError: an unknown key of `report:`, an unknown metric or column, columns that compare
+            where there is no baseline or that take splits of one data set to be independent, or a
+            baseline of the command line that no finished run has.
     """
     reports = [c.config["report"] for c in runs.cells if c.config.get("report")]
     stated: Mapping[str, Any] = reports[0] if reports else {}
@@ -121,9 +134,28 @@ def settings_for(
     _check_known("metric", [] if stated_alone else chosen, runs.metric_names)
     if baseline is not None:
         _check_known("baseline", [baseline], runs.methods)
-    return replace(
-        settings, metrics=chosen, baseline=baseline or settings.baseline, iqm=iqm or settings.iqm
+    columns = list(dict.fromkeys([*settings.columns, *columns]))
+    settings = replace(
+        settings, metrics=chosen, baseline=baseline or settings.baseline, columns=columns
     )
+    _check_columns(settings, runs)
+    return settings
+
+
+def _check_columns(settings: Settings, runs: Collection) -> None:
+    _check_known("column", settings.columns, list(COLUMNS))
+    compared = [name for name in ("losses", "improvement") if name in settings.columns]
+    if compared and settings.baseline is None:
+        raise ReportError(
+            f"--columns {' '.join(compared)}: compares with a baseline; name one with --baseline. "
+            f"There are:\n{listed(runs.methods)}"
+        )
+    independent = [name for name in ("iqm", "improvement") if name in settings.columns]
+    if independent and runs.resplit:
+        raise ReportError(
+            f"--columns {' '.join(independent)}: takes seeds to be independent, and those of this "
+            "experiment are splits of one data set. Drop it."
+        )
 
 
 def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:

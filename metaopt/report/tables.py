@@ -12,7 +12,15 @@ from metaopt.report import stats
 from metaopt.report.collect import Cell, Collection
 from metaopt.report.ranges import Range, metric_range
 from metaopt.report.settings import Settings
-from metaopt.report.stats import Interval, Paired, bootstrap_interval, iqm, paired, t_interval
+from metaopt.report.stats import (
+    Interval,
+    Paired,
+    bootstrap_interval,
+    iqm,
+    paired,
+    probability_of_improvement,
+    t_interval,
+)
 from metaopt.report.table import Table
 
 INTERVALS = ("t", "bootstrap")
@@ -92,12 +100,12 @@ class Summary:
 
 
 def results(summary: Summary) -> Table:
-    """Return mean ± interval of every metric, and its interquartile mean where asked for."""
+    """Return mean ± interval of every metric; where asked for, with further columns."""
     settings = summary.settings
     header = ["method", "n"]
     for metric in settings.metrics:
         label = settings.label(metric)
-        header += [label, f"{label}, IQM"] if settings.iqm else [label]
+        header += [label, f"{label}, IQM"] if "iqm" in settings.columns else [label]
     rows = [
         [
             method,
@@ -106,17 +114,21 @@ def results(summary: Summary) -> Table:
         ]
         for method in summary.methods
     ]
+    if "budget" in settings.columns:
+        spent = costs(summary)
+        header += spent.header[1:]
+        rows = [[*row, *cost[1:]] for row, cost in zip(rows, spent.rows, strict=True)]
     return Table(header, rows, settings.title or "Results")
 
 
 def _entries(summary: Summary, method: str, metric: str) -> list[str]:
     values = list(summary.values(method, metric).values())
     if not values:
-        return ["–", "–"] if summary.settings.iqm else ["–"]
+        return ["–", "–"] if "iqm" in summary.settings.columns else ["–"]
     mean = summary.spread(metric, summary.estimate(method, metric), summary.interval == "t")
     few = len(values) < len(summary.runs.of(method))
     entries = [f"{mean} (n = {len(values)})" if few else mean]
-    if summary.settings.iqm:
+    if "iqm" in summary.settings.columns:
         middle = bootstrap_interval(values, iqm, summary.level)
         entries.append(summary.spread(metric, middle, symmetric=False))
     return entries
@@ -141,20 +153,38 @@ def differences(summary: Summary) -> Table | None:
         [*_difference(summary, *comparison), *map(_p, p)]
         for comparison, p in zip(comparisons, corrected, strict=True)
     ]
-    header = ["method", "against", "metric", "difference", "better on", *tests]
+    asked = {"losses": "worse on", "improvement": "P(better)"}
+    further = [heading for name, heading in asked.items() if name in summary.settings.columns]
+    header = ["method", "against", "metric", "difference", "better on", *further, *tests]
     return Table(header, rows, "Paired differences", words=3)
 
 
 def _difference(summary: Summary, method: str, metric: str, comparison: Paired) -> list[str]:
     settings = summary.settings
-    wins = comparison.losses if settings.lower(metric) else comparison.wins
+    wins, losses = comparison.wins, comparison.losses
+    if settings.lower(metric):
+        wins, losses = losses, wins
+    further = [f"{losses} of {comparison.n}"] if "losses" in settings.columns else []
+    if "improvement" in settings.columns:
+        further.append(_improvement(summary, method, metric))
     return [
         method,
         str(settings.against(method)),
         settings.label(metric),
         summary.spread(metric, comparison.difference, symmetric=True, sign=True),
         f"{wins} of {comparison.n}",
+        *further,
     ]
+
+
+def _improvement(summary: Summary, method: str, metric: str) -> str:
+    """Return the probability that a run of a method is better than one of its baseline."""
+    names = [method, str(summary.settings.against(method))]
+    if summary.settings.lower(metric):
+        names.reverse()
+    a, b = (list(summary.values(name, metric).values()) for name in names)
+    p, low, high = probability_of_improvement(a, b, summary.level)
+    return f"{p:.2f}" if math.isnan(low) else f"{p:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _p(p: float) -> str:

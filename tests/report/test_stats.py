@@ -35,6 +35,25 @@ def test_bootstrap_interval_agrees_with_scipys_percentile_bootstrap():
     assert actual == stats.bootstrap_interval(A, np.median)
 
 
+def test_the_probability_of_improvement_is_that_of_mann_and_whitney():
+    a, b = [1.0, 2.0, 2.0, 5.0], [0.0, 2.0, 3.0]
+    actual = stats.probability_of_improvement(a, b)
+    assert actual.estimate == pytest.approx((1 + 2 * 1.5 + 3) / 12)
+    assert actual.estimate == pytest.approx(reference.mannwhitneyu(a, b).statistic / 12)
+    assert actual.low < actual.estimate < actual.high
+    assert stats.probability_of_improvement(b, a).estimate == pytest.approx(1 - actual.estimate)
+    assert stats.probability_of_improvement([1.0], [0.0])[:1] == (1.0,)
+
+
+def test_the_interval_of_an_improvement_is_that_of_resampled_runs():
+    draw = np.random.default_rng(3)
+    a, b = draw.normal(0.4, 1, 9), draw.normal(0, 1, 7)
+    x, y = a[draw.integers(9, size=(20_000, 9))], b[draw.integers(7, size=(20_000, 7))]
+    resampled = (x[:, :, None] > y[:, None, :]).mean(axis=(1, 2))
+    actual = stats.probability_of_improvement(a, b, level=0.9)
+    np.testing.assert_allclose(actual[1:], np.quantile(resampled, [0.05, 0.95]), atol=0.02)
+
+
 def test_iqm_is_the_mean_of_the_middle_half():
     assert stats.iqm([0, 1, 2, 3, 4, 5, 6, 700]) == pytest.approx(np.mean([2, 3, 4, 5]))
     scores = DRAW.normal(size=(7, 3))

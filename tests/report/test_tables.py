@@ -55,7 +55,7 @@ def test_costs_are_labelled_in_words(tmp_path):
 
 
 def test_interquartile_means_are_a_column_of_their_own(sweep, tmp_path, capsys):
-    assert main([str(sweep), "--iqm", "--out", str(tmp_path / "out")]) == 0
+    assert main([str(sweep), "--columns", "iqm", "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| method | n | accuracy, % | accuracy, %, IQM | eval/loss | eval/loss, IQM |" in text
     expected = bootstrap_interval([100 * accuracy("plain", seed) for seed in range(4)], iqm)
@@ -64,8 +64,8 @@ def test_interquartile_means_are_a_column_of_their_own(sweep, tmp_path, capsys):
     for path in sweep.glob("*/result.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"resplit": 0.5}))
     capsys.readouterr()
-    assert main([str(sweep), "--iqm"]) == 2
-    assert "--iqm take seeds to be independent" in capsys.readouterr().err
+    assert main([str(sweep), "--columns", "iqm"]) == 2
+    assert "--columns iqm: takes seeds to be independent" in capsys.readouterr().err
 
 
 def test_replicates_of_a_run_count_as_seeds(tmp_path):
@@ -101,3 +101,23 @@ def test_a_metric_that_only_later_runs_measure_is_a_column_already(tmp_path):
     text = (tmp_path / "report" / "table.md").read_text()
     assert cells(text, "plain")[-1] == "–"
     assert "metric eval/teacher_accuracy: measured by no finished run" in text
+
+
+@pytest.mark.slow
+def test_further_columns_are_wins_losses_improvement_and_budget(sweep):
+    assert main([str(sweep), "--columns", "losses", "improvement", "budget"]) == 0
+    text = (sweep / "report" / "table.md").read_text()
+    assert cells(text, "better")[-3:] == ["10", "100", "2.0"]
+    rows = [line for line in text.splitlines() if line.startswith("| better | plain |")]
+    for row in rows:  # a higher accuracy and a lower loss are better
+        assert " | 4 of 4 | 0 of 4 | 1.00 [1.00, 1.00] | " in row
+    assert len(rows) == 2
+    assert "P(better) is the probability that a run" in text
+
+
+def test_columns_that_are_unknown_or_compare_with_nothing_are_refused(tmp_path, capsys):
+    write_run(tmp_path / "a", 0, "plain")
+    assert main([str(tmp_path), "--columns", "iqr"]) == 2
+    assert "Unknown column: iqr. There are:\n  iqm\n  losses" in capsys.readouterr().err
+    assert main([str(tmp_path), "--columns", "improvement"]) == 2
+    assert "name one with --baseline. There are:\n  plain" in capsys.readouterr().err
