@@ -57,7 +57,7 @@ class Resampled(ReadsWeights):
     as many rows as the data, and the loss that is logged is that of the rows drawn.
 
     Raises:
-        ValueError: see `ReadsWeights`; a train_sampling_strategy other than random.
+        ValueError: see `ReadsWeights`; a train_sampling_strategy other than random; a stream.
         TypeError: a class that is `Weighted`, too, and would apply weights twice.
     """
 
@@ -76,14 +76,26 @@ class Resampled(ReadsWeights):
                 f"train_sampling_strategy={strategy!r} orders them otherwise. Set random."
             )
 
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of training batches, of rows drawn by their weights.
+
+        Raises:
+            ValueError: the trainer has drawn them otherwise: of a stream, or because it asks
+                another method than `_get_train_sampler`, which is private to transformers.
+        """
+        self._sampler: WeightedSampler | None = None
+        loader = super().get_train_dataloader()
+        if self._sampler is None:
+            raise ValueError(
+                f"{type(self).__name__} draws rows by their weights, and this trainer has taken "
+                f"another order for {type(self.train_dataset).__name__}. Of a stream of rows use "
+                "Weighted; of a datasets.Dataset, a version of transformers that is supported."
+            )
+        return loader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
-        dataset: Any = self.train_dataset
-        if not hasattr(dataset, "__len__"):
-            raise ValueError(
-                f"{type(self).__name__} draws rows by their weights, which a stream of rows does "
-                "not allow; use Weighted, or a datasets.Dataset."
-            )
         # The data that are given have lost the column: no model takes it.
-        return WeightedSampler(weights_of(dataset), seed)
+        self._sampler = WeightedSampler(weights_of(self.train_dataset), seed)
+        return self._sampler

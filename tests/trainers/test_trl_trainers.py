@@ -244,6 +244,20 @@ def test_resampled_rows_are_those_of_positive_weight(trainer, tmp_path):
              train_sampling_strategy="group_by_length")  # fmt: skip
 
 
+def test_rows_that_cannot_be_drawn_by_their_weights_are_refused(tmp_path):
+    class Renamed(ResampledSFTTrainer):
+        def _get_train_sampler(self, train_dataset=None):
+            return SFTTrainer._get_train_sampler(self, train_dataset)
+
+    stream = rows("sft").to_iterable_dataset()
+    made, _ = make("sft", model(), stream, tmp_path, trainer=ResampledSFTTrainer)
+    with pytest.raises(ValueError, match="another order for IterableDataset"):
+        made.train()
+    made, _ = make("sft", model(), rows("sft"), tmp_path, trainer=Renamed)
+    with pytest.raises(ValueError, match="Renamed draws rows by their weights"):
+        made.train()
+
+
 def test_a_resumed_run_draws_the_rows_that_it_would_have_drawn(tmp_path):
     options = {
         "per_device_train_batch_size": 2, "max_steps": 10, "learning_rate": 0.05,
