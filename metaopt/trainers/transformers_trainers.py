@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from torch import Tensor
 from transformers import DataCollatorForTokenClassification, Trainer
 
+from metaopt.problems.data_curation.sequences import IGNORED, step_ids
+from metaopt.problems.data_curation.trl_rows import labelled_steps
 from metaopt.trainers.sampling import Resampled
 from metaopt.trainers.weighting import Weighted
-
-IGNORED = -100
-"""Label of a token that no loss is of."""
 
 TARGETS = "token_labels"
 """Column of the labels of tokens, until it takes the place of those of steps."""
@@ -163,30 +161,8 @@ class WeightedProcessRewardTrainer(WeightedTrainer):
 
 def encode_steps(row: Any, tokenizer: Any, separator: str, limit: int | None) -> dict[str, Any]:
     """Return {input_ids, token_labels} of a stepwise row; labels stand at the ends of steps."""
-    if len(row["completions"]) != len(row["labels"]):
-        raise ValueError(
-            f"a row has {len(row['labels'])} labels for {len(row['completions'])} completions."
-        )
-    wrong = [x for x in row["labels"] if x not in (0, 1)]
-    if wrong:
-        raise ValueError(f"labels of steps must be true or false; got {wrong[0]!r}.")
-
-    def ids(text: str) -> list[int]:
-        tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokens
-
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    prompt = start + ids(row["prompt"])
-    steps = [ids(step) + ids(separator) for step in row["completions"]]
-    if not all(steps):
-        raise ValueError("a step has no token; give a step_separator that the tokenizer knows.")
-    labels = [
-        [IGNORED] * (len(step) - 1) + [int(label)]
-        for step, label in zip(steps, row["labels"], strict=True)
-    ]
-    tokens = [*prompt, *chain.from_iterable(steps)]
-    targets = [IGNORED] * len(prompt) + list(chain.from_iterable(labels))
-    return {"input_ids": tokens[:limit], TARGETS: targets[:limit]}
+    ids, labels = step_ids(tokenizer, labelled_steps(row), separator)
+    return {"input_ids": ids[:limit], TARGETS: labels[:limit]}
 
 
 def _encoded(dataset: Any, encode: Any) -> Any:
@@ -196,13 +172,13 @@ def _encoded(dataset: Any, encode: Any) -> Any:
     # Under a new name, since a column keeps its type: booleans, to which -100 is true.
     rows = dataset.map(encode, remove_columns=["prompt", "completions", "labels"])
     rows = rows.rename_column(TARGETS, "labels")
-    kept = rows.filter(lambda row: any(label != IGNORED for label in row["labels"]))
-    if hasattr(rows, "__len__") and len(kept) < len(rows):
+    labelled = rows.filter(lambda row: any(label != IGNORED for label in row["labels"]))
+    if hasattr(rows, "__len__") and len(labelled) < len(rows):
         import warnings
 
         warnings.warn(
-            f"{len(rows) - len(kept)} of {len(rows)} rows have no label within max_length and are "
-            "left out.",
+            f"{len(rows) - len(labelled)} of {len(rows)} rows have no label within max_length and "
+            "are left out.",
             stacklevel=3,
         )
-    return kept
+    return labelled

@@ -213,13 +213,13 @@ def test_models_and_rows_of_other_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 labels apart; LlamaForSequence.* num_labels=1"):
         process_step(WeightedProcessRewardTrainer, model("reward"), rows("process"), tmp_path)
     wrong = rows("process").map(lambda row: {"completions": row["completions"][1:]})
-    with pytest.raises(ValueError, match="labels for"):
+    with pytest.raises(ValueError, match="one label for each of 'completions'"):
         process_step(WeightedProcessRewardTrainer, model("tokens"), wrong, tmp_path)
     soft = rows("process").to_list()
     from datasets import Dataset
 
     soft = Dataset.from_list([row | {"labels": [0.5] * len(row["labels"])} for row in soft])
-    with pytest.raises(ValueError, match=r"must be true or false; got 0\.5"):
+    with pytest.raises(ValueError, match=r"'labels' must be true, false, .*; got 0\.5"):
         process_step(WeightedProcessRewardTrainer, model("tokens"), soft, tmp_path)
 
 

@@ -22,6 +22,7 @@ from metaopt.problems.data_curation.sequences import (
     Encoded,
     completed,
     cut,
+    step_ids,
     whole_ids,
 )
 
@@ -224,8 +225,7 @@ class ProcessReward:
     """l = mean over steps of -log p(label), the class of the token at which the step ends.
 
     Rows: prompt, completions (steps) and labels (whether each is right). Tokens are those of TRL's
-    PRM trainer (until version 1.15): [start] prompt step 1 [sep] step 2 [sep] ..., each piece
-    tokenized by itself. Class 1 is a right step.
+    PRM trainer (until version 1.15), see `step_ids`. Class 1 is a right step.
 
     Args:
         separator: text after each step.
@@ -245,28 +245,15 @@ class ProcessReward:
 
     def encode(self, tokenizer: Any, row: Any) -> Encoded:
         """See `Objective.encode`."""
-        texts = trl_rows.labelled_steps(row)
-
-        def pieces(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-        start = tokenizer.bos_token_id
-        prompt = ([] if start is None else [start]) + pieces(str(texts.prompt))
-        ids, labels, end = list(prompt), [IGNORED] * len(prompt), pieces(self.separator)
-        for step, label in zip(texts.completions, texts.labels, strict=True):
-            tokens = pieces(str(step)) + end
-            if not tokens:
-                raise ValueError(f"'completions' has a step without tokens, {step!r:.60}")
-            ids += tokens
-            labels += [IGNORED] * (len(tokens) - 1) + [label]
+        ids, labels = step_ids(tokenizer, trl_rows.labelled_steps(row), self.separator)
         first = 1 + next(i for i, label in enumerate(labels) if label != IGNORED)
-        ids, kept = cut(ids, labels, self.max_length, "keep_start")
-        if len(kept) < first:
+        ids, labels = cut(ids, labels, self.max_length, "keep_start")
+        if len(labels) < first:
             raise ValueError(
                 f"keeps no step within max_length={self.max_length}; raise it, or leave such rows "
                 f"out by strict=false; got a first step that ends after {first} tokens"
             )
-        return Encoded((ids,), (kept,))
+        return Encoded((ids,), (labels,))
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """See `Objective.losses`."""
@@ -299,8 +286,8 @@ def _fitting(
 ) -> Encoded:
     """Return sequences cut to `max_length`, each with a token that can be predicted."""
     pairs = [cut(*pair, max_length, truncation) for pair in zip(ids, labels, strict=True)]
-    for whole, (_, kept) in zip(ids, pairs, strict=True):
-        if all(label == IGNORED for label in kept[1:]):
+    for whole, (_, targets) in zip(ids, pairs, strict=True):
+        if all(label == IGNORED for label in targets[1:]):
             if max_length is not None and len(whole) > max_length:
                 raise ValueError(
                     NOTHING_LEFT.format(tokens=len(whole), prompt=prompt, limit=max_length)

@@ -132,9 +132,9 @@ def completed(tokenizer: Any, texts: Texts) -> tuple[list[int], list[list[int]]]
         return [], wholes
     more = {} if isinstance(prompt, str) else {"add_generation_prompt": True, **texts.template}
     ids = token_ids(tokenizer, prompt, **more)
-    kept = min(sum(1 for _ in takewhile(lambda x: x[0] == x[1], zip(ids, whole, strict=False)))
-               for whole in wholes)  # fmt: skip
-    return ids[:kept], [whole[kept:] for whole in wholes]
+    common = min(sum(1 for _ in takewhile(lambda x: x[0] == x[1], zip(ids, whole, strict=False)))
+                 for whole in wholes)  # fmt: skip
+    return ids[:common], [whole[common:] for whole in wholes]
 
 
 def whole_ids(tokenizer: Any, texts: Texts) -> list[list[int]]:
@@ -151,11 +151,36 @@ def whole_ids(tokenizer: Any, texts: Texts) -> list[list[int]]:
     return wholes
 
 
+def step_ids(tokenizer: Any, texts: Texts, separator: str) -> tuple[list[int], list[int]]:
+    """Return the ids of [start] prompt step 1 [separator] step 2 [separator] ..., and their labels.
+
+    The label of a step stands at its last token, that of the separator; each piece is tokenized by
+    itself. The rule of TRL's PRM trainer, which version 1.16 no longer has.
+
+    Raises:
+        ValueError: a step without a token.
+    """
+
+    def pieces(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    start = tokenizer.bos_token_id
+    ids = ([] if start is None else [start]) + pieces(str(texts.prompt))
+    labels, end = [IGNORED] * len(ids), pieces(separator)
+    for step, label in zip(texts.completions, texts.labels, strict=True):
+        tokens = pieces(str(step)) + end
+        if not tokens:
+            raise ValueError(f"'completions' has a step without tokens, {step!r:.60}")
+        ids += tokens
+        labels += [IGNORED] * (len(tokens) - 1) + [label]
+    return ids, labels
+
+
 def cut(
     ids: list[int], labels: list[int], max_length: int | None, truncation: str
 ) -> tuple[list[int], list[int]]:
     """Return the first or the last tokens of a sequence that is too long."""
     if max_length is None or len(ids) <= max_length:
         return ids, labels
-    kept = slice(None, max_length) if truncation == "keep_start" else slice(-max_length, None)
-    return ids[kept], labels[kept]
+    part = slice(None, max_length) if truncation == "keep_start" else slice(-max_length, None)
+    return ids[part], labels[part]

@@ -14,6 +14,7 @@ from torch import Tensor
 from metaopt.engine.protocols import Tree
 from metaopt.files.errors import FolderError
 from metaopt.files.writing import replacing
+from metaopt.metrics.rank_correlation import spearman
 from metaopt.problems.domain_reweighting.rater import Rater
 from metaopt.problems.domain_reweighting.rater_features import FEATURES
 from metaopt.problems.domain_reweighting.rater_networks import NETWORKS
@@ -29,23 +30,10 @@ FORMAT = 1
 
 def top(values: Tensor, share: float) -> Tensor:
     """Return which of n values are among the share of largest ones, at least one; ties by order."""
-    kept = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    chosen = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     order = values.argsort(descending=True, stable=True)
-    kept[order[: max(1, round(share * len(values)))]] = True
-    return kept
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Return the ranks of values, equal ones at their mean rank."""
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    mean: Tensor = counts.cumsum(0).double() - (counts - 1) / 2
-    return mean[place]
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's correlation; NaN where one of the two is constant."""
-    x, y = (ranks(v) - ranks(v).mean() for v in (a.cpu(), b.cpu()))
-    return float((x @ y) / (x.norm() * y.norm()))
+    chosen[order[: max(1, round(share * len(values)))]] = True
+    return chosen
 
 
 @torch.no_grad()
@@ -64,17 +52,17 @@ def rank_correlations(problem: DomainReweighting, outer: Tree) -> dict[str, floa
     """Return Spearman's correlations of scores with what a task knows about its texts.
 
     `spearman_rows` on its training examples, and `spearman_unseen` of a rater on others; missing
-    where all scores are equal.
+    where all scores are equal, or one is not finite.
     """
     task = problem.task
     scores = row_scores(problem.weights, outer, problem.domain)
-    if not isinstance(task, Graded) or scores is None:
+    if not isinstance(task, Graded) or scores is None or not bool(scores.isfinite().all()):
         return {}
     known = ~task.row_quality.isnan()
     figures = {"spearman_rows": spearman(scores.cpu()[known], task.row_quality[known])}
     if isinstance(problem.weights, Rater):
         unseen = problem.weights.rate(outer, task.unseen_texts)
-        figures["spearman_unseen"] = spearman(unseen, task.unseen_quality)
+        figures["spearman_unseen"] = spearman(unseen.cpu(), task.unseen_quality)
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
