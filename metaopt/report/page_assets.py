@@ -22,7 +22,7 @@ th, td { text-align: left; padding: 0.3rem 1.1rem 0.3rem 0; border-bottom: 1px s
 td { min-width: 3.5rem; max-width: 32rem; overflow-wrap: break-word; }
 .number { text-align: right; white-space: nowrap; }
 th, th.number { white-space: normal; vertical-align: bottom; }
-.long { min-width: 18rem; }
+.long { min-width: 26rem; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:hover { text-decoration: underline; }
 th button:focus-visible { outline: 2px solid var(--link); }
@@ -48,7 +48,7 @@ const number = text => {
 };
 const compare = (a, b) => {
   const [x, y] = [number(a), number(b)];
-  if (isNaN(x) && isNaN(y)) return a.localeCompare(b);
+  if (isNaN(x) && isNaN(y)) return a.localeCompare(b, undefined, {numeric: true});
   return isNaN(x) ? 1 : isNaN(y) ? -1 : x - y;
 };
 for (const table of document.querySelectorAll("table.sortable")) {

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from metaopt.files.errors import listed
 from metaopt.report.collect import Collection, ReportError
+from metaopt.report.ranges import Range
 
 _FALLING = ("loss", "error", "nll", "perplexity", "regret", "distance", "seconds")
+_RISING = re.compile(r"(^|[/_])(accuracy|f1|auroc|precision|recall|skill)(_\d+)?$")
+_ERRORS = re.compile(r"(^|[/_])(ece|brier)(_|$)")
 
 
 COLUMNS = {
@@ -27,7 +32,8 @@ class Settings:
 
     Args:
         title: the table's heading.
-        metrics: the table's columns; every `eval/` metric when empty.
+        metrics: the table's columns; when empty every `eval/` metric but those of single things,
+            such as `eval/weight/<domain>`.
         columns: further columns, some of `COLUMNS`.
         baseline: the method that the others are compared with, seed by seed; or, by method, the
             one that it is compared with; or `None`.
@@ -37,11 +43,12 @@ class Settings:
         scale: factor of the numbers shown, one for all metrics or by metric (100 for percent).
         digits: digits after the point, one for all metrics or by metric.
         labels: heading of a metric's column, by metric.
-        ranges: lowest and highest value that a metric can have, not scaled, by metric, such as
-            [0, 100]; those of shares are known, see `metaopt.report.ranges`. No interval is drawn
-            beyond them.
+        ranges: lowest and highest value that a metric can have, not scaled, by metric or pattern,
+            such as `eval/best_of_*: [0, 100]`; those of shares are known, see
+            `metaopt.report.ranges`. No interval is drawn beyond them.
         lower_is_better: metrics where a smaller value wins; by default those whose names speak of
-            a loss, an error, a perplexity, a regret or a distance.
+            a loss, an error (a Brier score, a calibration error), a perplexity, a regret or a
+            distance and do not end as an accuracy, an F1 or another score does.
         command: the command that made the runs.
         reported: figures of papers, each {method, metric, value, source} and perhaps `recall: true`
             for one that was quoted from memory.
@@ -91,7 +98,15 @@ class Settings:
         """Return whether a smaller value of the metric wins."""
         if self.lower_is_better is not None:
             return metric in self.lower_is_better
-        return any(word in metric.lower() for word in _FALLING)
+        name = metric.lower()
+        if _RISING.search(name):  # such as first_error_f1
+            return False
+        return any(word in name for word in _FALLING) or bool(_ERRORS.search(name))
+
+    def range_of(self, metric: str) -> Range | None:
+        """Return the stated range of a metric, not scaled; that of the first pattern it matches."""
+        matching = (ends for name, ends in self.ranges.items() if fnmatchcase(metric, name))
+        return next(((float(low), float(high)) for low, high in matching), None)
 
 
 def _of(setting: Any, metric: str, default: float) -> Any:
@@ -127,7 +142,8 @@ def settings_for(
                 f"report.ranges of {metric} needs its lowest and its highest value, such as "
                 f"[0, 100]; got {ends}."
             )
-    held_out = [name for name in runs.metric_names if name.startswith("eval/")]
+    evaluated = [name for name in runs.metric_names if name.startswith("eval/")]
+    held_out = [name for name in evaluated if name.count("/") == 1] or evaluated
     chosen = metrics or settings.metrics or held_out or runs.metric_names
     # Of an experiment's own metrics, its first runs may measure only some.
     stated_alone = not metrics and any(name in runs.metric_names for name in chosen)

@@ -63,7 +63,7 @@ class Summary:
             values: others than the final ones, not scaled.
         """
         final = [c.metrics[metric] for c in self.runs.cells if metric in c.metrics]
-        stated = self.settings.ranges.get(metric)
+        stated = self.settings.range_of(metric)
         low, high = stated or metric_range(metric, [*final, *values])
         factor = self.settings.factor(metric)
         return min(low * factor, high * factor), max(low * factor, high * factor)

@@ -7,7 +7,7 @@ from run_folders import REPORT, write_run
 from metaopt.report.collect import ReportError, collect
 from metaopt.report.figures import Curve
 from metaopt.report.ranges import UNBOUNDED, metric_range
-from metaopt.report.settings import settings_for
+from metaopt.report.settings import Settings, settings_for
 from metaopt.report.sweep_figures import Band
 from metaopt.report.tables import Summary
 
@@ -63,8 +63,22 @@ def test_a_range_is_scaled_as_the_numbers_are(tmp_path):
 
 
 def test_a_report_may_state_a_range(tmp_path):
-    stated = {"eval/loss": [0, 2], "eval/accuracy": [0.5, 1]}
+    stated = {"eval/l*": [0, 2], "eval/accuracy": [0.5, 1]}
     made = summary(tmp_path, ranges=stated)
     assert (made.within("eval/loss"), made.within("eval/accuracy")) == ((0, 2), (50, 100))
     with pytest.raises(ReportError, match=r"lowest and its highest value, such as \[0, 100\]"):
         summary(tmp_path / "a", ranges={"eval/loss": [2, 0]})
+
+
+@pytest.mark.parametrize(
+    ("name", "lower"),
+    [
+        ("eval/test_loss", True), ("eval/uniform/ece", True), ("eval/calibrated_brier", True),
+        ("eval/first_error_f1", False), ("eval/brier_skill", False), ("eval/error_recall", False),
+        ("eval/accuracy_10", False), ("eval/success", False), ("eval/return_error", True),
+        ("eval/piece", False),
+    ],
+)  # fmt: skip
+def test_which_way_is_better_follows_from_the_end_of_a_name(name, lower):
+    assert Settings().lower(name) is lower
+    assert Settings(lower_is_better=[name]).lower(name)

@@ -8,6 +8,7 @@ from metaopt.report.collect import collect
 from metaopt.report.command import main
 from metaopt.report.figures import Curve
 from metaopt.report.ranges import UNBOUNDED
+from metaopt.report.settings import settings_for
 from metaopt.report.stats import bootstrap_interval, iqm, paired, t_interval
 from metaopt.report.sweep_figures import Band
 
@@ -121,3 +122,12 @@ def test_columns_that_are_unknown_or_compare_with_nothing_are_refused(tmp_path, 
     assert "Unknown column: iqr. There are:\n  iqm\n  losses" in capsys.readouterr().err
     assert main([str(tmp_path), "--columns", "improvement"]) == 2
     assert "name one with --baseline. There are:\n  plain" in capsys.readouterr().err
+
+
+def test_metrics_of_single_things_are_no_columns_unless_asked_for(tmp_path):
+    metrics = {"eval/loss": 1.0, "eval/weight/a": 1.0, "eval/weight/b": 1.0}
+    runs = collect(write_run(tmp_path / "a", 0, "plain", metrics=metrics))
+    assert settings_for(runs, None, None).metrics == ["eval/loss"]
+    assert settings_for(runs, ["eval/weight/b"], None).metrics == ["eval/weight/b"]
+    runs = collect(write_run(tmp_path / "b", 0, "plain", metrics={"eval/weight/a": 1.0}))
+    assert settings_for(runs, None, None).metrics == ["eval/weight/a"]
