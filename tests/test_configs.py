@@ -266,6 +266,12 @@ def test_debug_shrinks_an_experiment(metaopt: Callable[..., Any]) -> None:
     assert "0 failed" in done.out
 
 
+def test_no_group_has_the_name_of_a_key_of_every_run() -> None:
+    """Hydra would take `objective=eval/loss` for an option of a group of that name."""
+    keys = {*yaml.safe_load((ROOT / "train.yaml").read_text())} - {"defaults", "hydra"}
+    assert keys.isdisjoint(GROUPS)
+
+
 @pytest.mark.parametrize("name", TUNES)
 def test_every_search_names_a_family_and_searches_keys_that_exist(name: str) -> None:
     config = composed(f"experiment={name}")

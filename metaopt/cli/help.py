@@ -61,7 +61,7 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
-PART_GROUPS = ("data", "model", "scoring", "weights")
+PART_GROUPS = ("data", "model", "scoring", "training_loss", "weights")
 """Groups whose options are parts of a problem."""
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ class OptunaSweeper(Sweeper):
         self.master, self.loader = config, hydra_context.config_loader
         self.folder = Path(config.hydra.sweep.dir)
         self.home = self.folder.resolve() / "study"
-        self.task = TrialTask(task_function, self.home / "journal.log", self.pruner)
+        self.task = TrialTask(task_function, self.home / "journal" / "log.jsonl", self.pruner)
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             config=config, hydra_context=hydra_context, task_function=self.task
         )
@@ -116,7 +117,7 @@ class OptunaSweeper(Sweeper):
         asked = self._asked()
         instantiate(self.pruner), self._seeded(0)  # a mistake is said before anything is written
         started = time.monotonic()
-        self.home.mkdir(parents=True, exist_ok=True)
+        self.task.journal.parent.mkdir(parents=True, exist_ok=True)
         with waiting_for(self.home):
             self._open(asked)
             before = self.study.get_trials(deepcopy=False)
@@ -181,9 +182,11 @@ class OptunaSweeper(Sweeper):
                 if batch := self._claimed(held):
                     self._launch(batch)
                     continue
-            running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-            if not running:
-                return
+            with waiting_for(self.home):
+                running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+                if not running:
+                    shutil.rmtree(self.home / "locks", ignore_errors=True)
+                    return
             if not waiting:
                 print(f"Waiting for {len(running)} trials of other processes.", flush=True)
                 waiting = True

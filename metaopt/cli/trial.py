@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial
+
+from metaopt.cli.jobs import Outcome
+from metaopt.files.lock import waiting_for
 
 STUDY = "metaopt"
 """Name of the one study of a journal."""
@@ -23,7 +27,30 @@ STUDY = "metaopt"
 def storage(journal: Path) -> JournalStorage:
     """Return the storage that is a file, to which each change of a study appends a line."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
+    return JournalStorage(JournalFileBackend(str(journal), Lock(journal.parent)))
+
+
+class Lock:
+    """Optuna's lock of a journal, in the interface of `JournalFileOpenLock`.
+
+    Optuna's own locks are files: one that a killed process has left holds up all others for half a
+    minute. This one ends with its process.
+
+    Args:
+        folder: of the journal, with nothing else in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._held = folder, ExitStack()
+
+    def acquire(self) -> bool:
+        """Wait until nobody else writes to the journal."""
+        self._held.enter_context(waiting_for(self.folder))
+        return True
+
+    def release(self) -> None:
+        """Let others write."""
+        self._held.close()
 
 
 @dataclass
@@ -50,8 +77,19 @@ class TrialTask:
         study = optuna.load_study(study_name=STUDY, storage=storage(self.journal), pruner=pruner)
         hydra = HydraConfig.get()
         trial = Trial(study, self.ids[hydra.job.num])
-        trial.set_user_attr("folder", hydra.runtime.output_dir)
+        folder = Path(hydra.runtime.output_dir)
+        trial.set_user_attr("folder", str(folder))
+        # A process may have been killed between the last report and what follows from it.
+        if not (folder / "result.json").exists() and reported(trial) and trial.should_prune():
+            return Outcome("pruned", folder)
         return self.task(config, prune=Prune(trial))
+
+
+def reported(trial: Trial) -> Mapping[int, float]:
+    """Return what a trial has reported, by outer step."""
+    values: Mapping[int, float]
+    values = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    return values
 
 
 class Prune:
@@ -72,7 +110,6 @@ class Prune:
         """
         if not math.isfinite(value):
             return False
-        reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number]
-        if step not in reported.intermediate_values:
+        if step not in reported(self.trial):
             self.trial.report(value, step)
         return bool(self.trial.should_prune())

@@ -44,7 +44,7 @@ class Search(OptunaSweeper):
         self.loader: Any = SimpleNamespace(load_sweep_config=compose)
         self.master: Any = OmegaConf.create({"hydra": {"job": {"config_name": "train"}}})
         self.folder, self.home = folder, folder / "study"
-        self.task = TrialTask(run, self.home / "journal.log", self.pruner)
+        self.task = TrialTask(run, self.home / "journal" / "log.jsonl", self.pruner)
         self.launcher: Any = self
 
     def launch(self, words: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
@@ -191,7 +191,7 @@ def test_a_trial_killed_while_its_parameters_were_drawn_gets_the_rest(tmp_path: 
     whole = Search(tmp_path / "whole", x, n_trials=1)
     whole.sweep([X, "y=interval(0.0, 1.0)"])
     part = Search(tmp_path / "part", x, n_trials=1)
-    part.home.mkdir(parents=True)
+    part.task.journal.parent.mkdir(parents=True)
     _, part.space = search_space(parsed(X, "y=interval(0.0, 1.0)"))
     part.fixed = []
     part._open(part._asked())

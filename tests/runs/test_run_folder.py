@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 import metaopt as package
-from metaopt import ConfigError, Descent, Unroll
+from metaopt import ConfigError, Descent, Engine, Unroll
 from metaopt.files.errors import FolderInUseError
 from metaopt.files.lock import locked
+from metaopt.files.reading import steps
 from metaopt.problems.examples import Ridge
 from metaopt.runs.folder import read_config
+from metaopt.runs.interrupts import Pruned
+from metaopt.runs.run import Run
 
 Metaopt = Callable[..., Any]
 RUN = ("problem=ridge", "debug=tiny", "figures=false", "hydra.run.dir=run")
@@ -194,3 +197,28 @@ def test_a_result_of_another_run_is_not_taken_for_this_ones(metaopt: Metaopt) ->
     shutil.copy("other/final.pt", "run/final.pt")
     with pytest.raises(ConfigError, match=r"final\.pt is of a run of another config"):
         package.load("run")
+
+
+def test_a_pruned_run_keeps_a_checkpoint_and_no_result(tmp_path: Path) -> None:
+    def made(folder: str, prune: Any) -> Run:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        engine = Engine(Ridge(), Unroll(2), Descent("adam", lr=0.1), outer_steps=6)
+        config = {"objective": "eval/test_loss", "seed": 0, "outer_steps": 6}
+        settings: Any = {"eval_every": 2, "figures": False, "watch": None}
+        return Run(engine, tmp_path / folder, config, **settings, prune=prune)
+
+    whole: list[tuple[int, float]] = []
+    undisturbed = made("whole", lambda *given: whole.append(given))()
+    assert [step for step, _ in whole] == [2, 4]  # at the end there is nothing to prune
+    reported: list[tuple[int, float]] = []
+
+    def prune(step: int, value: float) -> bool:
+        reported.append((step, value))
+        return step == 4
+
+    with pytest.raises(Pruned, match="pruned after outer step 4"):
+        made("pruned", prune)()
+    assert reported == whole
+    assert [step for step, _ in steps(tmp_path / "pruned" / "checkpoints")] == [4]
+    assert not (tmp_path / "pruned" / "result.json").exists()
+    assert made("pruned", prune)() == undisturbed  # which goes on with it
