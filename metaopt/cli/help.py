@@ -20,6 +20,7 @@ TRY = {
     "metaopt problem=ridge": "one run, in runs/ridge/<time>",
     "metaopt -m problem=ridge estimator=unroll,implicit seed=0,1": "a sweep, in results/ridge",
     "metaopt experiment=ridge/estimators": "all cells of a table (rerun to resume)",
+    "metaopt experiment=ridge/tune": "a search of hyperparameters (rerun to go on)",
     "metaopt-report results/ridge": "tables and figures of finished runs",
 }
 
@@ -72,7 +73,7 @@ def overview(groups: Mapping[str, Mapping[str, str]]) -> str:
     lines += _columns(TRY, width)
     lines += ["", "Choose with group=option"]
     order = sorted(groups, key=lambda g: FIRST.index(g) if g in FIRST else len(FIRST))
-    lines += [f"  {group:<11}{_one_line(families(groups[group]), width - 13)}" for group in order]
+    lines += [f"  {group:<14}{_one_line(families(groups[group]), width - 16)}" for group in order]
     lines += ["", "Other commands, as `metaopt VERB` or `metaopt-VERB`"]
     lines += _columns({f"{name} {verb.usage}": verb.text for name, verb in VERBS.items()}, width)
     lines += ["", "More"]
