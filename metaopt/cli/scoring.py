@@ -198,9 +198,11 @@ def _lines(file: Path, columns: Sequence[str]) -> Rows:
             f"file of JSON lines with these columns."
         )
     try:
-        texts = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        # Not by splitlines, which ends a line at characters such as U+2028, too.
+        every = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error}. Save it as UTF-8.") from None
+    texts = [line for line in every if line.strip()]
     if not texts:
         raise ValueError(f"{file} holds no text.")
     values = [{columns[0]: text} for text in texts]
@@ -208,7 +210,9 @@ def _lines(file: Path, columns: Sequence[str]) -> Rows:
 
 
 def _stem(file: Path) -> str:
-    return file.name.split(".")[0]
+    from metaopt.data.record_files import stem
+
+    return file.stem if file.suffix.lower() == ".txt" else stem(file.name)
 
 
 def _with(values: Sequence[Any], chosen: Sequence[int], added: Any) -> list[dict[str, Any]]:

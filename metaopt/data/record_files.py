@@ -52,6 +52,12 @@ def is_readable(path: Path) -> bool:
     return path.name.lower().endswith(ENDINGS)
 
 
+def stem(name: str) -> str:
+    """Return a file's name without one of `ENDINGS`; dots within it are part of it."""
+    end = next((end for end in sorted(ENDINGS, key=len)[::-1] if name.lower().endswith(end)), "")
+    return name[: len(name) - len(end)]
+
+
 def is_table(name: str) -> bool:
     """Return whether a file of this name is csv or tsv, in which every value is a text."""
     kind = name.lower().removesuffix(".gz").removesuffix(".zst")

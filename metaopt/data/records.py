@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaopt.data.record_files import ENDINGS, is_readable, items
+from metaopt.data.record_files import ENDINGS, is_readable, items, stem
 
 NAMED_LIKE_A_FILE = re.compile(r"\.[A-Za-z]\w*$")
 """How a source's name ends that cannot be meant for the hub: .json, but not 2.5 or v1.5-mini."""
@@ -174,7 +174,7 @@ def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
 
 
 def _file(path: Path) -> Iterator[Record]:
-    part = path.name.split(".")[0]
+    part = stem(path.name)
     for number, line, value in items(path):
         place = f"{path}:{line}" if line else f"{path}, row {number}"
         yield Record(value, number, place, path.name, part)

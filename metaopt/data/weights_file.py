@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from numbers import Integral, Real
@@ -102,7 +103,7 @@ def identify(records: Iterable[Record], columns: Sequence[str]) -> tuple[Example
     Raises:
         ValueError: a record that cannot be hashed, with its place.
     """
-    examples = []
+    examples, places = [], []
     for record in records:
         try:
             digest = content_hash(record.value, columns)
@@ -110,7 +111,26 @@ def identify(records: Iterable[Record], columns: Sequence[str]) -> tuple[Example
             raise ValueError(f"{record.place}: {error}") from None
         name = f"{record.file}:{record.number}"
         examples.append(Example(name, digest, record.file, record.number))
-    return tuple(examples)
+        places.append(record.place)
+    return tuple(
+        x._replace(id=name) for x, name in zip(examples, _unique(examples, places), strict=True)
+    )
+
+
+def _unique(examples: Sequence[Example], places: Sequence[str]) -> list[str]:
+    """Return a name of each example: of files of one name in several folders with their paths.
+
+    A row that is read more than once, such as by two domains, is numbered.
+    """
+    names = [x.id for x in examples]
+    if len(set(names)) < len(names):
+        names = list(places)
+    met: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        met[name] += 1
+        if met[name] > 1:
+            names[i] = f"{name} ({met[name]})"
+    return names
 
 
 def write_weights(path: Path, weights: ExampleWeights) -> None:

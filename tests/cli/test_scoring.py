@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from small import CURATION
 
 from metaopt.cli.scoring import main
 from metaopt.engine.random import generator
+from metaopt.files.errors import FolderError
 from metaopt.problems.data_curation import TextRows, text_world
 from metaopt.problems.domain_reweighting.rater import Rater
 from metaopt.problems.domain_reweighting.rater_features import Bytes, NGrams
 from metaopt.problems.domain_reweighting.rater_networks import MLP, Transformer
-from metaopt.problems.domain_reweighting.rating import FILE, write_rater
+from metaopt.problems.domain_reweighting.rating import FILE, SavedRater, write_rater
 
 TEXTS = ["bab", "aaa", "cac", "abc"]
 
@@ -43,7 +45,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().strip().split("\n")]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,35 @@ def test_other_folders_and_files_that_exist_are_refused(run: Path, tmp_path: Pat
     (run / FILE).write_bytes(b"damaged")
     with pytest.raises(ValueError, match="holds no rater that this version reads"):
         main([str(run), str(path), "--out", str(tmp_path / "o.jsonl")])
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "message"),
+    [
+        (2, {}, "its format is 2, not 1"),
+        (1, {"scores": torch.tensor([0.0, math.nan])}, "numbers that are not finite"),
+        (1, {"phi.hidden.weight": torch.zeros(2, 7, 4)}, "no rater that this version reads"),
+        (1, {"phi.weight": None}, "no rater that this version reads: 'weight'"),
+    ],
+)
+def test_a_rater_that_is_another_than_it_says_is_refused(
+    run: Path, format: int, change: Any, message: str
+):
+    from safetensors.torch import load_file, safe_open, save_file
+
+    with safe_open(run / FILE, "pt") as file:
+        about = json.loads(file.metadata()["rater"]) | {"format": format}
+    tensors = {k: v for k, v in (load_file(run / FILE) | change).items() if v is not None}
+    save_file(tensors, run / FILE, {"rater": json.dumps(about)})
+    with pytest.raises(FolderError, match=message):
+        SavedRater(run / FILE)
+
+
+def test_only_a_line_break_ends_a_row_and_dots_belong_to_a_name(run: Path, tmp_path: Path):
+    (tmp_path / "rows.v2.txt").write_text("a\u2028b\x0bc\r\n\r\nd", newline="")
+    assert main([str(run), str(tmp_path / "rows.v2.txt")]) == 0
+    rows = lines(tmp_path / "rows.v2.scored.jsonl")
+    assert [row["text"] for row in rows] == ["a\u2028b\x0bc", "d"]
 
 
 @pytest.mark.slow

@@ -89,6 +89,12 @@ def test_csv_may_hold_long_texts(tmp_path: Path) -> None:
     assert len(record.value["text"]) == 200_000
 
 
+def test_dots_belong_to_the_name_of_a_file(tmp_path: Path) -> None:
+    for name in ("gpt3.5.jsonl", "gpt3.7.jsonl", "v1.JSON"):
+        write(tmp_path / name, json.dumps(ROWS[0]))
+    assert [record.part for record in records(tmp_path)] == ["gpt3.5", "gpt3.7", "v1"]
+
+
 def test_parquet_and_a_folder_of_files(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet

@@ -71,3 +71,14 @@ def test_what_is_no_weight_is_refused(tmp_path):
     path.write_text("no parquet")
     with pytest.raises(ValueError, match="is no file of weights"):
         read_weights(path)
+
+
+def test_rows_of_files_of_one_name_have_different_names(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text('{"text": "x"}\n')
+    every = [*records(tmp_path), *records(tmp_path / "b")]
+    one, two, again = identify(every, ("text",))
+    assert (one.id, two.id) == tuple(f"{tmp_path}/{x}/train.jsonl:1" for x in "ab")
+    assert again.id == f"{two.id} (2)"
+    assert one.file == two.file == "train.jsonl"

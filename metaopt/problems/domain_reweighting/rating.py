@@ -16,7 +16,7 @@ from metaopt.files.errors import FolderError
 from metaopt.files.writing import replacing
 from metaopt.metrics.rank_correlation import spearman
 from metaopt.problems.domain_reweighting.rater import Rater
-from metaopt.problems.domain_reweighting.rater_features import FEATURES
+from metaopt.problems.domain_reweighting.rater_features import FEATURES, Encoder
 from metaopt.problems.domain_reweighting.rater_networks import NETWORKS
 from metaopt.problems.domain_reweighting.task import Graded, Texts
 from metaopt.problems.domain_reweighting.weights import Weights, WeightTable
@@ -108,17 +108,30 @@ class SavedRater:
             with safe_open(path, "pt") as file:
                 description = json.loads(file.metadata()["rater"])
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            if description["format"] != FORMAT:
+                raise ValueError(f"its format is {description['format']}, not {FORMAT}")
+            if not all(bool(t.isfinite().all()) for t in tensors.values()):
+                raise ValueError("it has numbers that are not finite")
             self.rater = Rater(
                 _made(FEATURES, description["features"]), _made(NETWORKS, description["network"])
             )
             self.rater.centre, self.rater.scale = tensors["centre"], tensors["scale"]
             self.training_scores = tensors["scores"]
             self.columns: Sequence[str] = description["columns"]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            self.phi = {k.removeprefix("phi."): v for k, v in tensors.items() if k[:4] == "phi."}
+            self._rate_one()  # shapes that do not fit are found before a file is read
+        except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise FolderError(
                 f"{path} holds no rater that this version reads: {error}. Run it again."
             ) from error
-        self.phi = {k.removeprefix("phi."): v for k, v in tensors.items() if k.startswith("phi.")}
+
+    def _rate_one(self) -> None:
+        """Rate a text, or features of the same shape where reading a text needs a large model."""
+        rater = self.rater
+        if isinstance(rater.features, Encoder):
+            rater.rate_features(self.phi, rater.prepared(rater.centre[None]))
+        else:
+            rater.rate(self.phi, [""])
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the score of each text, (n,), and its CDF among the training examples.
