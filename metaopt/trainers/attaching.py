@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from metaopt.data.record_files import is_table
 from metaopt.data.weights_file import ExampleWeights, content_hash, read_weights
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def attach(
         advice = (
             f"The data set has no column {', '.join(absent)}, which the hashes are over, too."
             if absent
+            else "Values of csv are texts to a run, also NA and 1.50, and datasets parses them: "
+            "take Dataset.from_list(list(csv.DictReader(open(FILE, newline='')))) instead."
+            if any(is_table(example.file) for example in content.examples)
             else "Weights are attached to rows as the run read them: before a template, a strip or "
             "an added token changes their text."
             if len(lacking) == len(weights)

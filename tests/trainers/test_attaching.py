@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -123,3 +124,17 @@ def identify_row(row, folder):
     source = folder / "row.jsonl"
     source.write_text(json.dumps(row) + "\n")
     return identify(records(source), ("prompt", "completion"))
+
+
+def test_values_of_csv_are_texts_and_the_error_says_how_to_read_them(tmp_path):
+    from datasets import Dataset, load_dataset
+
+    source, file = tmp_path / "rows.csv", tmp_path / "weights.parquet"
+    source.write_text("prompt,completion\n7 * 6,42\n1 / 2,0.50\nnone,NA\n")
+    write(file, identify(records(source), ("prompt", "completion")), [0.5, 1.0, 1.5])
+    parsed = load_dataset("csv", data_files=str(source), split="train", cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"Values of csv are texts .*csv\.DictReader\(open"):
+        attach(parsed, file)
+    with source.open(newline="") as opened:
+        read = Dataset.from_list(list(csv.DictReader(opened)))
+    assert attach(read, file)["weight"][:] == [0.5, 1.0, 1.5]
