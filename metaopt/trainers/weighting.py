@@ -265,6 +265,8 @@ def _check_data(dataset: Any, place: str) -> None:
     names = getattr(dataset, "column_names", None)
     if dataset is None or names is None:
         return
+    if isinstance(names, Mapping):
+        raise ValueError(f"{place} is a DatasetDict; give one of its splits, {', '.join(names)}.")
     if WEIGHT not in names:
         raise ValueError(
             f"{place} has no column {WEIGHT!r}, but {', '.join(names)}. "

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from datasets import DatasetDict
 from tiny import (
     WEIGHTS,
     Gradients,
@@ -197,6 +198,9 @@ def test_weights_that_would_be_lost_or_wrong_are_refused(tmp_path):
     refused("dpo", "loss_type='aot_unpaired' sorts", loss_type="aot_unpaired")
     refused("sft", "use_liger_kernel=True", use_liger_kernel=True)
     refused("sft", "has no column 'weight', but prompt, completion", rows("sft", None))
+    refused(
+        "sft", "is a DatasetDict; give one of its splits, train", DatasetDict(train=rows("sft"))
+    )
     for bad in (-1.0, math.nan, math.inf):
         refused("sft", "must be finite and >= 0; 1 of 8", rows("sft", [bad, *WEIGHTS[1:]]))
     refused("sft", "1 of 8 rows have no 'weight'", rows("sft", [None, *WEIGHTS[1:]]))
