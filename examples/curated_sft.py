@@ -8,7 +8,7 @@ empty folder:
     python curated_sft.py rows
     metaopt problem=data_curation/sft data@problem.task.data=data_curation/rows \\
         problem.task.data.train=rows.jsonl problem.task.data.meta=meta.jsonl \\
-        weights@problem.weights=rater hydra.run.dir=runs/curation
+        weights@problem.weights=rater outer_lr=0.01 hydra.run.dir=runs/curation
     python curated_sft.py train
 """
 
