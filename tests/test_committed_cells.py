@@ -19,6 +19,7 @@ CELLS = [
     ("domain_reweighting/arithmetic", "", ["method=domain_reweighting/batch_1"]),
     ("domain_reweighting/process_bench", "", ["method=domain_reweighting/meta_only"]),
     ("domain_reweighting/process_bench_minilm", "", ["method=domain_reweighting/uniform"]),
+    ("domain_reweighting/curation", "", ["method=domain_reweighting/text_world/meta_only_50"]),
     ("reward_model/noise", "30", ["method=reward_model/restore", "problem.task.data.noise=0.3"]),
     ("reward_model/matched_kl", "", ["method=reward_model/restore"]),
     ("reward_model/strength", "", ["method=reward_model/band", "problem.task.labels.index=3"]),

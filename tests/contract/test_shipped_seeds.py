@@ -15,8 +15,12 @@ OTHER = {"label_cleaning": ["inner_steps=1", "optimizer=sgd"]}
 """Not Adam, which makes a step of a slope that is round-off, in single precision."""
 
 TOGETHER = {"ridge", "quadratic", "label_cleaning", "meta_pseudo_labels"}
+LANGUAGE = {f"data_curation/{loss}" for loss in ("dpo", "process_reward", "reward", "sft")}
 REFUSED = {
+    **dict.fromkeys(LANGUAGE, "read a number off a tensor"),
     "domain_reweighting": "read a number off a tensor",
+    "domain_reweighting/digits": "has other losses with seed 1 alone",
+    "domain_reweighting/text_world": "Descent cannot train several seeds together",
     "knapsack": "Knapsack steps and evaluates itself",
     "reward_model": "MetaRewardModel trains 2 replicates in each run already",
     "reward_model/hh_rlhf": "the seed decides how large a tensor is",
@@ -42,7 +46,7 @@ def test_all_problems_are_listed():
     assert {*TOGETHER, *REFUSED} == {*groups()["problem"]}
 
 
-LONG = {"label_cleaning", "domain_reweighting", "meta_pseudo_labels"}
+LONG = {*LANGUAGE, "label_cleaning", "domain_reweighting", "meta_pseudo_labels"}
 
 
 def each(names):

@@ -44,7 +44,7 @@ class NoisyDigits:
         from sklearn.datasets import load_digits
 
         self.noise, self.hidden, self.activation = noise, hidden, activation
-        self.count, self.clean, self.logit_scale = count, clean, logit_scale
+        self.count, self.clean, self.seed, self.logit_scale = count, clean, seed, logit_scale
         check_ranges(
             self, "0 < noise < 1", "hidden >= 1", "count >= 2", "clean >= 1", "logit_scale > 0"
         )
