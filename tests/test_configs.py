@@ -123,7 +123,7 @@ def chosen(group: str, option: str) -> list[str]:
             problem = "domain_reweighting/text_world"
             return [f"problem={problem}", f"weights@problem.weights={option}"]
         return ["problem=domain_reweighting", f"weights@problem.weights={option}"]
-    if group == "objective":
+    if group == "training_loss":
         return [f"problem={option}"]
     if group == "model" and option.startswith("data_curation/"):
         return ["problem=data_curation/sft", f"model@problem.task.model={option}"]
