@@ -136,7 +136,9 @@ class Descent:
         """
         grad = hypergradient(feedback, "Descent")
         for name, param in self._outer.items():
-            share = grad[name] / self.accumulate if self.accumulate > 1 else grad[name]
+            # A copy for an optimizer of others, which may write in the gradient.
+            alone = self.accumulate == 1 and self._optimizer is None
+            share = grad[name] if alone else grad[name] / self.accumulate
             param.grad = share if param.grad is None else param.grad.add_(share)
         self._steps += 1
         if self._steps % self.accumulate:

@@ -114,8 +114,8 @@ class FileText:
                 f"texts={str(path)!r} is not a file; METAOPT_DATA names the folder of data sets."
             )
         raw = Path(path).read_text(encoding="utf-8", errors="replace").lower()
-        kept = "".join(c if c in ALPHABET else " " for c in raw)
-        self.text = " ".join(kept.split())
+        letters = "".join(c if c in ALPHABET else " " for c in raw)
+        self.text = " ".join(letters.split())
         self.words = tuple(dict.fromkeys(w for w in self.text.split() if w.isalpha()))[:150]
         if len(self.text) < 100 * LENGTH or len(self.words) < 2:
             raise ValueError(

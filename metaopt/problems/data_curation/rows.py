@@ -114,10 +114,10 @@ def _limited(training: list[tuple[Record, str]], limit: int, seed: int) -> list[
     order = list(range(len(training)))
     random.Random(seed).shuffle(order)
     counts: dict[str, int] = {}
-    kept = set()
+    chosen = set()
     for i in order:
         name = training[i][1]
         counts[name] = counts.get(name, 0) + 1
         if counts[name] <= limit:
-            kept.add(i)
-    return [training[i] for i in sorted(kept)]
+            chosen.add(i)
+    return [training[i] for i in sorted(chosen)]

@@ -85,7 +85,7 @@ class TransformersRows:
         check_ranges(self, "evaluation_batch >= 1")
         self.model = model(objective.kind, _texts(data.train), device=device)
         self.compute_dtype = self.model.compute_dtype
-        training, kept = self._encode("train", data.train, strict)
+        training, indices = self._encode("train", data.train, strict)
         self._training, self._meta, self._held_out = (
             training,
             *(
@@ -93,13 +93,13 @@ class TransformersRows:
                 for name, part in (("meta", data.meta), ("held_out", data.held_out))
             ),
         )
-        domain = [data.domain[i] for i in kept]
+        domain = [data.domain[i] for i in indices]
         self.domains = tuple(dict.fromkeys(domain))
         self.domain = torch.tensor([self.domains.index(name) for name in domain])
         self.meta_rows = len(self._meta)
         self.quality: Tensor | None = None
         self.resplit = 0.0
-        records = [data.train[i] for i in kept]
+        records = [data.train[i] for i in indices]
         present = {name for r in records for name, v in r.value.items() if v is not None}
         self.hashed_columns = tuple(name for name in objective.columns if name in present)
         self.examples = identify(records, self.hashed_columns)
@@ -223,9 +223,9 @@ class TransformersRows:
     def _warn_of_leaks(self, data: CurationRows) -> None:
         """Warn about held-out rows that a level trains on."""
         columns = self.hashed_columns
-        seen = {example.hash for example in self.examples}
-        seen |= {content_hash(r.value, columns) for r in data.meta}
-        again = [r.place for r in data.held_out if content_hash(r.value, columns) in seen]
+        trained = {example.hash for example in self.examples}
+        trained |= {content_hash(r.value, columns) for r in data.meta}
+        again = [r.place for r in data.held_out if content_hash(r.value, columns) in trained]
         if again:
             warnings.warn(
                 f"held_out: {len(again)} of {len(data.held_out)} rows are training or meta rows as "

@@ -20,7 +20,6 @@ from metaopt.problems.domain_reweighting.diagnostics import (
     alignments,
     perplexity,
     random_weights,
-    signal,
     update_moments_,
     zero_moments,
 )
@@ -48,7 +47,8 @@ from metaopt.problems.domain_reweighting.rating import rank_correlations
 from metaopt.problems.domain_reweighting.report import WeightReport
 from metaopt.problems.domain_reweighting.retraining import retrained, savings, uniform
 from metaopt.problems.domain_reweighting.task import Autocast, ReweightingTask
-from metaopt.problems.domain_reweighting.weights import Weights, WeightTable, by_domain
+from metaopt.problems.domain_reweighting.weight_summary import weight_summary
+from metaopt.problems.domain_reweighting.weights import Weights, WeightTable
 
 
 class DomainReweighting(GradientProblem):
@@ -230,8 +230,8 @@ class DomainReweighting(GradientProblem):
             return batch
         meta = self.sampler.meta(draw.generator, self.meta_batch).rows
         rest = {k: v for k, v in inner.items() if k not in inner.params}
-        values = self._aligned(inner.params, rest, batch.rows, meta, draw.generator.initial_seed())
-        return batch._replace(weights=self._weigh(outer, batch.rows, values))
+        values = self.aligned(inner.params, rest, batch.rows, meta, draw.generator.initial_seed())
+        return batch._replace(weights=self.weigh(outer, batch.rows, values))
 
     def inner_loss(self, outer: Tree, inner: InnerTensors, batch: Rows) -> Tensor:
         """Return the weighted loss of the examples, a scalar; a sum over the task's runs."""
@@ -240,7 +240,7 @@ class DomainReweighting(GradientProblem):
         losses = self.task.row_losses(inner, batch.rows)
         weights = batch.weights
         if weights is None:
-            weights = self._weigh(outer, batch.rows, losses)
+            weights = self.weigh(outer, batch.rows, losses)
         return (weights.to(losses.device) * losses).mean(-1).sum()
 
     def outer_loss(self, outer: Tree, inner: InnerTensors, batch: Rows) -> Tensor:
@@ -248,7 +248,7 @@ class DomainReweighting(GradientProblem):
         if self.objective == "meta":
             return self.task.meta_losses(inner, batch.rows).mean(-1).sum()
         losses = self.task.row_losses(inner, batch.rows)
-        weights = self._weigh(outer, batch.rows, losses)
+        weights = self.weigh(outer, batch.rows, losses)
         if self.objective == "excess":
             losses = (losses - inner.state["reference"][batch.rows]).clamp(min=0)
         # The outer level climbs: it looks for the weights that the model is worst on.
@@ -283,11 +283,12 @@ class DomainReweighting(GradientProblem):
         """Return the weight of each training example that a run has learned, (n,)."""
         return learned_weights(self, outer, inner)
 
-    def _weigh(self, outer: Tree, rows: Tensor, values: Tensor) -> Tensor:
+    def weigh(self, outer: Tree, rows: Tensor, values: Tensor) -> Tensor:
+        """Return the weights of examples, (..., B); `values` are their losses or alignments."""
         rows = rows.to(self.device)
         return self.weights(outer, rows, self.domain[rows], values)
 
-    def _aligned(self, params: Tree, rest: Tree, rows: Tensor, meta: Tensor, key: int) -> Tensor:
+    def aligned(self, params: Tree, rest: Tree, rows: Tensor, meta: Tensor, key: int) -> Tensor:
         """Return <dF/dtheta, dl/dtheta> of examples."""
         return alignments(
             lambda theta: self.task.meta_losses(theta | rest, meta).mean(-1).sum(),
@@ -298,9 +299,9 @@ class DomainReweighting(GradientProblem):
     def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
         """Return the state to report: retrained, fine-tuned, with a uniform model to compare."""
         self._beside = self._costs(inner.step)
-        taken = inner
+        learned = inner
         if self.retrain is not None:
-            inner = retrained(self, outer, taken, loop, fold(key, "retrain"))
+            inner = retrained(self, outer, learned, loop, fold(key, "retrain"))
         if self.finetune:
             moments = loop.optimizer(outer, 0).init(inner.params)
             inner = fit(
@@ -308,7 +309,7 @@ class DomainReweighting(GradientProblem):
                 lambda k, g: self.sampler.meta(g, self.batch), self.finetune, fold(key, "finetune"),
             )  # fmt: skip
         if self.compare_uniform:
-            compared = uniform(self, taken, loop, fold(key, "uniform"))
+            compared = uniform(self, learned, loop, fold(key, "uniform"))
             inner = inner._replace(state=inner.state | compared)
         return inner
 
@@ -368,28 +369,6 @@ class DomainReweighting(GradientProblem):
         return models | ({"uniform": inner.state["uniform"]} if "uniform" in inner.state else {})
 
     @torch.no_grad()
-    def domain_weights(self, outer: Tree, inner: GradientState) -> tuple[Tensor, Tensor]:
-        """Return the mean weight of each domain, (K,), and the effective share of the examples.
-
-        Of weights that depend on losses or gradients: over the same few examples of each domain.
-        """
-        rows, values = self.sampler.order, torch.zeros(0, device=self.device)
-        if self.weights.reads != "phi":
-            rows = self.sampler.reported()
-        tensors = inner.params | inner.buffers
-        if self.weights.reads == "losses":
-            values = self.task.row_losses(tensors, rows, train=False)
-        elif self.weights.reads == "gradients":
-            meta = torch.arange(min(self.task.meta_rows, 256))
-            values = self._aligned(inner.params, inner.buffers, rows, meta, self.seed)
-        weights = self._weigh(outer, rows, values)
-        weights = weights.flatten(0, -2).mean(0) if weights.ndim > 1 else weights
-        domain = self.domain[rows.to(self.device)]
-        first, second = by_domain(weights, domain), by_domain(weights**2, domain)
-        share = self.sampler.share.to(first)
-        return first, (share @ first) ** 2 / (share @ second).clamp(min=1e-30)
-
-    @torch.no_grad()
     def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float | Tensor]:
         """Return the task's metrics, the weights, and the hypergradients' mean and z by domain.
 
@@ -401,7 +380,7 @@ class DomainReweighting(GradientProblem):
         for name, tensors in self.models(inner).items():
             prefix = "" if name == "reweighted" else f"{name}/"
             metrics |= {f"{prefix}{k}": v for k, v in self.task.metrics(tensors).items()}
-        summary = self.weight_summary(outer, inner)
+        summary = weight_summary(self, outer, inner)
         for name in ("weight", "hypergradient", "z"):
             if name in summary:
                 metrics |= {
@@ -410,18 +389,3 @@ class DomainReweighting(GradientProblem):
                 }
         metrics |= rank_correlations(self, outer) | savings(self, inner, self._spent)
         return metrics | {"effective_share": float(summary["effective_share"])}
-
-    @torch.no_grad()
-    def weight_summary(self, outer: Tree, inner: GradientState) -> dict[str, Tensor]:
-        """Return weights and hypergradients by domain, and the effective share of the examples.
-
-        The hypergradients' mean and z, (K,) each, are there once one was not zero, with the number
-        of outer steps that they are taken over.
-        """
-        weight, share = self.domain_weights(outer, inner)
-        summary = {"weight": weight.cpu(), "effective_share": share.cpu()}
-        moments = inner.state["moments"]
-        if moments["squares"].any():
-            mean, z = signal(moments)
-            summary |= {"hypergradient": mean.cpu(), "z": z.cpu(), "count": moments["count"].cpu()}
-        return summary

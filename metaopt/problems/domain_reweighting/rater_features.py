@@ -160,8 +160,8 @@ def _pooled(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -
         ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row, dtype=torch.long), 1
     mask[:, 0] = 1  # of a text without tokens, too
     states = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-    kept = mask[..., None]
-    return list((states * kept).sum(1) / kept.sum(1))
+    weights = mask[..., None]
+    return list((states * weights).sum(1) / weights.sum(1))
 
 
 FEATURES: dict[str, Callable[..., Features]] = {

@@ -125,8 +125,8 @@ class Transformer:
             states = states + self._attention(read, present) @ weights[f"{k}.mix"]
             up = gelu(_normalised(states) @ weights[f"{k}.up"])
             states = states + up @ weights[f"{k}.down"]
-        kept = present[..., None].to(states)
-        mean = (_normalised(states) * kept).sum(-2) / kept.sum(-2)
+        mask = present[..., None].to(states)
+        mean = (_normalised(states) * mask).sum(-2) / mask.sum(-2)
         return (mean @ phi["weight"]).squeeze(-1)
 
     def _attention(self, read: Tensor, present: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from metaopt.engine.protocols import Report, Snapshots, Tree
 from metaopt.problems.domain_reweighting.export import export_rater, export_weights
 from metaopt.problems.domain_reweighting.rater import Rater
 from metaopt.problems.domain_reweighting.task import Delivering, Identified, ReweightingTask
+from metaopt.problems.domain_reweighting.weight_summary import weight_summary
 from metaopt.report.figures import line, new_figure, outer_axis
 from metaopt.report.table import Table
 
@@ -33,7 +34,7 @@ class WeightReport(Report):
 
     def snapshot(self, outer: Tree, inner: GradientState) -> dict[str, Any]:
         """Return weights and hypergradients by domain."""
-        return {**self.problem.weight_summary(outer, inner), "inner_step": inner.step}
+        return {**weight_summary(self.problem, outer, inner), "inner_step": inner.step}
 
     def figures(self, snapshots: Snapshots, folder: Path) -> list[Path]:
         """Write the weights along the run and the hypergradients at its end."""
@@ -45,7 +46,7 @@ class WeightReport(Report):
         Returns what there is to read.
         """
         problem, task = self.problem, self.problem.task
-        summary = problem.weight_summary(outer, inner)
+        summary = weight_summary(problem, outer, inner)
         parts = [weights_table(task, summary, folder)]
         if isinstance(task, Identified):
             parts.append(export_weights(problem, task, outer, inner, folder))

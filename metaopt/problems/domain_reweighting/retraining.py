@@ -35,10 +35,10 @@ def retrained(
     if problem.retrain == "top" and problem.train_on != "meta":
         scores = row_scores(problem.weights, outer, problem.domain)
         assert scores is not None  # `check_options`
-        kept = top(scores, problem.export_keep).nonzero().flatten().cpu()
+        best = top(scores, problem.export_keep).nonzero().flatten().cpu()
 
         def among(k: int, draw: Generator) -> Rows:
-            return problem.sampler.among(kept, draw, problem.batch)
+            return problem.sampler.among(best, draw, problem.batch)
 
         new, curve = _followed(problem, loop, new, among, steps, key, None)
     else:

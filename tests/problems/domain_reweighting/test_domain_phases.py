@@ -13,6 +13,7 @@ from metaopt.engine.random import fold
 from metaopt.estimators import FiniteDifference
 from metaopt.estimators.direct import Direct
 from metaopt.problems.domain_reweighting.phases import fit, untrained
+from metaopt.problems.domain_reweighting.weight_summary import domain_weights
 from metaopt.problems.domain_reweighting.weights import (
     WeightTable,
 )
@@ -36,7 +37,7 @@ def test_weights_start_where_they_are_told_to(per):
     def first(**options):
         of = problem(weights=weights, **options)
         outer, inner = start(of)
-        return of.domain_weights(outer, inner)
+        return domain_weights(of, outer, inner)
 
     torch.testing.assert_close(first()[0], torch.ones(3, dtype=torch.float64))
     by_quality, share = first(initial="oracle")
@@ -52,7 +53,7 @@ def test_the_filter_keeps_the_rows_that_agree_with_the_meta_rows():
     of = problem(weights=weights, initial="filter", keep=0.25, reference_steps=200)
     outer, inner = start(of)
     assert outer["weights"].unique().tolist() == [0, 4]
-    by_domain, share = of.domain_weights(outer, inner)
+    by_domain, share = domain_weights(of, outer, inner)
     assert by_domain[0] > 2.5 > 0.3 > by_domain[1]
     assert float(share) == pytest.approx(0.25)
 
