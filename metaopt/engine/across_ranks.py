@@ -166,7 +166,7 @@ def _depends(
         raise PartsError(
             f"{name} of {problem} is no mean over the examples of a batch: its {what} on a whole "
             f"batch is not the mean of those on the parts of {processes} processes, so that "
-            f"ranks=split would minimise another loss. Return a mean over examples, run it in one "
-            f"process, or use ranks=own, by which each process draws a batch of its own."
+            f"processes that split batches would minimise another loss. Return a mean over "
+            f"examples, run it in one process, or let each process draw a batch of its own."
         )
     return False

@@ -42,7 +42,7 @@ def part(batch: Any, problem: str, share: tuple[int, int] | None = None) -> Any:
             raise PartsError(
                 f"a batch of {problem} has {examples} examples, which {count} processes cannot "
                 f"share out equally; make it a multiple of {count}, start another number of "
-                f"processes, or use ranks=own, by which each process draws a batch of its own."
+                f"processes, or let each process draw a batch of its own."
             )
         return slice(place, None, count)
 
@@ -72,7 +72,7 @@ def _chosen(node: Any, problem: str, examples: Callable[[int], slice]) -> Any:
         fields = {name: _chosen(getattr(node, name), problem, examples) for name in names}
         return dataclasses.replace(node, **fields)
     raise PartsError(
-        f"a batch of {problem} holds {type(node).__name__}, of which ranks=split cannot tell the "
-        f"examples; return tensors in dicts, lists, tuples or data classes, or use ranks=own, by "
-        f"which each process draws a batch of its own."
+        f"a batch of {problem} holds {type(node).__name__}, of which processes cannot split the "
+        f"examples; return tensors in dicts, lists, tuples or data classes, or let each process "
+        f"draw a batch of its own."
     )
