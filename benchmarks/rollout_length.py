@@ -9,19 +9,19 @@ import torch
 from benchmarks.mlp import least_seconds
 from metaopt.engine import Engine
 from metaopt.engine.random import generator
-from metaopt.estimators import Score
-from metaopt.optimizers import Constant, Schedule
-from metaopt.problems.rollout_length import RolloutLength
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.stacked import denormals_as_zero
-from metaopt.problems.rollout_length.dyna.transitions import (
+from metaopt.environments import CartPole
+from metaopt.environments.q_network import QNetwork
+from metaopt.environments.stacked import denormals_as_zero
+from metaopt.environments.transitions import (
     Batch,
     pack,
     pick,
     uniform_index,
 )
-from metaopt.problems.rollout_length.dyna.world_model import WorldModel
-from metaopt.problems.rollout_length.environments import CartPole
+from metaopt.estimators import Score
+from metaopt.optimizers import Constant, Schedule
+from metaopt.problems.rollout_length import RolloutLength
+from metaopt.problems.rollout_length.world_model import WorldModel
 
 WIDTHS, BATCH, UPDATES, STEPS = (64, 32), 32, 300, 960
 

@@ -16,9 +16,9 @@ phase of an agent's learning it sets how many steps k of the learned model a rol
 | META's inner runs | `training_episodes` x `runs` |
 
 Read first `problem` (the two levels), then `acting` (a phase of real steps), `planning` (rollouts
-and their updates), `dyna/` (Q-networks, world models, their transitions and Adam), `evaluation`
-(scores and errors of the model), `state`, `options`; `environments/` (physics, gymnasium),
-`policies/` (what sets the length); `report` and `schedules` (tables and figures).
+and their updates), `world_model`, `evaluation` (scores and errors of the model), `state`,
+`options`; `policies/` (what sets the length); `report` and `schedules` (tables and figures).
+Environments, Q-networks and the loop of acting and learning are in `metaopt.environments`.
 """
 
 from metaopt.problems.rollout_length.problem import RolloutLength

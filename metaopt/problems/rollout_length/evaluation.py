@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.rollout_length.environments import Environment, Transition
+from metaopt.environments import Environment, Transition
+from metaopt.environments.acting import CHECK_EVERY
 
 if TYPE_CHECKING:
     from metaopt.problems.rollout_length.problem import RolloutLength
     from metaopt.problems.rollout_length.state import Runs
-
-CHECK_EVERY = 32
-"""Steps between two checks whether all episodes are over; each check waits for the device."""
 
 
 class Finished(NamedTuple):
@@ -59,27 +57,9 @@ class Finished(NamedTuple):
 def greedy_return(
     problem: RolloutLength, environment: Environment, runs: Runs, episodes: int, draw: Generator
 ) -> tuple[Tensor, int]:
-    """Return the mean return (R) of each run's greedy policy, and the steps that took in all.
-
-    An episode that is still open after the time limit (of a simulator that does not keep to it)
-    counts with what it gained and took so far.
-    """
-    agent, unit = problem.agent, problem.unit
-    learners = agent.views(runs.agent)
-    current = environment.begin((len(runs.size), episodes), draw, unit.dtype)
-    returns = torch.zeros_like(current.total)
-    lengths, open_ = torch.zeros_like(current.age), torch.ones_like(returns, dtype=torch.bool)
-    for step in range(environment.time_limit):
-        action = agent.act(learners, current.observation / unit, 0.0, draw)
-        current, moved = environment.step(current, action, draw)
-        over = (moved.terminated | moved.truncated) & moved.valid & open_
-        returns = torch.where(over, moved.total, returns)
-        lengths = torch.where(over, moved.age, lengths)
-        open_ &= ~over
-        if (step + 1) % CHECK_EVERY == 0 and not bool(open_.any()):
-            break
-    returns = torch.where(open_, current.total, returns)
-    lengths = torch.where(open_, current.age, lengths)
+    """Return the mean return (R) of each run's greedy policy, and the steps that took in all."""
+    learners, shape = problem.agent.views(runs.agent), (len(runs.size), episodes)
+    returns, lengths = problem.acting.greedy(environment, learners, shape, draw)
     return returns.mean(1), int(lengths.sum())
 
 

@@ -11,8 +11,9 @@ from torch import Generator, Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.problems.rollout_length.dyna.q_network import QViews
-from metaopt.problems.rollout_length.dyna.transitions import Batch, pack, pick, uniform_index
+from metaopt.environments.acting import whole
+from metaopt.environments.q_network import QViews
+from metaopt.environments.transitions import Batch, pack, pick, uniform_index
 
 if TYPE_CHECKING:
     from metaopt.problems.rollout_length.problem import RolloutLength
@@ -175,8 +176,3 @@ class _Rollouts:
     def _starts(self) -> Tensor:
         index = uniform_index(self.runs.size, self.slots, self.draw)
         return pick(self.runs.transitions, index).observation
-
-
-def whole(x: float) -> int:
-    """Return the whole part of x >= 0; 2.999... is a 3 that was computed."""
-    return math.floor(x + 1e-9)

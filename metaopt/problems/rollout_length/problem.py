@@ -17,15 +17,15 @@ from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback, Problem
 from metaopt.engine.random import fold, generator
 from metaopt.engine.ranges import check_choices, check_ranges
+from metaopt.environments import Environment
+from metaopt.environments.acting import Acting
+from metaopt.environments.exploration import Exploration
+from metaopt.environments.q_network import QNetwork
+from metaopt.environments.stacked import denormals_as_zero
+from metaopt.environments.transitions import width
 from metaopt.problems.rollout_length.acting import act
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.stacked import denormals_as_zero
-from metaopt.problems.rollout_length.dyna.transitions import width
-from metaopt.problems.rollout_length.dyna.world_model import WorldModel
-from metaopt.problems.rollout_length.environments import Environment
 from metaopt.problems.rollout_length.evaluation import greedy_return, model_errors
 from metaopt.problems.rollout_length.options import (
-    Exploration,
     Groups,
     Lengths,
     check_outer_steps,
@@ -35,6 +35,7 @@ from metaopt.problems.rollout_length.options import (
 from metaopt.problems.rollout_length.planning import Planned, Planner, plan
 from metaopt.problems.rollout_length.report import ScheduleReport
 from metaopt.problems.rollout_length.state import Records, Runs
+from metaopt.problems.rollout_length.world_model import WorldModel
 
 Score = Literal["training", "greedy"]
 KINDS = ("return", "auc")
@@ -70,7 +71,7 @@ class RolloutLength(Problem):
 
     Args:
         environment: an `Environment`, such as
-            `metaopt.problems.rollout_length.environments.CartPole()`.
+            `metaopt.environments.CartPole()`.
         agent: makes the learners from the sizes of an observation and of the set of actions.
         model: makes the world models, likewise.
         runs: number R of inner runs, >= 1.
@@ -152,6 +153,10 @@ class RolloutLength(Problem):
         self.model = model(environment.observation_size, environment.actions)
         scale = environment.scale if scaled else [1.0] * environment.observation_size
         self.unit = torch.tensor(scale, device=self.device)
+        self.acting = Acting(
+            agent=self.agent, unit=self.unit, environments=environments, batch=batch,
+            updates_per_step=updates_per_step,
+        )  # fmt: skip
         self.report = ScheduleReport(self.names, self.groups, phase, self.outer_steps)
 
     def _check_options(self) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.problems.rollout_length.dyna.q_network import QState
-from metaopt.problems.rollout_length.dyna.world_model import ModelState
-from metaopt.problems.rollout_length.environments import Environment, Episodes
+from metaopt.environments import Environment, Episodes
+from metaopt.environments.q_network import QState
 from metaopt.problems.rollout_length.planning import Planned
+from metaopt.problems.rollout_length.world_model import ModelState
 
 
 @tree.tagged("rollout_records")

@@ -6,14 +6,14 @@ import torch
 
 from metaopt.engine import Engine, tree
 from metaopt.engine.random import generator
+from metaopt.environments import CartPole
+from metaopt.environments.exploration import Exploration
+from metaopt.environments.q_network import QNetwork
 from metaopt.estimators import Score
 from metaopt.optimizers import Constant, Schedule
 from metaopt.problems.rollout_length import RolloutLength
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.world_model import WorldModel
-from metaopt.problems.rollout_length.environments import CartPole
-from metaopt.problems.rollout_length.options import Exploration
 from metaopt.problems.rollout_length.planning import Planner, plan
+from metaopt.problems.rollout_length.world_model import WorldModel
 
 NEVER = 1 - 1e-12
 """A predicted probability of an end that is not reached."""

@@ -9,10 +9,10 @@ from acting import Climb, S, T, observation, tables, value_iteration
 from metaopt import Engine, Feedback
 from metaopt.engine.random import fold, generator
 from metaopt.engine.tree import clone
+from metaopt.environments.q_network import QNetwork
+from metaopt.environments.transitions import Batch, unpack
 from metaopt.estimators import Score
 from metaopt.problems.examples import Ridge
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.transitions import Batch, unpack
 from metaopt.problems.rollout_length.policies import DQN, Absolute, Ladder, RandomWalk, Rule
 from metaopt.problems.rollout_length.policies.replay import Replay
 from metaopt.testing import OptimizerContract

@@ -9,13 +9,13 @@ from small_runs import LIGHT, make, played, run
 
 from metaopt.engine import Engine
 from metaopt.engine.random import generator
+from metaopt.environments import CartPole, GymnasiumVector, MountainCar
+from metaopt.environments.q_network import QNetwork
+from metaopt.environments.transitions import unpack
 from metaopt.estimators import Score
 from metaopt.optimizers import Linear, Schedule
 from metaopt.problems.rollout_length import RolloutLength
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.transitions import unpack
-from metaopt.problems.rollout_length.dyna.world_model import WorldModel
-from metaopt.problems.rollout_length.environments import CartPole, GymnasiumVector, MountainCar
+from metaopt.problems.rollout_length.world_model import WorldModel
 
 
 class TestEpisode:

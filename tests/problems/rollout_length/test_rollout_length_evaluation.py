@@ -5,9 +5,9 @@ import torch
 from small_runs import make
 
 from metaopt.engine.random import generator
-from metaopt.problems.rollout_length.environments import CartPole, GymnasiumVector, MountainCar
+from metaopt.environments import CartPole, GymnasiumVector, MountainCar
+from metaopt.environments.exploration import Exploration
 from metaopt.problems.rollout_length.evaluation import Finished, greedy_return, model_errors
-from metaopt.problems.rollout_length.options import Exploration
 from metaopt.problems.rollout_length.planning import Planner
 
 

@@ -8,7 +8,7 @@ from hydra import compose
 from hydra.utils import instantiate
 from small_runs import make
 
-from metaopt.cli.composing import composing
+from metaopt.cli.loading import composing
 from metaopt.problems.rollout_length.planning import Planner
 
 

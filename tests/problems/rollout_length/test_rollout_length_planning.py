@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_runs import NEVER, make, planned, played
 
-from metaopt.problems.rollout_length.dyna.transitions import unpack
+from metaopt.environments.transitions import unpack
 from metaopt.problems.rollout_length.planning import Planner
 from metaopt.testing.trees import identical
 

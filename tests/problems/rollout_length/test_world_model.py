@@ -5,14 +5,14 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from metaopt.engine.random import generator
-from metaopt.problems.rollout_length.dyna.transitions import (
+from metaopt.environments.transitions import (
     Batch,
     pack,
     pick,
     uniform_index,
     unpack,
 )
-from metaopt.problems.rollout_length.dyna.world_model import WorldModel
+from metaopt.problems.rollout_length.world_model import WorldModel
 
 R, D, A = 3, 4, 2
 

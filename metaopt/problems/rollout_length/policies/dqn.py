@@ -13,9 +13,9 @@ from metaopt.engine import tree
 from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold, generator
 from metaopt.engine.ranges import check_choices, check_ranges
+from metaopt.environments.q_network import QNetwork, QState, QViews
+from metaopt.environments.transitions import Batch
 from metaopt.optimizers.schedule import Linear
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork, QState, QViews
-from metaopt.problems.rollout_length.dyna.transitions import Batch
 from metaopt.problems.rollout_length.policies.policy import Observation, Policy, observe
 from metaopt.problems.rollout_length.policies.replay import Replay
 from metaopt.problems.rollout_length.policies.rules import Actions

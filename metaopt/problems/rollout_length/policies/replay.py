@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from metaopt.engine.ranges import check_ranges
-from metaopt.problems.rollout_length.dyna.transitions import Batch, pack, unpack
+from metaopt.environments.transitions import Batch, pack, unpack
 
 
 @final

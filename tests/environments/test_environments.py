@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metaopt.engine.random import generator
-from metaopt.problems.rollout_length.environments import (
+from metaopt.environments import (
     Acrobot,
     CartPole,
     GymnasiumVector,
@@ -296,9 +296,26 @@ def test_environments_of_gymnasium_by_id():
     [
         (("CartPol-v1",), r"environment.id=CartPol-v1: .* Ids like it are CartPole-v1"),
         (("nowhere:Own-v0",), "cannot make problem.environment.id=nowhere:Own-v0"),
-        (("Pendulum-v1",), "discrete actions"),
+        (("Blackjack-v1", 9), "needs flat observations and actions that are discrete or a vector"),
     ],
 )
 def test_wrong_ids_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         GymnasiumVector(*arguments)
+
+
+def test_vectors_of_actions():
+    environment = GymnasiumVector("Pendulum-v1", 20, -400.0, (1.0, 1.0, 4.0))
+    assert environment.action_size == 1
+    with pytest.raises(ValueError, match=r"Pendulum-v1 has vectors of 1 numbers as actions"):
+        _ = environment.actions
+    draw = generator(0)
+    episodes = environment.begin((2, 3), draw, torch.float64)
+    actions = environment.random_action((2, 3), draw)
+    assert actions.shape == (2, 3, 1)
+    assert 0.1 < float(actions.abs().max()) <= 2
+    _, moved = environment.step(episodes, actions, draw)
+    angle = torch.atan2(episodes.observation[..., 1], episodes.observation[..., 0])
+    speed = episodes.observation[..., 2]
+    cost = angle**2 + 0.1 * speed**2 + 0.001 * actions[..., 0] ** 2
+    assert torch.allclose(moved.reward, -cost, atol=1e-5)

@@ -12,8 +12,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from metaopt.engine import tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.problems.rollout_length.dyna.stacked import Layer, Moments, StackedAdam, StackedMLP
-from metaopt.problems.rollout_length.dyna.transitions import Batch, pick, uniform_index
+from metaopt.environments.stacked import Layer, Moments, StackedAdam, StackedMLP
+from metaopt.environments.transitions import Batch, pick, uniform_index
 
 PREFETCH = 32
 """Batches of a fit that are drawn at once."""

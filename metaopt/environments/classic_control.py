@@ -10,7 +10,7 @@ from typing import ClassVar, final
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.rollout_length.environments.episodes import Physics, uniform
+from metaopt.environments.episodes import Physics, uniform
 
 VALLEY = -math.pi / 6
 """Position of MountainCar's lowest point."""
@@ -39,6 +39,7 @@ class CartPole(Physics):
     observation_size: ClassVar[int] = 4
     actions: ClassVar[int] = 2
     scale: ClassVar[tuple[float, ...]] = (1.2, 1.0, 0.1, 1.0)
+    success: ClassVar[str] = "truncated"
     signed: ClassVar[tuple[str, ...]] = ("gravity",)
 
     gravity: float = 9.8

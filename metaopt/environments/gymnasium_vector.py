@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Generator, Tensor
 
-from metaopt.problems.rollout_length.environments.episodes import Episodes, Transition
+from metaopt.environments.episodes import Episodes, Transition
 
 
 @final
@@ -35,11 +35,18 @@ class GymnasiumVector:
         scale: typical magnitude of each observation, > 0; `None` for its root mean square in
             these episodes.
         arguments: further ones of `gymnasium.make_vec`.
+        observations: a name of each observation, for those who read them; `None` for none.
 
     Raises:
-        ValueError: gymnasium is missing or has no such environment, or the environment has no time
-            limit, observations that are not flat, actions that are not discrete, or resets in the
-            step that ends an episode.
+        ValueError: gymnasium is missing or has no such environment, there are not as many names as
+            observations, or the environment has no time limit, observations that are not flat,
+            actions that are neither discrete nor a vector, or resets in the step that ends an
+            episode.
+
+    Attributes:
+        observation_size: d.
+        actions: number of discrete actions; to ask for it where they are vectors is an error.
+        action_size: numbers in an action that is a vector, else 0.
     """
 
     resumable = False
@@ -51,6 +58,7 @@ class GymnasiumVector:
         worst: float | None = None,
         scale: Sequence[float] | None = None,
         arguments: Mapping[str, Any] | None = None,
+        observations: Sequence[str] | None = None,
     ) -> None:
         self.id, self.arguments = id, dict(arguments or {})
         if time_limit is not None:
@@ -64,10 +72,11 @@ class GymnasiumVector:
                 "steps of an episode."
             )
         space, actions = vector.single_observation_space, vector.single_action_space
-        if len(space.shape) != 1 or getattr(actions, "n", None) is None:
+        discrete = getattr(actions, "n", None) is not None
+        if len(space.shape or ()) != 1 or not (discrete or len(actions.shape or ()) == 1):
             raise ValueError(
-                f"GymnasiumVector needs flat observations and discrete actions; {id} has {space} "
-                f"and {actions}."
+                f"GymnasiumVector needs flat observations and actions that are discrete or a "
+                f"vector; {id} has {space} and {actions}."
             )
         mode = getattr((vector.metadata or {}).get("autoreset_mode"), "name", "NEXT_STEP")
         if mode != "NEXT_STEP":
@@ -76,7 +85,14 @@ class GymnasiumVector:
                 f"last; {id} has autoreset_mode={mode}. Make it with NEXT_STEP."
             )
         self.time_limit = limit
-        self.observation_size, self.actions = int(space.shape[0]), int(actions.n)
+        self.observation_size = int(space.shape[0])
+        self.action_size = 0 if discrete else int(actions.shape[0])
+        self.observations = None if observations is None else tuple(observations)
+        if self.observations is not None and len(self.observations) != self.observation_size:
+            raise ValueError(
+                f"GymnasiumVector needs observations to name the {self.observation_size} numbers "
+                f"that {id} observes; got {len(self.observations)}: {list(self.observations)}."
+            )
         if worst is None or scale is None:
             lowest, magnitude = _measured(self)
             worst, scale = (lowest if worst is None else worst), (scale or magnitude)
@@ -85,6 +101,17 @@ class GymnasiumVector:
             raise ValueError(
                 f"GymnasiumVector needs {self.observation_size} numbers as scale; got {scale}."
             )
+
+    @property
+    def actions(self) -> int:
+        """Number of discrete actions."""
+        if self.action_size:
+            raise ValueError(
+                f"{self.id} has vectors of {self.action_size} numbers as actions, and deep "
+                "Q-learning needs discrete ones; take an environment that has them, or, for reward "
+                "design, model@problem.trainer=reward_design/actor_critic."
+            )
+        return int(self._vector(1).single_action_space.n)
 
     def begin(self, shape: Sequence[int], draw: Generator, dtype: torch.dtype) -> Episodes:
         """Return new episodes on the device of `draw`; those begun before in the shape are gone."""
@@ -99,9 +126,10 @@ class GymnasiumVector:
         self, episodes: Episodes, action: Tensor, draw: Generator
     ) -> tuple[Episodes, Transition]:
         """Take one step; `Episodes.state` says whose next step will be a reset."""
-        vector = self._vector(action.numel())
-        now, reward, *ends, _ = vector.step(action.flatten().cpu().numpy())
-        like, shape = episodes.observation, action.shape
+        like, shape = episodes.observation, episodes.age.shape
+        vector = self._vector(episodes.age.numel())
+        rows = action.reshape(episodes.age.numel(), *action.shape[len(shape) :])
+        now, reward, *ends, _ = vector.step(rows.cpu().numpy())
 
         def tensor(x: Any) -> Tensor:
             return torch.as_tensor(x, device=like.device).view(*shape, *x.shape[1:])
@@ -125,6 +153,18 @@ class GymnasiumVector:
             total.masked_fill(over, 0.0),
         )
         return after, moved
+
+    def random_action(self, shape: Sequence[int], draw: Generator) -> Tensor:
+        """Return actions drawn uniformly, (*shape) or (*shape, a); of no bounds, normal ones."""
+        if not self.action_size:
+            return torch.randint(self.actions, tuple(shape), generator=draw, device=draw.device)
+        space = self._vector(1).single_action_space
+        low, high = (torch.as_tensor(x, device=draw.device) for x in (space.low, space.high))
+        size = (*shape, self.action_size)
+        normal = torch.randn(size, generator=draw, dtype=low.dtype, device=draw.device)
+        share = torch.rand(size, generator=draw, dtype=low.dtype, device=draw.device)
+        bounded = low.isfinite() & high.isfinite()
+        return torch.where(bounded, low + share * (high - low), normal.clamp(low, high))
 
     def _vector(self, count: int) -> Any:
         """Return the vector environment of `count` episodes, made when first asked for."""
@@ -152,7 +192,7 @@ def _measured(environment: GymnasiumVector, episodes: int = 16) -> tuple[float, 
     current = environment.begin((episodes,), draw, torch.float64)
     lowest, squares = math.inf, []
     for _ in range(environment.time_limit):
-        action = torch.randint(environment.actions, (episodes,), generator=draw)
+        action = environment.random_action((episodes,), draw)
         current, moved = environment.step(current, action, draw)
         squares.append(moved.observation.square().mean(0))
         over = (moved.terminated | moved.truncated) & moved.valid

@@ -10,14 +10,14 @@ from torch import Generator, Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.problems.rollout_length.dyna.stacked import (
+from metaopt.environments.stacked import (
     AdamViews,
     Layer,
     Moments,
     StackedAdam,
     StackedMLP,
 )
-from metaopt.problems.rollout_length.dyna.transitions import Batch
+from metaopt.environments.transitions import Batch
 
 
 @tree.tagged("q_network")

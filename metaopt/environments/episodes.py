@@ -81,6 +81,8 @@ class Physics(ABC):
         resumable: whether `Episodes` hold all there is, so that a copy continues alike; where
             not, new episodes begin with each phase.
         signed: names of the parameters that may be <= 0.
+        success: how an episode succeeds: the task ends ("terminated"), or it lasts until the time
+            limit ("truncated").
     """
 
     observation_size: ClassVar[int]
@@ -88,6 +90,7 @@ class Physics(ABC):
     scale: ClassVar[tuple[float, ...]]
     resumable: ClassVar[bool] = True
     signed: ClassVar[tuple[str, ...]] = ()
+    success: ClassVar[str] = "terminated"
 
     time_limit: int = 500
     timeout_is_terminal: bool = False

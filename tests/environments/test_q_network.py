@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from metaopt.engine.random import generator
-from metaopt.problems.rollout_length.dyna.q_network import QNetwork
-from metaopt.problems.rollout_length.dyna.stacked import StackedAdam, StackedMLP
-from metaopt.problems.rollout_length.dyna.transitions import Batch
+from metaopt.environments.q_network import QNetwork
+from metaopt.environments.stacked import StackedAdam, StackedMLP
+from metaopt.environments.transitions import Batch
 
 R, B = 3, 7
 
