@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import distributed, tree
-from metaopt.engine.batch_parts import PartsError, first_examples, part
+from metaopt.engine.batch_parts import OWN_BATCHES, PartsError, first_examples, part
 from metaopt.engine.budget import UNITS
 from metaopt.engine.buffers import statistics
 from metaopt.engine.derivatives import vjp
@@ -49,8 +49,13 @@ def all_reduce(feedback: Feedback) -> Feedback:
         metrics=metrics,
         done=bool(done),
         stop=next((reason for reason in reasons if reason is not None), None),
-        cost={unit: amount for unit, amount in zip(UNITS, most, strict=True) if amount >= 0},
+        cost={u: _number(amount) for u, amount in zip(UNITS, most, strict=True) if amount >= 0},
     )
+
+
+def _number(amount: float) -> float:
+    """Return a count as the whole number that it was before ranks shared it."""
+    return int(amount) if amount.is_integer() else amount
 
 
 def shared_state(inner: Any) -> Any:
@@ -74,6 +79,28 @@ def shared_state(inner: Any) -> Any:
     )
 
 
+def refuse_different(engine: Any) -> None:
+    """Raise a `ValueError` if phi or theta of an engine is not the same, bit for bit, on all ranks.
+
+    Cost: a hash of both; nothing in one process.
+    """
+    if distributed.world_size() == 1:
+        return
+    levels = {"phi": engine.optimizer.solution, "theta": getattr(engine.inner, "params", {})}
+    named = {
+        f"{level} ({i})": value
+        for level, values in levels.items()
+        for i, value in enumerate(tree.tensors(values))
+    }
+    if names := distributed.different(named):
+        raise ValueError(
+            f"{type(engine.problem).__name__}: {names[0].partition(' ')[0]} differs between the "
+            f"processes after outer step {engine.outer_step}, though all of them take the same "
+            f"steps from one start. Let init_outer and init_params draw from the generator that "
+            f"they get, and depend on nothing that differs between processes."
+        )
+
+
 def depends_on_processes(loop: Any, outer: Tree, key: int, processes: int) -> bool:
     """Return whether results depend on how many processes split the batches.
 
@@ -91,12 +118,7 @@ def depends_on_processes(loop: Any, outer: Tree, key: int, processes: int) -> bo
         PartsError: a batch cannot be split, a loss is no mean over examples, or there are no
             losses whose gradients processes could share.
     """
-    if not isinstance(loop, InnerLoop):
-        raise PartsError(
-            f"{type(loop.problem).__name__} has no gradients to average, so that {processes} "
-            f"processes would compute the same {processes} times. Run it in one process; several "
-            f"seeds run side by side with -m seed=0,1 and a launcher."
-        )
+    refuse_without_gradients(loop, processes)
     with replay(0), tree.replicated(False):
         start = tree.detach(loop.initial(outer, key))
         loop, outer, inner, key = loop.first_of(outer, start, key)
@@ -111,6 +133,16 @@ def depends_on_processes(loop: Any, outer: Tree, key: int, processes: int) -> bo
             named["feedback_loss"] = outer_batch
         depends = [_depends(loop, k, outer, inner, batch, processes) for k, batch in named.items()]
         return any(depends)
+
+
+def refuse_without_gradients(loop: Any, processes: int) -> None:
+    """Raise a `PartsError` unless a problem has losses whose gradients processes can share."""
+    if not isinstance(loop, InnerLoop):
+        raise PartsError(
+            f"{type(loop.problem).__name__} has no gradients to average, so that {processes} "
+            f"processes would compute the same {processes} times. Run it in one process; several "
+            f"seeds run in parallel with -m seed=0,1 and a launcher."
+        )
 
 
 def _depends(
@@ -167,6 +199,6 @@ def _depends(
             f"{name} of {problem} is no mean over the examples of a batch: its {what} on a whole "
             f"batch is not the mean of those on the parts of {processes} processes, so that "
             f"processes that split batches would minimise another loss. Return a mean over "
-            f"examples, run it in one process, or let each process draw a batch of its own."
+            f"examples, run it in one process, or {OWN_BATCHES}."
         )
     return False

@@ -14,6 +14,10 @@ PLAIN = (str, bytes, int, float, bool, type(None))
 """What a batch may hold for all of its examples together."""
 
 
+OWN_BATCHES = "let each process draw a batch of its own (the command's ranks=own)"
+"""What messages offer where batches cannot be split."""
+
+
 class PartsError(ValueError):
     """A batch cannot be split over the ranks, or the loss is no mean over its examples."""
 
@@ -42,7 +46,7 @@ def part(batch: Any, problem: str, share: tuple[int, int] | None = None) -> Any:
             raise PartsError(
                 f"a batch of {problem} has {examples} examples, which {count} processes cannot "
                 f"share out equally; make it a multiple of {count}, start another number of "
-                f"processes, or let each process draw a batch of its own."
+                f"processes, or {OWN_BATCHES}."
             )
         return slice(place, None, count)
 
@@ -73,6 +77,5 @@ def _chosen(node: Any, problem: str, examples: Callable[[int], slice]) -> Any:
         return dataclasses.replace(node, **fields)
     raise PartsError(
         f"a batch of {problem} holds {type(node).__name__}, of which processes cannot split the "
-        f"examples; return tensors in dicts, lists, tuples or data classes, or let each process "
-        f"draw a batch of its own."
+        f"examples; return tensors in dicts, lists, tuples or data classes, or {OWN_BATCHES}."
     )

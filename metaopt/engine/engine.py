@@ -17,6 +17,7 @@ from metaopt.engine.across_ranks import all_reduce, depends_on_processes, shared
 from metaopt.engine.budget import Ledger
 from metaopt.engine.hooks import check_attributes
 from metaopt.engine.inner_loop import loop_of
+from metaopt.engine.population import Members, asks_for_members
 from metaopt.engine.protocols import (
     BilevelProblem,
     Estimator,
@@ -101,6 +102,12 @@ class Engine:
                 f"schedule, or an estimator with a hypergradient, such as "
                 f"estimator=finite_difference."
             )
+        if asks_for_members(optimizer) and not getattr(estimator, "takes_members", False):
+            raise TypeError(
+                f"{type(optimizer).__name__} asks for the outer variables of all members of a "
+                f"population, and {type(estimator).__name__} runs one. Use "
+                f"estimator=population_score."
+            )
         self.loop = loop_of(self.problem)
         check_attributes(self.problem)
         for name, kind in (("report", Report), ("records", Records)):
@@ -171,7 +178,9 @@ class Engine:
         # Each purpose has its own key, so that a new draw in one part moves none of another's.
         outer = self.optimizer.ask(fold(key, "ask"))
         self.loop.outer_step = self.outer_step  # batches know where they are: see `Draw`
-        inner = self.loop.start(outer, None if self.done else self.inner, key)
+        # The members of a population go on from states of their own, which the estimator keeps.
+        start_at = outer.of(0) if isinstance(outer, Members) else outer
+        inner = self.loop.start(start_at, None if self.done else self.inner, key)
         inner, feedback = self.estimator(self.loop, outer, inner, key)
         feedback, inner = self._checked(all_reduce(feedback)), shared_state(inner)
         # Before `tell`, which may update phi in place: the feedback is about the old one.

@@ -21,6 +21,11 @@ GRADIENT = frozenset({
 })  # fmt: skip
 """What else it looks for on a `GradientProblem`, of a `SampledProblem`'s names the last three."""
 
+FINITE = frozenset({
+    "inner_batches", "outer_batches", "inner_batch_at", "outer_batch_at", "epoch_seed", "block",
+})  # fmt: skip
+"""What else it looks for on a `Finite` problem."""
+
 SETTINGS = frozenset({
     "inner_optimizer", "warm_start", "compute_dtype", "frozen", "hard_decisions", "report",
     "records", "replicates", "resplit",

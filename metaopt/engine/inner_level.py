@@ -126,15 +126,26 @@ class InnerLevel:
         index = self.task_index
         return Draw(fold(key, k), self.outer_step, k, inner.step, "inner", key, task_index=index)
 
-    def solve_draw(self, inner: GradientState, key: int, steps: int) -> Draw:
-        """Return which batch the inner loss is taken on after the `steps` steps of a run."""
-        at, index = fold(key, "implicit"), self.task_index
+    def solve_draw(
+        self, inner: GradientState, key: int, steps: int, number: int | None = None
+    ) -> Draw:
+        """Return which batch the inner loss is taken on after the `steps` steps of a run.
+
+        `number` tells the batches of a solve apart that takes several.
+        """
+        at = fold(key, "implicit") if number is None else fold(key, "implicit", number)
+        index = self.task_index
         return Draw(at, self.outer_step, steps, inner.step, "solve", key, task_index=index)
 
     def outer_draw(self, inner: GradientState, key: int, k: int | None = None) -> Draw:
         """Return which batch the outer loss is taken on after a run, or at its inner step k."""
         at, index = fold(key if k is None else fold(key, k), "outer"), self.task_index
-        return Draw(at, self.outer_step, None, inner.step, "outer", key, "outer batch", index)
+        return Draw(at, self.outer_step, k, inner.step, "outer", key, "outer batch", index)
+
+    def blocks(self, draw: Draw) -> Tensor:
+        """Return which block of a `Finite` problem's data a draw takes, a scalar."""
+        problem: Any = self.problem
+        return torch.tensor(problem.block(draw))
 
     def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
         """Return an inner batch, prepared; the module may change `inner.buffers` in place.

@@ -24,6 +24,10 @@ class Phase:
     total: int
     done: int = 0
 
+    def __str__(self) -> str:
+        """Return what a line shows, such as `inner step 1,340/10,000`."""
+        return f"{self.name} {self.done:,}/{self.total:,}"
+
 
 class Progress:
     """The phase that an inner run is in, for a reader in any thread.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.example_weights import ExampleWeighted
+from metaopt.engine.example_weights import ExampleWeighted, example_losses
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
@@ -89,6 +89,10 @@ class WeightedTraining:
         start = self.start()
         size = sum(t.numel() * t.element_size() for t in tree.tensors(start[:4]))
         self.together = min(MOST_STACKED, STACKED_BYTES // max(size, 1))
+        if self._several_models():
+            # Its batches fill the cores already; larger ones leave the cache.
+            self.alone, self.together = "the task has several models in a batch", 1
+            return
         if self.together < 2:
             self.alone = "the model is large"
             return
@@ -97,6 +101,12 @@ class WeightedTraining:
         except (ValueError, TypeError) as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0].partition(". ")[0]
             self.alone, self.together = f"they cannot be stacked: {reason}", 1
+
+    def _several_models(self) -> bool:
+        start, outer = self.start(), {"weights": self.ones}
+        one = torch.zeros(1, dtype=torch.long)
+        losses = example_losses(self.loop, outer, tree.leaves(start.params), start, one, self.key)
+        return losses.ndim > 1
 
     def start(self) -> GradientState:
         """Return theta_0 and all that goes with it."""

@@ -245,8 +245,10 @@ class Estimator(Protocol):
 
     `loop` is a `metaopt.engine.inner_loop.InnerLoop`, or its like for a black box. An estimator
     whose feedback has no gradient may say so by an attribute `gives_gradient = False`: an optimizer
-    that needs one is then refused before the run. One with a step size of its own may have a method
-    `divergence(feedback)` that returns a clause for the error where its feedback is not finite.
+    that needs one is then refused before the run. `takes_members = True` says that it runs all
+    members of a population (`metaopt.engine.population.Members`). One with a step size of its own
+    may have a method `divergence(feedback)` that returns a clause for the error where its feedback
+    is not finite.
     """
 
     def check(self, loop: Any) -> None:
@@ -278,7 +280,9 @@ class OuterOptimizer(Protocol):
 
     An optimizer may have an attribute `needs_gradient = True`, which refuses an estimator without
     one before the run, and one that tries candidates `keeps_best = True`: a candidate whose value
-    is NaN then counts as the worst, and ends no run unless all are.
+    is NaN then counts as the worst, and ends no run unless all are. One that has an attribute
+    `members` asks for those of a population (`metaopt.engine.population.Members`), and needs an
+    estimator that takes them; its solution is the outer variable of one.
     """
 
     def init(self, outer: Any) -> None:

@@ -117,7 +117,7 @@ class Draw:
         key: of this inner step, of this outer batch, of this solve.
         outer_step: outer steps taken before.
         inner_step: inner steps of this outer step's inner run taken before; `None` for an outer
-            batch.
+            batch after them.
         total_inner_step: the same since theta_0, so that with a warm start it counts through.
         use: what the batch is for: an inner step, the outer loss, the inner loss at the end of the
             run in an implicit solve, or training after the outer loop.
@@ -125,6 +125,7 @@ class Draw:
         stream: what is drawn: batch, outer batch, or what `prepare_batch` adds to one.
         task_index: which task of a meta-batch this is, from 0: `epoch_batch(n, B, outer_step,
             seed)[task_index]` draws tasks without replacement.
+        fixed_block: the block that this must be, where an estimator takes all of them in turn.
     """
 
     key: int
@@ -135,6 +136,7 @@ class Draw:
     run_key: int = 0
     stream: Literal["batch", "outer batch", "decide"] = "batch"
     task_index: int = 0
+    fixed_block: int | None = None
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -161,12 +163,28 @@ class Draw:
             return self
         return replace(self, stream=stream)  # a copy makes a generator of its own
 
-    def block(self, count: int) -> int:
-        """Return which of `count` fixed blocks of the data this batch is, each equally likely.
+    def of_block(self, block: int) -> Draw:
+        """Return this draw of a given block."""
+        return replace(self, fixed_block=block)
 
-        For every block once in an epoch use `epoch_batch(count, 1, draw.total_inner_step, seed)`.
+    def block(self, count: int, seed: int | None = None) -> int:
+        """Return which of `count` fixed blocks of the data this batch is; see `generator` on ranks.
+
+        Args:
+            count: number of blocks, >= 1.
+            seed: `None` draws with replacement, each block equally likely. A seed draws without:
+                every block once in an epoch, in the orders of `epoch_batch`; inner steps, outer
+                batches along them and outer batches after them each go through epochs of their
+                own. Solves draw with replacement all the same.
         """
-        return int(torch.randint(count, (), generator=generator(fold(self.key, "block"))))
+        if self.fixed_block is not None:
+            return self.fixed_block
+        rank = distributed.draw_rank()
+        own = (rank,) if rank else ()  # the first draws as one process alone does
+        if seed is None or self.use == "solve":
+            return int(torch.randint(count, (), generator=generator(fold(self.key, "block", *own))))
+        step = self.outer_step if self.inner_step is None else self.total_inner_step
+        return int(epoch_batch(count, 1, step, fold(seed, self.stream, *own)))
 
 
 def epoch_batch(n: int, batch_size: int, step: int, seed: int) -> torch.Tensor:

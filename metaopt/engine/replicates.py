@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaopt.engine import tree
+from metaopt.engine.draws import Draws
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import InnerOptimizer
@@ -21,7 +22,6 @@ from metaopt.engine.random import Draw, Keys, fold, replay
 from metaopt.engine.scheduled import Scheduled
 from metaopt.engine.seed_attributes import INSTEAD, SeedAttributeError, SeedAttributes, equal
 from metaopt.engine.stacked import (
-    Draws,
     Point,
     RaggedBatchesError,
     Stacked,
@@ -50,10 +50,16 @@ class Replicates(Stacked):
     Raises:
         TypeError: a problem is no `GradientProblem`.
         ValueError: the problems differ in more, or train replicates of their own.
+
+    Attributes:
+        noun, instead: what a replicate is called, and what to do instead, in messages.
     """
 
+    noun = "seed"
+    instead = INSTEAD
+
     def __init__(self, problems: Sequence[GradientProblem], seeds: Sequence[int]) -> None:
-        _check(problems)
+        self._check_problems(problems)
         self.loops = [InnerLoop(problem) for problem in problems]
         frozen = [loop.frozen for loop in self.loops]
         self.attributes = SeedAttributes(problems)
@@ -67,7 +73,7 @@ class Replicates(Stacked):
             except ValueError as error:
                 raise ValueError(
                     f"the frozen weights of {type(self.problem).__name__} differ between seeds: "
-                    f"{error}. {INSTEAD}"
+                    f"{error}. {self.instead}"
                 ) from error
 
     @cached_property
@@ -179,7 +185,7 @@ class Replicates(Stacked):
 
         Tried on the first batches, for two steps and eight gradients of each replicate.
         """
-        name = type(self.problem).__name__
+        name, noun, instead = type(self.problem).__name__, self.noun, self.instead
         keys = Keys([fold(seed, 0) for seed in self.seeds])
         with replay(0), torch.enable_grad():
             try:
@@ -192,14 +198,16 @@ class Replicates(Stacked):
             except SeedAttributeError:
                 raise
             except RaggedBatchesError as error:
-                raise ValueError(f"seeds cannot be trained together: {error} {INSTEAD}") from error
+                raise ValueError(
+                    f"{noun}s cannot be trained together: {error} {instead}"
+                ) from error
             except (RuntimeError, TypeError, ValueError) as error:
                 says = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
                 raise ValueError(
                     f"the losses or the inner optimizer of {name} cannot be evaluated for several "
-                    f"seeds at once, as where they draw random numbers (dropout), read a number "
-                    f"off a tensor or change one in place, or where the seed decides how large a "
-                    f"tensor is: {says}. {INSTEAD}"
+                    f"{noun}s at once, as where they draw random numbers (dropout), read a number "
+                    f"off a tensor or change one in place, or where the {noun} decides how large a "
+                    f"tensor is: {says}. {instead}"
                 ) from error
             for i, (loop, key) in enumerate(self.each(keys)):
                 own = [(pick(phi, i), self.member(inner, i)) for phi, inner in points]
@@ -208,11 +216,36 @@ class Replicates(Stacked):
                 pairs = zip((pick(part, i) for part in together), alone, strict=True)
                 if not all(agree(a, b) for a, b in pairs if b):
                     raise ValueError(
-                        f"{name} has other losses with seed {self.seeds[i]} alone than together "
-                        f"with the other seeds: they depend on something that its seed decides and "
-                        f"that is no tensor and no tuple, list or dict of tensors among the "
-                        f"problem's attributes. Return it in the batch. {INSTEAD}"
+                        f"{name} has other losses with {noun} {self.seeds[i]} alone than together "
+                        f"with the other {noun}s: they depend on something that its {noun} decides "
+                        f"and that is no tensor and no tuple, list or dict of tensors among the "
+                        f"problem's attributes. Return it in the batch. {instead}"
                     )
+
+    def _check_problems(self, problems: Sequence[GradientProblem]) -> None:
+        """Raise an error where problems cannot be those of replicates."""
+        kind = type(problems[0])
+        for problem in problems:
+            if not isinstance(problem, GradientProblem):
+                raise TypeError(
+                    f"only gradient problems train {self.noun}s together; {kind.__name__} steps "
+                    f"and evaluates itself. {self.instead}"
+                )
+            if type(problem) is not kind:
+                raise TypeError(
+                    f"the problems of all {self.noun}s must be of one class; got {kind.__name__} "
+                    f"and {type(problem).__name__}."
+                )
+            if problem.replicates > 1:
+                raise ValueError(
+                    f"{kind.__name__} trains {problem.replicates} replicates in each run already. "
+                    f"{self.instead}"
+                )
+            if problem.records is not None:
+                raise ValueError(
+                    f"{kind.__name__} keeps records beside its run, which {self.noun}s cannot "
+                    f"share. {self.instead}"
+                )
 
 
 class _Later(Draw):
@@ -239,28 +272,3 @@ def _first_step(loop: InnerLoop, points: Sequence[Point], key: int) -> list[Tree
     after = loop.step(phi, loop.leaves(start), loop.draw(start, key, 0))
     floating = {k: t for k, t in tree.numbered(after.state).items() if t.is_floating_point()}
     return [*compared(loop, points, key), tree.detach(after.params), tree.detach(floating)]
-
-
-def _check(problems: Sequence[GradientProblem]) -> None:
-    """Raise an error where problems cannot be those of replicates."""
-    kind = type(problems[0])
-    for problem in problems:
-        if not isinstance(problem, GradientProblem):
-            raise TypeError(
-                f"seeds trains gradient problems together; {kind.__name__} steps and evaluates "
-                f"itself. {INSTEAD}"
-            )
-        if type(problem) is not kind:
-            raise TypeError(
-                f"the problems of all seeds must be of one class; got {kind.__name__} and "
-                f"{type(problem).__name__}."
-            )
-        if problem.replicates > 1:
-            raise ValueError(
-                f"{kind.__name__} trains {problem.replicates} replicates in each run already. "
-                f"{INSTEAD}"
-            )
-        if problem.records is not None:
-            raise ValueError(
-                f"{kind.__name__} keeps records beside its run, which seeds cannot share. {INSTEAD}"
-            )

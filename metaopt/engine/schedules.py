@@ -63,3 +63,27 @@ class StepDecay:
     def __call__(self, step: int) -> float:
         """Return the factor for the step after `step` steps."""
         return self.factor ** sum(step >= m for m in self.milestones)
+
+
+@dataclass(frozen=True)
+class PowerDecay:
+    """A power law: factor(t) = (1 + floor(t / every))^-exponent after t steps.
+
+    The step sizes of stochastic bilevel methods: 1/2 for SOBA, 4/7 for F2SA, 0 for SABA. A rate of
+    the inner level counts inner steps, so that `every=K` counts the outer steps of K of them.
+
+    Example:
+        >>> decay = PowerDecay(0.5)
+        >>> decay(0), decay(3), PowerDecay(0.5, every=10)(39)
+        (1.0, 0.5, 0.5)
+    """
+
+    exponent: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "exponent >= 0", "every >= 1")
+
+    def __call__(self, step: int) -> float:
+        """Return the factor for the step after `step` steps."""
+        return float((1 + step // self.every) ** -self.exponent)

@@ -12,13 +12,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from metaopt.engine import tree
+from metaopt.engine.draws import Draws, each_draw
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
 from metaopt.engine.hyperparameters import Number
 from metaopt.engine.inner_level import LOSSES, scalar_loss
@@ -34,17 +34,6 @@ T = TypeVar("T")
 
 class RaggedBatchesError(ValueError):
     """The members' batches have not the same form, so that they cannot be stacked."""
-
-
-@dataclass(frozen=True)
-class Draws(Draw):
-    """Which batches the members draw.
-
-    Args:
-        each: of each member.
-    """
-
-    each: tuple[Draw, ...] = ()
 
 
 class Stacked(InnerLoop):
@@ -98,9 +87,11 @@ class Stacked(InnerLoop):
         """Return which batches inner step k takes."""
         return self.draws(lambda loop, own: loop.draw(inner, own, k), key)
 
-    def solve_draw(self, inner: GradientState, key: int, steps: int) -> Draw:
+    def solve_draw(
+        self, inner: GradientState, key: int, steps: int, number: int | None = None
+    ) -> Draw:
         """Return which batches the inner loss is taken on after the `steps` steps of a run."""
-        return self.draws(lambda loop, own: loop.solve_draw(inner, own, steps), key)
+        return self.draws(lambda loop, own: loop.solve_draw(inner, own, steps, number), key)
 
     def outer_draw(self, inner: GradientState, key: int, k: int | None = None) -> Draw:
         """Return which batches the outer loss is taken on."""
@@ -114,18 +105,27 @@ class Stacked(InnerLoop):
     def batch(self, outer: Tree, inner: GradientState, draw: Draw) -> Batch:
         """Return the prepared inner batch of each member."""
         batches = []
-        for i, ((loop, _), own) in enumerate(zip(self.each(draw.key), _each(draw), strict=True)):
+        for i, ((loop, _), own) in enumerate(
+            zip(self.each(draw.key), each_draw(draw), strict=True)
+        ):
             phi, theta = outer, inner
             if self.prepares_batches:  # views: a module changes its buffers in place
                 phi, theta = self.outer_of(outer, i), self.member(inner, i)
             batches.append(loop.batch(phi, theta, own))
         return batches
 
+    def blocks(self, draw: Draw) -> Tensor:
+        """Return which block each member's draw takes, (R,)."""
+        loops = (loop for loop, _ in self.each(draw.key))
+        return torch.stack(
+            [loop.blocks(each) for loop, each in zip(loops, each_draw(draw), strict=True)]
+        )
+
     @tree.replicated(False)
     def outer_batch(self, draw: Draw) -> Batch:
         """Return the outer batch of each member."""
         loops = (loop for loop, _ in self.each(draw.key))
-        return [loop.outer_batch(each) for loop, each in zip(loops, _each(draw), strict=True)]
+        return [loop.outer_batch(each) for loop, each in zip(loops, each_draw(draw), strict=True)]
 
     # Losses and steps.
 
@@ -379,10 +379,3 @@ def _alike(batches: Sequence[Batch]) -> bool:
 
 def _form(tensor: Tensor) -> Any:
     return tensor.shape, tensor.dtype
-
-
-def _each(draw: Draw) -> tuple[Draw, ...]:
-    """Return the draws of the members."""
-    if not isinstance(draw, Draws):
-        raise TypeError("stacked runs take the draws that their own `draw` returns.")
-    return draw.each

@@ -224,6 +224,16 @@ def test_ledger_names_the_mistake(make, message):
         make()
 
 
+def test_ledger_counts_a_product_as_one_and_a_half_gradients():
+    ledger = Ledger({"oracle_calls": 10})
+    ledger.charge({"gradients": 4, "hvps": 3, "evaluations": 50})
+    assert ledger.exhausted is None
+    ledger.charge({"hvps": 1})
+    assert ledger.exhausted == "oracle_calls"
+    with pytest.raises(ValueError, match="cost names the unit 'oracle_calls'"):
+        ledger.charge({"oracle_calls": 1})
+
+
 def test_ledger_reports_the_first_limit_reached():
     ledger = Ledger({"tokens": 10, "lm_calls": 2})
     assert ledger.exhausted is None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from metaopt.engine import distributed
 from metaopt.engine.random import Draw, epoch_batch, fold, generator, replay
 
 
@@ -91,6 +92,18 @@ def test_blocks_are_drawn_equally_often():
     assert len(counts) == 3
     assert counts.min() > 150
     assert draws[0].block(3) == draws[0].block(3)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_ranks_that_draw_their_own_batches_draw_blocks_of_their_own(monkeypatch, seed):
+    def drawn(rank):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        return [Draw(key, total_inner_step=key).block(50, seed) for key in range(50)]
+
+    alone, other = drawn(0), drawn(1)
+    assert sum(a == b for a, b in zip(alone, other, strict=True)) < 10
+    with distributed.splitting_batches():
+        assert drawn(1) == alone
 
 
 @pytest.mark.parametrize(("n", "batch_size", "whole"), [(12, 4, 3), (14, 4, 3), (5, 5, 1)])

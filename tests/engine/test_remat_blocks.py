@@ -81,7 +81,7 @@ class Attended(nn.Module):
         self.layers = nn.ModuleList([Attention(), Attention()])
 
     def forward(self, x):
-        mask = torch.triu(torch.ones(len(x), len(x), dtype=torch.bool), 1)
+        mask = torch.triu(torch.ones(len(x), len(x), dtype=torch.bool, device=x.device), 1)
         for layer in self.layers:
             outputs = layer(x, (x, x.sin()), mask=mask, scale=None)
             x = outputs["y"]
@@ -171,7 +171,8 @@ def test_values_gradients_products_and_buffers_are_those_of_the_module(name, tra
 def test_the_same_on_a_gpu_whose_backward_pass_has_a_thread_of_its_own(name):
     module = double(MODULES[name])
     remat = remat_blocks(copy.deepcopy(module), r"layers\.\d+$")
-    assert_same(everything(module, device="cuda"), everything(remat, device="cuda"))
+    with torch.backends.cudnn.flags(enabled=False):  # whose LSTM has no second derivative
+        assert_same(everything(module, device="cuda"), everything(remat, device="cuda"))
 
 
 def test_a_module_called_twice_keeps_the_buffers_of_each_call():
