@@ -37,7 +37,8 @@ class EvolutionStrategies(InnerRun):
         inner_steps: number K of inner steps, >= 0.
         persistent: whether pairs keep their inner states (PES).
 
-    Cost: 2 pairs + 1 inner runs and evaluations; `persistent` keeps 2 pairs inner states.
+    Cost: 2 pairs + 1 inner runs, of K gradients each for a gradient problem, and as many
+    evaluations; `persistent` keeps 2 pairs inner states.
 
     Where a gradient problem starts each run from `init_params` (`warm_start=False`), theta_0 is
     that of the perturbed phi. Trap: the start of a black box is held fixed.
@@ -109,7 +110,7 @@ class EvolutionStrategies(InnerRun):
                 particles_after.append({"plus": plus, "minus": minus, "total": total})
         inner, feedback = self._run(loop, outer, inner, key)
         self._particles = [] if feedback.done else particles_after
-        cost = self._cost([*costs, feedback.cost])
+        cost = self._cost(loop, [*costs, feedback.cost])
         return inner, dataclasses.replace(feedback, grad=grad, cost=cost)
 
     def _run(
@@ -118,9 +119,14 @@ class EvolutionStrategies(InnerRun):
         inner = loop.run(outer, inner, key, self.inner_steps)
         return inner, loop.evaluate(outer, inner, key)
 
-    def _cost(self, costs: list[Mapping[str, float]]) -> dict[str, float]:
+    def _cost(
+        self, loop: BlackBoxLoop | InnerLoop, costs: list[Mapping[str, float]]
+    ) -> dict[str, float]:
         """Return what the runs cost in addition to what the problem charged for them."""
-        total = {"inner_steps": float(len(costs) * self.inner_steps), "evaluations": len(costs)}
+        steps = float(len(costs) * self.inner_steps)
+        total = {"inner_steps": steps, "evaluations": len(costs)}
+        if isinstance(loop, InnerLoop):  # a black box charges its own steps
+            total["gradients"] = steps
         for cost in costs:
             for unit, amount in cost.items():
                 total[unit] = total.get(unit, 0) + amount

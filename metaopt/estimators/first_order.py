@@ -53,7 +53,7 @@ class FirstOrder(TaskAverage):
     def check(self, loop: InnerLoop) -> None:
         """Raise an error where this estimator would be wrong; see `Estimator.check`."""
         require_gradients(loop, type(self).__name__, self.differentiates_inner)
-        _check_fork(loop)
+        check_fork(loop, "FirstOrder")
         super().check(loop)
 
     def one(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
@@ -64,11 +64,12 @@ class FirstOrder(TaskAverage):
         return self.result(inner, value, grad, gradients=self.inner_steps + 1)
 
 
-def _check_fork(loop: InnerLoop) -> None:
+def check_fork(loop: InnerLoop, estimator: str) -> None:
+    """Raise an error unless theta starts as a copy of phi in every run."""
     name = type(loop.problem).__name__
     if loop.problem.warm_start:
         raise ValueError(
-            f"FirstOrder needs theta to start at phi in every outer step; {name} has "
+            f"{estimator} needs theta to start at phi in every outer step; {name} has "
             f"warm_start=True. Set it to False, or use estimator=unroll or implicit."
         )
     outer = loop.problem.init_outer(generator(0))
@@ -76,12 +77,12 @@ def _check_fork(loop: InnerLoop) -> None:
         if key not in outer or outer[key].shape != value.shape:
             match = tuple(outer[key].shape) if key in outer else "nothing of that name"
             raise TypeError(
-                f"FirstOrder needs theta to be a copy of phi, name by name; {name} has theta "
+                f"{estimator} needs theta to be a copy of phi, name by name; {name} has theta "
                 f"{key!r} of shape {tuple(value.shape)} and phi holds {match}. Let init_params "
                 f"copy the outer variable, or use estimator=unroll."
             )
         if not torch.equal(outer[key], value):
             raise ValueError(
-                f"FirstOrder reads dF/dtheta as dF/dphi, so theta_0 must equal phi; {name} starts "
-                f"{key!r} at another value. Use estimator=unroll, which differentiates the start."
+                f"{estimator}: theta_0 must equal phi, and {name} starts {key!r} at another "
+                f"value. Use estimator=unroll, which differentiates the start."
             )

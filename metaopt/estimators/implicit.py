@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.meta_batch import MetaBatch
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw, fold
+from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.conjugate_gradient import ConjugateGradient
 from metaopt.estimators.exact import Exact
 from metaopt.estimators.held_fixed import Held
@@ -44,11 +46,15 @@ class Implicit(TaskAverage):
             where phi enters by theta_0 alone.
         tasks: number B of tasks whose hypergradients are averaged, >= 1; see `Unroll`. Each has a
             solve of its own, from a cold start.
+        fresh_batches: take each product of the solve on a batch of its own. StocBiO is this with
+            Neumann(step=...), AmIGO with GradientDescent(...).
 
     Cost: K gradients, then 2 more and the solver's products plus one (a product on the retained
-    graph costs about 2.1 gradients; see benchmarks/README.md).
+    graph costs about 2.1 gradients; see benchmarks/README.md); with fresh batches, one gradient
+    more for each product.
 
-    References: Pedregosa, ICML 2016; Lorraine et al., AISTATS 2020; Grazzi et al., ICML 2020.
+    References: Pedregosa, ICML 2016; Lorraine et al., AISTATS 2020; Grazzi et al., ICML 2020; Ji et
+    al., StocBiO, ICML 2021; Arbel and Mairal, AmIGO, ICLR 2022.
 
     Example:
         >>> from metaopt import ConjugateGradient, Implicit, check
@@ -68,9 +74,18 @@ class Implicit(TaskAverage):
         inner_steps: int = 1,
         any_start: bool = False,
         tasks: int = 1,
+        fresh_batches: bool = False,
     ) -> None:
         super().__init__(inner_steps, tasks)
         self.solve, self.any_start = solve or ConjugateGradient(), any_start
+        self.fresh_batches = fresh_batches
+        check_ranges(self, "fresh_batches")
+        if fresh_batches and getattr(self.solve, "step", None) is None:
+            raise ValueError(
+                f"Implicit(fresh_batches=True) needs a solver that takes products with another "
+                f"matrix each time: GradientDescent(...), or Neumann(step=...) with a step that is "
+                f"given; got {self.solve!r}."
+            )
         self.needs_stationarity = not isinstance(self.solve, Identity)
         self.carries_optimizer = self.needs_stationarity
         # torch factorizes no matrices of half precision.
@@ -107,25 +122,37 @@ class Implicit(TaskAverage):
     def _solved(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return a state and the implicit hypergradient there."""
         value, v, direct = self.outer_gradients(loop, outer, inner, key)
-        draw = loop.solve_draw(inner, key, self.inner_steps)
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
+
+        def slope_on(number: int | None) -> Tree:
+            draw = loop.solve_draw(inner, key, self.inner_steps, number)
+            return self._slope(loop, phi, theta, inner, draw)
+
         with twice_differentiable():
-            # `at` copies the buffers: no step is taken here, so the state's own stay as they are.
-            held = Held(loop, type(self).__name__, inner, state=True)
-            loss, slope = inner_slope(loop, phi, held.inner.at(theta), draw)
-            held.refuse_read("inner_loss", loss)
-            if self.needs_stationarity:
-                # Of the last step: a learned schedule may end there.
-                optimizer = loop.optimizer(phi, max(inner.step - 1, 0))
-                slope = optimizer.stationary_gradient(theta, slope)
-            product, v = _Product(slope, theta), _read(slope, v)
+            slope = slope_on(None)
+            product = _Product(slope_on if self.fresh_batches else slope, theta)
+            v = _read(slope, v)
             q, last, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
             # The solution of one task is no start for the next one's.
             self._solver = last if self.tasks == 1 else {}
             cross = tree.like(phi, pull_back(slope, list(phi.values()), q))
         grad = tree.add(direct, cross, -1.0)
-        gradients, hvps = self.inner_steps + 2, product.calls + 1
-        return self.result(inner, value, grad, metrics, gradients=gradients, hvps=hvps)
+        gradients = self.inner_steps + 2 + (product.calls if self.fresh_batches else 0)
+        return self.result(inner, value, grad, metrics, gradients=gradients, hvps=product.calls + 1)
+
+    def _slope(
+        self, loop: InnerLoop, phi: Tree, theta: Tree, inner: GradientState, draw: Draw
+    ) -> Tree:
+        """Return what is zero at the stationary point, on the graph of phi and theta."""
+        # `at` copies the buffers: no step is taken here, so the state's own stay as they are.
+        held = Held(loop, type(self).__name__, inner, state=True)
+        loss, slope = inner_slope(loop, phi, held.inner.at(theta), draw)
+        held.refuse_read("inner_loss", loss)
+        if not self.needs_stationarity:
+            return slope
+        # Of the last step: a learned schedule may end there.
+        optimizer = loop.optimizer(phi, max(inner.step - 1, 0))
+        return optimizer.stationary_gradient(theta, slope)
 
 
 def _read(slope: Tree, v: Tree) -> Tree:
@@ -141,15 +168,27 @@ def _read(slope: Tree, v: Tree) -> Tree:
 
 
 class _Product:
-    """p -> H p on a retained graph, averaged over ranks; counts its calls."""
+    """p -> H p, averaged over ranks; counts its calls.
 
-    def __init__(self, slope: Tree, theta: Tree) -> None:
+    Args:
+        slope: dg/dtheta on a graph, which is retained, or a function of the number of a call that
+            makes one on another batch.
+        theta: what it is differentiated in.
+    """
+
+    def __init__(self, slope: Tree | Callable[[int], Tree], theta: Tree) -> None:
         self.slope, self.theta, self.calls = slope, theta, 0
 
+    @property
+    def fresh(self) -> bool:
+        """Whether each product is with another matrix."""
+        return callable(self.slope)
+
     def __call__(self, p: Tree) -> Tree:
+        slope = self.slope(self.calls) if callable(self.slope) else self.slope
         self.calls += 1
         # Retained, since a solver asks for several products; the cross term is the last use.
-        image = pull_back(self.slope, list(self.theta.values()), p, retain_graph=True)
+        image = pull_back(slope, list(self.theta.values()), p, retain_graph=not self.fresh)
         return distributed.mean(tree.like(self.theta, image))
 
 

@@ -14,7 +14,7 @@ from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.module_check import HALF, check_outer_loss
 from metaopt.engine.protocols import Feedback, Tree
-from metaopt.engine.random import generator, replay
+from metaopt.engine.random import Draw, generator, replay
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.held_fixed import Held, refuse_state
 from metaopt.estimators.optimizer_check import refuse_learned
@@ -67,7 +67,7 @@ class InnerRun:
     carries_optimizer: bool = False
     second_derivatives: ClassVar[Literal["reverse", "forward"] | None] = None
     needs_precision: tuple[str, ...] = ()
-    memory: ClassVar[tuple[str, ...]] = ()
+    memory: tuple[str, ...] = ()
     stacks: bool = False
 
     def __init__(self, inner_steps: int = 1) -> None:
@@ -141,8 +141,9 @@ class InnerRun:
         return Held(loop, type(self).__name__, inner, not self.carries_state, buffers)
 
     def outer_gradients(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, before: Any = None
-    ) -> tuple[Tensor, Tree, Tree]:
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int, before: Any = None,
+        draw: Draw | None = None,
+    ) -> tuple[Tensor, Tree, Tree]:  # fmt: skip
         """Return F, v = dF/dtheta averaged over ranks, and the direct dF/dphi; costs one gradient.
 
         Args:
@@ -151,6 +152,7 @@ class InnerRun:
             key: of the outer step.
             before: the problem's state before the last step; where it is given, v goes through the
                 update of the state by that step as well.
+            draw: the batch of F; `None` for that of the outer step.
 
         Raises:
             ValueError: F reads what this estimator holds fixed.
@@ -165,7 +167,7 @@ class InnerRun:
         if before is not None:
             at = at._replace(state=loop.updated_state(phi, at._replace(state=before), inner.step))
         with held.block():
-            loss = loop.outer_value(phi, at, loop.outer_draw(inner, key))
+            loss = loop.outer_value(phi, at, draw or loop.outer_draw(inner, key))
         held.refuse_read("outer_loss", loss)
         v, direct = tree.gradient(loss, theta, phi)
         # v is averaged before it is multiplied: a product with each rank's own would be another.

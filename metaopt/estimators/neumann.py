@@ -25,7 +25,8 @@ class Neumann:
     does, ten products from there tell why: an own step that was too large is made smaller and
     the series starts again; a given one is refused. Along a negative curvature the series does not
     tend to H^-1 v: with an own step it ends with the terms before, with a given one it has all its
-    terms, which are still the derivative through T steps.
+    terms, which are still the derivative through T steps. On fresh batches
+    (`Implicit(fresh_batches=True)`), where single terms may grow, it has all of them, too.
 
     Args:
         terms: number of terms, >= 1; costs as many products.
@@ -37,7 +38,8 @@ class Neumann:
 
     Raises:
         ValueError: from a call, when `step` is above 2 / (largest eigenvalue) so that the series
-            diverges, or H v is 0 in some replicates and not in others.
+            diverges (on fresh batches: its residual has grown a thousand times), or H v is 0 in
+            some replicates and not in others.
 
     Reference: Lorraine et al., AISTATS 2020.
 
@@ -75,6 +77,8 @@ class Neumann:
             step, state = 1.0 / largest, {"direction": direction}
         else:
             step = torch.full_like(size, self.step)
+        if getattr(product, "fresh", False):
+            return self._on_fresh_batches(product, v, step, state)
         total, residual, growing, grows = self._series(product, v, step)
         negative = torch.zeros_like(size)
         while grows.any():
@@ -109,6 +113,28 @@ class Neumann:
             "solve/step": step,
             "solve/residual": tree.norm(residual) / positive(size),
             "solve/negative_curvature": negative,
+        }
+        return tree.scale(total, step), state, metrics
+
+    def _on_fresh_batches(self, product: Product, v: Tree, step: Tensor, state: State) -> Solution:
+        """Return the series of products with another matrix each.
+
+        One batch may enlarge what the mean of all makes smaller: growth is no divergence yet.
+        """
+        size = tree.norm(v)
+        total, residual, *_ = self._series(product, v, step, bounded=False)
+        grown = tree.norm(residual) / positive(size)
+        if (grown > 1e3).any():
+            raise ValueError(
+                f"Neumann(step={self.step}) diverges: its residual has grown "
+                f"{float(grown.max()):.3g} times in {self.terms} terms. The step must be below "
+                f"2 / (largest eigenvalue of the Hessian of the inner loss), which must be "
+                f"positive definite; lower solve.step, or take larger batches."
+            )
+        metrics = {
+            "solve/step": step,
+            "solve/residual": grown,
+            "solve/negative_curvature": torch.zeros_like(size),
         }
         return tree.scale(total, step), state, metrics
 

@@ -17,7 +17,8 @@ class Score(InnerRun):
     Args:
         inner_steps: number K of inner steps, >= 0.
 
-    Cost: K inner steps and one evaluation, in addition to what the problem charges itself.
+    Cost: K inner steps (of a gradient problem K gradients) and one evaluation, in addition to what
+    the problem charges itself.
 
     Example:
         >>> from metaopt import Score, Search, run
@@ -45,5 +46,6 @@ class Score(InnerRun):
         """Return the inner state after K steps and the problem's own feedback."""
         inner = loop.run(outer, inner, key, self.inner_steps)
         feedback = loop.evaluate(outer, inner, key)
-        cost = {"inner_steps": self.inner_steps, "evaluations": 1, **feedback.cost}
+        gradients = {"gradients": self.inner_steps} if isinstance(loop, InnerLoop) else {}
+        cost = {"inner_steps": self.inner_steps, "evaluations": 1, **gradients, **feedback.cost}
         return inner, dataclasses.replace(feedback, cost=cost)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 
-from metaopt.engine import distributed, tree
+from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
-from metaopt.engine.kernels import twice_differentiable
-from metaopt.engine.protocols import Feedback, Tree
+from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
-from metaopt.estimators.held_fixed import Held
-from metaopt.estimators.implicit import inner_slope, pull_back
-from metaopt.estimators.inner_run import InnerRun, Result, largest
+from metaopt.engine.schedules import Schedule
+from metaopt.estimators.inner_run import Result
+from metaopt.estimators.single_loop import Evaluation, SingleLoop
 
 
-class Soba(InnerRun):
+class Soba(SingleLoop):
     """One step each on theta, on the adjoint q and, by the outer optimizer, on phi.
 
-    theta <- u(theta, dg/dtheta);  q <- q - step (H q - v);  hypergradient dF/dphi - J^T q,
+    theta <- u(theta, dg/dtheta);  q <- q - step (H q - v);  hypergradient D = dF/dphi - J^T q,
     all at the same (phi, theta, q) and from one graph of dg/dtheta: H = d2g/dtheta2,
     J = d2g/dtheta dphi, v = dF/dtheta. q tends to H^-1 v as theta and phi settle.
     Scale: free of the inner learning rate.
 
+    With `average` = a it is MA-SOBA: the hypergradient is r <- (1 - a) r + a D, which starts at the
+    first D; where phi moves slowly, its variance is about a / 2 that of D.
+
     Args:
         step: step size of q, 0 < step < 2 / (largest eigenvalue of H), or `None` for the inner
             learning rate of the moment, which suits plain SGD.
+        schedule: factor on `step` by inner step, such as `PowerDecay(0.5)`, or `None`.
+        average: weight a of the newest hypergradient, in (0, 1], or `None` for D itself.
 
     Cost: about 4.2 gradients: one with a graph, one product for both derivatives, one of F.
 
@@ -34,7 +38,9 @@ class Soba(InnerRun):
     `solve/residual` |H q - v| / |v| shows it. With a rate tuned for Adam or for momentum set
     `step`.
 
-    Reference: Dagréou et al., A framework for bilevel optimization, NeurIPS 2022.
+    References: Dagréou et al., A framework for bilevel optimization, NeurIPS 2022; Chen, Xiao and
+    Balasubramanian, Optimal algorithms for stochastic bilevel optimization (MA-SOBA),
+    arXiv 2306.12067, 2023.
 
     Example:
         >>> from metaopt import Soba, check
@@ -44,50 +50,30 @@ class Soba(InnerRun):
         (1.0, True)
     """
 
-    stacks = True
-    needs_stationarity = True
-    carries_optimizer = True
-    memory = ("q",)
-    second_derivatives = "reverse"
+    def __init__(
+        self,
+        step: float | None = None,
+        schedule: Schedule | None = None,
+        average: float | None = None,
+    ) -> None:
+        super().__init__(step, schedule)
+        self.average = average
+        check_ranges(self, "0 < average <= 1 or null")
+        if average is not None:
+            self.memory = ("q", "mean")
+        self._mean: Tree | None = None
 
-    def __init__(self, step: float | None = None) -> None:
-        super().__init__()
-        self.step = step
-        check_ranges(self, "step > 0 or null")
-        self._q: Tree | None = None
+    def directions(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, q: Tree, key: int
+    ) -> tuple[Evaluation, dict[str, float]]:
+        """Return the terms on the batches of this step."""
+        return self.evaluated(loop, outer, inner, q, key), {"gradients": 2, "hvps": 1}
 
     def estimate(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return the inner state after one step and the hypergradient before it."""
-        value, v, direct = self.outer_gradients(loop, outer, inner, key)
-        q = tree.zeros_like(v) if self._q is None else self._q
-        phi, theta = tree.leaves(outer), tree.leaves(inner.params)
-        with twice_differentiable():
-            # The step is taken on this evaluation, so the module updates the state's own buffers.
-            held = Held(loop, "Soba", inner._replace(params=theta), state=True)
-            loss, slope = inner_slope(loop, phi, held.inner, loop.draw(inner, key, 0))
-            held.refuse_read("inner_loss", loss)
-            optimizer = loop.optimizer(phi, inner.step)
-            stationary = optimizer.stationary_gradient(theta, slope)
-            products = pull_back(stationary, [*theta.values(), *phi.values()], q)
-        curved = distributed.mean(tree.like(theta, products[: len(theta)]))
-        cross = tree.like(phi, products[len(theta) :])
-        residual = tree.add(curved, v, -1.0)
-        rate = self.step or optimizer.learning_rate(inner.step)
-        self._q = tree.add(q, residual, -rate)
-        inner = loop.step_along(outer, inner, tree.detach(slope), loss)
-        metrics = {"solve/residual": tree.relative_norm(residual, v)}
-        grad = tree.add(direct, cross, -1.0)
-        return self.result(inner, value, grad, metrics, gradients=2, hvps=1)
-
-    def divergence(self, feedback: Feedback) -> str:
-        """Return a clause that names what diverged, or nothing, for feedback that is not finite."""
-        # Where theta has diverged by itself, v has grown with it, and the residual is of order 1.
-        residual = largest(feedback.metrics["solve/residual"])
-        if residual < 1e3 or not math.isfinite(largest(feedback.value)):
-            return super().divergence(feedback)
-        step = "inner_optimizer.lr" if self.step is None else self.step
-        return (
-            f": Soba's adjoint q has diverged (step={step}); set "
-            f"estimator.step below 2 / (largest eigenvalue of the inner Hessian), or use "
-            f"estimator=implicit where the inner loss has negative curvature"
-        )
+        inner, feedback = super().estimate(loop, outer, inner, key)
+        if self.average is None or feedback.grad is None:
+            return inner, feedback
+        mean = feedback.grad if self._mean is None else self._mean
+        self._mean = tree.add(mean, tree.add(feedback.grad, mean, -1.0), self.average)
+        return inner, dataclasses.replace(feedback, grad=self._mean)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from metaopt.engine.finite import Finite
 from metaopt.engine.gradient_problem import GradientProblem, split_module
 from metaopt.engine.inner_optimizers import SGD, Adam, AdamW
 from metaopt.engine.random import generator
@@ -176,8 +177,26 @@ class SampledAverage(Sampled, Averaged):
     """Both."""
 
 
-def problem(optimizer, complication, fork=False, sampled=False):
+class Blocks(Finite, Combined):
+    """On a fixed partition of the rows."""
+
+    inner_batches, outer_batches, epoch_seed = 3, 2, None
+
+    def inner_batch_at(self, index):
+        return torch.arange(ROWS)[index :: self.inner_batches][:4]
+
+    def outer_batch_at(self, index):
+        return torch.arange(ROWS)[index :: self.outer_batches][:4]
+
+
+class AveragedBlocks(Blocks, Averaged):
+    """Both."""
+
+
+def problem(optimizer, complication, fork=False, sampled=False, blocks=False):
     """Return a problem of a cell of the table."""
     averaged = complication == "average"
+    if blocks:
+        return (AveragedBlocks if averaged else Blocks)(optimizer, complication, fork)
     kinds = {False: (Combined, Sampled), True: (Averaged, SampledAverage)}
     return kinds[averaged][sampled](optimizer, complication, fork)

@@ -171,8 +171,43 @@ def soba(loop, outer, inner, keys, step):
     return result
 
 
-def penalty(loop, outer, inner, key, steps, gamma):
-    """Return dF/dphi(y) + gamma [dg/dphi(y) - dg/dphi(z)] where both copies end."""
+def saba(loop, outer, inner, keys, step):
+    """Return SABA's reduced dF/dphi - J^T q at the last of several steps of theta and q."""
+    problem, memory = loop.problem, {}
+    counts = {"i": problem.inner_batches, "j": problem.outer_batches}
+    inner, q = tree.clone(inner), 0.0 * flat(inner.params)
+    for key in keys:
+        draw, outer_draw = loop.draw(inner, key, 0), loop.outer_draw(inner, key)
+        at = At(loop, outer, inner, key, draw)
+        places = {"i": problem.block(draw), "j": problem.block(outer_draw)}
+
+        def reduced(name, which, value, places=places):
+            rows = memory.setdefault(name, value.new_zeros(counts[which], len(value)))
+            direction = value - rows[places[which]] + rows.mean(0)
+            rows[places[which]] = value
+            return direction
+
+        cross, direct = reduced("cross", "i", at.J.T @ q), reduced("direct", "j", at.direct)
+        result = direct - cross
+        product, v = reduced("product", "i", at.stationary @ q), reduced("v", "j", at.v)
+        q = q - step * (product - v)
+        moments = {k: flat(m) for k, m in inner.optimizer.items()}
+        slope = reduced("slope", "i", at.g_theta)
+        theta, moments = update(at.optimizer, flat(inner.params), slope, moments, inner.step)
+        after = loop.run(outer, tree.clone(inner), key, 1)
+        inner = after._replace(
+            params=unflat(theta, inner.params),
+            optimizer={k: unflat(m, inner.params) for k, m in moments.items()},
+        )
+    return result
+
+
+def penalty(loop, outer, inner, key, steps, gamma, divisor=None):
+    """Return dF/dphi(y) + gamma [dg/dphi(y) - dg/dphi(z)] where both copies end.
+
+    y follows F + gamma g over a divisor, 1 + gamma where none is given.
+    """
+    divisor = divisor or 1 + gamma
     z = loop.run(outer, tree.clone(inner), key, steps)
     y = tree.clone(inner)
     optimizer = loop.optimizer(outer, 0)
@@ -185,7 +220,7 @@ def penalty(loop, outer, inner, key, steps, gamma):
         slope = flat(tree.like(theta, slopes)) + gamma * optimizer.weight_decay * flat(y.params)
         # The decay is in the loss here.
         moved, moments = update(
-            replace(optimizer, weight_decay=0.0), flat(y.params), slope / (1 + gamma),
+            replace(optimizer, weight_decay=0.0), flat(y.params), slope / divisor,
             {k: flat(m) for k, m in y.optimizer.items()}, y.step,
         )  # fmt: skip
         y = y._replace(

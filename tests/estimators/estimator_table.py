@@ -25,6 +25,7 @@ from combined import COMPLICATIONS, OPTIMIZERS, problem
 from metaopt.engine import tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.random import generator
+from metaopt.engine.schedules import PowerDecay
 from metaopt.estimators import (
     ConjugateGradient,
     Direct,
@@ -33,12 +34,14 @@ from metaopt.estimators import (
     FiniteDifference,
     FirstOrder,
     Forward,
+    GradientDescent,
     Identity,
     Implicit,
     Neumann,
     Nystrom,
     OneStep,
     Penalty,
+    Saba,
     Sama,
     ScoreFunction,
     Soba,
@@ -81,7 +84,7 @@ class Row(NamedTuple):
         estimate: cell -> what the estimator returns for it, a flat vector.
         reference: cell -> the vector that it should be.
         kind: exact, formula or unbiased.
-        settings: of the problem: fork, sampled.
+        settings: of the problem: fork, sampled, blocks.
     """
 
     estimate: Callable
@@ -145,6 +148,10 @@ SOLVERS = {
     ),
     "implicit_neumann": (Neumann(5, step=0.2), lambda at: dense.neumann(at, 5, 0.2)),
     "implicit_identity": (Identity(), lambda at: at.v),
+    "implicit, gradient descent": (
+        GradientDescent(5, step=0.2),
+        lambda at: dense.neumann(at, 5, 0.2),
+    ),
 }
 KEYS = (7, 8, 9)
 ROWS = {
@@ -162,6 +169,12 @@ ROWS = {
     "soba": Row(
         once(Soba(step=0.2), KEYS), lambda c: dense.soba(*c.arguments()[:3], KEYS, 0.2), "formula"
     ),
+    "saba": Row(
+        once(Saba(step=0.2), KEYS),
+        lambda c: dense.saba(*c.arguments()[:3], KEYS, 0.2),
+        "formula",
+        {"blocks": True},
+    ),
     "finite_difference": Row(
         once(FiniteDifference(inner_steps=STEPS)), solved(lambda at: at.v), "formula"
     ),
@@ -169,6 +182,11 @@ ROWS = {
     "penalty": Row(
         once(Penalty(GAMMA, GAMMA, inner_steps=STEPS)),
         lambda c: dense.penalty(*c.arguments(), STEPS, GAMMA),
+        "formula",
+    ),
+    "penalty, a copy with a schedule": Row(
+        once(Penalty(GAMMA, GAMMA, inner_steps=STEPS, copy_schedule=PowerDecay(0.0))),
+        lambda c: dense.penalty(*c.arguments(), STEPS, GAMMA, divisor=1.0),
         "formula",
     ),
     "first_order": Row(once(FirstOrder(STEPS)), first_order, "formula", {"fork": True}),
@@ -188,9 +206,9 @@ ROWS = {
 
 
 @cache
-def cell(optimizer, complication, fork=False, sampled=False):
+def cell(optimizer, complication, fork=False, sampled=False, blocks=False):
     """Return the place of a cell: two steps after the start, so that moments are not zero."""
-    loop = InnerLoop(problem(optimizer, complication, fork, sampled))
+    loop = InnerLoop(problem(optimizer, complication, fork, sampled, blocks))
     outer = loop.problem.init_outer(generator(0))
     inner = loop.start(outer, None, KEY)
     return Cell(loop, outer, inner if fork else loop.run(outer, inner, 3, 2))
@@ -228,7 +246,11 @@ def _unbiased(estimate, exact):
 def anonymous(sentence):
     """Return a sentence without the names of classes, which differ between rows that say it."""
     sentence = re.sub(r"^[A-Z]\w+(?= (cannot|does not|holds|needs))", "This estimator", sentence)
-    return re.sub(r"\b(Combined|Averaged|Sampled|SampledAverage)\b", "the problem", sentence)
+    return re.sub(
+        r"\b(Combined|Averaged|Sampled|SampledAverage|Blocks|AveragedBlocks)\b",
+        "the problem",
+        sentence,
+    )
 
 
 def written(verdicts):

@@ -75,6 +75,7 @@ def test_is_a_random_projection_of_the_gradient_for_a_quadratic():
         )
         _, exact = Unroll(3)(InnerLoop(problem), outer, InnerLoop(problem).start(outer, None, 0), 5)
         ratios.append(float(feedback.grad["phi"] / exact.grad["phi"]))
+        assert feedback.cost == {"inner_steps": 1203, "gradients": 1203, "evaluations": 401}
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-9)
     assert ratios[0] == pytest.approx(1, abs=3 * math.sqrt(2 / 200))
 

@@ -7,6 +7,7 @@ from cases import Classification, cosine, relative_error
 from metaopt.engine import Engine, tree
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import NonFiniteError
+from metaopt.engine.schedules import Cosine, PowerDecay
 from metaopt.estimators import Identity, Implicit, Penalty
 from metaopt.optimizers import Descent
 from metaopt.problems.examples import Quadratic
@@ -119,6 +120,26 @@ def test_a_copy_that_diverges_is_named():
 
     engine = Engine(Steep(), Penalty(inner_steps=50), Descent("sgd", lr=1e-9), outer_steps=9)
     with pytest.raises(NonFiniteError, match=r"Penalty's copy y has diverged at gamma=0\.1"):
+        list(engine)
+
+
+def test_a_copy_schedule_may_end_at_zero():
+    loop = InnerLoop(Quadratic())
+    outer, estimator = outer_of(loop.problem), Penalty(2.0, 2.0, copy_schedule=Cosine(2))
+    inner, copies = loop.start(outer, None, 0), []
+    for loop.outer_step in range(4):
+        inner, _ = estimator(loop, outer, inner, loop.outer_step)
+        copies.append(estimator.state_dict()["copy"].params["theta"].clone())
+    assert not torch.equal(copies[0], copies[1])
+    assert torch.equal(copies[1], copies[3])  # a step of length 0
+
+
+def test_a_copy_that_diverges_along_its_sum_is_told_to_lower_gamma():
+    estimator = Penalty(None, 1e4, inner_steps=50, copy_schedule=PowerDecay(0.0))
+    engine = Engine(Quadratic(), estimator, Descent("sgd", lr=1e-9), outer_steps=9)
+    with pytest.raises(
+        NonFiniteError, match=r"for F \+ gamma g: lower it, or lower estimator.init"
+    ):
         list(engine)
 
 
