@@ -4,11 +4,14 @@ from metaopt.optimizers.descent import Descent
 from metaopt.optimizers.mirror import MirrorDescent
 from metaopt.optimizers.mutation import Mutation
 from metaopt.optimizers.open_loop import Grid, Random
+from metaopt.optimizers.population_based import PopulationBased
 from metaopt.optimizers.schedule import Constant, Linear, Schedule, recorded
 from metaopt.optimizers.search import Search, Trial, reject_known
 from metaopt.optimizers.spaces import Choice, Normal, Uniform
+from metaopt.optimizers.tpe import TPE
 
 __all__ = [
+    "TPE",
     "Choice",
     "Constant",
     "Descent",
@@ -17,6 +20,7 @@ __all__ = [
     "MirrorDescent",
     "Mutation",
     "Normal",
+    "PopulationBased",
     "Random",
     "Schedule",
     "Search",

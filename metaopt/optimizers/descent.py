@@ -41,7 +41,9 @@ class Descent:
         consensus: phi has a leading axis of R members that start equal, each with its own
             hypergradient. Each takes the algorithm's step with its own moments (and clipping), and
             all then become their mean (Calian et al., DataRater, 2025, average the updates).
-        settings: of the algorithm, named as in `torch.optim`, such as lr (by default 1e-3).
+        settings: of the algorithm, named as in `torch.optim`, such as lr (by default 1e-3); those
+            with a name take a `schedule` as well, a factor on lr by update, which imports nothing
+            (`metaopt.engine.schedules`).
 
     Example:
         >>> descent = Descent("adam", lr=0.1)
@@ -68,6 +70,17 @@ class Descent:
         check_ranges(
             self, "algorithm", "scheduler or null", "clip_norm > 0 or null", "accumulate >= 1"
         )
+        if settings.get("schedule") is not None:
+            if scheduler is not None:
+                raise ValueError(
+                    "Descent got a scheduler of torch and a schedule, each of which sets the "
+                    "learning rate; drop one of them."
+                )
+            if self._named is None:
+                raise ValueError(
+                    f"Descent takes a schedule with {', '.join(ALGORITHMS)}; give an optimizer of "
+                    f"torch a scheduler, such as functools.partial(LambdaLR, lr_lambda=schedule)."
+                )
         self._outer: Tree = {}
         self._steps = 0
 
@@ -120,7 +133,8 @@ class Descent:
             if self.scheduler is None:
                 return None
             make = getattr(torch.optim, type(self._named).__name__)
-        optimizer: Optimizer = make(list(self._outer.values()), **self.settings)
+        settings = {k: v for k, v in self.settings.items() if k != "schedule" or v is not None}
+        optimizer: Optimizer = make(list(self._outer.values()), **settings)
         return optimizer
 
     def ask(self, key: int) -> Tree:
@@ -225,8 +239,7 @@ def _named(algorithm: str, settings: Mapping[str, Any]) -> SGD | Adam:
             f"functools.partial(torch.optim.RAdam, lr=1e-3); got {algorithm!r}."
         )
     made = ALGORITHMS[algorithm]
-    # Clipping and schedules are `Descent`'s own, and its schedulers are torch's.
-    inner = ("clip_norm", "groups", "schedule")
+    inner = ("clip_norm", "groups")  # clipping is `Descent`'s own
     legal = [field.name for field in dataclasses.fields(made) if field.name not in inner]
     unknown = sorted(set(settings) - set(legal))
     if unknown:

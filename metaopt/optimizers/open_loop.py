@@ -151,10 +151,12 @@ class Grid(OpenLoop):
         self.size = math.prod(len(a) for a in lists)
 
     def _propose(self, initial: Any, step: int, key: int) -> Any:
-        if step >= self.size:
-            return None
-        value = substitute(initial, self.point(step))
-        return _added(initial, value, self.point(step)) if self.relative else value
+        return self.outer_at(initial, step) if step < self.size else None
+
+    def outer_at(self, initial: Any, index: int) -> Any:
+        """Return the outer variable at a point, 0 <= index < size."""
+        value = substitute(initial, self.point(index))
+        return _added(initial, value, self.point(index)) if self.relative else value
 
     def point(self, index: int) -> Any:
         """Return the point at `index`, 0 <= index < size."""

@@ -16,6 +16,7 @@ from metaopt.engine.ranges import check_choices, check_ranges
 
 Accept = Literal["always", "if_better", "archive"]
 Rank = Literal["value", "screen"]
+Keep = Literal["best", "latest"]
 
 
 class Trial(NamedTuple):
@@ -79,6 +80,9 @@ class Search:
             first parent is run again, which sharpens its average.
         rank: order of the archive: "value", the averages told, or "screen", what the screen
             predicts from today's evidence, for values told under conditions that have changed.
+        keep: the solution: "best", the first of the archive, or "latest", the last trial, for an
+            inner level that goes on under each candidate, so that values of different trials are
+            not to be compared.
 
     Raises:
         ValueError: an argument outside its range, or one that needs a screen without one.
@@ -108,13 +112,14 @@ class Search:
         proposals: int = 1,
         redraws: int = 10,
         rank: Rank = "value",
+        keep: Keep = "best",
     ) -> None:
         if screen is None and (proposals > 1 or rank == "screen"):
             raise ValueError("Search needs a screen for proposals > 1 and for rank=screen.")
         self.proposer, self.screen, self.accept, self.rank = proposer, screen, accept, rank
-        self.archive_size, self.repeats = archive_size, repeats
+        self.keep, self.archive_size, self.repeats = keep, archive_size, repeats
         self.proposals, self.redraws = proposals, redraws
-        check_choices(self, accept=get_args(Accept), rank=get_args(Rank))
+        check_choices(self, accept=get_args(Accept), rank=get_args(Rank), keep=get_args(Keep))
         check_ranges(
             self, "archive_size >= 1 or null", "repeats >= 1", "proposals >= 1", "redraws >= 0"
         )
@@ -156,7 +161,9 @@ class Search:
 
     @property
     def solution(self) -> Any:
-        """The first of the archive; the problem's own outer variable before the first trial."""
+        """The trial to keep; the problem's own outer variable before the first trial."""
+        if self.keep == "latest" and self._latest is not None:
+            return self._latest.outer
         return self._archive[0].outer if self._archive else self._initial
 
     @property

@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from metaopt import Feedback
 from metaopt.engine.random import generator
+from metaopt.engine.schedules import PowerDecay
 from metaopt.optimizers import Descent
 
 ADAM = partial(torch.optim.Adam, lr=0.1)
@@ -178,6 +179,19 @@ def test_a_scheduler_steps_a_named_algorithm():
     assert_equal(phi, reference(ADAM, grads, scheduler))
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_schedule_is_the_scheduler_of_the_same_factor(name):
+    grads, decay = gradients(9), PowerDecay(0.5)
+    scheduled = descend(begun(name, lr=0.1, schedule=decay, accumulate=2), grads)
+    by_torch = descend(begun(name, partial(LambdaLR, lr_lambda=decay), lr=0.1, accumulate=2), grads)
+    assert_equal(scheduled, by_torch)
+    with pytest.raises(ValueError, match="drop one of them"):
+        begun(name, partial(LambdaLR, lr_lambda=decay), schedule=decay)
+    with pytest.raises(ValueError, match="give an optimizer of torch a scheduler"):
+        begun(ADAM, schedule=decay)
+    begun(ADAM, schedule=None)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -185,7 +199,7 @@ def test_a_scheduler_steps_a_named_algorithm():
         (
             "adam",
             {"momentum": 0.9},
-            "'adam' has no setting 'momentum'; it has lr, weight_decay, betas",
+            "'adam' has no setting 'momentum'; it has lr, weight_decay, schedule, betas",
         ),
         ("sgd", {"lr": -1.0}, "SGD needs lr >= 0; got lr=-1.0"),
         ("sgd", {"nesterov": True}, "needs momentum > 0"),

@@ -65,6 +65,16 @@ def test_acceptance_decides_what_the_proposer_sees(accept, shown):
     assert search.solution == 3
 
 
+def test_the_latest_trial_is_kept_where_values_are_not_to_be_compared():
+    search = begun(Counting(), accept="always", archive_size=1, keep="latest")
+    assert search.solution == 0
+    run(search, [5.0, 1.0, 9.0])
+    assert search.solution == 2
+    other = begun(Counting(), accept="always", archive_size=1, keep="latest")
+    other.load_state_dict(search.state_dict())
+    assert other.solution == 2
+
+
 def test_ties_keep_the_earlier_one():
     search = begun(Counting())
     run(search, [1.0, 1.0])
@@ -237,6 +247,7 @@ def test_same(a, b, expected):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"keep": "first"}, "keep to be one of best, latest; got keep="),
         ({"accept": "sometimes"}, "accept to be one of always, if_better, archive; got accept="),
         ({"rank": "luck"}, "rank to be one of value, screen; got rank="),
         ({"archive_size": 0}, "archive_size"),
