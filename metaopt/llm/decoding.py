@@ -222,7 +222,7 @@ class Decoder:
                 eos_token_id=self._ends or None,
                 pad_token_id=self._pad,
             ),
-            logits_processor=LogitsProcessorList([_Draw(parameters, draws, width)]),
+            logits_processor=LogitsProcessorList([Draw(parameters, draws, width)]),
             stopping_criteria=StoppingCriteriaList([stops]),
         )[:, width:].tolist()
         return [
@@ -292,8 +292,14 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) ->
     return torch.where(greedy, logits.argmax(-1), sampled)
 
 
-class _Draw(LogitsProcessor):
-    """Leaves each row the one token that `draw` chose."""
+class Draw(LogitsProcessor):
+    """Leaves each row the one token that `draw` chose, for `generate` with do_sample=False.
+
+    Args:
+        parameters: temperature and top_p of each row.
+        uniform: numbers (B, max_new_tokens) in [0, 1) that decide the samples, float64.
+        width: tokens of the prompts, with their padding.
+    """
 
     def __init__(self, parameters: Sequence[Parameters], uniform: Tensor, width: int) -> None:
         self._width, self._uniform = width, uniform
@@ -301,6 +307,7 @@ class _Draw(LogitsProcessor):
         self._top_p = uniform.new_tensor([p.top_p for p in parameters])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (B, V) that are 0 for the token of each row and -inf for all others."""
         if scores.isnan().any():
             raise FloatingPointError("The model's logits are not numbers; try dtype=float32.")
         step = input_ids.shape[1] - self._width

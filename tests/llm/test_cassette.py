@@ -231,7 +231,7 @@ def test_no_secret_is_in_the_file(tmp_path: Path) -> None:
 
 
 KILLED = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from types import ModuleType
 sys.path[:0] = [{tests!r}]
@@ -239,7 +239,11 @@ sys.modules["metaopt"] = ModuleType("metaopt")  # without its imports, which tak
 sys.modules["metaopt"].__path__ = [{package!r}]
 from metaopt.llm import Client
 from paid import Paid, requests
-client = Client({{"target": Paid(log=Path({log!r}), delay=0.02)}}, concurrency=4)
+log = Path({log!r})
+def kill(*_):
+    if len(log.read_text().splitlines()) >= 60:
+        os.kill(os.getpid(), signal.SIGKILL)
+client = Client({{"target": Paid(kill, log, delay=0.02)}}, concurrency=4)
 client.open(Path({folder!r}))
 client.begin(1)
 client.keep("a text")
@@ -259,11 +263,7 @@ def test_kill_nine_loses_no_paid_answer(tmp_path: Path) -> None:
         log=str(log),
         folder=str(folder),
     )
-    process = subprocess.Popen([sys.executable, "-c", code])
-    while not log.exists() or len(log.read_text().splitlines()) < 60:
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     called = log.read_text().splitlines()
     lm = Paid()
     client = Client({"target": lm}, concurrency=4)

@@ -153,14 +153,17 @@ def test_a_kill_in_the_middle_leaves_everything_sent_on_record(tmp_path: Path) -
     folder = tmp_path / "run"
     tests, package = Path(__file__).parent, Path(metaopt.__file__).parents[1]
     paths = [str(path) for path in (tests, tests.parent, package)]
-    with Faulty() as server:
+
+    class Killing(Faulty):
+        def _script(self, asked: Asked) -> Served:
+            if len(self.log) >= 40:
+                process.send_signal(signal.SIGKILL)  # once: nothing is sent to who has ended
+            return super()._script(asked)
+
+    with Killing() as server:
         code = KILLED.format(url=server.url, folder=str(folder), paths=paths)
         process = subprocess.Popen([sys.executable, "-c", code])
-        while len(server.log) < 40:
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
         time.sleep(0.1)
         before = len(server.log)
         client = client_of(server.url, limits={"lm_calls": 200})

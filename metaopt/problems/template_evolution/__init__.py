@@ -5,7 +5,7 @@ ICLR 2026, as an evaluation tool for judges on harmless tasks.
 
 | paper | here |
 |---|---|
-| judge's scoring template, outer variable | a text: `rubric.Rubric.render` |
+| judge's scoring template, outer variable | a text: `metaopt.llm.rubric.Rubric.render` |
 | dense score s in [1, 10] of Judge(q, T(q')) | `score` of a candidate, `candidates.Panel.judge` |
 | binary outcome y of the checker | `outcome` of a candidate |
 | alignment alpha, outer objective | `objectives.alignment`; others in `objectives.OBJECTIVES` |
@@ -17,9 +17,10 @@ ICLR 2026, as an evaluation tool for judges on harmless tasks.
 Read in this order: `evolution` (both levels evolve), `calibration` (recorded responses, the outer
 level alone), `template_problem` (what they share: proposals), `candidates` (answered, checked,
 judged, ranked), `scoring` (written scores and likelihoods), `prompts` (messages and their parsing),
-`rubric`, `objectives`; then the tasks, `tasks`, `canary_world` with `canary_writers` (simulated, of
-known truth), `arithmetic_solutions`, `criteria_judge` with `solution_criteria`; then what a run
-hands over, `report`, `judge_report`, `judge_figures`, and `judge`, which loads it again.
+`metaopt.llm.rubric`, `objectives`; then the tasks, `tasks`, `canary_world` with `canary_writers`
+(simulated, of known truth), `arithmetic_solutions`, `criteria_judge` with `solution_criteria`; then
+what a run hands over, `report`, with `report_files`, `figures` and `metaopt.report.judge_report`,
+and `judge`, which loads it.
 """
 
 from metaopt.problems.template_evolution.arithmetic_solutions import arithmetic_solutions

@@ -17,6 +17,7 @@ from metaopt.data.solutions import Solution, Solutions
 from metaopt.engine.protocols import Feedback
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.llm import LM, Client, Parameters, SimulatedLM
+from metaopt.llm.rubric import parse
 from metaopt.problems.template_evolution.candidates import judge
 from metaopt.problems.template_evolution.criteria_judge import (
     FIRST,
@@ -36,7 +37,6 @@ from metaopt.problems.template_evolution.report import (
     held_out_metrics,
     scored,
 )
-from metaopt.problems.template_evolution.rubric import parse
 from metaopt.problems.template_evolution.scoring import (
     ASKED,
     Judgement,
@@ -44,7 +44,8 @@ from metaopt.problems.template_evolution.scoring import (
     WrittenScore,
     mean_mass,
 )
-from metaopt.problems.template_evolution.template_problem import Parent, TemplateProblem
+from metaopt.problems.template_evolution.template_problem import TemplateProblem
+from metaopt.problems.text import TextTrial
 
 Judge = LM | Callable[[Texts], LM]
 
@@ -225,7 +226,7 @@ class JudgeCalibration(TemplateProblem):
         """Return what the template is worth on the held-out questions."""
         return held_out_metrics(self, outer)
 
-    def judged_examples(self, parents: Sequence[Parent]) -> list[Example]:
+    def judged_examples(self, parents: Sequence[TextTrial]) -> list[Example]:
         """Return the labelled examples with the scores of the first parent's run."""
         scores: Scores = parents[0].artifacts or [None] * len(self.labelled)
         texts = _texts(self.data, self.labelled)
@@ -234,7 +235,7 @@ class JudgeCalibration(TemplateProblem):
             for (query, response), score, row in zip(texts, scores, self.labelled, strict=True)
         ]
 
-    def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
+    def screen(self, candidate: str, trials: Sequence[TextTrial]) -> float:
         """Return +inf for a template that has been tried, which spares its calls; else 0."""
         return float("inf") if any(candidate == t.outer for t in trials) else 0.0
 

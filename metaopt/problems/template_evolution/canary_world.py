@@ -22,15 +22,15 @@ from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.llm import LM, SimulatedLM
 from metaopt.llm.chat import Message
-from metaopt.problems.template_evolution.canary_writers import TOKENS, TRAIT, rewrite, vary
-from metaopt.problems.template_evolution.rubric import (
+from metaopt.llm.rubric import (
     HIGH,
     LOW,
     Rubric,
     graded,
-    read_weights,
+    read_rubric_numbers,
     round_score,
 )
+from metaopt.problems.template_evolution.canary_writers import TOKENS, TRAIT, rewrite, vary
 
 TRAITS = (
     "specificity", "directness", "hedging", "politeness", "fluency",
@@ -188,7 +188,7 @@ class CanaryWorld:
         draw = np.random.default_rng(key)
         noise = self.judge_noise * draw.standard_normal()
         failed = draw.random() < self.parse_failures
-        rubric = read_weights(template.partition("\n\nObjective:")[0], TRAITS)
+        rubric = read_rubric_numbers(template.partition("\n\nObjective:")[0], TRAITS)
         traits = dict(TRAIT.findall(response))
         if rubric is None or not traits or failed:
             return None

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from metaopt.llm.chat import Message
+from metaopt.llm.rubric import Rubric, parse
 from metaopt.problems.template_evolution.prompts import Example, shown_examples, shown_templates
-from metaopt.problems.template_evolution.rubric import Rubric, parse
 
 _SHOWN = re.compile(r"^\[(?:none|[\d.]+)\] (query \d+: .*)$", re.MULTILINE)
 _COUNT = re.compile(r"Write (\d+) new prompts")

@@ -11,16 +11,16 @@ from scipy.special import expit
 
 from metaopt.llm import SimulatedLM
 from metaopt.llm.chat import Message
-from metaopt.problems.template_evolution.prompts import Example, shown_examples, shown_templates
-from metaopt.problems.template_evolution.rubric import (
+from metaopt.llm.rubric import (
     HIGH,
     LOW,
     Rubric,
     graded,
     parse,
-    read_weights,
+    read_rubric_numbers,
     round_score,
 )
+from metaopt.problems.template_evolution.prompts import Example, shown_examples, shown_templates
 from metaopt.problems.template_evolution.solution_criteria import CRITERIA, measure
 
 FIRST = Rubric(
@@ -86,7 +86,7 @@ class CriteriaJudge(SimulatedLM):
 
     z_c is the standardised criterion. A criterion that it does not know counts nothing; a template
     that is not a rubric gets no score. Asked for a choice, it has the probabilities of
-    `metaopt.problems.template_evolution.rubric.graded` at the same sum.
+    `metaopt.llm.rubric.graded` at the same sum.
 
     Args:
         criteria: the standardised criteria.
@@ -117,7 +117,7 @@ class CriteriaJudge(SimulatedLM):
         asked = next(m["content"] for m in messages if m["role"] == "user")
         template, _, question = asked.partition("\n\nObjective: ")
         query, _, response = question.partition("\n\nResponse:\n")
-        rubric = read_weights(template, tuple(CRITERIA))
+        rubric = read_rubric_numbers(template, tuple(CRITERIA))
         if rubric is None:
             return None
         weights, strictness = rubric

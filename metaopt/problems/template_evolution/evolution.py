@@ -23,19 +23,18 @@ from metaopt.problems.template_evolution.candidates import (
     Panel,
     Ranking,
     arrays,
-    ask,
     best,
     judge,
     judged,
     recorded,
-    whole_lines,
 )
 from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
 from metaopt.problems.template_evolution.prompts import Example, prompting, read_prompts
 from metaopt.problems.template_evolution.report import EvolutionReport, write_transcripts
 from metaopt.problems.template_evolution.scoring import Scoring, mean_mass
 from metaopt.problems.template_evolution.tasks import KnownTruth, Task
-from metaopt.problems.template_evolution.template_problem import Parent, TemplateProblem
+from metaopt.problems.template_evolution.template_problem import TemplateProblem
+from metaopt.problems.text import TextTrial, ask, whole_lines
 
 ROLES = ("target", "judge", "optimizer", "template", "checker")
 
@@ -287,12 +286,12 @@ class TemplateEvolution(TemplateProblem):
         ranked = (self._best(inner["log"], q, 1) for q in range(len(self.task.queries)))
         return [first[0] if first else None for first in ranked]
 
-    def judged_examples(self, parents: Sequence[Parent]) -> list[Example]:
+    def judged_examples(self, parents: Sequence[TextTrial]) -> list[Example]:
         """Return recorded candidates as the first parent's template judges them."""
         rows = judged(self.panel.judge(parents[0].outer, self._screening_pool(parents)))
         return [Example(self.client.text(c["response"]), c["score"], c["outcome"]) for c in rows]
 
-    def screen(self, candidate: str, trials: Sequence[Parent]) -> float:
+    def screen(self, candidate: str, trials: Sequence[TextTrial]) -> float:
         """Return a template's loss on what earlier trials have recorded, judged again.
 
         It is +inf where the judge gives less than half of them a score. Once the client has stopped
@@ -326,7 +325,7 @@ class TemplateEvolution(TemplateProblem):
     def _best(self, log: Sequence[Candidate], query: int, count: int) -> list[Candidate]:
         return best(log, query, count, self.ranking)
 
-    def _screening_pool(self, trials: Sequence[Parent]) -> list[Candidate]:
+    def _screening_pool(self, trials: Sequence[TextTrial]) -> list[Candidate]:
         logs = (self.open_to_search(t.artifacts or ()) for t in trials)
         return recorded(logs, self.screening_pool)
 

@@ -16,15 +16,16 @@ import numpy as np
 from metaopt.data.solutions import Solution
 from metaopt.engine.protocols import Report, Snapshots
 from metaopt.llm import Client
+from metaopt.llm.rubric import HIGH, LOW, parse
 from metaopt.metrics.best_of_n import best_of_n
 from metaopt.metrics.binary import auroc, brier, kappa
 from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.template_evolution.candidates import Candidate, arrays
 from metaopt.problems.template_evolution.criteria_judge import CriteriaJudge
-from metaopt.problems.template_evolution.judge_report import Judged, too_few, write_report
 from metaopt.problems.template_evolution.objectives import alignment, outer_loss
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, parse
+from metaopt.problems.template_evolution.report_files import write_report
 from metaopt.problems.template_evolution.scoring import Scoring, WrittenScore, mean_mass
+from metaopt.report.judge_report import Judged, too_few
 
 if TYPE_CHECKING:
     from metaopt.problems.template_evolution.calibration import JudgeCalibration
@@ -72,7 +73,7 @@ class EvolutionReport(Report):
             written = calibrate(
                 folder, (first, outer), fitting, testing, tried, provenance,
                 objective=problem.objective, best=[(step, s["best"]) for step, s in snapshots],
-                scoring=problem.scoring,
+                scoring=problem.scoring.to_dict(),
             )  # fmt: skip
         return summary(problem.client, first, outer, written)
 
@@ -104,7 +105,7 @@ class CalibrationReport(Report):
             },
             objective=problem.objective, best=_best_so_far(tried), seed=problem.seed,
             criteria=judge.criteria.to_dict() if isinstance(judge, CriteriaJudge) else None,
-            scoring=problem.scoring,
+            scoring=problem.scoring.to_dict(),
         )  # fmt: skip
         return summary(problem.client, *templates, written, self._measured(outer))
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from metaopt.llm import LM, Parameters, Reply, Request, SimulatedLM, user
 from metaopt.llm.openai_compatible import OpenAICompatibleLM
+from metaopt.llm.rubric import FOOTER, HIGH, LOW, STEP, parse_score
+from metaopt.llm.score_replies import UNDERSTOOD, form
 from metaopt.problems.template_evolution.prompts import judging
-from metaopt.problems.template_evolution.rubric import FOOTER, HIGH, LOW, STEP, parse_score
-from metaopt.problems.template_evolution.score_replies import UNDERSTOOD, form
 
 LEAST_MASS = 0.5
 """Mean probability of all choices together below which a judge is warned about."""

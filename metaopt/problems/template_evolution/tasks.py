@@ -10,7 +10,7 @@ import numpy as np
 
 from metaopt.data.records import Record, records
 from metaopt.llm import LM
-from metaopt.problems.template_evolution.rubric import FOOTER
+from metaopt.llm.rubric import FOOTER
 
 TEMPLATE = (
     "You grade how well a response meets its objective.\n"

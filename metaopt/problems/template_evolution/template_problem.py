@@ -1,74 +1,19 @@
-"""What problems that search for a judge's template share: records, proposals, examples."""
+"""What problems that search for a judge's template share: proposals, examples."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
 
-from metaopt.engine.protocols import Problem, Records
 from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_ranges
 from metaopt.llm import Client, LMError, Parameters, Request
 from metaopt.problems.template_evolution.prompts import Example, quotes, read_template, rewriting
 from metaopt.problems.template_evolution.scoring import Scoring, WrittenScore
+from metaopt.problems.text import TextProblem, TextTrial
 
 
-class Parent(Protocol):
-    """A template that has been tried, as `metaopt.optimizers.Search` keeps it."""
-
-    @property
-    def outer(self) -> str:
-        """The template."""
-
-    @property
-    def value(self) -> float:
-        """Its loss."""
-
-    @property
-    def artifacts(self) -> Any:
-        """What its inner run has left: candidates, or scores."""
-
-
-class Answers(Records):
-    """The answers of the language models, kept next to the run's folder.
-
-    Args:
-        client: what is charged.
-        examiner: a second client, which charges nothing, or `None`.
-        authorisation: see `metaopt.engine.protocols.Records`.
-
-    Attributes:
-        folder: the run's, or `None` before the run.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        examiner: Client | None = None,
-        authorisation: Mapping[str, str] | None = None,
-    ) -> None:
-        self.client, self.examiner, self.authorisation = client, examiner, authorisation
-        self.folder: Path | None = None
-
-    def open(self, folder: Path) -> None:
-        """Keep texts and answers next to the run's folder."""
-        self.client.open(folder)
-        self.folder = folder
-
-    def spent(self) -> Mapping[str, float]:
-        """Return what the run was charged, after the last outer step included."""
-        return self.client.spent()
-
-    def close(self) -> None:
-        """Close the files of both clients."""
-        self.client.close()
-        if self.examiner is not None:
-            self.examiner.close()
-
-
-class TemplateProblem(Problem):
+class TemplateProblem(TextProblem):
     """A problem whose outer variable is a template, rewritten by the role template of a client.
 
     Args:
@@ -82,8 +27,6 @@ class TemplateProblem(Problem):
         scoring: what the judge is asked, a written score where it is not given.
     """
 
-    records: Answers
-
     def __init__(
         self,
         client: Client,
@@ -95,18 +38,17 @@ class TemplateProblem(Problem):
         authorisation: Mapping[str, str] | None = None,
         scoring: Scoring | None = None,
     ) -> None:
-        self.client, self.creative, self.examiner = client, creative, examiner
-        self.scoring = scoring or WrittenScore()
+        super().__init__(client, examiner, authorisation)
+        self.creative, self.scoring = creative, scoring or WrittenScore()
         self.templates_in_context = templates_in_context
         self.examples, self.quoting = examples, quoting
         check_ranges(self, "templates_in_context >= 1", "examples >= 0")
-        self.records = Answers(client, examiner, authorisation)
 
     @abstractmethod
-    def judged_examples(self, parents: Sequence[Parent]) -> list[Example]:
+    def judged_examples(self, parents: Sequence[TextTrial]) -> list[Example]:
         """Return responses of known outcome with the scores of the first parent's template."""
 
-    def propose(self, parents: Sequence[Parent], key: int) -> str:
+    def propose(self, parents: Sequence[TextTrial], key: int) -> str:
         """Return a new template by the role template; the best one again where it writes none.
 
         It is not asked where the judge does not read the template.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from metaopt.llm import Client, Parameters, Request, user
+from metaopt.llm.rubric import Rubric, parse, parse_score
 from metaopt.problems.template_evolution.canary_world import SIGNAL, TRAITS, CanaryWorld
 from metaopt.problems.template_evolution.canary_writers import TOKENS
 from metaopt.problems.template_evolution.prompts import (
@@ -14,7 +15,6 @@ from metaopt.problems.template_evolution.prompts import (
     read_template,
     rewriting,
 )
-from metaopt.problems.template_evolution.rubric import Rubric, parse, parse_score
 
 EXACT = Parameters()
 

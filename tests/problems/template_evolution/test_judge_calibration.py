@@ -18,12 +18,12 @@ from small_judges import Paid, by_length, make, run, written
 from metaopt.data.solutions import Solution, Solutions, solutions
 from metaopt.llm import Client, NotUnderstood, Request, SimulatedLM
 from metaopt.llm.chat import Message, Reply
+from metaopt.llm.rubric import FOOTER, Rubric, parse
 from metaopt.optimizers.search import Trial
 from metaopt.problems.template_evolution import JudgeCalibration
 from metaopt.problems.template_evolution.criteria_judge import FIRST, criteria_judge
 from metaopt.problems.template_evolution.prompts import judging, shown_examples
 from metaopt.problems.template_evolution.report import best_of
-from metaopt.problems.template_evolution.rubric import FOOTER, Rubric, parse
 from metaopt.problems.template_evolution.solution_criteria import CRITERIA, measure
 
 

@@ -16,9 +16,9 @@ from metaopt.data.solutions import Solutions, solutions
 from metaopt.engine import Engine
 from metaopt.estimators import Score
 from metaopt.llm import Client
+from metaopt.llm.rubric import Rubric
 from metaopt.optimizers import Search
 from metaopt.problems.template_evolution import JudgeCalibration, load_judge
-from metaopt.problems.template_evolution.rubric import Rubric
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from metaopt.llm.rubric import HIGH, LOW, Rubric, parse, round_score, unit
 from metaopt.problems.template_evolution.objectives import OBJECTIVES, alignment, outer_loss
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, Rubric, parse, round_score, unit
 
 
 @pytest.mark.parametrize(

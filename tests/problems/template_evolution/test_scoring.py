@@ -27,6 +27,7 @@ from metaopt.llm import (
 )
 from metaopt.llm.chat import Message, chosen
 from metaopt.llm.openai_compatible import OpenAICompatibleLM
+from metaopt.llm.rubric import FOOTER, graded
 from metaopt.problems.template_evolution import (
     CanaryWorld,
     ExpectedChoice,
@@ -36,7 +37,6 @@ from metaopt.problems.template_evolution import (
     load_judge,
 )
 from metaopt.problems.template_evolution.criteria_judge import FIRST, criteria_judge
-from metaopt.problems.template_evolution.rubric import FOOTER, graded
 from metaopt.problems.template_evolution.scoring import centre, scoring_of
 
 YES_NO = ExpectedChoice(("No", "Yes"), "Is it right?")

@@ -136,7 +136,7 @@ def test_a_policy_refusal_ends_the_run(metaopt: Callable[..., Any], tmp_path: Pa
         assert done.code == 0, done.err
         assert len(server.log) == 30
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert "policy" in result["stopped"]
+    assert "policy" in result["stopped"]["text"]
     assert result["outer_steps"] < 3
     assert "stopped early" in done.out
 

@@ -1,20 +1,17 @@
-"""Figures of a calibrated judge: reliability, scores by outcome, the template's evolution."""
+"""Figures of calibrated judges: reliability, and scores by outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from metaopt.llm.rubric import HIGH, LOW, STEP
 from metaopt.metrics.binary import Array, auroc, reliability
 from metaopt.metrics.calibration import CalibratedJudge
-from metaopt.problems.template_evolution.rubric import HIGH, LOW, STEP
-from metaopt.report.figures import PALETTE, line, new_figure
-
-Weights = Sequence[tuple[int, Mapping[str, float]]]
-"""Weights of the criteria by outer step."""
+from metaopt.report.figures import PALETTE, new_figure
 
 
 class Side(NamedTuple):
@@ -34,14 +31,13 @@ def draw_reliability(sides: Sequence[Side], path: Path) -> Path:
     bins = [reliability(side.judge.probability(side.scores), side.outcomes) for side in sides]
     drawn = np.concatenate([np.append(binned.high, binned.probability) for binned in bins])
     top = min(1.0, 1.08 * float(drawn.max(initial=0.05)))
-    edges = np.arange(LOW - STEP / 2, HIGH + STEP, STEP)  # a bar for each score of the grid
     with new_figure(path, 3.6 * len(sides) + 0.4, 5.9) as figure:
         panels = figure.subplots(
             2, len(sides), sharey="row", squeeze=False, height_ratios=(3.6, 1.5)
         )
         for column, (side, binned) in enumerate(zip(sides, bins, strict=True)):
             _reliability(panels[0, column], side, binned, top)
-            _histogram(panels[1, column], side, edges)
+            _histogram(panels[1, column], side)
         panels[0, 0].set_ylabel("observed success rate")
         panels[1, 0].set_ylabel("share of outcome")
         panels[1, 0].set_ylim(bottom=0)
@@ -73,7 +69,13 @@ def _reliability(axes: Any, side: Side, binned: Any, top: float) -> None:
         axes.set_title(f"AUROC {area:.3f}", loc="right", size=9, weight="normal")
 
 
-def _histogram(axes: Any, side: Side, edges: Array) -> None:
+def _histogram(axes: Any, side: Side) -> None:
+    low, high = side.judge.score_range or (LOW, HIGH)
+    if (low, high) == (LOW, HIGH):  # written scores: a bar for each of the grid
+        edges = np.arange(LOW - STEP / 2, HIGH + STEP, STEP)
+    else:
+        edges = np.linspace(low, high, 41)
+        axes.locator_params(axis="x", nbins=5)
     for outcome, name, colour in ((0, "failures", PALETTE[4]), (1, "successes", PALETTE[2])):
         scores = side.scores[(side.outcomes == outcome) & np.isfinite(side.scores)]
         share = np.histogram(scores, edges)[0] / max(len(scores), 1)
@@ -82,57 +84,3 @@ def _histogram(axes: Any, side: Side, edges: Array) -> None:
     axes.axvline(side.judge.threshold, color="black", linewidth=1.1, linestyle=":",
                  label="threshold")  # fmt: skip
     axes.set(xlabel="score", xlim=(edges[0], edges[-1]))
-
-
-def draw_evolution(
-    tried: Sequence[tuple[int, float]],
-    objective: str,
-    weights: Weights | None,
-    path: Path,
-) -> Path:
-    """Write the objective of each tried template over outer steps, and the best so far.
-
-    Args:
-        tried: (outer step, objective), lower is better; those that are not finite are left out.
-        objective: its name.
-        weights: (outer step, criteria weights of the best template so far): a second panel. A
-            criterion that a template lacks has weight 0.
-        path: where the figure goes.
-    """
-    rows = 2 if weights else 1
-    with new_figure(path, 6.4, 2.8 * rows) as figure:
-        panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-        _objective(panels[0], tried, objective)
-        if weights:
-            _weights(panels[1], weights)
-        panels[-1].set_xlabel("outer step")
-        panels[-1].xaxis.get_major_locator().set_params(integer=True)
-    return path
-
-
-def _objective(axes: Any, tried: Sequence[tuple[int, float]], objective: str) -> None:
-    points = np.array(sorted(tried), dtype=float).reshape(-1, 2)
-    steps, values = points[np.isfinite(points[:, 1])].T
-    at, first = np.unique(steps[::-1], return_index=True)
-    best = np.minimum.accumulate(values)[::-1][first]
-    axes.scatter(steps, values, s=16, color=PALETTE[5], linewidths=0, label="tried")
-    axes.step(*_held(at, best), where="post", color=PALETTE[0], label="best so far")
-    axes.set_title("Objective of the templates (lower is better)")
-    axes.set_ylabel(objective)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def _weights(axes: Any, weights: Weights) -> None:
-    criteria = list(dict.fromkeys(name for _, template in weights for name in template))
-    steps = np.array([step for step, _ in weights], dtype=float)
-    for index, name in enumerate(criteria):
-        values = [template.get(name, 0.0) for _, template in weights]
-        axes.step(*_held(steps, values), where="post", label=name, **line(index))
-    axes.set_title("Criteria weights of the best template")
-    axes.set_ylabel("weight")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1.05), labelspacing=0.25)
-
-
-def _held(steps: Array, values: Any) -> tuple[Array, Array]:
-    """Return the points with the last value held for half a step, so that a step plot shows it."""
-    return np.append(steps, steps[-1:] + 0.5), np.append(values, values[-1:])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metaopt.problems.template_evolution.score_replies import final_score
+from metaopt.llm.score_replies import final_score
 
 LOW, HIGH, STEP = 1.0, 10.0, 0.5
 """Range of a judge's score, and the distance between two of them."""
@@ -41,16 +41,26 @@ class Rubric(NamedTuple):
 
     def render(self) -> str:
         """Return the template's text; weights are cut to two decimals and to +-9.99."""
-        lines = [f"- {name}: {_cut(weight):+.2f}" for name, weight in self.weights.items()]
         return "\n".join(
             [
                 self.preamble,
-                "Criteria and their weights:",
-                *lines,
+                render_weights(self.weights),
                 f"Strictness: {_cut(self.strictness):+.2f}",
                 FOOTER,
             ]
         )
+
+
+def render_weights(weights: Mapping[str, float]) -> str:
+    """Return the criteria as lines of text; weights are cut to two decimals and to +-9.99."""
+    lines = (f"- {name}: {_cut(weight):+.2f}" for name, weight in weights.items())
+    return "\n".join(["Criteria and their weights:", *lines])
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Return the weights of the criteria that a text has lines of, in their order."""
+    matches = [_CRITERION.fullmatch(line.strip()) for line in text.splitlines()]
+    return {m[1]: float(m[2]) for m in matches if m}
 
 
 def parse(text: str) -> Rubric:
@@ -59,9 +69,7 @@ def parse(text: str) -> Rubric:
     Raises:
         ValueError: no criteria, or no line of strictness.
     """
-    lines = text.splitlines()
-    matches = [_CRITERION.fullmatch(line.strip()) for line in lines]
-    weights = {m[1]: float(m[2]) for m in matches if m}
+    lines, weights = text.splitlines(), parse_weights(text)
     strict = [m for line in lines if (m := _STRICTNESS.fullmatch(line.strip()))]
     if not weights or not strict:
         raise ValueError(
@@ -72,7 +80,7 @@ def parse(text: str) -> Rubric:
 
 
 @lru_cache(maxsize=256)
-def read_weights(text: str, names: tuple[str, ...]) -> tuple[np.ndarray, float] | None:
+def read_rubric_numbers(text: str, names: tuple[str, ...]) -> tuple[np.ndarray, float] | None:
     """Return the weights of `names` in their order, and the strictness, for a simulated judge.
 
     Returns `None` for a text that is not a rubric, and for a rubric with none of `names`.

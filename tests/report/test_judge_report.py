@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from metaopt.metrics.calibration import CalibratedJudge, compare, measure
-from metaopt.problems.template_evolution.judge_figures import draw_evolution
-from metaopt.problems.template_evolution.judge_report import Judged, verdict, write_report
+from metaopt.problems.template_evolution.figures import draw_evolution
+from metaopt.problems.template_evolution.report_files import write_report
+from metaopt.report.judge_report import Judged, verdict
 from metaopt.report.page import Table, Verbatim, markdown
 
 RANGE = (1.0, 10.0)

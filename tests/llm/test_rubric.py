@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from metaopt.problems.template_evolution.rubric import parse_score
-from metaopt.problems.template_evolution.score_replies import UNDERSTOOD, form
+from metaopt.llm.rubric import parse_score
+from metaopt.llm.score_replies import UNDERSTOOD, form
 
 NONE = [
     "", "\n \n", "A good answer, about 8.", "Score: 8\nBecause it is direct.",
