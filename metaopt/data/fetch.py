@@ -7,8 +7,10 @@ import hashlib
 import http.client
 import socket
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from metaopt.data.fetch_model import FetchError, fetch_model, is_model
 from metaopt.data.folder import data_folders, data_sets, models
@@ -79,13 +81,18 @@ def _get(url: str, target: Path, sha256: str) -> None:
         ) from error
 
 
+def _described(entries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what each entry is, in lines of at most 80 columns."""
+    for name, known in entries.items():
+        text, first = f"{known['content']} ({known['licence']})", f"  {name:<18}"
+        yield textwrap.fill(text, 80, initial_indent=first, subsequent_indent=" " * len(first))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    listed = "\n".join(
-        f"{kind}:\n"
-        + "\n".join(f"  {n:<18}{k['content']} ({k['licence']})" for n, k in entries.items())
-        for kind, entries in (("data sets", data_sets()), ("models", models()))
-    )
+    listed = "\n".join([
+        "data sets:", *_described(data_sets()), "models:", *_described(models())
+    ])  # fmt: skip
     parser = argparse.ArgumentParser(
         "metaopt-fetch",
         description="Download a public data set or a model, checked by its SHA-256 hash.",

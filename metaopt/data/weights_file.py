@@ -167,7 +167,7 @@ def write_weights(path: Path, weights: ExampleWeights) -> None:
         parquet.write_table(table, file)
 
 
-def read_weights(path: str | Path) -> ExampleWeights:
+def read_example_weights(path: str | Path) -> ExampleWeights:
     """Return the weights of a file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Spearman's rank correlation of weighted pairs, with a bootstrap interval."""
+"""Agreement of two orders: Spearman's rank correlation with an interval, and of pairs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,32 @@ def spearman_interval(a: ArrayLike, b: ArrayLike, resamples: int = 2_000, seed: 
         lambda weights: {"rho": _correlations(x, y, weights)}, np.arange(len(x)), resamples, seed
     )
     return intervals["rho"]
+
+
+def pairwise_agreement(scores: ArrayLike, truth: ArrayLike) -> float | None:
+    """Return the share of pairs of examples that two lists of n numbers order alike.
+
+        mean over pairs with truth_i > truth_j of 1[score_i > score_j] + 1[score_i = score_j] / 2
+
+    It is the AUROC for a truth of two values, and 0.5 for scores that say nothing. `None` where all
+    of the truth is one value, or there is none.
+
+    Raises:
+        ValueError: lists of other shapes, or a number that is not finite.
+
+    Cost: n^2 comparisons.
+    """
+    s, t = np.asarray(scores, float), np.asarray(truth, float)
+    if s.ndim != 1 or s.shape != t.shape or not (np.isfinite(s).all() and np.isfinite(t).all()):
+        raise ValueError(
+            f"pairwise_agreement needs two lists of the same length of finite numbers; got shapes "
+            f"{s.shape} and {t.shape}."
+        )
+    above = t[:, None] > t[None]
+    if not above.any():
+        return None
+    sign = np.sign(s[:, None] - s[None])[above]
+    return float((1 + sign).mean() / 2)
 
 
 def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:

@@ -121,22 +121,23 @@ class Counterfactual:
                 f"differences of the run. Look for what a loss detaches or prepare_batch decides; "
                 f"in coarse numbers, take a problem that runs in float64",
             )
+        subject = name if name in (GRADIENTS, WEIGHTS) else f"the scores {name!r}"
         low = -1.0 if score.low is None or math.isnan(score.lds) else score.low
         if low >= PREDICTS:
-            text = f"{name} predict retraining ({score})"
+            text = f"{subject} predict retraining ({score})"
             if score.lds >= 0.98 and few:
                 text += f"; {FOR_CLAIMS} retrainings would allow a claim of 0.98"
             return Verdict("fine", text)
         if low >= ROUGHLY:
-            return Verdict("warning", f"{name} predict retraining roughly ({score})")
-        return Verdict("error", f"{name} do not predict retraining ({score})")
+            return Verdict("warning", f"{subject} predict retraining roughly ({score})")
+        return Verdict("error", f"{subject} do not predict retraining ({score})")
 
     @property
     def failed(self) -> bool:
-        """Whether what is asked about is not to be trusted: learned weights, else the gradient."""
+        """Whether anything asked about is not to be trusted: attributions, else the gradient."""
         verdicts = self.verdicts
-        asked = verdicts.get(WEIGHTS) or verdicts.get(GRADIENTS)
-        return asked is not None and asked.level == "error"
+        given = [v for name, v in verdicts.items() if name != GRADIENTS]
+        return any(v.level == "error" for v in given or verdicts.values())
 
     def numbers(self) -> dict[str, Any]:
         """Return what was measured as primitives."""

@@ -12,6 +12,7 @@ import torch
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.population import asks_for_members
 from metaopt.engine.protocols import OuterOptimizer, Tree
 from metaopt.engine.random import Draw, fold, generator
 from metaopt.engine.ranges import check_ranges
@@ -96,6 +97,8 @@ def points_of(loop: InnerLoop, plan: Plan) -> tuple[list[Point], str | None]:
 
 def _points(loop: InnerLoop, plan: Plan) -> tuple[list[Point], str | None]:
     optimizer = (plan.optimizer or _adam)()
+    if asks_for_members(optimizer):  # of a population, with as many outer variables
+        optimizer = _adam()
     driver, key = Implicit(ConjugateGradient(50, 0.0, 1e-10), inner_steps=0), plan.key
     optimizer.init(loop.problem.init_outer(generator(fold(key, "outer"))))
     inner, first, longest = None, None, 0

@@ -144,6 +144,12 @@ def check_retraining(
     )  # fmt: skip
 
 
+def trained_value(problem: GradientProblem, steps: int, key: int) -> float:
+    """Return F after K steps on all examples, what `check_retraining` compares others with."""
+    training = WeightedTraining(_weighted(problem, key), steps, key)
+    return float(training(training.ones[None])[0])
+
+
 def _weighted(problem: GradientProblem, key: int) -> InnerLoop:
     """Return the loop of the problem with a weight for each example, in float64 if it can."""
     base = float64_loop(problem)[0]

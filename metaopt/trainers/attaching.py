@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from metaopt.data.record_files import is_table
-from metaopt.data.weights_file import ExampleWeights, content_hash, read_weights
+from metaopt.data.weights_file import ExampleWeights, content_hash, read_example_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +54,7 @@ def attach(
         >>> WeightedSFTTrainer(model, args, train_dataset=rows).train()
     """
     _check(dataset, missing)
-    content = read_weights(file)
+    content = read_example_weights(file)
     names = _names(dataset, content, columns, file)
     known = _by_hash(content)
     rows = dataset.with_format(None).select_columns(list(names.values()))

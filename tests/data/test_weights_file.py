@@ -13,7 +13,7 @@ from metaopt.data.weights_file import (
     ExampleWeights,
     content_hash,
     identify,
-    read_weights,
+    read_example_weights,
     write_weights,
 )
 
@@ -45,7 +45,7 @@ def test_a_hash_is_that_of_the_json_and_ignores_how_data_sets_store_values():
 def test_weights_survive_the_file(tmp_path):
     content = weights(tmp_path / "rows.jsonl")
     write_weights(tmp_path / "weights.parquet", content)
-    again = read_weights(tmp_path / "weights.parquet")
+    again = read_example_weights(tmp_path / "weights.parquet")
     assert again.examples == list(content.examples)
     assert [x.row for x in again.examples] == [1, 3]
     assert again.examples[0].id == "rows.jsonl:1"
@@ -67,10 +67,10 @@ def test_what_is_no_weight_is_refused(tmp_path):
         write_weights(path, weights(rows, domain=["x"]))
     assert not path.exists()
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*figures=false"):
-        read_weights(path)
+        read_example_weights(path)
     path.write_text("no parquet")
     with pytest.raises(ValueError, match="is no file of weights"):
-        read_weights(path)
+        read_example_weights(path)
 
 
 def test_rows_of_files_of_one_name_have_different_names(tmp_path):

@@ -1,11 +1,17 @@
-"""Spearman's correlation and its interval against scipy."""
+"""Spearman's correlation and its interval against scipy, and the agreement of pairs."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from metaopt.metrics.rank_correlation import _correlations, spearman, spearman_interval
+from metaopt.metrics.binary import auroc
+from metaopt.metrics.rank_correlation import (
+    _correlations,
+    pairwise_agreement,
+    spearman,
+    spearman_interval,
+)
 
 
 def pairs(m, ties):
@@ -45,3 +51,17 @@ def test_a_list_of_one_value_has_no_correlation():
         spearman([1.0, float("nan")], [1.0, 2.0])
     with pytest.raises(ValueError, match="same length"):
         spearman([1.0], [1.0])
+
+
+def test_agreement_of_pairs_is_counted_and_is_the_auroc_of_two_classes():
+    scores, truth = [3, 1, 1, 0], [9.0, 2.0, 5.0, 5.0]
+    # pairs by truth: 0 > 1, 0 > 2, 0 > 3, 2 > 1 (a tie of scores), 3 > 1 (the other way)
+    assert pairwise_agreement(scores, truth) == pytest.approx((3 + 0.5) / 5)
+    a, b = pairs(60, ties=True)
+    classes = (b > 0).astype(int)
+    assert pairwise_agreement(a, classes) == pytest.approx(auroc(a, classes))
+    assert pairwise_agreement(a, np.ones(60)) is None
+    assert pairwise_agreement([], []) is None
+    for bad in ([1.0, np.nan], [1.0]):
+        with pytest.raises(ValueError, match="two lists of the same length of finite numbers"):
+            pairwise_agreement(bad, [1.0, 2.0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from metaopt.engine.protocols import Tree
 from metaopt.nn.export import check_scores, new_folder
 from metaopt.nn.model_card import ModelCard
-from metaopt.problems.data_curation.model import AUTO, TransformersModel
+from metaopt.nn.transformers_model import AUTO, TransformersModel
 from metaopt.problems.data_curation.objectives import Objective
 from metaopt.problems.data_curation.sequences import Batch
 

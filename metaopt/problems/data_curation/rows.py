@@ -95,8 +95,8 @@ def rows(
               for part in parts.values() for r in part
               if not isinstance(r.value, (Mapping, ValueError))]  # fmt: skip
     if domain is not None and not wrong:
-        wrong = [(r.place, f"has no domain in its column {domain!r}") for r in parts["train"]
-                 if r.value.get(domain) in (None, "")]  # fmt: skip
+        wrong = [(r.place, f"has no domain in its column {domain!r}; it has {', '.join(r.value)}")
+                 for r in parts["train"] if r.value.get(domain) in (None, "")]  # fmt: skip
         training = [(r, str(r.value.get(domain))) for r in parts["train"]]
     if wrong:
         raise ValueError(f"rows that cannot be read:{grouped(wrong)}")

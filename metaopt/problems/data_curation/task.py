@@ -23,7 +23,7 @@ from metaopt.problems.data_curation.rows import CurationRows
 from metaopt.problems.data_curation.sequences import Batch, Encoded, Sequences
 
 if TYPE_CHECKING:  # it imports transformers
-    from metaopt.problems.data_curation.model import TransformersModel
+    from metaopt.nn.transformers_model import TransformersModel
 
 MODEL = "model"
 """Folder of a run with the trained model."""
@@ -59,7 +59,7 @@ class TransformersRows:
     Example:
         >>> from functools import partial
         >>> from metaopt.problems.data_curation import SFT, TransformersRows
-        >>> from metaopt.problems.data_curation.model import TransformersModel
+        >>> from metaopt.nn.transformers_model import TransformersModel
         >>> from metaopt.problems.data_curation.rows import rows
         >>> row = {"prompt": "one and one are", "completion": " two"}
         >>> gpt2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}

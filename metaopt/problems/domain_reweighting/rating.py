@@ -96,10 +96,13 @@ class SavedRater:
 
     Attributes:
         columns: of a file whose texts, joined by newlines, it reads.
+        examples: what the CDF of its scores is among.
 
     Raises:
         FolderError: the file is damaged, or another version wrote it.
     """
+
+    examples = "training examples"
 
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open

@@ -91,7 +91,9 @@ def draw_boundaries(data: SemiSupervised, snapshots: Snapshots, path: Path) -> P
                 if column == 0:
                     axes.set_ylabel(name, weight="bold")
         handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        # In as many columns as the figure has room for: of few moments it is narrow.
+        columns = min(4, max(1, len(chosen) - 1))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     return path
 
 

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from metaopt.data.weights_file import content_hash
+from metaopt.nn.transformers_model import TransformersModel
 from metaopt.nn.word_tokenizer import word_tokenizer
 from metaopt.problems.data_curation import SFT, ProcessReward, Reward
-from metaopt.problems.data_curation.model import TransformersModel
 from metaopt.problems.data_curation.rows import rows
 from metaopt.problems.domain_reweighting.task import Identified, Texts, check_task
 

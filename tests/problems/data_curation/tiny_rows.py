@@ -2,8 +2,8 @@
 
 from functools import partial
 
+from metaopt.nn.transformers_model import TransformersModel
 from metaopt.problems.data_curation import DPO, SFT, ProcessReward, Reward, TransformersRows
-from metaopt.problems.data_curation.model import TransformersModel
 from metaopt.problems.data_curation.rows import rows
 
 LLAMA = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from reweighted_regression import Regression, problem, start
 
-from metaopt.data.weights_file import Example, read_weights
+from metaopt.data.weights_file import Example, read_example_weights
 from metaopt.problems.domain_reweighting.export import example_weights, export_weights
 from metaopt.problems.domain_reweighting.weights import (
     LearningToReweight,
@@ -61,7 +61,7 @@ def test_the_file_names_run_commit_and_domains(tmp_path):
     record = {"commit": "abc", "versions": {"metaopt": "1"}}
     (tmp_path / "provenance.json").write_text(json.dumps(record))
     assert "45 training examples" in export_weights(of, of.task, *start(of, phi), tmp_path)
-    file = read_weights(tmp_path / "weights.parquet")
+    file = read_example_weights(tmp_path / "weights.parquet")
     assert file.origin == {
         "run": "/".join(tmp_path.parts[-2:]), "commit": "abc", "metaopt": "1",
     }  # fmt: skip

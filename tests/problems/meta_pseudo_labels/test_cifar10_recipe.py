@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 from test_semi_supervised import write_cifar
 
-from metaopt.cli.composing import composing
+from metaopt.cli.loading import composing
 
 TINY = [
     "seed=0", "outer_steps=8", "log_every=1", "eval_every=8", "checkpoint_every=2", "figures=false",

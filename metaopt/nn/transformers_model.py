@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -143,6 +144,36 @@ class TransformersModel:
             logits: Tensor = functional_call(module, own, (), {**inputs, "use_cache": False}).logits
         return logits
 
+    def frozen(self) -> Iterator[tuple[str, Tensor]]:
+        """Return names and values of the weights that are not trained."""
+        for name, value in self._module.named_parameters():
+            if value.device.type != "meta":
+                yield name, value
+
+    @torch.no_grad()
+    def generate(self, tensors: Tree, inputs: Mapping[str, Tensor], **options: Any) -> Tensor:
+        """Return the token ids that `model.generate(**inputs, **options)` of transformers returns.
+
+        Args:
+            tensors: what is trained, by name.
+            inputs: input_ids and attention_mask, (rows, T), padded on the left.
+            options: of `generate`; nothing of the model's own generation config counts.
+        """
+        self._module.train(False)
+        own = {f"model.{name}": tensors[name] for name in self._start}
+        with torch.autocast(
+            self.device.type, self.compute_dtype, enabled=self.compute_dtype is not None
+        ):
+            ids: Tensor = functional_call(_Generating(self._module), own, (), {**inputs, **options})
+        return ids
+
+    @property
+    def ends(self) -> list[int]:
+        """The ids of tokens that end a text."""
+        ids = self._module.generation_config.eos_token_id
+        ids = ids if isinstance(ids, list) else [ids]
+        return sorted({*ids, self.tokenizer.eos_token_id} - {None})
+
     def check_room(self, tokens: int) -> None:
         """Raise a `ValueError` for a row with more tokens than the model has learned positions."""
         if self._room is not None and tokens > self._room:
@@ -211,6 +242,21 @@ class TransformersModel:
             head.requires_grad_(True)  # a classifier's head is new, and adapters leave it out
             for value in head.parameters():
                 value.data = value.data.to(dtype)
+
+
+class _Generating(nn.Module):
+    """A model whose call is `generate`, for `functional_call`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **options: Any) -> Any:
+        config, self.model.generation_config = self.model.generation_config, GenerationConfig()
+        try:
+            return self.model.generate(**options)
+        finally:
+            self.model.generation_config = config
 
 
 def _completed(source: Any, tokenizer: Any, texts: Iterable[str]) -> Any:
