@@ -1,19 +1,18 @@
 import builtins
 import json
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
 import torch
 
-from metaopt.files.errors import ConfigError
 from metaopt.runs.tracking import (
+    Guarded,
     Jsonl,
     TensorBoard,
+    Tracker,
     Wandb,
     means,
     of_replicates,
-    run_id,
     values_of,
 )
 
@@ -88,78 +87,67 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, service, package, mod
         service(tmp_path, {})
 
 
-def test_wandb_refuses_an_unknown_mode(tmp_path):
-    with pytest.raises(ValueError, match="online, offline, disabled; got 'off'"):
-        Wandb(tmp_path, {}, mode="off")
+class Failing(Tracker):
+    """Fails at one of its calls."""
+
+    def __init__(self, at):
+        self.at, self.calls = at, []
+        self.call("init")
+
+    def call(self, name):
+        self.calls.append(name)
+        if name == self.at:
+            raise OSError(28, "No space left on device")
+
+    def __enter__(self):
+        self.call("enter")
+        return self
+
+    def log(self, step, metrics):
+        self.call("log")
+
+    def conclude(self, result):
+        self.call("conclude")
+
+    def close(self):
+        self.call("close")
 
 
-@pytest.mark.slow
-def test_wandb_takes_its_mode_from_the_environment(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    with Wandb(tmp_path, {}) as tracker:
-        tracker.log(1, {"loss": 1.0})
-    tracker.close()
-    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
-    assert capsys.readouterr().out.count(f"wandb sync {tmp_path}/wandb/offline-run-*") == 1
-    Wandb(tmp_path, {}, mode="disabled").close()
-    assert "wandb sync" not in capsys.readouterr().out
-    monkeypatch.setenv("WANDB_MODE", "off")
-    with pytest.raises(ValueError, match=r"WANDB_MODE must be one of .* got 'off'"):
-        Wandb(tmp_path, {})
+@pytest.mark.parametrize(
+    ("at", "what", "calls"),
+    [
+        ("init", "starting", []),
+        ("enter", "starting", ["init", "enter", "close"]),
+        ("log", "logging outer step 1", ["init", "enter", "log", "close"]),
+        ("conclude", "recording the result", ["init", "enter", "log", "log", "conclude", "close"]),
+        ("close", "closing", ["init", "enter", "log", "log", "conclude", "close"]),
+        ("", "", ["init", "enter", "log", "log", "conclude", "close"]),
+    ],
+)
+def test_a_tracker_that_fails_is_named_once_and_closed(tmp_path, capsys, at, what, calls):
+    made = []
+
+    def make():
+        made.append(Failing(at))
+        return made[0]
+
+    with Guarded(make, tmp_path) as tracker:
+        for step in (1, 2):
+            tracker.record(step, {"loss": 1.0})
+        tracker.conclude({})
+    assert (made[0].calls if made else []) == calls
+    err = capsys.readouterr().err
+    assert err.count("metrics.jsonl has every record") == bool(at)
+    if at:
+        assert f"failed while {what} (OSError: [Errno 28] No space left on device)" in err
 
 
-def test_wandb_says_why_it_could_not_start(tmp_path, monkeypatch):
-    def refuse(**_):
-        raise wandb.Error("No API key configured.")
-
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(ConfigError, match=r"No API key configured\. tracker.mode=offline"):
-        Wandb(tmp_path, {}, mode="online")
+def test_what_stops_a_run_is_not_taken_for_a_failure_of_its_tracker(tmp_path):
+    with pytest.raises(ArithmeticError), Guarded(lambda: Failing(""), tmp_path):
+        raise ArithmeticError
+    with pytest.raises(KeyboardInterrupt):
+        Guarded(interrupted, tmp_path)
 
 
-def test_wandb_without_an_account_is_refused_before_the_run(metaopt, monkeypatch):
-    def refuse(**_):
-        raise wandb.errors.UsageError("No API key configured.")
-
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setattr(wandb, "login", refuse)
-    for mode, sentence in (
-        ("online", "No API key configured. tracker.mode=offline"),
-        ("of", "got 'of'"),
-    ):
-        done = metaopt("problem=ridge", "debug=tiny", "tracker=wandb", f"tracker.mode={mode}")
-        assert sentence in done.err
-        assert "Traceback" not in done.err
-        assert not list(Path().iterdir())
-
-
-def test_wandb_disabled_writes_nothing(tmp_path):
-    with Wandb(tmp_path, {"seed": 1}, mode="disabled") as tracker:
-        tracker.log(1, {"a": 1.0})
-    assert not list(tmp_path.glob("**/*.wandb"))
-
-
-@pytest.mark.slow
-def test_wandb_offline_keeps_two_runs_of_one_process_apart(tmp_path):
-    folders = [tmp_path / "a", tmp_path / "b"]
-    trackers = []
-    for seed, folder in enumerate(folders):
-        folder.mkdir()
-        trackers.append(Wandb(folder, {"seed": seed}, mode="offline"))
-    first, second = trackers
-    with first, second:
-        first.log(1, {"loss": 1.0})
-        second.log(1, {"loss": 2.0})
-        assert [t.run.config["seed"] for t in trackers] == [0, 1]
-        assert [t.run.summary["loss"] for t in trackers] == [1.0, 2.0]
-    assert [t.run.id for t in trackers] == [run_id(f) for f in folders]
-    assert first.run.id != second.run.id
-    assert all(len(list(f.glob("wandb/offline-run-*/*.wandb"))) == 1 for f in folders)
-
-
-def test_wandb_run_id_is_that_of_the_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
-    assert run_id(tmp_path / "run") == run_id(tmp_path / "x" / ".." / "run")
-    assert run_id(Path("run")) == run_id(tmp_path / "run")
+def interrupted():
+    raise KeyboardInterrupt
