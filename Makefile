@@ -10,11 +10,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(QUIET) $(PIP_EXTRA) -c constraints.txt
 # Public data for the tests: a folder next to this one, unless METAOPT_DATA names another.
 DATA := $(abspath $(wildcard ../shared/data))
-# Processes that train at once in the demo
+# Processes that train at once in the demo and for the tables
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 RESULTS := results/meta_pseudo_labels/quickstart
 
-.PHONY: demo test test-slow lint docs clean
+# Which tables to recompute: TABLES=<family> or TABLES=<family>/<experiment>; all by default. EXACT=1: to the bit.
+TABLES ?=
+EXACT ?=
+
+.PHONY: demo test test-slow tables lint docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed
@@ -31,10 +35,13 @@ demo: $(VENV)/installed
 	@echo "Try next: $(BIN)/metaopt problem=ridge; $(BIN)/metaopt-new mine; $(BIN)/metaopt --help"
 
 test: $(VENV)/installed-dev
-	METAOPT_DATA=$${METAOPT_DATA:-$(DATA)} HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST)
+	METAOPT_DATA=$${METAOPT_DATA:-$(DATA)} HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST)
 
 test-slow:
 	$(MAKE) test PYTEST="-m 'slow and not gpu and not network and not wheel'"
+
+tables: $(VENV)/installed
+	METAOPT_DATA=$${METAOPT_DATA:-$(DATA)} OMP_NUM_THREADS=1 $(BIN)/metaopt tables $(TABLES) --jobs $(JOBS) $(if $(EXACT),--exact)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -29,14 +29,21 @@ class Command:
         folder: where it runs; messages go to a file in it.
         arguments: of the command.
         kill_at: it kills itself in its n-th step of writing files, see `killing`.
+        signal_at: outer step and signal, which it sends itself then, see `signalling`.
     """
 
-    def __init__(self, folder: Path, *arguments: str, kill_at: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        kill_at: int | None = None,
+        signal_at: tuple[int, int] | None = None,
+    ) -> None:
         self.messages = folder / "messages.txt"
         with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
             forkserver.ensure_running()
         self.process = FORKING.Process(
-            target=_run, args=(str(folder), kill_at, *arguments), daemon=True
+            target=_run, args=(str(folder), kill_at, signal_at, *arguments), daemon=True
         )
         self.process.start()
 
@@ -101,14 +108,35 @@ def killing(at: int | None) -> Callable[[], int]:
     return lambda: next(count) - 1
 
 
-def _run(folder: str, kill_at: int | None, *arguments: str) -> None:
+def signalling(step: int, signum: int) -> None:
+    """Send this process a signal once a run in it has logged an outer step.
+
+    On any machine: another process that watches the log may come too late.
+    """
+    original = Jsonl.record
+
+    def record(self: Jsonl, at: int, values: Any) -> None:
+        original(self, at, values)
+        if at == step:
+            os.kill(os.getpid(), signum)
+
+    Jsonl.record = record  # type: ignore[method-assign]
+
+
+def _run(
+    folder: str, kill_at: int | None, signal_at: tuple[int, int] | None, *arguments: str
+) -> None:
     from metaopt.cli import main
 
     os.chdir(folder)
+    # Of the tests' own process: it would take the id of a killed run to be in use.
+    os.environ.pop("WANDB_SERVICE", None)
     os.environ["GIT_DIR"] = str(Path(folder, "none"))
     for stream, name in ((1, os.devnull), (2, "messages.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = ["metaopt", *arguments]
+    if signal_at is not None:
+        signalling(*signal_at)
     if kill_at is None:
         main()
     counted = killing(kill_at)

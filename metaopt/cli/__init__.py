@@ -1,17 +1,20 @@
 """The command line: `metaopt` and its verbs. Nothing else imports hydra.
 
 In reading order: `verbs` (the table of commands), `command` (a run or a sweep), `folders` (where
-YAML and Python are looked for), `composing`, `mistakes` (what to answer to a wrong key), `checks`
-(a config against its constructors), `jobs` (one config in its folder), `sweep`, then one file for
-each of the other commands. This file and `help` import nothing heavy: the help answers at once.
+YAML and Python are looked for), `loading`, `composing`, `mistakes` (what to answer to a wrong key),
+`schema` (a config against its constructors), `jobs` (one config in its folder), `sweep`, then
+`cells`, `launching` and `cell_table` (its cells), then one file for each other command. This
+file and `help` import nothing heavy: the help answers at once.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 
+from metaopt.cli import torchrun
 from metaopt.cli.verbs import VERBS, call
 
 
@@ -21,10 +24,14 @@ def main() -> None:
     if arguments and arguments[0] in VERBS:
         verb, *rest = arguments
         guard(lambda: call(verb, rest))
+    elif arguments[:1] == ["-sc"] and (shell := re.fullmatch("query=(.*)", arguments[-1])):
+        from metaopt.cli.completion import complete
+
+        guard(lambda: complete(shell[1]))
     elif not arguments or {"-h", "--help"} & {*arguments}:
         from metaopt.cli.help import show
 
-        guard(lambda: show(arguments))
+        guard(lambda: show(arguments) if torchrun.is_first() else 0)
     else:
         guard(lambda: _run(arguments))
 

@@ -11,12 +11,14 @@ from hydra.errors import InstantiationException
 from metaopt.cli import folders
 from metaopt.cli.composing import cause, parts
 from metaopt.cli.keys import PARTS, check_keys
+from metaopt.cli.ranks import with_processes
 from metaopt.cli.schema import check
 from metaopt.cli.trust import needed
 from metaopt.files.errors import ConfigError
 from metaopt.runs.description import refuse_other, to_config
 from metaopt.runs.progress import announced, checks, watcher
 from metaopt.runs.run import SETTINGS, Prune, Run, Watch
+from metaopt.runs.selection import Selection
 from metaopt.runs.torch_settings import prepare_torch
 
 
@@ -42,9 +44,10 @@ def build(
     """
     check_keys(config)
     check(config)
+    selection = Selection(config.get("early_stopping"), config.get("keep_best"))
     try:
         prepare_torch(config["threads"], config["device"])
-        watched = watch is not None
+        watched = watch is watcher  # and not a heartbeat, which says it to the driver of a multirun
         with announced("Preparing the problem: data, models and what is read once.", watched):
             made = parts(config, PARTS)
         for name, part in (given or {}).items():
@@ -52,6 +55,7 @@ def build(
             made[name] = part
         with announced(checks(made["problem"], made["estimator"], "problem."), watched):
             engine = made["engine"](made["problem"], made["estimator"], made["optimizer"])
+        config = with_processes(config, engine)
         return Run(
             engine,
             folder,
@@ -63,6 +67,7 @@ def build(
             **{name: config[name] for name in SETTINGS},
             watch=watch,
             prune=prune,
+            selection=selection,
         )
     except (InstantiationException, ValueError) as error:
         inner = cause(error)

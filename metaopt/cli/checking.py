@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 
 from metaopt.backends.betty import BettyHypergradient
 from metaopt.cli import folders, retrain_check
-from metaopt.cli.composing import cause, composing
+from metaopt.cli.composing import cause
+from metaopt.cli.loading import composing
 from metaopt.cli.problem_config import composed, made
 from metaopt.cli.run_check import check_run
 from metaopt.engine.budget import UNITS
@@ -31,22 +32,26 @@ OPTIONS = ("steps", "warm_steps", "directions", "seconds", "json")
 
 USAGE = """metaopt-check [--config-dir CONF] problem=<name> [key=value ...]
 
-Print how far each estimator is from the exact hypergradient of a differentiable problem, with the
-seconds and the memory of a call; then, for the run that the keys configure, whether retraining
-follows the hypergradient over one outer step and whether the problem's precision is enough for it.
-The exit code is 1 where it is not. --config-dir finds a problem of your own, as for metaopt. Keys
-are those of metaopt, and
+Print how far each estimator is from the exact hypergradient of a differentiable
+problem, with the seconds and the memory of a call; then, for the run that the
+keys configure, whether retraining follows the hypergradient over one outer step
+and whether the problem's precision is enough for it. The exit code is 1 where
+it is not. --config-dir finds a problem of your own, as for metaopt. Keys are
+those of metaopt, and
 
-  estimator=a,b    the estimators to check; all of configs/estimator by default. The run is that of
-                   the first one, or by default of the problem's own
+  estimator=a,b    the estimators to check; all of configs/estimator by default.
+                   The run is that of the first one, or by default of the
+                   problem's own
   steps=N          most inner steps to the start, and through the reference
   warm_steps=N     outer steps before the rows marked warm (20)
-  directions=N     random directions in which the whole run is differenced (2; 0 for none)
+  directions=N     random directions in which the whole run is differenced (2; 0
+                   for none)
   seconds=N        most time for the lines below the table (30; 0 for none)
   json=FILE        write all numbers to a file as well
 
-With --retrain N it is another check: do gradients of example weights, or learned weights, predict
-training without some of the examples? `metaopt-check --retrain` alone lists its options."""
+With --retrain N it is another check: do gradients of example weights, or
+learned weights, predict training without some of the examples? Its options:
+`metaopt-check --retrain`."""
 
 
 HEADINGS = (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,26 +16,22 @@ import hydra
 from hydra.types import RunMode
 
 from metaopt.cli import folders
-from metaopt.cli.composing import CONFIG, composing
+from metaopt.cli.cells import Multirun
 from metaopt.cli.jobs import job, resume
 from metaopt.cli.keys import check_name
+from metaopt.cli.launching import failures
+from metaopt.cli.loading import CONFIG, composing
+from metaopt.cli.processes import as_one
 from metaopt.cli.sweep import compares, discard, multirun
 from metaopt.files.errors import ConfigError
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the config that the arguments compose and return the exit code.
+    """Run the config that the arguments compose, in all processes; return the exit code."""
+    return as_one(lambda: _run(arguments), arguments)
 
-    Raises:
-        ConfigError: torchrun has started several processes.
-    """
-    if processes := _of_torchrun():
-        raise ConfigError(
-            f"the command runs in one process, and WORLD_SIZE={processes} says that torchrun has "
-            f"started {processes}, each of which would do the whole run. Start it without "
-            'torchrun, or unset WORLD_SIZE. The docs\' page "Several processes" shows how a '
-            "program shares out batches, and seeds=<number> trains several seeds together."
-        )
+
+def _run(arguments: Sequence[str]) -> int:
     rest = folders.use(arguments)
     flags, overrides = _flags().parse_known_args(rest)
     for name in (a.partition("=")[2] for a in overrides if re.match(r"\+{0,2}name=", a)):
@@ -51,24 +47,13 @@ def run(arguments: Sequence[str]) -> int:
     with composing() as loaded:
         if flags.multirun or _is_a_sweep(loaded, flags.config_name, overrides):
             started = time.monotonic()
-            task = partial(job, printed=set(), shared=compares(overrides))
-            returned = multirun(loaded, flags.config_name, [*overrides, MULTIRUN], task)
-            if isinstance(returned, int):  # a search has said what it found
-                return returned
-            return _summary(returned, time.monotonic() - started)
+            task = partial(job, shared=compares(overrides))
+            sweep = multirun(loaded, flags.config_name, [*overrides, MULTIRUN], task)
+            if isinstance(sweep, int):  # a search has said what it found
+                return sweep
+            return _summary(sweep, time.monotonic() - started)
         outcome = loaded.run(flags.config_name, job, overrides).return_value
     return int(outcome.status == "failed")
-
-
-def _of_torchrun() -> str | None:
-    """Return how many processes torchrun has started, or `None` where it has started one at most.
-
-    `WORLD_SIZE` alone does not say it: schedulers set it for single programs, too.
-    """
-    processes = os.environ.get("WORLD_SIZE", "")
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or "RANK" in os.environ
-    several = processes.isdecimal() and int(processes) > 1
-    return processes if launched and several else None
 
 
 MULTIRUN = "hydra.mode=MULTIRUN"
@@ -98,23 +83,31 @@ def _hydra_itself(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _summary(returned: Any, seconds: float) -> int:
-    """Say how many cells of a sweep were computed; return the exit code."""
-    cells = [r.return_value for batch in returned for r in batch]
-    count = {s: sum(c.status == s for c in cells) for s in ("computed", "complete", "failed")}
-    if count["complete"] == len(cells):
-        print(f"{len(cells)} of {len(cells)} cells were already complete; nothing computed.")
+def _summary(multirun: Multirun, seconds: float) -> int:
+    """Say how many cells of a sweep were computed, and which failed; return the exit code."""
+    size, place = multirun.size, multirun.folder
+    finished, failed = multirun.of("finished"), multirun.of("failed")
+    before = sum(not cell.computed for cell in finished)
+    open_cells = size - len(finished) - len(failed)
+    if before == size:
+        print(f"{size} of {size} cells were already finished; nothing computed.")
     else:
         print(
-            f"{len(cells)} cells: {count['computed']} computed in {seconds:.0f} s, "
-            f"{count['complete']} were already complete, {count['failed']} failed."
+            f"{size} cells: {len(finished) - before} computed in {seconds:.0f} s, "
+            f"{before} were already finished, {len(failed)} failed"
+            + (f", {open_cells} not finished." if open_cells else ".")
         )
-    advice = "The same command computes what is missing."
-    if count["failed"] == len(cells):
-        print(f"Correct the above. {advice}")
-        discard(cells[0].folder.parent)
+    # One whose folder holds the result of another config, such as an extended run, has one.
+    missing = open_cells + sum(not (cell.folder / "result.json").exists() for cell in failed)
+    advice = ["The same command computes what is missing."] if missing else []
+    if failed:
+        print(failures(multirun))
+    if len(failed) == size:
+        print(" ".join(["Correct the above.", *advice]))
+        discard(place)
         return 1
-    if count["failed"]:
-        print(advice)
-    print(f"Next: metaopt-report {cells[0].folder.parent}")
-    return int(count["failed"] > 0)
+    if advice:
+        print(*advice)
+    if finished:
+        print(f"Next: metaopt-report {shlex.quote(str(place))}")
+    return int(len(failed) + open_cells > 0)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from hydra import initialize_config_dir
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -23,7 +17,6 @@ from metaopt.cli.seeds import problems
 from metaopt.files.errors import ConfigError
 from metaopt.runs.errors import is_out_of_memory
 
-CONFIG = "train"
 COMPOSITION = (HydraException, OmegaConfBaseException)
 """What hydra and omegaconf raise about a config."""
 
@@ -109,22 +102,6 @@ def _methods(config: Any, problem: Any) -> tuple[dict[str, Any], Any]:
     return methods, {k: v for k, v in config.items() if k not in names}
 
 
-@contextmanager
-def composing() -> Iterator[Hydra]:
-    """Make the shipped folder, and the user's own, what `hydra.compose` reads."""
-    shipped = str(folders.shipped())
-    with initialize_config_dir(config_dir=shipped, job_name="metaopt", version_base="1.3"):
-        if folders.of_user():  # hydra reads the list of folders once, when it is made
-            path = create_config_search_path(shipped)
-            for folder in folders.of_user():
-                path.prepend("command-line", f"file://{folder}", SearchPathQuery("schema", None))
-            GlobalHydra.instance().clear()
-            Hydra.create_main_hydra2(task_name="metaopt", config_search_path=path)
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        yield hydra
-
-
 def cause(error: BaseException) -> BaseException:
     """Return the error inside hydra's, or a `ConfigError` for one of hydra's own."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
@@ -164,6 +141,8 @@ def explanation(error: BaseException) -> str:
         return f"{again[1]} is chosen already; give it without the +."
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing and isinstance(error, MissingConfigException):
+        if missing[1].startswith("hydra/launcher/"):
+            return mistakes.no_launcher(missing[1].rpartition("/")[2])
         group, _, option = missing[1].partition("/")
         return mistakes.unknown_option(group, option, folders.groups().get(group, {}))
     lines = [line.strip() for line in text.splitlines() if not line.startswith("See http")]

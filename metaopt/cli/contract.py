@@ -11,7 +11,8 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from metaopt.cli import folders
-from metaopt.cli.composing import CONFIG, composing, parts
+from metaopt.cli.composing import parts
+from metaopt.cli.loading import CONFIG, composing
 from metaopt.testing import ProblemContract
 
 ROLES = ("problem", "estimator", "optimizer")

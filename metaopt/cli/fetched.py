@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra._internal.hydra import Hydra
@@ -30,13 +30,10 @@ def refuse_unfetched(hydra: Hydra, name: str, cells: Sequence[Sequence[str]]) ->
 
     Cost: nothing where all is there; else a composition of each cell.
     """
-    absent = {known for known in (*models(), *data_sets()) if not _is_there(known)}
-    if not absent:
-        return
-    lacking = [needed for cell in cells if (needed := _read(hydra, name, cell) & absent)]
+    lacking = [needed for needed in unfetched(hydra, name, cells) if needed]
     names = sorted(set().union(*lacking))
     if names:
-        commands = " && ".join(f"metaopt-fetch {each}" for each in names)
+        commands = fetching(names)
         some = len(lacking) < len(cells)
         raise ConfigError(
             f"{' and '.join(names)} must be fetched first"
@@ -44,6 +41,19 @@ def refuse_unfetched(hydra: Hydra, name: str, cells: Sequence[Sequence[str]]) ->
             + f": {commands}"
             + (" (or choose others with method=NAME,NAME)" if some else "")
         )
+
+
+def unfetched(hydra: Hydra, name: str, cells: Sequence[Sequence[str]]) -> list[set[str]]:
+    """Return the models and data sets that each cell reads and nobody has fetched."""
+    absent = {known for known in (*models(), *data_sets()) if not _is_there(known)}
+    if not absent:
+        return [set() for _ in cells]
+    return [_read(hydra, name, cell) & absent for cell in cells]
+
+
+def fetching(names: Iterable[str]) -> str:
+    """Return the command that fetches models and data sets."""
+    return " && ".join(f"metaopt-fetch {each}" for each in sorted(names))
 
 
 def one_of_each(override: Override) -> Override:

@@ -35,6 +35,7 @@ MORE = {
     "metaopt resume=<run folder>": "continue from the last checkpoint",
     "metaopt --config-dir conf problem=mine": "options of your own, and the Python next to them",
     "metaopt --hydra-help, --info": "Hydra's own flags",
+    'eval "$(metaopt -sc install=bash)"': "completion by TAB, for this shell",
 }
 
 
@@ -88,14 +89,16 @@ def families(options: Mapping[str, str]) -> list[str]:
 
 
 def _columns(entries: Mapping[str, str], width: int) -> list[str]:
-    """Return names and texts in two columns; a text that does not fit goes to the next line."""
+    """Return names and texts in two columns; a longer text goes on in its column."""
     column = 2 + max(len(name) for name in entries if len(name) < 44) + 2
     lines = []
     for name, text in entries.items():
-        if len(name) + 4 <= column and column + len(text) <= width:
-            lines.append(f"  {name}".ljust(column) + text)
+        first, *rest = textwrap.wrap(text, max(width - column, 20))
+        if len(name) + 4 <= column:
+            lines.append(f"  {name}".ljust(column) + first)
         else:
-            lines += [f"  {name}", *textwrap.wrap(text, width, initial_indent=" " * column)]
+            lines += [f"  {name}", " " * column + first]
+        lines += [" " * column + line for line in rest]
     return lines
 
 

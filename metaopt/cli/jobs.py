@@ -17,72 +17,81 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from metaopt.cli import processes, torchrun
 from metaopt.cli.build import build
 from metaopt.cli.composing import cause
 from metaopt.cli.keys import refuse_unread
 from metaopt.cli.mistakes import foreign_method
+from metaopt.cli.ranks import check_ranks, with_ranks
+from metaopt.cli.resolving import with_totals
 from metaopt.cli.schema import ArgumentError
 from metaopt.cli.seeds import with_seeds
 from metaopt.cli.trust import refuse_strange
-from metaopt.engine.budget import UNITS
 from metaopt.files.errors import ConfigError, listed
 from metaopt.files.lock import refuse_held
 from metaopt.files.reading import steps
 from metaopt.runs import configs, provenance
-from metaopt.runs.continuing import rest_of, write_config
+from metaopt.runs.continuing import PATIENCE, rest_of, write_config
 from metaopt.runs.errors import report
 from metaopt.runs.folder import result_of, started_with
 from metaopt.runs.interrupts import Interrupted, Pruned
 from metaopt.runs.objective import objectives, refuse_unknown
 from metaopt.runs.progress import watcher
-from metaopt.runs.run import PYTHON, Prune
+from metaopt.runs.run import PYTHON, Prune, Watch
+from metaopt.runs.status import Status
+from metaopt.runs.stopping import stop_of
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """What became of one run.
 
     Args:
-        status: "computed", "complete" (it was before), "pruned" or "failed".
+        status: one of `metaopt.runs.status.OVER`.
         folder: the run's folder.
         objective: the metric that the config names; `None` where it names none, the metric is not
             finite, or the run did not come to its end.
+        message: what went wrong, of one that failed.
+        computed: whether this call did something, or the run was finished before.
     """
 
-    status: str
+    status: Status
     folder: Path
     objective: float | None = None
+    message: str = ""
+    computed: bool = True
 
 
 def job(
     config: DictConfig,
-    printed: set[str] | None = None,
     shared: bool = False,
+    watch: Watch | None = watcher,
     prune: Prune | None = None,
 ) -> Outcome:
     """Run one composed config in the folder that hydra made for it; errors end up in messages.
 
+    A cell of a multirun prints nothing of its own: who started it does.
+
     Args:
         config: the composed config.
-        printed: messages of earlier cells of a sweep, which are not printed in full again.
         shared: see `refuse_unread`.
-        prune: see `metaopt.runs.run.Run`.
+        watch, prune: see `metaopt.runs.run.Run`.
     """
     state: Any = HydraConfig.get()
     folder = Path(state.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     sweeping = state.mode == RunMode.MULTIRUN
-    with _explained(folder, printed) as failed:
+    with _explained(folder, silent=sweeping) as failed:
         with open_dict(config):
             config.pop("methods", None)  # of the whole table
         refuse_unread(config, list(state.overrides.task), shared)
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        resolved = with_seeds(config, resolved)
+        resolved = with_totals(config, with_seeds(config, resolved))
+        resolved = with_ranks(resolved, started_with(folder))
         _refuse_foreign(folder, resolved)
         try:
-            return _run(folder, resolved, list(state.overrides.task), sweeping, prune=prune)
-        except Pruned as stop:
-            print(f"{folder}: {stop}", flush=True)
+            return _run(folder, resolved, list(state.overrides.task), sweeping, watch, prune=prune)
+        except Pruned:
             return Outcome("pruned", folder)
         except ArgumentError as error:
             hint = foreign_method(state.runtime.choices)
@@ -92,16 +101,17 @@ def job(
 
 
 @contextmanager
-def _explained(folder: Path, printed: set[str] | None = None) -> Iterator[Outcome]:
+def _explained(folder: Path, silent: bool = False) -> Iterator[Outcome]:
     """Turn what stops a run into a message; yield the outcome of one that fails."""
+    outcome = Outcome("failed", folder)
     try:
-        yield Outcome("failed", folder)
+        yield outcome
     except Interrupted as stop:
         command = provenance.resume_command(folder, trusting=True)
         print(f"Stopped: {stop}. Continue with\n  {command}", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
-    except Exception as error:
-        report(cause(error), folder, printed)
+    except (Exception, SystemExit) as error:  # code of a user may call sys.exit
+        outcome.message = report(cause(error), folder, silent)
 
 
 def remove_empty(folder: Path) -> None:
@@ -110,12 +120,17 @@ def remove_empty(folder: Path) -> None:
         (folder.rmdir if folder.is_absolute() else partial(os.removedirs, folder))()
 
 
+MORE = ("outer_steps", PATIENCE)
+"""Keys that a run may be continued with."""
+
+
 def resume(folder: Path, rest: Sequence[str]) -> Outcome:
     """Continue the run of a folder.
 
     Args:
         folder: the run's.
-        rest: `outer_steps=N`, which extends it, and `trust=[package]`; see `metaopt.cli.trust`.
+        rest: `outer_steps=N` and `early_stopping.patience=N`, which extend it, and
+            `trust=[package]`; see `metaopt.cli.trust`.
 
     Raises:
         ConfigError: the folder holds no run, its config.yaml was edited since the run was started,
@@ -123,16 +138,17 @@ def resume(folder: Path, rest: Sequence[str]) -> Outcome:
     """
     trust = [word.partition("=")[2] for word in rest if word.startswith("trust=")]
     rest = [word for word in rest if not word.startswith("trust=")]
-    wrong = [word for word in rest if not re.fullmatch(r"outer_steps=\d+", word)]
-    if wrong:
+    more = {key: word for word in rest for key in MORE if re.fullmatch(rf"{key}=\d+", word)}
+    if wrong := [word for word in rest if word not in more.values()]:
         raise ConfigError(
             f"resume= continues a run as it was started, with outer_steps=<number> where it is to "
-            f"take more outer steps and trust=[<package>] for code that it names; drop "
-            f"{' '.join(wrong)}, or start a new run with it."
+            f"take more outer steps, {PATIENCE}=<number> where early stopping has ended it, and "
+            f"trust=[<package>] for code that it names; drop {' '.join(wrong)}, or start a new run "
+            f"with it."
         )
-    extending = int(rest[-1].partition("=")[2]) if rest else None
+    numbers = [int(more[key].partition("=")[2]) if key in more else None for key in MORE]
     with _explained(folder) as failed:
-        config, done = rest_of(folder, extending)
+        config, done = rest_of(folder, *numbers)
         if config.get("started") == PYTHON:
             raise ConfigError(
                 f"{folder} was started from Python and needs its problem; continue it there with\n"
@@ -140,7 +156,7 @@ def resume(folder: Path, rest: Sequence[str]) -> Outcome:
             )
         if not done:
             refuse_strange(folder, config, re.findall(r"[^\s,\[\]]+", ",".join(trust)))
-        return _run(folder, config, [], False, again=not done)
+        return _run(folder, config, [], False, watcher, again=not done)
     return failed
 
 
@@ -149,23 +165,34 @@ def _run(
     config: dict[str, Any],
     overrides: Sequence[str],
     sweeping: bool,
+    watch: Watch | None,
     again: bool = False,
     prune: Prune | None = None,
 ) -> Outcome:
-    """Run a config in its folder, unless it is complete and not to be run again."""
+    """Run a config in its folder, unless it is finished and not to be run again."""
+    check_ranks(config)
     result = None if again else result_of(folder)
     if result is not None:
         write_config(folder, config)
-        print(f"{folder}: already complete; nothing computed.")
-        return Outcome("complete", folder, _objective(config, result))
+        if not sweeping or _by(result):
+            print(f"{folder}: already finished{_by(result)}; nothing computed.")
+        return Outcome("finished", folder, _objective(config, result), computed=False)
     refuse_held(folder)  # before the parts are made, which may take long
-    watch = watcher if not sweeping or sys.stderr.isatty() else None
-    run = build(folder, config, overrides, watch, prune=prune)
-    started = time.monotonic()
-    result = run()
+    processes.share(folder, config)
+    with processes.together(folder, config):
+        run = build(folder, config, overrides, watch, prune=prune)
+        started = time.monotonic()
+        result = run()
     (folder / "error.log").unlink(missing_ok=True)
-    _conclude(folder, result, time.monotonic() - started, sweeping, run.delivered)
-    return Outcome("computed", folder, _objective(config, result))
+    if not sweeping:
+        _conclude(folder, result, time.monotonic() - started, run.delivered)
+    return Outcome("finished", folder, _objective(config, result))
+
+
+def _by(result: Mapping[str, Any]) -> str:
+    """Return what to add of a result that another number of processes has computed."""
+    number = result.get("processes", 1)
+    return "" if number == torchrun.processes() else f", computed by {number} processes"
 
 
 def _refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
@@ -190,23 +217,18 @@ def _objective(config: Mapping[str, Any], result: Mapping[str, Any]) -> float | 
     return None if values[name] is None else float(values[name])
 
 
-def _conclude(
-    folder: Path, result: Mapping[str, Any], seconds: float, sweeping: bool, delivered: str
-) -> None:
+def _conclude(folder: Path, result: Mapping[str, Any], seconds: float, delivered: str) -> None:
     """Print the final metrics, what was delivered, the folder and the next command."""
     metrics = {k: v for k, v in result["metrics"].items() if v is not None}
-    if sweeping:
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("eval/"))
-        print(f"{folder}: {shown}  ({seconds:.1f} s)", flush=True)
-        return
     width = max([26, *map(len, metrics)]) + 2
     for name, value in metrics.items():
         print(f"{name:<{width}}{value:.6g}")
     if delivered:
         print(delivered)
-    stopped = result["stopped"]
-    if stopped:
-        why = f"the limit on {stopped} is reached" if stopped in UNITS else stopped
-        print(f"stopped early: {why}")
+    if stop := stop_of(result):
+        print(f"stopped early: {stop}")
+    if (best := result.get("best")) and best["value"] is not None:
+        print(f"best {best['metric']} {best['value']:.6g}, at outer step {best['outer_step']}: "
+              f'metaopt.load("{folder}", best=True)')  # fmt: skip
     print(f"{result['outer_steps']} outer steps in {seconds:.1f} s; everything is in {folder}")
     print(f"Next: metaopt-report {folder}")

@@ -14,7 +14,9 @@ from metaopt.cli.schema import wrong_type
 from metaopt.engine import Engine
 from metaopt.engine.annotations import fits, hints
 from metaopt.files.errors import ConfigError, nearest
+from metaopt.runs.configs import OPTIONAL
 from metaopt.runs.run import SETTINGS, Run
+from metaopt.runs.selection import Selection
 from metaopt.runs.torch_settings import prepare_torch
 
 PARTS = ("problem", "estimator", "optimizer", "engine", "tracker")
@@ -25,10 +27,11 @@ KEYS: dict[str, Any] = {
     **{name: hints(Engine)[name] for name in ("seed", "seeds", "outer_steps", "limits")},
     **{name: hints(Run)[name] for name in SETTINGS},
     **hints(prepare_torch),
+    **hints(Selection),
 }  # fmt: skip
 KEYS.pop("return")
 
-KEYS_OF_RUN = tuple(key for key in KEYS if key not in ("inner_steps", "outer_lr", "device"))
+KEYS_OF_RUN = (*(k for k in KEYS if k not in ("inner_steps", "outer_lr", "device")), "ranks")
 """Those that every run reads itself; the others have an effect where a part refers to them."""
 
 
@@ -39,7 +42,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
         ConfigError: names the key, its value, and what is legal.
     """
     for key in (*PARTS, *KEYS):
-        if key not in config:
+        if key not in (*config, *OPTIONAL):
             raise ConfigError(f"{key} is missing: a run cannot do without it. Drop ~{key}.")
     for name in PARTS:
         part = config[name]
@@ -51,8 +54,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
                 f"options."
             )
     for key, hint in KEYS.items():
-        if not fits(config[key], hint):
-            raise wrong_type(key, config[key], hint)
+        if not fits(config.get(key), hint):
+            raise wrong_type(key, config.get(key), hint)
     check_name(config["name"])
 
 

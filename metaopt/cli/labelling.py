@@ -23,18 +23,24 @@ MODELS = ("transformers", "server")
 """Policies that are language models."""
 
 DESCRIPTION = """
-Label every step of worked solutions with the share of a policy's continuations from there that end
-at the right answer (Math-Shepherd, Wang et al., ACL 2024). Rollouts stop early where a step is
-decided. A killed command goes on where it was when it is run again; what a server has answered is
-kept next to the folder, in FOLDER.cassette, and not asked for twice.
+Label every step of worked solutions with the share of a policy's continuations
+from there that end at the right answer (Math-Shepherd, Wang et al., ACL 2024).
+Rollouts stop early where a step is decided. A killed command goes on where it
+was when it is run again; what a server has answered is kept next to the folder,
+in FOLDER.cassette, and not asked for twice.
 
-  metaopt-label solutions.jsonl labels --policy transformers --model Qwen/Qwen2.5-Math-1.5B-Instruct
-  metaopt-label solutions.jsonl labels --policy server --model NAME   # vLLM, SGLang, a vendor
-  metaopt-label docs/samples/unlabelled.jsonl labels --policy arithmetic   # simulated, offline
+  metaopt-label solutions.jsonl labels --policy transformers --model NAME
+  metaopt-label solutions.jsonl labels --policy server --model NAME
+  metaopt-label docs/samples/unlabelled.jsonl labels --policy arithmetic
 
-A line of solutions.jsonl is {"question": "...", "response": "step\\nstep", "answer": "..."}; every
-format of step labels is read, too, with the answers in a file of their own (--answers). The
-simulated solver knows questions such as "3 +2 *4" only: arithmetic modulo 5, from left to right.
+NAME is a folder or an id of the hub, such as Qwen/Qwen2.5-Math-1.5B-Instruct,
+or what vLLM, SGLang or a vendor calls its model; arithmetic is simulated.
+
+A line of solutions.jsonl is
+  {"question": "...", "response": "step\\nstep", "answer": "..."}
+Every format of step labels is read, too, with the answers in a file of their
+own (--answers). The simulated solver knows questions such as "3 +2 *4" only:
+arithmetic modulo 5, from left to right.
 """
 
 
@@ -202,7 +208,7 @@ def _solutions(options: argparse.Namespace) -> tuple[Sequence[Chain], Sequence[s
     return chains, answers
 
 
-def _limits(words: Sequence[str]) -> dict[str, float]:
+def limits_of(words: Sequence[str]) -> dict[str, float]:
     """Return {unit: amount} of words UNIT=AMOUNT."""
     try:
         return {unit: float(amount) for unit, _, amount in (w.partition("=") for w in words)}
@@ -245,7 +251,7 @@ def _models(
         from metaopt.problems.process_reward.labelling.arithmetic import ArithmeticCompletion
 
         return ArithmeticCompletion(ArithmeticPolicy(options.seed)), None, None
-    limits = _limits(options.limits)
+    limits = limits_of(options.limits)
     if options.model is None:
         raise ValueError(f"--policy {options.policy} needs --model.")
     from metaopt.llm import Client

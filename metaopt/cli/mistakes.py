@@ -28,6 +28,22 @@ def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
     return f"{start} The nearest: {', '.join(three)}. `metaopt --help {group}` lists all."
 
 
+LAUNCHERS = {
+    "joblib": "parallel", "submitit_local": "launch", "submitit_slurm": "launch", "ray": "ray"
+}  # fmt: skip
+"""The extra that a launcher of hydra comes with."""
+
+
+def no_launcher(name: str) -> str:
+    """Return what to say to `hydra/launcher=name` where there is none: the extra, or the names."""
+    if extra := LAUNCHERS.get(name):
+        return (
+            f"hydra/launcher={name} comes with the extra {extra}, which is not installed. Run "
+            f"`pip install -e '.[{extra}]'`."
+        )
+    return f"There is no hydra/launcher={name}. Choose one of basic, {', '.join(LAUNCHERS)}."
+
+
 def no_option(overrides: Iterable[str]) -> str:
     """Return what to say to a group whose value is not a text, such as `estimator=null`."""
     for key, _, value in (override.partition("=") for override in overrides):
@@ -84,11 +100,35 @@ def unknown_key(key: str, overrides: Iterable[str]) -> str:
     if elsewhere:
         more = f" and {len(elsewhere) - 3} more" if len(elsewhere) > 3 else ""
         return f"{start} It is {' or '.join(elsewhere[:3])}{more}."
+    if other := _other_options(key, choices):
+        return f"{start} {other}"
     last = key.rpartition(".")[2]
     same = [name for name in config if name.rpartition(".")[2] == last and name != key]
     if same and "." in key:
         return f"{start} It is {' or '.join(same[:3])}."
     return f"{start}{nearest(key, [*groups, *config])} `metaopt --help train` lists those of a run."
+
+
+def _other_options(key: str, choices: Mapping[str, Any]) -> str:
+    """Return which other option of the group that fills a key's place has the key, or nothing."""
+    for place, chosen in choices.items():
+        group, _, package = place.partition("@")
+        if not package or not key.startswith(f"{package}.") or group not in folders.groups():
+            continue
+        name = key.removeprefix(f"{package}.").partition(".")[0]
+        matching = [o for o in folders.groups()[group] if o != chosen and _states(group, o, name)]
+        family = str(chosen).rpartition("/")[0]
+        matching = [o for o in matching if o.rpartition("/")[0] == family] or matching
+        if matching:
+            options = " or ".join(f"{place}={option}" for option in matching[:3])
+            return f"{place}={chosen} has none; {options} has."
+    return ""
+
+
+def _states(group: str, option: str, name: str) -> bool:
+    path = folders.file_of(group, option)
+    text = "" if path is None else path.read_text(encoding="utf-8")
+    return re.search(rf"^{re.escape(name)}:", text, flags=re.M) is not None
 
 
 def _misplaced_group(key: str, group: str, choices: Mapping[str, Any]) -> str:
@@ -108,7 +148,8 @@ def _composed(overrides: list[str]) -> tuple[list[str], Mapping[str, Any]]:
     from hydra import compose
     from omegaconf import OmegaConf
 
-    from metaopt.cli.composing import COMPOSITION, CONFIG, composing
+    from metaopt.cli.composing import COMPOSITION
+    from metaopt.cli.loading import CONFIG, composing
     from metaopt.runs import configs
 
     for chosen in (overrides, [o for o in overrides if _key(o) in ("problem", "experiment")]):

@@ -11,8 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from metaopt.cli import schema
-from metaopt.cli.composing import CONFIG, cause
+from metaopt.cli.composing import cause
 from metaopt.cli.keys import refuse_unread
+from metaopt.cli.loading import CONFIG
 from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_loop import loop_of
 from metaopt.estimators.inner_run import require_gradients

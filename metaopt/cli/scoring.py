@@ -6,6 +6,9 @@ import argparse
 import csv
 import io
 import json
+import math
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -18,42 +21,91 @@ if TYPE_CHECKING:
     from metaopt.data.records import Record
 
 DESCRIPTION = """
-Score the rows of a file by what a run has learned, and write them with two more columns: `score`,
-which has no scale, and `score_cdf`, the share of the run's training examples whose score is not
-larger. With --top 0.25 only the quarter of the rows with the largest scores is written, in their
-order. Nothing that the run's folder names is run.
+Score the rows of a file by what a run has learned, and write them with two more
+columns: `score`, and `score_cdf`, the share of the run's training examples
+whose score is not larger. A rater's score has no scale; that of a rubric is in
+points, and its examples are those that it was measured on. With --top 0.25 only
+the quarter of the rows with the largest scores is written, in their order.
 
   metaopt score runs/a_rater rows.jsonl
-  metaopt score runs/a_rater rows.parquet --columns text=body --top 0.25 --out best.parquet
+  metaopt score runs/a_rater rows.parquet --columns text=body --top 0.25
+  metaopt score runs/a_rubric answers.jsonl --limits lm_calls=500
+  metaopt score runs/a_rubric answers.jsonl --llm openai_compatible model=NAME
 
-FILE is JSON lines, JSON, csv, tsv, parquet, or a text with a row on each line. A rater counts how
-often a text is in the file, as it did among the training examples.
+FILE is JSON lines, JSON, csv, tsv, parquet, or a text with a row on each line.
+A rater counts how often a text is in the file, as it did among the training
+examples. A rubric reads the column `response`, and `prompt` where a language
+model follows it: the one of --llm, as llm=NAME llm.KEY=VALUE of a run, or else
+the one that judged in the run, unless it is on another machine or no class of
+metaopt. Its answers are kept next to the file that is written, so that the same
+command asks for none twice. A row that it states no score of has none.
 """
 
 ADDED = ("score", "score_cdf")
 
 
 class Scorer(Protocol):
-    """What scores texts.
+    """What scores the rows of a file.
 
     Attributes:
-        columns: of a file whose texts it reads, joined by newlines.
+        columns: whose texts it reads.
+        examples: what the CDF is among.
     """
 
     columns: Sequence[str]
+    examples: str
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the score of each text, (n,), and its CDF among the training examples."""
+    def __call__(self, rows: Sequence[Sequence[str]], out: Path) -> tuple[Tensor, Tensor]:
+        """Return the score of each row, (n,), and its CDF among the examples; NaN of none.
+
+        Args:
+            rows: the text of each column.
+            out: the file that is written; what was paid for is kept next to it.
+        """
         ...
 
 
-def _rater(path: Path) -> Scorer:
-    from metaopt.problems.domain_reweighting.rating import SavedRater
+class _Rater:
+    examples = "training examples"
 
-    return SavedRater(path)
+    def __init__(self, path: Path) -> None:
+        from metaopt.problems.domain_reweighting.rating import SavedRater
+
+        self._rater = SavedRater(path)
+        self.columns: Sequence[str] = self._rater.columns
+
+    def __call__(self, rows: Sequence[Sequence[str]], out: Path) -> tuple[Tensor, Tensor]:
+        return self._rater(["\n".join(texts) for texts in rows])
 
 
-SCORERS: Mapping[str, Callable[[Path], Scorer]] = {"rater.safetensors": _rater}
+def _rater(path: Path, options: argparse.Namespace) -> Scorer:
+    if options.llm or options.limits:
+        raise ValueError("--llm and --limits are of a rubric; the rater of this run asks no model.")
+    return _Rater(path)
+
+
+def _rubric(path: Path, options: argparse.Namespace) -> Scorer:
+    from functools import partial
+
+    from metaopt.cli.judges import named_judge, own_judge
+    from metaopt.cli.labelling import limits_of
+    from metaopt.llm import Client
+    from metaopt.problems.meta_policy_optimization.saved_rubric import RubricScorer, load_rubric
+
+    lm = named_judge(options.llm) if options.llm else own_judge(path.parent)
+    client = partial(Client, limits=limits_of(options.limits))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        rubric = load_rubric(path, lm, client)
+    for warning in said:
+        print(f"metaopt-score: {warning.message}", file=sys.stderr)
+    return RubricScorer(rubric)
+
+
+SCORERS: Mapping[str, Callable[[Path, argparse.Namespace], Scorer]] = {
+    "rater.safetensors": _rater,
+    "rubric.json": _rubric,
+}
 """By the file that a run writes where it has learned one, what reads it."""
 
 
@@ -61,13 +113,13 @@ class Rows(NamedTuple):
     """The rows of a file, and how some of them are written.
 
     Args:
-        texts: of each row.
+        texts: of each row, one for each column.
         write: from the path, the rows to write in order, and the added columns, of all rows.
         ending: of the file that is written.
     """
 
-    texts: Sequence[str]
-    write: Callable[[Path, Sequence[int], Mapping[str, Sequence[float]]], None]
+    texts: Sequence[Sequence[str]]
+    write: Callable[[Path, Sequence[int], Mapping[str, Sequence[float | None]]], None]
     ending: str
 
 
@@ -81,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.top is not None and not 0 < options.top <= 1:
         raise ValueError(f"--top must be a share in (0, 1]; got {options.top:g}.")
-    scorer = scorer_of(options.run)
+    scorer = scorer_of(options.run, options)
     rows = read(options.file, scorer.columns, options.columns)
     kind = "scored" if options.top is None else "top"
     out: Path = options.out or options.file.with_name(f"{_stem(options.file)}.{kind}{rows.ending}")
@@ -91,17 +143,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"{out} exists. Delete it, or name another file with --out.")
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to write {out.name} to.")
-    scores, cdf = scorer(rows.texts)
+    scores, cdf = scorer(rows.texts, out)
+    scored = scores.isfinite().nonzero().flatten()
     chosen: Sequence[int] = range(len(scores))
     if options.top is not None:
         from metaopt.problems.domain_reweighting.rating import top
 
-        chosen = top(scores, options.top).nonzero().flatten().tolist()
-    added = {"score": scores.tolist(), "score_cdf": cdf.tolist()}
+        chosen = scored[top(scores[scored], options.top)].tolist()
+    added = {
+        name: [None if math.isnan(value) else value for value in column.tolist()]
+        for name, column in (("score", scores), ("score_cdf", cdf))
+    }
     rows.write(out, chosen, added)
-    above = sum(value > 0.5 for value in added["score_cdf"])
-    print(f"{len(scores)} rows, {above} of them above the median of the training examples")
-    print(f"{len(chosen)} rows written to {out}")
+    print(_summary(len(scores), len(scored), cdf[scored].tolist(), scorer.examples))
+    print(f"{len(chosen)} row{'s' if len(chosen) != 1 else ''} written to {out}")
     return 0
 
 
@@ -116,12 +171,28 @@ def _parser() -> argparse.ArgumentParser:
     add("file", type=Path, help="rows to score")
     add("--columns", nargs="+", metavar="COLUMN=NAME", default=[], help="names in the file")
     add("--top", type=float, metavar="SHARE", help="write only the share with the largest scores")
+    add("--llm", nargs="+", metavar=("NAME", "KEY=VALUE"), help="the judge of a rubric")
+    add("--limits", nargs="+", metavar="UNIT=AMOUNT", default=[], help="most lm_calls, tokens")
     add("--out", type=Path, metavar="PATH", help="FILE.scored or FILE.top, with its ending")
     return parser
 
 
-def scorer_of(run: Path) -> Scorer:
+def _summary(count: int, scored: int, cdf: Sequence[float], examples: str) -> str:
+    words = f"{count} rows"
+    if all(map(math.isfinite, cdf)):
+        above = sum(value > 0.5 for value in cdf)
+        words += f", {above} of them above the median of the {examples}"
+    if scored < count:
+        words += f"; {count - scored} have no score: a request failed, or its reply states none"
+    return words
+
+
+def scorer_of(run: Path, options: argparse.Namespace) -> Scorer:
     """Return what scores rows by a run.
+
+    Args:
+        run: its folder.
+        options: of the command; llm and limits say who judges by a rubric.
 
     Raises:
         FolderError: the folder holds none.
@@ -130,10 +201,11 @@ def scorer_of(run: Path) -> Scorer:
         raise FolderError(f"there is no folder {run}. Give the folder of a finished run.")
     for name, make in SCORERS.items():
         if (run / name).is_file():
-            return make(run / name)
+            return make(run / name, options)
     raise FolderError(
         f"{run} has nothing that scores rows: it needs one of {', '.join(SCORERS)}. A run with "
-        f"weights@problem.weights=rater writes it when it ends, unless figures=false."
+        f"weights@problem.weights=rater or of problem=meta_policy_optimization writes it when it "
+        f"ends, unless figures=false."
     )
 
 
@@ -163,12 +235,14 @@ def read(file: Path, columns: Sequence[str], renamed: Sequence[str]) -> Rows:
     texts, mistakes = [], []
     for record in every:
         try:
-            texts.append(_text(record, names))
+            texts.append(_texts(record, names))
         except ValueError as error:
             mistakes.append((record.place, str(error)))
     if mistakes:
+        keys = " ".join(f"{name}=NAME" for name in columns)
         raise ValueError(
-            f"{len(mistakes)} of {len(every)} rows cannot be scored:{grouped(mistakes)}"
+            f"{len(mistakes)} of {len(every)} rows cannot be scored:{grouped(mistakes)}\n"
+            f"Correct {file}, or say with --columns {keys} what its columns are called."
         )
     twice = [name for name in ADDED if any(name in value for value in values)]
     if twice:
@@ -181,14 +255,14 @@ def read(file: Path, columns: Sequence[str], renamed: Sequence[str]) -> Rows:
     return Rows(texts, lambda *args: _write_lines(values, *args), ".jsonl")
 
 
-def _text(record: Record, names: Mapping[str, str]) -> str:
+def _texts(record: Record, names: Mapping[str, str]) -> list[str]:
     from metaopt.data.row_texts import joined
 
     if isinstance(record.value, ValueError):
         raise record.value
     if not isinstance(record.value, Mapping):
         raise ValueError(f"must be an object; got {str(record.value)[:60]}")
-    return joined(record.value, tuple(names.values()))
+    return [joined(record.value, (name,)) for name in names.values()]
 
 
 def _lines(file: Path, columns: Sequence[str]) -> Rows:
@@ -206,7 +280,7 @@ def _lines(file: Path, columns: Sequence[str]) -> Rows:
     if not texts:
         raise ValueError(f"{file} holds no text.")
     values = [{columns[0]: text} for text in texts]
-    return Rows(texts, lambda *args: _write_lines(values, *args), ".jsonl")
+    return Rows([[text] for text in texts], lambda *args: _write_lines(values, *args), ".jsonl")
 
 
 def _stem(file: Path) -> str:

@@ -81,15 +81,14 @@ def _grid(numbers: list[Any], step: Any, log: bool) -> BaseDistribution:
     return FloatDistribution(low, high, log=log, step=None if log else step)
 
 
-def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> None:
-    """Draw the parameters that a trial does not have yet."""
-    for key, d in space.items():
-        if isinstance(d, CategoricalDistribution):
-            trial.suggest_categorical(key, d.choices)
-        elif isinstance(d, IntDistribution):
-            trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
-        elif isinstance(d, FloatDistribution):
-            trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
+def suggest(trial: Trial, key: str, d: BaseDistribution) -> None:
+    """Draw a parameter of a trial, unless it has it."""
+    if isinstance(d, CategoricalDistribution):
+        trial.suggest_categorical(key, d.choices)
+    elif isinstance(d, IntDistribution):
+        trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
+    elif isinstance(d, FloatDistribution):
+        trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
 
 
 def overrides_of(params: Mapping[str, Any]) -> list[str]:

@@ -6,8 +6,9 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
+from metaopt.cli.resolving import resolved_with
 from metaopt.engine.seed_attributes import INSTEAD
 from metaopt.engine.seeds import seeds_from
 from metaopt.files.errors import ConfigError
@@ -39,7 +40,7 @@ def with_seeds(config: DictConfig, resolved: dict[str, Any]) -> dict[str, Any]:
             f"seeds={resolved['seeds']}: {resolved['engine'].get('_target_')} trains one seed at a "
             f"time. {INSTEAD}"
         )
-    each = [dict(flatten(_resolved(config, seed))) for seed in seeds]
+    each = [dict(flatten(resolved_with(config, seed=seed))) for seed in seeds]
     values = {
         key: [flat.get(key) for flat in each]
         for key in each[0]
@@ -54,13 +55,6 @@ def with_seeds(config: DictConfig, resolved: dict[str, Any]) -> dict[str, Any]:
     values = {key: each for key, each in values.items() if key != "engine.seed"}
     engine = {**resolved["engine"], "seeds": list(seeds)}
     return {**resolved, "engine": engine, "seeds": list(seeds), VALUES: values}
-
-
-def _resolved(config: DictConfig, seed: int) -> Any:
-    own = copy.deepcopy(config)
-    with open_dict(own):
-        own.seed = seed
-    return OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
 
 
 def problems(config: Mapping[str, Any]) -> Iterator[Any]:

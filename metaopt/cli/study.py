@@ -6,21 +6,21 @@ holds a lock on what it runs. A trial that is running and that nobody holds is o
 stopped or killed: the next process, or the next call of the same command, continues it from its
 checkpoint. Several processes of one command so share one study, whatever happens to one of them.
 
-What a sampler draws is a function of its seed, the number of the trial and the trials before it, so
-that processes do not repeat each other's draws, and a study that is continued is the one that was
-never interrupted.
+What a sampler draws is a function of its seed, the number of the trial, the key and the trials
+before it, so that processes do not repeat each other's draws, and a study that is continued is the
+one that was never interrupted.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from typing import Any
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -37,16 +36,18 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from metaopt.cli import folders
-from metaopt.cli.composing import CONFIG, cause
+from metaopt.cli.cells import Multirun
 from metaopt.cli.jobs import Outcome
+from metaopt.cli.launching import command_of, failures
 from metaopt.cli.search_space import first_of, overrides_of, search_space, suggest
 from metaopt.cli.trial import STUDY, TrialTask, storage
 from metaopt.engine.random import fold
 from metaopt.files.errors import ConfigError, FolderInUseError, listed
 from metaopt.files.lock import locked, refuse_held, waiting_for
+from metaopt.files.writing import write_json
+from metaopt.report.collect import JOURNAL
+from metaopt.report.study import SUMMARY
 from metaopt.runs.configs import differences
-from metaopt.runs.errors import report
 
 DIRECTIONS = ("minimize", "maximize")
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -79,6 +80,7 @@ class OptunaSweeper(Sweeper):
     ) -> None:
         self.params, self.n_trials, self.n_jobs = dict(params or {}), n_trials, n_jobs
         self.direction, self.sampler, self.pruner = direction, sampler, pruner
+        self.multirun = Multirun()
         for name in ("n_trials", "n_jobs"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -95,8 +97,8 @@ class OptunaSweeper(Sweeper):
         """Make the launcher; see `hydra.plugins.sweeper.Sweeper`."""
         self.master, self.loader = config, hydra_context.config_loader
         self.folder = Path(config.hydra.sweep.dir)
-        self.home = self.folder.resolve() / "study"
-        self.task = TrialTask(task_function, self.home / "journal" / "log.jsonl", self.pruner)
+        self.home = (self.folder / SUMMARY).resolve().parent
+        self.task = TrialTask(task_function, self.folder.resolve() / JOURNAL, self.pruner)
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             config=config, hydra_context=hydra_context, task_function=self.task
         )
@@ -122,6 +124,8 @@ class OptunaSweeper(Sweeper):
             self._open(asked)
             before = self.study.get_trials(deepcopy=False)
         self.goal = self.n_trials + sum(t.state == TrialState.FAIL for t in before)
+        self.multirun.keys = set(self.space)
+        self.multirun.total = self.goal - sum(t.state.is_finished() for t in before)
         try:
             self._run()
         except (KeyboardInterrupt, SystemExit):
@@ -202,23 +206,30 @@ class OptunaSweeper(Sweeper):
             trials = self.study.get_trials(deepcopy=False)
             for left in (t for t in trials if t.state == TrialState.RUNNING):
                 if len(batch) < self.n_jobs and self._hold(left, held):
-                    batch.append(self._drawn(left))
+                    again = partial(Trial, self.study, left._trial_id)
+                    batch.append(self._drawn(left.number, again))
             goal = 0 if self.study.user_attrs.get("exhausted") else self.goal
             for number in range(len(trials), goal):
                 if len(batch) == self.n_jobs:
                     break
-                self.study.sampler = self._seeded(number)
-                trial = self.study.ask(self.space)
+                trial = self._drawn(number, self.study.ask)
                 if not self._hold(trial, held):  # the same overrides are being run: it comes after
                     break
                 batch.append(trial)
         return batch
 
-    def _drawn(self, left: FrozenTrial) -> Trial:
-        """Return a trial that another process has begun, perhaps not to the last parameter."""
-        self.study.sampler = self._seeded(left.number, "rest")  # not the first draw once more
-        trial = Trial(self.study, left._trial_id)
-        suggest(trial, self.space)
+    def _drawn(self, number: int, begin: Callable[[], Trial]) -> Trial:
+        """Return a trial with all its parameters, of which a killed process may have drawn some.
+
+        Each is drawn by a sampler of its own, so that it does not depend on which are drawn here.
+        """
+        self.study.sampler = self._seeded(
+            number
+        )  # draws those that belong together, as CMA-ES does
+        trial = begin()
+        for key, distribution in self.space.items():
+            self.study.sampler = self._seeded(number, key)
+            suggest(trial, key, distribution)
         return trial
 
     def _hold(self, trial: FrozenTrial | Trial, held: ExitStack) -> bool:
@@ -247,12 +258,12 @@ class OptunaSweeper(Sweeper):
         words = [[*self.fixed, *overrides_of(trial.params)] for trial in batch]
         returned = self.launcher.launch(words, initial_job_idx=0)
         for trial, job in zip(batch, returned, strict=True):
-            self._tell(trial, _outcome(job))
+            self._tell(trial, job.return_value)
 
-    def _tell(self, trial: Trial, outcome: Outcome | None) -> None:
-        value = None if outcome is None else outcome.objective
+    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+        value = outcome.objective
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        if outcome is not None and outcome.status == "pruned":
+        if outcome.status == "pruned":
             state = TrialState.PRUNED
         try:
             self.study.tell(trial, value, state)
@@ -263,46 +274,49 @@ class OptunaSweeper(Sweeper):
 
     def _conclude(self, before: int, seconds: float) -> int:
         """Say what there is, and the command of the best trial; return the exit code."""
-        trials = self.study.get_trials(deepcopy=False)
-        count = {state: sum(t.state == state for t in trials) for state in TrialState}
-        complete = count[TrialState.COMPLETE]
-        new = f"{len(trials) - before} of them in {seconds:.0f} s"
+        summary = self._summary()
+        # For the report, which can be made without Optuna.
+        write_json(self.folder / SUMMARY, summary)
+        trials, best = summary["trials"], summary["best"]
+        new = f"{trials - before} of them in {seconds:.0f} s"
         print(
-            f"{len(trials)} trials, {new if len(trials) > before else 'nothing to compute'}: "
-            f"{complete} finished, {count[TrialState.PRUNED]} pruned, "
-            f"{count[TrialState.FAIL]} failed."
+            f"{trials} trials, {new if trials > before else 'nothing to compute'}: "
+            f"{summary['finished']} finished, {summary['pruned']} pruned, "
+            f"{summary['failed']} failed."
         )
-        if not complete:
+        if self.multirun.of("failed"):
+            print(failures(self.multirun))
+        if best is None:
             print("No trial has finished with a finite objective, so that none is the best.")
             return 1
-        best = self.study.best_trial
-        objective = self.study.user_attrs["asked"]["search"]["objective"]
         print(
-            f"Best: trial {best.number}, {objective} {best.value:.6g}, in "
-            f"{_shown(Path(best.user_attrs['folder']))}\n  {self._command(best)}"
+            f"Best: trial {best['trial']}, {summary['objective']} {best['value']:.6g}, in "
+            f"{_shown(self.folder / best['run'])}\n  {best['command']}"
         )
         print(f"Next: metaopt-report {self.folder}")
         return 0
 
-    def _command(self, trial: FrozenTrial) -> str:
-        """Return the command that runs the config of a trial by itself."""
-        words = ["metaopt"]
-        for folder in folders.given():
-            words += ["--config-dir", folder]
-        if (name := self.master.hydra.job.config_name) != CONFIG:
-            words += ["--config-name", name]
-        expands = any(word.startswith("experiment=") for word in self.fixed)
-        words += [*self.fixed, *(["hydra.mode=RUN"] if expands else [])]
-        return shlex.join([*words, *overrides_of(trial.params)])
-
-
-def _outcome(job: JobReturn) -> Outcome | None:
-    """Return what became of a job; `None` if it raised, which is said."""
-    if job.status == JobStatus.COMPLETED:
-        outcome: Outcome = job.return_value
-        return outcome
-    report(cause(job._return_value))
-    return None
+    def _summary(self) -> dict[str, Any]:
+        """Return what `metaopt.report.study` reads."""
+        trials = self.study.get_trials(deepcopy=False)
+        of = {state: [t for t in trials if t.state == state] for state in TrialState}
+        best = self.study.best_trial if of[TrialState.COMPLETE] else None
+        return {
+            "objective": self.study.user_attrs["asked"]["search"]["objective"],
+            "direction": self.direction,
+            "trials": len(trials),
+            "finished": len(of[TrialState.COMPLETE]),
+            "pruned": len(of[TrialState.PRUNED]),
+            "failed": len(of[TrialState.FAIL]),
+            "pruned_runs": [Path(t.user_attrs["folder"]).name for t in of[TrialState.PRUNED]],
+            "best": best
+            and {
+                "trial": best.number,
+                "value": best.value,
+                "run": Path(best.user_attrs["folder"]).name,
+                "command": command_of(self.master, [*self.fixed, *overrides_of(best.params)]),
+            },
+        }
 
 
 def _reseed(config: Any, *ids: int | str) -> None:

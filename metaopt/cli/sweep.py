@@ -19,8 +19,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,11 @@ from hydra.types import HydraContext, RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from metaopt.cli import folders
+from metaopt.cli import folders, torchrun
+from metaopt.cli.cells import CellTask, Multirun
 from metaopt.cli.fetched import one_of_each, refuse_unfetched
-from metaopt.cli.jobs import remove_empty
+from metaopt.cli.jobs import Outcome, remove_empty
+from metaopt.cli.launching import FollowedLauncher, LauncherError
 from metaopt.engine.seeds import seeds_from, seeds_in_words
 from metaopt.files.errors import ConfigError
 
@@ -120,17 +124,48 @@ def _quoted(value: Any) -> str:
     return value if PLAIN.fullmatch(value) else "'" + value.replace("'", r"\'") + "'"
 
 
-def multirun(hydra: Hydra, name: str, overrides: list[str], task: Callable[..., Any]) -> Any:
-    """Run a sweep with what the config says: hydra's sweeper, the list `methods`, or a search."""
+def multirun(
+    hydra: Hydra,
+    name: str,
+    overrides: list[str],
+    task: Callable[..., Outcome],
+    chosen: Sequence[Sequence[str]] = (),
+) -> Multirun | int:
+    """Run a sweep with what the config says: axes, the list `methods`, or a search.
+
+    Args:
+        hydra: loaded.
+        name: of the config.
+        overrides: those of the command line.
+        task: runs one composed config.
+        chosen: overrides of the cells to run, in addition to `overrides`, if not all.
+
+    Returns:
+        The cells, also where the launcher has ended before they did; of a search its exit code.
+    """
     config = hydra.compose_config(
         name, overrides, with_log_configuration=True, run_mode=RunMode.MULTIRUN
     )
     try:
+        _refuse_launcher(config)
+        if chosen:
+            return _run_cells(hydra, config, name, _union_sweeper(config, chosen), task)
         refuse_unfetched(hydra, name, _methods_alone(config, overrides))
         return _swept(hydra, config, name, overrides, task)
     except Exception:
         discard(Path(config.hydra.sweep.dir))
         raise
+
+
+def _refuse_launcher(config: Any) -> None:
+    """Raise a `ConfigError` for a launcher that would start processes beside torchrun's."""
+    launcher = config.hydra.launcher._target_
+    if torchrun.processes() > 1 and not launcher.startswith("hydra._internal."):
+        raise ConfigError(
+            f"hydra.launcher is {launcher}, which starts processes of its own. Under torchrun the "
+            f"cells run one after the other, each in all processes: drop hydra/launcher, or start "
+            f"the command without torchrun."
+        )
 
 
 def _methods_alone(config: Any, overrides: Sequence[str]) -> list[list[str]]:
@@ -194,18 +229,55 @@ def discard(folder: Path) -> None:
 
 
 def _swept(
-    hydra: Hydra, config: Any, name: str, overrides: list[str], task: Callable[..., Any]
-) -> Any:
-    if _searches(config):
-        sweeper: Sweeper = instantiate(config.hydra.sweeper)
-    else:
+    hydra: Hydra, config: Any, name: str, overrides: list[str], task: Callable[..., Outcome]
+) -> Multirun | int:
+    if not _searches(config):
         _refuse_overlap(config, overrides)
-        if not config.get("methods"):
-            return hydra.multirun(name, task, overrides)
-        sweeper = _union_sweeper(config)
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
-    sweeper.setup(hydra_context=context, task_function=task, config=config)
-    return sweeper.sweep(list(config.hydra.overrides.task))
+        return _run_cells(hydra, config, name, _union_sweeper(config), task)
+    sweeper = instantiate(config.hydra.sweeper)
+    with _followed(hydra, config, name, sweeper, sweeper.multirun, task):
+        return int(sweeper.sweep(list(config.hydra.overrides.task)))
+
+
+def _run_cells(
+    hydra: Hydra, config: Any, name: str, sweeper: Sweeper, task: Callable[..., Outcome]
+) -> Multirun:
+    """Run all cells of a sweeper, and return them also where a launcher ends early."""
+    multirun = Multirun()
+    with _followed(hydra, config, name, sweeper, multirun, task):
+        try:
+            sweeper.sweep(list(config.hydra.overrides.task))
+        except LauncherError as error:
+            print(f"metaopt: {error}", file=sys.stderr)
+        except (KeyboardInterrupt, SystemExit):
+            advice = "What has finished is kept; the same command computes the rest."
+            print(advice, file=sys.stderr)
+            raise
+    return multirun
+
+
+@contextmanager
+def _followed(
+    hydra: Hydra,
+    config: Any,
+    name: str,
+    sweeper: Any,
+    multirun: Multirun,
+    task: Callable[..., Outcome],
+) -> Iterator[None]:
+    """Set a sweeper up; show the cells that it runs in the block, and collect them."""
+    callbacks = Callbacks(config)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+    names: dict[int, str] = {}
+    cell = CellTask(task, Path.cwd(), folders.given(), names)
+    sweeper.setup(hydra_context=context, task_function=cell, config=config)
+    sweeper.launcher = FollowedLauncher(
+        sweeper.launcher, hydra.config_loader, config, multirun, names
+    )
+    callbacks.on_multirun_start(config=config, config_name=name)
+    with sweeper.launcher.display.shown():
+        yield
+    callbacks.on_multirun_end(config=config, config_name=name)
 
 
 SEARCH = "metaopt.cli.study.OptunaSweeper"
@@ -238,20 +310,26 @@ def _searches(config: Any) -> bool:
     return False
 
 
-def _union_sweeper(config: Any) -> Sweeper:
-    """Return hydra's sweeper, with the cells of the list `methods`."""
+def _union_sweeper(config: Any, chosen: Sequence[Sequence[str]] = ()) -> Sweeper:
+    """Return hydra's sweeper, with the cells of axes and `methods`, or those that were chosen."""
     # Not at the top: hydra's search for plugins loads that file again, with another class in it.
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     params = dict(config.hydra.sweeper.params or {})
     listed = _methods(config)
 
-    def split(parsed: Sequence[Override], _: int | None) -> list[list[list[str]]]:
-        """Return all cells in one batch, so that a launcher can run them at once."""
-        return [union(parsed[: len(params)], parsed[len(params) :], listed)]
+    def split(parsed: Sequence[Override], most: int | None) -> list[list[list[str]]]:
+        """Return all cells in one batch, unless the config says how many a launcher gets."""
+        each = union(parsed[: len(params)], parsed[len(params) :], listed)
+        if chosen:
+            given = [word for override in parsed[len(params) :] for word in values(override)]
+            each = [[*cell, *given] for cell in chosen]
+        return list(BasicSweeper.split_overrides_to_chunks(each, most))
 
-    sweeper = BasicSweeper(max_batch_size=None, params=params)
+    sweeper = BasicSweeper(max_batch_size=config.hydra.sweeper.max_batch_size, params=params)
     sweeper.split_arguments = split  # type: ignore[method-assign, assignment, unused-ignore]
+    # The launcher composes each cell before it runs one, to know its folder: not twice.
+    sweeper.validate_batch_is_legal = lambda batch: None  # type: ignore[method-assign]
     return sweeper
 
 
@@ -262,7 +340,14 @@ def _methods(config: Any) -> list[Any]:
     return list(methods)
 
 
-def cells(config: Any) -> list[list[str]]:
-    """Return the overrides of every cell of an experiment's config with its node `hydra`."""
+def cells(config: Any, method: str | None = None) -> list[list[str]]:
+    """Return the overrides of every cell of an experiment's config with its node `hydra`.
+
+    Args:
+        config: the experiment's.
+        method: one that takes the place of those that the experiment compares.
+    """
+    parse = OverridesParser.create().parse_overrides
     axes = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
-    return union(OverridesParser.create().parse_overrides(axes), [], _methods(config))
+    given = [] if method is None else [f"method={method}"]
+    return union(parse(axes), parse(given), _methods(config))

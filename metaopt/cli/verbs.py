@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from metaopt.cli import torchrun
+
 
 class Verb(NamedTuple):
     """A command.
@@ -39,12 +41,17 @@ VERBS = {
         "metaopt.cli.scoring:main", "RUN FILE", "rows of a file, by what a run has learned"
     ),
     "fetch": Verb("metaopt.data.fetch:main", "NAME", "a public data set or model, by its hash"),
+    "tables": Verb(
+        "metaopt.cli.recomputing:main", "[TABLE]", "recompute and check committed tables", False
+    ),
     "ls": Verb("metaopt.cli.listing:ls", "[FOLDER]", "the runs of a folder and their state", False),
     "show": Verb("metaopt.cli.listing:show", "RUN", "one run: what it is and what came out", False),
 }
 
 
 def call(verb: str, arguments: Sequence[str]) -> int:
-    """Call a verb and return its exit code."""
+    """Call a verb and return its exit code; of torchrun's processes the first does it."""
+    if not torchrun.is_first():
+        return 0
     module, _, name = VERBS[verb].function.partition(":")
     return int(getattr(import_module(module), name)(arguments))

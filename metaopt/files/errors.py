@@ -11,6 +11,10 @@ class ConfigError(ValueError):
     """A mistake in a config or an argument; the message says what to type instead."""
 
 
+class ProcessError(ValueError):
+    """One of several processes has failed; the message says which, and why."""
+
+
 class FolderError(ConfigError):
     """A folder cannot be used as it is; the message says what to do."""
 

@@ -99,6 +99,35 @@ def refuse_held(folder: Path) -> None:
             pass
 
 
+def holder(folder: Path) -> str | None:
+    """Return who writes to a folder, as far as `.lock` says, or `None`; takes no lock itself.
+
+    What a killed process of this machine has left counts for nothing. Of another machine that
+    cannot be told.
+    """
+    try:
+        who = json.loads((folder / NAME).read_bytes()[:1000])
+        pid, host = int(who["pid"]), str(who["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if host == socket.gethostname() and not is_alive(pid):
+        return None
+    return f"process {pid} on {host}"
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine exists, as far as the system lets one see."""
+    if sys.platform == "win32":  # where the signal 0 would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def _acquire(path: Path) -> int:
     while True:
         try:

@@ -50,12 +50,19 @@ def read_tensors(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is None:
-            return tree.unpack(torch.load(path, weights_only=True))
+            return tree.unpack(torch.load(path, weights_only=True, map_location=_place()))
     except tree.UnknownStateError:
         raise
     except Exception as error:  # what a flipped bit makes zip, pickle and torch raise has no end
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}.") from error
     raise CheckpointError(f"{path} is damaged: {broken} has a wrong checksum.")
+
+
+def _place() -> dict[str, str] | None:
+    """Return where tensors of the first GPU go: to that of this process, of torchrun's several."""
+    if not torch.cuda.is_initialized():
+        return None
+    return {"cuda:0": f"cuda:{torch.cuda.current_device()}"}
 
 
 def _first_line(error: BaseException) -> str:

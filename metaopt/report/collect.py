@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,12 @@ from typing import Any
 from metaopt.files.errors import FolderError, listed
 from metaopt.files.numbers import is_number, or_nan
 from metaopt.files.reading import damaged, read_json, read_records
+from metaopt.runs.checks import read_checks
 from metaopt.runs.continuing import refuse_edited
 from metaopt.runs.folder import read_config, result_of
+
+JOURNAL = Path("study", "journal", "log.jsonl")
+"""What a search of hyperparameters has in its folder, from its first trial."""
 
 _NOT_METHOD = ("seed", "seeds", "name", "label", "experiment", "tracker", "device", "threads")
 """Keys that do not tell methods apart."""
@@ -108,7 +113,8 @@ def collect(folder: Path) -> Collection:
     """Read every run folder below `folder`, or the run that it is the folder of.
 
     A run folder is one with a config.yaml; it is finished when it has a readable result.json. Other
-    runs within the folder of a run are not its own and are listed as left out.
+    runs within the folder of a run are not its own and are listed as left out, as is a search of
+    hyperparameters next to other runs, which has a table of its own.
 
     Raises:
         ReportError: the folder is missing, holds no finished run, runs of several tables, or one
@@ -116,9 +122,10 @@ def collect(folder: Path) -> Collection:
     """
     if not folder.is_dir():
         raise ReportError(f"There is no folder {folder}.\nGive the folder of a run or of a sweep.")
-    cells, incomplete = [], []
+    cells: list[Cell] = []
     # In the order in which a person would list them, which tables keep.
-    for path in sorted(folder.rglob("config.yaml"), key=_natural):
+    paths, incomplete = _without_searches(folder, sorted(folder.rglob("config.yaml"), key=_natural))
+    for path in paths:
         if path.parent != folder and (folder / "config.yaml").exists():
             incomplete.append((path.parent, f"another run than that of {folder}, and left out"))
             continue
@@ -135,6 +142,22 @@ def collect(folder: Path) -> Collection:
     return Collection(_labelled(cells), incomplete)
 
 
+def _without_searches(
+    folder: Path, paths: Sequence[Path]
+) -> tuple[Sequence[Path], list[tuple[Path, str]]]:
+    """Return the configs that are not of a search below a folder, unless all are; and a line each.
+
+    A search lies below the results of its problem, as results/ridge/tune does.
+    """
+    homes = {journal.parents[len(JOURNAL.parts) - 1] for journal in folder.rglob(str(JOURNAL))}
+    searches = sorted(homes - {folder})
+    own = [path for path in paths if not any(home in path.parents for home in searches)]
+    if not own or not searches:
+        return paths, []
+    advice = "a search of hyperparameters, and left out; it has a report of its own: metaopt-report"
+    return own, [(home, f"{advice} {shlex.quote(str(home))}") for home in searches]
+
+
 def _natural(path: Path) -> list[Any]:
     """Sort numbers in names by value, so that K=2 comes before K=10."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(path))
@@ -145,6 +168,7 @@ def _cells(folder: Path) -> list[Cell]:
     config, result = read_config(folder), result_of(folder) or {}
     refuse_edited(folder, config)
     metrics = {name: or_nan(value) for name, value in result["metrics"].items()}
+    metrics |= read_checks(folder)
     seconds = _seconds(folder / "timing.json")
     if (log := folder / "metrics.jsonl").exists():
         read_records(log)  # for its damaged lines: curves are drawn from it

@@ -11,10 +11,12 @@ from pathlib import Path
 from metaopt.files.errors import FolderError
 from metaopt.files.writing import refuse_links, write_text
 from metaopt.report import pages, sweep_figures, tables
-from metaopt.report.cells import check_cells, write_cells
+from metaopt.report.cells import write_cells
+from metaopt.report.check import Comparison, check_cells
 from metaopt.report.collect import ReportError, collect
 from metaopt.report.notes import missing, notes
 from metaopt.report.settings import COLUMNS, settings_for
+from metaopt.report.study import study_of
 from metaopt.report.table import Table
 from metaopt.report.tables import INTERVALS, Summary
 
@@ -49,7 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--level", type=_level, default=0.95, help="coverage (default 0.95)")
     parser.add_argument("--out", type=Path, help="where to write (default: FOLDER/report)")
     parser.add_argument(
-        "--check", type=Path, metavar="TABLE.csv", help="compare the cells; exit 1 when one is off"
+        "--check", type=Path, metavar="TABLE.csv",
+        help="compare the cells; exit 1 when one differs or is missing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exact", action="store_true", help="with --check: equal to the bit, on the same machine"
     )
     return parser
 
@@ -62,8 +68,13 @@ def _level(text: str) -> float:
 
 
 def _report(options: argparse.Namespace, command: str) -> int:
-    runs = collect(options.folder)
+    if options.exact and options.check is None:
+        raise ReportError("--exact says how to compare; name a table with --check TABLE.csv.")
+    runs, study = collect(options.folder), study_of(options.folder)
     settings = settings_for(runs, options.metrics, options.baseline, options.columns)
+    if study is not None:
+        runs = study.finished(runs)
+        settings = study.settings(settings, runs)
     if runs.resplit and options.interval != "t":
         raise ReportError(
             "--interval bootstrap takes seeds to be independent, and those of this experiment are "
@@ -73,7 +84,8 @@ def _report(options: argparse.Namespace, command: str) -> int:
     comparison = None if options.check is None else check_cells(runs, options.check)
     optional = [tables.differences(summary), tables.costs(summary), tables.reported(summary)]
     shown = [tables.results(summary), *(table for table in optional if table is not None)]
-    footer = [*notes(summary), f"Table made by: {command}"]
+    searched = [] if study is None else study.notes()
+    footer = [*searched, *notes(summary), f"Table made by: {command}"]
     gaps = missing(summary, options.folder)
     out = options.out or options.folder / "report"
     if options.out is None:  # in a folder that may be from elsewhere
@@ -88,14 +100,16 @@ def _report(options: argparse.Namespace, command: str) -> int:
             "with --out FOLDER."
         ) from error
     _print(shown, footer, gaps, paths)
-    if comparison is None:
-        return 0
-    off = comparison.off
-    for text in off:
+    return 0 if comparison is None else _judge(comparison, options.exact)
+
+
+def _judge(comparison: Comparison, exact: bool) -> int:
+    """Print what became of the cells of a table and return the exit code."""
+    failures = comparison.failures(exact)
+    for text in failures:
         print(f"off: {text}", file=sys.stderr)
-    verdict = f"; {len(off)} numbers are off." if off else ": all as expected."
-    print(comparison.text(options.check) + verdict)
-    return 1 if off else 0
+    print("\n".join([comparison.text(), *comparison.remarks()]))
+    return 1 if failures else 0
 
 
 def _write(

@@ -41,7 +41,7 @@ def experiment_blocks(
         root: the folder that was reported on.
     """
     runs = summary.runs.first_replicates
-    yield f"{len(runs)} finished runs of {len(summary.methods)} methods, in {root}."
+    yield f"Finished runs: {len(runs)}, methods: {len(summary.methods)}, in {root}."
     for table in shown:
         yield Heading(table.title)
         yield Sortable(table)

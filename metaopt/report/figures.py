@@ -170,21 +170,27 @@ def outer_axis(axes: Axes, last: float, label: str = "outer steps") -> None:
     _count(axes)
 
 
-def fit_scale(axes: Axes, values: Array, lows: Array | None = None) -> None:
-    """Make the y axis logarithmic where positive values span more than two decades.
+def log_floor(values: Array, lows: Array | None = None) -> float:
+    """Return where a logarithmic y axis begins, or -inf where the axis is to be linear.
+
+    It is logarithmic where the values are positive and span more than two decades.
 
     Args:
-        axes: what the values are drawn in.
         values: of the lines.
-        lows: lower ends of the bands. The axis has room for them, but for those that are further
-            than a decade below all lines, or not positive: such a band leaves it at the bottom.
+        lows: lower ends of the bands, > 0. The axis has room for them, but for those that are
+            further than a decade below all lines.
     """
     if not len(values) or values.min() <= 0 or values.max() <= 100 * values.min():
-        return
-    axes.set_yscale("log")
-    positive = lows[lows > 0] if lows is not None else values
-    below = max(min(positive.min(initial=values.min()), values.min()), values.min() / 10)
-    axes.set_ylim(bottom=below / 1.5)
+        return -math.inf
+    lowest = values.min() if lows is None else np.nanmin(np.append(lows, values))
+    return float(max(lowest, values.min() / 10) / 1.5)
+
+
+def fit_scale(axes: Axes, floor: float) -> None:
+    """Make the y axis logarithmic from a `log_floor` on, once all is drawn; not from -inf."""
+    if floor > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=floor)
 
 
 def _count(axes: Any) -> None:
@@ -194,12 +200,16 @@ def _count(axes: Any) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def learning_curve(folder: Path) -> list[Path]:
-    """Draw figures/learning_curves.png of a run's folder: losses and held-out metrics.
+def learning_curve(folder: Path, into: Path | None = None) -> list[Path]:
+    """Draw learning_curves.png of a run's folder: losses and held-out metrics.
 
     A panel for the outer loss, one for the inner loss, and those of the `eval/` metrics, see
     `panels`; x axes in outer steps and, where the log counts them, in inner steps. Where there are
     more than `MOST_PANELS`, the others are in learning_curves_2.png and so on.
+
+    Args:
+        folder: the run's.
+        into: where the figures go; the run's figures/ by default.
 
     Returns:
         The figures' paths; none when the log holds no value to draw.
@@ -209,7 +219,7 @@ def learning_curve(folder: Path) -> list[Path]:
     losses = (name for name in ("outer/loss", "inner/loss") if name in curves)
     drawn: list[list[str]] = [[name] for name in losses]
     drawn += panels(evaluated)
-    path = folder / "figures" / "learning_curves.png"
+    path = (into or folder / "figures") / "learning_curves.png"
     parts = [drawn[at : at + MOST_PANELS] for at in range(0, len(drawn), MOST_PANELS)]
     return [_curves(curves, part, numbered(path, at)) for at, part in enumerate(parts)]
 
@@ -246,7 +256,7 @@ def _curves(curves: dict[str, Curve], drawn: Sequence[Sequence[str]], path: Path
                 _panel(axes, curves[names[0]], color=_LEVELS[names[0].split("/")[0]])
             else:
                 _several(axes, {name: curves[name] for name in names})
-            fit_scale(axes, np.concatenate([curves[name].value for name in names]))
+            fit_scale(axes, log_floor(np.concatenate([curves[name].value for name in names])))
             outer_axis(axes, last)
             inner_axis(axes, curves[names[0]].outer, curves[names[0]].inner)
     return path

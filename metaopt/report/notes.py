@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaopt.engine.budget import UNITS
 from metaopt.report.collect import Cell
 from metaopt.report.tables import Summary
+from metaopt.runs.stopping import ended_by, stop_of
 
 _SWEPT = ("experiment", "method", "seed", "label")
 """Keys that a sweep varies."""
@@ -24,6 +24,7 @@ def notes(summary: Summary) -> list[str]:
     if settings.baseline is not None:
         lines.append(_wins(summary))
     lines += [f"{settings.label(m)}: shown times {settings.factor(m):g}." for m in _scaled(summary)]
+    lines += [line for m in summary.methods for line in _ended_early(summary, m)]
     if any(len(_measured(summary, m)) < len(settings.metrics) for m in summary.methods):
         lines.append("–: the method's runs do not measure it.")
     for name in ("hardware", "versions", "commit"):
@@ -142,7 +143,7 @@ def flat(value: Any) -> str:
 
 
 def missing(summary: Summary, root: Path) -> list[str]:
-    """Return what the table lacks: unfinished runs, absent methods and seeds, early stops."""
+    """Return what the table lacks: unfinished runs, absent methods and seeds, spent limits."""
     runs, settings = summary.runs, summary.settings
     lines = [f"{_short(path, root)}: {why}" for path, why in runs.incomplete]
     for method in dict.fromkeys([*settings.methods, *settings.baselines]):
@@ -161,6 +162,19 @@ def missing(summary: Summary, root: Path) -> list[str]:
     return lines
 
 
+def _ended_early(summary: Summary, method: str) -> list[str]:
+    """Say of how many runs of a method a metric no longer improved, and when they ended."""
+    runs = [c.result for c in summary.runs.of(method) if c.replicate == 0]
+    ends = sorted(r["outer_steps"] for r in runs if ended_by(r, "early_stopping"))
+    if not ends:
+        return []
+    when = str(ends[0]) if ends[0] == ends[-1] else f"{ends[0]} to {ends[-1]}"
+    return [
+        f"Early stopping ended {len(ends)} of {len(runs)} runs of {method}, after {when} outer "
+        f"steps."
+    ]
+
+
 def _absent_metrics(summary: Summary, method: str, root: Path) -> Sequence[str]:
     lines = []
     cells = summary.runs.of(method)
@@ -175,9 +189,8 @@ def _absent_metrics(summary: Summary, method: str, root: Path) -> Sequence[str]:
             if bad := sum(not math.isfinite(value) for value in values):
                 which = f" in {bad} of {len(values)} replicates" if len(values) > 1 else ""
                 lines.append(f"{at}: {metric} is not finite{which} and is left out of the mean")
-        if stopped := run.result.get("stopped"):
-            why = f"the limit on {UNITS[stopped]} is reached" if stopped in UNITS else stopped
-            lines.append(f"{at}: stopped early, {why}")
+        if (stop := stop_of(run.result)) and stop.by != "early_stopping":
+            lines.append(f"{at}: stopped early, {stop}")
     return lines
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from urllib.parse import unquote
 
 from metaopt.files.writing import write_text
 from metaopt.report.experiment_page import experiment_blocks, name_of
 from metaopt.report.page import page
-from metaopt.report.run_page import run_blocks, run_title
+from metaopt.report.run_page import CURVES, run_blocks, run_title
 from metaopt.report.table import Table
 from metaopt.report.tables import Summary
 
@@ -32,11 +35,15 @@ def write_pages(
     A page needs no other file, no server and nothing from elsewhere. Pages link to each other by
     relative addresses and, where `out` is below `root`, to files of the runs.
 
+    Pages of runs that are no longer there, which the index of an earlier report links to, are
+    removed.
+
     Args:
         summary, shown, footer, gaps, pictures, root: see `experiment_blocks`.
         out: folder of the report.
     """
     index = out / "index.html"
+    before = _linked(index)
     inside = out.resolve().is_relative_to(root.resolve())
     links = {}
     for cell in summary.runs.first_replicates:
@@ -50,7 +57,30 @@ def write_pages(
     title = summary.settings.title or name_of(root, root)
     blocks = experiment_blocks(summary, shown, footer, gaps, pictures, links, root)
     write_text(index, page(title, [*blocks], out))
+    for address in before - {*links.values()}:
+        _remove(out, address)
     return index
+
+
+def _linked(index: Path) -> set[str]:
+    """Return the addresses of the runs' pages that an index links to."""
+    text = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
+    hrefs = re.findall(r'<a href="\./(runs/[^"]+\.html)">', text)
+    return {unquote(html.unescape(href)) for href in hrefs}
+
+
+def _remove(out: Path, address: str) -> None:
+    """Remove the page of a run, its figures, and folders that are then empty, below runs/."""
+    path, runs = out / address, out / "runs"
+    if ".." in path.parts or not path.is_file() or path.is_symlink():
+        return
+    figures = path.with_suffix("")
+    for file in (path, *figures.glob(CURVES)):
+        file.unlink()
+    for folder in filter(Path.is_dir, (figures, *path.parents)):
+        if folder == runs or any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def _short(name: str) -> str:

@@ -11,15 +11,29 @@ import yaml
 from metaopt.engine.budget import UNITS
 from metaopt.engine.seeds import seeds_in_words
 from metaopt.report.collect import Cell
+from metaopt.report.figures import learning_curve
 from metaopt.report.notes import flat
-from metaopt.report.page import Figure, Folded, Heading, HtmlBlock, Links, Sortable, Verbatim
+from metaopt.report.page import (
+    Figure,
+    Folded,
+    Gallery,
+    Heading,
+    HtmlBlock,
+    Links,
+    Sortable,
+    Verbatim,
+)
 from metaopt.report.table import Table
 from metaopt.runs.configs import flatten
 from metaopt.runs.contents import delivered
 from metaopt.runs.provenance import repeat_command, resume_command
+from metaopt.runs.stopping import stop_of
 
 LONGEST = 20_000
 """Characters of a learned text that are shown."""
+
+CURVES = "learning_curves*.png"
+"""Figures that are kept next to the page of a run."""
 
 
 def run_title(cell: Cell) -> str:
@@ -39,7 +53,7 @@ def run_blocks(cell: Cell, index: str, page: Path, inside: bool) -> Iterator[Htm
             run go with it when the whole is moved.
     """
     folder, result = cell.folder, cell.result
-    stopped = f", stopped early by {result['stopped']}" if result.get("stopped") else ""
+    stopped = f", stopped early: {stop}" if (stop := stop_of(result)) else ""
     seconds = "" if cell.seconds is None else f" in {cell.seconds:,.1f} s"
     yield f"{result.get('outer_steps', 'unknown')} outer steps{seconds}{stopped}. Folder: {folder}"
     yield Links([("all runs of this report", index)])
@@ -53,6 +67,8 @@ def run_blocks(cell: Cell, index: str, page: Path, inside: bool) -> Iterator[Htm
     if figures:
         yield Heading("Figures")
         yield from (Figure(str(path.relative_to(folder)), path.name) for path in figures)
+    elif (folder / "metrics.jsonl").is_file():
+        yield from _curves(folder, page.with_suffix(""))
     yield Heading("Commands")
     commands = repeat_command(folder, cell.config, result), resume_command(folder)
     yield "Compute it again; go on where it ended, with outer_steps=<more>; load it in Python:"
@@ -75,6 +91,23 @@ def _metrics(cell: Cell) -> Iterator[list[str]]:
     for name in sorted(means, key=lambda name: (not name.startswith("eval/"), name)):
         value = means[name]
         yield [name, "not finite" if value is None else f"{value:.6g}"]
+
+
+def _curves(folder: Path, cache: Path) -> Iterator[HtmlBlock]:
+    """Yield the learning curves of a run that drew none, as `figures=false` says.
+
+    They are kept in a folder next to the page, since a figure takes longer than the rest of a page,
+    and drawn again when the log is newer.
+    """
+    paths = sorted(cache.glob(CURVES))
+    drawn = min((path.stat().st_mtime for path in paths), default=0.0)
+    if drawn < (folder / "metrics.jsonl").stat().st_mtime:
+        for path in paths:
+            path.unlink()
+        paths = learning_curve(folder, cache)
+    if paths:
+        yield Heading("Learning curves")
+        yield Gallery([(path.read_bytes(), "") for path in paths])
 
 
 def _first_curves(path: Path) -> tuple[bool, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -11,11 +10,7 @@ from typing import Any
 from metaopt.files.errors import listed
 from metaopt.report.collect import Collection, ReportError
 from metaopt.report.ranges import Range
-
-_FALLING = ("loss", "error", "nll", "perplexity", "regret", "distance", "seconds")
-_RISING = re.compile(r"(^|[/_])(accuracy|f1|auroc|precision|recall|skill)(_\d+)?$")
-_ERRORS = re.compile(r"(^|[/_])(ece|brier)(_|$)")
-
+from metaopt.runs.directions import lower_is_better
 
 COLUMNS = {
     "iqm": "interquartile mean over seeds with its bootstrap interval",
@@ -98,10 +93,7 @@ class Settings:
         """Return whether a smaller value of the metric wins."""
         if self.lower_is_better is not None:
             return metric in self.lower_is_better
-        name = metric.lower()
-        if _RISING.search(name):  # such as first_error_f1
-            return False
-        return any(word in name for word in _FALLING) or bool(_ERRORS.search(name))
+        return bool(lower_is_better(metric))
 
     def range_of(self, metric: str) -> Range | None:
         """Return the stated range of a metric, not scaled; that of the first pattern it matches."""

@@ -18,6 +18,7 @@ from metaopt.report.figures import (
     fit_scale,
     inner_axis,
     line,
+    log_floor,
     new_figure,
     numbered,
     outer_axis,
@@ -67,6 +68,15 @@ class Band:
         self.high = binned(Curve(outer, inner, np.minimum(high, within[1]))).value
 
     @property
+    def log_low(self) -> Array:
+        """Lower end on a logarithmic axis: by ratio as far below the mean as the upper end above.
+
+        mean^2 / high is mean - h up to terms of second order in the half width h, and positive. A
+        lower end at or below 0, which no such axis has, would be drawn as an upright line.
+        """
+        return self.mean.value**2 / self.high
+
+    @property
     def rate(self) -> float:
         """Inner steps per outer step, NaN where the log does not count them."""
         last = self.mean.outer[-1]
@@ -77,8 +87,9 @@ def learning_curves(summary: Summary, folder: Path) -> list[Path]:
     """Draw every metric of the table, and the outer loss, along the runs: a figure per metric.
 
     A method is a line, and its band the t-interval of the mean over seeds, limited to the metric's
-    range. Where all methods take as many inner steps per outer step, the inner steps are a second
-    axis; where they differ, a second panel.
+    range; on a logarithmic axis it is symmetric there, see `Band.log_low`. Where all methods take
+    as many inner steps per outer step, the inner steps are a second axis; where they differ, a
+    second panel.
 
     Returns:
         The figures' paths in `folder`; none when no run logged any of the metrics.
@@ -140,6 +151,10 @@ def _curves_figure(summary: Summary, name: str, bands: Bands, apart: bool, path:
 
 def _draw(axes: Axes, summary: Summary, name: str, bands: Bands, by_inner: bool = False) -> None:
     last = 0.0
+    means = np.concatenate([band.mean.value for band in bands.values()])
+    # Of positive means alone: log_low divides by what is above them.
+    lows = np.concatenate([b.log_low for b in bands.values()]) if means.min() > 0 else None
+    floor = log_floor(means, lows)
     for method, band in bands.items():
         x: Array = band.mean.inner if by_inner else band.mean.outer
         if not np.isfinite(x).any():
@@ -147,14 +162,11 @@ def _draw(axes: Axes, summary: Summary, name: str, bands: Bands, by_inner: bool 
         style = line(summary.methods.index(method))
         marker = "o" if len(x) == 1 else None
         axes.plot(x, band.mean.value, marker=marker, markersize=4, **style)
-        axes.fill_between(x, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
+        low = np.maximum(band.log_low, floor) if floor > 0 else band.low
+        axes.fill_between(x, low, band.high, color=style["color"], alpha=0.15, linewidth=0)
         last = max(last, float(np.nanmax(x)))
     axes.set_title(summary.settings.label(name))
-    fit_scale(
-        axes,
-        np.concatenate([band.mean.value for band in bands.values()]),
-        np.concatenate([band.low for band in bands.values()]),
-    )
+    fit_scale(axes, floor)
     outer_axis(axes, last, "inner steps" if by_inner else "outer steps")
 
 

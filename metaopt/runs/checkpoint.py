@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest few, and the newest that can be read."""
+"""The checkpoints of a run: the newest few, the best, and the newest that can be read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.engine.tree import UnknownStateError
+from metaopt.files.errors import FolderError
 from metaopt.files.reading import steps
 from metaopt.files.tensors import CheckpointError, read_tensors, write_tensors
 
@@ -29,6 +30,50 @@ ENGINE = {
 LOG = {"bytes": int, "sha256": str}
 """The same of what metrics.jsonl held; see `metaopt.runs.tracking.Jsonl.commit`."""
 
+BEST = "best_{:08d}.pt"
+"""Name of the best checkpoint, by its outer step. It holds what any other does."""
+
+
+def best_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return the (step, file) pairs of the best checkpoints, the newest and so the best one last.
+
+    More than one only where a kill came between writing it and removing the one before.
+    """
+    named = (
+        (re.fullmatch(r"best_(\d{8,})\.pt", path.name), path) for path in folder.glob("best_*")
+    )
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def files(folder: Path) -> list[tuple[int, Path]]:
+    """Return the (step, file) pairs that a run may continue from, the oldest first."""
+    return sorted([*steps(folder), *best_files(folder)])
+
+
+def save_best(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write `state` as the best checkpoint in place of the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / BEST.format(step), state)
+    for number, path in best_files(folder):
+        if number != step:
+            path.unlink()
+
+
+def best(folder: Path) -> dict[str, Any]:
+    """Return the state of the best checkpoint.
+
+    Raises:
+        FolderError: none is kept, or it is damaged.
+    """
+    pairs = best_files(folder)
+    if not pairs:
+        raise FolderError(
+            f"{folder} holds no best checkpoint: the run was started without keep_best, or has "
+            f"evaluated nothing yet."
+        )
+    step, path = pairs[-1]
+    return _read(path, step)
+
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write `state` as the checkpoint of outer step `step`; see `prune`.
@@ -45,10 +90,11 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep` up to `step`, and what outer steps have left.
+    """Remove all checkpoints but the newest `keep` and the best up to `step`.
 
-    Later ones were damaged, or the run would not be at `step`. A folder in the place of one would
-    be in the way of the next, and is somebody's: it is renamed.
+    Later ones were damaged, or the run would not be at `step`; what outer steps have left goes,
+    too. A folder in the place of a checkpoint would be in the way of the next, and is somebody's:
+    it is renamed.
     """
     for _, path in steps(folder):
         if path.is_dir():
@@ -58,10 +104,11 @@ def prune(folder: Path, step: int, keep: int) -> None:
             shutil.rmtree(left)
             if not any(left.parent.iterdir()):
                 left.parent.rmdir()
-    newest = [number for number, _ in steps(folder) if number <= step][-keep:]
-    for number, old in steps(folder):
-        if number not in newest:
-            old.unlink()
+    for kind, count in ((steps, keep), (best_files, 1)):
+        newest = [number for number, _ in kind(folder) if number <= step][-count:]
+        for number, old in kind(folder):
+            if number not in newest:
+                old.unlink()
 
 
 def interrupted(run: Path | None) -> list[tuple[int, Path]]:
@@ -84,7 +131,7 @@ def latest(folder: Path) -> dict[str, Any] | None:
         CheckpointError: there are checkpoints and all are damaged; names the newest.
     """
     errors: dict[Path, CheckpointError] = {}
-    for step, path in reversed(steps(folder)):
+    for step, path in reversed(files(folder)):
         try:
             state = _read(path, step)
         except CheckpointError as error:
@@ -113,7 +160,7 @@ def newest_readable(folder: Path, most: int, whole: bool = True) -> int:
             costs as little for gigabytes.
     """
     readable = _readable if whole else _is_archive
-    newest_first = (n for n, path in reversed(steps(folder)) if n <= most and readable(path, n))
+    newest_first = (n for n, path in reversed(files(folder)) if n <= most and readable(path, n))
     return next(newest_first, 0)
 
 

@@ -7,11 +7,17 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+TOTALS = "from_outer_steps"
+"""Key that lists the keys whose values were computed from the number of outer steps."""
+
 IRRELEVANT = (
-    "checkpoint_every", "figures", "keep_checkpoints", "log_every", "objective", "report", "label",
-    "tracker",
+    "checkpoint_every", "figures", TOTALS, "keep_checkpoints", "log_every", "objective",
+    "report", "label", "tracker",
 )  # fmt: skip
 """Keys of a config that leave the numbers of a result as they are."""
+
+OPTIONAL = ("early_stopping", "keep_best")
+"""Keys that are as good as absent where they name no metric: older runs have none of them."""
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -36,7 +42,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], relevant: bool =
 
 
 def _part(config: Mapping[str, Any], relevant: bool) -> Any:
-    return {k: v for k, v in as_json(config).items() if (k not in IRRELEVANT) == relevant}
+    return {
+        k: v
+        for k, v in as_json(config).items()
+        if (k not in IRRELEVANT) == relevant and not (k in OPTIONAL and _is_off(v))
+    }
+
+
+def _is_off(value: Any) -> bool:
+    return (value.get("metric") if isinstance(value, Mapping) else value) is None
 
 
 def as_json(config: Mapping[str, Any]) -> Any:

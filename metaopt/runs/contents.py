@@ -13,7 +13,7 @@ from metaopt.files import sums
 from metaopt.files.errors import ConfigError, FolderError, listed
 from metaopt.files.reading import steps
 from metaopt.files.writing import write_text
-from metaopt.runs import export
+from metaopt.runs import checks, export, stopping
 from metaopt.runs.provenance import resume_command
 
 FOLDERS = (
@@ -21,16 +21,16 @@ FOLDERS = (
 )  # fmt: skip
 
 FILES = (
-    "README.md", sums.NAME, "config.yaml", "error.log", "final.pt", "metrics.jsonl",
-    "provenance.json", "result.json", "timing.json",
+    "README.md", sums.NAME, checks.FILE, "config.yaml", "error.log", "final.pt", "metrics.jsonl",
+    "provenance.json", "result.json", "timing.json", stopping.FILE,
 )  # fmt: skip
 
 RUN_FILES = (*FOLDERS, *FILES)
 """What every run may have in its folder; the rest is the problem's."""
 
 UNHASHED = (
-    "README.md", sums.NAME, "checkpoints", "config.yaml", "error.log", "report", "tensorboard",
-    "wandb",
+    "README.md", sums.NAME, checks.FILE, "checkpoints", "config.yaml", "error.log", "report",
+    "tensorboard", "wandb",
 )  # fmt: skip
 """What changes after the end, has checksums of its own, or is compared with provenance.json."""
 

@@ -1,9 +1,13 @@
-"""Continuing a run: it must be the one that was started, and may take more outer steps."""
+"""Continuing a run: it must be the one that was started, and may take more outer steps.
+
+A run that early stopping has ended may be given more patience: it is then, to the bit, the run that
+had it from the start.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +18,16 @@ from metaopt.files.errors import ConfigError, FolderError, listed
 from metaopt.files.reading import LOG, damaged, numbered, read_bytes
 from metaopt.files.writing import write_text
 from metaopt.runs import checkpoint, configs, provenance
+from metaopt.runs.configs import TOTALS
 from metaopt.runs.folder import read_config, result_of, started_with
+from metaopt.runs.selection import EarlyStopping, as_keys
+from metaopt.runs.stopping import ended_by, stop_of
 
 STEPS = ("outer_steps", "engine.outer_steps")
-"""Keys that hold the number of outer steps, the one setting that a continued run may change."""
+"""Keys that hold the number of outer steps, which a continued run may change."""
+
+PATIENCE = "early_stopping.patience"
+"""The other key that it may change."""
 
 
 class EditedError(FolderError):
@@ -36,20 +46,56 @@ class Rest(NamedTuple):
     done: bool
 
 
-def rest_of(folder: Path, outer_steps: int | None) -> Rest:
-    """Return what is left of the run of a folder, which may take another number of outer steps.
+def rest_of(folder: Path, outer_steps: int | None, patience: int | None = None) -> Rest:
+    """Return what is left of the run of a folder.
+
+    Args:
+        folder: the run's.
+        outer_steps: how many it is to take, or `None` as many as it was to.
+        patience: of its early stopping, or `None` as before.
 
     Raises:
         FolderError: the folder holds no run, its config.yaml was edited, or a file is damaged.
-        ConfigError: the number is below what the run has taken.
+        ConfigError: a number is below what the run has taken, or would not let it go on.
     """
     config = read_config(folder)
-    refuse_edited(folder, config, extending=outer_steps is not None)
+    moot = (*(STEPS if outer_steps is not None else ()), *([PATIENCE] if patience else ()))
+    refuse_edited(folder, config, moot)
     longer = extended(folder, config, outer_steps)
-    return Rest(longer, longer is config and result_of(folder) is not None)
+    result = result_of(folder)
+    if patience is not None:
+        longer = _patient(folder, longer, patience)
+    elif longer is not config and result and ended_by(result, "early_stopping"):
+        raise ConfigError(
+            f"{folder} ended early after outer step {result['outer_steps']}: {stop_of(result)}; a "
+            f"run of outer_steps={outer_steps} ends there, too. With more patience it goes on: "
+            f"{provenance.resume_command(folder)} outer_steps={outer_steps} "
+            f"{PATIENCE}=<more than {_patience(as_keys(config['early_stopping']))}>."
+        )
+    return Rest(longer, longer is config and result is not None)
 
 
-def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = False) -> None:
+def _patience(early: Mapping[str, Any]) -> int:
+    return int(early.get("patience", EarlyStopping.patience))
+
+
+def _patient(folder: Path, config: dict[str, Any], patience: int) -> dict[str, Any]:
+    """Return the config with another patience; itself where it has that already."""
+    early = as_keys(config.get("early_stopping"))
+    if early.get("metric") is None:
+        raise ConfigError(f"{PATIENCE}={patience}: {folder} was started without early_stopping.")
+    before = _patience(early)
+    if patience < before:
+        raise ConfigError(
+            f"{PATIENCE}={patience} is below the {before} of {folder}, which may have gone on "
+            f"beyond where it would have ended; pass a larger number."
+        )
+    if patience == before:
+        return config
+    return {**config, "early_stopping": {**early, "patience": int(patience)}}
+
+
+def refuse_edited(folder: Path, config: Mapping[str, Any], moot: Collection[str] = ()) -> None:
     """Raise an `EditedError` if a run's config.yaml is not what the run was started with.
 
     Edits that leave the numbers as they are are said on the standard error.
@@ -57,14 +103,14 @@ def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = Fal
     Args:
         folder: the run's.
         config: what config.yaml says.
-        extending: whether a number of outer steps is given, so that the one in `config` is moot.
+        moot: keys of which another value is given than that in `config`.
     """
     before = started_with(folder)
     if before is None:
         return
-    changed = configs.differences(before, config)
-    if extending:
-        changed = [line for line in changed if line.partition(":")[0] not in STEPS]
+    changed = [
+        line for line in configs.differences(before, config) if line.partition(":")[0] not in moot
+    ]
     path = folder / "config.yaml"
     if changed:
         advice = "Put the old values back, or start a new run with the new ones."
@@ -83,9 +129,10 @@ def refuse_edited(folder: Path, config: Mapping[str, Any], extending: bool = Fal
 def refuse_foreign(folder: Path, state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raise a `FolderError` if the state of a checkpoint in `folder` is of another run's config."""
     changed = configs.differences(state["config"], config)
-    changed = [line for line in changed if line.partition(":")[0] not in STEPS]
+    changed = [line for line in changed if line.partition(":")[0] not in (*STEPS, PATIENCE)]
     if changed:
-        path = folder / f"step_{state['engine']['outer_step']:08d}.pt"
+        step = state["engine"]["outer_step"]
+        path = next(path for n, path in reversed(checkpoint.files(folder)) if n == step)
         raise FolderError(
             f"{path} is a checkpoint of a run of another config (its -> this run's):\n"
             f"{listed(changed)}\n"
@@ -113,6 +160,21 @@ def log_until(folder: Path, state: Mapping[str, Any]) -> bytes:
     return content
 
 
+def extensions(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run was continued with beside what it was started with, by key.
+
+    Args:
+        before: the record of where the run was started, and of earlier extensions.
+        config: what it continues with.
+    """
+    known = dict(before.get("extended") or {})
+    if "config" not in before:
+        return known
+    then, now = (dict(configs.flatten(part)) for part in (before["config"], config))
+    keys = [key for key in (STEPS[0], PATIENCE) if then.get(key) != now.get(key)]
+    return known | {key: now.get(key) for key in keys}
+
+
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the config of a run into its folder, unless it is there."""
     path, text = folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False)
@@ -120,7 +182,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
         write_text(path, text)
 
 
-def taken(folder: Path, config: Mapping[str, Any], whole: bool = True) -> int:
+def steps_taken(folder: Path, config: Mapping[str, Any], whole: bool = True) -> int:
     """Return the outer step that a run continues from; `whole` as for `newest_readable`.
 
     A file of more steps than were asked for is no checkpoint of the run.
@@ -133,7 +195,7 @@ def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> d
     """Return the config with another number of outer steps; itself where there is none to set.
 
     What a config has computed from the number of outer steps, such as the length of a schedule,
-    stays.
+    stays, and is named on the standard error.
 
     Raises:
         ConfigError: the number is below what the run has taken.
@@ -141,13 +203,17 @@ def extended(folder: Path, config: dict[str, Any], outer_steps: int | None) -> d
     before = started_with(folder) or config
     if outer_steps is None or outer_steps == config["outer_steps"] == before["outer_steps"]:
         return config
-    done = taken(folder, config)
+    done = steps_taken(folder, config)
     if outer_steps < done:
         raise ConfigError(
             f"outer_steps={outer_steps} is below the {done} that {folder} has taken; "
             f"pass a larger number."
         )
     outer_steps = int(outer_steps)  # of numpy, too
+    if totals := config.get(TOTALS):
+        print(f"{', '.join(totals)} of {folder} came from outer_steps={before['outer_steps']} and "
+              f"stay as they are: the run of {outer_steps} outer steps is this one gone on, not "
+              f"the one that outer_steps={outer_steps} starts.", file=sys.stderr)  # fmt: skip
     longer = {**config, "outer_steps": outer_steps}
     if isinstance(config.get("engine"), dict):
         longer["engine"] = {**config["engine"], "outer_steps": outer_steps}

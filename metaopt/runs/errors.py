@@ -5,17 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import textwrap
 import traceback
 from pathlib import Path
 
 import torch
 
 from metaopt.engine.protocols import NonFiniteError
-from metaopt.files.errors import ConfigError
-from metaopt.files.reading import steps
+from metaopt.files.errors import ConfigError, ProcessError
 from metaopt.files.writing import write_text
 from metaopt.llm.errors import LMError, NotUnderstood
+from metaopt.runs import checkpoint
 from metaopt.runs.provenance import resume_command
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -29,6 +28,8 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
     Args:
         folder: the folder of the run that failed, or `None` before there was one.
     """
+    if isinstance(error, ProcessError):  # whose cause is explained in it
+        return str(error)
     if isinstance(error, NonFiniteError):
         return f"{error}.\n{_after_divergence(folder)}"
     if is_out_of_memory(error):
@@ -65,29 +66,25 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
     return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
-def report(
-    error: BaseException, folder: Path | None = None, printed: set[str] | None = None
-) -> None:
-    """Print the explanation on the standard error and keep the traceback in `error.log`.
+def report(error: BaseException, folder: Path | None = None, silent: bool = False) -> str:
+    """Print the explanation on the standard error, keep the traceback in `error.log`; return it.
 
     With METAOPT_DEBUG=1 in the environment the traceback is printed as well; before a run has
     written its config that is the only way. A mistake in a config has none worth keeping.
 
     Args:
         folder: see `explain`.
-        printed: explanations given before, which this one joins; one among them becomes a line.
+        silent: leave the explanation to the caller, who prints it.
     """
     text = explain(error, folder)
-    repeated = printed is not None and text in printed
-    if printed is not None:
-        printed.add(text)
-    again = f"{folder}: again: {textwrap.shorten(text, 60, placeholder=' ...')}"
-    print(f"metaopt: {again if repeated else text}", file=sys.stderr)
+    if not silent:
+        print(f"metaopt: {text}", file=sys.stderr)
     trace = "".join(traceback.format_exception(error))
     if os.environ.get("METAOPT_DEBUG") == "1":
         print(trace, file=sys.stderr)
     if folder is not None and not isinstance(error, ConfigError):
-        _keep(trace, folder, silent=repeated)
+        _keep(trace, folder, silent)
+    return text
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -109,7 +106,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _keep(trace: str, folder: Path, silent: bool) -> None:
     if not (folder / "provenance.json").exists():  # no run has begun: nothing is to be left of it
-        print("METAOPT_DEBUG=1 prints the traceback.", file=sys.stderr)
+        if not silent:
+            print("METAOPT_DEBUG=1 prints the traceback.", file=sys.stderr)
         return
     try:
         write_text(folder / "error.log", trace)
@@ -141,7 +139,7 @@ def _put_right(folder: Path | None) -> str:
 
 
 def _after_divergence(folder: Path | None) -> str:
-    saved = steps(folder / "checkpoints") if folder else []
+    saved = checkpoint.files(folder / "checkpoints") if folder else []
     advice = (
         "Lower a learning rate or clip a gradient (such as problem.inner_optimizer.lr, outer_lr, "
         "optimizer.clip_norm)"

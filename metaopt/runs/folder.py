@@ -10,6 +10,7 @@ from metaopt.files.errors import FolderError
 from metaopt.files.numbers import is_number
 from metaopt.files.reading import damaged, read_json, read_yaml
 from metaopt.runs.configs import config_hash
+from metaopt.runs.stopping import is_stop
 
 Kinds = Mapping[str, tuple[Callable[[Any], bool], str]]
 """By key, whether a value is legal, and what it is said to be where it is not."""
@@ -47,7 +48,13 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         "hold its config, and forgets its overrides."
     )
     record = read_json(path, advice)
-    kinds = {"config": dict, "overrides": list, "config_dirs": list, "trust": list}
+    kinds = {
+        "config": dict,
+        "extended": dict,
+        "overrides": list,
+        "config_dirs": list,
+        "trust": list,
+    }
     for key, kind in kinds.items():
         if not isinstance(record.get(key, kind()), kind):
             raise damaged(path, f"{key} is not a {kind.__name__}", advice)
@@ -126,12 +133,14 @@ RESULT: Kinds = {
     "metrics": (_numbers, "a mapping of numbers"),
     "budget": (_numbers, "a mapping of numbers"),
     "outer_steps": (lambda x: type(x) is int and x >= 0, "a whole number >= 0"),
-    "stopped": (lambda x: x is None or isinstance(x, str), "a text or null"),
+    "stopped": (is_stop, "null, or who stopped the run and why"),
+    "best": (lambda x: isinstance(x, Mapping) and type(x.get("outer_step")) is int, "a mapping"),
     "overrides": (lambda x: isinstance(x, list), "a list"),
     "seeds": (lambda x: isinstance(x, list) and all(type(s) is int for s in x), "a list"),
     "resplit": (lambda x: is_number(x) and x >= 0, "a number >= 0"),
     "versions": (_mapping, "a mapping"),
     "hardware": (_mapping, "a mapping"),
+    "processes": (lambda x: type(x) is int and x >= 1, "a whole number >= 1"),
     "authorisation": (_mapping, "a mapping"),
     "replicates": (_replicates, "a mapping of lists of numbers, as many of each metric"),
 }

@@ -5,8 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
+
+from metaopt.runs.stopping import Stop, write_stop
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that stop a run after the outer step under way."""
 
 
 class Interrupted(Exception):
@@ -19,6 +25,7 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"{signal.Signals(signum).name} after outer step {step}")
+        self.stop = Stop("signal", str(self))
         self.signum, self.step = signum, step
 
 
@@ -31,7 +38,19 @@ class Pruned(Exception):
 
     def __init__(self, step: int) -> None:
         super().__init__(f"pruned after outer step {step}")
+        self.stop = Stop("search", str(self))
         self.step = step
+
+
+@contextmanager
+def noting(folder: Path) -> Iterator[None]:
+    """Leave in a run's folder what stopped it, which tells it from one that was killed."""
+    try:
+        yield
+    except (Interrupted, Pruned) as error:
+        with suppress(OSError):  # such as of a full disk, which is no reason to hide the signal
+            write_stop(folder, error.stop)
+        raise
 
 
 @contextmanager
@@ -49,7 +68,7 @@ def listening() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, signal.SIG_DFL)
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, handle) for s in SIGNALS}
     try:
         yield received
     finally:

@@ -10,87 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich import progress as rich
-from rich.console import Console as Screen
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 from torch import Tensor
 
 from metaopt.engine import tree
-from metaopt.engine.inner_progress import Progress
 from metaopt.files.terminal import in_notebook
+from metaopt.runs.bar import Bar, main_metrics, written
 from metaopt.runs.tracking import Tracker
-
-
-class Bar(Tracker):
-    """A progress bar with rate, remaining time and the main metrics; for a terminal.
-
-    A thread of its own draws it and reads where the inner run is, so that a long outer step shows
-    its inner ones and does not wait for the screen.
-
-    Args:
-        label: printed before the bar.
-        total: number of outer steps.
-        done: outer steps that an earlier part of the run has taken.
-    """
-
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self._shown: dict[str, float] = {}
-        self._inner = _Inner()
-        self._progress = rich.Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            _Rate(), TimeRemainingColumn(), self._inner, TextColumn("{task.fields[shown]}"),
-            console=Screen(stderr=True),
-        )  # fmt: skip
-        self._task = self._progress.add_task(label, total=total, completed=done, shown="")
-        self._progress.start()
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Move the bar to `step`; metrics of `outer/` and `eval/` stay until they change."""
-        self._shown |= _main(metrics)
-        self._inner.since = time.monotonic()
-        self._progress.update(self._task, completed=step, shown=_written(self._shown))
-
-    def follow(self, progress: Progress) -> None:
-        """Show the inner steps of an outer step that takes long."""
-        self._inner.progress, self._inner.since = progress, time.monotonic()
-
-    def close(self) -> None:
-        """Leave the bar as it is and give the terminal back."""
-        self._progress.stop()
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        """Return steps a second, or seconds a step when that is the larger number."""
-        speed = task.speed or 0.0
-        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed else "")
-
-
-class _Inner(ProgressColumn):
-    """The phase that an inner run is in, where an outer step lasts more than a second.
-
-    Attributes:
-        progress: of the inner run.
-        since: when the last outer step was over, by `time.monotonic`.
-    """
-
-    progress: Progress | None = None
-    since = -math.inf
-
-    def render(self, task: Task) -> Text:
-        """Return what is counted, such as `inner step 1,340/10,000`."""
-        phase = None if self.progress is None else self.progress.current
-        if phase is None or time.monotonic() - self.since < 1.0:
-            return Text("")
-        return Text(f"{phase.name} {phase.done:,}/{phase.total:,}")
 
 
 class Console(Tracker):
@@ -145,15 +70,15 @@ class GrowthWarning(Tracker):
         )
 
 
-SILENT_S = 2.0
+QUIET_S = 2.0
 """Seconds that a run may take before its first step without a word."""
 
 
 @contextmanager
 def announced(words: str, shown: bool = True) -> Iterator[None]:
-    """Print what a block does on the standard error, where it lasts longer than `SILENT_S`."""
+    """Print what a block does on the standard error, where it lasts longer than `QUIET_S`."""
     # By a thread: a block that is over sooner, as in most runs, says nothing.
-    timer = threading.Timer(SILENT_S, lambda: print(words, file=sys.stderr, flush=True))
+    timer = threading.Timer(QUIET_S, lambda: print(words, file=sys.stderr, flush=True))
     timer.daemon = True
     if shown:
         timer.start()
@@ -213,7 +138,7 @@ class NotebookLine(Tracker):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Rewrite the line; metrics of `outer/` and `eval/` stay until they change."""
-        self._shown |= _main(metrics)
+        self._shown |= main_metrics(metrics)
         self._handle.update(self._text(step), raw=True)
 
     def _text(self, step: int) -> dict[str, str]:
@@ -221,16 +146,8 @@ class NotebookLine(Tracker):
         steps, seconds = step - self._first, time.monotonic() - self._started
         left = f"{seconds / steps * (self._total - step):.0f} s left" if steps else ""
         bar = f"[{'#' * width}{'.' * (24 - width)}]"
-        parts = [self._label, bar, f"{step}/{self._total}", left, _written(self._shown)]
+        parts = [self._label, bar, f"{step}/{self._total}", left, *written(self._shown)]
         return {"text/plain": "  ".join(filter(None, parts))}
-
-
-def _main(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if k == "outer/loss" or "eval/" in k}
-
-
-def _written(shown: Mapping[str, float]) -> str:
-    return "  ".join(f"{k} {v:.4g}" for k, v in list(shown.items())[:3])
 
 
 def watcher(label: str, total: int, done: int = 0) -> Tracker:

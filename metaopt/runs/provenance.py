@@ -15,10 +15,14 @@ from typing import Any
 
 import metaopt
 from metaopt.files.errors import DamagedFileError, listed
-from metaopt.runs.configs import differences
+from metaopt.runs.configs import TOTALS, differences
 from metaopt.runs.folder import read_provenance
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "transformers", "datasets", "hydra-core")
+
+
+PLACE = ("versions", "commit", "hardware", "processes")
+"""What a record says of where a run was started, which its numbers may depend on."""
 
 
 def provenance() -> dict[str, Any]:
@@ -37,22 +41,41 @@ def resume_command(folder: Path, trusting: bool = False) -> str:
     record = _record(folder)
     trust = [f"trust=[{','.join(record['trust'])}]"] if trusting and record.get("trust") else []
     places = _config_dirs(record, folder, trusting)
-    return shlex.join(["metaopt", *places, f"resume={folder}", *trust])
+    command = _command(record.get("processes"))
+    return shlex.join([*command, *places, f"resume={folder}", *trust])
 
 
 def repeat_command(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Return the command that computes a run again from its start; of one from Python, that it was.
 
+    Of an extended run that of a run which was as long from the start, unless its config has values
+    that came from the old number of outer steps: then both commands.
+
     Args:
         folder: the run's.
         config: its config.
-        result: what its result.json holds.
+        result: what its result.json holds; nothing of a run that is not over.
     """
     if "started" in config:
         return f"(started {config['started']})"
-    if not (overrides := result.get("overrides")):
+    record = _record(folder)
+    if not (overrides := result.get("overrides") or record.get("overrides")):
         return "(its overrides are not known)"
-    return shlex.join(["metaopt", *_config_dirs(_record(folder), folder), *map(str, overrides)])
+    extended = {f"{key}={value}": key for key, value in (record.get("extended") or {}).items()}
+    command = _command(result.get("processes"))
+    words = [*command, *_config_dirs(record, folder)]
+    if config.get(TOTALS) and extended:
+        start = shlex.join([*words, *map(str, overrides)])
+        return f"{start}; then {shlex.join(command)} resume=<its folder> {shlex.join(extended)}"
+    same = [w for w in map(str, overrides) if w.partition("=")[0] not in extended.values()]
+    return shlex.join([*words, *same, *extended])
+
+
+def _command(processes: Any) -> list[str]:
+    """Return the words that start the command in as many processes."""
+    if type(processes) is not int or processes < 2:
+        return ["metaopt"]
+    return ["torchrun", "--standalone", f"--nproc_per_node={processes}", "-m", "metaopt"]
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -148,7 +171,7 @@ def _cores() -> int:
 
 def say_changes(folder: Path, origin: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Say on the standard error where a run goes on with other code or on another machine."""
-    then, new = ({k: x[k] for k in ("versions", "commit", "hardware")} for x in (origin, now))
+    then, new = ({k: x[k] for k in PLACE if k in x} for x in (origin, now))
     if changed := differences(then, new):
         print(f"{folder} goes on with other code or hardware than it was started with (then -> "
               f"now), and its numbers may differ from an uninterrupted run's:\n{listed(changed)}",

@@ -25,6 +25,8 @@ from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.progress import announced, checks, watcher
 from metaopt.runs.result import Result, read_history, read_result, replicates_of
 from metaopt.runs.run import PYTHON, SETTINGS, Run, Service
+from metaopt.runs.selection import Keys, Selection
+from metaopt.runs.stopping import stop_of
 
 
 def run(
@@ -44,6 +46,8 @@ def run(
     keep_checkpoints: int = 2,
     figures: bool = True,
     tracker: Service | None = None,
+    early_stopping: Keys = None,
+    keep_best: Keys = None,
 ) -> Result:
     """Run a problem to the end and return the result of the run.
 
@@ -66,6 +70,12 @@ def run(
         figures: whether to draw figures and write the problem's product at the end.
         tracker: makes a tracker from (folder, config, resume_step), such as
             `functools.partial(metaopt.runs.tracking.Wandb, project="mine")`; needs a folder.
+        early_stopping: ends the run when a metric no longer improves, such as
+            `{"metric": "eval/test_loss", "patience": 5}`, with `min_delta` and `mode`; see
+            `metaopt.runs.selection.EarlyStopping`; the metric alone keeps their defaults.
+        keep_best: the metric whose best checkpoint is kept for `load(folder, best=True)`, or
+            `{"metric": "eval/score", "mode": "max"}` where its name does not say which way is
+            better; needs a folder.
 
     Raises:
         ValueError: an argument out of range, or roles that do not fit each other.
@@ -89,6 +99,7 @@ def run(
         "outer_steps": to_config(outer_steps), "limits": to_config(limits), **to_config(settings),
         "problem": to_config(problem), "estimator": to_config(estimator),
         "optimizer": to_config(optimizer), "tracker": to_config(tracker),
+        "early_stopping": to_config(early_stopping), "keep_best": to_config(keep_best),
     }  # fmt: skip
     path = None if folder is None else Path(folder)
     parts = {"problem": problem, "estimator": estimator, "optimizer": optimizer}
@@ -99,14 +110,16 @@ def run(
     return _drive(made, config)
 
 
-def load(folder: str | Path, *, trust: Sequence[str] = ()) -> Result:
-    """Return the result of a run in a folder: of its end, or of its last checkpoint.
+def load(folder: str | Path, *, best: bool = False, trust: Sequence[str] = ()) -> Result:
+    """Return the result of a run in a folder: of its end, of its last checkpoint, or of its best.
 
     `problem` of the result is made from the config when it is asked for; nothing else runs code
     that the folder names.
 
     Args:
         folder: the run's.
+        best: the state at the best evaluation, of a run with `keep_best`; what a problem does after
+            the last outer step, such as fine-tuning, was not done to it.
         trust: packages whose objects `problem` may be made of, in addition to metaopt's.
 
     Raises:
@@ -116,7 +129,7 @@ def load(folder: str | Path, *, trust: Sequence[str] = ()) -> Result:
     check_arguments(load, locals())
     path = Path(folder)
     try:
-        return read_result(path, lambda: _problem_of(path, trust))
+        return read_result(path, lambda: _problem_of(path, trust), best)
     except OSError as error:
         place = error.filename or path
         raise FolderError(f"{place} cannot be read: {error.strerror or error}.") from error
@@ -132,6 +145,7 @@ def resume(
     tracker: Service | None = None,
     progress: bool = True,
     trust: Sequence[str] = (),
+    patience: int | None = None,
 ) -> Result:
     """Continue a run, or extend a finished one, and return the result of the run.
 
@@ -147,16 +161,18 @@ def resume(
         progress: see `run`.
         trust: packages whose objects the folder's config may name, in addition to metaopt's and
             the optimizers of `torch.optim`: a folder from elsewhere runs no code unasked.
+        patience: more of it for a run with `early_stopping`, which so goes on where that has ended
+            it.
 
     Raises:
         ConfigError: the folder holds no run, its config.yaml was edited since the run was started,
             names code that is not trusted, or is in use by another process; a part must be
             passed, or is another one; a file is damaged.
-        ValueError: `outer_steps` is below what the run has taken.
+        ValueError: `outer_steps` or `patience` is below what the run has taken or had.
     """
     check_arguments(resume, locals())
     path = Path(folder)
-    config, done = rest_of(path, outer_steps)
+    config, done = rest_of(path, outer_steps, patience)
     given = {"problem": problem, "estimator": estimator, "optimizer": optimizer}
     if config.get("started") == PYTHON:
         parts = {name: _part(name, part, config, path, trust) for name, part in given.items()}
@@ -185,7 +201,7 @@ def _drive(made: Run, config: Mapping[str, Any]) -> Result:
     return Result(
         engine.optimizer.solution, engine.inner, metrics,
         made.history if folder is None else read_history(folder), config, result["budget"],
-        result["outer_steps"], stopped=result["stopped"], delivered=made.delivered, folder=folder,
+        result["outer_steps"], stopped=stop_of(result), delivered=made.delivered, folder=folder,
         make_problem=lambda: engine.problem, replicates=replicates_of(result),
     )  # fmt: skip
 
@@ -244,7 +260,8 @@ def _made(
                 limits=config["limits"],
             )
         settings = {name: config[name] for name in SETTINGS}
-        return Run(engine, folder, config, tracker, **settings, watch=watch)
+        selection = Selection(config.get("early_stopping"), config.get("keep_best"))
+        return Run(engine, folder, config, tracker, **settings, watch=watch, selection=selection)
     from metaopt.cli.build import build
 
     return build(folder, config, watch=watch, given=parts)

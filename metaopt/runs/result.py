@@ -24,9 +24,10 @@ from metaopt.runs import checkpoint
 from metaopt.runs.configs import flatten
 from metaopt.runs.continuing import EditedError, log_until, refuse_edited, refuse_foreign
 from metaopt.runs.folder import read_config, result_of, started_with
+from metaopt.runs.stopping import Stop, stop_of
 from metaopt.runs.tracking import History, means, of_replicates
 
-OURS = re.compile(r"metaopt([.:][^\W_]\w*)+")
+METAOPT_OBJECT = re.compile(r"metaopt([.:][^\W_]\w*)+")
 """Names of metaopt's objects; one that begins with _, such as __main__, is none."""
 
 
@@ -44,8 +45,8 @@ class Result:
         config: what was run.
         budget: what was spent, by unit.
         outer_steps: outer steps taken.
-        finished: whether the run is finished; else this is its last checkpoint.
-        stopped: why it ended before its last outer step, or `None`.
+        finished: whether this is the end of the run; else it is its last checkpoint, or its best.
+        stopped: what ended it before its last outer step, `by` and `text`, or `None`.
         delivered: what the problem says of its product.
         folder: where it is, or `None`.
         make_problem: makes `problem`.
@@ -61,7 +62,7 @@ class Result:
     budget: Mapping[str, float]
     outer_steps: int
     finished: bool = True
-    stopped: str | None = None
+    stopped: Stop | None = None
     delivered: str = ""
     folder: Path | None = None
     make_problem: Callable[[], Any] = field(default=lambda: None, repr=False)
@@ -102,13 +103,16 @@ def _shapes(value: Any, most: int = 6) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
-    """Return the result of a finished run, or the last checkpoint of one that is not.
+def read_result(folder: Path, make_problem: Callable[[], Any], best: bool = False) -> Result:
+    """Return the result of a finished run, the last checkpoint of one that is not, or the best.
 
     Raises:
         FolderError: the folder holds no run, one without a checkpoint, or a damaged file.
     """
     config, result = _config(folder), result_of(folder)
+    if best:
+        state = _knowing(config, lambda: checkpoint.best(folder / "checkpoints"))
+        return _from_state(folder, config, state, make_problem)
     if result is None:
         return _unfinished(folder, config, make_problem)
     advice = f"Delete {folder / 'result.json'}; metaopt resume={folder} computes its end again."
@@ -117,7 +121,7 @@ def read_result(folder: Path, make_problem: Callable[[], Any]) -> Result:
         outer, inner = final["outer"], final["inner"]
         if final["config_hash"] != result.get("config_hash"):
             raise CheckpointError("final.pt is of a run of another config.")
-        budget, steps, stopped = (result[k] for k in ("budget", "outer_steps", "stopped"))
+        budget, steps, stopped = result["budget"], result["outer_steps"], stop_of(result)
     except (CheckpointError, KeyError, TypeError) as error:
         raise FolderError(f"{folder} holds a damaged result: {error} {advice}") from error
     metrics = {k: or_nan(v) for k, v in result["metrics"].items()}
@@ -147,6 +151,16 @@ def _unfinished(folder: Path, config: Mapping[str, Any], make_problem: Callable[
     state = _knowing(config, lambda: checkpoint.latest(folder / "checkpoints"))
     if state is None:
         raise FolderError(f"{folder} holds a run without a checkpoint yet: nothing to load.")
+    return _from_state(folder, config, state, make_problem)
+
+
+def _from_state(
+    folder: Path,
+    config: Mapping[str, Any],
+    state: Mapping[str, Any],
+    make_problem: Callable[[], Any],
+) -> Result:
+    """Return the result that a checkpoint holds, with what was logged until then."""
     refuse_foreign(folder / "checkpoints", state, config)
     engine, last = state["engine"], dict(means(state["last"]))
     replicates = of_replicates(state["last"])
@@ -156,7 +170,8 @@ def _unfinished(folder: Path, config: Mapping[str, Any], make_problem: Callable[
         replicates |= {k: v for k, v in replicates_of(record).items() if k[:5] == "eval/"}
     return Result(
         state["solution"], engine["inner"], last, history, config, engine["spent"],
-        engine["outer_step"], finished=False, stopped=engine["stop"], folder=folder,
+        engine["outer_step"], finished=False, stopped=stop_of({"stopped": engine["stop"]}),
+        folder=folder,
         make_problem=make_problem, replicates=replicates,
     )  # fmt: skip
 
@@ -170,7 +185,7 @@ def _knowing(config: Mapping[str, Any], read: Callable[[], Any]) -> Any:
         return read()
     except tree.UnknownStateError:
         named = [v for k, v in flatten(config) if k.rpartition(".")[2] in ("_target_", "_class_")]
-        for name in filter(OURS.fullmatch, map(str, named)):
+        for name in filter(METAOPT_OBJECT.fullmatch, map(str, named)):
             with suppress(ImportError, AttributeError, ValueError):
                 pkgutil.resolve_name(name)
         return read()

@@ -5,6 +5,9 @@ started with), `metrics.jsonl`, `checkpoints/`, `snapshots/` and, once the run i
 the learned `outer` and `inner` (see `metaopt.runs.export`), `final.pt` (both as they are),
 `timing.json` and `result.json`. All but the times are functions of the config: a continued run
 writes the same `result.json`, to the byte. Without a folder a run writes nothing.
+
+Of several processes in a group (`metaopt.engine.distributed`) each drives an engine of its own, in
+step with the others, and the first alone writes.
 """
 
 from __future__ import annotations
@@ -13,34 +16,40 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from metaopt.engine import Engine
+from metaopt.engine import Engine, distributed
+from metaopt.engine.across_ranks import refuse_different
+from metaopt.engine.protocols import Feedback
 from metaopt.engine.ranges import check_ranges
 from metaopt.engine.seeds import seeds_in_words
 from metaopt.files import sums
 from metaopt.files.lock import locked
 from metaopt.files.numbers import or_null
 from metaopt.files.tensors import write_tensors
-from metaopt.files.writing import as_text, refuse_links, write_json
-from metaopt.runs import checkpoint, configs, provenance, reporting
+from metaopt.files.writing import as_text, write_json
+from metaopt.runs import checkpoint, checks, configs, provenance, reporting, stopping
+from metaopt.runs.checkpointer import Checkpointer
 from metaopt.runs.contents import (
     discard_later,
     empty_if_refused,
-    refuse_misplaced,
     write_readme,
     write_sums,
 )
-from metaopt.runs.continuing import log_until, refuse_foreign, write_config
+from metaopt.runs.continuing import extensions, write_config
 from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance
-from metaopt.runs.interrupts import Interrupted, Pruned, listening
-from metaopt.runs.objective import objectives, refuse_early, refuse_unknown
+from metaopt.runs.interrupts import SIGNALS, Interrupted, Pruned, listening, noting
+from metaopt.runs.objective import NamedMetrics
 from metaopt.runs.progress import GrowthWarning, warn_of_equal_replicates, watcher
+from metaopt.runs.selection import Selection
 from metaopt.runs.tracking import (
+    Guarded,
     History,
     Jsonl,
     Tracker,
@@ -70,7 +79,8 @@ class Run:
 
     Args:
         engine: made and not yet iterated.
-        folder: the run's folder, which must exist; `None` writes nothing.
+        folder: the run's folder, which must exist and which all processes see; `None` writes
+            nothing.
         config: the resolved config, hashed into the result and handed to the trackers.
         service: makes the tracker used in addition to file and console, or `None`.
         overrides: what the command line changed, for the result.
@@ -85,6 +95,7 @@ class Run:
             `None` shows nothing.
         prune: called at each evaluation but the last with the outer step and the objective that
             the config names; what returns True ends the run there, with a checkpoint.
+        selection: ends the run early and keeps its best checkpoint.
 
     Attributes:
         delivered: what the problem says of its product, once the run is over.
@@ -108,9 +119,11 @@ class Run:
         figures: bool = True,
         watch: Watch | None = watcher,
         prune: Prune | None = None,
+        selection: Selection | None = None,
     ) -> None:
         self.engine, self.config = engine, config
-        self.folder = engine.loop.folder = folder
+        engine.loop.folder = folder
+        self.folder = folder if distributed.rank() == 0 else None
         self.service, self.overrides = service, list(overrides)
         self.config_dirs, self.trust = list(config_dirs), list(trust)
         self.log_every, self.eval_every = log_every, eval_every
@@ -119,10 +132,12 @@ class Run:
         refuse_unusable(service)
         check_ranges(self, *(f"{name} >= 1" for name in SETTINGS[:-1]), "figures")
         self._last: Mapping[str, float | Tensor | list[float]] = {}
-        self._seconds, self._log = 0.0, b""
-        self._saved: int | None = None
-        self._unchecked: str | None = config.get("objective")
-        refuse_early(self._unchecked, engine.outer_steps, engine.problem.metric_names)
+        self._seconds = 0.0
+        self.checkpointer = Checkpointer(engine, config, keep_checkpoints, self._state)
+        self.selection = selection or Selection()
+        self.selection.check(engine, folder, eval_every)
+        named = {**self.selection.metrics, "objective": config.get("objective")}
+        self._named = NamedMetrics(named, engine, self.selection.refuse_unclear)
         self.delivered, self.history = "", History()
 
     def __call__(self) -> dict[str, Any]:
@@ -141,11 +156,19 @@ class Run:
             if self.folder is not None:
                 stack.enter_context(empty_if_refused(self.folder, self.engine))
                 stack.enter_context(locked(self.folder))
-            state = self._checkpoint()
-            origin = self._origin(resumed=state is not None)
+                stack.enter_context(noting(self.folder))
+            state = self.checkpointer.latest()
+            origin = distributed.from_first(lambda: self._origin(resumed=state is not None))
             stack.enter_context(self._records())
-            self._drive(state)
-            return self._conclude(origin)
+            resumed = None if state is None else self._restore(state)
+            services = self._services(resumed)
+            for service in services:
+                stack.enter_context(service)
+            self._drive(services, resumed)
+            result = self._conclude(origin)
+            for service in services:  # after the result, which a kill then cannot take
+                service.conclude(result)
+            return result
 
     @contextmanager
     def _records(self) -> Iterator[None]:
@@ -160,45 +183,45 @@ class Run:
         finally:
             records.close()
 
-    def _drive(self, state: Mapping[str, Any] | None) -> None:
-        resumed = None if state is None else self._restore(state)
+    def _drive(self, services: Sequence[Tracker], resumed: int | None) -> None:
         self._started = time.monotonic() - self._seconds
-        with listening() as received, self._trackers(resumed) as trackers:
-            for step, feedback in self.engine:
+        with listening() as received, self._watched(resumed) as watches:
+            logs = [self.history if self.folder is None else self._jsonl]
+            trackers = [*logs, *services, *watches, GrowthWarning()]
+            self._save_best(resumed or 0)  # a kill may have come before
+            for step, feedback in self._steps():
                 self._last = feedback.metrics
                 if step == 1 and len(self.engine.seeds or ()) > 1:
                     warn_of_equal_replicates(self.engine.optimizer.solution, feedback.metrics)
+                if step == 1:
+                    refuse_different(self.engine)
                 pruned = self._record(trackers, step)
                 long = bool(checkpoint.interrupted(self.folder))  # worth a checkpoint of its own
-                if received or pruned or long or step % self.checkpoint_every == 0:
-                    self._save(step)
-                if received:
-                    raise Interrupted(received[0], step)
-                if pruned:
+                # A signal comes to processes in different steps, or to one of them alone.
+                flags = {"pruned": pruned, "long": long} | {str(s): s in received for s in SIGNALS}
+                flags = distributed.on_any_rank(flags, torch.as_tensor(feedback.value))
+                if any(flags.values()) or step % self.checkpoint_every == 0:
+                    self.checkpointer.save(step)
+                self._save_best(step)
+                for signum in SIGNALS:
+                    if flags[str(signum)]:
+                        raise Interrupted(signum, step)
+                if flags["pruned"]:
                     raise Pruned(step)
 
-    def _checkpoint(self) -> dict[str, Any] | None:
-        """Return the state of the last checkpoint, or `None` where the run is to begin.
-
-        Whatever is wrong with the folder is said here, before anything in it changes.
-        """
-        if self.folder is None:
-            return None
-        refuse_links(self.folder)
-        refuse_misplaced(self.folder)
-        read_provenance(self.folder)
-        state = checkpoint.latest(self.folder / "checkpoints")
-        if state is not None:
-            refuse_foreign(self.folder / "checkpoints", state, self.config)
-            self._log = log_until(self.folder, state)
-        return state
+    def _steps(self) -> Iterator[tuple[int, Feedback]]:
+        """Yield what the engine does, until that is over or the run ends early."""
+        outer_steps = iter(self.engine)
+        while self.selection.stopped is None and (pair := next(outer_steps, None)) is not None:
+            yield pair
 
     def _origin(self, resumed: bool) -> dict[str, Any]:
         """Write config and provenance; return where the run was started, also of a continued one.
 
         A folder may hold the provenance of a run of another config that never got to a checkpoint.
         """
-        started = {"overrides": self.overrides, **provenance.provenance()}
+        started = {"overrides": self.overrides, "processes": distributed.world_size()}
+        started |= provenance.provenance()
         if self.folder is None:
             return started
         before = read_provenance(self.folder)
@@ -208,11 +231,14 @@ class Run:
         if not resumed:  # all numbers are then this process's; only what was asked for stays
             same = not configs.differences(before.get("config", {}), self.config)
             before = {"overrides": before["overrides"]} if same and "overrides" in before else {}
+        if resumed and (extended := extensions(before, self.config)):
+            before["extended"] = extended
         origin = {**started, **before, "config": configs.as_json(self.config)}
         # What a folder from elsewhere says of these does not count.
         origin["config_dirs"], origin["trust"] = self.config_dirs, self.trust
         provenance.say_changes(self.folder, origin, started)
-        for name in ("result.json", sums.NAME, "timing.json"):  # a result says: it is finished
+        # A result says: it is finished.
+        for name in ("result.json", sums.NAME, "timing.json", stopping.FILE):
             (self.folder / name).unlink(missing_ok=True)
         # Before config.yaml, which can be written again from it.
         write_json(self.folder / "provenance.json", origin)
@@ -224,28 +250,32 @@ class Run:
     def _restore(self, state: Mapping[str, Any]) -> int:
         self.engine.load_state_dict(state["engine"])
         self._last, self._seconds = dict(state["last"]), state["seconds"]
-        self._saved = self.engine.outer_step
-        if self.folder is not None:  # a kill may have come before
-            checkpoint.prune(self.folder / "checkpoints", self._saved, self.keep_checkpoints)
-        return self.engine.outer_step
+        step = self.engine.outer_step
+        self.checkpointer.prune(step)
+        self.selection.load_state_dict(state.get("selection"))
+        return step
+
+    def _services(self, resumed: int | None) -> list[Guarded]:
+        """Begin the log, from which a service reads what came before; make the service."""
+        if self.folder is None:
+            return []
+        discard_later(self.folder, resumed or 0)
+        self._jsonl = Jsonl(self.folder / "metrics.jsonl", self.checkpointer.log)
+        if self.service is None:
+            return []
+        make = partial(self.service, self.folder, self.config, resumed)
+        return [Guarded(make, self.folder)]
 
     @contextmanager
-    def _trackers(self, resumed: int | None) -> Iterator[list[Tracker]]:
-        """Open the trackers, and close all of them even when one fails."""
-        with ExitStack() as stack:
-            trackers: list[Tracker] = [self.history]
-            if self.folder is not None:
-                discard_later(self.folder, resumed or 0)
-                self._jsonl = Jsonl(self.folder / "metrics.jsonl", self._log)
-                trackers = [self._jsonl]
-                if self.service is not None:
-                    service = self.service(self.folder, self.config, resumed)
-                    trackers.append(stack.enter_context(service))
-            if self.watch is not None:
-                watch = self.watch(self._label(), self.engine.outer_steps, resumed or 0)
-                watch.follow(self.engine.loop.progress)
-                trackers.append(stack.enter_context(watch))
-            yield [*trackers, GrowthWarning()]
+    def _watched(self, resumed: int | None) -> Iterator[list[Tracker]]:
+        """Show the run to a person while it is driven."""
+        if self.watch is None:
+            yield []
+            return
+        watch = self.watch(self._label(), self.engine.outer_steps, resumed or 0)
+        watch.follow(self.engine.loop.progress)
+        with watch:
+            yield [watch]
 
     def _label(self) -> str:
         name = self.config.get("label") or self.config.get("name")
@@ -253,9 +283,10 @@ class Run:
 
     def _record(self, trackers: Sequence[Tracker], step: int) -> bool:
         """Evaluate and log what is due at an outer step; return whether the run is pruned."""
-        evaluate = step == self.engine.outer_steps or step % self.eval_every == 0
+        last = step == self.engine.outer_steps or self.engine.stopped is not None
+        evaluate = last or step % self.eval_every == 0
         evaluated = self._evaluate(step) if evaluate else {}
-        self._check_objective(evaluated)
+        self._named.check(self._last, evaluated, self._spent)
         if not evaluate and step % self.log_every:
             return False
         spent = {f"budget/{unit}": amount for unit, amount in self.engine.ledger.spent.items()}
@@ -263,52 +294,41 @@ class Run:
         values = values_of({**self._last, **evaluated, **spent, **elapsed})
         for tracker in trackers:
             tracker.record(step, values)
-        if self.prune is None or not evaluate or step == self.engine.outer_steps:
+        if evaluate:
+            self.selection.update(step, means(values), scheduled=step % self.eval_every == 0)
+        over = last or self.selection.stopped is not None
+        if self.prune is None or not evaluate or over:
             return False
         objective = means(values).get(self.config["objective"])
         return objective is not None and self.prune(step, objective)
 
-    def _check_objective(self, evaluated: Mapping[str, Any]) -> None:
-        """Raise a `ConfigError` as soon as it is known that the objective is not a metric.
-
-        At the first step, unless its name is one of held-out data, to be paid for or not all there
-        yet.
-        """
-        name, problem = self._unchecked, self.engine.problem
-        if name is None:
-            return
-        if name.startswith("eval/"):
-            if not evaluated and problem.records is None and problem.metric_names is None:
-                evaluated = self.engine.measured()
-            if not evaluated or problem.metric_names is not None:
-                return
-        refuse_unknown(name, objectives({**self._last, **evaluated}, self._spent()))
-        self._unchecked = None
-
     def _evaluate(self, step: int) -> dict[str, Tensor]:
-        metrics = self.engine.measured()
+        # By the first process, so that no last bit makes another end the run or keep another best.
+        metrics = distributed.from_first(self.engine.measured)
         if self.folder is not None:
             reporting.take_snapshot(self.folder, self.engine, step)
         return metrics
 
-    def _save(self, step: int) -> None:
-        if step == self._saved or self.folder is None:
-            return
-        state = {
+    def _save_best(self, step: int) -> None:
+        """Write the best checkpoint where that is what the run is at."""
+        if step and step == self.selection.best.step:
+            self.checkpointer.save_best(step)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "engine": self.engine.state_dict(),
             "solution": self.engine.optimizer.solution,
             "last": values_of(self._last),
             "seconds": time.monotonic() - self._started,
             "config": configs.as_json(self.config),
             "log": self._jsonl.commit(),
+            "selection": self.selection.state_dict(),
         }
-        checkpoint.save(self.folder / "checkpoints", step, state, self.keep_checkpoints)
-        self._saved = step
 
     def _conclude(self, origin: Mapping[str, Any]) -> dict[str, Any]:
         step, config_hash = self.engine.outer_step, configs.config_hash(self.config)
         if step:
-            self._save(step)
+            self.checkpointer.save(step)
         self.engine.finish()
         measured = self._evaluate(step)
         if self.folder is not None:
@@ -327,8 +347,9 @@ class Run:
             "metrics": {k: or_null(v) for k, v in metrics.items()},
             "budget": self._spent(),
             "outer_steps": step,
-            "stopped": self.engine.stopped,
-            **{k: origin[k] for k in ("versions", "commit", "hardware")},
+            "stopped": stopping.as_json(self._stop()),
+            **self.selection.result(),
+            **{k: origin[k] for k in ("versions", "commit", "hardware", "processes")},
         }
         if replicates := of_replicates(values):
             result["replicates"] = nullable(replicates)
@@ -343,12 +364,21 @@ class Run:
             self._write(self.folder, result)
         return result
 
+    def _stop(self) -> stopping.Stop | None:
+        """Return what has ended the run before its last outer step."""
+        if unit := self.engine.ledger.exhausted:
+            return stopping.limit_reached(unit)
+        if reason := self.engine.stopped:
+            return stopping.Stop("problem", reason)
+        return self.selection.stopped
+
     def _write(self, folder: Path, result: dict[str, Any]) -> None:
         """Write the result last: it says that everything else is there."""
         write_json(folder / "timing.json", {"seconds": time.monotonic() - self._started})
         write_readme(folder, self._label(), self.engine, self.config.get("started") == PYTHON)
         write_sums(folder, as_text(result))
         write_json(folder / "result.json", result)
+        checks.discard_stale(folder)
 
     def _spent(self) -> dict[str, float]:
         """Return what the run has cost, by unit; records know what came after the last step."""

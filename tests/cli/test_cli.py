@@ -16,7 +16,6 @@ from metaopt.cli import jobs
 from metaopt.cli.composing import cell
 from metaopt.engine.annotations import describe, fits
 from metaopt.files import tensors, writing
-from metaopt.files.errors import ConfigError
 from metaopt.files.reading import steps
 from metaopt.problems.examples import Ridge
 from metaopt.runs.errors import explain
@@ -66,7 +65,7 @@ def test_a_limit_ends_the_run_and_is_named(metaopt: Metaopt) -> None:
     done = metaopt("problem=ridge", "figures=false", "limits={gradients: 20}")
     result = json.loads(only("runs/ridge/*/result.json").read_text())
     assert "the limit on gradients" in done.out
-    assert result["stopped"] == "gradients"
+    assert result["stopped"] == {"by": "limit", "text": "the limit on gradients is reached"}
     assert 20 <= result["budget"]["gradients"] < 30
     assert "eval/test_loss" in result["metrics"]
 
@@ -81,7 +80,7 @@ def test_the_same_sweep_again_computes_nothing(
     monkeypatch.setattr(jobs, "build", None)
     again = metaopt(*sweep)
     assert again.code == 0
-    assert "4 of 4 cells were already complete; nothing computed." in again.out
+    assert "4 of 4 cells were already finished; nothing computed." in again.out
     after = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.*")}
     assert {p: t for p, t in after.items() if before.get(p) != t}.keys() <= {
         Path("results/ridge/multirun.yaml")
@@ -93,14 +92,14 @@ def test_a_sweep_completes_what_is_missing(metaopt: Metaopt) -> None:
     metaopt("-m", *TINY, "seed=0,1")
     done = metaopt("-m", *TINY, "seed=0,1,2")
     assert "3 cells: 1 computed" in done.out
-    assert "2 were already complete" in done.out
+    assert "2 were already finished" in done.out
 
 
 @pytest.mark.slow
 def test_a_label_may_change_after_the_fact(metaopt: Metaopt) -> None:
     metaopt("-m", *TINY, "seed=0")
     done = metaopt("-m", *TINY, "seed=0", "label=ridge, by hand".replace(", ", " "))
-    assert "1 of 1 cells were already complete" in done.out
+    assert "1 of 1 cells were already finished" in done.out
     assert (
         yaml.safe_load(only("results/ridge/*/config.yaml").read_text())["label"] == "ridge by hand"
     )
@@ -118,6 +117,23 @@ def test_a_cell_of_another_config_is_refused_and_the_difference_named(metaopt: M
     assert (folder / "result.json").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_an_extended_cell_is_refused_and_not_called_missing(metaopt: Metaopt) -> None:
+    sweep = ("-m", *TINY, "seed=0,1", "early_stopping.metric=eval/test_loss")
+    first = metaopt(*sweep)
+    for seed in (0, 1):
+        assert f"seed={seed}: early_stopping.patience=5 cannot end this run early" in first.err
+    assert (
+        metaopt(f"resume={next(Path('results/ridge').glob('*seed=0'))}", "outer_steps=4").code == 0
+    )
+    done = metaopt(*sweep)
+    assert done.code == 1
+    assert "2 cells: 0 computed" in done.out
+    assert "1 were already finished, 1 failed." in done.out
+    assert "outer_steps: 4 -> 3" in done.err
+    assert "computes what is missing" not in done.out
+
+
 def test_one_failing_cell_does_not_stop_the_others(metaopt: Metaopt) -> None:
     done = metaopt("-m", *TINY, "inner_steps=0,1")
     assert done.code == 1
@@ -129,10 +145,12 @@ def test_one_failing_cell_does_not_stop_the_others(metaopt: Metaopt) -> None:
 def test_a_sweep_that_fails_everywhere_says_why_once(metaopt: Metaopt) -> None:
     done = metaopt("-m", *TINY, "inner_steps=0", "seed=0,1,2")
     assert done.code == 1
-    first, *further = done.err.splitlines()
-    assert first.startswith("metaopt: Unroll needs inner_steps >= 1; got inner_steps=0")
-    assert [line.split(":")[1][-6:] for line in further] == ["seed=1", "seed=2"]
-    assert all("again: Unroll needs" in line for line in further)
+    assert done.err == "metaopt: Unroll needs inner_steps >= 1; got inner_steps=0.\n"
+    lines = done.out.splitlines()
+    assert [line[:13] for line in lines[:3]] == [f"{i + 1}/3  seed={i}  " for i in range(3)]
+    assert all(line[13:].startswith("failed: Unroll needs inner_steps") for line in lines[:3])
+    commands = [line.strip() for line in lines if line.startswith("    metaopt ")]
+    assert [command.split()[-1] for command in commands] == ["seed=0", "seed=1", "seed=2"]
     assert "Correct the above. The same command computes what is missing." in done.out
     assert "metaopt-report" not in done.out
 
@@ -369,26 +387,3 @@ def test_a_real_limit_on_file_sizes_gives_a_message(metaopt: Metaopt, tmp_path: 
 def test_values_against_annotations(value: object, hint: object, fitting: bool) -> None:
     assert fits(value, hint) is fitting
     assert describe(hint)
-
-
-@pytest.mark.parametrize("sign", ["RANK", "TORCHELASTIC_RUN_ID"])
-def test_several_processes_are_refused(monkeypatch, sign):
-    from metaopt.cli.command import run
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(sign, "0")
-    with pytest.raises(ConfigError, match=r"WORLD_SIZE=2 .* Start it without torchrun"):
-        run(["problem=ridge"])
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [{"WORLD_SIZE": "8"}, {"WORLD_SIZE": "", "RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0"}],
-)
-def test_a_program_that_a_scheduler_started_alone_is_not_refused(monkeypatch, variables):
-    from metaopt.cli.command import run
-
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="resume= takes one folder"):  # the next check
-        run(["resume=a", "resume=b"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from metaopt.cli import folders
+from metaopt.cli.help import overview
 from metaopt.cli.verbs import VERBS, call
 
 Metaopt = Callable[..., Any]
@@ -55,6 +56,18 @@ def test_the_help_is_one_screen_that_says_what_to_try(metaopt: Metaopt) -> None:
         assert expected in done.out
     assert all(f"\n  {group} " in done.out for group in folders.groups())
     assert metaopt().out == done.out
+
+
+@pytest.mark.parametrize("width", [70, 80, 100])
+def test_the_help_fits_a_terminal_in_two_columns(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(sys.stdout.__class__, "isatty", lambda self: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = overview(folders.groups())
+    assert max(map(len, text.splitlines())) <= width
+    assert all(line.startswith("  ") for line in text.partition("\nMore\n")[2].splitlines())
+    assert "  metaopt experiment=ridge/tune        a search" in text
 
 
 @pytest.mark.parametrize("group", folders.groups())
@@ -101,20 +114,23 @@ def test_each_verb_says_how_it_is_used(verb: str, capsys: pytest.CaptureFixture[
         code = call(verb, ["--help"])
     except SystemExit as stop:  # argparse's
         code = int(stop.code or 0)
+    text = capsys.readouterr().out
     assert code == 0
-    assert verb in capsys.readouterr().out
+    assert verb in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_runs_are_listed_with_their_state(metaopt: Metaopt) -> None:
     assert metaopt("problem=ridge", "debug=tiny", "figures=false", "label=mine").code == 0
     (folder,) = Path().glob("runs/ridge/*")
     listed = metaopt("ls", "runs")
-    assert f"{folder}  finished  mine, seed 0  eval/test_loss" in listed.out
+    assert f"\n{folder}\tfinished\t3\t3\teval/test_loss\t" in listed.out
+    assert "\tmine\tseed 0\tmetaopt problem=ridge debug=tiny" in listed.out
     shown = metaopt("show", str(folder)).out
     assert "metaopt.problems.examples.Ridge" in shown
     assert f"metaopt-report {folder}" in shown
     (folder / "result.json").unlink()
-    assert "unfinished, outer step 3 of 3" in metaopt("ls", "runs").out
+    assert "killed\t3\t3" in metaopt("ls", "runs").out
     assert f"metaopt resume={folder}" in metaopt("show", str(folder)).out
 
 
@@ -131,4 +147,4 @@ def test_a_part_of_a_problem_is_chosen_at_its_place(metaopt: Metaopt) -> None:
 def test_a_failed_run_is_listed_with_its_error_and_not_the_note_behind(metaopt: Metaopt) -> None:
     assert metaopt("problem=ridge", "debug=tiny", "outer_lr=1.0e+6", "outer_steps=20").code == 1
     assert "In outer step" in next(Path().glob("runs/ridge/*/error.log")).read_text()
-    assert "failed: metaopt.engine.protocols.NonFiniteError: outer loss is" in metaopt("ls").out
+    assert "\tmetaopt.engine.protocols.NonFiniteError: outer loss is" in metaopt("ls").out

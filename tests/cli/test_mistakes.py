@@ -183,7 +183,7 @@ PROBLEMS = [
     ),
     (
         ("problem=ridge", "estimator=soba", "inner_steps=3"),
-        "inner_steps=3: nothing of this run reads it. It is read by estimator=direct, evolution_",
+        "inner_steps=3: nothing of this run reads it. It is read by estimator=amigo, direct, ",
     ),
     (("problem=ridge", "estimator.inner_steps=2", "inner_steps=3"), "nothing of this run reads it"),
     (("-m", "problem=ridge", "seed=range(3,0)"), "seed=range(3,0) has no value, so that there is"),
@@ -232,6 +232,15 @@ def test_so_is_a_mistake_in_another_problem(
     assert not list(Path().iterdir())
 
 
+def test_a_key_of_another_option_of_a_group_names_the_option(metaopt: Metaopt) -> None:
+    done = metaopt("problem=data_curation/sft", "problem.task.data.train=rows.jsonl")
+    assert "data@problem.task.data=data_curation/rows has." in done.err
+    done = metaopt(
+        "problem=data_curation/sft", "weights@problem.weights=rater", "problem.weights.per=row"
+    )
+    assert "weights@problem.weights=table has." in done.err
+
+
 def test_a_key_that_one_method_of_a_sweep_reads_is_no_mistake_of_the_others(
     metaopt: Metaopt,
 ) -> None:
@@ -252,7 +261,7 @@ def test_what_a_result_counts_can_be_the_objective(metaopt: Metaopt) -> None:
 def test_a_tracker_that_is_not_installed_is_named_before_the_run(
     metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metaopt.runs.tracking.find_spec", lambda _: None)
+    monkeypatch.setattr("metaopt.runs.tracking.services.find_spec", lambda _: None)
     done = metaopt("problem=ridge", "debug=tiny", "tracker=tensorboard")
     assert "tracker=tensorboard needs the package tensorboard" in done.err
     assert not list(Path().iterdir())

@@ -85,7 +85,7 @@ def test_the_command_that_continues_a_run_names_the_config_folder(
     assert f"`{command}`" in Path("run/README.md").read_text()
     for name in ("result.json", "checkpoints/step_00000004.pt"):
         Path("run", name).unlink()
-    assert "unfinished, outer step 3 of 4" in metaopt("ls", ".").out
+    assert "killed\t3\t4" in metaopt("ls", ".").out
     assert command in metaopt("show", "run").out
     assert metaopt(*command.split()[1:]).code == 0
     done = metaopt(

@@ -117,7 +117,11 @@ def test_several_columns_are_joined(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
-        ('{"body": "a"}\n', [], "1 of 1 rows cannot be scored:.*no text in column 'text'; colum"),
+        (
+            '{"body": "a"}\n',
+            [],
+            "1 of 1 rows cannot be.*'text'; columns are body\n.*--columns text",
+        ),
         ('{"text": "a"}\nnonsense\n', [], "1 of 2 rows cannot be scored:.*rows.jsonl:2"),
         ('{"text": null}\n', [], "no text in column 'text'"),
         ('{"text": "a", "score": 1}\n', [], "has a column 'score' already"),
@@ -185,7 +189,7 @@ def test_only_a_line_break_ends_a_row_and_dots_belong_to_a_name(run: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_run_is_scored_with_from_the_command_line(metaopt: Any, tmp_path: Path):
-    from metaopt.data.weights_file import read_weights
+    from metaopt.data.weights_file import read_example_weights
 
     done = metaopt("problem=domain_reweighting/text_world", *CURATION, "debug=tiny",
                    "hydra.run.dir=a_run")  # fmt: skip
@@ -195,7 +199,7 @@ def test_a_run_is_scored_with_from_the_command_line(metaopt: Any, tmp_path: Path
     Path("rows.txt").write_text("\n".join(world.texts))
     done = metaopt("score", "a_run", "rows.txt")
     assert done.code == 0, done.err
-    known = read_weights(Path("a_run/weights.parquet"))
+    known = read_example_weights(Path("a_run/weights.parquet"))
     scores = [row["score"] for row in lines(Path("rows.scored.jsonl"))]
     assert scores == pytest.approx(known.score.tolist(), rel=1e-4, abs=1e-5)
     assert sum(known.keep) == len(scores) // 2

@@ -24,6 +24,7 @@ from metaopt.cli.study import OptunaSweeper, _reseed  # noqa: E402
 from metaopt.cli.trial import Prune, TrialTask  # noqa: E402
 from metaopt.files.errors import ConfigError  # noqa: E402
 from metaopt.files.lock import locked  # noqa: E402
+from metaopt.report.study import study_of  # noqa: E402
 
 RANDOM = {"_target_": "optuna.samplers.RandomSampler", "seed": 0}
 X = "x=interval(0.0, 1.0)"
@@ -55,10 +56,11 @@ class Search(OptunaSweeper):
             trial.set_user_attr("folder", str(self.folder / "-".join(cell)))
             given = {k: v for k, _, v in (word.partition("=") for word in cell)}
             outcome = self.run(trial, given)
-            if not isinstance(outcome, (Outcome, Exception)):
-                outcome = Outcome("computed", self.folder, outcome)
-            failed = isinstance(outcome, Exception)
-            jobs.append(JobReturn(status=JobStatus.FAILED if failed else JobStatus.COMPLETED))
+            if isinstance(outcome, Exception):
+                outcome = Outcome("failed", self.folder, message=str(outcome))
+            if not isinstance(outcome, Outcome):
+                outcome = Outcome("finished", self.folder, outcome)
+            jobs.append(JobReturn(status=JobStatus.COMPLETED))
             jobs[-1].return_value = outcome
         return jobs
 
@@ -137,11 +139,15 @@ def test_a_failed_trial_does_not_win_and_stops_nothing(
     assert search.states() == ["COMPLETE", "FAIL", "FAIL", "PRUNED", "COMPLETE", "COMPLETE"]
     values = {t.number: t.value for t in search.study.trials if t.state.name == "COMPLETE"}
     best = (min if direction == "minimize" else max)(values, key=lambda n: values[n])
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     assert re.search(r"6 trials, 6 of them in \d+ s: 3 finished, 1 pruned, 2 failed\.\n", out)
     assert f"Best: trial {best}, eval/loss {values[best]:.6g}, in " in out
     assert f"\n  metaopt x={values[best]}\n" in out
-    assert "no config" in err
+    study = study_of(tmp_path)
+    assert study is not None
+    assert study.counts == {"trials": 6, "finished": 3, "pruned": 1, "failed": 2}
+    assert study.best == (best, values[best])
+    assert (study.command, len(study.pruned_runs)) == (f"metaopt x={values[best]}", 1)
     # Two were wanted that finish, and a failure of before does not count.
     again = Search(tmp_path, x, direction=direction)
     assert again.sweep([X]) == 0
@@ -151,6 +157,9 @@ def test_a_failed_trial_does_not_win_and_stops_nothing(
 def test_a_study_of_failures_has_no_best_trial(tmp_path: Path, capsys: Any) -> None:
     assert Search(tmp_path, lambda *_: None).sweep([X]) == 1
     assert "none is the best" in capsys.readouterr().out
+    study = study_of(tmp_path)
+    assert study is not None
+    assert (study.best, len(study.notes())) == (None, 1)
 
 
 def test_a_finished_study_runs_nothing_and_a_larger_one_the_rest(tmp_path: Path) -> None:
@@ -196,10 +205,13 @@ def test_a_trial_killed_while_its_parameters_were_drawn_gets_the_rest(tmp_path: 
     part.fixed = []
     part._open(part._asked())
     part.study.sampler = part._seeded(0)
-    part.study.ask().suggest_float("x", 0.0, 1.0)
+    begun = part.study.ask()
+    part.study.sampler = part._seeded(0, "x")
+    begun.suggest_float("x", 0.0, 1.0)
     part.sweep([X, "y=interval(0.0, 1.0)"])
     (trial,), (undisturbed,) = part.study.trials, whole.study.trials
-    assert trial.params["x"] == undisturbed.params["x"] != trial.params["y"]
+    assert trial.params == undisturbed.params
+    assert trial.params["x"] != trial.params["y"]
 
 
 def test_what_another_process_runs_is_left_to_it(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...
     return known
 
 
-@pytest.mark.parametrize("at", [35, 61])
+@pytest.mark.parametrize("at", [45, 61])
 def test_a_search_that_is_killed_again_and_again_is_the_undisturbed_one(
     tmp_path: Path, undisturbed: list[Any], at: int
 ) -> None:
@@ -80,7 +80,8 @@ def test_a_search_that_is_interrupted_goes_on(tmp_path: Path, undisturbed: list[
 
 
 def test_two_processes_share_a_study_also_when_one_is_killed(tmp_path: Path) -> None:
-    both = [Command(tmp_path, *SEARCH, kill_at=at) for at in (None, 90)]
+    kill = (25, signal.SIGKILL)  # in its first trial
+    both = [Command(tmp_path, *SEARCH, signal_at=at) for at in (None, kill)]
     first, second = (command.end() for command in both)
     assert (first, second) == (0, -signal.SIGKILL)
     known = trials(tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def test_a_table_runs_its_methods_each_once(metaopt: Callable[..., Any]) -> None
     config = yaml.safe_load((fast / "config.yaml").read_text())
     assert config["label"] == "K = 5"
     assert "methods" not in config
-    assert "3 of 3 cells were already complete" in metaopt(*tiny, methods).out
+    assert "3 of 3 cells were already finished" in metaopt(*tiny, methods).out
 
 
 @pytest.mark.parametrize(
@@ -122,3 +124,31 @@ def test_what_must_be_fetched_is_said_once_before_the_first_cell(
     assert done.err.count("must be fetched") == 1
     assert f"metaopt: {said}" in done.err
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("installed", [None, "3.6.1"])
+def test_a_search_without_optuna_names_the_extra(
+    metaopt: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    installed: str | None,
+) -> None:
+    version = metadata.version
+
+    def found(name: str) -> str:
+        if name != "optuna":
+            return version(name)
+        if installed is None:
+            raise metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(metadata, "version", found)
+    monkeypatch.setitem(sys.modules, "optuna", None)  # an import of it fails
+    for name in ("study", "trial", "search_space"):
+        monkeypatch.delitem(sys.modules, f"metaopt.cli.{name}", raising=False)
+    done = metaopt("experiment=ridge/tune", "hydra.sweeper.n_trials=2")
+    assert done.code == 1
+    assert f"needs optuna 4 or later; installed is {installed or 'none'}" in done.err
+    assert "pip install 'metaopt[sweep]'" in done.err
+    assert "Traceback" not in done.err
+    assert not [*tmp_path.iterdir()]

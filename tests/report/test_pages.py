@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -140,14 +141,53 @@ def test_the_report_of_one_run_and_one_elsewhere(tmp_path):
         run / "report" / name for name in ("index.html", "runs/run.html")
     }
     assert main([str(run), "--out", str(tmp_path / "elsewhere")]) == 0
-    (moved,) = (tmp_path / "elsewhere" / "runs").iterdir()
+    (moved,) = (tmp_path / "elsewhere" / "runs").glob("*.html")
     assert Parsed(moved.read_text()).links == ["./../index.html"], "what would go along"
 
 
 @pytest.mark.slow
+def test_a_run_without_figures_has_its_curves_on_its_page(reported):
+    folder, made = reported
+    run = made[folder / "runs" / "plain-0.html"]
+    assert "Learning curves" in run.text
+    assert run.tags.count("img") == 1
+    assert not (folder.parent / "plain-0" / "figures").exists()
+
+
+@pytest.mark.slow
+def test_curves_are_drawn_again_when_the_log_is_newer(tmp_path):
+    run = write_run(tmp_path / "plain", 0, "plain", report=REPORT)
+    curves = tmp_path / "report" / "runs" / "plain" / "learning_curves.png"
+    times = []
+    for change in (0, 0, 60):
+        drawn = curves.stat().st_mtime if curves.exists() else 0
+        if change:
+            os.utime(run / "metrics.jsonl", (drawn + change, drawn + change))
+        assert main([str(tmp_path)]) == 0
+        times.append(curves.stat().st_mtime_ns)
+    assert times[0] == times[1] != times[2]
+
+
+@pytest.mark.slow
+def test_pages_of_runs_that_are_gone_are_removed(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / "a&b" / f"plain {seed}", seed, "plain", report=REPORT)
+    write_run(tmp_path / "later" / "plain", 3, "plain", report=REPORT)
+    assert main([str(tmp_path)]) == 0
+    runs = tmp_path / "report" / "runs"
+    (runs / "mine.html").write_text("not of a report")
+    for name in ("a&b/plain 1", "later/plain"):
+        shutil.rmtree(tmp_path / name)
+    assert main([str(tmp_path)]) == 0
+    left = sorted(str(p.relative_to(runs)) for p in runs.rglob("*"))
+    kept = [f"a&b/plain {seed}{end}" for seed in (0, 2)
+            for end in ("", ".html", "/learning_curves.png")]  # fmt: skip
+    assert left == sorted(["a&b", *kept, "mine.html"])
+
+
 def test_a_long_name_of_a_run_is_cut(tmp_path):
     name = ",".join(f"key{i}=value" for i in range(20))
     write_run(tmp_path / name, 0, "plain")
     assert main([str(tmp_path)]) == 0
-    (path,) = (tmp_path / "report" / "runs").iterdir()
+    (path,) = (tmp_path / "report" / "runs").glob("*.html")
     assert len(path.name) < 70

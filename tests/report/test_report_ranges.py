@@ -15,6 +15,9 @@ from metaopt.report.tables import Summary
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
+        ("eval/hack_rate", [0.2], (0.0, 1.0)),
+        ("eval/kl", [0.0, 4.5], (0.0, math.inf)),
+        ("eval/kl", [-0.1], UNBOUNDED),
         ("eval/first_error_f1", [0.0, 0.9], (0, 1)),
         ("eval/first_error_f1", [0.5, 61.0], (0, 100)),
         ("eval/uniform/step_auroc", [0.6, math.nan], (0, 1)),
@@ -39,6 +42,14 @@ def test_a_band_ends_where_its_metric_does():
     free = Band(curves, 1.0, 0.95, 0.0, UNBOUNDED)
     assert free.high[1] > 1.0 == band.high[1]
     assert band.low[1] == free.low[1] > 0
+
+
+def test_on_a_logarithmic_axis_a_band_is_positive_and_nearly_the_interval():
+    steps = np.array([1.0, 2.0])
+    curves = [Curve(steps, steps, np.array([x, 100 + x])) for x in (0.1, 5.0, 0.2)]
+    band = Band(curves, 1.0, 0.95, 0.0, UNBOUNDED)
+    assert band.low[0] < 0 < band.log_low[0] < band.mean.value[0]
+    assert band.low[1] < band.log_low[1] < band.low[1] + 0.5
 
 
 def test_a_band_has_the_steps_that_all_seeds_have():

@@ -95,6 +95,19 @@ def test_replicates_of_a_run_count_as_seeds(tmp_path):
     assert "Commit: abc" in text
 
 
+def test_runs_that_ended_by_early_stopping_are_finished_and_counted(tmp_path):
+    for seed, steps in enumerate((4, 7, 10)):
+        early = {"stopped": "early stopping: eval/loss was not better"} if steps < 10 else {}
+        write_run(tmp_path / f"plain-{seed}", seed, "plain", outer_steps=steps, **early)
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert cells(text, "plain")[1] == "3"
+    assert "Early stopping ended 2 of 3 runs of plain, after 4 to 7 outer steps." in text
+    assert "stopped early" not in text
+    steps = (tmp_path / "report" / "table.csv").read_text()
+    assert all(f",{count}," in steps for count in (4, 7, 10))
+
+
 def test_a_metric_that_only_later_runs_measure_is_a_column_already(tmp_path):
     metrics = ["eval/accuracy", "eval/teacher_accuracy"]
     write_run(tmp_path / "a", 0, "plain", report={**REPORT, "metrics": metrics})

@@ -92,8 +92,9 @@ def test_what_is_no_checkpoint_of_the_run_is_no_progress(metaopt: Metaopt) -> No
     stray.write_bytes(b"stray")
     Path("run/checkpoints/step_00000003.pt").mkdir()
     Path("run/checkpoints/step_00000004.pt").write_bytes(b"damaged")
-    said = f"unfinished, outer step 2 of 4 ({stray.name} is damaged, or another run's)"
-    assert said in metaopt("ls", ".").out
+    listed = metaopt("ls", ".").out
+    assert "run\tkilled\t2\t4\t" in listed
+    assert f"{stray.name} is damaged, or another run's" in listed
     assert "is below the 2" in metaopt("resume=run", "outer_steps=1").err
     done = metaopt("resume=run")
     assert f"{stray} is damaged; continuing from step_00000002.pt" in done.err

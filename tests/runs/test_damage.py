@@ -135,6 +135,7 @@ def change_digit(path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_another_digit_is_named(metaopt: Metaopt) -> None:
     damage = Damage(metaopt, finished=True)
     for name in ("result.json", "metrics.jsonl", "timing.json", "provenance.json"):

@@ -36,7 +36,7 @@ PROBLEMS = [getattr(examples, name) for name in examples.__all__]
 @pytest.mark.parametrize("kind", PROBLEMS, ids=lambda kind: kind.__name__)
 def test_a_problem_is_remade_with_what_it_was_given(kind):
     first = {p.name: p.default for p in inspect.signature(kind).parameters.values()}
-    changed = {"noise": 0.25, "spread": 2.0, "seed": 5, "inner_optimizer": SGD(lr=0.3)}
+    changed = {"noise": 0.25, "spread": 2.0, "seed": 5, "inner_optimizer": SGD(lr=0.15)}
     node = to_config(kind(**{k: v for k, v in changed.items() if k in first}))
     assert "_missing_" not in node
     assert {k: node[k] for k in changed if k in first} == {

@@ -78,6 +78,25 @@ def test_killed_in_every_step_of_writing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_killed_in_every_step_of_keeping_the_best_and_ending_early(tmp_path: Path) -> None:
+    arguments = (
+        "problem=ridge", "outer_lr=0.3", "figures=false", "outer_steps=60", "eval_every=4",
+        "checkpoint_every=6", "keep_checkpoints=1", "keep_best=eval/test_loss",
+        "early_stopping.metric=eval/test_loss", "early_stopping.patience=2",
+    )  # fmt: skip
+    steps = finish(tmp_path, *arguments, "hydra.run.dir=whole")
+    result = json.loads((tmp_path / "whole/result.json").read_text())
+    assert result["stopped"]["by"] == "early_stopping"
+    assert 0 < result["best"]["outer_step"] < result["outer_steps"] < 60
+    for moment in range(1, steps + 1):
+        kill(tmp_path, [moment], *arguments)
+        compare(tmp_path)
+        first, second = (load(tmp_path / name, best=True) for name in ("whole", "killed"))
+        assert identical([first.outer, first.inner], [second.outer, second.inner])
+        shutil.rmtree(tmp_path / "killed")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_killed_inside_a_reverse_pass(tmp_path: Path, store: str) -> None:
     arguments = (

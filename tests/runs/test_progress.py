@@ -2,18 +2,23 @@
 
 import io
 import math
+import random
+import re
 import sys
 import time
 import types
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console as Screen
 
 import metaopt
 from benchmarks.smoothness import Weighted
 from metaopt.engine.inner_progress import Progress
 from metaopt.problems.examples import Ridge
 from metaopt.runs import progress
-from metaopt.runs.progress import Bar, Console, GrowthWarning, NotebookLine, announced, watcher
+from metaopt.runs.bar import Bar, _Line
+from metaopt.runs.progress import Console, GrowthWarning, NotebookLine, announced, watcher
 from metaopt.runs.run import Run
 
 
@@ -80,12 +85,63 @@ def test_a_terminal_shows_the_inner_steps_of_a_long_outer_step(monkeypatch, caps
         bar.follow(progress)
         with progress.phase("inner step", 10_000) as phase:
             phase.done = 1_340
-            bar._progress.refresh()  # by the bar's own thread elsewhere
+            bar._line.refresh()  # by the bar's own thread elsewhere
             assert "inner step" not in sys.stderr.getvalue()
-            bar._inner.since -= 2
-            bar._progress.refresh()
+            bar._line.inner.since -= 2
+            bar._line.refresh()
     assert "inner step 1,340/10,000" in sys.stderr.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def drawn(width, label, metrics, inner=None):
+    """Return the lines of a bar at step 1,234 of 20,000 on a terminal of a width."""
+    line = _Line(Screen(file=io.StringIO(), width=width, force_terminal=True))
+    task = line.add_task(label, total=20_000, completed=1_234, shown=metrics)
+    if inner is not None:
+        line.inner.progress = inner
+    table = line.make_tasks_table(line.tasks)
+    line.remove_task(task)
+    return [
+        "".join(segment.text for segment in segments)
+        for segments in line.console.render_lines(table, pad=False)
+    ]
+
+
+METRICS = {"outer/loss": -1.234e-05, "eval/accuracy_of_the_domain_named_first": 0.98765}
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_bar_counter_and_time_survive_a_narrow_terminal(width):
+    progress = Progress()
+    with progress.phase("inner step", 10_000) as phase:
+        phase.done = 1_340
+        (line,) = drawn(width, "Domain reweighting with a learned rater, seed 0", METRICS, progress)
+    assert "━" * 7 in line
+    assert " 1234/20000 -:--:-- " in line
+    assert ("inner step 1,340/10,000" in line) == (width == 80)
+    assert line.startswith("Domain re")
+
+
+def test_no_line_wraps_and_no_metric_runs_into_its_value():
+    draw = random.Random(0)
+    for _ in range(300):
+        width = draw.randint(32, 160)
+        label = "評価 " * draw.randint(0, 3) + "x" * draw.randint(0, 60)
+        names = ["outer/loss", *("eval/" + "m" * draw.randint(1, 50) for _ in range(2))]
+        metrics = {name: draw.choice([1.0, -1e-30, math.nan, 123456.0]) for name in names}
+        (line,) = drawn(width, label, metrics)
+        assert cell_len(line) <= width
+        assert re.search(r"[━╺╸]{8,} +1234/20000 -:--:--", line)
+        shown = re.findall(r"((?:outer|eval)/\S*) (\S+)", line.partition("-:--:--")[2])
+        values = {f"{value:.4g}" for value in metrics.values()}
+        assert all(value in values for _, value in shown)
+
+
+def test_a_wide_terminal_shows_all():
+    (line,) = drawn(200, "ridge, seed 0", METRICS)
+    assert re.match("ridge, seed 0 [━╺╸]{24} ", line)
+    last = "outer/loss -1.234e-05  eval/accuracy_of_the_domain_named_first 0.9877"
+    assert line.rstrip().endswith(last)
 
 
 def test_a_run_lets_its_watcher_follow_the_inner_run():
@@ -150,7 +206,7 @@ def test_what_precedes_the_first_step_is_said_where_it_lasts(monkeypatch, capsys
         return capsys.readouterr().err
 
     assert "Before the first step" not in run()
-    monkeypatch.setattr(progress, "SILENT_S", 0.01)
+    monkeypatch.setattr(progress, "QUIET_S", 0.01)
     assert (
         "Before the first step: checking Unroll on the losses of Slow, some ten passes over "
         "batches as large as the run's (batch=96); smaller ones are checked sooner.\n"
@@ -158,7 +214,7 @@ def test_what_precedes_the_first_step_is_said_where_it_lasts(monkeypatch, capsys
 
 
 def test_an_announcement_of_nobody_is_not_made(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SILENT_S", 0.0)
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
     with announced("words", shown=False):
         time.sleep(0.01)
     assert capsys.readouterr().err == ""

@@ -7,7 +7,6 @@ import json
 import math
 import random
 import signal
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,6 @@ def last_step(folder: Path) -> int:
     return json.loads(whole[-1])["outer_step"] if whole else 0
 
 
-def stop_at(command: Command, folder: Path, step: int, signum: int) -> None:
-    """Send a signal once the run has logged `step`."""
-    while last_step(folder) < step:
-        assert command.running(), "the run ended before it was stopped"
-        time.sleep(0.001)
-    command.send(signum)
-
-
 def complete(folder: Path, *arguments: str) -> None:
     assert Command(folder, *arguments).end() == 0
 
@@ -61,8 +52,7 @@ def kill_and_compare(folder: Path, kills: int, steps: int) -> None:
     moments = sorted(random.Random(kills).sample(range(2, steps - 30), kills))
     arguments: tuple[str, ...] = (*common, "hydra.run.dir=killed")
     for step in moments:
-        command = Command(folder, *arguments)
-        stop_at(command, killed, step, signal.SIGKILL)
+        command = Command(folder, *arguments, signal_at=(step, signal.SIGKILL))
         assert command.end() == -signal.SIGKILL
         assert not (killed / "result.json").exists()
         arguments = ("resume=killed",)
@@ -96,8 +86,7 @@ def test_a_signal_stops_between_steps_with_a_checkpoint(
     tmp_path: Path, signum: int, code: int
 ) -> None:
     long = "outer_steps=400", "checkpoint_every=100000"
-    command = Command(tmp_path, *ARGUMENTS, *long, "hydra.run.dir=run")
-    stop_at(command, tmp_path / "run", 5, signum)
+    command = Command(tmp_path, *ARGUMENTS, *long, "hydra.run.dir=run", signal_at=(5, signum))
     assert command.end() == code
     assert "metaopt resume=run" in command.said()
     ((step, _),) = steps(tmp_path / "run" / "checkpoints")
@@ -168,7 +157,9 @@ class Service(Tracker):
         raise OSError("disk full")
 
 
-def test_every_tracker_is_closed_when_one_fails(tmp_path: Path) -> None:
+def test_a_service_that_fails_is_closed_and_the_run_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     closed = []
 
     class Screen(Watch):
@@ -177,10 +168,9 @@ def test_every_tracker_is_closed_when_one_fails(tmp_path: Path) -> None:
 
     run = build(tmp_path / "a", service=Service)
     run.watch = functools.partial(Screen, None)
-    with pytest.raises(OSError, match="disk full") as caught:
-        run()
-    assert isinstance(caught.value.__context__, ArithmeticError)
+    assert run()["outer_steps"] == 20
     assert (len(closed), Service.closed) == (1, 1)
+    assert capsys.readouterr().err.count("Service failed while logging outer step 2") == 1
 
 
 class Replicates(Ridge):
@@ -240,5 +230,5 @@ def test_a_complete_run_is_not_run_again(metaopt: Callable[..., Any]) -> None:
     before = result(Path("run"))
     done = metaopt("resume=run")
     assert done.code == 0
-    assert "already complete" in done.out
+    assert "already finished" in done.out
     assert result(Path("run")) == before

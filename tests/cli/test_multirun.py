@@ -1,0 +1,385 @@
+"""The cells of a multirun: followed by their files, and shown at 80 columns."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra.conf import HydraConf
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from metaopt.cli import cell_table, folders, mistakes
+from metaopt.cli.cell_table import Display, heading, in_words, line, table
+from metaopt.cli.cells import HEARTBEATS, Cell, Multirun, NamedStream, heartbeat_path
+from metaopt.cli.jobs import Outcome
+from metaopt.cli.launching import (
+    FollowedLauncher,
+    LauncherError,
+    command_of,
+    differing,
+    failures,
+)
+from metaopt.runs.fitting import shortened
+from metaopt.runs.heartbeat import Heartbeat, read_heartbeat
+
+LONG = "problem.inner_optimizer.lr=0.00017,estimator=finite_difference,method=family/of_a_long_name"
+METRICS = {
+    "outer/loss": 0.25, "eval/test_accuracy": 0.98765, "eval/teacher_accuracy_of_the_last_ten": 0.5,
+    "eval/c": 1e-7, "eval/d": 3.0,
+}  # fmt: skip
+
+
+def cell(name: str = "seed=0", folder: Path = Path("cell"), **state: Any) -> Cell:
+    made = Cell(name, folder, Path("none.json"), f"metaopt {name}", state.pop("stated", ()))
+    for key, value in state.items():
+        setattr(made, key, value)
+    made._changed = time.monotonic()
+    return made
+
+
+def running(name: str, step: int = 12, left: float | None = 28.0, phase: str = "") -> Cell:
+    record = {"step": step, "total": 1000, "left": left, "seconds": 10.0, "phase": phase}
+    return cell(name, status="running", record=record)
+
+
+def of(*cells: Cell, total: int | None = None) -> Multirun:
+    multirun = Multirun()
+    multirun.folder, multirun.cells, multirun.total = Path("results/ridge"), list(cells), total
+    return multirun
+
+
+def rendered(multirun: Multirun, width: int = 80, height: int = 24) -> list[str]:
+    screen = Console(width=width, height=height, file=io.StringIO(), force_terminal=False)
+    screen.print(table(multirun, width, height))
+    assert isinstance(screen.file, io.StringIO)
+    return [text.rstrip() for text in screen.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["seed=0", LONG[:45], LONG, LONG * 3])
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_line_has_room_for_whole_values_beside_any_name(name: str, width: int) -> None:
+    text = line(cell(name, status="finished", metrics=METRICS, seconds=83.0), "12/40", 300, width)
+    assert len(text) <= width
+    place, shown, *values = re.split(r" {2,}", text)
+    assert (place, values[0], values[-1]) == ("12/40", "test_accuracy 0.9877", "1 min 23 s")
+    assert shown == shortened(name, len(shown), both_ends=True)
+    assert len(shown) >= min(len(name), 16)
+
+
+def test_a_line_shows_the_metrics_of_the_report_and_else_a_few() -> None:
+    stated = ("eval/d", "eval/absent", "outer/loss")
+    done = cell(status="finished", metrics=METRICS, stated=stated)
+    assert line(done, "1/1", 6, 80) == "1/1  seed=0  d 3  outer/loss 0.25"
+    done = cell(status="finished", metrics=METRICS)
+    assert line(done, "1/1", 6, 200).count("  ") == 4
+    assert "outer/loss" not in line(done, "1/1", 6, 200)
+
+
+def test_drawn_numbers_of_a_search_are_rounded_in_what_is_shown() -> None:
+    name = "outer_lr=0.012906392710974313 inner_steps=8 estimator=unroll"
+    brief = "outer_lr=0.01291 inner_steps=8 estimator=unroll"
+    done = cell(name, status="finished", metrics={"eval/test_loss": 0.09408}, seconds=1.7)
+    assert line(done, "12/20", 47, 80) == f"12/20  {brief}  test_loss 0.09408  1.7 s"
+    assert brief in rendered(of(running(name)), 120)[1]
+
+
+@pytest.mark.parametrize("name", ["seed=0", LONG, LONG * 3])
+def test_a_line_of_a_failure_says_why_as_far_as_there_is_room(name: str) -> None:
+    failed = cell(name, status="failed", message="inner_steps must be >= 1;\ngot 0. " * 9)
+    text = line(failed, "1/3", 300, 80)
+    assert len(text) <= 80
+    assert "  failed: inner_steps must be" in text
+    assert text.endswith("…")
+
+
+@pytest.mark.parametrize("phase", ["", "inner step 1,340/10,000"])
+def test_the_table_has_whole_values_at_80_columns(phase: str) -> None:
+    cells = [running(LONG, left=None), running(LONG * 2, 999, 7200.0, phase), running("seed=3")]
+    head, *rows = rendered(of(*cells, cell("seed=4"), total=40))
+    assert head == "results/ridge: 0 of 40 done, 3 running, 37 waiting, about 1 d 16 h left"
+    assert len(rows) == 3
+    assert all(len(row) <= 80 for row in rows)
+    assert re.search(r"  999/1,000  2 h left", rows[1])
+    assert (phase in rows[1]) is True
+    assert re.search(r"^seed=3 +12/1,000   28 s left$", rows[2])
+    assert "…" in rows[0]
+    assert "left" not in rows[0]
+
+
+def test_a_narrow_table_gives_up_the_phase_before_the_name() -> None:
+    (_, row) = rendered(of(running(LONG, phase="inner step 1,340/10,000")), width=56)
+    assert "inner step" not in row
+    assert row.endswith("12/1,000  28 s left")
+    assert len(row.partition("  ")[0]) >= 16
+
+
+def test_a_table_is_no_higher_than_the_screen() -> None:
+    lines = rendered(of(*(running(f"seed={i}") for i in range(50))), height=10)
+    assert len(lines) == 8
+    assert lines[-1] == "and 44 more running"
+
+
+def test_killed_and_silent_workers_are_shown() -> None:
+    killed, silent = running("seed=0"), running("seed=1")
+    killed.status = "killed"
+    silent._changed -= 75
+    head, *rows = rendered(of(killed, silent))
+    assert "1 running, 1 killed" in head
+    assert rows[0].endswith("killed")
+    assert rows[1].endswith("silent for 1 min 15 s")
+
+
+@pytest.mark.parametrize("title", ["results/ridge", "results/" + LONG])
+def test_a_heading_counts_and_has_one_line(title: str) -> None:
+    over = [cell(status=s) for s in ("finished", "finished", "pruned", "failed")]
+    multirun = of(*over, running("x"), cell(), total=10)
+    multirun.folder = Path(title)
+    text = heading(multirun, 80)
+    assert len(text) <= 80
+    assert text.endswith("3 of 10 done, 1 running, 1 failed, 5 waiting, about 4 min left")
+
+
+def test_time_left_is_shared_by_those_that_run_at_once() -> None:
+    assert of(cell(), cell()).left_s() is None
+    assert of(running("x", left=None), cell()).left_s() is None
+    # 10 s of 38 are over; two more wait that take the mean of 38 and 20.
+    multirun = of(cell(status="finished", seconds=20.0), running("x"), cell(), cell())
+    assert multirun.left_s() == pytest.approx(28 + 2 * 29)
+    multirun.workers = 2
+    assert multirun.left_s() == pytest.approx((28 + 2 * 29) / 2)
+    multirun.cells = multirun.cells[:2]
+    assert multirun.left_s() == 28  # nobody can help the last one
+    assert of(*(cell(status="finished", computed=False) for _ in range(2))).left_s() is None
+
+
+def test_long_texts_are_cut_and_durations_have_two_units() -> None:
+    for both_ends in (False, True):
+        lengths = [len(shortened(LONG, n, both_ends)) for n in (20, 21, 200)]
+        assert lengths == [20, 21, len(LONG)]
+    assert [in_words(x) for x in (0, 9.96, 59.9, 60, 3600, 86_399)] == [
+        "0.0 s", "10 s", "60 s", "1 min", "1 h", "23 h 59 min",
+    ]  # fmt: skip
+
+
+def test_a_worker_that_is_gone_is_seen_and_so_is_its_replacement(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    one = Cell("seed=0", tmp_path, tmp_path / "x.json", "metaopt")
+    Heartbeat(one.heartbeat)._write("running")
+    record = read_heartbeat(one.heartbeat) or {}
+    one.heartbeat.write_text(json.dumps({**record, "pid": child.pid}))
+    one.poll()
+    assert (one.status, one.alive) == ("killed", False)
+    one.heartbeat.write_text(json.dumps({**record, "pid": child.pid, "host": "elsewhere"}))
+    one.poll()
+    assert one.alive  # until it is silent
+    one._changed -= 20
+    assert not one.alive
+    one.heartbeat.write_text(json.dumps({**record, "time": 1.0}))
+    one.poll()
+    assert one.alive
+    Heartbeat(one.heartbeat).end("finished")
+    one.poll()
+    assert one.status == "failed"
+    assert "its result is not there: workers on other machines must share" in one.message
+
+
+def test_messages_of_a_cell_begin_with_its_name_and_those_of_the_sweep_do_not() -> None:
+    stream = io.StringIO()
+    named = NamedStream("seed=0", stream)
+    print("a warning\n  of two lines", file=named)
+    other = threading.Thread(target=print, args=("2 of 4 done",), kwargs={"file": named})
+    other.start()
+    other.join()
+    print("another", 1, file=named)
+    assert stream.getvalue() == (
+        "seed=0: a warning\n  of two lines\n2 of 4 done\nseed=0: another 1\n"
+    )
+
+
+class Launcher:
+    """Stands in for one of hydra's: calls a function of each cell's folder."""
+
+    def __init__(self, run: Callable[[Path], Any]) -> None:
+        self.run = run
+
+    def launch(self, words: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        jobs = []
+        for cell in words:
+            value = self.run(Path("sweep", cell[0]).absolute())
+            failed = isinstance(value, Exception)
+            jobs.append(JobReturn(status=JobStatus.FAILED if failed else JobStatus.COMPLETED))
+            jobs[-1].return_value = value
+        return jobs
+
+
+def followed(run: Callable[[Path], Any]) -> FollowedLauncher:
+    def compose(master: Any, words: Sequence[str]) -> Any:
+        hydra = {"sweep": {"dir": "sweep", "subdir": words[0]}, "job": {"num": 0, "id": "0"}}
+        config = OmegaConf.create({"objective": "eval/b", "report": {"metrics": ["eval/a"]}})
+        config.hydra = OmegaConf.merge(OmegaConf.structured(HydraConf), hydra)
+        return config
+
+    hydra = {
+        "sweep": {"dir": "sweep"}, "overrides": {"hydra": []}, "job": {"config_name": "train"},
+        "runtime": {"choices": {"hydra/launcher": "pigeons"}},
+    }  # fmt: skip
+    loader, config = SimpleNamespace(load_sweep_config=compose), OmegaConf.create({"hydra": hydra})
+    launcher: Any = Launcher(run)
+    return FollowedLauncher(launcher, loader, config, Multirun())
+
+
+def computed(folder: Path) -> Outcome:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"metrics": {"eval/a": 1.0, "eval/b": 2.0}}))
+    return Outcome("finished", folder)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Display, "INTERVAL_S", 0.02)
+    return tmp_path
+
+
+def test_what_a_launcher_returns_is_taken_where_no_heartbeat_was_seen(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(folder: Path) -> Any:
+        return computed(folder) if folder.name == "x=0" else ValueError("no luck")
+
+    launcher = followed(run)
+    jobs = launcher.launch([["x=0"], ["x=1"]], 0)
+    assert [job.return_value.status for job in jobs] == ["finished", "failed"]
+    assert jobs[1].return_value.message == "no luck"
+    out, err = capsys.readouterr()
+    assert out == "1/2  x=0  b 2  a 1\n2/2  x=1  failed: no luck\n"
+    assert err == "metaopt: no luck\n"
+    assert failures(launcher.multirun).splitlines()[1:] == ["  no luck", "    metaopt x=1"]
+
+
+def test_a_launcher_that_ends_early_leaves_what_goes_on_to_its_end(here: Path) -> None:
+    def late(heart: Heartbeat, folder: Path) -> None:
+        with heart.beating():
+            time.sleep(0.3)
+            computed(folder)
+        heart.end("finished")
+
+    def run(folder: Path) -> Any:
+        if folder.name == "x=1":
+            raise RuntimeError("a worker was killed\nby somebody")
+        heart = Heartbeat(heartbeat_path(folder.parent, folder))
+        thread = threading.Thread(target=late, args=(heart, folder))
+        thread.start()
+        threads.append(thread)
+        while not heart.path.exists():
+            time.sleep(0.01)
+
+    threads: list[threading.Thread] = []
+    launcher = followed(run)
+    with launcher.display.shown(), pytest.raises(LauncherError) as error:
+        launcher.launch([["x=0"], ["x=1"]], 0)
+    assert [cell.status for cell in launcher.multirun.cells] == ["finished", "waiting"]
+    assert "hydra/launcher=pigeons ended before its cells did" in str(error.value)
+    assert "(RuntimeError: a worker was killed)" in str(error.value)
+    assert "the same command computes the rest" in str(error.value)
+    threads[0].join()
+    assert not Path("sweep", HEARTBEATS).exists()
+
+
+def test_heartbeats_of_an_earlier_command_are_not_read(here: Path) -> None:
+    folder = Path("sweep", "x=0").absolute()
+    Heartbeat(heartbeat_path(folder.parent, folder)).end("failed", "long ago")
+    launcher = followed(computed)
+    launcher.launch([["x=0"]], 0)
+    assert launcher.multirun.cells[0].status == "finished"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_table_that_goes_and_lines_that_stay(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+
+    def run(folder: Path) -> Outcome:
+        while "x=0" not in screen.getvalue():
+            heart = Heartbeat(heartbeat_path(folder.parent, folder))
+            heart("ridge", 100, 0).log(10, {})
+            heart._write("running")
+            time.sleep(0.02)
+        print(LONG * 3, file=sys.stderr)
+        return computed(folder)
+
+    launcher = followed(run)
+    with launcher.display.shown():
+        launcher.launch([["x=0"]], 0)
+    assert "10/100" in screen.getvalue()
+    assert "1 running" in screen.getvalue()
+    assert LONG * 3 in screen.getvalue()  # a command is copied as it stands
+    assert screen.getvalue().endswith(("\x1b[?25h", "\x1b[2K"))
+    assert capsys.readouterr().out.startswith("1/1  x=0  b 2  a 1")
+
+
+def test_a_log_gets_the_heading_now_and_then(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cell_table.Display, "PLAIN_INTERVAL_S", 0.02)
+    launcher = followed(lambda folder: (time.sleep(0.3), computed(folder))[1])
+    with launcher.display.shown():
+        launcher.launch([["x=0"]], 0)
+    assert "\nsweep: 0 of 1 done, 1 waiting\n" in "\n" + capsys.readouterr().out
+
+
+def test_the_command_of_a_cell_is_quoted_and_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = OmegaConf.create({"hydra": {"job": {"config_name": "train"}}})
+    words = ["problem=ridge", "limits={gradients: 5}", "label='it\\'s a, b'"]
+    assert shlex.split(command_of(config, words)) == ["metaopt", *words]
+    assert command_of(config, ["experiment=a/b"]) == "metaopt experiment=a/b hydra.mode=RUN"
+    monkeypatch.setattr(folders, "given", lambda: ["my conf"])
+    config.hydra.job.config_name = "mine"
+    words = shlex.split(command_of(config, ["seed=0"]))
+    assert words == ["metaopt", "--config-dir", "my conf", "--config-name", "mine", "seed=0"]
+
+
+def test_cells_are_named_by_what_differs() -> None:
+    batch = [["problem=ridge", "seed=0", "k=1"], ["problem=ridge", "seed=1"]]
+    assert differing(batch) == {"seed", "k"}
+    assert differing(batch[:1]) == set()
+
+
+@pytest.mark.parametrize(("name", "extra"), mistakes.LAUNCHERS.items())
+def test_a_launcher_that_is_not_installed_names_its_extra(name: str, extra: str) -> None:
+    assert f"pip install -e '.[{extra}]'" in mistakes.no_launcher(name)
+    assert f"hydra/launcher={name} " in mistakes.no_launcher(name)
+
+
+def test_a_launcher_that_does_not_exist_is_answered_with_those_that_do(
+    metaopt: Callable[..., Any],
+) -> None:
+    done = metaopt("-m", "problem=ridge", "hydra/launcher=pigeons", "seed=0,1")
+    assert done.code == 1
+    assert done.err == (
+        "metaopt: There is no hydra/launcher=pigeons. Choose one of basic, joblib, "
+        "submitit_local, submitit_slurm, ray.\n"
+    )
+    assert not list(Path().iterdir())
