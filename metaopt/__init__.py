@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaopt.engine.engine import Engine
+    from metaopt.engine.finite import Finite
     from metaopt.engine.functional import functional_call
     from metaopt.engine.gradient_problem import (
         GradientProblem,
@@ -83,6 +84,7 @@ __all__ = [  # noqa: RUF022
     "Problem",
     "GradientProblem",
     "SampledProblem",
+    "Finite",
     "Estimator",
     "OuterOptimizer",
     "InnerLoop",
@@ -141,6 +143,7 @@ __all__ = [  # noqa: RUF022
 
 _MODULES = {
     "engine.engine": "Engine",
+    "engine.finite": "Finite",
     "engine.functional": "functional_call",
     "engine.gradient_problem": "GradientProblem GradientState SampledProblem split_module",
     "engine.inner_loop": "InnerLoop",
@@ -152,10 +155,10 @@ _MODULES = {
     "engine.schedules": "Cosine StepDecay",
     "estimators": (
         "ConjugateGradient Direct EvolutionStrategies Exact FiniteDifference FirstOrder "
-        "Forward Identity Implicit Neumann Nystrom OneStep Penalty Sama Score ScoreFunction "
-        "Soba Unroll"
+        "Forward Identity Implicit Neumann Nystrom OneStep Penalty Sama Score "
+        "ScoreFunction Soba Unroll"
     ),
-    "optimizers": "Choice Descent Grid MirrorDescent Normal Random Schedule Search Uniform",
+    "optimizers": ("Choice Descent Grid MirrorDescent Normal Random Schedule Search Uniform"),
     "runs.python": "load resume run",
     "files.errors": "ConfigError",
     "runs.result": "Result",

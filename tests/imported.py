@@ -8,7 +8,7 @@ import metaopt.optimizers
 import metaopt.problems.examples.ridge
 import metaopt.runs.run
 import metaopt.runs.tracking  # noqa: F401
-from metaopt.cli.composing import composing
+from metaopt.cli.loading import composing
 
 with composing():
     compose("train", ["problem=ridge"])

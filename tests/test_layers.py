@@ -10,11 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "metaopt"
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
-FAMILIES = sorted(path.parent.name for path in ROOT.glob("problems/*/__init__.py"))
+SHARED = {"text"}
+"""Packages of problems that families share, and no family."""
+FAMILIES = sorted({path.parent.name for path in ROOT.glob("problems/*/__init__.py")} - SHARED)
 
 FAMILY = {
-    "engine", "files", "nn", "data", "llm", "metrics", "report.figures", "report.page",
-    "report.table",
+    "engine", "environments", "files", "nn", "data", "llm", "metrics", "report.figures",
+    "report.judge_report", "report.page", "report.table",
+    *(f"problems.{package}" for package in SHARED),
 }  # fmt: skip
 ALLOWED = {
     "files": {"engine.tree"},
@@ -22,18 +25,23 @@ ALLOWED = {
     "estimators": {"engine", "files"},  # a reverse pass may keep states on disk
     "optimizers": {"engine"},
     "nn": {"engine.tree", "engine.random", "engine.functional", "files"},
+    "environments": {"engine.tree", "engine.random", "engine.ranges", "nn"},
     "metrics": {"engine.tree", "engine.random", "files"},
     **{part: {"engine.tree", "engine.random", "files"} for part in ("data", "llm")},
     "runs": {"engine", "files", "report.figures"},
     "report": {
         "engine",
         "files",
+        "runs.checks",
         "runs.configs",
         "runs.contents",
         "runs.continuing",
+        "runs.directions",
         "runs.folder",
         "runs.provenance",
+        "runs.stopping",
     },
+    **{f"problems.{package}": {"engine", "llm"} for package in SHARED},
     **{f"problems.{family}": FAMILY for family in FAMILIES},
     "problems.rollout_length.policies": FAMILY | {"optimizers", "problems.rollout_length"},
 }
@@ -42,8 +50,18 @@ ALLOWED = {
 EXCEPTIONS = {
     "problems.reward_model.pair_weights": {"problems.domain_reweighting"},
     "problems.rollout_length.schedules": {"report.collect"},
+    "report.judge_figures": {"metrics", "llm.rubric"},
+    "report.judge_report": {"metrics"},
     "llm.transformers_lm": {"nn.adapters", "data.folder"},
     "llm.decoding": {"nn.precision", "nn.pretrained"},
+    "nn.transformers_model": {
+        "data.folder",
+        "data.origin",
+        "engine.gradient_problem",
+        "engine.protocols",
+        "engine.ranges",
+        "engine.remat_blocks",
+    },
     "data.fetch_model": {"nn.pretrained"},
     "data.origin": {"nn.model_card"},
     "runs.errors": {"llm.errors"},

@@ -9,7 +9,7 @@ from metaopt import Engine, Feedback, GradientProblem, Problem
 from metaopt.engine.inner_loop import loop_of
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.random import fold, generator
-from metaopt.estimators import FirstOrder, Score, Unroll
+from metaopt.estimators import FirstOrder, Reptile, Score, Unroll
 from metaopt.optimizers import Descent, Linear, Random, Schedule
 from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContract
 
@@ -41,7 +41,7 @@ class Sines(GradientProblem):
     outer_loss = inner_loss
 
 
-@pytest.mark.parametrize("estimator", [FirstOrder, Unroll])
+@pytest.mark.parametrize("estimator", [FirstOrder, Unroll, Reptile])
 class TestFork(ProblemContract, EstimatorContract):
     @pytest.fixture
     def make(self, estimator):

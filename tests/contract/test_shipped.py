@@ -10,19 +10,34 @@ from metaopt.cli.folders import groups
 from metaopt.testing import EstimatorContract, OptimizerContract, ProblemContract
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GRADIENT_FREE = {"grid", "random", "schedule", "search"}
+GRADIENT_FREE = {"grid", "random", "schedule", "search", "tpe"}
+ESTIMATOR = {**dict.fromkeys(GRADIENT_FREE, "score"), "population_based": "population_score"}
+"""Of the optimizers that need a certain one."""
+
+OF_ESTIMATOR = {
+    "score_function": "meta_pseudo_labels", "saba": "stochastic_quadratic",
+    "srba": "stochastic_quadratic",
+}  # fmt: skip
+"""Problems of the estimators that need one of a kind; the others run on ridge."""
 
 RULES = tuple(
     f"rollout_length/{o}" for o in ("error_feedback", "linear", "random_walk", "vectorized")
 )
-"""Slow on the problem that they are for; `TestProblem` and `test_dqn.py` run their like."""
+SLOW = (*RULES, "reward_design/rewriting", "tpe")
+"""On the problem that they are for; `TestProblem` and `test_dqn.py` run them or their like."""
 
 VARIANTS = (
     "reward_model/hh_rlhf", "reward_model/pair_weights", "reward_model/text", "data_curation/dpo",
     "data_curation/reward", "data_curation/process_reward", "data_curation/sft",
-    "domain_reweighting/text_world",
+    "domain_reweighting/text_world", "meta_policy_optimization/text", "stochastic_quadratic",
+    "reward_design/bank", "value_function_toy", "hyperparameter_optimization",
 )  # fmt: skip
-"""Slow; `reward_model` and `domain_reweighting` run their like."""
+"""Slow; their like is run: `reward_model`, `domain_reweighting`, `meta_policy_optimization`, `saba`
+on the stochastic quadratic, `quadratic`, `ridge`."""
+
+FORKS = ("first_order", "reptile")
+SETTINGS = ("amigo", "f2sa", "ma_soba", "srba", "stocbio")
+"""Slow; their like is run: `implicit`, `penalty`, `soba`, `saba`."""
 
 
 def marked(group, slow):
@@ -32,6 +47,8 @@ def marked(group, slow):
 CONTEXT = {
     "mirror": "domain_reweighting",
     "template_evolution/rewriting": "template_evolution",
+    "meta_policy_optimization/rewriting": "meta_policy_optimization",
+    "reward_design/rewriting": "reward_design",
     **dict.fromkeys(("rollout_length/dqn", *RULES), "rollout_length"),
 }
 """Problems of the optimizers that need one of a kind; the others run on ridge."""
@@ -64,16 +81,23 @@ class TestProblem(ProblemContract):
             small = [*REWEIGHTING, *verdicts(folder)]
         if request.param == "quadratic":  # rises first, as its inner level follows
             request.instance.falling_steps = 40
+        if request.param == "reward_design/bank" and "falls" in request.node.name:
+            pytest.skip("its outer variable stays as it is: all rewards of the bank")
         return composed(f"problem={request.param}", *small)
 
 
 class TestEstimator(EstimatorContract):
-    """`score` follows below; `first_order` needs a fork and is in `test_roles.py`."""
+    """Those without a gradient follow below; those that fork are in `test_roles.py`."""
 
-    @pytest.fixture(params=sorted({*names("estimator")} - {"first_order", "score"}))
+    @pytest.fixture(
+        params=marked(
+            sorted({*names("estimator")} - {*FORKS, "score", "population_score"}), SETTINGS
+        )
+    )
     def make(self, composed, request):
-        problem = "meta_pseudo_labels" if request.param == "score_function" else "ridge"
-        return composed(f"problem={problem}", f"estimator={request.param}")
+        problem = OF_ESTIMATOR.get(request.param, "ridge")
+        small = shrunk(problem, None)
+        return composed(f"problem={problem}", f"estimator={request.param}", *small)
 
 
 class TestScore(EstimatorContract):
@@ -87,12 +111,18 @@ class TestScore(EstimatorContract):
         return composed("estimator=score", *request.param)
 
 
+class TestPopulationScore(EstimatorContract):
+    @pytest.fixture
+    def make(self, composed):
+        parts = ["estimator=population_score", "optimizer=population_based", "optimizer.members=5"]
+        return composed("problem=ridge", *parts)
+
+
 class TestOptimizer(OptimizerContract):
-    @pytest.fixture(params=marked(names("optimizer"), RULES))
+    @pytest.fixture(params=marked(names("optimizer"), SLOW))
     def make(self, composed, request, folder):
         problem = CONTEXT.get(request.param, "ridge")
-        estimator = "unroll" if problem == "ridge" else "score"
-        estimator = "score" if request.param in GRADIENT_FREE else estimator
+        estimator = ESTIMATOR.get(request.param, "unroll" if problem == "ridge" else "score")
         small = shrunk(problem, folder)
         if problem == "domain_reweighting":  # with files, which are faster than what it generates
             small = [*REWEIGHTING, *verdicts(folder)]

@@ -7,14 +7,18 @@ from seeds import assert_as_alone
 from small import shrunk
 
 from metaopt import Engine
-from metaopt.cli.composing import CONFIG, composing, parts
+from metaopt.cli.composing import parts
 from metaopt.cli.folders import groups
+from metaopt.cli.loading import CONFIG, composing
 from metaopt.cli.seeds import with_seeds
 
-OTHER = {"label_cleaning": ["inner_steps=1", "optimizer=sgd"]}
+OTHER = {"hyper_cleaning": ["inner_steps=1", "optimizer=sgd"]}
 """Not Adam, which makes a step of a slope that is round-off, in single precision."""
 
-TOGETHER = {"ridge", "quadratic", "label_cleaning", "meta_pseudo_labels"}
+TOGETHER = {
+    "ridge", "quadratic", "stochastic_quadratic", "value_function_toy", "hyper_cleaning",
+    "meta_pseudo_labels", "hyperparameter_optimization",
+}  # fmt: skip
 LANGUAGE = {f"data_curation/{loss}" for loss in ("dpo", "process_reward", "reward", "sft")}
 REFUSED = {
     **dict.fromkeys(LANGUAGE, "read a number off a tensor"),
@@ -22,6 +26,9 @@ REFUSED = {
     "domain_reweighting/digits": "has other losses with seed 1 alone",
     "domain_reweighting/text_world": "Descent cannot train several seeds together",
     "knapsack": "Knapsack steps and evaluates itself",
+    "meta_policy_optimization/text": "MetaPolicyOptimization steps and evaluates itself",
+    "meta_policy_optimization": "MetaPolicyOptimization steps and evaluates itself",
+    "reward_design": "RewardDesign steps and evaluates itself",
     "reward_model": "MetaRewardModel trains 2 replicates in each run already",
     "reward_model/hh_rlhf": "the seed decides how large a tensor is",
     "reward_model/pair_weights": "PreferenceReweighting trains 2 replicates in each run already",
@@ -29,8 +36,11 @@ REFUSED = {
     "rollout_length": "RolloutLength steps and evaluates itself",
     "rollout_length/gymnasium": "RolloutLength steps and evaluates itself",
     "rollout_length/paper": "RolloutLength steps and evaluates itself",
+    "surrogate_quadratic": "PopulationScore cannot train several seeds together",
     "template_evolution": "TemplateEvolution steps and evaluates itself",
     "template_evolution/judge_calibration": "JudgeCalibration steps and evaluates itself",
+    "tuned_digits": "PopulationScore cannot train several seeds together",
+    "reward_design/bank": "RewardBank steps and evaluates itself",
 }
 
 
@@ -46,7 +56,10 @@ def test_all_problems_are_listed():
     assert {*TOGETHER, *REFUSED} == {*groups()["problem"]}
 
 
-LONG = {*LANGUAGE, "label_cleaning", "domain_reweighting", "meta_pseudo_labels"}
+LONG = {
+    *LANGUAGE, "hyperparameter_optimization", "hyper_cleaning", "domain_reweighting",
+    "meta_pseudo_labels", "stochastic_quadratic", "value_function_toy",
+}  # fmt: skip
 
 
 def each(names):

@@ -13,6 +13,7 @@ from metaopt import estimators
 PACKAGE = Path(metaopt.__file__).parent
 NEED_FILES = {
     "metaopt.data.records:records",
+    "metaopt.problems.meta_policy_optimization.text_policy.prompt_file:PromptFile",
     "metaopt.problems.template_evolution.judge:load_judge",
     "metaopt.trainers.attaching:attach",
 }
