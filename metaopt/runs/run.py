@@ -133,6 +133,7 @@ class Run:
         check_ranges(self, *(f"{name} >= 1" for name in SETTINGS[:-1]), "figures")
         self._last: Mapping[str, float | Tensor | list[float]] = {}
         self._seconds = 0.0
+        self._cpu_seconds: float | None = 0.0  # None: unknown, after an older checkpoint
         self.checkpointer = Checkpointer(engine, config, keep_checkpoints, self._state)
         self.selection = selection or Selection()
         self.selection.check(engine, folder, eval_every)
@@ -185,6 +186,7 @@ class Run:
 
     def _drive(self, services: Sequence[Tracker], resumed: int | None) -> None:
         self._started = time.monotonic() - self._seconds
+        self._cpu_started = time.process_time()
         with listening() as received, self._watched(resumed) as watches:
             logs = [self.history if self.folder is None else self._jsonl]
             trackers = [*logs, *services, *watches, GrowthWarning()]
@@ -250,6 +252,7 @@ class Run:
     def _restore(self, state: Mapping[str, Any]) -> int:
         self.engine.load_state_dict(state["engine"])
         self._last, self._seconds = dict(state["last"]), state["seconds"]
+        self._cpu_seconds = state.get("cpu_seconds")
         step = self.engine.outer_step
         self.checkpointer.prune(step)
         self.selection.load_state_dict(state.get("selection"))
@@ -319,7 +322,7 @@ class Run:
             "engine": self.engine.state_dict(),
             "solution": self.engine.optimizer.solution,
             "last": values_of(self._last),
-            "seconds": time.monotonic() - self._started,
+            **self._timing(),
             "config": configs.as_json(self.config),
             "log": self._jsonl.commit(),
             "selection": self.selection.state_dict(),
@@ -374,11 +377,19 @@ class Run:
 
     def _write(self, folder: Path, result: dict[str, Any]) -> None:
         """Write the result last: it says that everything else is there."""
-        write_json(folder / "timing.json", {"seconds": time.monotonic() - self._started})
+        write_json(folder / "timing.json", self._timing())
         write_readme(folder, self._label(), self.engine, self.config.get("started") == PYTHON)
         write_sums(folder, as_text(result))
         write_json(folder / "result.json", result)
         checks.discard_stale(folder)
+
+    def _timing(self) -> dict[str, float | None]:
+        """Return seconds and CPU seconds of the run, with those before a resume."""
+        cpu = self._cpu_seconds
+        return {
+            "seconds": time.monotonic() - self._started,
+            "cpu_seconds": None if cpu is None else cpu + time.process_time() - self._cpu_started,
+        }
 
     def _spent(self) -> dict[str, float]:
         """Return what the run has cost, by unit; records know what came after the last step."""

@@ -21,7 +21,7 @@ from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree
 from metaopt.estimators import ConjugateGradient, Implicit
 from metaopt.files.reading import steps
-from metaopt.files.tensors import read_tensors
+from metaopt.files.tensors import read_tensors, write_tensors
 from metaopt.optimizers import Descent
 from metaopt.problems.examples import Ridge
 from metaopt.runs.run import Interrupted, Run
@@ -178,6 +178,19 @@ class Replicates(Ridge):
 
     def metrics(self, outer: Tree, inner: GradientState) -> dict[str, float | torch.Tensor]:
         return {"one": 1.0, "each": torch.tensor([1.0, 2.0, math.nan])}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "older checkpoint"])
+def test_cpu_seconds_include_those_before_a_resume(tmp_path: Path, known: bool) -> None:
+    with pytest.raises(Interrupted):
+        build(tmp_path, 7)()
+    ((_, path),) = steps(tmp_path / "checkpoints")
+    state = read_tensors(path)
+    assert 0 < state.pop("cpu_seconds") < 60
+    write_tensors(path, state | ({"cpu_seconds": 1000.0} if known else {}))
+    build(tmp_path)()
+    spent = json.loads((tmp_path / "timing.json").read_text())["cpu_seconds"]
+    assert 1000 < spent < 1060 if known else spent is None
 
 
 def test_the_result_keeps_every_replicate(tmp_path: Path) -> None:
