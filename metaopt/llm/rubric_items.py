@@ -15,7 +15,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 _VALUE = r"(?:\"[^\"]*\"|'[^']*'|[^\s>\"']+)"
-_BLOCK = re.compile(rf"<item((?:\s+\w+\s*=\s*{_VALUE})*)\s*>(.*?)</item>", re.DOTALL)
+# Up to the next tag, so that a text of opening tags alone is searched once, not for each of them.
+_BLOCK = re.compile(
+    rf"<item((?:\s+\w+\s*=\s*{_VALUE})*)\s*>((?:(?!</?item\b).)*)</item>", re.DOTALL
+)
 _POINTS = re.compile(r"\bpoints\s*=\s*[\"']?([+-]?\d+(?:\.\d+)?)[\"']?(?=\s|$)")
 _TAG = re.compile(r"</?(?:item|rubric)\b", re.IGNORECASE)
 _HIGHEST = 99.0

@@ -41,6 +41,7 @@ def test_what_models_write_is_read() -> None:
         "<item points=5>a</item><item points=4>a</item>",
         "<item points=5>a<item points=5>b</item></item>", "<item points=5>a</rubric></item>",
         "<item points=5>a</item><item points=>b</item>", "<ITEM points=5>a</ITEM>",
+        "</item>" * 9_000 + "<item points=5>" * 9_000,  # in a time that is linear in its length
     ],
 )  # fmt: skip
 def test_what_is_no_rubric_of_items_is_refused(text: str) -> None:

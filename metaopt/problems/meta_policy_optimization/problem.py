@@ -238,7 +238,7 @@ class MetaPolicyOptimization(TextProblem):
         if self.policy.truth is not None:
             quality = numbers["quality"]
             numbers["peak_minus_final"] = (
-                max([q for _, q, _ in inner["curve"]] or [quality]) - quality
+                max([quality, *(q for _, q, _ in inner["curve"])]) - quality
             )
         if mixture := self.examine(inner["rubric"]):
             agreed = agreement(mixture.points, mixture.truth)

@@ -33,7 +33,8 @@ _ITEMS = (
     "earns all, half and none of the points, and a short example; then a line '</item>'. Points "
     "are whole numbers, negative ones for what is to be deducted."
 )
-_RUBRIC = re.compile(r"<rubric>\s*\n(.*?)\n\s*</rubric>", re.DOTALL)
+# Up to the next tag, so that a reply of nothing but opening tags is searched once, not for each.
+_RUBRIC = re.compile(r"<rubric>[^\S\n]*\n((?:(?!</?rubric>).)*)\n[^\S\n]*</rubric>", re.DOTALL)
 _RESPONSE = re.compile(r"<response score=(none|[-\d.]+)>\n(.*?)\n</response>", re.DOTALL)
 _QUERY = re.compile(r"\n\nTask: (.*?)\n\n<rubric>\n", re.DOTALL)
 _ANALYSIS = re.compile(r"<analysis>\n(.*?)\n</analysis>", re.DOTALL)
@@ -152,24 +153,25 @@ def votes_needed(text: str) -> int:
     return int(match[1]) if match else 1
 
 
-def read_rubric(text: str, free: bool = False) -> str | None:
+def read_rubric(text: str, free: bool = False, most: int = MOST_ITEMS) -> str | None:
     """Return the last rubric of a reply in the form of a run's rubrics, or `None` without one.
 
     A line that begins like an item and is none, an item that is stated twice, a block without an
-    end, and more than `MOST_ITEMS` make none: part of what was meant would be lost.
+    end, and more items than `most` make none: part of what was meant would be lost.
 
     Args:
         text: of the reply.
         free: whether it must have free items, or criteria.
+        most: items that it may have.
     """
     rubrics = _RUBRIC.findall(text)
     if not rubrics or has_items(rubrics[-1]) != free:
         return None
     if free:
-        return _read_items(rubrics[-1])
+        return _read_items(rubrics[-1], most)
     weights = parse_weights(rubrics[-1])
     lines = sum(line.lstrip().startswith(("- ", "* ")) for line in rubrics[-1].splitlines())
-    if lines != len(weights) or lines > MOST_ITEMS:
+    if lines != len(weights) or lines > most:
         return None
     try:
         return render(weights)
@@ -177,9 +179,9 @@ def read_rubric(text: str, free: bool = False) -> str | None:
         return None
 
 
-def _read_items(text: str) -> str | None:
+def _read_items(text: str, most: int) -> str | None:
     try:
         items = parse_items(text)
-        return render(dict(items), free=True) if len(items) <= MOST_ITEMS else None
+        return render(dict(items), free=True) if len(items) <= most else None
     except ValueError:
         return None

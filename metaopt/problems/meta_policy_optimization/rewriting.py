@@ -9,7 +9,9 @@ from metaopt.llm import Client, NotUnderstood, Parameters, Reply, Request
 from metaopt.llm.chat import Message
 from metaopt.llm.rubric_items import has_items
 from metaopt.llm.score_replies import form
+from metaopt.problems.meta_policy_optimization.item_scores import read_weights
 from metaopt.problems.meta_policy_optimization.prompts import (
+    MOST_ITEMS,
     analysing,
     merging,
     read_rubric,
@@ -67,7 +69,8 @@ class Rewriter:
         questions = [refining(rubric, analysis) for analysis in analyses if analysis]
         replies = [reply for reply in self._ask(questions, fold(key, "refine")) if reply]
         free = has_items(rubric)
-        rubrics = [read_rubric(whole(reply) or "", free) for reply in replies]
+        most = len(read_weights(rubric)) + MOST_ITEMS  # the merge is what makes it short again
+        rubrics = [read_rubric(whole(reply) or "", free, most) for reply in replies]
         understood = [each for each in rubrics if each is not None]
         if len(replies) >= 3 and 10 * len(understood) < len(replies):
             raise NotUnderstood(_complaint(replies[0], len(understood), len(replies), free), "meta")

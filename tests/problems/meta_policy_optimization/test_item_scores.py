@@ -81,7 +81,12 @@ def test_a_reply_holds_a_rubric_or_none():
         many,
     ):
         assert read_rubric(wrapped(bad)) is None
+    assert read_weights(read_rubric(wrapped(many), most=MOST_ITEMS + 1)).keys() == set(
+        "abcdefghijklm"
+    )
     assert read_rubric("- a: +1.00") is None
+    assert read_rubric("<rubric>\n" + wrapped("- a: +1.00")) == render({"a": 1.0})
+    assert read_rubric("<rubric>\n" * 20_000) is None  # in a time that is linear in its length
 
 
 FREE = {"Cites a source.\n5: for every claim.": 5.0, "Flatters | the reader": -4.0}

@@ -20,11 +20,16 @@ from metaopt.problems.meta_policy_optimization.labels import ridge
 from metaopt.problems.meta_policy_optimization.prompts import (
     ANALYSE,
     MERGE,
+    MOST_ITEMS,
     REFINE,
     shown_response,
 )
 from metaopt.problems.meta_policy_optimization.simulated_meta_judge import SimulatedMetaJudge
-from metaopt.problems.meta_policy_optimization.vocabulary import OVERALL, QUALITIES
+from metaopt.problems.meta_policy_optimization.vocabulary import (
+    FEATURES,
+    OVERALL,
+    QUALITIES,
+)
 
 FIRST = render({OVERALL: 5.0})
 
@@ -259,6 +264,24 @@ def test_what_fails_or_is_cut_is_no_refinement():
         make(roles={"meta": Paid(finish="length")}, client=client), steps=2, inner_steps=3
     )
     assert engine.inner["rubric"] == FIRST
+
+
+def test_a_refinement_may_add_to_a_full_rubric():
+    full = render(dict.fromkeys(FEATURES[:MOST_ITEMS], 1.0))
+    longer = render(dict.fromkeys(FEATURES, 1.0))
+    meta = Meta(replies={REFINE: f"<rubric>\n{longer}\n</rubric>"})
+    problem = make(roles={"meta": meta}, rollouts=3)
+    new = problem.rewriter(full, [("query 0", "This response shows nothing.", 1.0)] * 3, 0)
+    assert longer in meta.asked[-1]
+    assert len(read_weights(new)) == MOST_ITEMS
+
+
+def test_a_peak_is_never_below_the_end():
+    problem = make()
+    engine, _ = run(problem, steps=1, inner_steps=2)
+    for curve in ([], [[1, -9.0, 0.0]]):
+        inner = {**engine.inner, "curve": curve}
+        assert problem.metrics(FIRST, inner)["peak_minus_final"] == 0
 
 
 def test_a_meta_judge_that_is_not_understood_stops_the_run():
