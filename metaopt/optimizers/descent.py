@@ -89,6 +89,11 @@ class Descent:
         """Whether several seeds can be trained together: their axis would come before members."""
         return not self.consensus
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether step sizes change over the run."""
+        return self.scheduler is not None or self.settings.get("schedule") is not None
+
     def init(self, outer: Any) -> None:
         """Copy phi and build the optimizer on it.
 

@@ -10,9 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
-
-from metaopt.engine import tree
 from metaopt.files.terminal import in_notebook
 from metaopt.runs.bar import Bar, main_metrics, written
 from metaopt.runs.tracking import Tracker
@@ -40,34 +37,6 @@ class Console(Tracker):
         shown = {k: v for k, v in metrics.items() if not k.startswith(("time/", "budget/"))}
         parts = [f"{name} {value:.4g}" for name, value in shown.items()]
         print("  ".join([f"step {step}/{self.total}", *parts]), flush=True)
-
-
-class GrowthWarning(Tracker):
-    """Says once, on the standard error, that the adjoint of an unrolled run grows.
-
-    `metrics["inner/adjoint_growth"]` is |dF/dtheta_0| / |dF/dtheta_K|. Stable training contracts it
-    (0.3 to 1 on this repository's small networks); runs whose hypergradient bfloat16 got wrong, or
-    retraining did not follow, had 6 to 160. The threshold is a proposal.
-    """
-
-    MOST = 10.0
-
-    def __init__(self) -> None:
-        self._said = False
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Warn at the first step at which the growth is above `MOST`."""
-        growth = metrics.get("inner/adjoint_growth", 0.0)
-        if self._said or not growth > self.MOST:  # NaN where F has no slope in theta
-            return
-        self._said = True
-        print(
-            f"Warning: at outer step {step} the adjoint grew {growth:.3g}-fold on its way back "
-            f"through the inner steps (inner/adjoint_growth), and rounding errors with it: the "
-            f"hypergradient may be imprecise, or say little of where retraining ends. "
-            f"metaopt-check with the keys of this run measures both and names cures.",
-            file=sys.stderr,
-        )
 
 
 QUIET_S = 2.0
@@ -104,25 +73,6 @@ def checks(problem: Any, estimator: Any, prefix: str = "") -> str:
         f"Before the first step: checking {type(estimator).__name__} on the losses of "
         f"{type(first).__name__}, some ten passes over batches as large as the run's"
         + (f" ({at}); smaller ones are checked sooner." if at else ".")
-    )
-
-
-def warn_of_equal_replicates(outer: Any, metrics: Mapping[str, Any]) -> None:
-    """Say on the standard error that several seeds have the same results, to the bit.
-
-    Args:
-        outer: outer variables after the first step, with an axis of replicates in front.
-        metrics: of that step; those of replicates have the shape (R,).
-    """
-    values = [v for v in metrics.values() if isinstance(v, Tensor) and v.ndim]
-    if not all(bool((t == t[:1]).all()) for t in [*tree.tensors(outer), *values]):
-        return
-    print(
-        "Warning: all seeds have the same results: nothing in the first outer step depended on the "
-        "seed, and an interval over these seeds would say nothing. Where the problem draws its "
-        "data itself, put `seed: ${seed}` into the YAML of the problem, or pass a list with the "
-        "problem of each seed in Python.",
-        file=sys.stderr,
     )
 
 

@@ -46,7 +46,7 @@ from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance
 from metaopt.runs.interrupts import SIGNALS, Interrupted, Pruned, listening, noting
 from metaopt.runs.objective import NamedMetrics
-from metaopt.runs.progress import GrowthWarning, warn_of_equal_replicates, watcher
+from metaopt.runs.progress import watcher
 from metaopt.runs.selection import Selection
 from metaopt.runs.tracking import (
     Guarded,
@@ -59,6 +59,7 @@ from metaopt.runs.tracking import (
     refuse_unusable,
     values_of,
 )
+from metaopt.runs.warnings import GrowthWarning, UpdateWarning, warn_of_equal_replicates
 
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
@@ -190,6 +191,7 @@ class Run:
         with listening() as received, self._watched(resumed) as watches:
             logs = [self.history if self.folder is None else self._jsonl]
             trackers = [*logs, *services, *watches, GrowthWarning()]
+            updates = UpdateWarning(self.engine)
             self._save_best(resumed or 0)  # a kill may have come before
             for step, feedback in self._steps():
                 self._last = feedback.metrics
@@ -197,6 +199,7 @@ class Run:
                     warn_of_equal_replicates(self.engine.optimizer.solution, feedback.metrics)
                 if step == 1:
                     refuse_different(self.engine)
+                updates.look(step)
                 pruned = self._record(trackers, step)
                 long = bool(checkpoint.interrupted(self.folder))  # worth a checkpoint of its own
                 # A signal comes to processes in different steps, or to one of them alone.

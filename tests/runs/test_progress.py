@@ -13,12 +13,11 @@ from rich.cells import cell_len
 from rich.console import Console as Screen
 
 import metaopt
-from benchmarks.smoothness import Weighted
 from metaopt.engine.inner_progress import Progress
 from metaopt.problems.examples import Ridge
 from metaopt.runs import progress
 from metaopt.runs.bar import Bar, _Line
-from metaopt.runs.progress import Console, GrowthWarning, NotebookLine, announced, watcher
+from metaopt.runs.progress import Console, NotebookLine, announced, watcher
 from metaopt.runs.run import Run
 
 
@@ -167,27 +166,6 @@ def test_lines_that_come_too_soon_are_left_out_but_never_an_evaluation(capsys):
     tracker.log(2, {"outer/loss": 2.0})
     tracker.log(3, {"eval/accuracy": 0.5})
     assert capsys.readouterr().out == "step 1/3  outer/loss 1\nstep 3/3  eval/accuracy 0.5\n"
-
-
-def test_a_growing_adjoint_is_said_once(capsys):
-    warning = GrowthWarning()
-    for step, growth in enumerate((0.5, math.nan, 9.9, 161.0, 1e9)):
-        warning.log(step, {"outer/loss": 1.0, "inner/adjoint_growth": growth})
-    warning.log(5, {"outer/loss": 1.0})
-    out, errors = capsys.readouterr()
-    assert out == ""
-    assert errors.count("\n") == 1
-    assert "at outer step 3 the adjoint grew 161-fold" in errors
-    assert "metaopt-check with the keys of this run" in errors
-
-
-@pytest.mark.parametrize(("rate", "warnings"), [(0.2, 1), (0.01, 0)])
-def test_a_run_says_whether_its_adjoint_grows(rate, warnings, capsys):
-    problem, optimizer = Weighted(metaopt.AdamW(lr=rate)), metaopt.Descent("sgd", lr=0.1)
-    result = metaopt.run(problem, metaopt.Unroll(16), optimizer, 2, progress=False)
-    growth = [line["inner/adjoint_growth"] for line in result.history]
-    assert min(growth) > 10 if warnings else max(growth) < 10
-    assert capsys.readouterr().err.count("the adjoint grew") == warnings
 
 
 def test_what_precedes_the_first_step_is_said_where_it_lasts(monkeypatch, capsys):

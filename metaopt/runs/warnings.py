@@ -1,0 +1,119 @@
+"""What a run says on the standard error, once, of numbers that mean less than they seem to."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt.engine import Engine, tree
+from metaopt.runs.tracking import Tracker
+
+
+class GrowthWarning(Tracker):
+    """Says once, on the standard error, that the adjoint of an unrolled run grows.
+
+    `metrics["inner/adjoint_growth"]` is |dF/dtheta_0| / |dF/dtheta_K|. Stable training contracts it
+    (0.3 to 1 on this repository's small networks); runs whose hypergradient bfloat16 got wrong, or
+    retraining did not follow, had 6 to 160. The threshold is a proposal.
+    """
+
+    MOST = 10.0
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Warn at the first step at which the growth is above `MOST`."""
+        growth = metrics.get("inner/adjoint_growth", 0.0)
+        if self._said or not growth > self.MOST:  # NaN where F has no slope in theta
+            return
+        self._said = True
+        print(
+            f"Warning: at outer step {step} the adjoint grew {growth:.3g}-fold on its way back "
+            f"through the inner steps (inner/adjoint_growth), and rounding errors with it: the "
+            f"hypergradient may be imprecise, or say little of where retraining ends. "
+            f"metaopt-check with the keys of this run measures both and names cures.",
+            file=sys.stderr,
+        )
+
+
+def warn_of_equal_replicates(outer: Any, metrics: Mapping[str, Any]) -> None:
+    """Say on the standard error that several seeds have the same results, to the bit.
+
+    Args:
+        outer: outer variables after the first step, with an axis of replicates in front.
+        metrics: of that step; those of replicates have the shape (R,).
+    """
+    values = [v for v in metrics.values() if isinstance(v, Tensor) and v.ndim]
+    if not all(bool((t == t[:1]).all()) for t in [*tree.tensors(outer), *values]):
+        return
+    print(
+        "Warning: all seeds have the same results: nothing in the first outer step depended on the "
+        "seed, and an interval over these seeds would say nothing. Where the problem draws its "
+        "data itself, put `seed: ${seed}` into the YAML of the problem, or pass a list with the "
+        "problem of each seed in Python.",
+        file=sys.stderr,
+    )
+
+
+class UpdateWarning:
+    """Says once that the outer optimizer's steps are too small to move phi in the steps of the run.
+
+    After a fifth of the T outer steps, with c the root mean square of phi's change so far, that is
+    where 5 c is below `LEAST` times the root mean square of phi's start (of 1 where that is zero).
+    Plain SGD is where it happens: the hypergradient of the weight of one of n examples has
+    a factor 1/n.
+
+    Args:
+        engine: not yet iterated; of a continued run, a search or one of few steps nothing is said.
+    """
+
+    LEAST = 1e-3
+
+    FEW = 50
+    """Outer steps below which a run is a trial."""
+
+    ENTRIES = 10_000
+    """About how many entries of each tensor are looked at."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._start = engine, list[Tensor]()
+        descends = getattr(engine.optimizer, "needs_gradient", False)
+        fresh = engine.outer_step == 0 and engine.outer_steps >= self.FEW
+        # A schedule may begin with tiny steps.
+        if descends and fresh and not getattr(engine.optimizer, "scheduled", False):
+            self._start = self._entries()
+        self._at = engine.outer_steps // 5
+
+    def _entries(self) -> list[Tensor]:
+        flat = (t.detach().flatten() for t in tree.tensors(self._engine.optimizer.solution))
+        return [t[:: 1 + t.numel() // self.ENTRIES].clone() for t in flat]
+
+    def look(self, step: int) -> None:
+        """Compare phi with its start when a fifth of the run is over."""
+        if step != self._at or not self._start:
+            return
+        start, now = self._start, self._entries()
+        change, size = _rms([b - a for a, b in zip(start, now, strict=True)]), _rms(start)
+        self._start = []
+        if 5 * change >= self.LEAST * (size or 1.0):
+            return
+        print(
+            f"Warning: {step} outer steps moved the outer variable by {change:.2g} (root mean "
+            f"square), and five times as many move it by less than a thousandth of its size"
+            f"{f', {size:.2g}' if size else ', taken as 1'}. Raise the outer optimizer's lr "
+            f"(outer_lr), or use optimizer=adam, whose steps are about lr in each entry whatever "
+            f"the scale of the hypergradient.",
+            file=sys.stderr,
+        )
+
+
+def _rms(tensors: list[Tensor]) -> float:
+    """Return the root mean square of all entries."""
+    squares = torch.stack([t.double().square().sum() for t in tensors]).sum()
+    return math.sqrt(squares / sum(t.numel() for t in tensors))

@@ -1,0 +1,78 @@
+"""What a run says once of numbers that mean less than they seem to."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+import metaopt
+from benchmarks.smoothness import Weighted
+from metaopt.engine.schedules import PowerDecay
+from metaopt.problems.examples import Ridge
+from metaopt.runs.warnings import GrowthWarning
+
+
+def test_a_growing_adjoint_is_said_once(capsys):
+    warning = GrowthWarning()
+    for step, growth in enumerate((0.5, math.nan, 9.9, 161.0, 1e9)):
+        warning.log(step, {"outer/loss": 1.0, "inner/adjoint_growth": growth})
+    warning.log(5, {"outer/loss": 1.0})
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert errors.count("\n") == 1
+    assert "at outer step 3 the adjoint grew 161-fold" in errors
+    assert "metaopt-check with the keys of this run" in errors
+
+
+@pytest.mark.parametrize(("rate", "warnings"), [(0.2, 1), (0.01, 0)])
+def test_a_run_says_whether_its_adjoint_grows(rate, warnings, capsys):
+    problem, optimizer = Weighted(metaopt.AdamW(lr=rate)), metaopt.Descent("sgd", lr=0.1)
+    result = metaopt.run(problem, metaopt.Unroll(16), optimizer, 2, progress=False)
+    growth = [line["inner/adjoint_growth"] for line in result.history]
+    assert min(growth) > 10 if warnings else max(growth) < 10
+    assert capsys.readouterr().err.count("the adjoint grew") == warnings
+
+
+SAID = "outer steps moved the outer variable by"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "steps", "warnings"),
+    [
+        (metaopt.Descent("sgd", lr=1e-7), 50, 1),
+        (metaopt.Descent("sgd", lr=1e-7), 49, 0),
+        (metaopt.Descent("sgd", lr=10.0), 50, 0),
+        (metaopt.Descent("adam", lr=1e-9), 50, 1),
+        (metaopt.Descent("adam", lr=1e-3), 50, 0),
+        (metaopt.Descent("sgd", lr=1e-7, schedule=PowerDecay(0.5)), 50, 0),
+        (metaopt.Descent(partial(torch.optim.SGD, lr=1e-7)), 50, 1),
+        (metaopt.Descent("sgd", lr=1e-7, accumulate=25), 50, 1),
+    ],
+)
+def test_a_run_says_once_that_its_steps_are_too_small(optimizer, steps, warnings, capsys):
+    metaopt.run(Ridge(), metaopt.OneStep(), optimizer, steps, progress=False)
+    errors = capsys.readouterr().err
+    assert errors.count(SAID) == errors.count("optimizer=adam") == warnings
+
+
+@pytest.mark.parametrize(("start", "warned"), [(0.0, 0), (1e3, 1)])
+def test_a_small_step_is_measured_against_where_phi_starts(start, warned, capsys):
+    class Shifted(Ridge):
+        def init_outer(self, generator):
+            return {k: v * 0 + start for k, v in super().init_outer(generator).items()}
+
+        def inner_loss(self, outer, inner, batch):
+            shifted = {k: v - start for k, v in outer.items()}
+            return super().inner_loss(shifted, inner, batch)
+
+    metaopt.run(Shifted(), metaopt.OneStep(), metaopt.Descent("adam", lr=1e-3), 50, progress=False)
+    assert capsys.readouterr().err.count("a thousandth of its size, 1e+03") == warned
+
+
+def test_a_run_that_is_extended_says_nothing_more(tmp_path, capsys):
+    roles = {"estimator": metaopt.OneStep(), "optimizer": metaopt.Descent("sgd", lr=1e-7)}
+    metaopt.run(Ridge(), outer_steps=50, folder=tmp_path / "run", progress=False, **roles)
+    assert capsys.readouterr().err.count(SAID) == 1
+    metaopt.resume(tmp_path / "run", Ridge(), outer_steps=120, progress=False, **roles)
+    assert capsys.readouterr().err.count(SAID) == 0
