@@ -1,0 +1,83 @@
+"""What a run ends at by the learning rate of its outer optimizer, Adam's and plain SGD's.
+
+The classical problems at their shipped settings, mean over three seeds of a held-out metric. The
+tables of docs/outer_rates.md are what this program prints. A run whose hypergradient or loss is not
+finite is counted as diverged.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+from hydra.utils import instantiate
+
+import metaopt
+from metaopt.cli.loading import composing
+from metaopt.cli.problem_config import composed
+
+SEEDS = (0, 1, 2)
+
+PROBLEMS = {
+    "ridge, unroll": (["problem=ridge"], "eval/test_loss_solved"),
+    "quadratic, unroll": (["problem=quadratic"], "eval/outer_distance"),
+    "feature penalties, implicit": (["problem=hyperparameter_optimization"], "eval/test_loss"),
+    "feature penalties, soba": (
+        ["problem=hyperparameter_optimization", "estimator=soba", "outer_steps=500"],
+        "eval/test_loss",
+    ),
+    "learning rate, unroll": (
+        ["problem=tuned_digits", "estimator=unroll", "optimizer=adam"],
+        "eval/test_loss",
+    ),
+    "hyper-cleaning, unroll": (["problem=hyper_cleaning"], "eval/test_accuracy"),
+    "hyper-cleaning, soba": (
+        ["problem=hyper_cleaning", "estimator=soba", "outer_steps=500"],
+        "eval/test_accuracy",
+    ),
+}
+"""Overrides and metric by name."""
+
+RATES = {
+    "adam": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    "sgd": (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4),
+}
+
+
+def final(overrides: Sequence[str], metric: str, seed: int, algorithm: str, lr: float) -> float:
+    """Return the metric at the end of a run, NaN of one that diverged."""
+    with composing():
+        config = composed([*overrides, f"seed={seed}"])
+    problem, estimator = (
+        instantiate(config[name], _convert_="all") for name in ("problem", "estimator")
+    )
+    optimizer = metaopt.Descent(algorithm, lr=lr)
+    try:
+        result = metaopt.run(
+            problem, estimator, optimizer, config["outer_steps"], seed=seed, progress=False
+        )
+    except metaopt.NonFiniteError:
+        return float("nan")
+    return result.metrics[metric]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for algorithm, rates in RATES.items():
+        print("| problem | " + " | ".join(f"{lr:g}" for lr in rates) + " |", flush=True)
+        print("|---" * (len(rates) + 1) + "|")
+        for name, (overrides, metric) in PROBLEMS.items():
+            cells = []
+            for lr in rates:
+                values = [final(overrides, metric, seed, algorithm, lr) for seed in SEEDS]
+                finite = [v for v in values if v == v]
+                mean = f"{statistics.mean(finite):.3g}" if finite else ""
+                diverged = len(values) - len(finite)
+                cells.append(f"{mean} ({diverged} diverged)" if diverged else mean)
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    main()
