@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +33,7 @@ from metaopt.nn.lora import add_adapters, merge_adapters
 from metaopt.nn.positions import positions
 from metaopt.nn.precision import PRECISIONS, say_if_slow
 from metaopt.nn.pretrained import progress_bars
+from metaopt.nn.shared_prefix import keeps_prefixes, places, prefix_runs, repeated
 from metaopt.nn.word_tokenizer import tokenizer_of
 
 Trains = Literal["all", "head"]
@@ -114,6 +116,8 @@ class TransformersModel:
             self._freeze(module, lora, dtype)
         _check_vocabulary(self.tokenizer, module)
         self._room = positions(module)
+        # A block that is computed again would write its keys into the prefix's twice.
+        self._keeps_prefixes = kind == "causal" and remat is None and keeps_prefixes(module)
         if remat is not None:
             remat_blocks(module, remat)
         self.has_adapters, self.device = lora is not None, torch.device(device)
@@ -143,6 +147,33 @@ class TransformersModel:
         ):
             logits: Tensor = functional_call(module, own, (), {**inputs, "use_cache": False}).logits
         return logits
+
+    def prefix(self, tensors: Tree, ids: Tensor, present: Tensor) -> Any:
+        """Return the keys and values of prefixes, of which each run of equal rows is read once.
+
+        They are the `past_key_values` of one call of `logits` or `generate` on what follows, which
+        adds to them; derivatives with respect to `tensors` go through them. `None` where nothing is
+        gained, or the model does not go on from a prefix: with sliding windows, recurrent layers or
+        blocks that are computed again.
+
+        Args:
+            tensors: what is trained, by name.
+            ids: token ids (B, W), padded on the left.
+            present: 1 for a token, 0 for padding, (B, W).
+        """
+        if not self._keeps_prefixes or not ids.shape[1]:
+            return None
+        first, counts = prefix_runs(ids, present)
+        if len(counts) == len(ids):
+            return None
+        cache = DynamicCache(config=self._module.config)
+        inputs = {
+            "input_ids": ids[first], "attention_mask": present[first],
+            "position_ids": places(present[first]), "past_key_values": cache,
+            "logits_to_keep": 1,
+        }  # fmt: skip
+        self.logits(tensors, inputs, False)
+        return repeated(cache, counts)
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
         """Return names and values of the weights that are not trained."""

@@ -268,7 +268,8 @@ class TextPolicy:
         return {**state, "weights": weights, "moments": moments, "steps": steps}
 
     def _evaluated(self, weights: Tree) -> tuple[list[tuple[int, str]], Responses]:
-        queries = [i % self.count for i in range(self.evaluation)]
+        # In order, as a run of equal prompts is read once.
+        queries = sorted(i % self.count for i in range(self.evaluation))
         responses = self.respond(weights, queries, fold(self.seed, "evaluation"))
         return list(zip(queries, responses.texts, strict=True)), responses
 

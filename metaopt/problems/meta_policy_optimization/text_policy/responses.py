@@ -13,6 +13,7 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.random import fold, generator
 from metaopt.llm import Parameters
 from metaopt.llm.decoding import Draw
+from metaopt.nn.shared_prefix import places
 from metaopt.nn.transformers_model import TransformersModel
 
 
@@ -64,6 +65,7 @@ class Responder:
                 max_new_tokens=self.max_tokens, do_sample=False, use_cache=True,
                 eos_token_id=self.model.ends or None, pad_token_id=self.model.pad,
             ),
+            past_key_values=self.model.prefix(weights, ids[:, :-1], present[:, :-1]),
             logits_processor=LogitsProcessorList(
                 [Draw(parameters, uniform.to(ids.device), width)]
             ),
@@ -83,15 +85,18 @@ class Responder:
     def log_p(self, weights: Tree, responses: Responses) -> Tensor:
         """Return log pi of each token of the responses, (B, T); of padding, some number."""
         count = responses.mask.shape[1]
+        # What is read: the last token's logits are of a token that is not there.
+        ids, present = responses.ids[:, :-1], responses.present[:, :-1]
         inputs: dict[str, Any] = {
-            "input_ids": responses.ids, "attention_mask": responses.present,
-            # Counted from a row's own first token: padding must not shift it.
-            "position_ids": (responses.present.cumsum(-1) - 1).clamp(min=0),
-            "logits_to_keep": count + 1,
+            "input_ids": ids, "attention_mask": present, "position_ids": places(present),
+            "logits_to_keep": count,
         }  # fmt: skip
-        logits = self.model.logits(weights, inputs, False)
-        # The logits of a place are those of the next token.
-        log_p = (logits[:, -count - 1 : -1] / self.temperature).log_softmax(-1)
+        before = ids.shape[1] - count  # all of the prompt but its last token
+        prefix = self.model.prefix(weights, ids[:, :before], present[:, :before])
+        if prefix is not None:
+            inputs["past_key_values"] = prefix
+            inputs |= {name: inputs[name][:, before:] for name in ("input_ids", "position_ids")}
+        log_p = (self.model.logits(weights, inputs, False) / self.temperature).log_softmax(-1)
         return log_p.gather(-1, responses.ids[:, -count:, None])[..., 0]
 
     def _responses(self, both: Tensor, present: Tensor, width: int) -> Responses:
