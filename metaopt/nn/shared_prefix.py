@@ -44,7 +44,7 @@ def prefix_runs(ids: Tensor, present: Tensor) -> tuple[Tensor, list[int]]:
     return counts.cumsum(0) - counts, counts.tolist()
 
 
-def repeated(cache: DynamicCache, counts: Sequence[int]) -> DynamicCache:
+def repeated(cache: Any, counts: Sequence[int]) -> DynamicCache:
     """Return the cache with row i `counts[i]` times; derivatives go through it.
 
     The derivative of a view and a concatenation is a sum in a fixed order; that of an index adds

@@ -167,7 +167,7 @@ class TransformersModel:
         if len(counts) == len(ids):
             return None
         cache = DynamicCache(config=self._module.config)
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": ids[first], "attention_mask": present[first],
             "position_ids": places(present[first]), "past_key_values": cache,
             "logits_to_keep": 1,

@@ -15,11 +15,11 @@ Reward Models" (MPO), arXiv 2504.20157, 2025.
 | KL coefficient | `TabularPolicy.kl_coefficient` |
 | no outer value, every rewrite accepted | `Search(accept="always", keep="latest")` |
 
-Read in this order: `problem` (both levels), `policy` (what a policy is), `rewriting` and `prompts`,
-`judging` and `item_scores`, `labels` (a gate and a fit, where there are labels); then the simulated
-world, `vocabulary`, `rubric_world`, `simulated_meta_judge`, `tabular_policy`; then what a run hands
-over, `report`, and `saved_rubric`, which loads it again. `text_policy` has the policy that is a
-language model.
+Read in this order: `problem` (both levels), `policy` (what a policy is), `rollouts`, `rewriting`
+and `prompts`, `judging` and `item_scores`, `labels` (a gate and a fit, where there are labels);
+then the simulated world, `vocabulary`, `rubric_world`, `simulated_meta_judge`, `tabular_policy`;
+then what a run hands over, `report`, and `saved_rubric`, which loads it again. `text_policy` has
+the policy that is a language model.
 """
 
 from metaopt.problems.meta_policy_optimization.policy import Policy, Reward, Truth

@@ -8,6 +8,7 @@ Thinking: Meta Policy Optimization with Evolving Reward Models, arXiv 2504.20157
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from metaopt.problems.meta_policy_optimization.policy import (
 )
 from metaopt.problems.meta_policy_optimization.report import RubricReport
 from metaopt.problems.meta_policy_optimization.rewriting import Rewriter
+from metaopt.problems.meta_policy_optimization.rollouts import resampled
 from metaopt.problems.text import TextProblem, TextTrial
 
 NEEDED = ("judge", "meta")
@@ -56,12 +58,13 @@ class MetaPolicyOptimization(TextProblem):
     highest. With labels, `screen` is a gate (a rewrite that agrees less with the labels is
     rejected, and its parent runs again), and `fit_labels` fits the weights instead of rewriting.
 
-    The rollouts are a uniform sample of all updates since the last rewrite, not of the last batch.
-    A reply that states no score is counted (`judge/coverage`) and enters nothing; a judge, or a
-    meta judge, of which less than a tenth of the replies hold a score, or a rubric, stops the run
-    with an error. A spent budget
-    or a policy's refusal ends the run after the step it happens in; a rewrite that it cuts short
-    keeps the old rubric.
+    The rollouts are a uniform sample of all updates since the last rewrite, not of the last batch:
+    of the responses that the judge has read in them, which are not asked about again, or of fresh
+    ones where an update reads none (`TabularPolicy`, `offline`). A reply that states no score is
+    counted (`judge/coverage`) and enters nothing; a judge, or a meta judge, of which less than a
+    tenth of the replies hold a score, or a rubric, stops the run with an error. A spent budget or a
+    policy's refusal ends the run after the step it happens in; a rewrite that it cuts short keeps
+    the old rubric.
 
     Args:
         policy: what is trained, such as `TabularPolicy`, with its first rubric.
@@ -70,7 +73,8 @@ class MetaPolicyOptimization(TextProblem):
             second_judge, which trains nothing: it reads the responses that the policy is measured
             on under the first rubric, before training and after it. Where the judge's score rises
             and that of the second judge falls, the judge is exploited.
-        rollouts: number n of responses that a rewrite is made after, >= 1.
+        rollouts: number n of responses that a rewrite is made after, >= 1; all of them where the
+            updates before it have fewer.
         votes: refinements of these that must have a new item, >= 1.
         blind: show the meta judge no response (control).
         offline: make all rewrites before training, after responses of the first policy, then train
@@ -89,11 +93,12 @@ class MetaPolicyOptimization(TextProblem):
             one, labels of a policy of unknown truth, a paid role without a budget, or a budget that
             does not last for one outer step.
 
-    Cost: of an outer step, `rollouts` calls of the judge and 2 `rollouts` + 1 of the meta judge, up
-    to two more where merges hold no rubric; in addition, those of the policy's updates, and one of
-    the judge for each label, two in a gate. The second judge takes a call for each response that
-    the policy is measured on, before training and at each evaluation. A judge that is asked about
-    each item (`YesNo`, `per_item`) takes as many calls as there are items.
+    Cost: of an outer step, a call of the judge for each response of the policy's updates, or for
+    each fresh rollout, and 2 `rollouts` + 1 of the meta judge, up to two more where merges hold no
+    rubric; in addition, one of the judge for each label, two in a gate. The second judge takes a
+    call for each response that the policy is measured on, before training and at each evaluation. A
+    judge that is asked about each item (`YesNo`, `per_item`) takes as many calls as there are
+    items.
 
     Reference: Kim et al., Toward Evaluative Thinking: Meta Policy Optimization with Evolving Reward
     Models, arXiv 2504.20157, 2025.
@@ -140,9 +145,11 @@ class MetaPolicyOptimization(TextProblem):
             )
         self.rewriter = Rewriter(self.client, votes, Parameters(temperature, max_tokens))
         self.report = RubricReport(self)
-        judged = rollouts + inner_steps * policy.judged
+        self._reuses = policy.judged > 0 and not offline
+        read = inner_steps * policy.judged
+        shown = min(rollouts, read) if self._reuses else rollouts
         each = self.judging.calls(policy.rubric)
-        calls = {"judge": judged * each, "meta": 2 * rollouts + 1}
+        calls = {"judge": (read if self._reuses else read + rollouts) * each, "meta": 2 * shown + 1}
         self._second_judge = "second_judge" in self.client.lms
         if self._second_judge:
             calls["second_judge"] = 2 * policy.evaluation * each
@@ -180,9 +187,17 @@ class MetaPolicyOptimization(TextProblem):
         """Return the state after one update of the policy; unchanged once the client stopped."""
         if self.client.stopped:
             return inner
-        samples = self._sampled(inner, fold(key, "samples"))
-        inner = {**inner, "steps": inner["steps"] + 1, "samples": samples}
-        return inner if self.offline else self._updated(inner, fold(key, "update"))
+        draw = fold(key, "samples")
+        before = inner["samples"] if self._reuses else self._sampled(inner, draw)
+        stepped = {**inner, "steps": inner["steps"] + 1, "samples": before}
+        if self.offline:
+            return stepped
+        updated, responses = self._updated(stepped, fold(key, "update"))
+        if responses:
+            fresh = [[inner["updates"], q, self.client.keep(text)] for q, text in responses]
+            seen, count = inner["steps"] * len(fresh), max(self.rollouts, self.labels)
+            updated["samples"] = resampled(before, fresh, seen, count, draw)
+        return updated
 
     def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
         """Return what the judge says of the rollouts, which are the artifacts with their points."""
@@ -221,7 +236,7 @@ class MetaPolicyOptimization(TextProblem):
         """Return the state after the training that `offline` has put off."""
         if self.offline:
             for step in range(inner["round"] * inner["steps"]):
-                inner = self._updated(inner, fold(key, step))
+                inner, _ = self._updated(inner, fold(key, step))
         return inner
 
     def metrics(self, outer: str, inner: dict[str, Any]) -> Mapping[str, float]:
@@ -328,17 +343,24 @@ class MetaPolicyOptimization(TextProblem):
         fresh = [(query, self.client.text(ref)) for _, query, ref in inner["samples"]]
         return [*inner["labelled"], *self._looked_up(fresh[: self.labels])]
 
-    def _updated(self, inner: dict[str, Any], key: int) -> dict[str, Any]:
+    def _updated(self, inner: dict[str, Any], key: int) -> tuple[dict[str, Any], Pairs]:
+        """Return the state after an update, and the responses that the judge has read in it."""
+        read: list[tuple[int, str]] = []
+
+        def judge(rubric: str, pairs: Pairs) -> list[float | None]:
+            read.extend(pairs)
+            return self.points(rubric, pairs)
+
         reward, updates = self.reward(inner["rubric"]), inner["updates"] + 1
-        state = self.policy.update(inner["policy"], reward, key)
+        state = self.policy.update(inner["policy"], replace(reward, judge=judge), key)
         if self.client.stopped:  # some responses have a score and some have none for want of calls
-            return inner
+            return inner, []
         point = self.policy.progress(state, reward)
         curve = [*inner["curve"], [updates, *point]] if point else inner["curve"]
-        return {**inner, "policy": state, "updates": updates, "curve": curve}
+        return {**inner, "policy": state, "updates": updates, "curve": curve}, read
 
     def _sampled(self, inner: Mapping[str, Any], key: int) -> list[list[Any]]:
-        """Return a uniform sample of the rollouts of all updates since the last rewrite.
+        """Return a uniform sample of fresh rollouts of all policies since the last rewrite.
 
         In step t each place of the sample takes a response of this update with probability 1 / t,
         so that it holds one of any update as likely, however many there will be.

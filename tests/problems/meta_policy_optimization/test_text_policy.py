@@ -276,8 +276,8 @@ def test_an_update_that_a_spent_budget_cuts_short_is_not_made():
 
 
 def test_a_budget_must_last_for_the_updates_of_an_outer_step():
-    limits = {"judge": {"lm_calls": 18}}
-    with pytest.raises(ValueError, match=r"too small for one outer step.*judge 19"):
+    limits = {"judge": {"lm_calls": 15}}
+    with pytest.raises(ValueError, match=r"too small for one outer step.*judge 16"):
         MetaPolicyOptimization(
             notice_policy(), partial(Client, budget=limits), rollouts=3, inner_steps=2
         )
