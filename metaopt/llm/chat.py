@@ -41,7 +41,7 @@ class Parameters:
     prefill: str = ""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.max_tokens < 1 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or self.max_tokens < 1 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"Parameters needs temperature >= 0, max_tokens >= 1 and 0 < top_p <= 1; got "
                 f"temperature={self.temperature}, max_tokens={self.max_tokens}, "

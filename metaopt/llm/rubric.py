@@ -21,8 +21,8 @@ FOOTER = (
 )
 """How every template ends: what `parse_score` looks for."""
 
-_CRITERION = re.compile(r"- ([a-z][a-z ]*): ([+-]\d+\.\d\d)")
-_STRICTNESS = re.compile(r"Strictness: ([+-]\d+\.\d\d)")
+_CRITERION = re.compile(r"- ([a-z][a-z ]*): ([+-][0-9]+\.[0-9]{2})")
+_STRICTNESS = re.compile(r"Strictness: ([+-][0-9]+\.[0-9]{2})")
 _LIMIT = 9.99
 
 

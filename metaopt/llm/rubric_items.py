@@ -19,7 +19,7 @@ _VALUE = r"(?:\"[^\"]*\"|'[^']*'|[^\s>\"']+)"
 _BLOCK = re.compile(
     rf"<item((?:\s+\w+\s*=\s*{_VALUE})*)\s*>((?:(?!</?item\b).)*)</item>", re.DOTALL
 )
-_POINTS = re.compile(r"\bpoints\s*=\s*[\"']?([+-]?\d+(?:\.\d+)?)[\"']?(?=\s|$)")
+_POINTS = re.compile(r"\bpoints\s*=\s*[\"']?([+-]?[0-9]+(?:\.[0-9]+)?)[\"']?(?=\s|$)")
 _TAG = re.compile(r"</?(?:item|rubric)\b", re.IGNORECASE)
 _HIGHEST = 99.0
 

@@ -29,7 +29,9 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _BARE = re.compile(rf"{_MARK}(?:{_NUMBER}{_SCALE}|\[\[{_NUMBER}\]\]){_MARK}\.?{_MARK}", re.I)
-_FENCE = re.compile(r"(?:```|~~~)\s*\w*")
+FENCE = re.compile(r"(?:```|~~~)\s*\w*")
+"""A line that begins or ends a block of code."""
+
 _KEY = re.compile(rf"{_NAME}".replace(r"\s+", "[ _]"), re.IGNORECASE)
 _JSON_SCORE = re.compile(r"\"(?:score|rating)\"\s*:", re.IGNORECASE)
 _SCALE_KEY = re.compile(
@@ -58,7 +60,7 @@ def final_score(text: str, highest: float) -> float | None:
         highest: the largest score of the scale that was asked for.
     """
     lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not _FENCE.fullmatch(line)]
+    lines = [line for line in lines if line and not FENCE.fullmatch(line)]
     if not lines:
         return None
     text = "\n".join(lines)

@@ -61,7 +61,14 @@ def test_messages_that_join_to_the_same_text_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -0.1}, {"max_tokens": 0}, {"top_p": 0.0}, {"top_p": 1.1}]
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"max_tokens": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+    ],
 )
 def test_parameters_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -12,12 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import zip_longest
 from typing import Literal, get_args
 
 from metaopt.llm.rubric import parse_weights, render_weights
 from metaopt.llm.rubric_items import Item, has_items, parse_items, render_items
-from metaopt.llm.score_replies import final_score
+from metaopt.llm.score_replies import FENCE, final_score
 
 FOOTER = (
     "Judge the criteria one by one. Give each a line '- <criterion>: <points>', the points between "
@@ -41,16 +40,15 @@ SCALES = get_args(Scale)
 OUT_OF = 10.0
 """What a rubric is out of under scale="total"."""
 
-_POINTS = r"([+-]?\d+(?:\.\d+)?)"
-_ITEM = re.compile(rf"- ([a-z][a-z ]*): {_POINTS}")
-_MARK = r"[*_`]{0,3}"  # emphasis or code, with which models decorate
-_NUMBERED = re.compile(
-    rf"(?:[-*>]\s+|#+\s+)?{_MARK}item\s+(\d+){_MARK}\s*[:=]\s*{_MARK}\s*{_POINTS}"
-    rf"(?:\s*(?:/|out of)\s*{_POINTS})?{_MARK}\.?{_MARK}",
-    re.IGNORECASE,
-)
-_TOTAL = re.compile(
-    rf"{_MARK}Total{_MARK}:\s*{_MARK}\s*{_POINTS}(?:\s*(?:/|out of)\s*{_POINTS})?{_MARK}\.?{_MARK}"
+_POINTS = r"([+-]?[0-9]+(?:\.[0-9]+)?)"
+# What models decorate a line with: a bullet or heading, emphasis or code.
+_LEAD, _MARK = r"(?:[-*>]\s+|#+\s+)?", r"[*_`]{0,3}"
+_END = rf"(?:\s*(?:/|out of)\s*{_POINTS})?(?:\s+(?:points?|pts))?{_MARK}\.?{_MARK}"
+_STATES = rf"{_MARK}\s*[:=]\s*{_MARK}\s*"
+_ITEM = re.compile(rf"[-*]\s+{_MARK}([a-z](?:[a-z ]*[a-z])?){_STATES}{_POINTS}{_END}")
+_NUMBERED = re.compile(rf"{_LEAD}{_MARK}item\s+([0-9]+){_STATES}{_POINTS}{_END}", re.IGNORECASE)
+_TOTAL = re.compile(  # as a sum, too: 3 - 2 = 1
+    rf"{_LEAD}{_MARK}total{_STATES}(?:[-+0-9.()\s]*=\s*)?{_POINTS}{_END}", re.IGNORECASE
 )
 _ROUNDING = 0.01
 
@@ -100,25 +98,29 @@ def item_scores(
     """Return the points of each item; `None` where a reply does not state all of them as asked.
 
     Every item must have one line with points between 0 and its weight, no other item may have one,
-    and the last line must state their sum. A reply that fails is no score: read as a low one, it
-    would be a signal to learn from; and points beyond the weight would outweigh a batch.
+    and the last line must state their sum, with or without decoration, such as emphasis, a heading,
+    the sum's terms or a block of code around it all. A reply that fails is no score: read as a low
+    one, it would be a signal to learn from; and points beyond the weight would outweigh a batch.
 
     Args:
         reply: of the judge.
         weights: points of each item.
-        free: whether they are free items, whose lines have their numbers; a scale behind the
-            points, as in 4/5, must end at the item's.
+        free: whether they are free items, whose lines have their numbers.
+
+    A scale behind the points, as in 4/5, must end at the item's.
     """
-    *lines, last = [line.strip() for line in reply.splitlines() if line.strip()] or [""]
+    stripped = [line.strip() for line in reply.replace("\u2212", "-").splitlines()]  # a minus sign
+    *lines, last = [line for line in stripped if line and not FENCE.fullmatch(line)] or [""]
     total = _TOTAL.fullmatch(last)
     stated = [match for line in lines if (match := (_NUMBERED if free else _ITEM).fullmatch(line))]
     names = {str(i): name for i, name in enumerate(weights, 1)} if free else {n: n for n in weights}
-    scores = {names.get(match[1], ""): float(match[2]) for match in stated}
+    # Adding 0.0 makes -0.0 positive.
+    scores = {names.get(match[1], ""): float(match[2]) + 0.0 for match in stated}
     if total is None or len(stated) != len(scores) or scores.keys() != weights.keys():
         return None
-    scales = [match[3] for match in stated] if free else []
-    for (name, points), scale in zip_longest(scores.items(), scales):
-        if not within(points, weights[name]) or (scale and float(scale) != abs(weights[name])):
+    for (name, points), match in zip(scores.items(), stated, strict=True):
+        scale = match[3] or weights[name]
+        if not within(points, weights[name]) or abs(float(scale)) != abs(weights[name]):
             return None
     if abs(sum(scores.values()) - float(total[1])) > _ROUNDING * len(scores):
         return None
@@ -139,7 +141,7 @@ def one_item_score(reply: str, weight: float) -> float | None:
     score = final_score(reply, abs(weight))
     if score is None or not within(score, abs(weight)):
         return None
-    return score if weight > 0 else -score
+    return score if weight > 0 else 0.0 - score
 
 
 def render_scores(points: Mapping[str, float]) -> str:

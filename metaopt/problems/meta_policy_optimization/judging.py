@@ -12,6 +12,7 @@ from metaopt.problems.meta_policy_optimization.item_scores import (
     item_scores,
     one_item_score,
     read_weights,
+    within,
 )
 from metaopt.problems.meta_policy_optimization.prompts import asking, judging, judging_item
 from metaopt.problems.text import ask, whole
@@ -52,6 +53,9 @@ class Judging(Protocol):
 class WrittenPoints:
     """One question for a response, about all items; the reply states the points of each.
 
+    A judge that replies in a form of its own is read by a class that inherits from this one and has
+    a `read` of its own.
+
     Args:
         max_tokens: longest answer.
         per_item: ask one question for each item instead, for judges that lose count of many; a
@@ -63,12 +67,30 @@ class WrittenPoints:
 
     def __call__(self, client: Client, rubric: str, texts: Texts, role: str = "judge") -> Scores:
         """Return the points of each item for (query, response) pairs."""
-        weights, free = read_weights(rubric), has_items(rubric)
+        weights = read_weights(rubric)
         if self.per_item:
             return _by_item(client, role, weights, texts, judging_item, self.parameters, _written)
         requests = [Request(role, judging(rubric, *pair), self.parameters) for pair in texts]
         replies = map(whole, ask(client, requests) if requests else [])
-        return [None if reply is None else item_scores(reply, weights, free) for reply in replies]
+        return [None if reply is None else self._points(reply, rubric) for reply in replies]
+
+    def read(self, reply: str, rubric: str) -> Sequence[float] | None:
+        """Return the points of the items, in their order, that a whole reply states.
+
+        `None` where it does not state all of them, which is no score and enters nothing. Where
+        other than one number for each item is returned, or points that are not between 0 and an
+        item's weight, there is no score either.
+        """
+        weights = read_weights(rubric)
+        scores = item_scores(reply, weights, has_items(rubric))
+        return None if scores is None else [scores[name] for name in weights]
+
+    def _points(self, reply: str, rubric: str) -> dict[str, float] | None:
+        points, weights = self.read(reply, rubric), read_weights(rubric)
+        if points is None or len(points) != len(weights):
+            return None
+        inside = map(within, points, weights.values())
+        return dict(zip(weights, points, strict=True)) if all(inside) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments, as JSON values."""
@@ -177,4 +199,4 @@ def _written(reply: Reply | None, weight: float) -> float | None:
 
 def _likely(reply: Reply | None, weight: float) -> float | None:
     mass = sum(reply.probabilities) if reply else 0.0
-    return None if reply is None or mass <= 0 else weight * reply.probabilities[0] / mass
+    return None if reply is None or mass <= 0 else weight * reply.probabilities[0] / mass + 0.0

@@ -90,7 +90,9 @@ class RubricWorld:
         self.count, self.seed, self.error = queries, seed, error
         self.first, self.flips, self.error_rate = first, flips, error_rate
         check_choices(self, first=FIRST)
-        check_ranges(self, "count >= 1", "0 <= error <= 1", "0 <= flips <= 0.5")
+        if queries < 1:
+            raise ValueError(f"RubricWorld needs queries >= 1; got queries={queries}.")
+        check_ranges(self, "0 <= error <= 1", "0 <= flips <= 0.5", "0 <= error_rate <= 1")
         bits = np.arange(2 ** len(FEATURES))[:, None] >> np.arange(len(FEATURES)) & 1
         self.features: np.ndarray = bits.astype(bool)
         draw = np.random.default_rng(fold(seed, "rubric world"))
@@ -119,17 +121,12 @@ class RubricWorld:
     def points(self, rubric: str) -> np.ndarray:
         """Return the sum of the items' points of every response under a rubric, (8192,).
 
-        It is what the judge of `roles` states, for all responses at once.
-
-        Raises:
-            ValueError: an item that this world's judge does not know.
+        It is what the judge of `roles` states, for all responses at once. An item that is none of
+        `CRITERIA`, as a language model may write one, has no points: no response shows it.
         """
-        weights = read_weights(rubric)
-        unknown = [name for name in weights if name not in CRITERIA]
-        if unknown:
-            raise ValueError(f"the simulated judge knows {', '.join(CRITERIA)}; got {unknown[0]}.")
-        columns = [CRITERIA.index(name) for name in weights]
-        points: np.ndarray = self.readings[:, columns] @ np.array(list(weights.values()))
+        known = {name: w for name, w in read_weights(rubric).items() if name in CRITERIA}
+        columns = [CRITERIA.index(name) for name in known]
+        points: np.ndarray = self.readings[:, columns] @ np.array(list(known.values()))
         return points
 
     def response(self, index: int) -> str:
@@ -200,10 +197,10 @@ class RubricWorld:
             weights = read_weights(rubric)
         except ValueError:
             return "There is no rubric here."
-        if index is None or not set(weights) <= set(CRITERIA):
-            return "I cannot judge this response by these criteria."
-        readings = self.readings[index]
-        return render_scores({n: w * readings[CRITERIA.index(n)] for n, w in weights.items()})
+        if index is None:
+            return "I cannot judge this response."
+        readings = dict(zip(CRITERIA, self.readings[index], strict=True))
+        return render_scores({name: w * readings.get(name, 0.0) for name, w in weights.items()})
 
     def _first_weights(self) -> Mapping[str, float]:
         if self.first == "vague":

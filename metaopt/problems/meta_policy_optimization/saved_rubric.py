@@ -16,7 +16,7 @@ from metaopt.files.numbers import is_number
 from metaopt.llm import LM, Client, SimulatedLM
 from metaopt.llm.chat import LocalLM
 from metaopt.problems.meta_policy_optimization.item_scores import read_weights
-from metaopt.problems.meta_policy_optimization.judging import WrittenPoints, YesNo
+from metaopt.problems.meta_policy_optimization.judging import Judging, WrittenPoints, YesNo
 from metaopt.problems.meta_policy_optimization.rubric_world import RubricWorld
 from metaopt.problems.meta_policy_optimization.vocabulary import describe
 from metaopt.report.judge_report import Assessment
@@ -37,9 +37,10 @@ class SavedRubric:
         record: what `to_json` wrote.
         client: language models; the role judge is asked, at temperature 0.
         max_tokens: longest answer, where the record does not say that of the run.
+        judging: how the judge is asked; `None` for how it was in the run.
 
     Raises:
-        ValueError: neither `WrittenPoints` nor `YesNo` judged in the run.
+        ValueError: neither `WrittenPoints` nor `YesNo` judged in the run, and no judging is given.
 
     Attributes:
         text: what the judge is given.
@@ -49,12 +50,18 @@ class SavedRubric:
             ascending order; empty where the truth was not known.
     """
 
-    def __init__(self, record: Mapping[str, Any], client: Client, max_tokens: int = 1024) -> None:
+    def __init__(
+        self,
+        record: Mapping[str, Any],
+        client: Client,
+        max_tokens: int = 1024,
+        judging: Judging | None = None,
+    ) -> None:
         self.text: str = record["rubric"]
         self.items = dict(read_weights(self.text))
         self.history: list[str] = list(record["history"])
         self.reference: list[float] = list(record["reference"])
-        self.judging = _judging(record, max_tokens)
+        self.judging = judging or _judging(record, max_tokens)
         self.client = client
 
     def item_scores(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float] | None]:
@@ -82,8 +89,7 @@ def _judging(record: Mapping[str, Any], max_tokens: int) -> WrittenPoints | YesN
     if record["written"] is None:
         raise ValueError(
             f"the rubric was judged by {record['judging']}, which is neither WrittenPoints nor "
-            "YesNo, and its points would be others. Make that judging and call it with a client, "
-            "the rubric's text and the responses."
+            "YesNo, and its points would be others. Give that judging as judging= of load_rubric."
         )
     return WrittenPoints(**record["written"])
 
@@ -167,7 +173,10 @@ def _asks(client: Client) -> str:
 
 
 def load_rubric(
-    path: str | Path, lm: LM | None = None, client: Callable[[Mapping[str, LM]], Client] = Client
+    path: str | Path,
+    lm: LM | None = None,
+    client: Callable[[Mapping[str, LM]], Client] = Client,
+    judging: Judging | None = None,
 ) -> SavedRubric:
     """Return the rubric that a run has written, ready to score responses.
 
@@ -176,11 +185,14 @@ def load_rubric(
         lm: the model that judges, such as `OpenAICompatibleLM(...)`; the judge of a simulated world
             is in the file.
         client: makes the client, as `functools.partial(Client, limits={"lm_calls": 1000})`.
+        judging: how the judge is asked, where a class of yours said so in the run; `None` for how
+            it was.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no rubric, or one that was edited since it was measured; or no
-            model was given where it needs one; or neither `WrittenPoints` nor `YesNo` judged.
+            model was given where it needs one; or neither `WrittenPoints` nor `YesNo` judged, and
+            no judging was given.
 
     Warns:
         UserWarning: the model is not the one that judged in the run.
@@ -207,7 +219,7 @@ def load_rubric(
         )
     judge = simulated if lm is None else lm
     assert judge is not None
-    return SavedRubric(record, client({"judge": judge}))
+    return SavedRubric(record, client({"judge": judge}), judging=judging)
 
 
 def _refuse_edited(record: Mapping[str, Any]) -> None:

@@ -110,10 +110,33 @@ def test_the_scores_of_free_items_are_read_by_their_numbers():
 @pytest.mark.parametrize(
     "change",
     [
+        ("**Total:** 1.5", "### Total: 1.5"), ("**Total:** 1.5", "- total = +1.5 points."),
+        ("**Total:** 1.5", "Total: 3 - 1.5 = 1.5"), ("**Total:** 1.5", "Total: 3 + (-1.5) = 1.5/5"),
+        ("- Item 2: -1.5", "Item 2: \u22121.5"), ("- Item 2: -1.5", "### Item 2: -1.5/-4 pts"),
+        ("It cites two.\n", "```text\n"), ("**Total:** 1.5", "Total: 1.5\n```"),
+    ],
+)  # fmt: skip
+def test_what_models_decorate_points_with_is_read(change):
+    assert change[0] in STATED
+    assert item_scores(STATED.replace(*change), FREE, free=True) == item_scores(STATED, FREE, True)
+
+
+def test_criteria_may_be_decorated_and_a_deduction_of_0_is_0():
+    decorated = GOOD.replace("- depth:", "* **depth**:").replace("Total", "**Total**")
+    assert item_scores(decorated, WEIGHTS) == item_scores(GOOD, WEIGHTS)
+    nothing = item_scores("- a: -0.000\nTotal: 0", {"a": -4.0})
+    assert (str(nothing["a"]), str(one_item_score("Score: 0", -4.0))) == ("0.0", "0.0")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         ("- Item 2: -1.5\n", ""), ("- Item 2: -1.5\n", "- Item 2: -1.5\nItem 3: 0\n"),
         ("- Item 2: -1.5\n", "- Item 2: -1.5\nItem 1: 3\n"), ("Item 1: 3", "Item 1: 3/10"),
         ("Item 1: 3", "Item 1: 100"), ("-1.5\n\n", "1.5\n\n"), ("**Total:** 1.5", "Total: 2"),
         ("**Total:** 1.5", ""), ("**Total:** 1.5", "Total: 1.5\nThat is all."),
+        ("Item 1: 3", "Item 1: \u0663"), ("**Total:** 1.5", "Total: 1.5 = 2"),
+        ("Item 1: 3", "Item 1: 3/4"),
     ],
 )  # fmt: skip
 def test_any_other_reply_about_free_items_has_no_score(change):

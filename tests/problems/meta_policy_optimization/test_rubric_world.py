@@ -98,13 +98,19 @@ def test_the_judge_of_all_responses_is_the_one_that_reads_texts():
             assert sum(scores.values()) == pytest.approx(points[index], abs=1e-9)
 
 
-def test_the_judge_refuses_what_it_cannot_read():
-    lm = WORLD.roles()["judge"]
-    for rubric, response in ((render({"wit": 1.0}), WORLD.response(3)), (VAGUE, "a text")):
-        reply = ask(lm, "judge", judging(rubric, "query 0", response))
-        assert item_scores(reply, read_weights(rubric)) is None
-    with pytest.raises(ValueError, match=r"knows .*; got wit"):
-        WORLD.points(render({"wit": 1.0}))
+def test_the_judge_has_no_score_for_a_text_that_is_no_response():
+    reply = ask(WORLD.roles()["judge"], "judge", judging(VAGUE, "query 0", "a text"))
+    assert item_scores(reply, read_weights(VAGUE)) is None
+
+
+def test_an_item_that_the_judge_does_not_know_has_no_points():
+    """As a language model in the place of the meta judge writes them."""
+    weights = {"wit": 5.0, "depth": 2.0, "verbosity": -4.0}
+    reply = ask(WORLD.roles()["judge"], "judge", judging(render(weights), "q", WORLD.response(16)))
+    scores = item_scores(reply, weights)
+    assert scores["wit"] == scores["verbosity"] == 0
+    assert (WORLD.points(render(weights)) == WORLD.points(render({"depth": 2.0}))).all()
+    assert not WORLD.points(render({"wit": 1.0})).any()
 
 
 def test_abuse_pays_and_costs():
@@ -193,8 +199,9 @@ def test_the_mixture_is_half_hacked():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"queries": 0}, "count >= 1"), ({"error": 1.5}, "0 <= error <= 1"),
+        ({"queries": 0}, "queries >= 1; got queries=0"), ({"error": 1.5}, "0 <= error <= 1"),
         ({"first": "good"}, "first to be one of vague, expert, oracle"), ({"flips": 0.7}, "flips"),
+        ({"error_rate": 2.0}, "0 <= error_rate <= 1"),
     ],
 )  # fmt: skip
 def test_what_a_world_is_made_of_is_checked(change, said):

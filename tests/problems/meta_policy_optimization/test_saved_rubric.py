@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metaopt.cli.scoring import main as score
-from metaopt.llm import SimulatedLM
+from metaopt.llm import Client, SimulatedLM
 from metaopt.metrics.calibration import CalibratedJudge
 from metaopt.problems.meta_policy_optimization import (
     MetaPolicyOptimization,
@@ -111,17 +111,20 @@ def test_the_page_and_the_history_say_what_happened(run):
         assert diff(before, after) in text
 
 
-class Strict(WrittenPoints):
-    """A judging of one's own."""
+class Listed(WrittenPoints):
+    """A judging of one's own: the judge replies with a list of points."""
+
+    def read(self, reply, rubric):
+        return json.loads(reply)
 
 
-def reread(judging):
+def reread(judging, given=None):
     """Return the judging of a rubric that was judged by another one in its run."""
     problem = MetaPolicyOptimization(TabularPolicy(RubricWorld(seed=0)))
     problem.judging = judging
     rubric = problem.policy.rubric
     text = to_json(problem, {"rubric": rubric, "history": [rubric]}, None, {})
-    return SavedRubric(json.loads(text), problem.client).judging
+    return SavedRubric(json.loads(text), problem.client, judging=given).judging
 
 
 @pytest.mark.parametrize(
@@ -134,8 +137,22 @@ def test_a_saved_rubric_is_judged_as_in_its_run(judging):
 
 
 def test_a_judging_of_ones_own_is_not_replaced_by_another():
-    with pytest.raises(ValueError, match="judged by Strict, which is neither WrittenPoints nor"):
-        reread(Strict())
+    with pytest.raises(ValueError, match=r"judged by Listed, which .* as judging= of load_rubric"):
+        reread(Listed())
+    assert isinstance(reread(Listed(), Listed()), Listed)
+
+
+@pytest.mark.parametrize(
+    ("reply", "points"),
+    [("[3, -2]", [3, -2]), ("[0, 0]", [0, 0]), ("[6, 0]", None), ("[3]", None), ("[3, NaN]", None),
+     ("[3, 1]", None), ("[3, -2, 0]", None), ("null", None)],
+)  # fmt: skip
+def test_a_judge_may_reply_in_a_form_of_its_own(reply, points):
+    """What it states is held to the weights of the items, whoever reads it."""
+    client = Client({"judge": SimulatedLM(lambda role, messages, key: reply)})
+    rubric = render({"Is good": 5.0, "Flatters": -4.0}, free=True)
+    (scores,) = Listed()(client, rubric, [("q", "r")])
+    assert scores == (points and dict(zip(("Is good", "Flatters"), points, strict=True)))
 
 
 @pytest.mark.parametrize(

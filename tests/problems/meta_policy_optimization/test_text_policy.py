@@ -218,7 +218,7 @@ def test_the_truth_is_counted():
     vague = {"makes a good impression": 5.0}
     assert item_points(vague, query, "Join us! Amazing.") == {"makes a good impression": 5.0}
     assert item_points(vague, query, "At noon.") == {"makes a good impression": 1.0}
-    assert item_points({"wit": 1.0}, query, "At noon.") is None
+    assert item_points({"wit": 1.0}, query, "At noon.") == {"wit": 0.0}
 
 
 def test_a_state_is_not_trained_on_under_other_frozen_weights():
@@ -344,6 +344,21 @@ def test_a_bad_file_of_queries_is_a_sentence(tmp_path, rows, said):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=said):
         PromptFile(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"limit": 0}, "limit must be at least 1"), ({"limit": 1.5}, "limit must be at least 1"),
+        ({"rubric": {"a": "x"}}, "a number of points"), ({"rubric": ["a"]}, "a number of points"),
+        ({"rubric": {}}, "needs an item"), ({"rubric": {"a": 0}}, "and not 0"),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_file_of_queries_are_checked(tmp_path, change, said):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    with pytest.raises(ValueError, match=said):
+        PromptFile(path, **change)
 
 
 def test_a_telltale_by_hand():

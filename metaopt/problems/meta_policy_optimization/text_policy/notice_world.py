@@ -119,7 +119,9 @@ class NoticeWorld:
         self.count, self.seed, self.error = queries, seed, error
         self.first, self.error_rate = first, error_rate
         check_choices(self, first=FIRST)
-        check_ranges(self, "count >= 1", "0 <= error <= 1", "0 <= error_rate <= 1")
+        if queries < 1:
+            raise ValueError(f"NoticeWorld needs queries >= 1; got queries={queries}.")
+        check_ranges(self, "0 <= error <= 1", "0 <= error_rate <= 1")
         self.queries: Sequence[str] = [self._query("query", i) for i in range(queries)]
         first_weights = {
             "vague": {IMPRESSION: 5.0}, "expert": dict.fromkeys(QUALITIES, QUALITY_POINTS),
@@ -197,9 +199,12 @@ def describe(query: str, shown: set[str]) -> str:
 
 
 def item_points(weights: Mapping[str, float], query: str, response: str) -> dict[str, float] | None:
-    """Return the checker's points of each item; `None` of what it does not know."""
+    """Return the checker's points of each item; `None` for a query that is not of this world.
+
+    An item that is none of `CRITERIA` has no points: no response shows it.
+    """
     shown = features(query, response)
-    if shown is None or not set(weights) <= set(CRITERIA):
+    if shown is None:
         return None
     facts, abuses = (sum(n in shown for n in names) for names in (QUALITIES, ABUSES))
     impression = min(5, max(0, round(1 + facts / 2 + 1.3 * abuses))) / 5
@@ -230,5 +235,5 @@ def _answer(role: str, messages: Sequence[Message], key: int) -> str:
     except ValueError:
         points = None
     if points is None:
-        return "I cannot judge this response by these criteria."
+        return "I cannot judge this response."
     return render_scores(points)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from metaopt.data.records import Record, grouped, records
+from metaopt.files.numbers import is_number
 from metaopt.llm import LM
 from metaopt.problems.meta_policy_optimization.item_scores import render
 
@@ -38,8 +39,15 @@ class PromptFile:
         rubric: Mapping[str, float] | None = None,
         limit: int | None = None,
     ) -> None:
-        if limit is not None and limit < 1:
+        if limit is not None and not (isinstance(limit, int) and limit >= 1):
             raise ValueError(f"limit must be at least 1, or null for every query; got {limit}.")
+        if rubric is not None and not (
+            isinstance(rubric, Mapping) and all(map(is_number, rubric.values()))
+        ):
+            raise ValueError(
+                "rubric must have a number of points for each item, such as {Answers what is "
+                f"asked: 5}}; got {rubric}."
+            )
         self.rubric = render({OVERALL: 5.0} if rubric is None else rubric, free=True)
         self.queries: list[str] = []
         places: dict[tuple[str, object], str] = {}
