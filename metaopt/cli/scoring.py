@@ -172,7 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--columns", nargs="+", metavar="COLUMN=NAME", default=[], help="names in the file")
     add("--top", type=float, metavar="SHARE", help="write only the share with the largest scores")
     add("--llm", nargs="+", metavar=("NAME", "KEY=VALUE"), help="the judge of a rubric")
-    add("--limits", nargs="+", metavar="UNIT=AMOUNT", default=[], help="most lm_calls, tokens")
+    add(
+        "--limits",
+        nargs="+",
+        metavar="UNIT=AMOUNT",
+        default=[],
+        help="most lm_calls, lm_requests, tokens",
+    )
     add("--out", type=Path, metavar="PATH", help="FILE.scored or FILE.top, with its ending")
     return parser
 

@@ -115,7 +115,8 @@ class WrittenPoints:
             "(problem.judging.max_tokens where a judging is set) where replies are cut, or judge "
             "item by item: "
             "+judging@problem.judging=meta_policy_optimization/written "
-            f"problem.judging.per_item=true, or {yes_no}"
+            f"problem.judging.per_item=true, or {yes_no} Replies in another form are read by a "
+            "class that inherits from WrittenPoints and has a read of its own."
         )
 
 

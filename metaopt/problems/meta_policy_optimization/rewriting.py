@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from metaopt.engine.random import fold
@@ -49,6 +50,9 @@ class Rewriter:
 
         Raises:
             NotUnderstood: less than a tenth of three or more refinements hold a rubric.
+
+        Warns:
+            UserWarning: no merge holds one.
         """
         refinements = self._refinements(rubric, shown, key)
         if self.client.stopped or not refinements:
@@ -60,6 +64,11 @@ class Rewriter:
                 return rubric
             if merged := read_rubric(whole(reply) or "", has_items(rubric)):
                 return merged
+        warnings.warn(
+            f"none of {MERGES} merges of {len(refinements)} refinements holds a rubric of at most "
+            f"{MOST_ITEMS} items: the rubric stays as it is. Ask a larger meta judge.",
+            stacklevel=2,
+        )
         return rubric
 
     def _refinements(self, rubric: str, shown: Shown, key: int) -> list[str]:
@@ -73,7 +82,9 @@ class Rewriter:
         rubrics = [read_rubric(whole(reply) or "", free, most) for reply in replies]
         understood = [each for each in rubrics if each is not None]
         if len(replies) >= 3 and 10 * len(understood) < len(replies):
-            raise NotUnderstood(_complaint(replies[0], len(understood), len(replies), free), "meta")
+            raise NotUnderstood(
+                _complaint(replies[0], len(understood), len(replies), free, most), "meta"
+            )
         return understood
 
     def _ask(self, questions: Sequence[tuple[Message, ...]], key: int) -> list[Reply | None]:
@@ -85,13 +96,13 @@ class Rewriter:
         return ask(self.client, requests) if requests else []
 
 
-def _complaint(reply: Reply, understood: int, count: int, free: bool) -> str:
+def _complaint(reply: Reply, understood: int, count: int, free: bool, most: int) -> str:
     item = "a block <item points=5> ... </item>" if free else "a line '- <criterion>: <weight>'"
     lines = "".join(f"\n    {line}" for line in form(reply.text).splitlines())
     cut = " It is cut: raise problem.max_tokens." if reply.finish == "length" else ""
     return (
         f"meta: {count - understood} of {count} refinements hold no rubric between <rubric> and "
-        f"</rubric>, with {item} for each item. One of "
+        f"</rubric>, with {item} for each of at most {most} items. One of "
         f"{len(reply.text)} characters ends with (letters shown as x, digits as 9):"
         f"{lines or ' nothing'}{cut}"
     )

@@ -286,12 +286,15 @@ def test_a_peak_is_never_below_the_end():
 
 def test_a_meta_judge_that_is_not_understood_stops_the_run():
     meta = Meta(replies={REFINE: "Be strict about secrets: 12 points."})
-    with pytest.raises(NotUnderstood, match=r"16 of 16 refinements hold no rubric") as caught:
+    with pytest.raises(
+        NotUnderstood, match=r"16 of 16 refinements hold no rubric.* at most 13 items"
+    ) as caught:
         run(make(roles={"meta": meta}), steps=2, inner_steps=2)
     assert "secrets" not in str(caught.value)
     # a merge that is none keeps the rubric, after three answers
     meta = Meta(replies={MERGE: "I would rather not."})
-    engine, _ = run(make(roles={"meta": meta}), steps=2, inner_steps=2)
+    with pytest.warns(UserWarning, match="none of 3 merges of 16 refinements holds a rubric"):
+        engine, _ = run(make(roles={"meta": meta}), steps=2, inner_steps=2)
     assert engine.inner["rubric"] == FIRST
     assert meta.count(MERGE) == 3
 
