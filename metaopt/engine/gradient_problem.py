@@ -168,6 +168,12 @@ class GradientProblem(BilevelProblem):
             the losses, never copied, never in a checkpoint. A checkpoint holds their hash.
         hard_decisions: whether g is taken on decisions of phi without a derivative, made by
             `prepare_batch` (hard pseudo labels); estimators that differentiate g refuse it then.
+        batched_losses: whether the losses take tensors with more axes in front, those of phi, theta
+            and batches, and return the loss of each of these members, with their axes alone. The
+            tasks of a meta-batch and the seeds of a run are then evaluated without
+            `torch.func.vmap`, at a part of its cost for small models. phi has axes of length 1
+            where it is shared, or none: write `x @ theta["w"] + theta["b"].unsqueeze(-2)` and
+            `.mean((-2, -1))`. Compared with each member alone before it is relied on.
     """
 
     inner_optimizer: InnerOptimizer | Callable[[Tree, int], InnerOptimizer]
@@ -175,6 +181,7 @@ class GradientProblem(BilevelProblem):
     compute_dtype: torch.dtype | None = None
     frozen: Mapping[str, Tensor] = {}
     hard_decisions: bool = False
+    batched_losses: bool = False
     hooks = COMMON | GRADIENT
 
     @abstractmethod

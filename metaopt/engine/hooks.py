@@ -15,7 +15,7 @@ BLACK_BOX = frozenset({"init_inner", "inner_step", "evaluate"})
 """What else it looks for on a problem that steps and evaluates itself."""
 
 GRADIENT = frozenset({
-    "inner_optimizer", "warm_start", "compute_dtype", "frozen", "hard_decisions",
+    "inner_optimizer", "warm_start", "compute_dtype", "frozen", "hard_decisions", "batched_losses",
     "init_params", "init_buffers", "init_state", "update_state", "inner_batch", "outer_batch",
     "prepare_batch", "inner_loss", "outer_loss", "log_prob", "inner_losses", "feedback_loss",
 })  # fmt: skip
@@ -27,8 +27,8 @@ FINITE = frozenset({
 """What else it looks for on a `Finite` problem."""
 
 SETTINGS = frozenset({
-    "inner_optimizer", "warm_start", "compute_dtype", "frozen", "hard_decisions", "report",
-    "records", "replicates", "resplit",
+    "inner_optimizer", "warm_start", "compute_dtype", "frozen", "hard_decisions",
+    "batched_losses", "report", "records", "replicates", "resplit",
 })  # fmt: skip
 """Those of them that a constructor may set."""
 

@@ -102,9 +102,13 @@ class InnerLevel:
 
     def initial(self, outer: Tree, key: int) -> GradientState:
         """Return a new state; what is made from `outer` hangs on its graph."""
+        return self.initial_from(outer, generator(fold(key, "params")))
+
+    def initial_from(self, outer: Tree, draw: torch.Generator) -> GradientState:
+        """Return the same, drawn from a generator."""
         # Copied, on the graph: `step_` works in place, and what a problem returns may be phi itself
         # or the weights of a module of its own.
-        params = self.problem.init_params(outer, generator(fold(key, "params")))
+        params = self.problem.init_params(outer, draw)
         params = _copied(tree.check_named(params, f"{type(self.problem).__name__}.init_params"))
         state = _copied(self.problem.init_state(outer, params))
         buffers = _copied(self.problem.init_buffers(outer, params))

@@ -17,10 +17,27 @@ from torch.func import vmap
 from metaopt.engine import tree
 from metaopt.engine.gradient_problem import Batch, GradientProblem, GradientState
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import Draw, fold, replay
-from metaopt.engine.stacked import Stacked, agree, compared, moved, pick_state, stack
+from metaopt.engine.random import (
+    Draw,
+    fold,
+    generator,
+    generator_states,
+    replay,
+    set_generator_states,
+)
+from metaopt.engine.scheduled import Scheduled
+from metaopt.engine.stacked import (
+    BatchedLossError,
+    Stacked,
+    agree,
+    compared,
+    moved,
+    pick_state,
+    stack,
+)
 
 T = TypeVar("T")
 
@@ -121,10 +138,40 @@ class MetaBatch(Stacked):
         """Return the problem of a member, given the member's part of `self.per_member`."""
         return self.loop.problem_with(per_member)
 
+    def broadcast(self, shared: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return tensors of replicates with an axis of one task; others broadcast as they are."""
+        axis = len(self.loop.shape)
+        return [t.unsqueeze(axis) for t in self.loop.broadcast(shared)] if axis else shared
+
     def initial(self, outer: Tree, key: int) -> GradientState:
         """Return the first states of all tasks, on the graph of `outer`."""
-        start = super().initial(outer, key)
+        start = self._one_start(outer, key) or super().initial(outer, key)
         return start._replace(loss=start.loss[..., 0])
+
+    def _one_start(self, outer: Tree, key: int) -> GradientState | None:
+        """Return the first state of one task for all of them, where nothing is drawn for it."""
+        if self.loop.shape:
+            return None
+        own = fold(key, "params")
+        draw, untouched = generator(own), generator(own).get_state()
+        world = generator_states()
+        start = self.loop.initial_from(outer, draw)
+        drawn = zip(
+            (draw.get_state(), *tree.tensors(generator_states())),
+            (untouched, *tree.tensors(world)),
+            strict=True,
+        )
+        if not all(torch.equal(a, b) for a, b in drawn):
+            set_generator_states(world)
+            return None
+        return tree.map_tensors(lambda t: t.expand(self.tasks, *t.shape).clone(), start)
+
+    def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
+        """Return how each task is stepped."""
+        optimizer = self.problem.inner_optimizer
+        if isinstance(optimizer, Scheduled) and optimizer.fixed and optimizer.clip_norm is None:
+            return optimizer  # it steps each entry by itself
+        return super().optimizer(outer, step)
 
     def inner_value(
         self, outer: Tree, inner: GradientState, draw: Draw, batch: Batch = None
@@ -155,6 +202,8 @@ class MetaBatch(Stacked):
                 with torch.enable_grad(), twice_differentiable():
                     self.step(phi, self.leaves(start), self.draw(start, 0, 0))
                     together = compared(self, points, 0, self.tasks)
+            except BatchedLossError:
+                raise
             except Exception:  # a mistake of the problem's own shows again in a loop over tasks
                 return False
             with torch.enable_grad(), tree.replicated(False):
@@ -165,7 +214,14 @@ class MetaBatch(Stacked):
                     for i, (loop, k) in enumerate(self.each(0))
                 ]
         pairs = zip(together, self.gathered(alone), strict=True)
-        return all(agree(a, self._summed(a, b)) for a, b in pairs if b)
+        same = all(agree(a, self._summed(a, b)) for a, b in pairs if b)
+        if self.problem.batched_losses and not same:
+            raise BatchedLossError(
+                f"{type(self.problem).__name__} has other losses for {self.tasks} tasks together "
+                f"than for each alone. Take means over the axes of a task alone, or set "
+                f"batched_losses=False."
+            )
+        return same
 
     def _summed(self, together: Tree, alone: Tree) -> Tree:
         """Return what each task has, summed where the tasks together have one: losses and phi."""

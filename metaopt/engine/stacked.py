@@ -1,7 +1,8 @@
 """Several inner runs as one, whose tensors have an axis of them in front.
 
-`Stacked` is an `InnerLoop` whose losses are evaluated for all members by `torch.func.vmap`: an
-estimator that knows nothing of members differentiates them together. The tasks of a meta-batch
+`Stacked` is an `InnerLoop` whose losses are evaluated for all members by `torch.func.vmap`, or by
+the problem itself (`GradientProblem.batched_losses`): an estimator that knows nothing of members
+differentiates them together. The tasks of a meta-batch
 (`metaopt.engine.meta_batch`) share phi; the replicates of a run with several seeds
 (`metaopt.engine.replicates`) have each its own.
 """
@@ -34,6 +35,10 @@ T = TypeVar("T")
 
 class RaggedBatchesError(ValueError):
     """The members' batches have not the same form, so that they cannot be stacked."""
+
+
+class BatchedLossError(ValueError):
+    """A loss that is said to return the loss of each member does not."""
 
 
 class Stacked(InnerLoop):
@@ -155,6 +160,7 @@ class Stacked(InnerLoop):
         """Return what a function of the problem says of each member; a loss has their axes."""
         parts, rebuild = self._stacked(name, batch)
         trees = (outer, self.per_member, inner.params, inner.buffers, inner.state)
+        batched = name in LOSSES and self.problem.batched_losses
 
         def one(*tensors: Tensor) -> Any:
             rest = iter(tensors)
@@ -163,12 +169,31 @@ class Stacked(InnerLoop):
             at = inner._replace(params=params, buffers=buffers, state=state)
             theta = self.tensors(at, per_member.get("frozen", self.frozen))
             value = getattr(self.problem_with(per_member), name)(phi, theta, rebuild(list(rest)))
-            return scalar_loss(value, name).reshape(()) if name in LOSSES else value
+            if batched or name not in LOSSES:
+                return value
+            return scalar_loss(value, name).reshape(())
 
         # One by one, since vmap takes its time with nested arguments.
         shared, own = list(tree.tensors(trees[:2])), list(tree.tensors(trees[2:]))
         with watched_checkpoints(type(self.problem).__name__, name):
+            if batched:
+                return self._checked_shape(one(*self.broadcast(shared), *own, *parts), name)
             return self.mapped(one, shared, [*own, *parts])
+
+    def broadcast(self, shared: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return tensors with the axes of the outer variable that broadcast over members."""
+        return shared
+
+    def _checked_shape(self, loss: Any, name: str) -> Tensor:
+        if not isinstance(loss, Tensor) or loss.shape != self.shape:
+            what = f"{tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise BatchedLossError(
+                f"{type(self.problem).__name__}.{name} must return the loss of each member, of "
+                f"shape {self.shape}, where its tensors have such axes in front "
+                f"(batched_losses=True); got {what}. Take means over the axes behind these alone, "
+                f"or set batched_losses=False."
+            )
+        return loss
 
     def updated_state(self, outer: Tree, inner: GradientState, step: int) -> dict[str, Any]:
         """Return the problem's own state of each member after `step` steps."""

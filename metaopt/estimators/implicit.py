@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.meta_batch import MetaBatch
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import Draw, fold
+from metaopt.engine.random import Draw, Keys, fold
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.conjugate_gradient import ConjugateGradient
 from metaopt.estimators.exact import Exact
@@ -24,6 +25,9 @@ from metaopt.estimators.inner_run import Result
 from metaopt.estimators.neumann import Neumann
 from metaopt.estimators.solvers import Identity, Solver
 from metaopt.estimators.task_average import TaskAverage, mean_feedback
+
+BLOCKWISE = (ConjugateGradient, Exact, Identity)
+"""Solvers that leave each block of a matrix of several the solution it has alone, or its error."""
 
 
 class Implicit(TaskAverage):
@@ -45,7 +49,8 @@ class Implicit(TaskAverage):
             Rajeswaran et al., NeurIPS 2019). Without it such a problem is refused, and with it one
             where phi enters by theta_0 alone.
         tasks: number B of tasks whose hypergradients are averaged, >= 1; see `Unroll`. Each has a
-            solve of its own, from a cold start.
+            solve of its own, from a cold start; `ConjugateGradient`, `Exact` and `Identity` run
+            them together, to the end of the last.
         fresh_batches: take each product of the solve on a batch of its own. StocBiO is this with
             Neumann(step=...), AmIGO with GradientDescent(...).
 
@@ -111,15 +116,28 @@ class Implicit(TaskAverage):
         return self._solved(loop, outer, loop.run(outer, inner, key, self.inner_steps), key)
 
     def together(self, batch: MetaBatch, outer: Tree, key: int) -> Result:
-        """Return the same for all tasks: steps together, then solves one after the other."""
+        """Return the same for all tasks: steps together, then their solves.
+
+        The matrix of all tasks has a block for each. Solvers with numbers of each block solve them
+        together, with the solutions that each task has alone.
+        """
         inner = batch.run(outer, batch.start(outer, None, key), key, self.inner_steps)
+        if self.stacks and isinstance(self.solve, BLOCKWISE) and not batch.loop.shape:
+            keys = Keys([own for _, own in batch.each_task(key)])
+            with tree.replicated():
+                inner, feedback = self._solved(batch, outer, inner, key, keys)
+            metrics = {k: torch.as_tensor(v).mean() for k, v in feedback.metrics.items()}
+            return self.of_first_task(batch, inner, replace(feedback, metrics=metrics))
         results = [
             self._solved(loop, outer, tree.clone(batch.task(inner, i)), own)
             for i, (loop, own) in enumerate(batch.each_task(key))
         ]
         return results[0][0], mean_feedback([feedback for _, feedback in results])
 
-    def _solved(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
+    def _solved(
+        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int,
+        solver_key: int | None = None,
+    ) -> Result:  # fmt: skip
         """Return a state and the implicit hypergradient there."""
         value, v, direct = self.outer_gradients(loop, outer, inner, key)
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
@@ -132,7 +150,9 @@ class Implicit(TaskAverage):
             slope = slope_on(None)
             product = _Product(slope_on if self.fresh_batches else slope, theta)
             v = _read(slope, v)
-            q, last, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
+            q, last, metrics = self.solve(
+                product, v, self._solver, fold(key if solver_key is None else solver_key, "solve")
+            )
             # The solution of one task is no start for the next one's.
             self._solver = last if self.tasks == 1 else {}
             cross = tree.like(phi, pull_back(slope, list(phi.values()), q))

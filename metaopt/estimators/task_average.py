@@ -72,7 +72,12 @@ class TaskAverage(InnerRun):
 
     def together(self, batch: MetaBatch, outer: Tree, key: int) -> Result:
         """Return the same as the loop over tasks does, from one run of all tasks."""
-        inner, feedback = self.one(batch, outer, batch.start(outer, None, key), key)
+        return self.of_first_task(
+            batch, *self.one(batch, outer, batch.start(outer, None, key), key)
+        )
+
+    def of_first_task(self, batch: MetaBatch, inner: GradientState, feedback: Feedback) -> Result:
+        """Return the first task's state, and the feedback with the costs of all tasks."""
         cost = {unit: self.tasks * amount for unit, amount in feedback.cost.items()}
         # Copied: a part would keep all tasks in memory, and in a checkpoint.
         return tree.clone(batch.task(inner, 0)), dataclasses.replace(feedback, cost=cost)
