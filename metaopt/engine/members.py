@@ -63,6 +63,10 @@ class OneMember:
         """
         return function(*shared, *own)
 
+    def broadcast(self, shared: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return tensors with the axes of the outer variable that broadcast over all members."""
+        return shared
+
     def problem_with(self, per_member: Mapping[str, Any]) -> GradientProblem:
         """Return the problem of a member, given the member's part of `self.per_member`."""
         return self.problem

@@ -143,28 +143,32 @@ class MetaBatch(Stacked):
         axis = len(self.loop.shape)
         return [t.unsqueeze(axis) for t in self.loop.broadcast(shared)] if axis else shared
 
+    @tree.replicated(False)
     def initial(self, outer: Tree, key: int) -> GradientState:
         """Return the first states of all tasks, on the graph of `outer`."""
+        # One by one they take longer than the steps of a small network.
         start = self._one_start(outer, key) or super().initial(outer, key)
         return start._replace(loss=start.loss[..., 0])
 
     def _one_start(self, outer: Tree, key: int) -> GradientState | None:
         """Return the first state of one task for all of them, where nothing is drawn for it."""
-        if self.loop.shape:
+        starts, before = [], generator_states()
+        for i, (loop, own) in enumerate(self.loop.each(key)):
+            seed = fold(own, "params")
+            draw = generator(seed)
+            starts.append(loop.initial_from(self.loop.outer_of(outer, i), draw))
+            if not torch.equal(draw.get_state(), generator(seed).get_state()):
+                return None
+        pairs = zip(tree.tensors(generator_states()), tree.tensors(before), strict=True)
+        if not all(torch.equal(a, b) for a, b in pairs):
+            set_generator_states(before)
             return None
-        own = fold(key, "params")
-        draw, untouched = generator(own), generator(own).get_state()
-        world = generator_states()
-        start = self.loop.initial_from(outer, draw)
-        drawn = zip(
-            (draw.get_state(), *tree.tensors(generator_states())),
-            (untouched, *tree.tensors(world)),
-            strict=True,
+        axis = len(self.loop.shape)
+        size = (*self.loop.shape, self.tasks)
+        one = stack(starts) if axis else starts[0]
+        return tree.map_tensors(
+            lambda t: t.unsqueeze(axis).expand(*size, *t.shape[axis:]).clone(), one
         )
-        if not all(torch.equal(a, b) for a, b in drawn):
-            set_generator_states(world)
-            return None
-        return tree.map_tensors(lambda t: t.expand(self.tasks, *t.shape).clone(), start)
 
     def optimizer(self, outer: Tree, step: int) -> InnerOptimizer:
         """Return how each task is stepped."""

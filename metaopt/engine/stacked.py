@@ -180,10 +180,6 @@ class Stacked(InnerLoop):
                 return self._checked_shape(one(*self.broadcast(shared), *own, *parts), name)
             return self.mapped(one, shared, [*own, *parts])
 
-    def broadcast(self, shared: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return tensors with the axes of the outer variable that broadcast over members."""
-        return shared
-
     def _checked_shape(self, loss: Any, name: str) -> Tensor:
         if not isinstance(loss, Tensor) or loss.shape != self.shape:
             what = f"{tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

