@@ -21,16 +21,16 @@ from metaopt.engine.random import Keys, generator
 
 T = TypeVar("T")
 _EPSILON = {torch.float64: 1e-7, torch.float32: 6e-5}
-_REPLICATED: ContextVar[bool] = ContextVar("replicated", default=False)
+_REPLICATED: ContextVar[int] = ContextVar("replicated", default=0)
 
 
 @contextmanager
-def replicated(leading_axis: bool = True) -> Iterator[None]:
-    """Say whether the first axis of all tensors in the block counts replicates.
+def replicated(leading_axes: int = 1) -> Iterator[None]:
+    """Say how many of the first axes of all tensors in the block count replicates.
 
-    `dot` and `norm` are then (R,), one number for each replicate, and so may factors be. The
+    With one, `dot` and `norm` are (R,), one number for each replicate, and so may factors be. The
     algorithms above need not know: what is one number of a run becomes one of each replicate, and
-    nothing of one reaches another.
+    nothing of one reaches another. With two, those of R seeds with B tasks each, they are (R, B).
 
     Example:
         >>> rows = {"x": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}
@@ -39,7 +39,7 @@ def replicated(leading_axis: bool = True) -> Iterator[None]:
         (tensor([5., 1.]), tensor([[0.6000, 0.8000],
                 [0.0000, 1.0000]]))
     """
-    before = _REPLICATED.set(leading_axis)
+    before = _REPLICATED.set(int(leading_axes))
     try:
         yield
     finally:
@@ -47,8 +47,8 @@ def replicated(leading_axis: bool = True) -> Iterator[None]:
 
 
 def is_replicated() -> bool:
-    """Return whether the first axis of all tensors counts replicates here."""
-    return _REPLICATED.get()
+    """Return whether the first axes of all tensors count replicates here."""
+    return _REPLICATED.get() > 0
 
 
 def like(tree: Tree, tensors: Sequence[Tensor]) -> Tree:
@@ -289,24 +289,30 @@ def _whole(value: Tensor) -> Tensor:
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
     """Return the Euclidean norm of each tensor: a scalar, or (R,)."""
     if _REPLICATED.get():
-        return [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1) for t in tensors]
+        return [torch.linalg.vector_norm(_by_replicate(t), dim=-1) for t in tensors]
     norms: list[Tensor] = list(torch._foreach_norm(tensors))
     return norms
 
 
+def _by_replicate(tensor: Tensor) -> Tensor:
+    """Return the entries of each replicate as one axis, (R, n)."""
+    axes = _REPLICATED.get()
+    return tensor.reshape(*tensor.shape[:axes], -1)
+
+
 def sums(tensor: Tensor) -> Tensor:
     """Return the sum of all entries: a scalar, or (R,)."""
-    return tensor.reshape(len(tensor), -1).sum(1) if _REPLICATED.get() else tensor.sum()
+    return _by_replicate(tensor).sum(-1) if _REPLICATED.get() else tensor.sum()
 
 
 def means(tensor: Tensor) -> Tensor:
     """Return the mean of all entries: a scalar, or (R,)."""
-    return tensor.reshape(len(tensor), -1).mean(1) if _REPLICATED.get() else tensor.mean()
+    return _by_replicate(tensor).mean(-1) if _REPLICATED.get() else tensor.mean()
 
 
 def shape(tensor: Tensor) -> torch.Size:
     """Return the shape of a tensor, or what it is in each replicate."""
-    return tensor.shape[1:] if _REPLICATED.get() else tensor.shape
+    return tensor.shape[_REPLICATED.get() :]
 
 
 def where(mask: Tensor, a: Tree, b: Tree) -> Tree:

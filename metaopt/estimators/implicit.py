@@ -122,11 +122,13 @@ class Implicit(TaskAverage):
         together, with the solutions that each task has alone.
         """
         inner = batch.run(outer, batch.start(outer, None, key), key, self.inner_steps)
-        if self.stacks and isinstance(self.solve, BLOCKWISE) and not batch.loop.shape:
-            keys = Keys([own for _, own in batch.each_task(key)])
-            with tree.replicated():
+        seeds = len(batch.loop.shape)
+        draws = bool(seeds and getattr(self.solve, "preconditioner", None))
+        if self.stacks and isinstance(self.solve, BLOCKWISE) and not draws:
+            keys = Keys([own for _, own in batch.each_task(key)]) if not seeds else key
+            with tree.replicated(seeds + 1):
                 inner, feedback = self._solved(batch, outer, inner, key, keys)
-            metrics = {k: torch.as_tensor(v).mean() for k, v in feedback.metrics.items()}
+            metrics = {k: _mean_of_tasks(v, seeds) for k, v in feedback.metrics.items()}
             return self.of_first_task(batch, inner, replace(feedback, metrics=metrics))
         results = [
             self._solved(loop, outer, tree.clone(batch.task(inner, i)), own)
@@ -173,6 +175,11 @@ class Implicit(TaskAverage):
         # Of the last step: a learned schedule may end there.
         optimizer = loop.optimizer(phi, max(inner.step - 1, 0))
         return optimizer.stationary_gradient(theta, slope)
+
+
+def _mean_of_tasks(value: Tensor | float, axis: int) -> Tensor:
+    value = torch.as_tensor(value)
+    return value.mean(axis) if value.ndim > axis else value
 
 
 def _read(slope: Tree, v: Tree) -> Tree:
