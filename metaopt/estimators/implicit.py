@@ -16,7 +16,7 @@ from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.kernels import twice_differentiable
 from metaopt.engine.meta_batch import MetaBatch
 from metaopt.engine.protocols import Tree
-from metaopt.engine.random import Draw, Keys, fold
+from metaopt.engine.random import Draw, fold
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.conjugate_gradient import ConjugateGradient
 from metaopt.estimators.exact import Exact
@@ -123,11 +123,11 @@ class Implicit(TaskAverage):
         """
         inner = batch.run(outer, batch.start(outer, None, key), key, self.inner_steps)
         seeds = len(batch.loop.shape)
-        draws = bool(seeds and getattr(self.solve, "preconditioner", None))
-        if self.stacks and isinstance(self.solve, BLOCKWISE) and not draws:
-            keys = Keys([own for _, own in batch.each_task(key)]) if not seeds else key
+        # A preconditioner draws, for each task other numbers than for all of them.
+        draws = getattr(self.solve, "preconditioner", None) is not None
+        if isinstance(self.solve, BLOCKWISE) and not draws:
             with tree.replicated(seeds + 1):
-                inner, feedback = self._solved(batch, outer, inner, key, keys)
+                inner, feedback = self._solved(batch, outer, inner, key)
             metrics = {k: _mean_of_tasks(v, seeds) for k, v in feedback.metrics.items()}
             return self.of_first_task(batch, inner, replace(feedback, metrics=metrics))
         results = [
@@ -136,10 +136,7 @@ class Implicit(TaskAverage):
         ]
         return results[0][0], mean_feedback([feedback for _, feedback in results])
 
-    def _solved(
-        self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int,
-        solver_key: int | None = None,
-    ) -> Result:  # fmt: skip
+    def _solved(self, loop: InnerLoop, outer: Tree, inner: GradientState, key: int) -> Result:
         """Return a state and the implicit hypergradient there."""
         value, v, direct = self.outer_gradients(loop, outer, inner, key)
         phi, theta = tree.leaves(outer), tree.leaves(inner.params)
@@ -152,9 +149,7 @@ class Implicit(TaskAverage):
             slope = slope_on(None)
             product = _Product(slope_on if self.fresh_batches else slope, theta)
             v = _read(slope, v)
-            q, last, metrics = self.solve(
-                product, v, self._solver, fold(key if solver_key is None else solver_key, "solve")
-            )
+            q, last, metrics = self.solve(product, v, self._solver, fold(key, "solve"))
             # The solution of one task is no start for the next one's.
             self._solver = last if self.tasks == 1 else {}
             cross = tree.like(phi, pull_back(slope, list(phi.values()), q))
