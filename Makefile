@@ -18,7 +18,10 @@ RESULTS := results/meta_pseudo_labels/quickstart
 TABLES ?=
 EXACT ?=
 
-.PHONY: demo test test-slow tables lint docs clean
+# Which libraries to compare with, as benchmarks/peers names them; all by default, into benchmarks/peers.md.
+PEERS ?=
+
+.PHONY: demo test test-slow tables benchmarks lint docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed
@@ -43,6 +46,9 @@ test-slow:
 tables: $(VENV)/installed
 	METAOPT_DATA=$${METAOPT_DATA:-$(DATA)} OMP_NUM_THREADS=1 $(BIN)/metaopt tables $(TABLES) --jobs $(JOBS) $(if $(EXACT),--exact)
 
+benchmarks: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers $(PEERS)
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,7 +59,7 @@ docs: $(VENV)/installed-docs
 	@echo "The site is site/index.html."
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/.environments build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

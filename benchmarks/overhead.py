@@ -1,23 +1,19 @@
-"""Time of an outer step beside loops by hand, higher, TorchOpt and betty, at three sizes.
+"""Time of an outer step beside loops by hand, at three sizes; `benchmarks.peers` has libraries.
 
-`pip install higher torchopt graphviz` in an environment that has metaopt adds the first two
-libraries; what is not installed is left out. The ratios are to the loop by hand with
-`torch.func.functional_call`, as papers write it.
+The ratios are to the loop by hand with `torch.func.functional_call`, as papers write it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.mlp import RowWeights
-from metaopt.backends.betty import BettyEngine
+from benchmarks.turns import Steps, ratio, seconds
 from metaopt.engine import Engine
 from metaopt.engine.functional import functional_call
 from metaopt.engine.inner_optimizers import SGD, Adam
@@ -36,9 +32,6 @@ SIZES = {
 
 INNER, OUTER_RATE = 10, 1e-2
 RATES = {"sgd": 1e-2, "adam": 1e-3}
-
-Steps = Iterator[object]
-"""A loop that takes one outer step each time it is asked for the next item."""
 
 Call = Callable[[nn.Module, Tree, Any], Any]
 """Calls a module with other weights."""
@@ -109,44 +102,6 @@ def unroll_by_hand(problem: RowWeights, algorithm: str, call: Call) -> Steps:
         yield None
 
 
-def unroll_by_higher(problem: RowWeights, algorithm: str) -> Steps:
-    """Unroll with higher (Grefenstette et al., arXiv 1910.01727, 2019)."""
-    higher: Any = importlib.import_module("higher")
-    phi, _, outer = start(problem)
-    batches, model = Batches(problem), problem.model
-    kind: Any = torch.optim.SGD if algorithm == "sgd" else torch.optim.Adam
-    inner = kind(model.parameters(), lr=RATES[algorithm])
-    while True:
-        # Adam's moments start from 0 in each outer step: higher reads them from a torch optimizer.
-        with higher.innerloop_ctx(model, inner) as (functional, differentiable):
-            for _ in range(INNER):
-                differentiable.step(batches.inner(phi, functional))
-            loss = batches.outer(functional)
-            phi["weight"].grad = torch.autograd.grad(loss, phi["weight"])[0]
-            outer.step()
-            with torch.no_grad():
-                for p, fast in zip(model.parameters(), functional.fast_params, strict=True):
-                    p.copy_(fast)
-        yield None
-
-
-def unroll_by_torchopt(problem: RowWeights, algorithm: str) -> Steps:
-    """Unroll with TorchOpt (Ren et al., JMLR 2023)."""
-    torchopt: Any = importlib.import_module("torchopt")
-    phi, _, outer = start(problem)
-    batches, model = Batches(problem), problem.model
-    kind = torchopt.MetaSGD if algorithm == "sgd" else torchopt.MetaAdam
-    inner = kind(model, lr=RATES[algorithm])
-    while True:
-        for _ in range(INNER):
-            inner.step(batches.inner(phi, model))
-        phi["weight"].grad = torch.autograd.grad(batches.outer(model), phi["weight"])[0]
-        outer.step()
-        torchopt.stop_gradient(model)
-        torchopt.stop_gradient(inner)
-        yield None
-
-
 def soba_by_hand(problem: RowWeights, algorithm: str, call: Call) -> Steps:
     """Step theta, q and phi with the gradients of SOBA, taken by torch alone."""
     phi, theta, outer = start(problem)
@@ -192,67 +147,21 @@ def identity_by_hand(problem: RowWeights, algorithm: str, call: Call) -> Steps:
         yield None
 
 
-def engine(kind: Any, problem: RowWeights, estimator: Any) -> Steps:
-    """Return the outer steps of an engine, metaopt's or betty's."""
-    return iter(kind(problem, estimator, Descent("sgd", lr=OUTER_RATE), outer_steps=10**6))
-
-
 def loops(case: str, make: Callable[[], RowWeights]) -> dict[str, Steps]:
     """Return what is compared in a case, each on a problem of its own."""
     algorithm = "adam" if case.endswith("adam") else "sgd"
     by_hand: Callable[[RowWeights, str, Call], Steps] = unroll_by_hand
     estimator: Any = Unroll(INNER, schedule="whole")
-    others: dict[str, Steps] = {}
-    if case.startswith("unroll"):
-        for name, unroll in (("higher", unroll_by_higher), ("torchopt", unroll_by_torchopt)):
-            if importlib.util.find_spec(name):
-                others[name] = unroll(make(), algorithm)
-    elif case == "soba":
+    if case == "soba":
         by_hand, estimator = soba_by_hand, Soba()
-    else:
+    elif case == "t1-t2":
         by_hand, estimator = identity_by_hand, Implicit(Identity(), inner_steps=INNER)
-        others["betty's engine"] = engine(BettyEngine, make(), estimator)
+    optimizer = Descent("sgd", lr=OUTER_RATE)
     return {
         "by hand": by_hand(make(), algorithm, torch.func.functional_call),
         "by hand, metaopt.functional_call": by_hand(make(), algorithm, functional_call),
-        "metaopt": engine(Engine, make(), estimator),
-        **others,
+        "metaopt": iter(Engine(make(), estimator, optimizer, outer_steps=10**6)),
     }
-
-
-def ratios(
-    compared: Mapping[str, Steps], turns: int, steps: int
-) -> dict[str, tuple[float, float, float]]:
-    """Return milliseconds of an outer step, its ratio to the first loop's, and the ratio's error.
-
-    The loops take turns; times and ratios are medians over turns, the error is the standard error
-    of such a median. CPU time, with one thread, leaves out what other programs on the machine take,
-    and a ratio within a turn how fast the machine is at the moment.
-
-    Args:
-        compared: the loops.
-        turns: how many are timed.
-        steps: of an outer loop in a turn. One more comes first and is not timed: it runs with the
-            CPU's caches full of another loop's code, as no step of a run does.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in compared}
-    for turn in range(turns + 3):
-        for name, loop in compared.items():
-            next(loop)
-            started = time.thread_time()
-            for _ in range(steps):
-                next(loop)
-            if turn >= 3:  # the first turns warm up
-                seconds[name].append((time.thread_time() - started) / steps)
-    first = next(iter(seconds.values()))
-    result = {}
-    for name, each in seconds.items():
-        shares = [a / b for a, b in zip(each, first, strict=True)]
-        # By the spread of the middle half, which outliers leave alone, as of a normal distribution.
-        low, middle, high = statistics.quantiles(shares, n=4)
-        error = 1.253 * (high - low) / 1.349 / len(shares) ** 0.5
-        result[name] = 1e3 * statistics.median(each), middle, error
-    return result
 
 
 def main() -> None:
@@ -268,8 +177,11 @@ def main() -> None:
 
             print(f"{case}, {size} parameters: an outer step, and its ratio to the loop by hand")
             several = INNER * steps if case == "soba" else steps  # of one inner step each
-            for name, (ms, ratio, error) in ratios(loops(case, make), turns, several).items():
-                print(f"  {name:<34}{ms:9.2f} ms {ratio:7.3f} +- {error:.3f}", flush=True)
+            times = seconds(loops(case, make), turns, several)
+            for name, each in times.items():
+                of = ratio(each, times["by hand"])
+                ms = 1e3 * statistics.median(each)
+                print(f"  {name:<34}{ms:9.2f} ms {of.middle:7.3f} +- {of.error:.3f}", flush=True)
 
 
 if __name__ == "__main__":

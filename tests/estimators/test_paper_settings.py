@@ -1,11 +1,11 @@
 """F2SA, StocBiO, AmIGO and Reptile as settings, against plain numpy and their formulas."""
 
 import numpy as np
-import numpy_solvers
 import pytest
 import torch
 from test_first_order import Adaptation
 
+from benchmarks import numpy_solvers
 from metaopt.engine import Engine
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD

@@ -1,11 +1,11 @@
 """SOBA, SABA and SRBA against plain numpy on the same batches, and what they refuse."""
 
 import numpy as np
-import numpy_solvers
 import pytest
 import torch
 from seeds import assert_as_alone
 
+from benchmarks import numpy_solvers
 from metaopt.engine import Engine, distributed, tree
 from metaopt.engine.finite import Finite
 from metaopt.engine.inner_loop import InnerLoop

@@ -70,14 +70,20 @@ def srba(data, period):
     return directions
 
 
-def run(problem, directions, blocks, lr):
-    """Return w and z after a step on each (i, j) of `blocks`."""
+def steps(problem, directions, blocks, lr):
+    """Yield w and z after a step on each (i, j) of `blocks`."""
     z, q = np.zeros(problem.inner_dim), np.zeros(problem.inner_dim)
     w = np.full(problem.outer_dim, -2.0)
     for t, (i, j) in enumerate(blocks):
         slope, product, cross, v, direct = directions(t, (z, q, w), i, j)
         z, q, w = z - lr * slope, q - lr * (product - v), w - lr * (direct - cross)
-    return w, z
+        yield w, z
+
+
+def run(problem, directions, blocks, lr):
+    """Return w and z after all of `blocks`."""
+    *_, last = steps(problem, directions, blocks, lr)
+    return last
 
 
 def f2sa(problem, steps, inner_steps, lr, increment, z_exponent, y_exponent, gamma_exponent):
