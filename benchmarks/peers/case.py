@@ -128,7 +128,7 @@ def unroll() -> Unroll:
     return Unroll(K, schedule="whole")
 
 
-TINY = 1e-20
+TINY = 1e-30
 """An eps that is lost in double precision beside the root of any second moment that occurs here."""
 
 CASES = {
