@@ -20,6 +20,9 @@ COLUMNS = {
 }
 """Columns that a table has on request."""
 
+LARGE = 1e6
+"""From here on a number is in scientific notation, such as a loss that has diverged."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -83,7 +86,8 @@ class Settings:
     def show(self, metric: str, value: float, sign: bool = False) -> str:
         """Return an already scaled number with the metric's digits."""
         digits = int(_of(self.digits, metric, 3))
-        return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+        form = f".{digits}f" if abs(value) < LARGE else f".{max(digits, 1)}e"
+        return format(value, f"+{form}" if sign else form)
 
     def label(self, metric: str) -> str:
         """Return the heading of a metric's column."""

@@ -144,3 +144,10 @@ def test_metrics_of_single_things_are_no_columns_unless_asked_for(tmp_path):
     assert settings_for(runs, ["eval/weight/b"], None).metrics == ["eval/weight/b"]
     runs = collect(write_run(tmp_path / "b", 0, "plain", metrics={"eval/weight/a": 1.0}))
     assert settings_for(runs, None, None).metrics == ["eval/weight/a"]
+
+
+def test_numbers_that_have_diverged_are_in_scientific_notation(sweep):
+    show = settings_for(collect(sweep), None, None).show
+    numbers = [show("eval/loss", x) for x in (3.16762e26, -999_999.0, 0.25)]
+    assert numbers == ["3.168e+26", "-999999.000", "0.250"]
+    assert show("eval/loss", 1e6, sign=True) == "+1.000e+06"
