@@ -25,6 +25,9 @@ MOST_METRICS = 3
 LEAST_NAME = 16
 """Characters of a cell's name that its metrics leave room for."""
 
+LOG_WIDTH = 200
+"""Characters of a line in a file or a pipe, in which names are whole; COLUMNS is another number."""
+
 
 def in_words(seconds: float) -> str:
     """Return a duration in two units at most.
@@ -237,4 +240,4 @@ def _live() -> Live:
 
 
 def _width() -> int:
-    return shutil.get_terminal_size().columns
+    return shutil.get_terminal_size((LOG_WIDTH, 24)).columns

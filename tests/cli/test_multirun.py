@@ -338,6 +338,17 @@ def test_a_terminal_gets_a_table_that_goes_and_lines_that_stay(
     assert capsys.readouterr().out.startswith("1/1  x=0  b 2  a 1")
 
 
+def test_names_are_whole_in_a_log(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name = f"estimator={'finite_difference' * 6}"
+    launcher = followed(computed)
+    with launcher.display.shown():
+        launcher.launch([[name]], 0)
+    assert capsys.readouterr().out.startswith(f"1/1  {name}  b 2  a 1")
+
+
 def test_a_log_gets_the_heading_now_and_then(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
