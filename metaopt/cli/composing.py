@@ -7,7 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -114,6 +119,8 @@ def cause(error: BaseException) -> BaseException:
 def explanation(error: BaseException) -> str:
     """Return a message about a config that could not be composed."""
     text = str(error)
+    if isinstance(error, OverrideParseException) and "=" in error.override:
+        return mistakes.unreadable(error.override, text.partition("\nSee http")[0])
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return mistakes.unknown_key(unknown[1], mistakes.given())
     if missing_value := re.search(r"Missing mandatory value[^\n]*\n\s*full_key: (\S+)", text):

@@ -44,6 +44,17 @@ def no_launcher(name: str) -> str:
     return f"There is no hydra/launcher={name}. Choose one of basic, {', '.join(LAUNCHERS)}."
 
 
+def unreadable(override: str, why: str) -> str:
+    """Return what to say to a value that Hydra's grammar does not read, as it stands."""
+    key, _, value = override.partition("=")
+    inner = value.strip("\"'").replace('"', "'")
+    reason = "" if why.startswith("Lexer") else f" ({why})"  # a class of Hydra's
+    return (
+        f"{override} cannot be read{reason}. Close what is open; a text with any of = , ( ) [ ] "
+        f"{{ }} needs quotes within those of the shell: '{key}=\"{inner}\"'."
+    )
+
+
 def no_option(overrides: Iterable[str]) -> str:
     """Return what to say to a group whose value is not a text, such as `estimator=null`."""
     for key, _, value in (override.partition("=") for override in overrides):
@@ -92,7 +103,14 @@ def unknown_key(key: str, overrides: Iterable[str]) -> str:
     """
     groups = folders.groups()
     group = key.partition("@")[0]
+    if key in ("launcher", "sweeper"):
+        return f"There is no key {key!r}. It is hydra/{key}=NAME."
     config, choices = _composed([o for o in overrides if _key(o) != key])
+    place, _, last = key.rpartition(".")
+    if place.split(".")[0] == "hydra":
+        known = [name for name in config if name.startswith(f"{place}.")]
+        return f"There is no key {key!r}.{nearest(key, known)} `metaopt --cfg hydra` shows them."
+    config = [name for name in config if not name.startswith("hydra.")]
     if group in groups:
         return _misplaced_group(key, group, choices)
     elsewhere = [name for name in config if name.endswith(f".{key}")]
@@ -102,7 +120,6 @@ def unknown_key(key: str, overrides: Iterable[str]) -> str:
         return f"{start} It is {' or '.join(elsewhere[:3])}{more}."
     if other := _other_options(key, choices):
         return f"{start} {other}"
-    last = key.rpartition(".")[2]
     same = [name for name in config if name.rpartition(".")[2] == last and name != key]
     if same and "." in key:
         return f"{start} It is {' or '.join(same[:3])}."
@@ -152,7 +169,8 @@ def _composed(overrides: list[str]) -> tuple[list[str], Mapping[str, Any]]:
     from metaopt.cli.loading import CONFIG, composing
     from metaopt.runs import configs
 
-    for chosen in (overrides, [o for o in overrides if _key(o) in ("problem", "experiment")]):
+    telling = ("problem", "experiment", "hydra/launcher", "hydra/sweeper")
+    for chosen in (overrides, [o for o in overrides if _key(o) in telling]):
         try:
             with composing():
                 config: Any = compose(CONFIG, chosen, return_hydra_config=True)
@@ -160,7 +178,6 @@ def _composed(overrides: list[str]) -> tuple[list[str], Mapping[str, Any]]:
             continue
         choices = dict(config.hydra.runtime.choices)
         plain: Any = OmegaConf.to_container(config)
-        plain.pop("hydra")
         return list(dict(configs.flatten(plain))), choices
     names = (folders.shipped() / "train.yaml").read_text(encoding="utf-8")
     return re.findall(r"^(\w+): ", names, flags=re.M), {}

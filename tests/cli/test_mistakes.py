@@ -129,6 +129,9 @@ OTHERS = [
     ("method=reward_model/flip", "reward_model/flip is one of problem=reward_model"),
     ("data=cifar10", "problem=ridge takes no option of the group data"),
     ("experiment=ridge/estimatrs", "no experiment=ridge/estimatrs"),
+    ("launcher=joblib", "There is no key 'launcher'. It is hydra/launcher=NAME."),
+    ("hydra.run.dri=runs/a", "There is no key 'hydra.run.dri'. Did you mean hydra.run.dir?"),
+    ("hydra.run.dir=runs/a=b", "quotes within those of the shell: 'hydra.run.dir=\"runs/a=b\"'"),
     ("seed", "an argument of a run is KEY=VALUE"),
     ("--steps=3", "unrecognized arguments: --steps=3"),
 ]
