@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -231,4 +232,4 @@ def _conclude(folder: Path, result: Mapping[str, Any], seconds: float, delivered
         print(f"best {best['metric']} {best['value']:.6g}, at outer step {best['outer_step']}: "
               f'metaopt.load("{folder}", best=True)')  # fmt: skip
     print(f"{result['outer_steps']} outer steps in {seconds:.1f} s; everything is in {folder}")
-    print(f"Next: metaopt-report {folder}")
+    print(f"Next: metaopt-report {shlex.quote(str(folder))}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -209,7 +210,7 @@ def _best(folder: Path, result: Mapping[str, Any]) -> dict[str, str]:
 
 def _next(folder: Path, config: Mapping[str, Any], state: State) -> str:
     if state.status == "finished":
-        return f"metaopt-report {folder}"
+        return f"metaopt-report {shlex.quote(str(folder))}"
     if state.status == "running":
         return "wait for it"
     if config.get("started") == PYTHON:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -293,7 +294,7 @@ class OptunaSweeper(Sweeper):
             f"Best: trial {best['trial']}, {summary['objective']} {best['value']:.6g}, in "
             f"{_shown(self.folder / best['run'])}\n  {best['command']}"
         )
-        print(f"Next: metaopt-report {self.folder}")
+        print(f"Next: metaopt-report {shlex.quote(str(self.folder))}")
         return 0
 
     def _summary(self) -> dict[str, Any]:

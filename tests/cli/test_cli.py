@@ -54,6 +54,13 @@ def test_a_run_leaves_its_folder_and_says_where_it_is(metaopt: Metaopt) -> None:
     assert list((folder / "figures").glob("*.png"))
 
 
+def test_a_printed_command_can_be_pasted_where_the_folder_has_a_space(metaopt: Metaopt) -> None:
+    command = "metaopt-report 'runs/a b'"
+    done = metaopt(*TINY, "outer_steps=1", "hydra.run.dir=runs/a b")
+    assert f"Next: {command}\n" in done.out
+    assert f"next     {command}" in metaopt("show", "runs/a b").out.replace("\t", "     ")
+
+
 def test_the_command_line_wins_over_debug_and_problem(metaopt: Metaopt) -> None:
     assert metaopt(*TINY, "outer_steps=2", "estimator=implicit", "inner_steps=3").code == 0
     config = yaml.safe_load(only("runs/ridge/*/config.yaml").read_text())
