@@ -34,6 +34,7 @@ LAUNCHERS = {
             "hydra.launcher.ray.init.address=local",
             "+hydra.launcher.ray.init.num_cpus=2",
             "+hydra.launcher.ray.init.include_dashboard=false",
+            "+hydra.launcher.ray.init._node_ip_address=127.0.0.1",
         ),
     ),
 }
@@ -272,7 +273,7 @@ def test_cells_of_a_ray_cluster_that_is_running_are_in_the_folder_of_the_command
     with messages.open("w") as file:
         head = subprocess.Popen(
             [*ray, "start", "--head", "--block", "--num-cpus=1", "--include-dashboard=false",
-             "--port=0"],
+             "--port=0", "--node-ip-address=127.0.0.1"],
             cwd=place, env=ENVIRONMENT, stdout=file, start_new_session=True,
         )  # fmt: skip
     try:
