@@ -15,10 +15,14 @@ from typing import Any
 import yaml
 
 from metaopt.cli import folders
+from metaopt.cli.mistakes import LAUNCHERS
 from metaopt.cli.verbs import VERBS
 
 FOLDERS = ("ls", "report", "score", "show")
 """Verbs that take a folder of runs."""
+
+HYDRA = {"hydra/launcher": ("basic", *LAUNCHERS), "hydra/sweeper": ("basic", "tune")}
+"""Groups of hydra that a user chooses from."""
 
 
 def complete(shell: str) -> int:
@@ -56,9 +60,11 @@ def candidates(before: Sequence[str], word: str) -> list[str]:
         return [f"resume={path}" for path in _runs(value)]
     groups = folders.groups()
     if equals:
-        options = groups.get(key.partition("@")[0], {})
-        return _beginning(word, (f"{key}={option}" for option in options))
-    names = [*(f"{group}=" for group in groups), *_keys(rest, word)]
+        options = HYDRA.get(key) or groups.get(key.partition("@")[0], {})
+        listed, comma, _ = word.rpartition(",")
+        start = f"{listed}," if comma else f"{key}="
+        return _beginning(word, (f"{start}{option}" for option in options))
+    names = [*(f"{group}=" for group in (*groups, *HYDRA)), *_keys(rest, word)]
     return _beginning(word, [*names, *(() if before else [*VERBS, "resume="])])
 
 

@@ -57,6 +57,11 @@ CASES = {
     "metaopt ls r": ["runs/"],
     "metaopt show runs/": ["runs/plain/", "runs/ridge/"],
     "metaopt show runs/ridge/t": ["runs/ridge/two"],
+    "metaopt -m problem=ridge hydra/l": ["hydra/launcher="],
+    "metaopt -m hydra/launcher=s": [
+        "hydra/launcher=submitit_local", "hydra/launcher=submitit_slurm",
+    ],
+    "metaopt -m estimator=unroll,implicit_ny": ["estimator=unroll,implicit_nystrom"],
     "metaopt fetch g": [],
     "metaopt problem=nothing outer_l": [],
     "metaopt --config-dir nowhere prob": [],
