@@ -193,11 +193,11 @@ class Selection:
         if by is None or (needed := eval_every * (by.patience + 1)) < engine.outer_steps:
             return
         most = (engine.outer_steps - 1) // eval_every - 1
-        cure = f"A patience from 1 to {most} can" if most >= 1 else "No patience can"
+        patience = f"a patience from 1 to {most}, " if most >= 1 else ""
         print(f"early_stopping.patience={by.patience} cannot end this run early: it needs "
-              f"{by.patience + 1} evaluations, the last of them after outer step {needed} of "
-              f"{engine.outer_steps} with eval_every={eval_every}. {cure}; so can a smaller "
-              f"eval_every or a larger outer_steps.", file=sys.stderr)  # fmt: skip
+              f"{by.patience + 1} evaluations, which with eval_every={eval_every} is outer step "
+              f"{needed} of {engine.outer_steps}. Choose {patience}a smaller eval_every or a "
+              f"larger outer_steps.", file=sys.stderr)  # fmt: skip
 
 
 def as_keys(keys: Keys) -> Mapping[str, Any]:

@@ -185,7 +185,7 @@ def test_a_run_that_is_too_short_to_end_early_says_so(metaopt: Metaopt) -> None:
     done = metaopt(*RUN, EARLY[0], "outer_steps=20", "hydra.run.dir=run")
     assert done.code == 0
     assert "early_stopping.patience=5 cannot end this run early: it needs 6 evaluations" in done.err
-    assert "outer step 30 of 20 with eval_every=5. A patience from 1 to 2 can" in done.err
+    assert "is outer step 30 of 20. Choose a patience from 1 to 2, a smaller eval_every" in done.err
     patient = metaopt(*RUN, *EARLY, "outer_steps=20", "hydra.run.dir=other")  # of 2
     assert "cannot end" not in patient.err
 
