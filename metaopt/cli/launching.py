@@ -66,12 +66,14 @@ class FollowedLauncher:
         """Run cells; one that raises has the outcome "failed".
 
         Raises:
+            ConfigError: two cells would write to one folder.
             LauncherError: the launcher has ended before its cells did.
         """
         multirun, batch = self.multirun, [list(words) for words in job_overrides]
         multirun.total = max(multirun.total or 0, len(multirun.cells) + len(batch))
         keys = differing(batch) if multirun.keys is None else multirun.keys
         cells = [self._cell(words, initial_job_idx + i, keys) for i, words in enumerate(batch)]
+        _refuse_shared_folders([*multirun.cells, *cells])
         self.names |= {initial_job_idx + i: rounded(cell.name) for i, cell in enumerate(cells)}
         _forget(cells)  # heartbeats of a command that was killed
         multirun.cells += cells
@@ -189,6 +191,20 @@ def failures(multirun: Multirun) -> str:
         lines.append(f"  {shortened(first, 110)}")
         lines += [f"    {cell.command}" for cell in failed if cell.message == message]
     return "\n".join(lines)
+
+
+def _refuse_shared_folders(cells: Sequence[Cell]) -> None:
+    """Raise a `ConfigError` where two different cells have one folder; before one is run."""
+    commands: dict[Path, str] = {}
+    for cell in cells:
+        other = commands.setdefault(cell.folder, cell.command)
+        if other != cell.command:
+            raise ConfigError(
+                f"Two cells would write to {cell.folder}:\n  {other}\n  {cell.command}\nKeys that "
+                "leave results as they are, such as label or tracker, are not in a folder's name, "
+                "nor are characters that differ from letters and digits. Give such a key one "
+                "value, or run each with another name=NAME."
+            )
 
 
 def _fix_folder(config: DictConfig) -> None:

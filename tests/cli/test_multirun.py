@@ -32,6 +32,7 @@ from metaopt.cli.launching import (
     differing,
     failures,
 )
+from metaopt.files.errors import ConfigError
 from metaopt.runs.fitting import shortened
 from metaopt.runs.heartbeat import Heartbeat, read_heartbeat
 
@@ -298,6 +299,12 @@ def test_a_launcher_that_ends_early_leaves_what_goes_on_to_its_end(here: Path) -
     assert "the same command computes the rest" in str(error.value)
     threads[0].join()
     assert not Path("sweep", HEARTBEATS).exists()
+
+
+def test_two_cells_of_one_folder_are_refused_before_one_runs(here: Path) -> None:
+    with pytest.raises(ConfigError, match=r"would write to .*sweep/x=0:\n.*label=a\n.*label=b\n"):
+        followed(computed).launch([["x=0", "label=a"], ["x=0", "label=b"]], 0)
+    assert not Path("sweep").exists()
 
 
 def test_heartbeats_of_an_earlier_command_are_not_read(here: Path) -> None:
