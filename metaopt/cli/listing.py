@@ -50,7 +50,10 @@ def ls(arguments: Sequence[str]) -> int:
     )
     folder = parser.parse_args(arguments).folder
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}. Give the folder of runs or of a sweep.")
+        raise ValueError(
+            f"There is no folder {folder}. Runs are in runs and sweeps in results where they were "
+            "started, unless the command named another folder."
+        )
     paths = sorted(path.parent for path in folder.rglob("config.yaml"))
     if not paths:
         raise ValueError(f"There is no run below {folder}: no folder in it has a config.yaml.")
