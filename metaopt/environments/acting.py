@@ -101,20 +101,20 @@ class Acting:
         Cost: no wait for the device.
         """
         transitions, size, episodes = experience
-        abreast = self.environments
+        count = self.environments
         made_before = 0 if environment.resumable else int(size.sum())
         if not environment.resumable:
-            episodes = environment.begin((len(size), abreast), draw, self.unit.dtype)
+            episodes = environment.begin((len(size), count), draw, self.unit.dtype)
         updates = 0
-        for step in range(steps.start, steps.stop, abreast):
+        for step in range(steps.start, steps.stop, count):
             before = episodes.observation / self.unit
             action = self.agent.act(learners, before, epsilon(step), draw)
             episodes, moved = environment.step(episodes, action, draw)
             after, ends = moved.next_observation / self.unit, moved.terminated.to(self.unit.dtype)
             made = pack(Batch(before, action, reward(action, moved), after, ends))
             if environment.resumable:  # every step is valid, so that their places are known
-                transitions[:, step : step + abreast] = made
-                size = size + abreast
+                transitions[:, step : step + count] = made
+                size = size + count
             else:
                 size = _store(transitions, size, made, moved.valid)
             if watch is not None:

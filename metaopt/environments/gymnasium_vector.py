@@ -68,8 +68,8 @@ class GymnasiumVector:
         limit = _most_steps(vector)
         if limit is None:
             raise ValueError(
-                f"{id} has no time limit of its own; set problem.environment.time_limit, the most "
-                "steps of an episode."
+                f"{id} has no time limit of its own; set it, as in time_limit=500, the most steps "
+                "of an episode."
             )
         space, actions = vector.single_observation_space, vector.single_action_space
         discrete = getattr(actions, "n", None) is not None
@@ -179,7 +179,7 @@ class GymnasiumVector:
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             legal = ", ".join(get_close_matches(self.id, gymnasium.registry, 3, 0.0))
             raise ValueError(
-                f"gymnasium cannot make problem.environment.id={self.id}: {error} Ids like it are "
+                f"gymnasium cannot make id={self.id}: {error} Ids like it are "
                 f"{legal}; `module:Name-v0` imports a module that registers its own, from the "
                 "working folder with --config-dir or PYTHONPATH=."
             ) from error

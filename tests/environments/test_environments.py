@@ -271,7 +271,7 @@ def test_time_limits_are_the_simulators_own_or_those_asked_for(mode, asked, limi
 
 
 def test_an_environment_without_a_time_limit_needs_one():
-    with pytest.raises(ValueError, match=r"set problem\.environment\.time_limit"):
+    with pytest.raises(ValueError, match=r"time_limit=500, the most steps"):
         GymnasiumVector("MountainCar-v0", arguments={"max_episode_steps": -1})
 
 
@@ -294,8 +294,8 @@ def test_environments_of_gymnasium_by_id():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("CartPol-v1",), r"environment.id=CartPol-v1: .* Ids like it are CartPole-v1"),
-        (("nowhere:Own-v0",), "cannot make problem.environment.id=nowhere:Own-v0"),
+        (("CartPol-v1",), r"make id=CartPol-v1: .* Ids like it are CartPole-v1"),
+        (("nowhere:Own-v0",), "cannot make id=nowhere:Own-v0"),
         (("Blackjack-v1", 9), "needs flat observations and actions that are discrete or a vector"),
     ],
 )

@@ -111,7 +111,7 @@ class ActorCritic:
         self.success = success_of(environment, success)
         self.variables = variables.of(environment)
         self._live: tuple[list[int], list[Any]] | None = None
-        self._learner(None, 0)  # so that a mistake is told before anything is trained
+        self._learner(None, 0)  # so that a mistake is an error before anything is trained
 
     def begin(self, rewards: int, key: int) -> ActorCriticRun:
         """Return new trainings under as many rewards."""
@@ -132,8 +132,8 @@ class ActorCritic:
         episodes, played = self._play(learners, self.curve_episodes, fold(key, "curve"))
         curves = [{name: list(values) for name, values in curve.items()} for curve in run.curves]
         longest = max(learner.num_timesteps for learner in learners)
-        for curve, reward, its in zip(curves, rewards, episodes, strict=True):
-            for name, value in curve_point(reward, self.variables, its, longest).items():
+        for curve, reward, greedy in zip(curves, rewards, episodes, strict=True):
+            for name, value in curve_point(reward, self.variables, greedy, longest).items():
                 curve.setdefault(name, []).append(value)
         return ActorCriticRun(
             keys, curves, run.phases + 1, run.environment_steps + steps + played,

@@ -59,8 +59,8 @@ def mountain_car_rewards(random: int = 25, seed: int = 0) -> dict[str, str]:
     if not 0 <= random <= 1000:
         raise ValueError(f"mountain_car_rewards needs 0 <= random <= 1000; got {random}.")
     texts = {
-        name: said if isinstance(said, str) else "\n".join(map(_line, said))
-        for name, said in NAMED.items()
+        name: terms if isinstance(terms, str) else "\n".join(map(_line, terms))
+        for name, terms in NAMED.items()
     }
     draw = generator(fold(seed, "bank"))
     while len(texts) < len(NAMED) + random:

@@ -1,4 +1,4 @@
-"""What a test on recorded episodes would have said of rewards whose success is known.
+"""A test on recorded episodes, judged by rewards whose success is known.
 
 Every reward of a bank is trained under once. Then the test's verdict on each can be compared with
 the success of its training, and a search with the test replayed in any order without training.
@@ -172,6 +172,6 @@ def _seeds(
     rewards, episodes = [], []
     for kind, able in zip((True, False), _able(bank, count), strict=True):
         rewards.append(int(draw.choice(able)))
-        its = np.flatnonzero((bank.source == rewards[-1]) & (bank.won == kind))
-        episodes.append(draw.permutation(its)[:count])
+        recorded = np.flatnonzero((bank.source == rewards[-1]) & (bank.won == kind))
+        episodes.append(draw.permutation(recorded)[:count])
     return rewards, np.concatenate(episodes)

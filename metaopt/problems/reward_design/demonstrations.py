@@ -18,7 +18,7 @@ from metaopt.problems.reward_design.language import Expression
 from metaopt.problems.reward_design.recording import Success, recorded
 from metaopt.problems.reward_design.returns import step_rewards
 from metaopt.problems.reward_design.training import Training, Trajectories, join
-from metaopt.problems.reward_design.variables import Variables
+from metaopt.problems.reward_design.variables import Variables, name_of
 
 Policy = Callable[[Tensor], Tensor]
 
@@ -58,7 +58,7 @@ def demonstrations(
         ValueError: no controller is known for the environment, or it does not succeed, or random
             actions do not fail.
     """
-    name = type(environment).__name__
+    name = name_of(environment)
     controller = CONTROLLERS.get(type(environment))
     if controller is None:
         legal = ", ".join(kind.__name__ for kind in CONTROLLERS)

@@ -122,7 +122,10 @@ class RewardDesign(TextProblem):
         )  # fmt: skip
         self.exploited = Exploited(trainer.environment, trainer.success, self.variables)
         first_text = first_reward(trainer.environment) if first is None else first
-        self.first = self.expression(first_text).text
+        try:
+            self.first = self.expression(first_text).text
+        except ValueError as error:
+            raise ValueError(f"first={first_text!r} is no reward. {error}") from error
         self.report = RewardReport(self)
         self.client.require({ROLE: rewards})
         self._final_cost: dict[str, float] = {}

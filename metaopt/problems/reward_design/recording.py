@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from metaopt.environments import Environment, Transition
 from metaopt.environments.acting import play
 from metaopt.problems.reward_design.training import Trajectories
+from metaopt.problems.reward_design.variables import name_of
 
 Success = Literal["terminated", "truncated"] | float
 """How an episode succeeds: by ending in a state of the task (a goal), by lasting until the time
@@ -32,7 +33,7 @@ def success_of(environment: Environment, success: Success | None) -> Success:
     raise ValueError(
         f"RewardDesign needs success to be terminated (the task ends), truncated (the episode "
         f"lasts until its time limit) or a least return; got {success!r}, and "
-        f"{type(environment).__name__} does not say. Set problem.trainer.success."
+        f"{name_of(environment)} does not say. Set problem.trainer.success."
     )
 
 

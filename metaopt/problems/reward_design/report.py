@@ -55,7 +55,7 @@ class RewardReport(Report):
         failed = sum(_failed(entry) for entry in inner["history"] if entry["filed"])
         lines = [
             *client.failures(),
-            "success   reward (its terms, in the order in which they were tried)",
+            "success   reward (one line each, in the order in which they were tried)",
             *(
                 f"{fmean(entry['success']):7.2f}   {one_line(entry['reward'])}{remark}"
                 for entry, remark in _listed(inner["history"])
@@ -94,11 +94,18 @@ def _measured(final: Training | None, folder: Path) -> Iterator[Block]:
 
 
 def _listed(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield the trainings in their order, and a remark on those of a best one that was selected."""
+    """Yield the trainings in their order, and a remark on those of a reward trained again."""
     counts = Counter(entry["number"] for entry in history)
     for entry in sorted(history, key=lambda entry: (entry["number"], entry["filed"])):
         again = counts[entry["number"]] > 1 and entry["filed"]
-        yield entry, "   (the best of these, trained again)" if again else ""
+        remark = ""
+        if again:
+            remark = "   (the best of these, trained again)"
+        elif entry["tested"] and not entry["passed"]:
+            remark = (
+                f"   (the best so far, trained again: {entry['tested']} in a row failed the test)"
+            )
+        yield entry, remark
 
 
 def _row(entry: Mapping[str, Any], remark: str) -> Sequence[str]:

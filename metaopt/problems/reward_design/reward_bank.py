@@ -1,8 +1,8 @@
-"""A bank of rewards, all trained under at once: what a test would have said, and saved."""
+"""A bank of rewards, all trained under at once, on which a test of rewards is judged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -12,7 +12,7 @@ from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_ranges
 from metaopt.problems.reward_design.bank_analysis import Bank, savings, seedable, verdicts
 from metaopt.problems.reward_design.bank_report import RULES, BankReport
-from metaopt.problems.reward_design.language import parse
+from metaopt.problems.reward_design.language import Expression, parse
 from metaopt.problems.reward_design.returns import step_rewards
 from metaopt.problems.reward_design.tpe import Per, Rule, TrajectoryPreference, rates
 from metaopt.problems.reward_design.trainer import Trainer, cost_of
@@ -61,7 +61,7 @@ class RewardBank(Problem):
         self.seeds, self.seed = seeds, seed
         check_ranges(self, "0 <= delta <= 1", "store >= 2", "permutations >= 1", "seeds >= 1")
         names = trainer.variables.names
-        self.expressions = [parse(text, names) for text in self.rewards.values()]
+        self.expressions = [_reward(name, text, names) for name, text in self.rewards.items()]
         self.report = BankReport(list(self.rewards), self.metrics)
 
     def init_outer(self, generator: Any) -> tuple[str, ...]:
@@ -101,8 +101,8 @@ class RewardBank(Problem):
         banks = {per: self.bank(trainings, per) for per in get_args(Per)}
         for per, rule in RULES:
             share = TrajectoryPreference(rule=rule).share
-            said = verdicts(banks[per], share, self.delta, self.store, fold(self.seed, "store"))
-            yield from ((f"{name}_{per}_{rule}", value) for name, value in said.items())
+            figures = verdicts(banks[per], share, self.delta, self.store, fold(self.seed, "store"))
+            yield from ((f"{name}_{per}_{rule}", value) for name, value in figures.items())
         hardest, pairs = (TrajectoryPreference(rule=rule).share for rule in get_args(Rule))
         searches: dict[str, dict[str, Any]] = {
             "none": {"share": None}, "hardest": {"share": hardest}, "pairs": {"share": pairs},
@@ -134,3 +134,11 @@ class RewardBank(Problem):
             episodes.success.numpy(),
             np.stack(rated).astype(float),
         )
+
+
+def _reward(name: str, text: str, names: Collection[str]) -> Expression:
+    """Return the reward of a name; the error of a text that is none says which it is."""
+    try:
+        return parse(text, names)
+    except ValueError as error:
+        raise ValueError(f"rewards[{name!r}]={text!r} is no reward. {error}") from error

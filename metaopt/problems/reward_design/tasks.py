@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from metaopt.environments import Acrobot, CartPole, Environment, MountainCar
 from metaopt.problems.reward_design.recording import Success
-from metaopt.problems.reward_design.variables import physics_of
+from metaopt.problems.reward_design.variables import name_of, physics_of
 
 TASKS: Mapping[type, tuple[str, str]] = {
     MountainCar: (
@@ -37,8 +37,7 @@ ENDS: Mapping[str, str] = {
 def task_of(environment: Environment, success: Success) -> str:
     """Return the task in sentences: what is to be achieved and when an episode succeeds."""
     physics = physics_of(environment)
-    name = getattr(environment, "id", type(environment).__name__)
-    what, goal = TASKS.get(type(physics), (f"Control {name}.", ""))
+    what, goal = TASKS.get(type(physics), (f"Control {name_of(environment)}.", ""))
     if isinstance(success, float):
         goal = (
             "An episode succeeds if its return, of the environment's own reward, is at least "
@@ -63,9 +62,9 @@ def first_reward(environment: Environment) -> str:
         case MountainCar(goal_reward=at_goal):
             bonus = at_goal + 1.0
             return "cost := -1" + (f"\ngoal := {bonus:g} * terminated" if bonus else "")
-    name = getattr(environment, "id", type(environment).__name__)
     raise ValueError(
-        f"RewardDesign needs the text of a first reward, since the own reward of {name} is not "
+        f"RewardDesign needs the text of a first reward, since the own reward of "
+        f"{name_of(environment)} is not "
         "known as an expression; got first=None. Set problem.first, such as "
         "'problem.first=\"cost := -1\"'."
     )

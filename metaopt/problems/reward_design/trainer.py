@@ -171,9 +171,9 @@ class Trainer:
             gradients=run.gradients + len(acted.experience.size) * acted.updates,
         )
         run, episodes = self.play(run, self.curve_episodes, fold(key, "curve"))
-        for curve, reward, its in zip(run.curves, rewards, episodes, strict=True):
+        for curve, reward, greedy in zip(run.curves, rewards, episodes, strict=True):
             for name, value in curve_point(
-                reward, self.variables, its, run.phases * self.phase
+                reward, self.variables, greedy, run.phases * self.phase
             ).items():
                 curve.setdefault(name, []).append(value)
         return run
@@ -263,10 +263,10 @@ def concluded(
         raise ValueError("Reward design needs inner_steps >= 1 phases of training; got 0.")
     return [
         Training(
-            reward.text, number, its.success.view(inner_seeds, -1).double().mean(1).tolist(),
-            thinned(curve), sample(its, recorded),
+            reward.text, number, greedy.success.view(inner_seeds, -1).double().mean(1).tolist(),
+            thinned(curve), sample(greedy, recorded),
         )
-        for reward, its, curve in zip(rewards, episodes, curves, strict=True)
+        for reward, greedy, curve in zip(rewards, episodes, curves, strict=True)
     ]  # fmt: skip
 
 

@@ -84,5 +84,5 @@ def test_no_phase_of_training_is_refused(bank):
 
 
 def test_a_text_that_is_no_reward_is_refused():
-    with pytest.raises(ValueError, match="no variable"):
+    with pytest.raises(ValueError, match=r"rewards\['wrong'\]=.*no variable"):
         RewardBank(small_trainer(), {"wrong": "a := 1 * speed"})

@@ -250,6 +250,14 @@ class TestSeveral:
 
 
 class TestReport:
+    def test_a_reward_that_is_trained_again_says_why(self):
+        entry = {"filed": True, "tested": 0, "passed": 0}
+        again = {**entry, "number": 2, "tested": 4}
+        remarks = [remark for _, remark in _listed([{**entry, "number": 1}, again])]
+        assert remarks == [
+            "", "   (the best so far, trained again: 4 in a row failed the test)",
+        ]  # fmt: skip
+
     @pytest.mark.slow
     def test_the_reward_is_delivered_with_all_that_were_tried(self, tmp_path):
         engine = engine_of(problem_of(["a := p2"]), 2, screen=None)
@@ -275,7 +283,7 @@ class TestRefusals:
         [
             ({"rewards": 0}, "rewards >= 1; got rewards=0"),
             ({"base": "worst"}, "base to be one of latest, best; got base='worst'"),
-            ({"first": "a := height"}, "height"),
+            ({"first": "a := height"}, "first='a := height' is no reward. Reward .*`height`"),
             ({"skill": 2.0}, "skill <= 1; got skill="),
             ({"roles": {"judge": SimulatedLM(str)}}, "roles names 'judge'; the only role is coder"),
         ],

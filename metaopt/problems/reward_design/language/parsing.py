@@ -18,6 +18,7 @@ from metaopt.problems.reward_design.language.syntax import (
     MAX_DEPTH,
     MAX_NAME,
     MAX_NODES,
+    MAX_NUMBER,
     Scope,
     check_text,
     convert,
@@ -72,6 +73,10 @@ def term(name: str, sign: int, node: ast.expr, scope: Scope) -> Term:
     """Return the term of an expression, whose leading numbers are the weight."""
     tree = convert(node, replace(scope, max_depth=MAX_FORMULA_DEPTH))
     made = weighted(name, sign, tree)
+    if abs(made.weight) > MAX_NUMBER:  # of several factors; its text must be legal, too
+        raise scope.error(
+            f"a weight of {made.weight:.3g}; weights are within +-{MAX_NUMBER:.0e}.", node
+        )
     if made.body.depth > MAX_DEPTH:
         raise scope.error(f"nested too deeply; a body is at most {MAX_DEPTH} deep.", node)
     return made

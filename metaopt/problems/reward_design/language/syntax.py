@@ -39,6 +39,9 @@ _INFIX = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 _HINTS = {
     "Pow": "the power operator **; write square(x) or a product",
     "Div": "division; multiply by a number instead",
+    "FloorDiv": "division; multiply by a number instead",
+    "Mod": "the remainder %",
+    "Invert": "the operator ~",
     "Attribute": "attribute access",
     "Lambda": "a lambda",
     "ListComp": "a comprehension",
@@ -59,6 +62,16 @@ _HINTS = {
     "FunctionDef": "a function definition",
     "AsyncFunctionDef": "a function definition",
     "ClassDef": "a class",
+    "AugAssign": "an assignment to a name that has a value; give the result a new name",
+    "AnnAssign": "an assignment with a type; leave out the type",
+    "Expr": "an expression whose value is not used",
+    "For": "a loop",
+    "While": "a loop",
+    "If": "a branch; a threshold is written with clip, min or max",
+    "Return": "a return before the end of the function",
+    "Global": "a global name",
+    "With": "a with statement",
+    "Try": "a try statement",
     "Tuple": "a tuple",
 }  # fmt: skip
 

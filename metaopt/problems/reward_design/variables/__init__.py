@@ -25,7 +25,7 @@ GYMNASIUM: dict[str, Environment] = {
 }
 """Environments of gymnasium whose physics are here, too."""
 
-__all__ = ["Quantity", "Variables", "named", "of", "physics_of", "unnamed"]
+__all__ = ["Quantity", "Variables", "name_of", "named", "of", "physics_of", "unnamed"]
 
 
 def of(environment: Environment) -> Variables:
@@ -50,7 +50,7 @@ def of(environment: Environment) -> Variables:
     if environment.timeout_is_terminal:
         raise ValueError(
             "A reward reads `terminated`, which must not see time limits; set "
-            "problem.environment.timeout_is_terminal=false."
+            "problem.trainer.environment.timeout_is_terminal=false."
         )
     match environment:
         case MountainCar():
@@ -60,6 +60,11 @@ def of(environment: Environment) -> Variables:
         case Acrobot():
             return acrobot(environment)
     return unnamed(environment.observation_size)
+
+
+def name_of(environment: Environment) -> str:
+    """Return gymnasium's id of an environment, or the name of its class."""
+    return str(getattr(environment, "id", type(environment).__name__))
 
 
 def physics_of(environment: Environment) -> Environment:
