@@ -94,6 +94,7 @@ REAL_MODELS = {"domain_reweighting/process_bench_minilm"}
 LONG = {
     Path("meta_policy_optimization/text"),
     Path("reward_design/bank"),
+    Path("reward_design/cart_pole"),
     Path("reward_design/mountain_car"),
 }
 """Tables whose cells train a pretrained model for minutes, or many learners for the better part of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from metaopt.engine.random import fold
@@ -62,6 +63,7 @@ class Coder:
         """
         open_conversations = dict.fromkeys(range(count), question)
         rewards: dict[int, str] = {}
+        reason = ""
         for attempt in range(self.attempts):
             replies = self._ask(open_conversations, fold(key, attempt))
             for place, reply in replies.items():
@@ -71,12 +73,12 @@ class Coder:
                     del open_conversations[place]
                 except ValueError as error:
                     self.unreadable += 1
-                    conversation = complaining(question, reply.text, str(error))
-                    open_conversations[place] = conversation
+                    reason = str(error)
+                    open_conversations[place] = complaining(question, reply.text, reason)
             if not open_conversations or self.client.stopped:
                 break
         if first and not rewards and not self.client.stopped and count * self.attempts >= 3:
-            raise NotUnderstood(_complaint(reply, count * self.attempts), ROLE)
+            raise NotUnderstood(_complaint(reply, reason, count * self.attempts), ROLE)
         return [rewards[place] for place in sorted(rewards)]
 
     def _ask(self, conversations: dict[int, tuple[Message, ...]], key: int) -> dict[int, Reply]:
@@ -106,11 +108,13 @@ def _stated(reply: Reply, most: int) -> Answer:
     return answer
 
 
-def _complaint(reply: Reply, count: int) -> str:
+def _complaint(reply: Reply, reason: str, count: int) -> str:
     lines = "".join(f"\n    {line}" for line in form(reply.text).splitlines())
+    shown = re.sub("`[^`]*`", "`...`", reason)  # of what a model writes nothing is printed
     cut = " It is cut: raise problem.max_tokens." if reply.finish == "length" else ""
     return (
         f"coder: none of {count} answers holds a reward, lines '<name> := <weight> * <expression>' "
-        f"in a block of three backquotes. The last one, of {len(reply.text)} characters, ends with "
-        f"(letters shown as x, digits as 9):{lines or ' nothing'}{cut}"
+        f"in a block of three backquotes. What is wrong with the last one: {shown} It has "
+        f"{len(reply.text)} characters and ends with (letters shown as x, digits as 9):"
+        f"{lines or ' nothing'}{cut}"
     )

@@ -91,7 +91,15 @@ def test_a_first_question_without_any_reward_is_an_error_that_shows_no_words():
     with pytest.raises(NotUnderstood, match="none of 3 answers holds a reward") as error:
         coder(QUESTION, 0, first=True)
     assert "secret" not in str(error.value)
+    assert "last one: there is no block" in str(error.value)
     assert "Xxxxx" not in str(error.value)
+
+
+def test_the_error_of_a_first_question_says_why_without_the_names_of_the_answer():
+    coder = coder_of(lambda role, messages, key: block("bad"))
+    with pytest.raises(NotUnderstood, match="last one: `...` is no variable") as error:
+        coder(QUESTION, 0, first=True)
+    assert "`bad`" not in str(error.value)
 
 
 def test_a_spent_budget_ends_the_dialogue_with_what_there_is():

@@ -46,6 +46,15 @@ def test_at_skill_0_answers_are_random_rewards_whatever_the_message_says():
         assert {answer(known, 0.0, key=key).text for known in messages} == {expected}
 
 
+@pytest.mark.parametrize("sums", [[-200] * 4, [-200, -200, -190, -180]])
+def test_a_failing_reward_of_one_term_without_episodes_calls_for_nothing(sums):
+    # So the one round of Eureka's 16 rewards, after the own reward, is the same at any skill.
+    known = process([0.0] * 4, cost=sums)
+    for key in range(20):
+        skilled, unskilled = (answer(known, s, "cost := -1", key=key) for s in (0.8, 0.0))
+        assert skilled == unskilled
+
+
 def test_half_of_the_answers_at_skill_one_half_are_random():
     known = process([0.0] * 4, place=[0, 1, 2, 3], speed=[1] * 4)
     guesses = sum(answer(known, 0.5, key=key).terms[0].name == "guess" for key in range(100))
