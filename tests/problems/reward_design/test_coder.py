@@ -97,7 +97,7 @@ def test_a_first_question_without_any_reward_is_an_error_that_shows_no_words():
 
 def test_the_error_of_a_first_question_says_why_without_the_names_of_the_answer():
     coder = coder_of(lambda role, messages, key: block("bad"))
-    with pytest.raises(NotUnderstood, match="last one: `...` is no variable") as error:
+    with pytest.raises(NotUnderstood, match=r"last one: `\.\.\.` is no variable") as error:
         coder(QUESTION, 0, first=True)
     assert "`bad`" not in str(error.value)
 
