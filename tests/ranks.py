@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import FORKING
 
 from metaopt import GradientProblem
 from metaopt.engine.random import fold, generator
@@ -71,7 +72,11 @@ def worker(rank, work, folder):
 
 
 def spawn(work, folder):
-    """Run `work(rank)` in two processes and return both results."""
+    """Run `work(rank)` in two processes and return both results.
+
+    They are forked from one that has imported the packages, which takes most of the time.
+    """
     (folder / "store").unlink(missing_ok=True)
-    mp.spawn(worker, (work, str(folder)), nprocs=RANKS)
+    method = FORKING.get_start_method()
+    mp.start_processes(worker, (work, str(folder)), nprocs=RANKS, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
