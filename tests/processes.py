@@ -6,10 +6,12 @@ import io
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 from unittest import mock
@@ -22,13 +24,22 @@ FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["imported"])
 
 
+def fork(work: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Start `work(*arguments)` in a process forked from one that has imported the packages."""
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+    process = FORKING.Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
 class Command:
     """A running command, forked from a process that has imported the packages.
 
     Args:
         folder: where it runs; messages go to a file in it.
         arguments: of the command.
-        kill_at: it kills itself in its n-th step of writing files, see `killing`.
+        kill_at: it kills itself in its n-th step of writing files, see `stepping`.
         signal_at: outer step and signal, which it sends itself then, see `signalling`.
     """
 
@@ -40,12 +51,7 @@ class Command:
         signal_at: tuple[int, int] | None = None,
     ) -> None:
         self.messages = folder / "messages.txt"
-        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
-            forkserver.ensure_running()
-        self.process = FORKING.Process(
-            target=_run, args=(str(folder), kill_at, signal_at, *arguments), daemon=True
-        )
-        self.process.start()
+        self.process = fork(_run, str(folder), {**os.environ}, kill_at, signal_at, *arguments)
 
     def running(self) -> bool:
         """Return whether it has not ended."""
@@ -68,18 +74,21 @@ class Command:
         return self.messages.read_text()
 
 
-def killing(at: int | None) -> Callable[[], int]:
-    """Kill this process in its n-th step of writing files; return what counts the steps.
+Step = Callable[[int, Callable[[], object], Callable[[], object]], object]
+"""What is done in the n-th step of writing, with what tears the step and what mends it."""
+
+
+def stepping(act: Step) -> Callable[[], int]:
+    """Call `act(n, tear, mend)` in this process's n-th step of writing; return what counts them.
 
     A step is a part of a file of tensors or of a line of the log, what brings a file to the disk
-    or puts it in its place, and what removes one.
+    or puts it in its place, and what removes one. `tear` writes half of such a part, as far as a
+    kill lets it come, and `mend` takes that back.
     """
     count = itertools.count(1)
 
-    def step(before: Callable[[], object] = lambda: None) -> None:
-        if next(count) == at:
-            before()
-            os.kill(os.getpid(), signal.SIGKILL)
+    def step(tear: Callable[[], object] = int, mend: Callable[[], object] = int) -> None:
+        act(next(count), tear, mend)
 
     def patch(owner: Any, name: str) -> None:
         original = getattr(owner, name)
@@ -93,12 +102,19 @@ def killing(at: int | None) -> Callable[[], int]:
     def save(state: Any, file: BinaryIO) -> None:
         whole = io.BytesIO()
         torch_save(state, whole)
-        half = whole.getvalue()[: len(whole.getvalue()) // 2]
-        step(lambda: (file.write(half), file.flush()))
+        half, start = whole.getvalue()[: len(whole.getvalue()) // 2], file.tell()
+        step(
+            lambda: (file.write(half), file.flush()),
+            lambda: (file.seek(start), file.truncate()),
+        )
         file.write(whole.getvalue())
 
     def record(self: Jsonl, *values: Any) -> None:
-        step(lambda: self.path.write_bytes(self.path.read_bytes() + b'{"outer_step": 3, "ou'))
+        def tear() -> None:
+            with self.path.open("ab") as file:
+                file.write(PART)
+
+        step(tear, lambda: os.truncate(self.path, self.path.stat().st_size - len(PART)))
         jsonl_record(self, *values)
 
     torch_save, jsonl_record = torch.save, Jsonl.record
@@ -106,6 +122,33 @@ def killing(at: int | None) -> Callable[[], int]:
         patch(owner, name)
     torch.save, Jsonl.record = save, record  # type: ignore[assignment, method-assign]
     return lambda: next(count) - 1
+
+
+PART = b'{"outer_step": 3, "ou'
+"""Of a line of the log."""
+
+
+def killing(at: int) -> Step:
+    """Return what kills this process in a step."""
+
+    def kill(number: int, tear: Callable[[], object], mend: Callable[[], object]) -> None:
+        if number == at:
+            tear()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return kill
+
+
+def copying(folder: Path, into: Path) -> Step:
+    """Return what copies, in each step, the folder that a kill in it would leave."""
+
+    def copy(number: int, tear: Callable[[], object], mend: Callable[[], object]) -> None:
+        tear()
+        if folder.exists():
+            shutil.copytree(folder, into / str(number))
+        mend()
+
+    return copy
 
 
 def signalling(step: int, signum: int) -> None:
@@ -124,23 +167,42 @@ def signalling(step: int, signum: int) -> None:
 
 
 def _run(
-    folder: str, kill_at: int | None, signal_at: tuple[int, int] | None, *arguments: str
+    folder: str,
+    environment: dict[str, str],
+    kill_at: int | None,
+    signal_at: tuple[int, int] | None,
+    *arguments: str,
 ) -> None:
-    from metaopt.cli import main
-
-    os.chdir(folder)
-    # Of the tests' own process: it would take the id of a killed run to be in use.
-    os.environ.pop("WANDB_SERVICE", None)
-    os.environ["GIT_DIR"] = str(Path(folder, "none"))
-    for stream, name in ((1, os.devnull), (2, "messages.txt")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.argv = ["metaopt", *arguments]
+    settle(folder, environment)
     if signal_at is not None:
         signalling(*signal_at)
     if kill_at is None:
-        main()
-    counted = killing(kill_at)
+        call(*arguments)
+    counted = stepping(killing(kill_at))
     try:
-        main()
+        call(*arguments)
     finally:
         Path("steps.txt").write_text(str(counted()))
+
+
+def settle(folder: str, environment: dict[str, str]) -> None:
+    """Give a forked process its folder, and the environment and the streams of a command."""
+    os.chdir(folder)
+    os.environ.clear()
+    # Of the tests' own process: it would take the id of a killed run to be in use.
+    own = {"GIT_DIR": str(Path(folder, "none"))}
+    os.environ.update({k: v for k, v in environment.items() if k != "WANDB_SERVICE"} | own)
+    for stream, name in ((1, os.devnull), (2, "messages.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+
+
+def call(*arguments: str) -> None:
+    """Run a command in this process.
+
+    Raises:
+        SystemExit: its end.
+    """
+    from metaopt.cli import main
+
+    sys.argv = ["metaopt", *arguments]
+    main()

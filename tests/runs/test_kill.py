@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Command
+import torch
+from processes import Command, call, copying, fork, settle, stepping
 from small import shrunk
 
 from metaopt import load
 from metaopt.cli.folders import groups
+from metaopt.runs.tracking import Jsonl
 from metaopt.testing.trees import identical
 
 STEPS = ("outer_steps=5", "checkpoint_every=2", "eval_every=2", "label=killed", "figures=false")
@@ -50,8 +52,42 @@ def kill(folder: Path, moments: list[int], *arguments: str) -> None:
     finish(folder, *(["resume=killed"] if ready else [*arguments, "hydra.run.dir=killed"]))
 
 
-def compare(folder: Path) -> None:
-    whole, killed = folder / "whole", folder / "killed"
+def finish_every_copy(folder: str, environment: dict[str, str], *arguments: str) -> None:
+    """Run a command, copy its folder in each step of its writing, and let each copy finish.
+
+    In one process: that of a kill has nothing that its folder does not have, and starting it again
+    would take most of the time.
+    """
+    settle(folder, environment)
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
+            patch.setattr(owner, name, getattr(owner, name))
+        patch.setattr(torch, "save", torch.save)
+        patch.setattr(Jsonl, "record", Jsonl.record)
+        steps = stepping(copying(Path("whole"), Path("killed")))
+        ended(*arguments, "hydra.run.dir=whole")
+    for step in range(1, steps() + 1):
+        copy = Path("killed", str(step))
+        begun = (copy / "provenance.json").exists()
+        ended(*([f"resume={copy}"] if begun else [*arguments, f"hydra.run.dir={copy}"]))
+
+
+def ended(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    assert stop.value.code in (None, 0)
+
+
+def every_copy(folder: Path, *arguments: str) -> list[Path]:
+    """Return the folders of runs that were killed in each step of their writing."""
+    process = fork(finish_every_copy, str(folder), {**os.environ}, *arguments)
+    process.join(600)
+    assert process.exitcode == 0, (folder / "messages.txt").read_text()
+    return sorted(folder.glob("killed/*"))
+
+
+def compare(folder: Path, name: str = "killed") -> None:
+    whole, killed = folder / "whole", folder / name
     assert content(killed) == content(whole)
     first, second = map(load, (whole, killed))
     assert identical([first.outer, first.inner], [second.outer, second.inner])
@@ -70,11 +106,10 @@ def test_killed_in_any_kind_of_writing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_in_every_step_of_writing(tmp_path: Path) -> None:
-    arguments = ("problem=ridge", "estimator=implicit_nystrom", *STEPS)
-    for moment in range(1, finish(tmp_path, *arguments, "hydra.run.dir=whole") + 1):
-        kill(tmp_path, [moment], *arguments)
-        compare(tmp_path)
-        shutil.rmtree(tmp_path / "killed")
+    copies = every_copy(tmp_path, "problem=ridge", "estimator=implicit_nystrom", *STEPS)
+    assert len(copies) > 40
+    for copy in copies:
+        compare(tmp_path, f"killed/{copy.name}")
 
 
 @pytest.mark.slow
@@ -84,16 +119,16 @@ def test_killed_in_every_step_of_keeping_the_best_and_ending_early(tmp_path: Pat
         "checkpoint_every=6", "keep_checkpoints=1", "keep_best=eval/test_loss",
         "early_stopping.metric=eval/test_loss", "early_stopping.patience=2",
     )  # fmt: skip
-    steps = finish(tmp_path, *arguments, "hydra.run.dir=whole")
+    copies = every_copy(tmp_path, *arguments)
     result = json.loads((tmp_path / "whole/result.json").read_text())
     assert result["stopped"]["by"] == "early_stopping"
     assert 0 < result["best"]["outer_step"] < result["outer_steps"] < 60
-    for moment in range(1, steps + 1):
-        kill(tmp_path, [moment], *arguments)
-        compare(tmp_path)
-        first, second = (load(tmp_path / name, best=True) for name in ("whole", "killed"))
-        assert identical([first.outer, first.inner], [second.outer, second.inner])
-        shutil.rmtree(tmp_path / "killed")
+    best = load(tmp_path / "whole", best=True)
+    assert len(copies) > 40
+    for copy in copies:
+        compare(tmp_path, f"killed/{copy.name}")
+        other = load(copy, best=True)
+        assert identical([best.outer, best.inner], [other.outer, other.inner])
 
 
 @pytest.mark.slow
