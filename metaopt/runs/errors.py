@@ -13,7 +13,7 @@ import torch
 from metaopt.engine.protocols import NonFiniteError
 from metaopt.files.errors import ConfigError, ProcessError
 from metaopt.files.writing import write_text
-from metaopt.llm.errors import LMError, NotUnderstood
+from metaopt.llm.errors import CassetteMiss, LMError, NotUnderstood
 from metaopt.runs import checkpoint
 from metaopt.runs.provenance import resume_command
 
@@ -58,10 +58,10 @@ def explain(error: BaseException, folder: Path | None = None) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         place = error.filename2 or error.filename
         return f"{place} cannot be used: {error.strerror}.{_put_right(folder)}"
-    if isinstance(error, LMError) and not isinstance(error, NotUnderstood):
+    if isinstance(error, LMError) and not isinstance(error, (NotUnderstood, CassetteMiss)):
         what = "Check the model's server, key and name" if error.remote else "Put it right"
         return f"{error}\n{what}{_continue(folder)}."
-    if isinstance(error, (ValueError, TypeError, ImportError, NotUnderstood)):
+    if isinstance(error, (ValueError, TypeError, ImportError, NotUnderstood, CassetteMiss)):
         return str(error)
     return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 

@@ -31,6 +31,7 @@ from metaopt.llm import (
     estimate,
 )
 from metaopt.llm.cassette import ANSWERED, UNKNOWN, Cassette, Sent, Use
+from metaopt.runs.errors import explain
 
 REPLY = Reply("two\nlines, \U0001f600 and \u00e9", Usage(3, 4), "length", "model-1")
 
@@ -204,6 +205,10 @@ def test_a_replay_without_an_answer_says_so_and_sends_nothing(tmp_path: Path) ->
     answers = client.ask(requests(4))
     assert failures(answers) == ["", "", "CassetteMiss", "CassetteMiss"]
     assert isinstance(answers[3], CassetteMiss)
+    # Another try, or another server, would not help.
+    said = explain(answers[3], tmp_path)
+    assert "Replay with that config, or set mode=record" in said
+    assert "resume=" not in said
     assert answers[3].role == "target"
     assert client.spent()["lm_calls"] == 2
     assert client.stopped is None
