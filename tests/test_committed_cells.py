@@ -95,6 +95,7 @@ LONG = {
     Path("meta_policy_optimization/text"),
     Path("reward_design/bank"),
     Path("reward_design/cart_pole"),
+    Path("reward_design/eureka"),
     Path("reward_design/mountain_car"),
 }
 """Tables whose cells train a pretrained model for minutes, or many learners for the better part of
