@@ -71,22 +71,8 @@ class GymnasiumVector:
                 f"{id} has no time limit of its own; set it, as in time_limit=500, the most steps "
                 "of an episode."
             )
-        space, actions = vector.single_observation_space, vector.single_action_space
-        discrete = getattr(actions, "n", None) is not None
-        if len(space.shape or ()) != 1 or not (discrete or len(actions.shape or ()) == 1):
-            raise ValueError(
-                f"GymnasiumVector needs flat observations and actions that are discrete or a "
-                f"vector; {id} has {space} and {actions}."
-            )
-        mode = getattr((vector.metadata or {}).get("autoreset_mode"), "name", "NEXT_STEP")
-        if mode != "NEXT_STEP":
-            raise ValueError(
-                f"GymnasiumVector needs an environment that resets in the step after an episode's "
-                f"last; {id} has autoreset_mode={mode}. Make it with NEXT_STEP."
-            )
         self.time_limit = limit
-        self.observation_size = int(space.shape[0])
-        self.action_size = 0 if discrete else int(actions.shape[0])
+        self.observation_size, self.action_size = _sizes(id, vector)
         self.observations = None if observations is None else tuple(observations)
         if self.observations is not None and len(self.observations) != self.observation_size:
             raise ValueError(
@@ -184,6 +170,28 @@ class GymnasiumVector:
                 "working folder with --config-dir or PYTHONPATH=."
             ) from error
         return self._vectors[count]
+
+
+def _sizes(id: str, vector: Any) -> tuple[int, int]:
+    """Return the numbers in an observation, and in an action that is a vector, else 0.
+
+    Raises:
+        ValueError: the environments have others, or reset in the step that ends an episode.
+    """
+    space, actions = vector.single_observation_space, vector.single_action_space
+    discrete = getattr(actions, "n", None) is not None
+    if len(space.shape or ()) != 1 or not (discrete or len(actions.shape or ()) == 1):
+        raise ValueError(
+            f"GymnasiumVector needs flat observations and actions that are discrete or a "
+            f"vector; {id} has {space} and {actions}."
+        )
+    mode = getattr((vector.metadata or {}).get("autoreset_mode"), "name", "NEXT_STEP")
+    if mode != "NEXT_STEP":
+        raise ValueError(
+            f"GymnasiumVector needs an environment that resets in the step after an episode's "
+            f"last; {id} has autoreset_mode={mode}. Make it with NEXT_STEP."
+        )
+    return int(space.shape[0]), 0 if discrete else int(actions.shape[0])
 
 
 def _measured(environment: GymnasiumVector, episodes: int = 16) -> tuple[float, tuple[float, ...]]:

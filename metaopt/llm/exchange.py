@@ -276,8 +276,8 @@ RECORDED: tuple[type[Reply] | type[LMError], ...] = (Reply, *FINAL.values())
 
 def _miss(key: str, role: str) -> CassetteMiss:
     return CassetteMiss(
-        f"the cassette has no answer to request {key[:12]} to {role}: it was recorded under another "
-        "config, or not to its end. Replay with that config, or set mode=record, which asks for the "
-        "rest.",
+        f"the cassette has no answer to request {key[:12]} to {role}: it was recorded under "
+        "another config, or not to its end. Replay with that config, or set mode=record, which "
+        "asks for the rest.",
         role,
     )
