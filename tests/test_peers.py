@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.peers import __main__ as driver
 from benchmarks.peers import environment, formulas, measure, peer
@@ -131,6 +132,28 @@ def test_metaopt_takes_the_outer_steps_of_a_loop_by_hand(name):
     case = CASES[name]
     reference = by_hand(case.problem[SIZE](), case.outer_lr, series=name == "Neumann series")
     assert measure.difference(case.by_metaopt(SIZE), reference, steps=2) < 1e-10
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_differentiated_step_takes_the_matrix_products_of_a_loop_by_hand():
+    case = CASES["one step and update"]
+    counts = []
+    for loop in (case.by_metaopt(SIZE), by_hand(case.problem[SIZE](), case.outer_lr)):
+        for _ in range(3):  # the first three outer steps, and others later, check the problem
+            next(loop)
+        with MatrixProducts() as products:
+            next(loop)
+        counts.append(products.count)
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("name", formulas.PEER.loops)

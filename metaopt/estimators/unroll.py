@@ -138,7 +138,8 @@ class Unroll(TaskAverage):
             parts = loop, phi, key, steps, schedule
             with opened(*parts, inner, disk=disk, every=self.journal_every) as resumed:
                 store, journal, progress = resumed
-                end = ReversePass(*parts, store, journal)(inner, progress)
+                adjoint = forks or self.truncation > SHORT  # whose norm is logged
+                end = ReversePass(*parts, store, journal, adjoint)(inner, progress)
             grads = end.grads
             if forks:
                 through = through_start(loop, phi, key, end.adjoint)

@@ -29,6 +29,9 @@ class ReversePass:
         schedule: which states are kept.
         store: where they are.
         journal: where it is written down how far the pass has come, or `None`.
+        to_start: whether the adjoint of the first state is needed. Through the graph of all steps
+            it is then left out: of a single step it is a product with d2g/dtheta2, which dF/dphi
+            does not take.
     """
 
     loop: InnerLoop
@@ -38,6 +41,7 @@ class ReversePass:
     schedule: Schedule
     store: Store
     journal: Journal | None = None
+    to_start: bool = True
 
     def __call__(self, start: GradientState, progress: PassState | None = None) -> PassState:
         """Return where the pass ends.
@@ -69,7 +73,7 @@ class ReversePass:
         last = {k: p.view_as(p) for k, p in end.params.items()}
         draw = self.loop.outer_draw(end, self.key)
         loss = outer_value(self.loop, "Unroll", self.phi, end._replace(params=last), draw)
-        inputs = self.loop.differentiated(start)
+        inputs = self.loop.differentiated(start) if self.to_start else []
         grads, adjoints = pull_back([tree.total(loss)], None, self.phi, [*inputs, *last.values()])
         size, end = norm(adjoints[len(inputs) :], end), tree.detach(end)
         before = self.steps.start - 1
