@@ -34,6 +34,7 @@ CELLS = [
     ),
     ("hyper_cleaning/mnist_linear", "", ["method=hyper_cleaning/meta_weight_net"]),
     ("hyper_cleaning/mnist_500_clean", "", ["method=hyper_cleaning/oracle"]),
+    ("hyper_cleaning/mnist_mlp", "", ["method=hyper_cleaning/clean"]),
     (
         "stochastic_quadratic/solvers",
         "",

@@ -96,7 +96,7 @@ def draw(curves: Mapping[str, Curve], path: Path) -> None:
             if name in curves[method].quality:
                 end = curves[method].quality[name][-1]
                 axis.axhline(end, color="black", ls=style, lw=1, label=method)
-        axis.set(xscale="log", ylabel=label, xlabel="gradients + 1.5 x Hessian-vector products")
+        axis.set(xlim=(0, None), ylabel=label, xlabel="gradients + 1.5 x Hessian-vector products")
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9)
