@@ -266,14 +266,16 @@ def test_offline_runs_of_one_process_are_kept_apart(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
-    folders = [tmp_path / "a", tmp_path / "b"]
+    folders = [tmp_path / "a", tmp_path / "of b"]
     for folder in folders:
         folder.mkdir()
     first, second = (Wandb(folder, {"seed": i}) for i, folder in enumerate(folders))
     with first, second:
         first.log(1, {"loss": 1.0})
         second.log(1, {"loss": 2.0})
-    assert capsys.readouterr().out.count("wandb sync") == 2
+    out = capsys.readouterr().out
+    assert out.count("wandb sync") == 2
+    assert f"wandb sync '{folders[1]}/wandb'/offline-run-*\n" in out
     runs = [wandb_log.run(kept(folder)) for folder in folders]
     assert [wandb_log.config(kept(folder))["seed"] for folder in folders] == [0, 1]
     assert [wandb_log.history(kept(folder))[0]["loss"] for folder in folders] == [1.0, 2.0]

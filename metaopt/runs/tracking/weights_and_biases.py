@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -218,7 +219,7 @@ class Wandb(Tracker):
             return
         if not _written(Path(self.run.dir).parent):
             raise OSError(f"wandb has not written all of it to {place}; is the disk full?")
-        print(f"Kept offline. Send it with: wandb sync {place}/offline-run-*")
+        print(f"Kept offline. Send it with: wandb sync {shlex.quote(str(place))}/offline-run-*")
 
 
 def _started(mode: str, arguments: Mapping[str, Any]) -> tuple[str, Any]:
