@@ -23,7 +23,7 @@ PARTS = ("problem", "estimator", "optimizer", "engine", "tracker")
 
 KEYS: dict[str, Any] = {
     "name": str, "label": str | None, "objective": str | None, "inner_steps": int,
-    "outer_lr": float,
+    "outer_lr": float, "tasks": int | None,
     **{name: hints(Engine)[name] for name in ("seed", "seeds", "outer_steps", "limits")},
     **{name: hints(Run)[name] for name in SETTINGS},
     **hints(prepare_torch),
@@ -31,7 +31,10 @@ KEYS: dict[str, Any] = {
 }  # fmt: skip
 KEYS.pop("return")
 
-KEYS_OF_RUN = (*(k for k in KEYS if k not in ("inner_steps", "outer_lr", "device")), "ranks")
+KEYS_OF_RUN = (
+    *(k for k in KEYS if k not in ("inner_steps", "outer_lr", "tasks", "device")),
+    "ranks",
+)
 """Those that every run reads itself; the others have an effect where a part refers to them."""
 
 

@@ -12,11 +12,11 @@ TOTALS = "from_outer_steps"
 
 IRRELEVANT = (
     "checkpoint_every", "figures", TOTALS, "keep_checkpoints", "log_every", "objective",
-    "report", "label", "tracker",
+    "report", "label", "tracker", "tasks",
 )  # fmt: skip
-"""Keys of a config that leave the numbers of a result as they are."""
+"""Keys of a config that leave the numbers of a result as they are; `tasks` is the estimator's."""
 
-OPTIONAL = ("early_stopping", "keep_best")
+OPTIONAL = ("early_stopping", "keep_best", "tasks")
 """Keys that are as good as absent where they name no metric: older runs have none of them."""
 
 
