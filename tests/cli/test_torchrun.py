@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from processes import call, fork
 
 from metaopt.files.tensors import read_tensors
 
@@ -96,7 +98,7 @@ problem:
 
 
 class Torchrun:
-    """The command in two processes.
+    """The command in two processes of torchrun, which watches them.
 
     Args:
         folder: where it runs.
@@ -147,6 +149,53 @@ class Torchrun:
             file.close()
 
 
+class Ranks:
+    """The command in two processes as torchrun starts them, where nothing is to be watched.
+
+    They are forked from one that has imported the packages: torchrun starts Python three times.
+
+    Args:
+        folder, arguments: as above.
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        for name in ("out.txt", "err.txt"):
+            (folder / name).unlink(missing_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        group = {
+            "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": port, "OMP_NUM_THREADS": "1",
+            "GIT_DIR": str(folder / "none"),
+        }  # fmt: skip
+        self.processes = [
+            fork(one_rank, str(folder), {**group, "RANK": rank, "LOCAL_RANK": rank}, *arguments)
+            for rank in ("0", "1")
+        ]
+
+    def end(self, timeout: float = 400.0) -> int:
+        """Return 0 where both have ended well."""
+        for process in self.processes:
+            process.join(timeout)
+        return int(any(process.exitcode != 0 for process in self.processes))
+
+    def said(self) -> str:
+        return (self.folder / "err.txt").read_text()
+
+    def printed(self) -> str:
+        return (self.folder / "out.txt").read_text()
+
+
+def one_rank(folder: str, environment: dict[str, str], *arguments: str) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    for stream, name in ((1, "out.txt"), (2, "err.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    call(*arguments)
+
+
 Start = Callable[..., Torchrun]
 
 
@@ -174,10 +223,10 @@ MINE = ("--config-dir=conf", "problem=mine", "figures=false", "log_every=1")
 
 
 @pytest.fixture(scope="module")
-def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what a run in two processes gives that nothing stops, by kind of fault."""
     folder = mine(tmp_path_factory.mktemp("whole"))
-    command = start(
+    command = Ranks(
         folder, "-m", *MINE, "problem.fault=memory,kill,signal", "hydra.sweep.dir=cells"
     )
     assert command.end() == 0, command.said()
@@ -226,9 +275,9 @@ def test_two_processes_have_the_results_of_one(start, metaopt, tmp_path):
         "method=meta_pseudo_labels/soft,meta_pseudo_labels/loss_difference", "outer_steps=10",
         "eval_every=5", "log_every=1", "figures=false",
     )  # fmt: skip
-    for name, words in (("ridge", ridge), ("digits", digits)):
+    for name, words, command in (("ridge", ridge, start), ("digits", digits, Ranks)):
         (tmp_path / name).mkdir()
-        two = start(tmp_path / name, *words, "hydra.sweep.dir=../two")
+        two = command(tmp_path / name, *words, "hydra.sweep.dir=../two")
         assert two.end() == 0, two.printed() + two.said()
         assert "2 cells: 2 computed" in two.printed()
         assert metaopt(*words, "hydra.sweep.dir=one").code == 0
@@ -250,7 +299,7 @@ def test_two_processes_have_the_results_of_one(start, metaopt, tmp_path):
         first, second = (read_tensors(f / "final.pt") for f in (one, other))
         for level in ("outer", "inner"):
             torch.testing.assert_close(second[level], first[level], **close)
-    again = start(tmp_path / "ridge", *ridge, "hydra.sweep.dir=../one")
+    again = Ranks(tmp_path / "ridge", *ridge, "hydra.sweep.dir=../one")
     assert again.end() == 0
     assert again.printed().count("already finished, computed by 1 processes") == 2
 
@@ -277,7 +326,7 @@ def test_a_process_that_fails_ends_the_run_which_can_go_on(start, whole, tmp_pat
         "torchrun --standalone --nproc_per_node=2 -m metaopt --config-dir conf resume=run"
     ]
     rest = shlex.split(resume)[5:]
-    again = start(tmp_path, *rest)
+    again = Ranks(tmp_path, *rest)
     assert again.end() == 0, again.said()
     assert_equal(run, whole[fault])
 
@@ -300,7 +349,7 @@ def test_a_signal_stops_all_processes_after_the_same_step(start, whole, tmp_path
     assert 12 <= stopped <= 21
     assert steps(tmp_path / "run")[-1] == stopped
     assert logged(tmp_path / "run")[-1] == stopped
-    again = start(tmp_path, "--config-dir=conf", "resume=run")
+    again = Ranks(tmp_path, "--config-dir=conf", "resume=run")
     assert again.end() == 0, again.said()
     assert_equal(tmp_path / "run", whole["signal"])
 
@@ -340,10 +389,10 @@ def test_mistakes_are_said_once_before_a_folder_is_made(start, tmp_path):
 
 @slow
 def test_a_run_that_depends_on_the_processes_says_so_and_goes_on_with_as_many(
-    start, metaopt, monkeypatch, tmp_path
+    metaopt, monkeypatch, tmp_path
 ):
     noise = (*MINE, "problem.fault=noise", "outer_steps=4")
-    command = start(mine(tmp_path), *noise, "hydra.run.dir=two")
+    command = Ranks(mine(tmp_path), *noise, "hydra.run.dir=two")
     assert command.end() == 0, command.said()
     masks = [torch.load(tmp_path / f"mask_2_{rank}.pt") for rank in (0, 1)]
     assert not torch.equal(*masks)
@@ -358,16 +407,16 @@ def test_a_run_that_depends_on_the_processes_says_so_and_goes_on_with_as_many(
     assert "was started with 2 processes, on which its results depend" in done.err
     done = metaopt(*noise, "hydra.run.dir=two")
     assert "processes: 2 -> absent" in done.err
-    own = start(tmp_path, *MINE, "outer_steps=4", "ranks=own", "hydra.run.dir=own")
+    own = Ranks(tmp_path, *MINE, "outer_steps=4", "ranks=own", "hydra.run.dir=own")
     assert own.end() == 0, own.said()
     config = yaml.safe_load(Path("own/config.yaml").read_text())
     assert (config["ranks"], config["processes"]) == ("own", 2)
 
 
 @slow
-def test_the_first_process_alone_searches(start, tmp_path):
+def test_the_first_process_alone_searches(tmp_path):
     pytest.importorskip("optuna", minversion="4")
-    command = start(
+    command = Ranks(
         tmp_path, "-m", "hydra/sweeper=tune", "problem=ridge", "debug=tiny", "figures=false",
         "outer_lr=interval(1e-3,1e-1)", "objective=eval/test_loss", "hydra.sweeper.n_trials=2",
     )  # fmt: skip
