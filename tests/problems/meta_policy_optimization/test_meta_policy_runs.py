@@ -95,7 +95,10 @@ def test_a_killed_run_buys_no_answer_twice(metaopt: Callable[..., Any], tmp_path
     assert results[0] == results[1]
 
 
-def test_a_faulty_server_loses_no_answer(metaopt: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_faulty_server_loses_no_answer(
+    metaopt: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaopt.llm.pace._backoff", lambda state: 0.0)
     faults = [
         error(429, "slow down", after="0"), error(500, "oops"), Served(200, b'{"choices": [{"mes'),
     ]  # fmt: skip

@@ -87,8 +87,9 @@ def test_a_killed_run_continues_without_asking_twice(
 
 
 def test_faults_lose_no_paid_reply_and_score_no_error(
-    metaopt: Callable[..., Any], tmp_path: Path
+    metaopt: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("metaopt.llm.pace._backoff", lambda state: 0.0)
     faults = [
         error(429, "slow down", after="0"), error(500, "oops"), Served(200, b'{"choices": [{"mes'),
         error(400, "no such thing"),
