@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
+from processes import Command
 from wandb_server import ServedRun, serving
 
 pytest.importorskip("wandb")
@@ -40,50 +40,18 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-SIGNALLED = f"""
-import sys
-sys.path[:0] = [{str(Path(processes.__file__).parent)!r}]
-from processes import signalling
-from metaopt.cli import main
-signalling(*{{}})
-main()
-"""
-
-
-class Command:
-    """The command line in a process with the environment of the test.
-
-    Those of `processes` are forked from one that has the environment of an earlier test.
-
-    Args:
-        folder, arguments, signal_at: as there.
-    """
-
-    def __init__(
-        self, folder: Path, *arguments: str, signal_at: tuple[int, int] | None = None
-    ) -> None:
-        self.messages = folder / "messages.txt"
-        run = (
-            ["-m", "metaopt"]
-            if signal_at is None
-            else ["-c", SIGNALLED.format(tuple(map(int, signal_at)))]
-        )
-        with self.messages.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *run, *arguments], cwd=folder, env={**os.environ},
-                stdout=subprocess.DEVNULL, stderr=file,
-            )  # fmt: skip
-
-    def end(self, code: int = 0) -> str:
-        """Wait for its end with an exit code; return what it said."""
-        assert self.process.wait(timeout=300) == code, self.messages.read_text()
-        return self.messages.read_text()
+def ended(folder: Path, *arguments: str) -> str:
+    """Run the command in a folder to its end; return what it said."""
+    command = Command(folder, *arguments)
+    assert command.end() == 0, command.said()
+    return command.said()
 
 
 def stopped(folder: Path, step: int, signum: int, *arguments: str) -> None:
     """Run the command in a folder, and send it a signal once it has logged a step."""
     command = Command(folder, *arguments, signal_at=(step, signum))
-    command.end(-signum if signum == signal.SIGKILL else 128 + signum)
+    code = -signum if signum == signal.SIGKILL else 128 + signum
+    assert command.end() == code, command.said()
 
 
 def sync(folder: Path, *options: str) -> None:
@@ -117,7 +85,7 @@ def test_a_run_that_is_synced_before_and_after_its_stops_is_whole(
     assert_served(run, tmp_path / "run")
     assert run.exit_code == 1
     stopped(tmp_path, 30, signal.SIGKILL, "resume=run")
-    Command(tmp_path, "resume=run").end()
+    ended(tmp_path, "resume=run")
     for again in ([], ["--include-synced"]):
         sync(tmp_path, *again)
         assert [*runs.values()] == [run]
@@ -137,7 +105,7 @@ def test_a_run_that_is_killed_online_is_one_run_with_every_record_once(
     for step in (12, 30):
         stopped(tmp_path, step, signal.SIGKILL, *arguments)
         arguments = ("resume=run",)
-    Command(tmp_path, "resume=run").end()
+    ended(tmp_path, "resume=run")
     (run,) = runs.values()
     assert_served(run, tmp_path / "run")
     assert run.exit_code == 0
@@ -150,7 +118,7 @@ def test_a_run_goes_on_online_after_it_was_kept_offline(
     assert not runs
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("mode: offline", "mode: online"))
-    Command(tmp_path, "resume=run").end()
+    ended(tmp_path, "resume=run")
     (run,) = runs.values()
     assert_served(run, tmp_path / "run")
     assert not list(tmp_path.glob("run/wandb/offline-run-*"))
@@ -162,7 +130,7 @@ def test_a_run_without_a_server_is_kept_offline(
     address = os.environ["WANDB_BASE_URL"]
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
-    said = Command(tmp_path, *RIDGE, "tracker.mode=online").end()
+    said = ended(tmp_path, *RIDGE, "tracker.mode=online")
     assert "wandb could not start the run online" in said
     monkeypatch.setenv("WANDB_BASE_URL", address)
     sync(tmp_path)
