@@ -35,6 +35,7 @@ CELLS = [
     ("hyper_cleaning/mnist_linear", "", ["method=hyper_cleaning/meta_weight_net"]),
     ("hyper_cleaning/mnist_500_clean", "", ["method=hyper_cleaning/oracle"]),
     ("hyper_cleaning/mnist_mlp", "", ["method=hyper_cleaning/clean"]),
+    ("few_shot/sinusoids", "", ["method=few_shot/untrained"]),
     (
         "stochastic_quadratic/solvers",
         "",

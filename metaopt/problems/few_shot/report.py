@@ -63,6 +63,6 @@ class AdaptationReport(Report):
                 ms=5,
                 label=f"{self.tasks.shots} shots",
             )
-            axes.set(title=f"A test sinusoid after {step} outer steps", xlabel="x", ylabel="y")
+            axes.set(title=f"A test sinusoid after {step:,} outer steps", xlabel="x", ylabel="y")
             figure.legend(loc="outside right upper")
         return [path]
