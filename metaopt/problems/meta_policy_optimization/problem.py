@@ -85,7 +85,7 @@ class MetaPolicyOptimization(TextProblem):
         first_labels: responses of the first policy whose true quality is looked up, >= 0.
         temperature: of the meta judge; the judge answers at 0.
         max_tokens: longest answer.
-        inner_steps: number k of updates between rewrites, for the estimate of costs.
+        inner_steps: number k of updates between rewrites, >= 1, for the estimate of costs.
         judging: how the judge is asked; `None` for `WrittenPoints(max_tokens)`.
 
     Raises:
@@ -123,11 +123,12 @@ class MetaPolicyOptimization(TextProblem):
     ) -> None:
         self.policy, self.rollouts, self.votes = policy, rollouts, votes
         self.blind, self.offline, self.reward_scale = blind, offline, reward_scale
-        self.labels, self.first_labels = labels, first_labels
+        self.labels, self.first_labels, self.inner_steps = labels, first_labels, inner_steps
         check_choices(self, reward_scale=SCALES)
         check_ranges(
-            self, "rollouts >= 1", "1 <= votes <= rollouts", "labels >= 0", "first_labels >= 0"
-        )
+            self, "rollouts >= 1", "1 <= votes <= rollouts", "labels >= 0", "first_labels >= 0",
+            "inner_steps >= 1",
+        )  # fmt: skip
         if (labels or first_labels) and policy.truth is None:
             raise ValueError(
                 f"labels need a policy whose truth is known; {type(policy).__name__} has none. "

@@ -334,7 +334,7 @@ def test_a_judge_without_a_score_enters_nothing():
     [
         ({"rollouts": 0}, "rollouts >= 1"), ({"votes": 17}, "1 <= votes <= rollouts"),
         ({"reward_scale": "max"}, "reward_scale to be one of total, mean, sum"),
-        ({"labels": -1}, "labels >= 0"),
+        ({"labels": -1}, "labels >= 0"), ({"inner_steps": 0}, "inner_steps >= 1"),
         ({"roles": {"writer": Meta()}}, "roles names 'writer'; roles are judge, meta"),
         ({"roles": {"judge": Meta()}}, "cannot be another model"),
     ],
