@@ -1,12 +1,13 @@
 """What a run ends at by the learning rate of its outer optimizer, Adam's and plain SGD's.
 
 The classical problems at their shipped settings, mean over three seeds of a held-out metric. The
-tables of docs/outer_rates.md are what this program prints. A run whose hypergradient or loss is not
-finite is counted as diverged.
+tables of docs/outer_rates.md are what this program prints. A run counts as diverged if a
+hypergradient was not finite, or the metric ends above `LARGEST`.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -18,10 +19,11 @@ from metaopt.cli.loading import composing
 from metaopt.cli.problem_config import composed
 
 SEEDS = (0, 1, 2)
+LARGEST = 1e3
 
 PROBLEMS = {
     "ridge, unroll": (["problem=ridge"], "eval/test_loss_solved"),
-    "quadratic, unroll": (["problem=quadratic"], "eval/outer_distance"),
+    "quadratic, implicit": (["problem=quadratic"], "eval/outer_distance"),
     "feature penalties, implicit": (["problem=hyperparameter_optimization"], "eval/test_loss"),
     "feature penalties, soba": (
         ["problem=hyperparameter_optimization", "estimator=soba", "outer_steps=500"],
@@ -46,7 +48,7 @@ RATES = {
 
 
 def final(overrides: Sequence[str], metric: str, seed: int, algorithm: str, lr: float) -> float:
-    """Return the metric at the end of a run, NaN of one that diverged."""
+    """Return the metric at the end of a run, infinity of one that diverged."""
     with composing():
         config = composed([*overrides, f"seed={seed}"])
     problem, estimator = (
@@ -58,8 +60,9 @@ def final(overrides: Sequence[str], metric: str, seed: int, algorithm: str, lr: 
             problem, estimator, optimizer, config["outer_steps"], seed=seed, progress=False
         )
     except metaopt.NonFiniteError:
-        return float("nan")
-    return result.metrics[metric]
+        return math.inf
+    value = result.metrics[metric]
+    return value if value < LARGEST else math.inf
 
 
 def main() -> None:
@@ -71,10 +74,10 @@ def main() -> None:
             cells = []
             for lr in rates:
                 values = [final(overrides, metric, seed, algorithm, lr) for seed in SEEDS]
-                finite = [v for v in values if v == v]
+                finite = [v for v in values if math.isfinite(v)]
                 mean = f"{statistics.mean(finite):.3g}" if finite else ""
-                diverged = len(values) - len(finite)
-                cells.append(f"{mean} ({diverged} diverged)" if diverged else mean)
+                diverged = f"{len(values) - len(finite)} diverged" * (len(finite) < len(values))
+                cells.append(f"{mean} ({diverged})" if mean and diverged else mean or diverged)
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
         print()
 
