@@ -185,7 +185,7 @@ def shrunk(problem: str, folder: Path) -> list[str]:
     if problem == "hyper_cleaning":
         return ["problem.train=100", "problem.clean=40", "problem.test=100", "problem.batch=50"]
     if problem.startswith("few_shot"):
-        return ["tasks=3", "problem.widths=[8]", "problem.data.test_tasks=6"]
+        return ["tasks=16", "outer_lr=0.03", "problem.widths=[16]", "problem.data.test_tasks=6"]
     if problem == "hyperparameter_optimization":
         return ["problem.refit_steps=20", "problem.noise_features=4"]
     if problem == "tuned_digits":
