@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def build(
     check_keys(config)
     check(config)
     selection = Selection(config.get("early_stopping"), config.get("keep_best"))
-    try:
+    with worded():
         prepare_torch(config["threads"], config["device"])
         watched = watch is watcher  # and not a heartbeat, which says it to the driver of a multirun
         with announced("Preparing the problem: data, models and what is read once.", watched):
@@ -69,6 +70,13 @@ def build(
             prune=prune,
             selection=selection,
         )
+
+
+@contextmanager
+def worded() -> Iterator[None]:
+    """Turn a user's mistakes in a config, found where its parts are made, into a `ConfigError`."""
+    try:
+        yield
     except (InstantiationException, ValueError) as error:
         inner = cause(error)
         missing = isinstance(inner, FileNotFoundError) and inner.errno is None  # of this package

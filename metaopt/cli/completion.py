@@ -21,6 +21,9 @@ from metaopt.cli.verbs import VERBS
 FOLDERS = ("ls", "report", "score", "show")
 """Verbs that take a folder of runs."""
 
+COMPOSING = ("check", "profile")
+"""Verbs that take groups and keys, as a run does."""
+
 HYDRA = {"hydra/launcher": ("basic", *LAUNCHERS), "hydra/sweeper": ("basic", "tune")}
 """Groups of hydra that a user chooses from."""
 
@@ -52,7 +55,7 @@ def candidates(before: Sequence[str], word: str) -> list[str]:
     verb = before[0] if before else None
     if verb in FOLDERS:
         return _runs(word)
-    if verb in VERBS and verb != "check":
+    if verb in VERBS and verb not in COMPOSING:
         return []
     rest = [w for w in folders.use(before) if w[0] != "-" and w not in VERBS]
     key, equals, value = word.partition("=")

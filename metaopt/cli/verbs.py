@@ -30,6 +30,9 @@ VERBS = {
     "check": Verb(
         "metaopt.cli.checking:main", "problem=NAME", "each estimator against an independent oracle"
     ),
+    "profile": Verb(
+        "metaopt.cli.profiling:main", "problem=NAME", "seconds and memory of a run, part by part"
+    ),
     "report": Verb("metaopt.report.command:main", "FOLDER", "tables and figures of finished runs"),
     "new": Verb(
         "metaopt.cli.new_problem:main", "NAME", "a problem of your own: Python, YAML and test"

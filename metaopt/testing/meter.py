@@ -34,6 +34,11 @@ class PeakMemory(TorchDispatchMode):
         """The largest number of bytes alive at one moment."""
         return self._storages.peak
 
+    def restart(self) -> int:
+        """Return the peak so far; from here on it is that of what follows."""
+        peak, self._storages.peak = self._storages.peak, self._storages.live
+        return peak
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
