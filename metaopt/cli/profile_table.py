@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 from metaopt.report.table import Table
 from metaopt.testing.profile import Part, Profile
 
-LEGEND = """\
-Each part is without others inside it. calls, ms, CPU ms: of an outer step;
-evaluation and checkpoint by eval_every={eval_every} and checkpoint_every={checkpoint_every}.
-hypergradient, estimator: the rest of the estimator's call. checks: before outer
-steps 2, 3, 5, 9, 17 and so on of {outer_steps}. peak MiB: {peak}."""
+LEGEND = (
+    "Each part is without others inside it. calls, ms, CPU ms: of an outer step; evaluation and "
+    "checkpoint by eval_every={eval_every} and checkpoint_every={checkpoint_every}. hypergradient, "
+    "estimator: the rest of the estimator's call. checks: before outer steps 2, 3, 5, 9, 17 and so "
+    "on of {outer_steps}. peak MiB: {peak}."
+)
 
-ALIVE = "tensors made in the step (the call)\nand alive at once while the part ran"
-ALLOCATED = "allocated by torch on the GPU while\nthe part ran, with parameters and data"
+ALIVE = "tensors made in the step, or the call, and alive at once while the part ran"
+ALLOCATED = "allocated by torch on the GPU while the part ran, with parameters and data"
 
 MIB = 2**20
 
@@ -59,10 +61,13 @@ def show(once: Sequence[Once], costs: Profile, config: Mapping[str, Any]) -> Non
     heading = ["part", "calls", "ms", "CPU ms", "share", "peak MiB"]
     print(Table(heading, rows).text(), end="\n\n")
     peak = ALLOCATED if config["device"].startswith("cuda") else ALIVE
-    print(LEGEND.format(**config, peak=peak))
+    lines = [LEGEND.format(**config, peak=peak)]
     if costs.stopped:
-        print(f"The run was stopped after {costs.steps} of the outer steps: {costs.stopped}.")
-    print(largest(costs))
+        lines.append(
+            f"The run was stopped after {costs.steps} of the outer steps: {costs.stopped}."
+        )
+    for line in (*lines, largest(costs)):
+        print(textwrap.fill(line, 80))
 
 
 def largest(costs: Profile) -> str:

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             run, steps, warm_steps=warm_steps, device=config["device"],
             eval_every=config["eval_every"], checkpoint_every=config["checkpoint_every"],
         )  # fmt: skip
-    warm = Once(f"{warm_steps} outer steps", costs.warm.seconds, costs.warm.cpu_seconds)
+    warm = Once(f"{warm_steps} warm-up outer steps", costs.warm.seconds, costs.warm.cpu_seconds)
     once = [problem, engine, *([warm] if warm_steps else [])]
     show(once, costs, config)
     if path is not None:

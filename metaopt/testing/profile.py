@@ -12,7 +12,8 @@ from metaopt.engine import Engine
 from metaopt.estimators.path_check import looks_again
 from metaopt.files.tensors import write_tensors
 from metaopt.testing.meter import PeakMemory
-from metaopt.testing.seams import CHECKS, ORDER, OTHER, Stopwatch, Sum, cut_open
+from metaopt.testing.seams import CHECKS, ORDER, OTHER, cut_open
+from metaopt.testing.stopwatch import Stopwatch, Sum
 
 EVALUATION, CHECKPOINT = "evaluation", "checkpoint"
 
