@@ -50,6 +50,7 @@ CASES = {
     ],
     "metaopt problem=ridge early": ["early_stopping."],
     "metaopt check problem=ridge estimator=implicit_ny": ["estimator=implicit_nystrom"],
+    "metaopt profile problem=ridge outer_l": ["outer_lr="],
     "metaopt --config-dir conf problem=min": ["problem=mine"],
     "metaopt --config-dir conf problem=mine mine": ["mine_only="],
     "metaopt -m problem=ridge outer_l": ["outer_lr="],
