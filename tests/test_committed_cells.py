@@ -101,6 +101,7 @@ REAL_MODELS = {"domain_reweighting/process_bench_minilm"}
 """Tables on a pretrained model: minutes, or seconds where METAOPT_CACHE holds what it has read."""
 
 LONG = {
+    Path("few_shot/sinusoids_long"),
     Path("meta_policy_optimization/text"),
     Path("reward_design/bank"),
     Path("reward_design/cart_pole"),
