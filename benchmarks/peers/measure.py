@@ -79,7 +79,7 @@ def compare(case: Case, size: str, loop: Loop, turns: int = TURNS) -> dict[str, 
 
 def rows(peer: Peer, run: Callable[[Case, str, Loop], dict[str, Any]] = compare) -> list[Any]:
     """Return what was found in each case that a peer has, at each size."""
-    found = []
+    results = []
     for name, loop in peer.loops.items():
         for size in CASES[name].problem:
             try:
@@ -87,8 +87,8 @@ def rows(peer: Peer, run: Callable[[Case, str, Loop], dict[str, Any]] = compare)
             except Exception as error:
                 traceback.print_exc()
                 row = {"error": f"{type(error).__name__}: {error}"}
-            found.append({"case": name, "size": size, **row})
-    return found
+            results.append({"case": name, "size": size, **row})
+    return results
 
 
 def versions(peer: Peer) -> dict[str, str]:

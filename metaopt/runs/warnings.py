@@ -64,8 +64,9 @@ def warn_of_equal_replicates(outer: Any, metrics: Mapping[str, Any]) -> None:
 class UpdateWarning:
     """Says once that the outer optimizer's steps are too small to move phi in the steps of the run.
 
-    After a fifth of the T outer steps, with c the root mean square of phi's change so far, that is
-    where 5 c is below `LEAST` times the root mean square of phi's start (of 1 where that is zero).
+    At the first update, every `accumulate` outer steps, after t >= T / 5 of them, with c the root
+    mean square of phi's change so far, that is where c T / t is below `LEAST` times the root mean
+    square of phi's start (of 1 where that is zero).
     Plain SGD is where it happens: the hypergradient of the weight of one of n examples has
     a factor 1/n.
 
@@ -88,24 +89,27 @@ class UpdateWarning:
         # A schedule may begin with tiny steps.
         if descends and fresh and not getattr(engine.optimizer, "scheduled", False):
             self._start = self._entries()
-        self._at = engine.outer_steps // 5
+        # Between two updates of an optimizer that accumulates, phi stays as it is.
+        every = getattr(engine.optimizer, "accumulate", 1)
+        self._at = every * math.ceil(engine.outer_steps / 5 / every)
 
     def _entries(self) -> list[Tensor]:
         flat = (t.detach().flatten() for t in tree.tensors(self._engine.optimizer.solution))
         return [t[:: 1 + t.numel() // self.ENTRIES].clone() for t in flat]
 
     def look(self, step: int) -> None:
-        """Compare phi with its start when a fifth of the run is over."""
+        """Compare phi with its start when about a fifth of the run is over."""
         if step != self._at or not self._start:
             return
         start, now = self._start, self._entries()
         change, size = _rms([b - a for a, b in zip(start, now, strict=True)]), _rms(start)
         self._start = []
-        if 5 * change >= self.LEAST * (size or 1.0):
+        steps = self._engine.outer_steps
+        if change * steps / step >= self.LEAST * (size or 1.0):
             return
         print(
             f"Warning: {step} outer steps moved the outer variable by {change:.2g} (root mean "
-            f"square), and five times as many move it by less than a thousandth of its size"
+            f"square), and at that pace all {steps} move it by less than a thousandth of its size"
             f"{f', {size:.2g}' if size else ', taken as 1'}. Raise the outer optimizer's lr "
             f"(outer_lr), or use optimizer=adam, whose steps are about lr in each entry whatever "
             f"the scale of the hypergradient.",

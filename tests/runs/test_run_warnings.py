@@ -48,6 +48,7 @@ SAID = "outer steps moved the outer variable by"
         (metaopt.Descent("sgd", lr=1e-7, schedule=PowerDecay(0.5)), 50, 0),
         (metaopt.Descent(partial(torch.optim.SGD, lr=1e-7)), 50, 1),
         (metaopt.Descent("sgd", lr=1e-7, accumulate=25), 50, 1),
+        (metaopt.Descent("adam", lr=1e-2, accumulate=25), 50, 0),  # phi moves at 25, not at 10
     ],
 )
 def test_a_run_says_once_that_its_steps_are_too_small(optimizer, steps, warnings, capsys):
