@@ -54,6 +54,7 @@ EXCEPTIONS = {
     "report.judge_report": {"metrics"},
     "llm.transformers_lm": {"nn.adapters", "data.folder"},
     "llm.decoding": {"nn.precision", "nn.pretrained"},
+    "nn.encoder": {"data.folder", "engine.ranges"},
     "nn.transformers_model": {
         "data.folder",
         "data.origin",

@@ -15,8 +15,9 @@ from metaopt.engine.protocols import Tree
 from metaopt.files.errors import FolderError
 from metaopt.files.writing import replacing
 from metaopt.metrics.rank_correlation import spearman
+from metaopt.nn.encoder import Encoder
 from metaopt.problems.domain_reweighting.rater import Rater
-from metaopt.problems.domain_reweighting.rater_features import FEATURES, Encoder
+from metaopt.problems.domain_reweighting.rater_features import FEATURES
 from metaopt.problems.domain_reweighting.rater_networks import NETWORKS
 from metaopt.problems.domain_reweighting.task import Graded, Texts
 from metaopt.problems.domain_reweighting.weights import Weights, WeightTable

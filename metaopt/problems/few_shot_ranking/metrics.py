@@ -27,3 +27,34 @@ def ndcg(scores: Tensor, grades: Tensor, ideal: Tensor, cutoff: int = 20) -> Ten
     scores, grades = torch.broadcast_tensors(scores, grades)
     order = scores.argsort(dim=-1, descending=True, stable=True)[..., :cutoff]
     return dcg(grades.gather(-1, order)) / torch.where(ideal > 0, ideal, torch.inf)
+
+
+def reciprocal_rank(scores: Tensor, grades: Tensor) -> Tensor:
+    """Return 1 / rank of the first relevant document, (...), 0 without one; its mean is the MRR.
+
+    Args:
+        scores: (..., P); -inf for what is not ranked. Equal ones stay in the order they come in.
+        grades: (..., P), relevant where > 0.
+    """
+    scores, grades = torch.broadcast_tensors(scores, grades)
+    relevant = (grades > 0) & (scores > -torch.inf)
+    best = torch.where(relevant, ranks(scores), torch.inf).amin(-1)
+    return 1 / best
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Return the rank of each document, 1 for the best, (..., P); ties in the order they come."""
+    return scores.argsort(dim=-1, descending=True, stable=True).argsort(-1) + 1
+
+
+def reciprocal_rank_fusion(*scores: Tensor) -> Tensor:
+    """Return sum_i 1 / (60 + rank_i), the scores (..., P) of several rankings as one.
+
+    Args:
+        scores: of each ranking, (..., P); -inf for what is not ranked, which stays so.
+
+    Reference: Cormack, Clarke and Buettcher, Reciprocal Rank Fusion, SIGIR 2009.
+    """
+    fused = torch.stack([1.0 / (60 + ranks(some)) for some in torch.broadcast_tensors(*scores)])
+    left_out = torch.stack([some == -torch.inf for some in torch.broadcast_tensors(*scores)])
+    return fused.sum(0).masked_fill(left_out.any(0), -torch.inf)

@@ -48,6 +48,8 @@ class Pools:
             ones, each in the first stage's order.
         ideal: DCG@20 of the best order of all relevant documents but the feedback, those outside
             the pool included, (Q,).
+        expanded: the first stage's scores of the pool for the query expanded by its first 1, ..., K
+            relevant documents, (K, Q, P); `None` where there are no words.
 
     Raises:
         ValueError: a shape, a type or a value outside what is said here.
@@ -71,6 +73,7 @@ class Pools:
     grades: Tensor
     feedback: Tensor
     ideal: Tensor
+    expanded: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -131,9 +134,12 @@ class Pools:
             "grades": (count, width),
             "feedback": (count, 2, self.feedback.shape[-1]),
             "ideal": (count,),
+            "expanded": (self.shots, count, width),
         }
         for name, shape in wanted.items():
             value = getattr(self, name)
+            if value is None and name == "expanded":
+                continue
             if tuple(value.shape) != shape:
                 raise ValueError(f"Pools needs {name} of {shape}; got {tuple(value.shape)}.")
             integers = name in ("pool", "feedback")
