@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import os
 import socket
 import sys
 import textwrap
@@ -48,14 +49,15 @@ def fetch(name: str, folder: str | Path | None = None) -> list[Path]:
     source = f"{GITHUB}/{known[name]['repository']}/raw/{known[name]['commit']}"
     paths = []
     for path, file in known[name]["files"].items():
-        _get(f"{source}/{file['source']}", root / path, file["sha256"])
+        _get(f"{source}/{file['source']}", root / path, file)
         paths.append(root / path)
     return paths
 
 
-def _get(url: str, target: Path, sha256: str) -> None:
+def _get(url: str, target: Path, file: Mapping[str, Any]) -> None:
+    """Download a file; of one with `bytes`, whose hash is `published`, keep its beginning."""
     if target.exists():
-        if hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
+        if hashlib.sha256(target.read_bytes()).hexdigest() == file["sha256"]:
             return
         raise FetchError(f"{target} is there with another content than {url}. Move it away first.")
     from torch.hub import download_url_to_file
@@ -66,9 +68,14 @@ def _get(url: str, target: Path, sha256: str) -> None:
         raise FetchError(
             f"{target.parent} cannot be made ({error.strerror}). Name another folder."
         ) from error
+    whole = target.with_name(f"{target.name}.whole") if "bytes" in file else target
     try:
         # Written next to the target and moved once its hash is right; removed where it fails.
-        download_url_to_file(url, str(target), sha256, progress=False)
+        published = file.get("published", file["sha256"])
+        download_url_to_file(url, str(whole), published, progress=False)
+        if "bytes" in file:
+            os.truncate(whole, file["bytes"])
+            whole.replace(target)
     except RuntimeError as error:
         raise FetchError(
             f"{url} gives another content than was published when metaopt was made ({error}). "

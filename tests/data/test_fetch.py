@@ -115,6 +115,21 @@ def test_names_are_listed_and_unknown_ones_refused(capsys):
     assert "uoft-cs/cifar10" in capsys.readouterr().err
 
 
+def test_of_a_file_with_something_appended_its_beginning_is_kept(published, monkeypatch, tmp_path):
+    published.replies["a"] = CONTENT + b"appended"
+    entry = {"source": "a", "bytes": len(CONTENT)} | {
+        key: hashlib.sha256(content).hexdigest()
+        for key, content in (("published", CONTENT + b"appended"), ("sha256", CONTENT))
+    }
+    sets = {"sums": {"repository": "some/one", "commit": "abc", "files": {"sums/a": entry}}}
+    monkeypatch.setattr(fetching, "data_sets", lambda: sets)
+    for _ in range(2):
+        (path,) = fetch("sums", tmp_path)
+        assert path.read_bytes() == CONTENT
+    assert len(published.requests) == 1
+    assert [path.name for path in (tmp_path / "sums").iterdir()] == ["a"]
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("name", data_sets())
 def test_the_hashes_are_those_of_the_files_that_tables_used(name):

@@ -54,6 +54,7 @@ class SmartFormat(NamedTuple):
             least + 1 - g, and -1 is no judgement. 0 where a row says that a document is relevant.
         size: number of documents; 0 where any will do.
         sha256: of the texts of these documents, as `text_hash` gives it, or "".
+        asked: number of queries; 0 where any will do.
 
     Example:
         >>> SmartFormat("MED", "MED.ALL", "MED.QRY", "MED.REL").least
@@ -68,65 +69,58 @@ class SmartFormat(NamedTuple):
     least: int = 0
     size: int = 0
     sha256: str = ""
+    asked: int = 0
 
 
 FORMATS = {
     "cranfield": SmartFormat(
-        "Cranfield",
-        "cran.all.1400",
-        "cran.qry",
-        "cranqrel",
-        True,
-        4,
-        1400,
-        "8eef36561f99a50d6b45c995a7912fce4e994ff9cf90945172ab489b8ecc7f1e",
+        "Cranfield", "cran.all.1400", "cran.qry", "cranqrel", by_position=True, least=4, size=1400,
+        sha256="8eef36561f99a50d6b45c995a7912fce4e994ff9cf90945172ab489b8ecc7f1e", asked=225,
     ),
     "cisi": SmartFormat(
-        "CISI",
-        "CISI.ALL",
-        "CISI.QRY",
-        "CISI.REL",
-        size=1460,
-        sha256="b3ff8dc01ad05d91f125681d1fcc2c27ecbbcb6b25ac8ea092c5d8d1cbd7df93",
+        "CISI", "CISI.ALL", "CISI.QRY", "CISI.REL", size=1460,
+        sha256="b3ff8dc01ad05d91f125681d1fcc2c27ecbbcb6b25ac8ea092c5d8d1cbd7df93", asked=112,
     ),
     "cacm": SmartFormat(
-        "CACM",
-        "cacm.all",
-        "query.text",
-        "qrels.text",
-        size=3204,
-        sha256="03191977736de88edd2c011061c7d8ff4b5674f61ef37e65b4ffcd162cd0a643",
+        "CACM", "cacm.all", "query.text", "qrels.text", size=3204,
+        sha256="03191977736de88edd2c011061c7d8ff4b5674f61ef37e65b4ffcd162cd0a643", asked=64,
     ),
-}
+}  # fmt: skip
 
 
-def smart(format: str | SmartFormat = "cranfield", folder: str | Path | None = None) -> Collection:
+def smart(source: str | Path = "cranfield", format: str | SmartFormat | None = None) -> Collection:
     """Return a collection from SMART files.
 
     Read are title and text, `.T` and `.W`; the title once where the text begins with it. Authors,
     sources, notes and cross references are not: `.X` lists related documents.
 
     Args:
-        format: cranfield, cisi or cacm, or that of another collection.
-        folder: of the three files; `None` for ir/<format> in a data folder.
+        source: cranfield, cisi or cacm, which `metaopt-fetch` brings; or the folder of the files.
+        format: of a folder's files: cranfield, cisi, cacm or another.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a line that cannot be read, or texts that are not those that were published.
     """
-    if isinstance(format, str):
-        if format not in FORMATS:
+    if not isinstance(format, SmartFormat):
+        name = str(source if format is None else format)
+        if name not in FORMATS:
             raise ValueError(
-                f"format must be one of {', '.join(FORMATS)}, or a SmartFormat; got {format!r}."
+                f"a folder of SMART files needs a format: {', '.join(FORMATS)}, or a SmartFormat "
+                f"that names its files; got {name}."
             )
-        root = find_data(f"ir/{format}", format) if folder is None else Path(folder).expanduser()
-        format = FORMATS[format]
-    elif folder is None:
-        raise ValueError(f"folder is needed for {format.name}: that of {format.documents}.")
-    else:
-        root = Path(folder).expanduser()
-    documents, notes = _published(root / format.documents, format)
-    texts = smart_texts(root / format.queries)
+        format = FORMATS[name]
+    root = Path(source).expanduser()
+    if str(source) in FORMATS and not root.is_dir():
+        root = find_data(f"ir/{source}", str(source))
+    path = root / format.documents
+    documents, notes = _cut(smart_texts(path), format.size, f"documents at the end of {path}")
+    _check_published(path, documents, format)
+    path = root / format.queries
+    texts, more = _cut(smart_texts(path), format.asked, f"queries at the end of {path}")
+    for note in notes:  # these change rankings; queries that nobody judged change nothing
+        warnings.warn(note, stacklevel=2)
+    notes += more
     gains = smart_gains(root / format.judgements, format, list(texts), documents)
     unjudged = len(texts) - len(gains)
     if unjudged:
@@ -178,27 +172,26 @@ def text_hash(texts: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(texts.values()).encode()).hexdigest()
 
 
-def _published(path: Path, format: SmartFormat) -> tuple[dict[str, str], list[str]]:
-    """Return the documents that were published, and what was left out."""
-    texts = smart_texts(path)
-    first = {key: texts[key] for key in list(texts)[: format.size or None]}
-    digest = text_hash(first) if format.sha256 else ""
-    if (format.size and len(first) != format.size) or digest != format.sha256:
-        raise ValueError(
-            f"{path} is not {format.name} as published: it has {len(texts)} documents, "
-            f"{format.size} are expected, and their texts are "
-            f"{'others' if digest != format.sha256 else 'the same'} (SHA-256 {digest}). Take "
-            f"another copy, or give a SmartFormat of your own without size and sha256."
-        )
-    if len(texts) == len(first):
-        return first, []
-    extra = list(texts)[len(first) :]
+def _cut(texts: dict[str, str], size: int, what: str) -> tuple[dict[str, str], list[str]]:
+    """Return the first texts, and a sentence about the others."""
+    if not size or len(texts) <= size:
+        return texts, []
+    names = list(texts)
     note = (
-        f"{len(extra)} documents at the end of {path.name} ({extra[0]} to {extra[-1]}) are no part "
-        f"of {format.name} and were left out."
+        f"{len(texts) - size} {what} ({names[size]} to {names[-1]}) are no part of the collection "
+        f"and are left out."
     )
-    warnings.warn(note, stacklevel=3)
-    return first, [note]
+    return {name: texts[name] for name in names[:size]}, [note]
+
+
+def _check_published(path: Path, documents: Mapping[str, str], format: SmartFormat) -> None:
+    digest = text_hash(documents)
+    if (format.size and len(documents) != format.size) or digest != (format.sha256 or digest):
+        raise ValueError(
+            f"{path} is not {format.name} as it was published: of {len(documents)} documents "
+            f"({format.size} are expected) the texts have the SHA-256 {digest}. Take another copy, "
+            f"or give a SmartFormat of your own without size and sha256."
+        )
 
 
 def smart_gains(

@@ -49,14 +49,18 @@ def written(folder, judgements, documents=DOCUMENTS, queries=QUERIES):
     return folder
 
 
+def mine(format, folder):
+    return smart(folder, format)
+
+
 def test_title_and_text_are_read_and_no_other_field(tmp_path):
-    collection = smart(BINARY, written(tmp_path, "1 1 0 0.0\n"))
+    collection = mine(BINARY, written(tmp_path, "1 1 0 0.0\n"))
     assert collection.documents == {"1": "a wing in air .", "2": "heat flows ."}
     assert collection.queries == {"1": "lift of wings"}
 
 
 def test_cranfield_numbers_queries_by_position_and_grades_from_the_best(tmp_path):
-    collection = smart(GRADED, written(tmp_path, "1 1 1 \n1 2 4\n2 2 3\n2 1 -1\n"))
+    collection = mine(GRADED, written(tmp_path, "1 1 1 \n1 2 4\n2 2 3\n2 1 -1\n"))
     assert collection.queries == {"1": "lift of wings", "4": "hot plates"}
     assert collection.gains == {"1": {"1": 4.0, "2": 1.0}, "4": {"2": 2.0}}
     assert collection.notes == (
@@ -67,7 +71,7 @@ def test_cranfield_numbers_queries_by_position_and_grades_from_the_best(tmp_path
 
 def test_cisi_numbers_queries_by_id_and_its_third_column_is_no_grade(tmp_path):
     text = "     1     1\t0\t0.000000\n     4     02\t0\t0.000000\n"
-    collection = smart(BINARY, written(tmp_path, text))
+    collection = mine(BINARY, written(tmp_path, text))
     assert collection.gains == {"1": {"1": 1.0}, "4": {"2": 1.0}}
 
 
@@ -85,7 +89,7 @@ def test_cisi_numbers_queries_by_id_and_its_third_column_is_no_grade(tmp_path):
 )
 def test_a_wrong_line_of_judgements_is_named(tmp_path, format, judgements, message):
     with pytest.raises(ValueError, match=message):
-        smart(format, written(tmp_path, judgements))
+        mine(format, written(tmp_path, judgements))
 
 
 @pytest.mark.parametrize(
@@ -99,29 +103,31 @@ def test_a_wrong_line_of_judgements_is_named(tmp_path, format, judgements, messa
 )
 def test_a_wrong_line_of_documents_is_named(tmp_path, documents, message):
     with pytest.raises(ValueError, match=message):
-        smart(BINARY, written(tmp_path, "", documents))
+        mine(BINARY, written(tmp_path, "", documents))
 
 
 def test_documents_after_the_published_ones_are_cut_and_others_refused(tmp_path):
     digest = text_hash({"1": "a wing in air .", "2": "heat flows ."})
     format = BINARY._replace(size=2, sha256=digest)
     more = DOCUMENTS + ".I 3\n.W\ninvented\n.I 4\n.W\ninvented\n"
-    with pytest.warns(UserWarning, match="2 documents at the end of d .3 to 4. are no part"):
-        collection = smart(format, written(tmp_path, "1 1 0 0.0\n", more))
+    with pytest.warns(UserWarning, match=r"2 documents at the end of .*d \(3 to 4\) are no part"):
+        collection = mine(format, written(tmp_path, "1 1 0 0.0\n", more))
     assert list(collection.documents) == ["1", "2"]
     assert "2 documents at the end" in collection.notes[0]
     for documents in (DOCUMENTS.replace("air", "water"), DOCUMENTS.split(".I 2")[0]):
-        with pytest.raises(ValueError, match=r"d is not mine as published: it has [12] documents"):
-            smart(format, written(tmp_path, "1 1 0 0.0\n", documents))
+        with pytest.raises(
+            ValueError, match=r"d is not mine as it was published: of [12] documents "
+        ):
+            mine(format, written(tmp_path, "1 1 0 0.0\n", documents))
 
 
 def test_unknown_formats_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="one of cranfield, cisi, cacm, or a SmartFormat; got 'm"):
+    with pytest.raises(
+        ValueError, match=r"format: cranfield, cisi, cacm, or a SmartFormat .*; got med"
+    ):
         smart("med")
-    with pytest.raises(ValueError, match="folder is needed for mine: that of d"):
-        smart(BINARY)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*cran\.all\.1400"):
-        smart("cranfield", tmp_path)
+        smart(tmp_path, "cranfield")
 
 
 @pytest.mark.data
@@ -129,8 +135,9 @@ def test_unknown_formats_and_missing_files_are_refused(tmp_path):
     ("name", "queries", "relevant"), [("cranfield", 225, 1612), ("cisi", 76, 3114)]
 )
 def test_the_published_collections_have_their_numbers(name, queries, relevant):
-    folder = find_data(f"ir/{name}", name)
-    collection = smart(name, folder)
+    collection = smart(find_data(f"ir/{name}", name), name)
+    # The copy of Cranfield's queries has one that was appended.
+    assert (" queries at the end of" in collection.notes[0]) == (name == "cranfield")
     assert len(collection.documents) == FORMATS[name].size
     assert len(collection.queries) == queries
     assert sum(map(len, collection.gains.values())) == relevant
