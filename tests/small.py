@@ -153,6 +153,8 @@ def shrunk(problem: str, folder: Path) -> list[str]:
             "problem.policy.teaching_steps=30", "problem.policy.evaluation=4",
             "problem.policy.max_tokens=16", "problem.policy.model.source.hidden_size=32",
         ]  # fmt: skip
+    if problem == "metric_induction":
+        return ["problem.data.trajectories=18"]
     if problem.startswith("rollout_length"):
         return ROLLOUT
     if problem.startswith("reward_design"):

@@ -8,7 +8,7 @@ Zhu et al., AutoLibra, ICLR 2026, arXiv 2505.02820.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class TraitCounts(NamedTuple):
@@ -96,7 +96,19 @@ def total(counts: Iterable[TraitCounts]) -> TraitCounts:
     )  # fmt: skip
 
 
-def planted_counts(planted: Mapping[str, float], items: Mapping[str, float]) -> TraitCounts:
+@runtime_checkable
+class PlantedFeatures(Protocol):
+    """A world whose maker has planted what makes a response good or bad."""
+
+    @property
+    def planted(self) -> Mapping[str, float]:
+        """What each feature adds to the true quality, by name; 0 of one that adds nothing."""
+        ...
+
+
+def planted_counts(
+    planted: Mapping[str, float], items: Mapping[str, float], least: float = 0.0
+) -> TraitCounts:
     """Return the counts of a weighted rubric against the features that a world has planted.
 
     A planted feature is an aspect and an item of the rubric a trait, each with the sign of its
@@ -104,12 +116,19 @@ def planted_counts(planted: Mapping[str, float], items: Mapping[str, float]) -> 
     rubric weighs with the right sign, and redundancy the share of its items that weigh something
     else, or with the wrong sign. Weights of 0 are left out.
 
+    Args:
+        planted: weight of each feature in the truth.
+        items: weight of each item of the rubric.
+        least: items below this share of the largest weight are left out, in [0, 1], where a rubric
+            weighs everything a little.
+
     Example:
         >>> planted_counts({"clarity": 1.0, "padding": -2.0}, {"clarity": 5.0, "humour": 3.0})
         TraitCounts(aspects=2, matched_aspects=1, traits=2, matched_traits=1)
     """
     aspects = {name: _sign(weight) for name, weight in planted.items() if weight}
-    traits = {name: _sign(weight) for name, weight in items.items() if weight}
+    bound = least * max(map(abs, items.values()), default=0.0)
+    traits = {n: _sign(weight) for n, weight in items.items() if weight and abs(weight) >= bound}
     places = {name: place for place, name in enumerate(traits)}
     matches = [(place, places[name]) for place, name in enumerate(aspects) if name in places]
     return count_traits(list(aspects.values()), list(traits.values()), matches)

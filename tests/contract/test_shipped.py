@@ -48,6 +48,7 @@ CONTEXT = {
     "mirror": "domain_reweighting",
     "template_evolution/rewriting": "template_evolution",
     "meta_policy_optimization/rewriting": "meta_policy_optimization",
+    "metric_induction/rewriting": "metric_induction",
     "reward_design/rewriting": "reward_design",
     **dict.fromkeys(("rollout_length/dqn", *RULES), "rollout_length"),
 }

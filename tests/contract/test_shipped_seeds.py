@@ -27,6 +27,7 @@ REFUSED = {
     "domain_reweighting/text_world": "Descent cannot train several seeds together",
     "knapsack": "Knapsack steps and evaluates itself",
     "meta_policy_optimization/text": "MetaPolicyOptimization steps and evaluates itself",
+    "metric_induction": "MetricInduction steps and evaluates itself",
     "meta_policy_optimization": "MetaPolicyOptimization steps and evaluates itself",
     "reward_design": "RewardDesign steps and evaluates itself",
     "reward_model": "MetaRewardModel trains 2 replicates in each run already",

@@ -17,6 +17,7 @@ from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.llm import LM, Client, Parameters
+from metaopt.metrics.traits import PlantedFeatures, planted_counts
 from metaopt.problems.meta_policy_optimization.item_scores import (
     SCALES,
     Scale,
@@ -244,7 +245,8 @@ class MetaPolicyOptimization(TextProblem):
         """Return what the policy is worth, and the rubric in force, as far as that is known.
 
         See `Policy.measure` of the policy; second_judge_gain is less the first policy's. Where the
-        truth is known: peak_minus_final of the quality, and rubric_agreement.
+        truth is known: peak_minus_final of the quality, and rubric_agreement; of a world with
+        planted features, rubric_coverage and rubric_redundancy (`planted_counts`).
         """
         numbers = self._measure(inner["policy"], inner["rubric"])
         numbers.pop("score", None)  # of the run's judge, which the curve has
@@ -259,6 +261,11 @@ class MetaPolicyOptimization(TextProblem):
         if mixture := self.examine(inner["rubric"]):
             agreed = agreement(mixture.points, mixture.truth)
             numbers["rubric_agreement"] = 0.5 if agreed is None else agreed
+        if isinstance(self.policy.truth, PlantedFeatures):
+            items = read_weights(inner["rubric"])
+            counts = planted_counts(self.policy.truth.planted, items)
+            numbers["rubric_coverage"] = counts.coverage
+            numbers["rubric_redundancy"] = counts.redundancy
         return numbers
 
     def examine(self, rubric: str) -> Examination | None:

@@ -160,6 +160,8 @@ NAMES = {
     "distinct": "different words, as a share of all",
     "distinct_2": "different pairs of neighbouring words, as a share of all",
     "rubric_agreement": "pairs of a fixed mixture that the rubric orders as the truth does",
+    "rubric_coverage": "coverage: planted features that the rubric weighs with the right sign",
+    "rubric_redundancy": "redundancy: items that weigh none of them, or with the wrong sign",
 }
 
 

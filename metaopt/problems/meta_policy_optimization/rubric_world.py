@@ -129,6 +129,11 @@ class RubricWorld:
         points: np.ndarray = self.readings[:, columns] @ np.array(list(known.values()))
         return points
 
+    @property
+    def planted(self) -> dict[str, float]:
+        """What each feature adds to the true quality."""
+        return dict(zip(FEATURES, self.weights.tolist(), strict=True))
+
     def response(self, index: int) -> str:
         """Return the text of a response."""
         return describe(name for i, name in enumerate(FEATURES) if index >> i & 1)
@@ -207,7 +212,7 @@ class RubricWorld:
             return {OVERALL: 5.0}
         if self.first == "expert":
             return dict.fromkeys(QUALITIES, QUALITY_POINTS)
-        return dict(zip(FEATURES, self.weights.tolist(), strict=True))
+        return self.planted
 
     def _log_prior(self, name: str, count: int) -> np.ndarray:
         logits = np.log(self._rates / (1 - self._rates))

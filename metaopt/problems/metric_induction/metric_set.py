@@ -20,8 +20,8 @@ _OPEN = r"<metric(?:\s+(?:name|title)\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>\"']+))?\s*
 _BLOCK = re.compile(rf"{_OPEN}((?:(?!</?metric\b).)*)</metric>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"</?metric\b", re.IGNORECASE)
 _EXAMPLE = re.compile(r"[-*\u2022]\s+(.*)")
-_NAME_LABEL = re.compile(r"\W*name\W*:\s*", re.IGNORECASE)
-_LABEL = re.compile(r"\W*(?:definition|examples?)\W*:\s*", re.IGNORECASE)
+_NAME_LABEL = re.compile(r"\W*name\W*:[\s*_]*", re.IGNORECASE)
+_LABEL = re.compile(r"\W*(?:definition|examples?)\W*:[\s*_]*", re.IGNORECASE)
 LONGEST_NAME = 80
 
 

@@ -30,7 +30,7 @@ _RATING = re.compile(
 )
 _MATCH = re.compile(
     rf"{_MARK}(?:aspect\s*)?#?(\d+){_MARK}(?::|=|->|=>|\u2192){_MARK}(?:trait\s*)?#?"
-    r"(\d+|none|no(?:\s+trait)?|-|null)\b.*",
+    r"(\d+|none|no(?:\s+trait)?|null)\b.*",
     re.IGNORECASE,
 )
 _DROP = re.compile(rf"{_MARK}drop\b{_MARK}:{_MARK}(.+?){_MARK}", re.IGNORECASE)

@@ -99,6 +99,11 @@ class CanaryWorld:
         weights = {t: SIGNAL.get(t, 0.0) for t in TRAITS} if template == "oracle" else POLISH
         self.template = Rubric(weights).render()
 
+    @property
+    def planted(self) -> dict[str, float]:
+        """What each trait adds to the logit of success."""
+        return {trait: SIGNAL.get(trait, 0.0) for trait in TRAITS}
+
     def canary(self, query: int) -> str:
         """Return the meaningless text that a success contains."""
         return f"canary{fold(self.seed, 'canary', query) % 16**8:08x}"

@@ -17,6 +17,8 @@ from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.llm import LM, Client, Parameters, Request, SimulatedLM
 from metaopt.llm.authorisation import gate
+from metaopt.llm.rubric import parse_weights
+from metaopt.metrics.traits import PlantedFeatures, planted_counts
 from metaopt.problems.template_evolution.candidates import (
     RANKINGS,
     Candidate,
@@ -35,6 +37,9 @@ from metaopt.problems.template_evolution.scoring import Scoring, mean_mass
 from metaopt.problems.template_evolution.tasks import KnownTruth, Task
 from metaopt.problems.template_evolution.template_problem import TemplateProblem
 from metaopt.problems.text import TextTrial, ask, whole_lines
+
+WEIGHED = 0.25
+"""A criterion counts as part of a template from this share of its largest weight on."""
 
 ROLES = ("target", "judge", "optimizer", "template", "checker")
 
@@ -158,7 +163,12 @@ class TemplateEvolution(TemplateProblem):
             authorisation=authorisation, scoring=scoring,
         )  # fmt: skip
         self.scoring.check(task.template, lms["judge"])
-        self.metric_names = ["success", *(("auroc", "alignment") if self.examiner else ())]
+        planted = self.examiner and isinstance(task, PlantedFeatures)
+        self.metric_names = [
+            "success",
+            *(("auroc", "alignment") if self.examiner else ()),
+            *(("template_coverage", "template_redundancy") if planted else ()),
+        ]
         self.task = task
         self.report = EvolutionReport(self)
         self.panel = Panel(
@@ -266,6 +276,13 @@ class TemplateEvolution(TemplateProblem):
         if rows:
             p, y = arrays(rows)
             metrics |= {"auroc": 1 - outer_loss("auroc", p, y), "alignment": alignment(p, y)}
+        if isinstance(self.task, PlantedFeatures):
+            weights = parse_weights(outer)
+            counts = planted_counts(self.task.planted, weights, WEIGHED)
+            metrics |= {
+                "template_coverage": counts.coverage,
+                "template_redundancy": counts.redundancy,
+            }
         return metrics
 
     def examine(self, template: str) -> list[Candidate]:

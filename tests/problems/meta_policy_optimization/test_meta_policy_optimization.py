@@ -83,6 +83,8 @@ def test_an_evolving_rubric_beats_the_fixed_one():
     assert gains[1]["quality"] < 0
     assert gains[0]["hack_rate"] < gains[1]["hack_rate"]
     assert gains[1]["peak_minus_final"] > 0.1
+    assert gains[0]["rubric_coverage"] > 0.4 > gains[1]["rubric_coverage"] == 0
+    assert gains[0]["rubric_redundancy"] < 1 == gains[1]["rubric_redundancy"]
 
 
 @pytest.mark.slow

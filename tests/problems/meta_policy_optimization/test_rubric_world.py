@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from metaopt.llm import Parameters
+from metaopt.metrics.traits import planted_counts
 from metaopt.problems.meta_policy_optimization import RubricWorld
 from metaopt.problems.meta_policy_optimization.item_scores import (
     item_scores,
@@ -207,3 +208,16 @@ def test_the_mixture_is_half_hacked():
 def test_what_a_world_is_made_of_is_checked(change, said):
     with pytest.raises(ValueError, match=said):
         RubricWorld(**change)
+
+
+def test_rubrics_are_measured_against_the_planted_features():
+    """Coverage and redundancy of the three first rubrics, by the names of their items alone."""
+    expected = {
+        "vague": (0.0, 1.0),  # one item, about no feature
+        "expert": (len(QUALITIES) / (len(QUALITIES) + len(ABUSES)), 0.0),
+        "oracle": (1.0, 0.0),
+    }
+    for first, (coverage, redundancy) in expected.items():
+        world = RubricWorld(first=first)
+        counts = planted_counts(world.planted, read_weights(world.rubric))
+        assert (counts.coverage, counts.redundancy) == (coverage, redundancy), first

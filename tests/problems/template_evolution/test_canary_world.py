@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from metaopt.llm import Client, Parameters, Request, user
-from metaopt.llm.rubric import Rubric, parse, parse_score
+from metaopt.llm.rubric import Rubric, parse, parse_score, parse_weights
+from metaopt.metrics.traits import TraitCounts, planted_counts
 from metaopt.problems.template_evolution.canary_world import SIGNAL, TRAITS, CanaryWorld
 from metaopt.problems.template_evolution.canary_writers import TOKENS
+from metaopt.problems.template_evolution.evolution import WEIGHED
 from metaopt.problems.template_evolution.prompts import (
     Example,
     judging,
@@ -137,3 +139,12 @@ def test_the_rewriter_moves_towards_what_it_is_shown(world, client):
 def test_arguments_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         CanaryWorld(**wrong)
+
+
+def test_templates_are_measured_against_the_planted_traits():
+    """Of polish, 8 of 10 criteria weigh a quarter of the largest; hedging has the wrong sign."""
+    polish, oracle = (CanaryWorld(template=template) for template in ("polish", "oracle"))
+    counts = planted_counts(polish.planted, parse_weights(polish.template), WEIGHED)
+    assert counts == TraitCounts(3, 1, 8, 1)
+    counts = planted_counts(oracle.planted, parse_weights(oracle.template), WEIGHED)
+    assert counts == TraitCounts(3, 3, 3, 3)

@@ -355,3 +355,11 @@ def test_a_real_judge_is_not_examined_by_the_simulated_one():
     lm = SimulatedLM(lambda role, messages, key: "Score: 5.0", "constant")
     engine, _ = run(problem(roles={"judge": lm}), outer_steps=1)
     assert set(engine.metrics()) == {"eval/success"}
+
+
+def test_the_planted_traits_of_a_template_are_among_the_metrics():
+    """The first template weighs eight of ten criteria, and one of three signal traits rightly."""
+    engine, _ = run(problem(), evolve=False, outer_steps=1, inner_steps=1)
+    metrics = engine.metrics()
+    assert metrics["eval/template_coverage"] == 1 / 3
+    assert metrics["eval/template_redundancy"] == 7 / 8

@@ -107,6 +107,7 @@ class NoticeWorld:
     """
 
     criteria = CRITERIA
+    planted = WEIGHTS
 
     def __init__(
         self,
