@@ -186,6 +186,12 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         ]  # fmt: skip
     if problem == "hyper_cleaning":
         return ["problem.train=100", "problem.clean=40", "problem.test=100", "problem.batch=50"]
+    if problem == "few_shot_ranking":
+        return [
+            "problem.pools.queries=72", "problem.pools.documents=300", "problem.pools.pool=60",
+            "problem.pools.shots=2", "problem.shots=[1,2]", "problem.scorer.widths=[8]",
+            "problem.fine_tuning.rates=[0.1]", "problem.fine_tuning.steps=[0,1]", "tasks=16",
+        ]  # fmt: skip
     if problem.startswith("few_shot"):
         return ["tasks=16", "outer_lr=0.03", "problem.widths=[16]", "problem.data.test_tasks=6"]
     if problem == "hyperparameter_optimization":

@@ -74,6 +74,7 @@ DATA = {
     ),
     "meta_pseudo_labels": ("meta_pseudo_labels", "problem.data"),
     "few_shot": ("few_shot", "problem.data"),
+    "few_shot_ranking": ("few_shot_ranking", "problem.pools"),
     "hyper_cleaning": ("hyper_cleaning", "problem.data"),
     "data_curation": ("domain_reweighting/text_world", "problem.task.data"),
     "process_reward": ("domain_reweighting", "problem.task.data"),
@@ -146,6 +147,8 @@ def chosen(group: str, option: str) -> list[str]:
         return ["problem=domain_reweighting", f"weights@problem.weights={option}"]
     if group == "training_loss":
         return [f"problem={option}"]
+    if group == "model" and option.startswith("few_shot_ranking/"):
+        return ["problem=few_shot_ranking", f"model@problem.scorer={option}"]
     if group == "model" and option.startswith("data_curation/"):
         return ["problem=data_curation/sft", f"model@problem.task.model={option}"]
     if group == "model" and option.startswith("reward_design/"):

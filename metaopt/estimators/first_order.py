@@ -21,7 +21,7 @@ class FirstOrder(TaskAverage):
     learning rate.
 
     Args:
-        inner_steps: number K of inner steps, >= 1.
+        inner_steps: number K of inner steps, >= 0; 0 trains phi on F itself, without adaptation.
         tasks: number B of tasks whose hypergradients are averaged, >= 1; see `Unroll`.
 
     Cost: K + 1 gradients for each task.
@@ -47,6 +47,7 @@ class FirstOrder(TaskAverage):
         tensor([True])
     """
 
+    least_steps = 0
     carries_start = True  # in a first-order approximation
     differentiates_inner = False
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from metaopt.engine import tree
+from metaopt.engine.adaptation import adapted, distance
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
 from metaopt.engine.protocols import Tree
@@ -138,18 +138,7 @@ class FewShot(GradientProblem):
 
     def adapted(self, outer: Tree, tasks: Task, steps: int) -> list[Tree]:
         """Return theta of each of several tasks before and after each step, without a graph."""
-        phi = tree.detach(outer)
-        start = self.init_params(phi, Generator())
-        theta = {k: v.expand(len(tasks), *v.shape) for k, v in start.items()}
-        states, moments = [theta], self.inner_optimizer.init(theta)
-        for k in range(steps):
-            with torch.enable_grad():
-                leaves = tree.leaves(theta)
-                (slope,) = tree.gradient(self.inner_loss(phi, leaves, tasks), leaves)
-            with torch.no_grad(), tree.replicated():  # a norm is that of each task
-                theta, moments = self.inner_optimizer.update(theta, slope, moments, k)
-            states.append(theta)
-        return states
+        return adapted(self, outer, tasks, len(tasks), steps, self.inner_optimizer)
 
     def curves(self, outer: Tree, task: Tensor, x: Tensor) -> dict[int, Tensor]:
         """Return outputs (n,) at inputs (n,) of one task, before and after `test_steps` steps."""
@@ -158,16 +147,6 @@ class FewShot(GradientProblem):
             k: self.outputs(outer, states[k], x[:, None]).flatten().detach()
             for k in (0, *self.test_steps)
         }
-
-
-def distance(outer: Tree, inner: Tree) -> Tensor:
-    """Return |theta - phi|^2 of each task, over what is adapted."""
-    # Weights have two axes behind those of tasks, biases one.
-    parts = [
-        (value - outer[name]).square().sum((-2, -1) if name.endswith("weight") else -1)
-        for name, value in inner.items()
-    ]
-    return torch.stack(parts).sum(0)
 
 
 def _check_integers(name: str, values: Sequence[int]) -> None:

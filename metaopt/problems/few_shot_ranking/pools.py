@@ -50,6 +50,8 @@ class Pools:
             the pool included, (Q,).
         expanded: the first stage's scores of the pool for the query expanded by its first 1, ..., K
             relevant documents, (K, Q, P); `None` where there are no words.
+        intent: what a user who knows the documents would rank the pool by, (Q, P); `None` outside
+            of generated worlds.
 
     Raises:
         ValueError: a shape, a type or a value outside what is said here.
@@ -74,6 +76,7 @@ class Pools:
     feedback: Tensor
     ideal: Tensor
     expanded: Tensor | None = None
+    intent: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -135,10 +138,11 @@ class Pools:
             "feedback": (count, 2, self.feedback.shape[-1]),
             "ideal": (count,),
             "expanded": (self.shots, count, width),
+            "intent": (count, width),
         }
         for name, shape in wanted.items():
             value = getattr(self, name)
-            if value is None and name == "expanded":
+            if value is None and name in ("expanded", "intent"):
                 continue
             if tuple(value.shape) != shape:
                 raise ValueError(f"Pools needs {name} of {shape}; got {tuple(value.shape)}.")

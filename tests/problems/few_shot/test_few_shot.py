@@ -6,12 +6,12 @@ from torch.func import grad, hessian, vmap
 
 from metaopt import SGD, Descent, Engine
 from metaopt.engine import tree
+from metaopt.engine.adaptation import distance
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.meta_batch import task_key
 from metaopt.engine.random import generator
 from metaopt.estimators import ConjugateGradient, Exact, FirstOrder, Implicit, Reptile, Unroll
 from metaopt.problems.few_shot import FewShot, Sinusoids
-from metaopt.problems.few_shot.problem import distance
 from metaopt.testing import ProblemContract
 
 TASKS, STEPS, LR = 4, 3, 0.03

@@ -1,0 +1,61 @@
+"""A fork of phi for each of several tasks at once: adapted by inner steps, and its distance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor
+
+from metaopt.engine import tree
+from metaopt.engine.protocols import Tree
+
+if TYPE_CHECKING:
+    from metaopt.engine.gradient_problem import GradientProblem
+    from metaopt.engine.inner_optimizers import InnerOptimizer
+
+
+def adapted(
+    problem: GradientProblem, outer: Tree, tasks: Any, count: int, steps: int,
+    optimizer: InnerOptimizer,
+) -> list[Tree]:  # fmt: skip
+    """Return theta of each task before and after each inner step on g, without a graph.
+
+    What a problem measures of a learned start on tasks that no outer step has had.
+
+    Args:
+        problem: whose `inner_loss` takes tasks with an axis in front (`batched_losses`), and whose
+            `init_params` draws nothing.
+        outer: phi, of one seed.
+        tasks: the batch that all steps are taken on, with an axis of tasks in front.
+        count: the length of this axis.
+        steps: number of inner steps, >= 0.
+        optimizer: takes them.
+
+    Returns:
+        steps + 1 trees whose tensors have the axis of tasks in front.
+    """
+    phi = tree.detach(outer)
+    start = problem.init_params(phi, Generator())
+    theta = {k: v.expand(count, *v.shape) for k, v in start.items()}
+    states, moments = [theta], optimizer.init(theta)
+    for k in range(steps):
+        with torch.enable_grad():
+            leaves: Any = tree.leaves(theta)
+            (slope,) = tree.gradient(problem.inner_loss(phi, leaves, tasks), leaves)
+        with torch.no_grad(), tree.replicated():  # a norm is that of each task
+            theta, moments = optimizer.update(theta, slope, moments, k)
+        states.append(theta)
+    return states
+
+
+def distance(outer: Tree, inner: Tree) -> Tensor:
+    """Return |theta - phi|^2 of each task, over what is adapted, for a proximal term.
+
+    Tensors whose names end with `weight` have two axes behind those of tasks, others one.
+    """
+    parts = [
+        (value - outer[name]).square().sum((-2, -1) if name.endswith("weight") else -1)
+        for name, value in inner.items()
+    ]
+    return torch.stack(parts).sum(0)

@@ -1,0 +1,55 @@
+"""Fine-tuning on a query's feedback at test time: its step size and number of steps are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Choice = tuple[float, int]
+"""A learning rate and a number of steps."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """The settings that validation queries choose among, for each k by itself.
+
+    Args:
+        rates: learning rates, > 0.
+        steps: numbers of steps, >= 0, increasing; 0 ranks by phi itself.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Example:
+        >>> FineTuning(rates=(0.1,), steps=(0, 1)).best({(0.1, 0): torch.tensor([0.5, 0.3]),
+        ...                                              (0.1, 1): torch.tensor([0.5, 0.4])})
+        (0.1, 1)
+    """
+
+    rates: Sequence[float] = (0.03, 0.1, 0.3)
+    steps: Sequence[int] = (0, 1, 3, 5, 10)
+
+    def __post_init__(self) -> None:
+        rates, steps = [*self.rates], [*self.steps]
+        if not rates or not all(
+            isinstance(r, (int, float)) and 0 < r < float("inf") for r in rates
+        ):
+            raise ValueError(f"FineTuning needs rates > 0, such as [0.01, 0.1]; got {rates}.")
+        whole = all(type(s) is int and s >= 0 for s in steps)
+        if not steps or not whole or steps != sorted({*steps}):
+            raise ValueError(
+                f"FineTuning needs steps to be integers >= 0 that increase, such as [0, 1, 5]; "
+                f"got {steps}."
+            )
+
+    @property
+    def choices(self) -> list[Choice]:
+        """All settings; that of no step once."""
+        steps = [(rate, count) for rate in self.rates for count in self.steps if count]
+        return [(self.rates[0], 0)] * (0 in self.steps) + steps
+
+    def best(self, scores: Mapping[Choice, Tensor]) -> Choice:
+        """Return the setting with the largest mean over queries; of equal ones the first."""
+        return max(scores, key=lambda choice: float(scores[choice].double().mean()))
