@@ -60,7 +60,7 @@ def test_all_problems_are_listed():
 
 LONG = {
     *LANGUAGE, "hyperparameter_optimization", "hyper_cleaning", "domain_reweighting",
-    "meta_pseudo_labels", "stochastic_quadratic", "value_function_toy",
+    "meta_pseudo_labels", "stochastic_quadratic", "value_function_toy", "few_shot_ranking",
 }  # fmt: skip
 
 

@@ -136,8 +136,9 @@ class FewShotRanking(GradientProblem):
         )  # fmt: skip
         self._check_shots()
         self.scorer.read(self.pools)
-        for name in {self.baseline, self.ranking} - {"scorer"}:
-            ranked(self.pools, name, self.shots[0])  # refuses one that these pools have not
+        for name in (self.baseline, self.ranking):
+            if name != "scorer":
+                ranked(self.pools, name, self.shots[0])  # refuses one that these pools have not
         self._left_out = self.pools.left_out
         # Told, since an evaluation takes as long as many outer steps.
         self.metric_names = self._metric_names()
