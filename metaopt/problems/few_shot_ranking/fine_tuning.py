@@ -23,9 +23,8 @@ class FineTuning:
         ValueError: an argument outside its range.
 
     Example:
-        >>> FineTuning(rates=(0.1,), steps=(0, 1)).best({(0.1, 0): torch.tensor([0.5, 0.3]),
-        ...                                              (0.1, 1): torch.tensor([0.5, 0.4])})
-        (0.1, 1)
+        >>> FineTuning(rates=(0.1, 0.3), steps=(0, 1)).choices
+        [(0.1, 0), (0.1, 1), (0.3, 1)]
     """
 
     rates: Sequence[float] = (0.03, 0.1, 0.3)
