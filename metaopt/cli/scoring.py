@@ -1,4 +1,4 @@
-"""`metaopt score RUN FILE`: what a finished run has learned, applied to the rows of a file."""
+"""`metaopt score RUN FILE`: what a finished run has learned, applied to rows or to documents."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from metaopt.cli import reranking
 from metaopt.files.errors import FolderError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ the quarter of the rows with the largest scores is written, in their order.
   metaopt score runs/a_rater rows.parquet --columns text=body --top 0.25
   metaopt score runs/a_rubric answers.jsonl --limits lm_calls=500
   metaopt score runs/a_rubric answers.jsonl --llm openai_compatible model=NAME
+  metaopt score runs/a_ranker beir --query TEXT --relevant d3 d8 --irrelevant d1
 
 FILE is JSON lines, JSON, csv, tsv, parquet, or a text with a row on each line.
 A rater counts how often a text is in the file, as it did among the training
@@ -39,6 +41,12 @@ model follows it: the one of --llm, as llm=NAME llm.KEY=VALUE of a run, or else
 the one that judged in the run, unless it is on another machine or no class of
 metaopt. Its answers are kept next to the file that is written, so that the same
 command asks for none twice. A row that it states no score of has none.
+
+A run of problem=few_shot_ranking on texts re-ranks the documents of a folder, with
+corpus.jsonl (_id and text, also title) in it, for a query: the first ones of BM25,
+by a scorer that is fine-tuned on those that are marked. --marks takes several
+queries, of queries.jsonl, with a score above 0 for a relevant document. Written is
+ranked.jsonl in the folder: query, rank, _id, score and the rank by BM25.
 """
 
 ADDED = ("score", "score_cdf")
@@ -131,6 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ValueError: the file lacks a column, holds rows that cannot be read, or would be replaced.
     """
     options = _parser().parse_args(arguments)
+    ranker = reranking.ranker_of(options.run)
+    if ranker is not None:
+        return reranking.rerank(ranker, options)
+    if strange := reranking.given(options):
+        raise ValueError(
+            f"{strange[0]} is of re-ranking, and {options.run} has no ranker; give the folder of a "
+            f"run of problem=few_shot_ranking on texts."
+        )
     if options.top is not None and not 0 < options.top <= 1:
         raise ValueError(f"--top must be a share in (0, 1]; got {options.top:g}.")
     scorer = scorer_of(options.run, options)
@@ -168,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", type=Path, help="the folder of a finished run")
-    add("file", type=Path, help="rows to score")
+    add("file", type=Path, help="rows to score, or a folder of documents to rank")
     add("--columns", nargs="+", metavar="COLUMN=NAME", default=[], help="names in the file")
     add("--top", type=float, metavar="SHARE", help="write only the share with the largest scores")
     add("--llm", nargs="+", metavar=("NAME", "KEY=VALUE"), help="the judge of a rubric")
@@ -180,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         help="most lm_calls, lm_requests, tokens",
     )
     add("--out", type=Path, metavar="PATH", help="FILE.scored or FILE.top, with its ending")
+    reranking.add_options(parser)
     return parser
 
 

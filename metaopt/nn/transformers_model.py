@@ -36,7 +36,7 @@ from metaopt.nn.pretrained import progress_bars
 from metaopt.nn.shared_prefix import keeps_prefixes, places, prefix_runs, repeated
 from metaopt.nn.word_tokenizer import tokenizer_of
 
-Trains = Literal["all", "head"]
+Trains = Literal["all", "head", "biases"]
 AUTO: dict[str, tuple[Any, dict[str, Any]]] = {
     "causal": (AutoModelForCausalLM, {}),
     "sequence": (AutoModelForSequenceClassification, {"num_labels": 1}),
@@ -63,7 +63,7 @@ class TransformersModel:
             an object, a local folder, an id of the hub, or a name that `metaopt-fetch` knows.
         tokenizer: a tokenizer, its folder or its id; `None` for the source's, and for one token for
             each word of the training rows where the source is a configuration.
-        trains: all, or head: the output layer alone.
+        trains: all; head, the output layer alone; or biases, those of all layers, and the head.
         lora: arguments of `peft.LoraConfig`; `None` for no adapters.
         precision: float32, master (trained weights in float32, frozen ones in bfloat16, autocast to
             it) or official (all in bfloat16); see `metaopt.nn.precision`.
@@ -99,15 +99,19 @@ class TransformersModel:
         device: str = "cpu",
     ) -> None:
         self.kind, self.trains, self.precision = kind, trains, precision
-        check_choices(self, kind=tuple(AUTO), trains=("all", "head"), precision=tuple(PRECISIONS))
-        if trains == "head" and lora is not None:
-            raise ValueError("trains=head leaves nothing to adapt; set lora=null or trains=all.")
+        check_choices(
+            self, kind=tuple(AUTO), trains=("all", "head", "biases"), precision=tuple(PRECISIONS)
+        )
+        if trains != "all" and lora is not None:
+            raise ValueError(
+                f"trains={trains} leaves nothing to adapt; set lora=null or trains=all."
+            )
         source = model_source(source)
         self.origin = origin(source)
         self.tokenizer: Any = _completed(source, model_source(tokenizer), texts)
         self.pad = _pad(self.tokenizer)
         dtype, self.compute_dtype = PRECISIONS[precision]
-        frozen = lora is not None or trains == "head"
+        frozen = lora is not None or trains != "all"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self._load(
@@ -254,22 +258,26 @@ class TransformersModel:
         head = model.get_output_embeddings() if self.kind == "causal" else linear_head(model)
         if lora is not None:
             add_adapters(model, lora)
-        elif self.trains == "head":
+        elif self.trains != "all":
             model.requires_grad_(False)
             if head is None:
                 raise ValueError(
-                    f"trains=head: {type(model).__name__} has no single linear output layer; "
-                    f"use trains=all, or lora."
+                    f"trains={self.trains}: {type(model).__name__} has no single linear output "
+                    f"layer; use trains=all, or lora."
                 )
             inputs = model.get_input_embeddings()
             if self.kind == "causal" and head.weight is inputs.weight:
                 raise ValueError(
-                    f"trains=head: the output layer of {type(model).__name__} is tied to its "
-                    f"embeddings, which would be trained with it; use trains=all, or lora."
+                    f"trains={self.trains}: the output layer of {type(model).__name__} is tied to "
+                    f"its embeddings, which would be trained with it; use trains=all, or lora."
                 )
+            for name, value in model.named_parameters():
+                if self.trains == "biases" and name.endswith("bias"):
+                    value.requires_grad_(True)
+                    value.data = value.data.to(dtype)
         else:
             return
-        if head is not None and (self.trains == "head" or self.kind != "causal"):
+        if head is not None and (self.trains != "all" or self.kind != "causal"):
             head.requires_grad_(True)  # a classifier's head is new, and adapters leave it out
             for value in head.parameters():
                 value.data = value.data.to(dtype)

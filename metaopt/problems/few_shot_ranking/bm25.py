@@ -10,6 +10,8 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
 TOKEN = r"(?u)\b\w+\b"
+K1, B = 1.2, 0.75
+"""Lucene's saturation of a term's frequency, and correction for a document's length."""
 
 
 class BM25:
@@ -36,7 +38,7 @@ class BM25:
         [[0.75, 0.0, 2.0]]
     """
 
-    def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
+    def __init__(self, texts: Sequence[str], k1: float = K1, b: float = B) -> None:
         if k1 < 0 or not 0 <= b <= 1:
             raise ValueError(f"BM25 needs k1 >= 0 and b in [0, 1]; got k1={k1}, b={b}.")
         self.vectorizer = CountVectorizer(token_pattern=TOKEN, stop_words="english")

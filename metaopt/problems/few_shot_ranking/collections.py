@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -238,18 +238,18 @@ def smart_gains(
     return _relevant(gains)
 
 
-def beir(folder: str | Path, split: str | None = None) -> Collection:
+def beir(source: str | Path, split: str | None = None) -> Collection:
     """Return a collection from a BEIR folder: corpus.jsonl, queries.jsonl and qrels/*.tsv.
 
     Args:
-        folder: of them; files may be compressed (.gz).
+        source: the folder of them; files may be compressed (.gz, .zst).
         split: train, dev or test: one file of judgements; `None` for all.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: with file and line.
     """
-    root = Path(folder).expanduser()
+    root = Path(source).expanduser()
     documents, texts = beir_texts(root, "corpus"), beir_texts(root, "queries")
     files = sorted((root / "qrels").glob(f"{split or '*'}.tsv*"))
     if not files:
@@ -259,24 +259,33 @@ def beir(folder: str | Path, split: str | None = None) -> Collection:
         )
     gains: dict[str, dict[str, float]] = {}
     for file in files:
-        for record in records(file):
-            _refuse(record)
-            try:
-                query, document, score = (
-                    record.value[name] for name in ("query-id", "corpus-id", "score")
-                )
-                gain = float(score)
-            except (KeyError, ValueError) as error:
-                raise ValueError(
-                    f"{record.place}: needs the columns query-id, corpus-id and score, a number; "
-                    f"got {str(record.value)[:100]}."
-                ) from error
-            _add(gains, query, document, gain, record.place, texts, documents)
+        for query, document, gain, place in judgements(records(file)):
+            _add(gains, query, document, gain, place, texts, documents)
     gains = _relevant(gains)
     none = len(texts) - len(gains)
     notes = (f"{none} of {len(texts)} queries have no relevant document.",) if none else ()
     queries = {query: texts[query] for query in texts if query in gains}
     return Collection(root.resolve().name, documents, queries, gains, notes)
+
+
+def judgements(rows: Iterable[Record]) -> Iterator[tuple[str, str, float, str]]:
+    """Yield query, document, score and place of BEIR's rows.
+
+    Raises:
+        ValueError: while reading, with file and line.
+    """
+    for row in rows:
+        _refuse(row)
+        try:
+            query, document, score = (
+                row.value[name] for name in ("query-id", "corpus-id", "score")
+            )
+            yield query, document, float(score), row.place
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{row.place}: needs the columns query-id, corpus-id and score, a number; got "
+                f"{str(row.value)[:100]}."
+            ) from error
 
 
 def beir_texts(folder: Path, name: str) -> dict[str, str]:

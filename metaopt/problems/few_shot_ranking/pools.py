@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,9 @@ class Pools:
             relevant documents, (K, Q, P); `None` where there are no words.
         intent: what a user who knows the documents would rank the pool by, (Q, P); `None` outside
             of generated worlds.
+        texts: of the queries and of the documents; `None` where there are no words.
+        made_of: collection, encoder and first stage, as JSON has them, for a scorer that is to rank
+            other documents; `None` where there are none.
 
     Raises:
         ValueError: a shape, a type or a value outside what is said here.
@@ -77,6 +81,8 @@ class Pools:
     ideal: Tensor
     expanded: Tensor | None = None
     intent: Tensor | None = None
+    texts: tuple[Sequence[str], Sequence[str]] | None = None
+    made_of: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()

@@ -13,13 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaopt.problems.few_shot_ranking.bm25 import BM25
+from metaopt.data.origin import origin
+from metaopt.nn.encoder import Encoder
+from metaopt.problems.few_shot_ranking.bm25 import BM25, K1, B
 from metaopt.problems.few_shot_ranking.collections import Collection
 from metaopt.problems.few_shot_ranking.metrics import dcg
 from metaopt.problems.few_shot_ranking.pools import CUTOFF, MIN_TEST_QUERIES, Pools
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Vectors (n, D) of texts."""
+
+
+PROBE = "Which documents are relevant?"
+"""A text whose vector tells one encoder from another."""
 
 
 class RankedTexts(NamedTuple):
@@ -37,21 +43,40 @@ class RankedTexts(NamedTuple):
 
 
 def relevance_pools(
-    collection: Collection, encoder: Encode, shots: int = 4, size: int = 200, terms: int = 32,
-    weight: float = 0.25,
+    collection: Collection, encoder: Encode | None, shots: int = 4, size: int = 200,
+    terms: int = 32, weight: float = 0.25,
 ) -> Pools:  # fmt: skip
     """Return a collection's queries with BM25's pools, feedback and the vectors of an encoder.
 
     Args:
         collection: texts and judgements.
         encoder: returns the vectors of texts; called twice, for queries and for pooled documents.
+            `None` for a scorer that reads the texts themselves: vectors then have no entries.
         shots, size, terms, weight: see `ranked_texts`.
 
     Cost: mostly the encoder's: for Cranfield's 1,400 abstracts and MiniLM 95 CPU seconds, once
     where it has a cache.
     """
     texts = ranked_texts(collection, shots, size, terms, weight)
-    return Pools(queries=encoder(texts.queries), documents=encoder(texts.documents), **texts.fields)
+    if encoder is None:
+        encoder = _no_vectors
+    *queries, probe = encoder([*texts.queries, PROBE])
+    made_of = None
+    if isinstance(encoder, Encoder):
+        made_of = {
+            "collection": collection.name, "notes": list(collection.notes),
+            "encoder": dict(encoder.settings), "probe": probe.tolist(),
+            **origin(encoder.source)._asdict(),
+            "first_stage": {"k1": K1, "b": B, "size": size, "terms": terms, "weight": weight},
+        }  # fmt: skip
+    return Pools(
+        queries=torch.stack(queries), documents=encoder(texts.documents), **texts.fields,
+        texts=(texts.queries, texts.documents), made_of=made_of,
+    )  # fmt: skip
+
+
+def _no_vectors(texts: Sequence[str]) -> Tensor:
+    return torch.zeros(len(texts), 0)
 
 
 def ranked_texts(

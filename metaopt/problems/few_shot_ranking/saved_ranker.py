@@ -1,0 +1,228 @@
+"""A meta-learned scorer as a folder, and the documents of another collection ranked with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+
+from metaopt.engine import tree
+from metaopt.engine.inner_optimizers import SGD
+from metaopt.engine.protocols import Tree
+from metaopt.files.errors import FolderError
+from metaopt.nn.encoder import Encoder
+from metaopt.problems.few_shot_ranking.bm25 import BM25
+from metaopt.problems.few_shot_ranking.metrics import reciprocal_rank_fusion
+from metaopt.problems.few_shot_ranking.pair_scorer import PairScorer
+from metaopt.problems.few_shot_ranking.relevance_feedback import PROBE, first_stage
+
+SETTINGS, WEIGHTS = "ranker.json", "scorer.safetensors"
+FORMAT = 1
+
+TOLERANCE = 1e-2
+"""Largest difference of an entry of the probe's vector; features in a cache are in float16."""
+
+
+class Ranked(NamedTuple):
+    """Documents of a query's pool that nobody marked, best first.
+
+    Args:
+        ids: of the documents.
+        scores: larger is better, (n,).
+        first_stage: ranks by BM25 among the documents of the pool, from 1.
+    """
+
+    ids: Sequence[str]
+    scores: Sequence[float]
+    first_stage: Sequence[int]
+
+
+class SavedRanker:
+    """Re-ranks BM25's first documents for a query, from marked ones; reading it runs no code.
+
+    The scorer is fine-tuned by SGD on the marked documents, relevant and irrelevant ones with half
+    of the weight each, at the rate and for the steps that were best on validation queries. They are
+    those of the largest k, among those that were tried, which is not above the number of marks of
+    each kind.
+
+    Args:
+        folder: that `write_ranker` has written.
+
+    Attributes:
+        about: its settings.
+
+    Raises:
+        FolderError: the folder is damaged, or another version wrote it.
+        FileNotFoundError: the encoder is not there.
+
+    Cost: of a query, the encoder on the query, its pool and the marked documents.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            self.about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            if self.about["format"] != FORMAT:
+                raise ValueError(f"its format is {self.about['format']}, not {FORMAT}")
+            tensors = load_file(folder / WEIGHTS)
+            if not all(bool(t.isfinite().all()) for t in tensors.values()):
+                raise ValueError("it has numbers that are not finite")
+            self.probe = tensors.pop("probe")
+            self.scorer, self.phi = PairScorer(**self.about["scorer"]), tensors
+            width = len(self.probe)
+            self.scorer(self.phi, self.scorer.features(torch.ones(width), torch.ones(1, width),
+                                                       torch.zeros(1)))  # fmt: skip
+            self.choices = {int(k): (float(r), int(s)) for k, (r, s) in self.about["tuned"].items()}
+            cache = os.environ.get("METAOPT_CACHE")
+            self.encoder = Encoder(**self.about["encoder"], cache=cache)
+            self._vectors: dict[str, Tensor] = {}
+        except (
+            OSError,
+            SafetensorError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:
+            raise FolderError(
+                f"{folder} holds no ranker that this version reads: {error}. Run it again."
+            ) from error
+
+    def index(self, documents: Mapping[str, str]) -> BM25:
+        """Return the first stage of a collection's documents by id."""
+        return BM25([*documents.values()], *(self.about["first_stage"][key] for key in ("k1", "b")))
+
+    def __call__(
+        self,
+        query: str,
+        documents: Mapping[str, str],
+        relevant: Sequence[str] = (),
+        irrelevant: Sequence[str] = (),
+        ranking: str = "scorer",
+        fuse: bool = False,
+        index: BM25 | None = None,
+    ) -> Ranked:
+        """Return the documents of the query's pool but the marked ones.
+
+        Args:
+            query: its text.
+            documents: of the collection, by id.
+            relevant, irrelevant: ids of marked documents; both kinds, or neither, where the ranking
+                is the scorer's.
+            ranking: scorer; or knn, the cosine with the sum of the directions of the query and the
+                relevant documents, which is not trained.
+            fuse: add 1 / (60 + rank) of the ranking and of BM25 with the expanded query.
+            index: of `index(documents)`, for several queries.
+
+        Raises:
+            ValueError: unknown or contradictory marks, or marks of one kind.
+        """
+        self._check_marks(documents, relevant, irrelevant, ranking)
+        index = index or self.index(documents)
+        settings = self.about["first_stage"]
+        rows = {name: row for row, name in enumerate(documents)}
+        marked = [rows[name] for name in (*relevant, *irrelevant)]
+        vector = index.vectors([query])
+        pool, values = first_stage(index, vector, settings["size"])
+        extra = [row for row in marked if row not in set(pool.tolist())]
+        # Marked documents are scored on the scale of the pool, whether they are in it or not.
+        values = np.concatenate([values, index.scores(vector)[0][extra]])
+        inside = values[: len(pool)]
+        values = (values - inside.mean()) / (inside.std() or 1.0)
+        used = [*pool.tolist(), *extra]
+        texts = [*documents.values()]
+        q, *d = self._encoded([query, *(texts[row] for row in used)])
+        places = {row: i for i, row in enumerate(used)}
+        marks = torch.tensor([places[row] for row in marked], dtype=torch.long)
+        stacked = torch.stack(d)
+        if ranking == "knn":
+            unit = normalize(stacked, dim=-1)
+            scores = unit @ (normalize(q, dim=-1) + unit[marks[: len(relevant)]].sum(0))
+        else:
+            x = self.scorer.features(q, stacked, torch.from_numpy(values).float())
+            scores = self.scorer(self._tuned(x[marks], len(relevant)), x)
+        scores = scores.detach().masked_fill(_mask(len(used), marks, len(pool)), -torch.inf)
+        if fuse:
+            wanted = [rows[name] for name in relevant]
+            longer = index.expanded(vector, wanted, settings["terms"], settings["weight"])
+            other = torch.from_numpy((longer @ index.weights[used].T).toarray()[0]).float()
+            scores = reciprocal_rank_fusion(scores, other.masked_fill(scores.isinf(), -torch.inf))
+        order = scores.argsort(dim=0, descending=True, stable=True)
+        order = order[scores[order].isfinite()]
+        names = [*documents]
+        chosen = order.tolist()
+        return Ranked(
+            [names[used[i]] for i in chosen], scores[order].tolist(), [i + 1 for i in chosen]
+        )
+
+    def _encoded(self, texts: Sequence[str]) -> Tensor:
+        new = list(dict.fromkeys(t for t in (*texts, PROBE) if t not in self._vectors))
+        if new:
+            self._vectors |= zip(new, self.encoder(new), strict=True)
+        other = self._vectors[PROBE]
+        if other.shape != self.probe.shape or (other - self.probe).abs().max() > TOLERANCE:
+            raise FolderError(
+                f"{self.about['encoder']['source']} is another encoder than the one that this "
+                f"ranker was trained on: a probe has other features. Fetch that one again."
+            )
+        return torch.stack([self._vectors[text] for text in texts])
+
+    def _tuned(self, x: Tensor, relevant: int) -> Tree:
+        """Return the scorer fine-tuned on marked documents (n, F), relevant ones first."""
+        irrelevant = len(x) - relevant
+        theta = tree.detach(self.phi)
+        if not len(x):
+            return theta
+        fitting = [k for k in self.choices if k <= min(relevant, irrelevant)]
+        rate, steps = self.choices[max(fitting, default=min(self.choices))]
+        counts = torch.tensor([relevant, irrelevant])
+        labels = torch.tensor([1.0, 0.0]).repeat_interleave(counts)
+        weights = (0.5 / counts).repeat_interleave(counts)
+        optimizer, proximal = SGD(lr=rate), self.about["proximal"]
+        moments = optimizer.init(theta)
+        for step in range(steps):
+            leaves: Any = tree.leaves(theta)
+            losses = binary_cross_entropy_with_logits(
+                self.scorer(leaves, x), labels, reduction="none"
+            )
+            away = [(leaves[name] - self.phi[name]).square().sum() for name in leaves]
+            loss = (weights * losses).sum() + proximal / 2 * torch.stack(away).sum()
+            (slope,) = tree.gradient(loss, leaves)
+            theta, moments = optimizer.update(theta, slope, moments, step)
+        return theta
+
+    def _check_marks(
+        self, documents: Mapping[str, str], relevant: Sequence[str], irrelevant: Sequence[str],
+        ranking: str,
+    ) -> None:  # fmt: skip
+        if ranking not in ("scorer", "knn"):
+            raise ValueError(f"ranking must be scorer or knn; got {ranking!r}.")
+        both = [*relevant, *irrelevant]
+        for name in both:
+            if name not in documents:
+                raise ValueError(f"there is no document {name!r} to mark.")
+            if both.count(name) > 1:
+                raise ValueError(f"document {name!r} is marked twice.")
+        if ranking == "scorer" and bool(relevant) != bool(irrelevant):
+            raise ValueError(
+                f"the scorer learns from relevant and irrelevant documents; got {len(relevant)} "
+                f"and {len(irrelevant)} of them. Mark one of each, or none, or rank by knn, which "
+                f"needs relevant ones alone."
+            )
+
+
+def _mask(count: int, marks: Tensor, pool: int) -> Tensor:
+    """Return which documents are not ranked: the marked ones, which may be outside of the pool."""
+    mask = torch.arange(count) >= pool
+    mask[marks] = True
+    return mask
