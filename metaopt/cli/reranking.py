@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from metaopt.files.errors import FolderError
 
 if TYPE_CHECKING:
-    from metaopt.problems.few_shot_ranking.saved_ranker import Ranked
+    from metaopt.problems.few_shot_ranking.saved_ranker import Ranked, SavedRanker
 
 SHOWN = 10
 """Documents of a query that are printed."""
@@ -89,6 +90,8 @@ def rerank(folder: Path, options: argparse.Namespace) -> int:
     ranker = SavedRanker(folder)
     index = ranker.index(documents)
     lines = []
+    if options.ranking == "scorer" and not options.fuse:
+        _say_if_idle(ranker, queries)
     for query in queries:
         ranked = ranker(
             query.text, documents, query.relevant, query.irrelevant, options.ranking,
@@ -100,6 +103,19 @@ def rerank(folder: Path, options: argparse.Namespace) -> int:
         file.write("".join(lines).encode())
     print(f"{len(lines)} documents of {len(queries)} quer{_ies(len(queries))} written to {out}")
     return 0
+
+
+def _say_if_idle(ranker: SavedRanker, queries: Sequence[Query]) -> None:
+    marked = [query for query in queries if query.relevant and query.irrelevant]
+    if marked and not any(
+        ranker.choice(len(query.relevant), len(query.irrelevant))[1] for query in marked
+    ):
+        print(
+            "metaopt-score: on the validation queries of this run 0 steps of fine-tuning were "
+            "best, so marked documents leave the ranking and change nothing else in it. --fuse "
+            "and --ranking knn use them.",
+            file=sys.stderr,
+        )
 
 
 def _queries(options: argparse.Namespace, root: Path) -> Iterator[Query]:

@@ -114,10 +114,10 @@ def smart(source: str | Path = "cranfield", format: str | SmartFormat | None = N
     if str(source) in FORMATS and not root.is_dir():
         root = find_data(f"ir/{source}", str(source))
     path = root / format.documents
-    documents, notes = _cut(smart_texts(path), format.size, f"documents at the end of {path}")
+    documents, notes = _cut(smart_texts(path), format.size, f"documents at the end of {path.name}")
     _check_published(path, documents, format)
     path = root / format.queries
-    texts, more = _cut(smart_texts(path), format.asked, f"queries at the end of {path}")
+    texts, more = _cut(smart_texts(path), format.asked, f"queries at the end of {path.name}")
     for note in notes:  # these change rankings; queries that nobody judged change nothing
         warnings.warn(note, stacklevel=2)
     notes += more
@@ -178,8 +178,8 @@ def _cut(texts: dict[str, str], size: int, what: str) -> tuple[dict[str, str], l
         return texts, []
     names = list(texts)
     note = (
-        f"{len(texts) - size} {what} ({names[size]} to {names[-1]}) are no part of the collection "
-        f"and are left out."
+        f"{len(texts) - size} {what}, {names[size]} to {names[-1]}, are no part of the collection: "
+        f"left out."
     )
     return {name: texts[name] for name in names[:size]}, [note]
 

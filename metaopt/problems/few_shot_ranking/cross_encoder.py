@@ -18,7 +18,7 @@ from metaopt.problems.few_shot_ranking.pools import Pools
 class CrossEncoder:
     """score = the one logit of an encoder on [CLS] query [SEP] document.
 
-    Trained are the biases of all layers and the head (BitFit), 27 thousand numbers of MiniLM's 22
+    Trained are the biases of all layers and the head (BitFit), 26 thousand numbers of MiniLM's 22
     million; there is no dropout, so that losses are functions of their arguments. Attention is
     transformers' eager one, whose derivative can be differentiated again (MAML).
 

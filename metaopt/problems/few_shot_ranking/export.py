@@ -14,6 +14,7 @@ from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree
 from metaopt.nn.export import new_folder
 from metaopt.nn.model_card import ModelCard
+from metaopt.problems.few_shot_ranking.pair_scorer import PairScorer
 from metaopt.problems.few_shot_ranking.saved_ranker import FORMAT, SETTINGS, WEIGHTS
 
 if TYPE_CHECKING:
@@ -41,18 +42,18 @@ def export(problem: FewShotRanking, outer: Tree, folder: Path) -> Path | None:
         folder: of the run.
 
     Returns:
-        Its path; `None` for pools that no texts were made of, and for an inner optimizer that is
-        not plain SGD.
+        Its path; `None` for vectors of no texts, a scorer that reads texts itself, and an inner
+        optimizer that is not plain SGD.
     """
     from safetensors.torch import save
 
-    made_of, optimizer = problem.pools.made_of, problem.inner_optimizer
+    made_of, scorer, optimizer = problem.pools.made_of, problem.scorer, problem.inner_optimizer
     plain = isinstance(optimizer, SGD) and optimizer == SGD(lr=optimizer.lr)
-    if made_of is None or not plain:
+    if made_of is None or not plain or not isinstance(scorer, PairScorer):
         return None
     settings = {
         "format": FORMAT,
-        "scorer": problem.scorer.settings,
+        "scorer": scorer.settings,
         "encoder": made_of["encoder"],
         "first_stage": made_of["first_stage"],
         "proximal": problem.proximal,

@@ -102,6 +102,11 @@ class SavedRanker:
         """Return the first stage of a collection's documents by id."""
         return BM25([*documents.values()], *(self.about["first_stage"][key] for key in ("k1", "b")))
 
+    def choice(self, relevant: int, irrelevant: int) -> tuple[float, int]:
+        """Return rate and number of steps of fine-tuning on so many marked documents."""
+        fitting = [k for k in self.choices if k <= min(relevant, irrelevant)]
+        return self.choices[max(fitting, default=min(self.choices))]
+
     def __call__(
         self,
         query: str,
@@ -179,13 +184,11 @@ class SavedRanker:
 
     def _tuned(self, x: Tensor, relevant: int) -> Tree:
         """Return the scorer fine-tuned on marked documents (n, F), relevant ones first."""
-        irrelevant = len(x) - relevant
         theta = tree.detach(self.phi)
         if not len(x):
             return theta
-        fitting = [k for k in self.choices if k <= min(relevant, irrelevant)]
-        rate, steps = self.choices[max(fitting, default=min(self.choices))]
-        counts = torch.tensor([relevant, irrelevant])
+        rate, steps = self.choice(relevant, len(x) - relevant)
+        counts = torch.tensor([relevant, len(x) - relevant])
         labels = torch.tensor([1.0, 0.0]).repeat_interleave(counts)
         weights = (0.5 / counts).repeat_interleave(counts)
         optimizer, proximal = SGD(lr=rate), self.about["proximal"]

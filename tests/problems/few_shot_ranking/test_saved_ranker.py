@@ -1,6 +1,7 @@
 """A scorer in a folder: it ranks as in its run, and `metaopt-score` re-ranks a BEIR folder."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,11 @@ TEN = {
     ])
 }  # fmt: skip
 MARKS = ["--relevant", "d0", "--irrelevant", "d1", "d2"]
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.delenv("METAOPT_CACHE", raising=False)  # it would round features
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,21 @@ def test_a_beir_folder_of_ten_documents_is_re_ranked(made, tmp_path, capsys):
     assert (tmp_path / "knn.jsonl").read_text() != (root / "ranked.jsonl").read_text()
 
 
+def test_it_is_said_where_marks_change_nothing(made, tmp_path, capsys):
+    *_, folder, _ = made
+    root = write_beir(tmp_path / "mine", small_world()._replace(documents=TEN, gains={}))
+    ranker = tmp_path / "ranker"
+    shutil.copytree(folder / "ranker", ranker)
+    settings = json.loads((ranker / "ranker.json").read_text())
+    arguments = [str(root), "--query", "topic0x1", *MARKS, "--out"]
+    assert main([str(ranker), *arguments, str(tmp_path / "a")]) == 0
+    assert not capsys.readouterr().err
+    settings["tuned"] = {"1": [0.3, 0], "2": [0.3, 5]}
+    (ranker / "ranker.json").write_text(json.dumps(settings))
+    assert main([str(ranker), *arguments, str(tmp_path / "b")]) == 0
+    assert "0 steps of fine-tuning were best" in capsys.readouterr().err
+
+
 def test_marks_of_several_queries_are_those_of_one_at_a_time(made, tmp_path):
     *_, folder, _ = made
     world = small_world()._replace(queries={"q1": "topic0x1", "q2": "topic0x2"}, gains={})
@@ -145,7 +166,7 @@ def test_other_folders_are_refused(made, tmp_path):
     *_, folder, _ = made
     with pytest.raises(FolderError, match=r"Give a BEIR folder, with corpus\.jsonl"):
         main([str(folder), str(tmp_path / "none"), "--query", "a"])
-    with pytest.raises(ValueError, match="--query is of re-ranking, and .* has no ranker"):
+    with pytest.raises(ValueError, match=r"--query is of re-ranking, and .* has no ranker"):
         main([str(tmp_path), str(tmp_path), "--query", "a"])
     ranker = tmp_path / "ranker"
     ranker.mkdir()
@@ -159,7 +180,7 @@ def test_other_folders_are_refused(made, tmp_path):
 
 
 def test_another_encoder_in_the_same_place_is_refused(made, tmp_path):
-    problem, phi, folder, world = made
+    problem, phi, _, world = made
     elsewhere = tmp_path / "encoder"
     tiny_encoder(elsewhere, world.documents.values(), seed=1)
     made_of = dict(problem.pools.made_of)
