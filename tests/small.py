@@ -192,6 +192,12 @@ def shrunk(problem: str, folder: Path) -> list[str]:
             "problem.pools.shots=2", "problem.shots=[1,2]", "problem.scorer.widths=[8]",
             "problem.fine_tuning.rates=[0.1]", "problem.fine_tuning.steps=[0,1]", "tasks=16",
         ]  # fmt: skip
+    if problem == "few_shot_ranking/text":
+        return [
+            "problem.scorer.source.num_hidden_layers=1", "problem.scorer.source.hidden_size=8",
+            "problem.pools.size=36", "problem.documents=2", "problem.fine_tuning.rates=[0.1]",
+            "problem.fine_tuning.steps=[0,1]", "inner_steps=1",
+        ]  # fmt: skip
     if problem.startswith("few_shot"):
         return ["tasks=16", "outer_lr=0.03", "problem.widths=[16]", "problem.data.test_tasks=6"]
     if problem == "hyperparameter_optimization":

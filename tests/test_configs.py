@@ -47,6 +47,7 @@ SERVED = {
     ("data", "meta_policy_optimization/prompt_file"),
     ("weights", "rater_encoder"), ("data", "data_curation/cisi"), ("data", "data_curation/rows"),
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
+    ("data", "few_shot_ranking/smart"), ("data", "few_shot_ranking/beir"),
     ("scoring", "template_evolution/likelihood"),
     ("method", "template_evolution/judge_calibration/model"),
     ("method", "meta_policy_optimization/p_yes"),
@@ -75,6 +76,7 @@ DATA = {
     "meta_pseudo_labels": ("meta_pseudo_labels", "problem.data"),
     "few_shot": ("few_shot", "problem.data"),
     "few_shot_ranking": ("few_shot_ranking", "problem.pools"),
+    "few_shot_ranking/generated_texts": ("few_shot_ranking/text", "problem.pools"),
     "hyper_cleaning": ("hyper_cleaning", "problem.data"),
     "data_curation": ("domain_reweighting/text_world", "problem.task.data"),
     "process_reward": ("domain_reweighting", "problem.task.data"),
@@ -148,7 +150,8 @@ def chosen(group: str, option: str) -> list[str]:
     if group == "training_loss":
         return [f"problem={option}"]
     if group == "model" and option.startswith("few_shot_ranking/"):
-        return ["problem=few_shot_ranking", f"model@problem.scorer={option}"]
+        problem = "few_shot_ranking" + "/text" * option.endswith("cross_encoder")
+        return [f"problem={problem}", f"model@problem.scorer={option}"]
     if group == "model" and option.startswith("data_curation/"):
         return ["problem=data_curation/sft", f"model@problem.task.model={option}"]
     if group == "model" and option.startswith("reward_design/"):

@@ -133,6 +133,37 @@ class Pools:
         order = torch.randperm(count, generator=generator(fold(seed, "queries")))
         return Split(order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :])
 
+    def folds(self, count: int, seed: int, train: float = 0.5, validation: float = 1 / 6) -> Split:
+        """Return one part of `count` as the test; the others in the ratio of train to validation.
+
+        Seeds 0 to count - 1 test each query once; the next ones again, in other parts.
+
+        Args:
+            count: number of parts, >= 2.
+            seed: of the split.
+            train, validation: their ratio counts.
+
+        Raises:
+            ValueError: all parts together have fewer than 20 queries, or a part has none.
+        """
+        queries = len(self.queries)
+        if count < 2 or queries < max(count, MIN_TEST_QUERIES):
+            raise ValueError(
+                f"folds={count} must be >= 2, and at most the number of queries, {queries}, of "
+                f"which the test needs {MIN_TEST_QUERIES}."
+            )
+        order = torch.randperm(queries, generator=generator(fold(seed // count, "queries")))
+        parts = list(order.tensor_split(count))
+        test = parts.pop(seed % count)
+        rest = torch.cat(parts)
+        size = round(len(rest) * validation / (train + validation))
+        if not 0 < size < len(rest):
+            raise ValueError(
+                f"train={train} and validation={validation} make {len(rest) - size} and {size} "
+                f"queries of {len(rest)}; each needs one."
+            )
+        return Split(rest[size:], rest[:size], test)
+
     def _check_shapes(self) -> None:
         count, width = self.pool.shape if self.pool.ndim == 2 else (-1, -1)
         wanted = {

@@ -84,6 +84,8 @@ class FewShotRanking(GradientProblem):
         ranking: a ranking that is measured in place of the scorer's; see `rankings.ranked`.
         baseline: ranking that gains are over.
         train, validation: shares of the queries.
+        folds: parts of a cross-validation; the seed says which of them is the test, and the others
+            are divided in the ratio of train to validation. `None` for a new split of each seed.
         seed: divides the queries.
 
     Raises:
@@ -120,6 +122,7 @@ class FewShotRanking(GradientProblem):
         baseline: Ranking = "first_stage",
         train: float = 0.5,
         validation: float = 1 / 6,
+        folds: int | None = None,
         seed: int = 0,
     ) -> None:
         self.pools = ranking_world(seed=seed) if pools is None else pools
@@ -142,7 +145,14 @@ class FewShotRanking(GradientProblem):
         self._left_out = self.pools.left_out
         # Told, since an evaluation takes as long as many outer steps.
         self.metric_names = self._metric_names()
-        self.split = self.pools.split(seed, train, validation)
+        self.split = (
+            self.pools.split(seed, train, validation)
+            if folds is None
+            else self.pools.folds(folds, seed, train, validation)
+        )
+        # Splits of one collection overlap: their intervals are widened by this ratio.
+        if self.pools.made_of is not None:
+            self.resplit = len(self.split.test) / len(self.split.train)
         self.report = RankingReport(self)
 
     def init_outer(self, generator: Generator) -> Tree:

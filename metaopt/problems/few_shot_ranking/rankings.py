@@ -39,6 +39,11 @@ def ranked(pools: Pools, name: Ranking, shots: int) -> Tensor:
                 f"{', '.join(RANKINGS)}."
             )
         return given[shots - 1] if name == "expanded" else given
+    if not pools.queries.shape[-1]:
+        raise ValueError(
+            f"ranking={name} needs vectors, and these pools have none; give relevance_pools an "
+            f"encoder."
+        )
     queries = normalize(pools.queries, dim=-1)
     documents = normalize(pools.documents, dim=-1)
     if name == "knn":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaopt.engine.protocols import Report, Snapshots, Tree
+from metaopt.problems.few_shot_ranking.export import export
 from metaopt.report.figures import line, new_figure
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class RankingReport(Report):
         return [path]
 
     def deliver(self, outer: Tree, inner: Any, snapshots: Snapshots, folder: Path) -> str:
-        """Write queries.csv: a row for each test query and k."""
+        """Write queries.csv, a row for each test query and k, and the scorer of a collection."""
         last = snapshots[-1][1] if snapshots else self.snapshot(outer, inner)
         with (folder / FILE).open("w", newline="") as file:
             table = csv.writer(file)
@@ -64,4 +65,7 @@ class RankingReport(Report):
                 columns = [values[name].tolist() for name in names]
                 for query, *numbers in zip(last["queries"].tolist(), *columns, strict=True):
                     table.writerow([query, k, *(f"{x:.6g}" for x in numbers)])
-        return f"nDCG@20 of each of {len(last['queries'])} test queries: {folder / FILE}"
+        said = f"nDCG@20 of each of {len(last['queries'])} test queries: {folder / FILE}"
+        if export(self.problem, outer, folder) is not None:
+            said += f"\nmetaopt score {folder} FOLDER --query TEXT re-ranks a folder of documents"
+        return said

@@ -61,6 +61,26 @@ def test_a_split_has_each_query_once_and_depends_on_the_seed():
     assert not torch.equal(split.test, pools(60).split(4).test)
 
 
+def test_the_folds_of_a_cross_validation_test_each_query_once():
+    parts = [pools(30).folds(4, seed) for seed in range(8)]
+    for repeat in (parts[:4], parts[4:]):
+        assert torch.cat([part.test for part in repeat]).sort().values.tolist() == [*range(30)]
+    assert not torch.equal(parts[0].test, parts[4].test)
+    for part in parts:
+        assert torch.cat(part).sort().values.tolist() == [*range(30)]
+        assert len(part.test) in (7, 8)
+        assert len(part.validation) == round((30 - len(part.test)) / 4)
+
+
+def test_folds_of_few_queries_are_refused():
+    with pytest.raises(ValueError, match=r"folds=4 must be .* queries, 19, of which"):
+        pools(19).folds(4, 0)
+    with pytest.raises(ValueError, match="folds=1 must be >= 2"):
+        pools(30).folds(1, 0)
+    with pytest.raises(ValueError, match="make 15 and 0 queries of 15; each needs one"):
+        pools(30).folds(2, 0, validation=0.001)
+
+
 def test_few_test_queries_are_refused():
     with pytest.raises(ValueError, match=r"30 for training, 9 for validation and 19 for the test"):
         pools(58).split(0, train=0.51)
