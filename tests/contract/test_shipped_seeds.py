@@ -26,6 +26,7 @@ REFUSED = {
     "domain_reweighting": "read a number off a tensor",
     "domain_reweighting/digits": "has other losses with seed 1 alone",
     "domain_reweighting/text_world": "Descent cannot train several seeds together",
+    "few_shot_ranking/text": "has other losses with seed 1 alone",
     "knapsack": "Knapsack steps and evaluates itself",
     "meta_policy_optimization/text": "MetaPolicyOptimization steps and evaluates itself",
     "metric_induction": "MetricInduction steps and evaluates itself",
