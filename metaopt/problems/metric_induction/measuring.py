@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from metaopt.llm import Client, NotUnderstood, Parameters, Reply, Request
+from metaopt.llm.chat import Message
 from metaopt.llm.score_replies import form
 from metaopt.metrics.traits import TraitCounts, count_traits, same_sign, total
 from metaopt.problems.metric_induction.data import Instance
@@ -21,6 +23,12 @@ from metaopt.problems.metric_induction.prompts import (
     read_rating,
 )
 from metaopt.problems.text import ask, whole
+
+LEGAL = {
+    "extractor": "lines 'good: ...' or 'bad: ...', or 'none'",
+    "judge": "a last line 'Rating: +1', '0' or '-1'",
+    "grounder": "a line '<aspect>: <trait>' for each aspect",
+}
 
 UNDERSTOOD = 0.5
 """Least share of the replies to be understood; below it a set of metrics has no value."""
@@ -56,6 +64,7 @@ class Measuring:
 
     def __init__(self, client: Client, parameters: Parameters) -> None:
         self.client, self.parameters = client, parameters
+        self._known: dict[tuple[str, str], Any] = {}  # what the client would answer again
 
     def aspects(self, instances: Sequence[Instance]) -> list[tuple[Aspect, ...]]:
         """Return the aspects of each feedback; those that a row brings, as they are.
@@ -64,18 +73,12 @@ class Measuring:
             NotUnderstood: less than half of three or more replies list any aspect or say that there
                 is none.
         """
-        asked = [i for i, instance in enumerate(instances) if instance.aspects is None]
-        requests = [
-            Request("extractor", extracting(instances[i].feedback), self.parameters) for i in asked
-        ]
-        replies = ask(self.client, requests) if requests else []
-        read = [None if (text := whole(reply)) is None else read_aspects(text) for reply in replies]
-        if not self.client.stopped:
-            self._refuse("extractor", read, replies, "lines 'good: ...' or 'bad: ...', or 'none'")
-        found = dict(zip(asked, read, strict=True))
+        asked = [instance for instance in instances if instance.aspects is None]
+        questions = [Question(extracting(i.feedback), read_aspects) for i in asked]
+        read = iter(self._ask("extractor", questions, True))
         return [
-            tuple(found[i] or ()) if instance.aspects is None else instance.aspects
-            for i, instance in enumerate(instances)
+            tuple(next(read) or ()) if instance.aspects is None else instance.aspects
+            for instance in instances
         ]
 
     def measure(
@@ -97,43 +100,39 @@ class Measuring:
             NotUnderstood: they must be, and less than half of three or more of a role are.
         """
         order = canonical(metrics)
-        ratings, understood = self._rate(order, instances, required)
-        traits = [[(m, r) for m, r in enumerate(row) if r] for row in ratings]
+        ratings, rated = self._rate(order, instances, required)
+        traits = [[(m, sign) for m, sign in enumerate(row) if sign] for row in ratings]
         matches, grounded = self._ground(order, aspects, traits, required)
         place = [metrics.index(metric) for metric in order]
-        matched, met = [], [0] * len(order)
-        for said, shown, pairs in zip(aspects, traits, matches, strict=True):
-            row = [-1] * len(said)
+        matched = [[-1] * len(said) for said in aspects]
+        met: Counter[int] = Counter()
+        for row, shown, pairs in zip(matched, traits, matches, strict=True):
             for aspect, trait in pairs:
                 row[aspect] = place[shown[trait][0]]
-            for trait in {trait for _, trait in pairs}:
-                met[shown[trait][0]] += 1
-            matched.append(row)
+            met.update(place[shown[trait][0]] for trait in {trait for _, trait in pairs})
+        of = Counter(place[m] for shown in traits for m, _ in shown)
         counts = total(
             count_traits([a.sign for a in said], [sign for _, sign in shown], pairs)
             for said, shown, pairs in zip(aspects, traits, matches, strict=True)
         )
-        of = Counter(m for shown in traits for m, _ in shown)
-        unmatched = [(0, 0)] * len(order)
-        for m, target in enumerate(place):
-            unmatched[target] = (of[m] - met[m], of[m])
-        heard = [*understood, *grounded]
-        share = sum(heard) / len(heard) if heard else 1.0
-        return Measured(counts, matched, unmatched, share)
+        understood = [*rated, *grounded]
+        return Measured(
+            counts,
+            matched,
+            [(of[m] - met[m], of[m]) for m in range(len(metrics))],
+            sum(understood) / len(understood) if understood else 1.0,
+        )
 
     def _rate(
         self, metrics: Sequence[Metric], instances: Sequence[Instance], required: bool
     ) -> tuple[list[list[int]], list[bool]]:
         """Return the rating by instance and metric, and which replies stated one."""
-        requests = [
-            Request("judge", judging(metric, instance.trajectory), self.parameters)
+        questions = [
+            Question(judging(metric, instance.trajectory), read_rating)
             for instance in instances
             for metric in metrics
         ]
-        replies = ask(self.client, requests) if requests else []
-        read = [None if (text := whole(reply)) is None else read_rating(text) for reply in replies]
-        if required and not self.client.stopped:
-            self._refuse("judge", read, replies, "a last line 'Rating: +1', '0' or '-1'")
+        read = self._ask("judge", questions, required)
         flat, count = [rating or 0 for rating in read], len(metrics)
         rows = [flat[i * count : (i + 1) * count] for i in range(len(instances))]
         return rows, [rating is not None for rating in read]
@@ -154,23 +153,14 @@ class Measuring:
             for i, (said, shown) in enumerate(zip(aspects, traits, strict=True))
             if {a.sign for a in said} & {sign for _, sign in shown}
         ]
-        requests = [
-            Request(
-                "grounder",
+        questions = [
+            Question(
                 grounding(aspects[i], [(metrics[m], sign) for m, sign in traits[i]]),
-                self.parameters,
+                partial(read_matches, aspects=len(aspects[i]), traits=len(traits[i])),
             )
             for i in asked
         ]
-        replies = ask(self.client, requests) if requests else []
-        read = [
-            None
-            if (text := whole(reply)) is None
-            else read_matches(text, len(aspects[i]), len(traits[i]))
-            for i, reply in zip(asked, replies, strict=True)
-        ]
-        if required and not self.client.stopped:
-            self._refuse("grounder", read, replies, "a line '<aspect>: <trait>' for each aspect")
+        read = self._ask("grounder", questions, required)
         pairs: list[list[tuple[int, int]]] = [[] for _ in aspects]
         for i, stated in zip(asked, read, strict=True):
             named = [(a, t) for a, t in enumerate(stated or ()) if t is not None]
@@ -178,28 +168,46 @@ class Measuring:
             pairs[i] = same_sign(*signs, named)
         return pairs, [stated is not None for stated in read]
 
-    def _refuse(
-        self, role: str, read: Sequence[object], replies: Sequence[Reply | None], legal: str
-    ) -> None:
-        """Raise where a role does not answer what it is asked."""
+    def _ask(self, role: str, questions: Sequence[Question], required: bool) -> list[Any]:
+        """Return what the reply to each question says; `None` of one that is not understood.
+
+        Raises:
+            NotUnderstood: `required`, and less than half of three or more are.
+        """
+        keys = [(role, question.messages[0]["content"]) for question in questions]
+        new = {k: q for k, q in zip(keys, questions, strict=True) if k not in self._known}
+        requests = [Request(role, q.messages, self.parameters) for q in new.values()]
+        replies = ask(self.client, requests) if requests else []
+        for (key, question), reply in zip(new.items(), replies, strict=True):
+            if (text := whole(reply)) is not None:
+                self._known[key] = question.read(text)
+        read = [self._known.get(key) for key in keys]
         understood = sum(answer is not None for answer in read)
-        if len(read) < 3 or understood >= UNDERSTOOD * len(read):
-            return
-        shown = next(
-            (
+        enough = len(read) < 3 or understood >= UNDERSTOOD * len(read)
+        if required and not enough and not self.client.stopped:
+            odd = (
                 reply
-                for answer, reply in zip(read, replies, strict=True)
-                if answer is None and reply
-            ),
-            None,
-        )
-        lines = (
-            "" if shown is None else "".join(f"\n    {x}" for x in form(shown.text).splitlines())
-        )
-        cut = shown is not None and shown.finish == "length"
-        raise NotUnderstood(
-            f"{role}: {understood} of {len(read)} replies were understood; they must have {legal}. "
-            f"One that was not ends with (letters shown as x, digits as 9):{lines or ' nothing'}"
-            + (" It is cut: raise problem.max_tokens." if cut else ""),
-            role,
-        )
+                for key, reply in zip(new, replies, strict=True)
+                if reply is not None and self._known.get(key) is None
+            )
+            raise _not_understood(role, understood, len(read), next(odd, None))
+        return read
+
+
+class Question(NamedTuple):
+    """What a role is asked, and how its reply is read; `None` of one that is not understood."""
+
+    messages: tuple[Message, ...]
+    read: Callable[[str], Any]
+
+
+def _not_understood(role: str, understood: int, count: int, shown: Reply | None) -> NotUnderstood:
+    """Return the error of a role that does not answer what it is asked."""
+    lines = "" if shown is None else "".join(f"\n    {x}" for x in form(shown.text).splitlines())
+    cut = shown is not None and shown.finish == "length"
+    return NotUnderstood(
+        f"{role}: {understood} of {count} replies were understood; they must have {LEGAL[role]}. "
+        f"One that was not ends with (letters shown as x, digits as 9):{lines or ' nothing'}"
+        + (" It is cut: raise problem.max_tokens." if cut else ""),
+        role,
+    )

@@ -71,7 +71,7 @@ class MetricInduction(TextProblem):
         shown: uncovered aspects that the rewriter is shown, >= 1, drawn anew for each rewrite.
         shows_unmatched: tell it how many traits of each metric are unmatched; it may then drop
             metrics.
-        until_coverage_falls: end the run when the coverage of the induction part falls.
+        until_coverage_falls: end the run when the coverage of the induction part falls, or is 1.
         induction: share of the trajectories that metrics are made from, in (0, 1).
         held_out: share that F is measured on, in (0, 1); the others are the test part.
         clusters: of k-means, >= 1.
@@ -176,6 +176,8 @@ class MetricInduction(TextProblem):
         fell = before and evidence.counts.coverage < before[-1]
         if self.until_coverage_falls and fell and not stop:
             stop = f"coverage fell from {before[-1]:.3f} to {evidence.counts.coverage:.3f}"
+        if self.until_coverage_falls and evidence.counts.coverage == 1 and not stop:
+            stop = "every aspect is covered"
         metrics = {"set/metrics": float(len(parse(outer))), "set/understood": understood}
         for part, m in measured.items():
             metrics[f"{part}/coverage"] = m.counts.coverage

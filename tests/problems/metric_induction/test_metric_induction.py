@@ -135,6 +135,14 @@ def test_the_releases_rule_ends_where_coverage_falls():
     assert all(0 < b - a <= 4 for a, b in itertools.pairwise(sizes))  # added, never dropped
 
 
+def test_the_releases_rule_ends_where_nothing_is_left():
+    task = problem(measured_on="induction", redundancy_weight=0.0, shows_unmatched=False,
+                   until_coverage_falls=True, most=1000, error=0.0)  # fmt: skip
+    engine = run(task, 60, accept="always")
+    assert list(engine)[-1][1].metrics["induction/coverage"] == 1
+    assert engine.stopped == "every aspect is covered"
+
+
 def test_a_run_goes_on_from_a_checkpoint_to_the_bit(tmp_path):
     whole = run(problem(), 5)
     last = [feedback.value for _, feedback in whole]
