@@ -155,6 +155,8 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         ]  # fmt: skip
     if problem == "metric_induction":
         return ["problem.data.trajectories=18"]
+    if problem == "agent_programs":
+        return ["problem.workers.questions=240", "problem.training=80", "problem.calls=4"]
     if problem.startswith("rollout_length"):
         return ROLLOUT
     if problem.startswith("reward_design"):

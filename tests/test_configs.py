@@ -49,6 +49,8 @@ SERVED = {
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
     ("data", "few_shot_ranking/smart"), ("data", "few_shot_ranking/beir"),
     ("scoring", "template_evolution/likelihood"),
+    ("scoring", "template_evolution/likelihood"), ("data", "agent_programs/gsm8k"),
+    ("data", "agent_programs/recorded"), ("data", "agent_programs/live"),
     ("method", "template_evolution/judge_calibration/model"),
     ("method", "meta_policy_optimization/p_yes"),
     ("method", "reward_model/minilm"), ("method", "reward_model/minilm_restore"),
@@ -65,6 +67,7 @@ SEARCHES = {key: ["estimator=score"] for key in ("grid", "random", "schedule", "
 IMAGES = ["problem=meta_pseudo_labels", "data@problem.data=meta_pseudo_labels/digits"]
 ACTING = [o for o in GROUPS["optimizer"] if o.startswith("rollout_length/")]
 DATA = {
+    "agent_programs": ("agent_programs", "problem.workers"),
     "data_curation/generated": ("data_curation/sft", "problem.task.data"),
     "data_curation/generated_preferences": ("data_curation/dpo", "problem.task.data"),
     "data_curation/generated_steps": ("data_curation/process_reward", "problem.task.data"),
@@ -103,6 +106,7 @@ CONTEXT = {
         "template_evolution/rewriting": ["problem=template_evolution"],
         "meta_policy_optimization/rewriting": ["problem=meta_policy_optimization"],
         "reward_design/rewriting": ["problem=reward_design"],
+        "agent_programs/rewriting": ["problem=agent_programs"],
     },
     "estimator": {
         "score": ["optimizer=random"],

@@ -50,6 +50,7 @@ CONTEXT = {
     "meta_policy_optimization/rewriting": "meta_policy_optimization",
     "metric_induction/rewriting": "metric_induction",
     "reward_design/rewriting": "reward_design",
+    "agent_programs/rewriting": "agent_programs",
     **dict.fromkeys(("rollout_length/dqn", *RULES), "rollout_length"),
 }
 """Problems of the optimizers that need one of a kind; the others run on ridge."""

@@ -40,6 +40,7 @@ REFUSED = {
     "rollout_length/gymnasium": "RolloutLength steps and evaluates itself",
     "rollout_length/paper": "RolloutLength steps and evaluates itself",
     "surrogate_quadratic": "PopulationScore cannot train several seeds together",
+    "agent_programs": "AgentPrograms steps and evaluates itself",
     "template_evolution": "TemplateEvolution steps and evaluates itself",
     "template_evolution/judge_calibration": "JudgeCalibration steps and evaluates itself",
     "tuned_digits": "PopulationScore cannot train several seeds together",

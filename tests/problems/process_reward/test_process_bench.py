@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from small import process_files
 
+from metaopt.data.final_answers import agree, canonical, final_answer
 from metaopt.data.solutions import solutions
 from metaopt.problems.process_reward.data.dataset import ProcessData
-from metaopt.problems.process_reward.data.final_answers import agree, canonical, final_answer
 from metaopt.problems.process_reward.data.meta_set import leaked, question_key
 from metaopt.problems.process_reward.data.process_bench import gsm8k_solutions, process_bench
 from metaopt.problems.process_reward.model.feature_scorer import FeatureScorer

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from metaopt.data.final_answers import final_answer
 from metaopt.data.folder import find_data
 from metaopt.data.solutions import solutions as recorded_solutions
 from metaopt.problems.process_reward.data.dataset import ProcessData
-from metaopt.problems.process_reward.data.final_answers import final_answer
 from metaopt.problems.process_reward.data.formats import Chain, read
 from metaopt.problems.process_reward.data.meta_set import meta_set, question_key
 

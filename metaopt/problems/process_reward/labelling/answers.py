@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaopt.data.final_answers import boxed
 from metaopt.data.records import records
-from metaopt.problems.process_reward.data.final_answers import boxed
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.data.formats.columns import Renaming, identifier
 from metaopt.problems.process_reward.data.meta_set import question_key

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from metaopt.data.final_answers import agree, final_answer
 from metaopt.files.lock import locked
 from metaopt.files.reading import damaged, read_bytes, read_json
 from metaopt.files.writing import write_json, write_text
-from metaopt.problems.process_reward.data.final_answers import agree, final_answer
 from metaopt.problems.process_reward.data.formats import Chain
 from metaopt.problems.process_reward.data.formats.chain import from_chain, refuse, to_chain
 

@@ -1,0 +1,109 @@
+"""What is legal in a program: the workers, features and blocks of a world, and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from metaopt.engine.ranges import check_ranges
+from metaopt.problems.agent_programs.programs import BLOCKS, FORMS, JUDGE, Program
+
+MAX_COUNT = 1000
+"""Largest n of a block and largest threshold of a route."""
+
+FRESH = ("refine", "critique", "debate")
+"""Blocks that ask a model again, which recorded workers cannot answer."""
+
+
+class InvalidProgram(ValueError):
+    """A text that is no program: the message says where, what is wrong and what is legal.
+
+    Args:
+        problem: a sentence.
+        column: the place in the text, from 1; `None` where it is the whole text.
+    """
+
+    def __init__(self, problem: str, column: int | None = None) -> None:
+        place = "" if column is None else f", column {column}"
+        super().__init__(f"Program{place}: {problem}")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The programs that a world can run.
+
+    Args:
+        workers: names; with one, `solve` needs none.
+        features: of questions, each with the thresholds that a route over it is drawn from.
+        criteria: of `select`.
+        fresh: whether a worker can be asked again; where it cannot, `FRESH`, the criterion
+            `JUDGE` and vote(P, n) are refused, and a call is a different worker.
+        calls: most calls of a question, >= 1.
+        depth: most blocks nested, >= 1.
+        size: most blocks, >= 1.
+
+    Raises:
+        ValueError: no worker, or a limit below 1.
+    """
+
+    workers: tuple[str, ...]
+    features: Mapping[str, Sequence[int]]
+    criteria: tuple[str, ...] = (JUDGE,)
+    fresh: bool = True
+    calls: int = 5
+    depth: int = 6
+    size: int = 40
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "calls >= 1", "depth >= 1", "size >= 1")
+        if not self.workers:
+            raise ValueError("Grammar needs at least one worker; got none.")
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The legal blocks."""
+        illegal = {*(() if self.fresh else FRESH)}
+        illegal |= {"select"} if not self.criteria else set()
+        illegal |= {"route"} if not self.features else set()
+        return tuple(block for block in BLOCKS if block not in illegal)
+
+    @property
+    def words(self) -> str:
+        """The language in lines, for a model that writes programs and for messages."""
+        names = ", ".join(self.workers)
+        lines = [f"  {FORMS[block]}" for block in self.blocks]
+        lines += [f"worker: {names}" + (" (may be left out)" if len(self.workers) == 1 else "")]
+        if "select" in self.blocks:
+            lines.append(f"criterion: {', '.join(self.criteria)}")
+        if "route" in self.blocks:
+            lines.append(f"feature: {', '.join(self.features)} (`feature` alone is feature > 0)")
+        return "\n".join(lines)
+
+    def calls_of(self, program: Program) -> int:
+        """Return the most calls that a question takes: of recorded workers, the different ones."""
+        return program.calls if self.fresh else max(map(len, program.worker_sets))
+
+    def check(self, program: Program) -> None:
+        """Raise where a program is beyond the limits.
+
+        Raises:
+            InvalidProgram: names the limit, what the program has, and the argument that sets it.
+        """
+        for name, least, most, unit in (
+            ("depth", program.depth, self.depth, "blocks deep"),
+            ("size", program.size, self.size, "blocks"),
+            ("calls", self.calls_of(program), self.calls, "calls of a question"),
+        ):
+            if least > most:
+                raise InvalidProgram(
+                    f"{least} {unit}; at most {most} are legal ({name}={most}). Use fewer or "
+                    "smaller blocks."
+                )
+
+    def fits(self, program: Program) -> bool:
+        """Return whether a program is within the limits."""
+        return (
+            program.depth <= self.depth
+            and program.size <= self.size
+            and self.calls_of(program) <= self.calls
+        )
