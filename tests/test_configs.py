@@ -48,7 +48,6 @@ SERVED = {
     ("weights", "rater_encoder"), ("data", "data_curation/cisi"), ("data", "data_curation/rows"),
     ("data", "reward_model/hh_rlhf"), ("model", "reward_model/text_encoder"),
     ("data", "few_shot_ranking/smart"), ("data", "few_shot_ranking/beir"),
-    ("scoring", "template_evolution/likelihood"),
     ("scoring", "template_evolution/likelihood"), ("data", "agent_programs/gsm8k"),
     ("data", "agent_programs/recorded"), ("data", "agent_programs/live"),
     ("method", "template_evolution/judge_calibration/model"),
