@@ -35,7 +35,7 @@ class BM25:
     Example:
         >>> index = BM25(["a wing in a shock wave", "heat transfer", "shock tubes"])
         >>> index.scores(index.vectors(["shock waves and shock tubes"])).round(2).tolist()
-        [[0.75, 0.0, 2.0]]
+        [[0.84, 0.0, 2.04]]
     """
 
     def __init__(self, texts: Sequence[str], k1: float = K1, b: float = B) -> None:
