@@ -204,6 +204,6 @@ def shrunk(problem: str, folder: Path) -> list[str]:
         return ["tasks=16", "outer_lr=0.03", "problem.widths=[16]", "problem.data.test_tasks=6"]
     if problem == "hyperparameter_optimization":
         return ["problem.refit_steps=20", "problem.noise_features=4"]
-    if problem == "tuned_digits":
+    if problem in {"tuned_digits", "scheduled_digits"}:
         return ["inner_steps=2", "problem.hidden=8"]
     return []

@@ -5,6 +5,7 @@ from metaopt.problems.examples.knapsack import Knapsack
 from metaopt.problems.examples.noisy_digits import NoisyDigits
 from metaopt.problems.examples.quadratic import Quadratic
 from metaopt.problems.examples.ridge import Ridge
+from metaopt.problems.examples.scheduled_digits import ScheduledDigits
 from metaopt.problems.examples.stochastic_quadratic import StochasticQuadratic
 from metaopt.problems.examples.surrogate_quadratic import SurrogateQuadratic
 from metaopt.problems.examples.tuned_digits import TunedDigits
@@ -16,6 +17,7 @@ __all__ = [
     "NoisyDigits",
     "Quadratic",
     "Ridge",
+    "ScheduledDigits",
     "StochasticQuadratic",
     "SurrogateQuadratic",
     "TunedDigits",
