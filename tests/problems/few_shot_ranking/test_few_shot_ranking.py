@@ -367,3 +367,22 @@ def test_no_step_is_one_setting_whatever_the_rate():
     means = zip(choices, (0.1, 0.3, 0.2, 0.3, 0.0), strict=True)
     ndcg = {choice: torch.tensor([0.5, value]) for choice, value in means}
     assert FineTuning().best(ndcg) == (0.1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shared", "steps", "wins"), [(0.0, 200, True), (1.0, 60, False)])
+def test_meta_learning_wins_where_queries_differ_and_not_where_they_are_one(shared, steps, wins):
+    for seed in range(3):
+        world = {"queries": 300, "documents": 2000, "pool": 150, "shots": 4}
+        pools, ndcg = ranking_world(**world, shared=shared, seed=seed), []
+        for inner_steps in (0, 1):
+            stated = FewShotRanking(
+                pools, PairScorer((32,), residual=False, document=True), SGD(lr=0.3), shots=(4,),
+                fine_tuning=FineTuning((0.1, 0.3), (0, 1, 3)), seed=seed,
+            )  # fmt: skip
+            estimator, optimizer = FirstOrder(inner_steps, tasks=8), Descent("adamw", lr=0.01)
+            engine = Engine(stated, estimator, optimizer, outer_steps=steps, seed=seed)
+            list(engine)
+            ndcg.append(float(stated.metrics(engine.optimizer.solution, None)["ndcg_4"]))
+        supervised, meta_learned = ndcg
+        assert (meta_learned > supervised + 0.03) == wins
