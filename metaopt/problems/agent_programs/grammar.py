@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,11 @@ from metaopt.problems.agent_programs.programs import BLOCKS, FORMS, JUDGE, Progr
 
 MAX_COUNT = 1000
 """Largest n of a block and largest threshold of a route."""
+
+MAX_DEPTH = 100
+
+NAME = re.compile(r"(?![0-9]+$)\w[\w.:/-]*")
+"""Names of workers and features: what the parser reads as one word, and not as a number."""
 
 FRESH = ("refine", "critique", "debate")
 """Blocks that ask a model again, which recorded workers cannot answer."""
@@ -38,12 +44,12 @@ class Grammar:
         criteria: of `select`.
         fresh: whether a worker can be asked again; where it cannot, `FRESH`, the criterion
             `JUDGE` and vote(P, n) are refused, and a call is a different worker.
-        calls: most calls of a question, >= 1.
-        depth: most blocks nested, >= 1.
+        calls: most calls of a question, from 1 to `MAX_COUNT`.
+        depth: most blocks nested, from 1 to `MAX_DEPTH`.
         size: most blocks, >= 1.
 
     Raises:
-        ValueError: no worker, or a limit below 1.
+        ValueError: no worker, a name that a program cannot hold, or a limit out of its range.
     """
 
     workers: tuple[str, ...]
@@ -55,9 +61,14 @@ class Grammar:
     size: int = 40
 
     def __post_init__(self) -> None:
-        check_ranges(self, "calls >= 1", "depth >= 1", "size >= 1")
-        if not self.workers:
-            raise ValueError("Grammar needs at least one worker; got none.")
+        check_ranges(self, f"1 <= calls <= {MAX_COUNT}", f"1 <= depth <= {MAX_DEPTH}", "size >= 1")
+        wrong = [name for name in (*self.workers, *self.features) if not NAME.fullmatch(name)]
+        if wrong or not self.workers:
+            raise ValueError(
+                "Grammar needs at least one worker, and names of workers and features that are of "
+                "letters, digits and _ . : / - and no number; got "
+                f"{', '.join(map(repr, wrong)) or 'no worker'}."
+            )
 
     @property
     def blocks(self) -> tuple[str, ...]:

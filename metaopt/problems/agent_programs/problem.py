@@ -158,7 +158,12 @@ class AgentPrograms(TextProblem):
         number = inner["number"] + 1 if inner else 1
         self.client.begin(number)
         history = inner["history"] if inner else []
-        return {"number": number, "run": None, "history": history, "final": None}
+        # From zero in each step, since what a resumed run counts begins there.
+        unreadable, self.rewriting.unreadable = self.rewriting.unreadable, 0
+        return {
+            "number": number, "run": None, "unreadable": unreadable, "history": history,
+            "final": None,
+        }  # fmt: skip
 
     def inner_step(self, outer: str, inner: State, key: int) -> State:
         """Return the state after the program has run on all training questions."""
@@ -187,7 +192,11 @@ class AgentPrograms(TextProblem):
         return Feedback(
             value,
             artifacts={"accuracy": accuracy, "calls": mean_calls, "evidence": rows},
-            metrics={"program/accuracy": accuracy, "program/calls": mean_calls},
+            metrics={
+                "program/accuracy": accuracy,
+                "program/calls": mean_calls,
+                "program/unreadable": float(inner["unreadable"]),
+            },
             cost=cost,
             stop=stopped or self._stop(),
         )
@@ -199,6 +208,7 @@ class AgentPrograms(TextProblem):
             "accuracy": feedback.artifacts["accuracy"],
             "calls": feedback.artifacts["calls"],
             "value": float(feedback.value),
+            "unreadable": inner["unreadable"],
         }
         return {**inner, "history": [*inner["history"], entry]}
 
@@ -300,11 +310,14 @@ class AgentPrograms(TextProblem):
                 )
             program = oracle(self.workers, self.grammar, self.call_price)
         else:
-            try:
-                program = parse(text, self.grammar)
-            except ValueError as error:
-                raise ValueError(f"{argument}={text!r}: {error}") from error
-        return program
+            return self._read(argument, text)
+        return self._read(argument, str(program))
+
+    def _read(self, argument: str, text: str) -> Program:
+        try:
+            return parse(text, self.grammar)
+        except ValueError as error:
+            raise ValueError(f"{argument}={text!r}: {error}") from error
 
     def _stop(self) -> str | None:
         """Return why no further program can run with enough calls left for the end."""

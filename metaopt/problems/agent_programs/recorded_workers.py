@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from metaopt.data.final_answers import final_answer
 from metaopt.data.solutions import Solutions
 from metaopt.problems.agent_programs.features import features_of, thresholds_of
+from metaopt.problems.agent_programs.grammar import NAME
 from metaopt.problems.agent_programs.workers import NO_ANSWER, Flags, Ints, Workers
 
 CRITERIA = {"longest": 1, "shortest": -1}
 """What `select` compares solutions by, their number of characters, and its sign."""
-
-_NAME = re.compile(r"\w[\w.:/-]*")
 
 
 class RecordedWorkers(Workers):
@@ -88,7 +85,7 @@ class RecordedWorkers(Workers):
 
 
 def _check_names(names: tuple[str, ...], source: str) -> None:
-    wrong = [name for name in names if not _NAME.fullmatch(name) or name.isdigit()]
+    wrong = [name for name in names if not NAME.fullmatch(name)]
     if len(names) < 2 or wrong:
         raise ValueError(
             f"RecordedWorkers needs at least two systems whose names are of letters, digits and "

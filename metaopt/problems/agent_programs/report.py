@@ -69,6 +69,8 @@ class ProgramReport(Report):
             f"training: {len(inner['history'])} runs on {len(problem.train)} questions, "
             f"{problem.training_calls(inner):,.0f} calls of the workers",
         ]
+        if unreadable := sum(entry["unreadable"] for entry in inner["history"]):
+            lines.append(f"answers of the rewriter that were no legal program: {unreadable}")
         if result is not None:
             lines += [
                 f"held out, {len(problem.test)} questions:",

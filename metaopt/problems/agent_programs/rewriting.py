@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_ranges
-from metaopt.llm import Client, Parameters, Request, user
+from metaopt.llm import Client, LMError, NotUnderstood, Parameters, Request, user
 from metaopt.llm.chat import Message
 from metaopt.problems.agent_programs.grammar import Grammar
 from metaopt.problems.agent_programs.parsing import parse
-from metaopt.problems.text import TextTrial, ask, whole
+from metaopt.problems.text import TextTrial, whole
 
 ROLE = "rewriter"
 
@@ -86,21 +86,35 @@ class Rewriting:
         Args:
             parents: all trials, best first.
             key: of the draws.
+
+        Raises:
+            LMError: the request failed other than by a policy or a budget.
+            NotUnderstood: none of three or more answers to the first question was a program.
         """
-        shown = list(parents[: self.programs_in_context])
+        tried = list(parents[: self.programs_in_context])
         rank = int(np.random.default_rng(fold(key, "parent")).geometric(0.5)) - 1
-        question = asking(self.grammar, shown, shown[rank % len(shown)], self.evidence)
-        messages = question
+        question = asking(self.grammar, tried, tried[rank % len(tried)], self.evidence)
+        messages, reason = question, ""
         for attempt in range(self.attempts):
             rollout = fold(key, "rewriter", attempt) % 2**31
-            (reply,) = ask(self.client, [Request(ROLE, messages, self.parameters, rollout)])
-            if reply is None:
-                break
+            (reply,) = self.client.ask_all([Request(ROLE, messages, self.parameters, rollout)])
+            if isinstance(reply, LMError):
+                if self.client.stopped:
+                    return parents[0].outer
+                raise reply
             try:
                 return str(parse(_stated(whole(reply)), self.grammar))
             except ValueError as error:
                 self.unreadable += 1
-                messages = _complaining(question, reply.text, str(error))
+                reason = str(error)
+                messages = _complaining(question, reply.text, reason)
+        if len(parents) == 1 and self.attempts >= 3:
+            shown = re.sub("'[^']*'", "'...'", reason)  # of what a model writes nothing is printed
+            raise NotUnderstood(
+                f"rewriter: none of {self.attempts} answers holds a legal program, in a block of "
+                f"three backquotes or on its last line. What is wrong with the last one: {shown}",
+                ROLE,
+            )
         return parents[0].outer
 
 
@@ -161,6 +175,3 @@ def shown_errors(text: str) -> list[tuple[str, int, int, int]]:
     """Return feature, threshold, questions and wrong ones of the rows that a question shows."""
     rows = _ERROR.findall(text.partition(f"{ERRORS}:")[2])
     return [(feature, int(t), int(n), int(w)) for feature, t, n, w in rows]
-
-
-Answer = Callable[[str, Sequence[Message], int], str]

@@ -110,7 +110,8 @@ def test_a_random_search_draws_what_is_legal() -> None:
     ("arguments", "message"),
     [
         ({"training": 400}, "training=400 leaves none of 400 questions held out; take at most 399"),
-        ({"calls": 0}, "calls >= 1; got calls=0"),
+        ({"calls": 0}, "1 <= calls <= 1000; got calls=0"),
+        ({"depth": 1}, r"control='vote\(solve, 5\)': Program, column 6: more than 1 blocks deep"),
         ({"call_price": -1.0}, "call_price >= 0; got call_price=-1.0"),
         ({"first": "vote(solve, 6)"}, r"first='vote\(solve, 6\)': Program: 6 calls of a question"),
         ({"control": "guess"}, r"control='guess': Program, column 1: 'guess' is no block"),

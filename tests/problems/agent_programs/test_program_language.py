@@ -94,8 +94,11 @@ def test_other_limits_are_refused() -> None:
         parse("route(x, solve, solve)", plain)
     with pytest.raises(InvalidProgram, match="no criteria to select by; legal are solve, vote, re"):
         parse("select(judge, solve, 2)", plain)
-    with pytest.raises(ValueError, match="calls >= 1; got calls=0"):
+    with pytest.raises(ValueError, match="1 <= calls <= 1000; got calls=0"):
         Grammar(("s",), {}, calls=0)
+    for names in (("a b",), ("12",), ()):
+        with pytest.raises(ValueError, match="names of workers and features that are of letters"):
+            Grammar(names, {})
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import pytest
 from small_programs import search, two_types
 
-from metaopt.llm import Client, SimulatedLM
-from metaopt.llm.chat import Message
+from metaopt.llm import Client, NotUnderstood, Rejected, SimulatedLM
+from metaopt.llm.chat import Message, Reply
 from metaopt.optimizers.search import Trial
 from metaopt.problems.agent_programs import AgentPrograms, Grammar, parse
 from metaopt.problems.agent_programs.rewriting import asking, shown_errors, shown_program
@@ -98,9 +99,35 @@ def test_what_is_no_program_goes_back_with_what_is_wrong() -> None:
     assert problem.rewriting.unreadable == 1
 
 
-def test_the_best_program_is_run_again_where_none_is_written() -> None:
-    problem = written(lambda role, messages, key: "__import__('os').abort()")
-    engine = search(problem, 3)
-    assert [e["program"] for e in engine.inner["history"]] == ["vote(solve, 5)"] * 3
+def test_the_best_program_is_run_again_where_none_is_written(tmp_path: Path) -> None:
+    def answer(role: str, messages: Sequence[Message], key: int) -> str:
+        known = messages[0]["content"].count(" calls: ") > 1
+        return "__import__('os').abort()" if known else "solve"
+
+    problem = written(answer)
+    engine = search(problem, 4)
+    history = engine.inner["history"]
+    assert [e["program"] for e in history][:2] == ["vote(solve, 5)", "solve"]
+    assert {e["program"] for e in history[2:]} == {engine.optimizer.solution}
     assert engine.optimizer.trials[0].evaluations == 3
-    assert problem.rewriting.unreadable > 0
+    asked = 6 * 3  # redraws and attempts
+    assert [e["unreadable"] for e in history] == [0, 0, asked, asked]
+    said = problem.report.deliver(engine.optimizer.solution, engine.inner, [], tmp_path)
+    assert f"answers of the rewriter that were no legal program: {2 * asked}" in said
+
+
+def test_a_rewriter_that_never_writes_a_program_stops_the_run() -> None:
+    problem = written(lambda role, messages, key: "rm -r secrets")
+    with pytest.raises(NotUnderstood, match="none of 3 answers holds a legal program") as error:
+        search(problem, 2)
+    assert "secrets" not in str(error.value)
+
+
+def test_a_failure_of_the_rewriter_is_no_program() -> None:
+    class Failing(SimulatedLM):
+        async def chat(self, role: str, *_: object) -> Reply:
+            raise Rejected("no such model", role)
+
+    problem = AgentPrograms(two_types(), roles={"rewriter": Failing(str)}, training=50)
+    with pytest.raises(Rejected, match="no such model"):
+        search(problem, 2)
