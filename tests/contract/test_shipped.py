@@ -30,10 +30,10 @@ VARIANTS = (
     "reward_model/hh_rlhf", "reward_model/pair_weights", "reward_model/text", "data_curation/dpo",
     "data_curation/reward", "data_curation/process_reward", "data_curation/sft",
     "domain_reweighting/text_world", "meta_policy_optimization/text", "stochastic_quadratic",
-    "reward_design/bank", "value_function_toy", "hyperparameter_optimization",
+    "reward_design/bank", "value_function_toy", "hyperparameter_optimization", "scheduled_digits",
 )  # fmt: skip
 """Slow; their like is run: `reward_model`, `domain_reweighting`, `meta_policy_optimization`, `saba`
-on the stochastic quadratic, `quadratic`, `ridge`."""
+on the stochastic quadratic, `quadratic`, `ridge`, `tuned_digits`."""
 
 FORKS = ("first_order", "reptile")
 SETTINGS = ("amigo", "f2sa", "ma_soba", "srba", "stocbio")
