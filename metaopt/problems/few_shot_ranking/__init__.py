@@ -1,6 +1,6 @@
 """Few-shot re-ranking: a scorer to start from, and steps from it on a user's relevance feedback.
 
-Baumgaertner, Ribeiro, Reimers and Gurevych, Incorporating Relevance Feedback for
+Baumgärtner, Ribeiro, Reimers and Gurevych, Incorporating Relevance Feedback for
 Information-Seeking Retrieval using Few-Shot Document Re-Ranking, EMNLP 2022.
 
 | paper | here |
