@@ -93,7 +93,7 @@ class FewShotRanking(GradientProblem):
 
     Cost: of metrics, `max(steps)` gradients of each rate and k on all validation queries at once.
 
-    Reference: Baumgaertner et al., EMNLP 2022.
+    Reference: Baumgärtner et al., EMNLP 2022.
 
     Example:
         >>> from metaopt import Descent, FirstOrder, run
