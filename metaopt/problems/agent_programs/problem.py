@@ -279,13 +279,15 @@ class AgentPrograms(TextProblem):
         return float("inf") if any(candidate == t.outer for t in trials) else 0.0
 
     def exact_curve(self) -> dict[str, list[tuple[float, float]]]:
-        """Return what votes of 1 to `calls` are worth, by label; nothing unless simulated."""
+        """Return what votes are worth, of up to three times the calls; nothing unless simulated."""
         if not isinstance(self.workers, SimulatedWorkers):
             return {}
-        solve = "solve" if len(self.workers.names) == 1 else f"solve({self.workers.names[0]})"
-        votes = [solve, *(f"vote({solve}, {n})" for n in range(2, self.grammar.calls + 1))]
-        each = [expected(parse(text, self.grammar), self.workers) for text in votes]
-        return {"vote(solve, n), exact": [(e.calls, e.accuracy) for e in each]}
+        calls = self.grammar.calls
+        solve = Program("solve", name="" if len(self.workers.names) == 1 else self.workers.names[0])
+        numbers = [*range(2, calls + 1), *(factor * calls for factor in (2, 3))]
+        votes = [solve, *(Program("vote", (solve,), n) for n in numbers if n > 1)]
+        curve = [(e.calls, e.accuracy) for e in (expected(v, self.workers) for v in votes)]
+        return {f"vote({solve}, n), exact": curve}
 
     def _split(self) -> tuple[Ints, Ints]:
         """Return the indices of the training and of the held-out questions."""
