@@ -20,7 +20,16 @@ def control_program(workers: Workers, grammar: Grammar, training: Ints) -> Progr
     if workers.fresh:
         first = solves[0]
         return first if grammar.calls == 1 else Program("vote", (first,), grammar.calls)
-    return max(solves, key=lambda p: execute(p, workers, training, 0).right.sum())
+    return _by_accuracy(workers, grammar, training)[0]
+
+
+def vote_of_all(workers: Workers, grammar: Grammar, training: Ints) -> Program:
+    """Return a vote of all workers, a call each; the better one in training wins ties.
+
+    Of a single worker it is its `solve`.
+    """
+    solves = _by_accuracy(workers, grammar, training)
+    return solves[0] if len(solves) == 1 else Program("vote", tuple(solves))
 
 
 def fixed_blocks(grammar: Grammar) -> list[str]:
@@ -46,6 +55,14 @@ def fixed_blocks(grammar: Grammar) -> list[str]:
                 made += [Program("vote", some)] if count > 2 else []
                 made += [Program("select", some, 1, c) for c in grammar.criteria]
     return [str(program) for program in made]
+
+
+def _by_accuracy(workers: Workers, grammar: Grammar, training: Ints) -> list[Program]:
+    """Return each worker's `solve`, the one that is right most often first."""
+    solves = _solves(grammar)
+    if len(solves) == 1:  # which asks nobody
+        return solves
+    return sorted(solves, key=lambda p: -execute(p, workers, training, 0).right.sum())
 
 
 def _solves(grammar: Grammar) -> list[Program]:

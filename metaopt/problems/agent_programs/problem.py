@@ -18,7 +18,7 @@ from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_ranges
 from metaopt.llm import LM, Client, Parameters, SimulatedLM
-from metaopt.problems.agent_programs.baselines import control_program, fixed_blocks
+from metaopt.problems.agent_programs.baselines import control_program, fixed_blocks, vote_of_all
 from metaopt.problems.agent_programs.drawing import random_program
 from metaopt.problems.agent_programs.evidence import errors_by_feature
 from metaopt.problems.agent_programs.execution import Execution, execute
@@ -67,8 +67,8 @@ class AgentPrograms(TextProblem):
         size: most blocks of a program, >= 1.
         training: number of training questions, >= 1.
         held_out: most held-out questions, >= 1, or `None` for all others.
-        first: text of the first program, or "control", or "oracle" for the best one by enumeration
-            where the workers are simulated.
+        first: text of the first program, or "control", or "all" for a vote of all workers, or
+            "oracle" for the best one by enumeration, where the workers are simulated.
         control: text of the program to compare with, or `None` for that described above.
         programs_in_context: programs that the rewriter is shown, >= 1.
         evidence: whether it is shown the errors by features of the questions.
@@ -305,6 +305,13 @@ class AgentPrograms(TextProblem):
         """Return the program that an argument names."""
         if text == "control":
             program = control_program(self.workers, self.grammar, self.train)
+        elif text == "all":
+            if self.workers.lms and len(self.workers.names) > 1:
+                raise ValueError(
+                    f"{argument}=all would ask all models before the run; write the vote, as "
+                    f"vote({', '.join(f'solve({name})' for name in self.workers.names)})."
+                )
+            program = vote_of_all(self.workers, self.grammar, self.train)
         elif text == "oracle":
             if not isinstance(self.workers, SimulatedWorkers):
                 raise ValueError(

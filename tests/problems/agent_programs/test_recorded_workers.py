@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,14 @@ def test_the_control_is_the_system_that_is_best_in_training() -> None:
     best = max(trained, key=lambda s: trained[s])
     assert str(problem.control) == f"solve({best})" == problem.first
     assert problem.resplit == pytest.approx(1 / 2)
+
+
+def test_a_vote_of_all_has_the_best_in_training_first() -> None:
+    problem = AgentPrograms(RecordedWorkers(small()), training=2, seed=3, first="all")
+    program = parse(problem.first, problem.grammar)
+    assert program.block == "vote"
+    assert program.parts[0] == problem.control
+    assert {part.name for part in program.parts} == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(
@@ -129,3 +139,23 @@ def test_a_search_over_gsm8k_never_takes_more_calls_than_it_may(gsm8k: Solutions
             if r.system == "175b_verification" and r.query in problem.train
         ]
     )
+
+
+@pytest.mark.slow
+def test_the_command_reads_a_file_of_ones_own(metaopt: Any, tmp_path: Path) -> None:
+    rows = [
+        {"query": q, "system": s, "response": text, "outcome": final_answer(text) == "1"}
+        for q, answers in ANSWERS.items()
+        for s, text in answers
+    ]
+    path = tmp_path / "systems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ("data@problem.workers=agent_programs/recorded", f"problem.workers.data.source={path}")
+    few = ("problem.training=2", "problem.calls=2", "outer_steps=2")
+    done = metaopt("problem=agent_programs", *data, *few)
+    assert done.code == 0, done.err
+    assert "held out, 1 questions" in done.out
+    done = metaopt("problem=agent_programs", *data, *few, "problem.first='refine(solve(a), 1)'")
+    assert done.code == 1
+    assert "refine needs a fresh call of a model, and the workers are recorded" in done.err
+    assert "Traceback" not in done.err
