@@ -76,8 +76,11 @@ class CrossEncoder:
         """Return the biases and the head of the source, the same for every generator."""
         return self.model.init()
 
-    def pairs(self, pools: Pools, query: Tensor, positions: Tensor) -> Tensor:
-        """Return rows of query and document (..., n, 2) at positions (..., n) of pools (...)."""
+    def pairs(self, pools: Pools, query: Tensor, positions: Tensor, shots: int) -> Tensor:
+        """Return rows of query and document (..., n, 2) at positions (..., n) of pools (...).
+
+        Marked documents are in no pair; fine-tuning reads them.
+        """
         documents = pools.pool[query].gather(-1, positions)
         return torch.stack([query.unsqueeze(-1).expand_as(documents), documents], -1)
 

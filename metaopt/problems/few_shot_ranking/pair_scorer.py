@@ -30,8 +30,11 @@ class Scorer(Protocol):
         """Return the first weights, for vectors of this size."""
         ...
 
-    def pairs(self, pools: Pools, query: Tensor, positions: Tensor) -> Tensor:
-        """Return x (..., n, F) of documents at positions (..., n) of the pools of queries (...)."""
+    def pairs(self, pools: Pools, query: Tensor, positions: Tensor, shots: int) -> Tensor:
+        """Return x (..., n, F) of documents at positions (..., n) of the pools of queries (...).
+
+        The first `shots` relevant documents of a query's feedback are known.
+        """
         ...
 
     def __call__(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -45,11 +48,15 @@ class PairScorer:
     x = [D q*d, sqrt(D) |q-d|, cos(q, d), s], with q and d of length 1, D their size and s the first
     stage's score: entries are about 1 whatever the encoder. The score is a logit of relevance.
 
+    With marked=true, cos(q, d) becomes the mean of cos(q, d) and cos(r, d) over the k relevant
+    documents r of the query's feedback, d itself left out: a residual scorer begins as kNN.
+
     Args:
         widths: sizes of the hidden layers, which have ReLUs.
         residual: add the scaled cosine, and start the last layer at a hundredth of torch's size:
             the scorer begins as the encoder's own ranking.
         document: x has sqrt(D) d in front, for vectors whose entries mean the same for all queries.
+        marked: whether the relevant feedback is in the cosine.
         scale, offset: of the cosine, constants; those of sentence encoders, whose cosines are
             about .4 at the border between relevant and irrelevant.
 
@@ -63,11 +70,11 @@ class PairScorer:
 
     def __init__(
         self, widths: Sequence[int] = (64,), residual: bool = True, document: bool = False,
-        scale: float = 12.0, offset: float = -5.0,
+        marked: bool = False, scale: float = 12.0, offset: float = -5.0,
     ) -> None:  # fmt: skip
         self.widths, self.residual, self.document = tuple(widths), residual, document
-        self.scale, self.offset = scale, offset
-        check_ranges(self, "residual", "document", "scale", "offset")
+        self.marked, self.scale, self.offset = marked, scale, offset
+        check_ranges(self, "residual", "document", "marked", "scale", "offset")
         if any(type(width) is not int or width < 1 for width in self.widths):
             raise ValueError(
                 f"PairScorer needs widths to be integers >= 1; got {list(self.widths)}."
@@ -98,11 +105,31 @@ class PairScorer:
                 phi[f"layer{i}.{name}"] = (2 * uniform - 1) * bound
         return phi
 
-    def pairs(self, pools: Pools, query: Tensor, positions: Tensor) -> Tensor:
+    def pairs(self, pools: Pools, query: Tensor, positions: Tensor, shots: int) -> Tensor:
         """Return x (..., n, F) of documents at positions (..., n) of the pools of queries (...)."""
         documents = pools.documents[pools.pool[query].gather(-1, positions)]
         first_stage = pools.first_stage[query].gather(-1, positions)
-        return self.features(pools.queries[query], documents, first_stage)
+        x = self.features(pools.queries[query], documents, first_stage)
+        if not self.marked:
+            return x
+        places = pools.feedback[query][..., 0, :shots]
+        marks = pools.documents[pools.pool[query].gather(-1, places)]
+        return self.with_marks(x, documents, marks, positions[..., None] == places[..., None, :])
+
+    def with_marks(self, x: Tensor, documents: Tensor, marks: Tensor, same: Tensor) -> Tensor:
+        """Return x (..., n, F) with marked documents in the cosine.
+
+        Args:
+            x: of `features`.
+            documents: (..., n, D).
+            marks: relevant ones, (..., k, D).
+            same: whether a document is a marked one, (..., n, k): its cosine with itself says
+                nothing of the others.
+        """
+        cosines = normalize(documents, dim=-1) @ normalize(marks, dim=-1).transpose(-1, -2)
+        others = cosines.masked_fill(same, 0.0).sum(-1) + x[..., -2]
+        mean = others / (1 + (~same).sum(-1))
+        return torch.cat([x[..., :-2], mean.unsqueeze(-1), x[..., -1:]], -1)
 
     def features(self, query: Tensor, documents: Tensor, first_stage: Tensor) -> Tensor:
         """Return x (..., n, F) of queries (..., D), documents (..., n, D) and scores (..., n)."""

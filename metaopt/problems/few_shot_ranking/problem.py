@@ -170,8 +170,8 @@ class FewShotRanking(GradientProblem):
 
     def outer_batch(self, draw: Draw) -> Documents:
         """Return documents of its pool that are no feedback, or of another query's."""
-        _, query, _ = self._task(draw)
-        return self._others(query, draw.generator)
+        _, query, shots = self._task(draw)
+        return self._others(query, shots, draw.generator)
 
     def inner_loss(self, outer: Tree, inner: Tree, batch: Documents) -> Tensor:
         """Return g of each query."""
@@ -247,7 +247,8 @@ class FewShotRanking(GradientProblem):
         everything = torch.arange(self.pools.pool.shape[1])
         for some in queries.split(CHUNK):
             feedback = Documents(*(t.to(device) for t in self.feedback(some, shots)))
-            x = self.scorer.pairs(self.pools, some, everything.expand(len(some), -1)).to(device)
+            places = everything.expand(len(some), -1)
+            x = self.scorer.pairs(self.pools, some, places, shots).to(device)
             for rate in {rate: None for rate, _ in parts}:
                 steps = [s for r, s in parts if r == rate]
                 optimizer = replace(self.inner_optimizer, lr=rate)  # type: ignore[type-var]
@@ -266,7 +267,7 @@ class FewShotRanking(GradientProblem):
         relevant = torch.tensor([1.0, 0.0]).repeat_interleave(most)
         weights = (torch.arange(most) < shots).float().repeat(2) / (2 * shots)
         expanded = (relevant.expand(positions.shape), weights.expand(positions.shape))
-        return Documents(self.scorer.pairs(self.pools, query, positions), *expanded)
+        return Documents(self.scorer.pairs(self.pools, query, positions, shots), *expanded)
 
     def _metric_names(self) -> list[str]:
         kinds = ["ndcg", "gain", "worse"] + ["fused"] * (self.pools.expanded is not None)
@@ -284,7 +285,7 @@ class FewShotRanking(GradientProblem):
         k = self.shots[int(torch.randint(len(self.shots), (), generator=task))]
         return train[one], train[other], k
 
-    def _others(self, query: Tensor, generator: Generator) -> Documents:
+    def _others(self, query: Tensor, shots: int, generator: Generator) -> Documents:
         """Return relevant and irrelevant documents that are no feedback, drawn at random."""
         grades, left_out = self.pools.grades[query], self._left_out[query]
         order = torch.rand(grades.shape, generator=generator).masked_fill(left_out, -1.0)
@@ -295,7 +296,7 @@ class FewShotRanking(GradientProblem):
         # Half of the weight each, also where a pool has fewer relevant documents than are drawn.
         weights = (there / there.sum(1, keepdim=True).clamp(min=1)).flatten()
         return Documents(
-            self.scorer.pairs(self.pools, query, positions),
+            self.scorer.pairs(self.pools, query, positions, shots),
             (grades[positions] > 0).float(),
             weights / weights.sum(),
         )

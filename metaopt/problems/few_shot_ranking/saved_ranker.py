@@ -155,6 +155,9 @@ class SavedRanker:
             scores = unit @ (normalize(q, dim=-1) + unit[marks[: len(relevant)]].sum(0))
         else:
             x = self.scorer.features(q, stacked, torch.from_numpy(values).float())
+            if self.scorer.marked:
+                same = torch.arange(len(used))[:, None] == marks[: len(relevant)]
+                x = self.scorer.with_marks(x, stacked, stacked[marks[: len(relevant)]], same)
             scores = self.scorer(self._tuned(x[marks], len(relevant)), x)
         scores = scores.detach().masked_fill(_mask(len(used), marks, len(pool)), -torch.inf)
         if fuse:

@@ -37,7 +37,7 @@ def test_scores_are_those_of_one_pair_at_a_time_and_of_the_words_in_it(read):
     scorer, pools = read
     phi = scorer.init(0, generator(0))
     queries, positions = torch.tensor([0, 5]), torch.tensor([[0, 3, 7, 2], [4, 1, 39, 8]])
-    x = scorer.pairs(pools, queries, positions)
+    x = scorer.pairs(pools, queries, positions, 2)
     other = {name: value + 0.3 for name, value in phi.items()}
     both = {name: torch.stack([phi[name], other[name]]) for name in phi}
     scores = scorer(both, x)
@@ -55,7 +55,7 @@ def test_scores_are_those_of_one_pair_at_a_time_and_of_the_words_in_it(read):
 def test_the_derivative_can_be_differentiated_again(read):
     scorer, pools = read
     phi = {k: v.requires_grad_() for k, v in scorer.init(0, generator(0)).items()}
-    x = scorer.pairs(pools, torch.tensor(0), torch.arange(4))
+    x = scorer.pairs(pools, torch.tensor(0), torch.arange(4), 2)
     name = "bert.encoder.layer.0.attention.self.query.bias"
 
     def slope(shift):
@@ -95,7 +95,7 @@ def test_a_pretrained_encoder_reads_a_pair_as_transformers_does():
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
     model.load_state_dict(phi, strict=False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    x = scorer.pairs(pools, torch.tensor(3), torch.tensor([1, 6]))
+    x = scorer.pairs(pools, torch.tensor(3), torch.tensor([1, 6]), 2)
     texts = [[pools.texts[i][row] for row in x[:, i]] for i in (0, 1)]
     inputs = tokenizer(*texts, padding=True, truncation="only_second", max_length=32,
                        return_tensors="pt")  # fmt: skip

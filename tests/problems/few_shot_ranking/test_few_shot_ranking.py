@@ -33,7 +33,7 @@ class TwoNumbers:
     def init(self, size, generator):
         return {"a": torch.tensor([0.4]).double(), "b": torch.tensor([-0.3]).double()}
 
-    def pairs(self, pools, query, positions):
+    def pairs(self, pools, query, positions, shots):
         first = pools.documents[pools.pool[query].gather(-1, positions)][..., 0]
         return torch.stack([pools.first_stage[query].gather(-1, positions), first], -1).double()
 

@@ -88,7 +88,7 @@ def test_a_residual_scorer_starts_as_the_cosine_and_a_plain_one_does_not():
         scorer = PairScorer(residual=residual)
         scorer.read(POOLS)
         phi = scorer.init(24, generator(0))
-        x = scorer.pairs(POOLS, torch.tensor(7), positions)
+        x = scorer.pairs(POOLS, torch.tensor(7), positions, 2)
         cosines = cosine_similarity(
             POOLS.queries[7][None].expand(60, -1), POOLS.documents[POOLS.pool[7]]
         )
@@ -100,10 +100,10 @@ def test_several_queries_with_weights_of_their_own_are_each_alone():
     scorer = PairScorer(widths=(6, 4))
     phi = [scorer.init(24, generator(i)) for i in range(3)]
     queries = torch.tensor([1, 5, 2])
-    x = scorer.pairs(POOLS, queries, torch.arange(60).expand(3, -1))
+    x = scorer.pairs(POOLS, queries, torch.arange(60).expand(3, -1), 2)
     together = scorer({k: torch.stack([p[k] for p in phi]) for k in phi[0]}, x)
     for i, query in enumerate(queries):
-        alone = scorer.pairs(POOLS, query, torch.arange(60))
+        alone = scorer.pairs(POOLS, query, torch.arange(60), 2)
         torch.testing.assert_close(together[i], scorer(phi[i], alone))
 
 

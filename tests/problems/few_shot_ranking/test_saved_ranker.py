@@ -34,8 +34,8 @@ def no_cache(monkeypatch):
     monkeypatch.delenv("METAOPT_CACHE", raising=False)  # it would round features
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["query", "marked"])
+def made(request, tmp_path_factory):
     """Return a problem on a tiny encoder, phi, and the folder of its run."""
     folder = tmp_path_factory.mktemp("run")
     world = small_world()
@@ -43,7 +43,12 @@ def made(tmp_path_factory):
     pools = relevance_pools(world, encoder, shots=2, size=40)
     tuning = FineTuning(rates=(0.3,), steps=(3,))
     problem = FewShotRanking(
-        pools, PairScorer(widths=(8,)), SGD(lr=0.3), shots=(1, 2), fine_tuning=tuning, proximal=0.1
+        pools,
+        PairScorer(widths=(8,), marked=request.param),
+        SGD(lr=0.3),
+        shots=(1, 2),
+        fine_tuning=tuning,
+        proximal=0.1,
     )
     phi = problem.init_outer(torch.Generator().manual_seed(0))
     phi = {k: v + 0.3 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1))
