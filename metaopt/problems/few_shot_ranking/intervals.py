@@ -11,7 +11,6 @@ replacement. The queries of a difference are drawn together.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaopt.files.reading import read_yaml
-from metaopt.problems.few_shot_ranking.report import FILE
+from metaopt.files.reading import read_yaml, steps
+from metaopt.files.tensors import read_tensors
 from metaopt.report.table import Table
 
 RESAMPLES = 2_000
@@ -76,24 +75,26 @@ def paired(method: Splits, baseline: Splits) -> list[NDArray[np.float64]]:
 
 
 def read(folder: Path, column: str = "ndcg") -> dict[tuple[str, int], dict[int, dict[int, float]]]:
-    """Return a column of the tables of an experiment's runs, by label and k, seed and query.
+    """Return a figure of the test queries of an experiment's runs, by label and k, seed and query.
+
+    It is that of the last snapshot, which a run takes with figures=false, too.
 
     Raises:
-        ValueError: no run has such a table, or a table has no such column.
+        ValueError: no run has a snapshot, or a snapshot has no such figure.
     """
     figures: dict[tuple[str, int], dict[int, dict[int, float]]] = {}
-    for path in sorted(folder.rglob(FILE)):
-        config = read_yaml(path.with_name("config.yaml"), "Run it again.")
-        with path.open(encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row.get(column) is None:
-                    raise ValueError(f"{path} has no column {column}; it has {', '.join(row)}.")
-                by_seed = figures.setdefault((config["label"], int(row["k"])), {})
-                by_seed.setdefault(config["seed"], {})[int(row["query"])] = float(row[column])
+    for path in sorted(folder.rglob("config.yaml")):
+        snapshots = steps(path.with_name("snapshots"))
+        if not snapshots:
+            continue
+        config, last = read_yaml(path, "Run it again."), read_tensors(snapshots[-1][1])
+        for k, values in last["shots"].items():
+            if column not in values:
+                raise ValueError(f"{path.parent} has no {column}; it has {', '.join(values)}.")
+            queries = zip(last["queries"].tolist(), values[column].tolist(), strict=True)
+            figures.setdefault((config["label"], int(k)), {})[config["seed"]] = dict(queries)
     if not figures:
-        raise ValueError(
-            f"no run in {folder} has written {FILE}; give the folder of an experiment."
-        )
+        raise ValueError(f"no run in {folder} has a snapshot; give the folder of an experiment.")
     return figures
 
 
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of an experiment's runs")
     parser.add_argument("--baseline", default="supervised + fine-tuning", help="label of a method")
-    parser.add_argument("--column", default="ndcg", help=f"of {FILE}: ndcg, fused, baseline")
+    parser.add_argument("--column", default="ndcg", help="ndcg, fused, baseline")
     options = parser.parse_args(arguments)
     print(table(options.folder, options.baseline, options.column).markdown())
 

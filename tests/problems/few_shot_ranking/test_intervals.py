@@ -1,11 +1,11 @@
 """Intervals that resample queries within splits, then splits."""
 
-import csv
-
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from metaopt.files.tensors import write_tensors
 from metaopt.problems.few_shot_ranking.intervals import main, nested_interval, paired, read, table
 
 
@@ -51,10 +51,12 @@ def runs(tmp_path):
             folder = tmp_path / f"{label}-{seed}"
             folder.mkdir()
             (folder / "config.yaml").write_text(yaml.safe_dump({"label": label, "seed": seed}))
-            with (folder / "queries.csv").open("w", newline="") as file:
-                rows = csv.writer(file)
-                rows.writerow(["query", "k", "ndcg", "baseline"])
-                rows.writerows([q, 2, q / 64 + gain + seed / 4, 0.5] for q in range(8))
+            ndcg = torch.arange(8) / 64 + gain + seed / 4
+            by_shots = {"2": {"ndcg": ndcg, "baseline": torch.full((8,), 0.5)}}
+            (folder / "snapshots").mkdir()
+            for step in (3, 12):  # the last one counts
+                content = {"queries": torch.arange(8), "shots": by_shots if step > 3 else {}}
+                write_tensors(folder / "snapshots" / f"step_{step:08}.pt", content)
     return tmp_path
 
 
@@ -73,7 +75,7 @@ def test_an_experiment_is_a_table_with_paired_differences(runs, capsys):
 def test_what_an_experiment_has_not_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="no method is called 'kNN'; there are MAML, supervised"):
         table(runs, "kNN")
-    with pytest.raises(ValueError, match="no column fused; it has query, k, ndcg, baseline"):
+    with pytest.raises(ValueError, match="has no fused; it has ndcg, baseline"):
         read(runs, "fused")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="give the folder of an experiment"):
