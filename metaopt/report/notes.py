@@ -11,7 +11,7 @@ from typing import Any
 
 from metaopt.report.collect import Cell
 from metaopt.report.tables import Summary
-from metaopt.runs.stopping import ended_by, stop_of
+from metaopt.runs.stopping import By, ended_by, stop_of
 
 _SWEPT = ("experiment", "method", "seed", "label")
 """Keys that a sweep varies."""
@@ -163,16 +163,24 @@ def missing(summary: Summary, root: Path) -> list[str]:
 
 
 def _ended_early(summary: Summary, method: str) -> list[str]:
-    """Say of how many runs of a method a metric no longer improved, and when they ended."""
+    """Say how many runs of a method ended by design, and when: methods compared at equal cost do.
+
+    A metric no longer improved, or a limit of the budget ended all of them.
+    """
     runs = [c.result for c in summary.runs.of(method) if c.replicate == 0]
-    ends = sorted(r["outer_steps"] for r in runs if ended_by(r, "early_stopping"))
+    by: By = "limit" if _limited(summary, method) else "early_stopping"
+    ends = sorted(r["outer_steps"] for r in runs if ended_by(r, by))
     if not ends:
         return []
     when = str(ends[0]) if ends[0] == ends[-1] else f"{ends[0]} to {ends[-1]}"
-    return [
-        f"Early stopping ended {len(ends)} of {len(runs)} runs of {method}, after {when} outer "
-        f"steps."
-    ]
+    what = "A limit of the budget" if by == "limit" else "Early stopping"
+    return [f"{what} ended {len(ends)} of {len(runs)} runs of {method}, after {when} outer steps."]
+
+
+def _limited(summary: Summary, method: str) -> bool:
+    """Return whether the method has several runs, and a limit of the budget ended each."""
+    runs = [c.result for c in summary.runs.of(method) if c.replicate == 0]
+    return len(runs) > 1 and all(ended_by(result, "limit") for result in runs)
 
 
 def _absent_metrics(summary: Summary, method: str, root: Path) -> Sequence[str]:
@@ -189,7 +197,9 @@ def _absent_metrics(summary: Summary, method: str, root: Path) -> Sequence[str]:
             if bad := sum(not math.isfinite(value) for value in values):
                 which = f" in {bad} of {len(values)} replicates" if len(values) > 1 else ""
                 lines.append(f"{at}: {metric} is not finite{which} and is left out of the mean")
-        if (stop := stop_of(run.result)) and stop.by != "early_stopping":
+        stop = stop_of(run.result)
+        by_design = stop and (stop.by == "early_stopping" or _limited(summary, method))
+        if stop and not by_design:
             lines.append(f"{at}: stopped early, {stop}")
     return lines
 

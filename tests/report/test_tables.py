@@ -95,6 +95,19 @@ def test_replicates_of_a_run_count_as_seeds(tmp_path):
     assert "Commit: abc" in text
 
 
+def test_runs_that_a_limit_ended_all_are_finished_and_counted(tmp_path):
+    for seed, steps in enumerate((4, 7)):
+        limit = {"stopped": {"by": "limit", "text": "the limit on model calls is reached"}}
+        write_run(tmp_path / f"plain-{seed}", seed, "plain", outer_steps=steps, **limit)
+        some = limit if seed else {}
+        write_run(tmp_path / f"better-{seed}", seed, "better", outer_steps=steps, **some)
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "A limit of the budget ended 2 of 2 runs of plain, after 4 to 7 outer steps." in text
+    assert text.count("stopped early") == 1
+    assert "better-1: stopped early, the limit on model calls is reached" in text
+
+
 def test_runs_that_ended_by_early_stopping_are_finished_and_counted(tmp_path):
     for seed, steps in enumerate((4, 7, 10)):
         early = {"stopped": "early stopping: eval/loss was not better"} if steps < 10 else {}
