@@ -37,6 +37,11 @@ CELLS = [
     ("hyper_cleaning/mnist_mlp", "", ["method=hyper_cleaning/clean"]),
     ("few_shot/sinusoids", "", ["method=few_shot/untrained"]),
     (
+        "few_shot_ranking/simulated",
+        "",
+        ["method=few_shot_ranking/random", "problem.ranking=knn", "label=kNN"],
+    ),
+    (
         "stochastic_quadratic/solvers",
         "",
         ["method=stochastic_quadratic/soba_decay", "outer_steps=4000", "eval_every=500"],
