@@ -14,6 +14,8 @@ from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree
 from metaopt.nn.export import new_folder
 from metaopt.nn.model_card import ModelCard
+from metaopt.problems.few_shot_ranking.fine_tuning import Choice
+from metaopt.problems.few_shot_ranking.metrics import reciprocal_rank
 from metaopt.problems.few_shot_ranking.pair_scorer import PairScorer
 from metaopt.problems.few_shot_ranking.saved_ranker import FORMAT, SETTINGS, WEIGHTS
 
@@ -51,19 +53,20 @@ def export(problem: FewShotRanking, outer: Tree, folder: Path) -> Path | None:
     plain = isinstance(optimizer, SGD) and optimizer == SGD(lr=optimizer.lr)
     if made_of is None or not plain or not isinstance(scorer, PairScorer):
         return None
+    tuned = {k: problem.chosen(outer, k) for k in problem.shots}
     settings = {
         "format": FORMAT,
         "scorer": scorer.settings,
         "encoder": made_of["encoder"],
         "first_stage": made_of["first_stage"],
         "proximal": problem.proximal,
-        "tuned": {k: list(problem.chosen(outer, k)) for k in problem.shots},
+        "tuned": {k: list(choice) for k, choice in tuned.items()},
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in outer.items()}
     path = folder / "ranker"
     if path.exists():  # of a run that was stopped while it wrote
         shutil.rmtree(path)
-    with new_folder(path, card := _card(problem, outer, made_of)):
+    with new_folder(path, card := _card(problem, outer, tuned, made_of)):
         probe = torch.tensor(made_of["probe"])
         (path / WEIGHTS).write_bytes(save({**tensors, "probe": probe}))
         text = json.dumps(settings, indent=2) + "\n"
@@ -77,11 +80,17 @@ def export(problem: FewShotRanking, outer: Tree, folder: Path) -> Path | None:
     return path
 
 
-def _card(problem: FewShotRanking, outer: Tree, made_of: Mapping[str, Any]) -> ModelCard:
+def _card(
+    problem: FewShotRanking, outer: Tree, tuned: Mapping[int, Choice], made_of: Mapping[str, Any]
+) -> ModelCard:
     train, validation, test = map(len, problem.split)
-    figures = {}
-    for k in problem.shots:
-        figures[f"nDCG@20, k = {k}"] = problem.test_ndcg(outer, k).ndcg.mean().item()
+    pools, queries, figures = problem.pools, problem.split.test, {}
+    out = pools.left_out[queries]
+    for k, choice in tuned.items():
+        (scores,) = problem.fine_tuned(outer, queries, k, [choice]).values()
+        figures[f"nDCG@20, k = {k}"] = pools.ndcg(scores, queries).mean().item()
+        first = reciprocal_rank(scores.masked_fill(out, -torch.inf), pools.grades[queries])
+        figures[f"MRR, k = {k}"] = first.mean().item()
         knn = problem.ranked_ndcg("knn", problem.split.test, k)
         figures[f"nDCG@20 of kNN with the same vectors, k = {k}"] = knn.mean().item()
     notes = "".join(f"- {note}\n" for note in made_of["notes"])

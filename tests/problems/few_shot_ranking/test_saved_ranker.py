@@ -199,9 +199,18 @@ def test_another_encoder_in_the_same_place_is_refused(made, tmp_path):
 
 
 def test_the_card_says_what_it_was_measured_on(made):
-    problem, _, folder, _ = made
+    problem, phi, folder, _ = made
     page = (folder / "ranker" / "README.md").read_text()
     train, validation, test = map(len, problem.split)
     assert f"generated: {train} queries for meta-training, {validation} for the choice" in page
     assert f"{test} for the test; the first 40 documents of BM25, without the feedback" in page
     assert "nDCG@20 of kNN with the same vectors, k = 2" in page
+    figure = problem.test_ndcg(phi, 2).ndcg.mean().item()
+    assert f"| nDCG@20, k = 2 | {figure:.4g} |" in page
+    (scores,) = problem.fine_tuned(phi, problem.split.test, 2, [(0.3, 3)]).values()
+    ranks = []
+    for q, row in zip(problem.split.test.tolist(), scores.tolist(), strict=True):
+        marked = problem.pools.feedback[q].flatten().tolist()
+        order = sorted((i for i in range(40) if i not in marked), key=lambda i: -row[i])
+        ranks.append(1 + next(r for r, i in enumerate(order) if problem.pools.grades[q, i] > 0))
+    assert f"| MRR, k = 2 | {sum(1 / r for r in ranks) / len(ranks):.4g} |" in page
