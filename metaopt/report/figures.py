@@ -212,9 +212,11 @@ def learning_curve(folder: Path, into: Path | None = None) -> list[Path]:
         into: where the figures go; the run's figures/ by default.
 
     Returns:
-        The figures' paths; none when the log holds no value to draw.
+        The figures' paths; none when the log has no metric at two steps.
     """
-    curves = read_curves(folder / "metrics.jsonl")
+    logged = read_curves(folder / "metrics.jsonl")
+    # One point is no curve, and drawing it takes a second: many tables evaluate at the end alone.
+    curves = {name: curve for name, curve in logged.items() if len(curve.outer) > 1}
     evaluated = sorted(name for name in curves if name.startswith("eval/"))
     losses = (name for name in ("outer/loss", "inner/loss") if name in curves)
     drawn: list[list[str]] = [[name] for name in losses]

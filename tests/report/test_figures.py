@@ -89,8 +89,8 @@ def test_one_metric_of_several_things_is_one_panel():
 
 @pytest.mark.slow
 def test_thirty_metrics_are_several_figures(tmp_path):
-    record = {"outer_step": 1, **{f"eval/metric_{i}": 1.0 for i in range(30)}}
-    paths = learning_curve(write(tmp_path, record))
+    values = {f"eval/metric_{i}": 1.0 for i in range(30)}
+    paths = learning_curve(write(tmp_path, *({"outer_step": t, **values} for t in (1, 2))))
     assert [path.stem[len("learning_curves") :] for path in paths] == ["", "_2", "_3", "_4"]
     assert all(path.stat().st_size > 5000 for path in paths)
 
@@ -108,7 +108,7 @@ def test_the_style_ends_with_its_block(tmp_path):
     assert path.stat().st_size > 500
 
 
-@pytest.mark.parametrize("steps", [1, 30, 700])
+@pytest.mark.parametrize("steps", [2, 30, 700])
 def test_learning_curve_draws_a_run(tmp_path, steps):
     records = [
         {"outer_step": t, "budget/inner_steps": 4 * t, "outer/loss": 1 / t, "inner/loss": None}
@@ -118,6 +118,13 @@ def test_learning_curve_draws_a_run(tmp_path, steps):
     (path,) = learning_curve(write(tmp_path, *records))
     assert path == tmp_path / "figures" / "learning_curves.png"
     assert path.stat().st_size > 5000
+
+
+def test_one_point_is_no_learning_curve(tmp_path):
+    records = [{"outer_step": t, "outer/loss": 1 / t, "eval/a": 1.0} for t in (1, 2)]
+    del records[0]["eval/a"]
+    assert len(learning_curve(write(tmp_path, *records))) == 1
+    assert learning_curve(write(tmp_path, *records[1:])) == []
 
 
 def test_an_empty_log_has_no_learning_curve(tmp_path):
