@@ -84,6 +84,16 @@ CELLS = [
         "",
         ["method=meta_policy_optimization/scale", "problem.reward_scale=sum"],
     ),
+    ("meta_policy_optimization/planted", "", ["method=meta_policy_optimization/expert"]),
+    (
+        "metric_induction/simulated",
+        "",
+        [
+            "method=metric_induction/search",
+            "problem.redundancy_weight=1.0",
+            "problem.data.error=0.2",
+        ],
+    ),
     (
         "rollout_length/cartpole",
         "",

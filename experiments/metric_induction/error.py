@@ -18,9 +18,9 @@ PANELS = {
     "eval/metrics": "number of metrics",
     "eval/coverage": "coverage, test part",
     "eval/redundancy": "redundancy, test part",
-    "eval/precision": "precision of the planted behaviours",
-    "eval/recall": "recall of the planted behaviours",
-    "eval/aspects_rand": "adjusted Rand index of the aspects",
+    "eval/precision": "precision, planted behaviours",
+    "eval/recall": "recall, planted behaviours",
+    "eval/aspects_rand": "adjusted Rand index, aspects",
 }
 
 
