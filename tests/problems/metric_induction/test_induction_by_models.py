@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from llm.servers import Scripted, completion, error
+from servers import Scripted, completion, error
 
 from metaopt import Engine, Score
 from metaopt.llm import Client, SimulatedLM
