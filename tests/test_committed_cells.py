@@ -117,6 +117,7 @@ REAL_MODELS = {"domain_reweighting/process_bench_minilm"}
 
 LONG = {
     Path("few_shot/sinusoids_long"),
+    Path("few_shot_ranking/shared"),
     Path("meta_policy_optimization/text"),
     Path("reward_design/bank"),
     Path("reward_design/cart_pole"),

@@ -43,6 +43,7 @@ def ranking_world(
         relevant: share of all documents that are relevant for a query.
         shared: share in [0, 1] of the intents' variance that all queries have in common: 0 draws
             each intent by itself, 1 the same for all, so that there is nothing to adapt to.
+            The common part's own length is drawn, once in a world.
         lexical: weight of the intent in the first stage's scores, >= 0.
         seed: of all of it.
 
