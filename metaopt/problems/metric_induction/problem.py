@@ -198,19 +198,22 @@ class MetricInduction(TextProblem):
 
         coverage, redundancy and their difference, the number of metrics; of a world, precision and
         recall of the planted behaviours (`truth.behaviours_found`) and the adjusted Rand index of
-        the aspects (`truth.aspects_rand`).
+        the aspects (`truth.aspects_rand`). What takes answers is left out where a budget is spent
+        or a policy has refused.
         """
         metrics = parse(outer)
         measured = self.measure(outer, "test")
-        counts = measured.counts
-        numbers = {
-            "coverage": counts.coverage,
-            "redundancy": counts.redundancy,
-            "coverage_less_redundancy": counts.coverage - counts.redundancy,
-            "metrics": float(len(metrics)),
-        }
+        counts, complete = measured.counts, not self.client.stopped
+        numbers = {"metrics": float(len(metrics))}
+        if complete:  # else some ratings are missing, and what they would match with them
+            numbers |= {
+                "coverage": counts.coverage,
+                "redundancy": counts.redundancy,
+                "coverage_less_redundancy": counts.coverage - counts.redundancy,
+            }
         if isinstance(self.data, KnownBehaviours):
             numbers |= behaviours_found(metrics, self.data, self.parts["test"])
+        if isinstance(self.data, KnownBehaviours) and complete:
             rand = aspects_rand(measured.matched, self.aspects("test"), self.data)
             numbers |= {} if rand is None else {"aspects_rand": rand}
         return numbers

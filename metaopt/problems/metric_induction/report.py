@@ -32,8 +32,8 @@ class MetricReport(Report):
         """Write metrics and report; return what a person wants to know first."""
         problem, metrics = self.problem, parse(outer)
         history = inner["history"] if inner else []
-        measured = problem.measure(outer, "test")
         numbers = problem.metrics(outer, inner)
+        measured = problem.measure(outer, "test") if "coverage" in numbers else None
         write_text(folder / "metrics.txt", outer + "\n")
         write_text(folder / "metrics.json", self._json(metrics, measured, numbers))
         blocks = [*self._history(history, folder), *self._set(metrics, measured, numbers)]
@@ -42,13 +42,13 @@ class MetricReport(Report):
         return self._summary(metrics, numbers, history, folder)
 
     def _json(
-        self, metrics: Sequence[Metric], measured: Measured, numbers: Mapping[str, float]
+        self, metrics: Sequence[Metric], measured: Measured | None, numbers: Mapping[str, float]
     ) -> str:
+        traits = [{}] * len(metrics) if measured is None else [
+            {"traits": of, "unmatched_traits": count} for count, of in measured.unmatched
+        ]  # fmt: skip
         content = {
-            "metrics": [
-                {**metric._asdict(), "traits": of, "unmatched_traits": count}
-                for metric, (count, of) in zip(metrics, measured.unmatched, strict=True)
-            ],
+            "metrics": [{**m._asdict(), **t} for m, t in zip(metrics, traits, strict=True)],
             "test": dict(numbers),
             "data": self.problem.data.source,
             "models": {role: lm.model for role, lm in self.problem.client.lms.items()},
@@ -67,20 +67,24 @@ class MetricReport(Report):
         )
 
     def _set(
-        self, metrics: Sequence[Metric], measured: Measured, numbers: Mapping[str, float]
+        self, metrics: Sequence[Metric], measured: Measured | None, numbers: Mapping[str, float]
     ) -> Iterator[Block]:
         yield Heading("On the test part")
         rows = [[name.replace("_", " "), f"{value:.3g}"] for name, value in numbers.items()]
         yield Table(("figure", "value"), rows)
         yield Heading("Metrics")
-        yield "Traits are ratings of +1 or -1 in the test part; unmatched, those no feedback names."
-        yield Table(
-            ("metric", "definition", "traits", "unmatched"),
-            [
-                [metric.name, " ".join(metric.definition.split()), str(of), str(count)]
-                for metric, (count, of) in zip(metrics, measured.unmatched, strict=True)
-            ],
-        )
+        if measured is None:
+            yield f"The test part could not be measured: {self.problem.client.stopped}."
+        else:
+            yield "Traits are ratings of +1 or -1 in the test part, unmatched where nobody said so."
+        shares = [("", "")] * len(metrics) if measured is None else [
+            (str(of), str(count)) for count, of in measured.unmatched
+        ]  # fmt: skip
+        rows = [
+            [metric.name, " ".join(metric.definition.split()), *counts]
+            for metric, counts in zip(metrics, shares, strict=True)
+        ]
+        yield Table(("metric", "definition", "traits", "unmatched"), rows)
 
     def _summary(
         self,

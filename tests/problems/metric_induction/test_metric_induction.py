@@ -219,17 +219,31 @@ def test_a_budget_that_cannot_last_is_refused():
         MetricInduction(FeedbackWorld(12), client)
 
 
-def test_a_spent_budget_ends_the_run():
+def with_40_calls():
     def client(lms):
         return Client(lms, limits={"lm_calls": 40})
 
     task = MetricInduction(FeedbackWorld(12), client)
     engine = run(task, 9)
-    values = [feedback.value for _, feedback in engine]
+    return task, engine, [feedback.value for _, feedback in engine]
+
+
+def test_a_spent_budget_ends_the_run():
+    task, engine, values = with_40_calls()
     assert len(values) < 9
     assert "lm_calls" in engine.stopped
     assert values[-1] == float("inf")
     assert engine.optimizer.solution == ""  # what was measured in full
+    left = task.metrics(engine.optimizer.solution, engine.inner)
+    assert left == {"metrics": 0, "precision": 0, "recall": 0}  # which take no answers
+
+
+@pytest.mark.slow
+def test_a_report_says_that_the_test_part_could_not_be_measured(tmp_path):
+    task, engine, _ = with_40_calls()
+    summary = task.report.deliver("", engine.inner, [], tmp_path)
+    assert "sets tried" in summary
+    assert "could not be measured" in (tmp_path / "report.md").read_text()
 
 
 def test_ratings_do_not_depend_on_the_other_metrics():
