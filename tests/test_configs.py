@@ -50,6 +50,7 @@ SERVED = {
     ("data", "few_shot_ranking/smart"), ("data", "few_shot_ranking/beir"),
     ("scoring", "template_evolution/likelihood"), ("data", "agent_programs/gsm8k"),
     ("data", "agent_programs/recorded"), ("data", "agent_programs/live"),
+    ("data", "metric_induction/feedback_file"),
     ("method", "template_evolution/judge_calibration/model"),
     ("method", "meta_policy_optimization/p_yes"),
     ("method", "reward_model/minilm"), ("method", "reward_model/minilm_restore"),
@@ -71,6 +72,7 @@ DATA = {
     "data_curation/generated_preferences": ("data_curation/dpo", "problem.task.data"),
     "data_curation/generated_steps": ("data_curation/process_reward", "problem.task.data"),
     "meta_policy_optimization": ("meta_policy_optimization", "problem.policy.world"),
+    "metric_induction": ("metric_induction", "problem.data"),
     "meta_policy_optimization/notice_world": (
         "meta_policy_optimization/text",
         "problem.policy.world",
@@ -104,6 +106,7 @@ CONTEXT = {
         "mirror": ["problem=domain_reweighting", "problem.weights.link=simplex"],
         "template_evolution/rewriting": ["problem=template_evolution"],
         "meta_policy_optimization/rewriting": ["problem=meta_policy_optimization"],
+        "metric_induction/rewriting": ["problem=metric_induction"],
         "reward_design/rewriting": ["problem=reward_design"],
         "agent_programs/rewriting": ["problem=agent_programs"],
     },
