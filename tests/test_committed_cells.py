@@ -42,6 +42,16 @@ CELLS = [
         ["method=few_shot_ranking/random", "problem.ranking=knn", "label=kNN"],
     ),
     (
+        "few_shot_ranking/cranfield",
+        "",
+        ["method=few_shot_ranking/random", "problem.ranking=knn", "label=kNN"],
+    ),
+    (
+        "few_shot_ranking/cisi",
+        "",
+        ["method=few_shot_ranking/random", "problem.ranking=knn", "label=kNN"],
+    ),
+    (
         "stochastic_quadratic/solvers",
         "",
         ["method=stochastic_quadratic/soba_decay", "outer_steps=4000", "eval_every=500"],
@@ -112,7 +122,11 @@ CELLS = [
 ]
 
 
-REAL_MODELS = {"domain_reweighting/process_bench_minilm"}
+REAL_MODELS = {
+    "domain_reweighting/process_bench_minilm",
+    "few_shot_ranking/cisi",
+    "few_shot_ranking/cranfield",
+}
 """Tables on a pretrained model: minutes, or seconds where METAOPT_CACHE holds what it has read."""
 
 LONG = {
