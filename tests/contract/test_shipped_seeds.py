@@ -18,7 +18,7 @@ OTHER = {"hyper_cleaning": ["inner_steps=1", "optimizer=sgd"]}
 TOGETHER = {
     "ridge", "quadratic", "stochastic_quadratic", "value_function_toy", "hyper_cleaning",
     "meta_pseudo_labels", "hyperparameter_optimization", "few_shot", "few_shot/digits",
-    "few_shot_ranking",
+    "few_shot_ranking", "scheduled_digits",
 }  # fmt: skip
 LANGUAGE = {f"data_curation/{loss}" for loss in ("dpo", "process_reward", "reward", "sft")}
 REFUSED = {
