@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD
-from metaopt.engine.protocols import Tree
+from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.ranges import check_choices, check_ranges
 from metaopt.problems.examples.tuned_digits import TunedDigits
 
@@ -33,14 +33,14 @@ class ScheduledDigits(TunedDigits):
     a constant rate.
 
     Args:
-        steps: inner steps of a training, >= 2, the estimator's `inner_steps`; a longer training
-            stays at the last knot's rate.
+        steps: inner steps of a training, >= 2, the estimator's `inner_steps`.
         knots: number of rates, >= 1; of more than `steps`, some are at no step and have no effect.
         decay: see above.
         **tuned: the arguments of `TunedDigits`; all knots start at `lr`.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument outside its range; in the first outer step, an estimator whose
+            `inner_steps` is not `steps`: F would be of another training than the metrics.
 
     Cost: of metrics, one more training after the last outer step, under the chosen schedule.
 
@@ -73,7 +73,7 @@ class ScheduledDigits(TunedDigits):
 
     def log_lr(self, outer: Tree, step: int) -> Tensor:
         """Return the logarithm of the learning rate of a step, scalar."""
-        step = min(step, self.steps - 1)
+        step = min(step, self.steps - 1)  # a longer training is refused at its end, by `observe`
         place = step * (self.knots - 1) / (self.steps - 1)
         left = min(int(place), max(self.knots - 2, 0))
         knots = outer["log_lr"]
@@ -81,6 +81,16 @@ class ScheduledDigits(TunedDigits):
         if self.decay == "none":
             return between
         return between + math.log((1 + math.cos(math.pi * step / self.steps)) / 2)
+
+    def observe(self, outer: Tree, inner: GradientState, feedback: Feedback) -> GradientState:
+        """Return the inner state; refuse a training that is not as long as the schedule."""
+        if inner.step != self.steps:
+            raise ValueError(
+                f"ScheduledDigits spreads its learning rates over problem.steps={self.steps} inner "
+                f"steps, and the estimator trains for {inner.step}: set both to the same number; "
+                f"inner_steps={self.steps} alone does, where problem.steps is left at its default."
+            )
+        return inner
 
     def finish(self, outer: Tree, inner: GradientState, loop: InnerLoop, key: int) -> GradientState:
         """Return a model trained from scratch under the chosen schedule."""

@@ -82,16 +82,24 @@ def test_reverse_and_forward_mode_agree():
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-15)
 
 
-def test_metrics_are_of_a_training_from_scratch_under_the_chosen_schedule():
-    def metrics(inner_steps):
-        problem = ScheduledDigits(steps=12, knots=2, lr=0.1)
-        fixed = Schedule(Constant())
-        result = run(problem, Score(inner_steps=inner_steps), fixed, 1, progress=False)
-        return {k: v for k, v in result.metrics.items() if k.startswith("eval/")}
+def run_untuned(inner_steps):
+    problem = ScheduledDigits(steps=6, knots=2, lr=0.1)
+    fixed = Schedule(Constant())
+    return problem, run(problem, Score(inner_steps=inner_steps), fixed, 1, progress=False)
 
-    cut = metrics(3)
-    assert cut == metrics(12)
-    assert cut["eval/lr_last"] == pytest.approx(0.1)
+
+def test_metrics_are_of_a_training_from_scratch_under_the_chosen_schedule():
+    problem, result = run_untuned(6)
+    final = {k: float(v) for k, v in problem.metrics(result.outer, result.inner).items()}
+    assert result.inner.step == 6
+    assert {k: result.metrics[f"eval/{k}"] for k in final} == pytest.approx(final)
+    assert final["lr_last"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("inner_steps", [3, 8])
+def test_a_training_of_another_length_is_refused(inner_steps):
+    with pytest.raises(ValueError, match=rf"problem\.steps=6 .* trains for {inner_steps}"):
+        run_untuned(inner_steps)
 
 
 def test_what_is_out_of_range_is_named():
