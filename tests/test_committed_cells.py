@@ -77,6 +77,25 @@ CELLS = [
         "",
         ["method=template_evolution/judge_calibration/logistic"],
     ),
+    ("agent_programs/types", "", ["method=agent_programs/search"]),
+    ("agent_programs/one_type", "", ["method=agent_programs/oracle"]),
+    (
+        "agent_programs/correlation",
+        "",
+        ["method=agent_programs/vote", "problem.workers.correlation=0.5"],
+    ),
+    (
+        "agent_programs/correlation_one_type",
+        "",
+        ["method=agent_programs/vote", "problem.workers.correlation=0.0"],
+    ),
+    (
+        "agent_programs/calls",
+        "",
+        ["method=agent_programs/oracle", "label=oracle", "problem.calls=3"],
+    ),
+    ("agent_programs/one_type_checked", "", ["method=agent_programs/fixed"]),
+    ("agent_programs/gsm8k", "", ["method=agent_programs/fixed"]),
     ("template_evolution/gsm8k_long", "", ["method=template_evolution/judge_calibration/initial"]),
     ("meta_policy_optimization/simulated", "", ["method=meta_policy_optimization/fitted"]),
     (
