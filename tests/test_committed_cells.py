@@ -26,6 +26,11 @@ CELLS = [
         "",
         ["method=tuned_digits/hypergradient", "problem.noise=0.0"],
     ),
+    (
+        "scheduled_digits/schedules",
+        "",
+        ["method=scheduled_digits/untuned", "problem.noise=0.2", "seed=3"],
+    ),
     ("hyperparameter_optimization/breast_cancer", "", ["method=hyperparameter_optimization/tpe"]),
     (
         "hyperparameter_optimization/breast_cancer_fresh",
