@@ -52,6 +52,15 @@ CELLS = [
         ["method=few_shot_ranking/random", "problem.ranking=knn", "label=kNN"],
     ),
     (
+        "few_shot_ranking/cranfield_two",
+        "",
+        [
+            "method=few_shot_ranking/random",
+            "problem.ranking=expanded",
+            "label='BM25, expanded query'",
+        ],
+    ),
+    (
         "few_shot_ranking/cisi",
         "",
         ["method=few_shot_ranking/random", "problem.ranking=knn", "label=kNN"],
@@ -150,6 +159,7 @@ REAL_MODELS = {
     "domain_reweighting/process_bench_minilm",
     "few_shot_ranking/cisi",
     "few_shot_ranking/cranfield",
+    "few_shot_ranking/cranfield_two",
 }
 """Tables on a pretrained model: minutes, or seconds where METAOPT_CACHE holds what it has read."""
 
