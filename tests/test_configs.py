@@ -349,3 +349,9 @@ def test_constraints_are_versions_of_the_packages_asked_for() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.match(r"[\w-]+==[\w.]+(; python_version >= \"3\.11\")?$", pin) for pin in pins)
     assert "torch==2.13.0" in pins
+
+
+def test_no_problem_sets_arguments_of_one_estimator():
+    # Any other estimator would refuse them; they belong to a method.
+    for path in sorted((ROOT / "problem").rglob("*.yaml")):
+        assert "estimator" not in yaml.safe_load(path.read_text()), path

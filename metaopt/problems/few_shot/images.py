@@ -44,10 +44,12 @@ class ImageClasses:
         )
         train_classes = images.classes - test_classes
         if min(test_classes, train_classes) < ways:
+            otherwise = f", or set test_classes between {ways} and {images.classes - ways}"
+            possible = 2 * ways <= images.classes
             raise ValueError(
                 f"ImageClasses takes ways={ways} classes for a task; of {images.classes} classes "
                 f"{train_classes} are trained on and test_classes={test_classes} held out. Lower "
-                f"ways, or set test_classes between {ways} and {images.classes - ways}."
+                f"ways{otherwise if possible else f' to {images.classes // 2} or less'}."
             )
         # As many of each class, so that the tensors have one shape whatever the seed holds out.
         least = int(torch.bincount(images.y, minlength=images.classes).min())

@@ -84,6 +84,7 @@ def test_losses_and_accuracies_are_those_of_each_task():
     ("settings", "message"),
     [
         ({"ways": 4, "test_classes": 3}, "ways=4 .* 3 are trained on and test_classes=3 held out"),
+        ({"ways": 4, "test_classes": 3}, "Lower ways to 3 or less"),
         ({"ways": 3, "test_classes": 4}, "set test_classes between 3 and 3"),
         ({"ways": 2, "shots": 8, "test_classes": 3}, "shots [+] queries = 13 .* one class has 9"),
         ({"ways": 1}, "ways >= 2; got ways=1"),
