@@ -85,9 +85,13 @@ def rerank(folder: Path, options: argparse.Namespace) -> int:
     out: Path = options.out or root / "ranked.jsonl"
     if out.exists():
         raise ValueError(f"{out} exists. Delete it, or name another file with --out.")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to write {out.name} to.")
     documents = beir_texts(root, "corpus")
     queries = [*_queries(options, root)]
     ranker = SavedRanker(folder)
+    for query in queries:  # before the first of them takes time
+        ranker.check(query.text, documents, query.relevant, query.irrelevant, options.ranking)
     index = ranker.index(documents)
     lines = []
     if options.ranking == "scorer" and not options.fuse:

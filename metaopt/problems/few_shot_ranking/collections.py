@@ -12,6 +12,7 @@ Documents of CISI and CACM that nobody judged count as irrelevant, as everywhere
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -277,15 +278,16 @@ def judgements(rows: Iterable[Record]) -> Iterator[tuple[str, str, float, str]]:
     for row in rows:
         _refuse(row)
         try:
-            query, document, score = (
-                row.value[name] for name in ("query-id", "corpus-id", "score")
-            )
-            yield query, document, float(score), row.place
-        except (KeyError, ValueError) as error:
+            query, document = (_id(row.value[name]) for name in ("query-id", "corpus-id"))
+            score = float(row.value["score"])
+            if not math.isfinite(score):
+                raise ValueError(f"score={score}")
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{row.place}: needs the columns query-id, corpus-id and score, a number; got "
-                f"{str(row.value)[:100]}."
+                f"{row.place}: needs the columns query-id, corpus-id and score, a finite number; "
+                f"got {str(row.value)[:100]}."
             ) from error
+        yield query, document, score, row.place
 
 
 def beir_texts(folder: Path, name: str) -> dict[str, str]:
@@ -306,13 +308,28 @@ def beir_texts(folder: Path, name: str) -> dict[str, str]:
     for record in records(path):
         _refuse(record)
         value = record.value
-        key = value.get("_id") if isinstance(value, Mapping) else None
-        if not isinstance(key, str | int) or not isinstance(value.get("text"), str):
-            raise ValueError(f"{record.place}: needs _id and text; got {str(value)[:100]}.")
-        if str(key) in texts:
+        try:
+            key, title, text = _id(value["_id"]), value.get("title") or "", value["text"]
+            if not isinstance(title, str) or not isinstance(text, str):
+                raise TypeError("a text that is none")
+            f"{key} {title} {text}".encode()  # half of a surrogate pair is no text
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{record.place}: needs _id and text (and title): texts, the id or an integer; got "
+                f"{ascii(value)[:100]}."
+            ) from error
+        if key in texts:
             raise ValueError(f"{record.place}: a second _id {key}.")
-        texts[str(key)] = f"{value.get('title') or ''} {value['text']}".strip()
+        texts[key] = f"{title} {text}".strip()
+        if name == "queries" and not texts[key]:
+            raise ValueError(f"{record.place}: query {key} has no text.")
     return texts
+
+
+def _id(value: object) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        raise TypeError("an id is a text or an integer")
+    return str(value)
 
 
 def _refuse(record: Record) -> None:

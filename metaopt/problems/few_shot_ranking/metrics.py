@@ -20,13 +20,15 @@ def ndcg(scores: Tensor, grades: Tensor, ideal: Tensor, cutoff: int = 20) -> Ten
 
     Args:
         scores: (..., P); -inf for what is not ranked, which comes last and has to have grade 0.
+            With a NaN among them, of fine-tuning that diverged, there is no ranking: nDCG is 0.
         grades: (..., P), >= 0.
         ideal: (...), the DCG@cutoff of the best order of all that is relevant.
         cutoff: ranks that count, >= 1.
     """
     scores, grades = torch.broadcast_tensors(scores, grades)
     order = scores.argsort(dim=-1, descending=True, stable=True)[..., :cutoff]
-    return dcg(grades.gather(-1, order)) / torch.where(ideal > 0, ideal, torch.inf)
+    values = dcg(grades.gather(-1, order)) / torch.where(ideal > 0, ideal, torch.inf)
+    return values.masked_fill(scores.isnan().any(-1), 0.0)
 
 
 def reciprocal_rank(scores: Tensor, grades: Tensor) -> Tensor:
@@ -51,10 +53,12 @@ def reciprocal_rank_fusion(*scores: Tensor) -> Tensor:
     """Return sum_i 1 / (60 + rank_i), the scores (..., P) of several rankings as one.
 
     Args:
-        scores: of each ranking, (..., P); -inf for what is not ranked, which stays so.
+        scores: of each ranking, (..., P); -inf for what is not ranked, which stays so. All are NaN
+            where one of a ranking is.
 
     Reference: Cormack, Clarke and Buettcher, Reciprocal Rank Fusion, SIGIR 2009.
     """
-    fused = torch.stack([1.0 / (60 + ranks(some)) for some in torch.broadcast_tensors(*scores)])
-    left_out = torch.stack([some == -torch.inf for some in torch.broadcast_tensors(*scores)])
-    return fused.sum(0).masked_fill(left_out.any(0), -torch.inf)
+    every = torch.stack(torch.broadcast_tensors(*scores))
+    fused = (1.0 / (60 + ranks(every))).sum(0)
+    fused = fused.masked_fill((every == -torch.inf).any(0), -torch.inf)
+    return fused.masked_fill(every.isnan().any(0).any(-1, keepdim=True), torch.nan)

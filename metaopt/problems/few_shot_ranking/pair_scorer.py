@@ -95,15 +95,23 @@ class PairScorer:
 
     def init(self, size: int, generator: Generator) -> Tree:
         """Return weights (in, out) and biases for vectors of this size, drawn as torch does."""
-        inputs = (2 + self.document) * size + 2
+        shapes, last = self.shapes(size), f"layer{len(self.widths) + 1}"
         phi = {}
-        sizes = [*itertools.pairwise((inputs, *self.widths, 1))]
-        for i, (fan_in, fan_out) in enumerate(sizes, 1):
-            bound = fan_in**-0.5 * (0.01 if self.residual and i == len(sizes) else 1.0)
-            for name, shape in (("weight", (fan_in, fan_out)), ("bias", (fan_out,))):
-                uniform = torch.rand(shape, generator=generator)
-                phi[f"layer{i}.{name}"] = (2 * uniform - 1) * bound
+        for name, shape in shapes.items():
+            layer = name.split(".")[0]
+            fan_in = shapes[f"{layer}.weight"][0]
+            bound = fan_in**-0.5 * (0.01 if self.residual and layer == last else 1.0)
+            phi[name] = (2 * torch.rand(shape, generator=generator) - 1) * bound
         return phi
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the weights, for vectors of this size."""
+        inputs = (2 + self.document) * size + 2
+        shapes: dict[str, tuple[int, ...]] = {}
+        pairs = itertools.pairwise((inputs, *self.widths, 1))
+        for i, (fan_in, fan_out) in enumerate(pairs, 1):
+            shapes |= {f"layer{i}.weight": (fan_in, fan_out), f"layer{i}.bias": (fan_out,)}
+        return shapes
 
     def pairs(self, pools: Pools, query: Tensor, positions: Tensor, shots: int) -> Tensor:
         """Return x (..., n, F) of documents at positions (..., n) of the pools of queries (...)."""

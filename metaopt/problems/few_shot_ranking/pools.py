@@ -121,6 +121,7 @@ class Pools:
         Raises:
             ValueError: fewer than 20 queries are left for the test, or none for another part.
         """
+        _check_shares(train, validation)
         count = len(self.queries)
         ends = round(train * count), round((train + validation) * count)
         if not 0 < ends[0] < ends[1] <= count - MIN_TEST_QUERIES:
@@ -146,11 +147,12 @@ class Pools:
         Raises:
             ValueError: all parts together have fewer than 20 queries, or a part has none.
         """
+        _check_shares(train, validation)
         queries = len(self.queries)
-        if count < 2 or queries < max(count, MIN_TEST_QUERIES):
+        if type(count) is not int or count < 2 or queries < max(count, MIN_TEST_QUERIES):
             raise ValueError(
-                f"folds={count} must be >= 2, and at most the number of queries, {queries}, of "
-                f"which the test needs {MIN_TEST_QUERIES}."
+                f"folds={count} must be an integer >= 2, and at most the number of queries, "
+                f"{queries}, of which the test needs {MIN_TEST_QUERIES}."
             )
         order = torch.randperm(queries, generator=generator(fold(seed // count, "queries")))
         parts = list(order.tensor_split(count))
@@ -210,6 +212,14 @@ class Pools:
         _require("feedback in the order of the pool", self.feedback.diff() > 0)
         best = self.ndcg(self.grades)
         _require("ideal at least the DCG of the pool's own best order", best <= 1 + 1e-5)
+
+
+def _check_shares(train: float, validation: float) -> None:
+    if not 0 < train < 1 or not 0 < validation < 1:
+        raise ValueError(
+            f"train and validation are shares of the queries in (0, 1); got train={train}, "
+            f"validation={validation}."
+        )
 
 
 def _require(text: str, holds: Tensor) -> None:

@@ -150,6 +150,11 @@ class FewShotRanking(GradientProblem):
             if folds is None
             else self.pools.folds(folds, seed, train, validation)
         )
+        if meta_split == "cross_query" and len(self.split.train) < 2:
+            raise ValueError(
+                f"meta_split=cross_query needs 2 training queries, one of each half; got "
+                f"{len(self.split.train)}. Give a larger train={train}, or meta_split=same_query."
+            )
         # Splits of one collection overlap: their intervals are widened by this ratio.
         if self.pools.made_of is not None:
             self.resplit = len(self.split.test) / len(self.split.train)

@@ -92,8 +92,9 @@ def ranked_texts(
         terms, weight: of the expanded query, see `BM25.expanded`.
 
     Raises:
-        ValueError: fewer than 20 such queries.
+        ValueError: an argument outside its range, or fewer than 20 such queries.
     """
+    check_first_stage(size, terms, weight)
     if shots < 1 or size <= 2 * shots:
         raise ValueError(f"shots >= 1 and size > 2 shots are needed; got {shots} and {size}.")
     rows = {document: row for row, document in enumerate(collection.documents)}
@@ -129,6 +130,20 @@ def ranked_texts(
     return _assembled(collection, kept, columns)
 
 
+def check_first_stage(size: Any, terms: Any, weight: Any) -> None:
+    """Check size of a pool, number of terms of an expanded query and their weight.
+
+    Raises:
+        ValueError: one outside its range.
+    """
+    whole = type(size) is int and size >= 1 and type(terms) is int and terms >= 0
+    if not whole or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise ValueError(
+            f"the first stage needs integers size >= 1 and terms >= 0, and weight >= 0; got "
+            f"size={size}, terms={terms}, weight={weight}."
+        )
+
+
 def first_stage(index: BM25, query: Any, size: int) -> tuple[Any, Any]:
     """Return the rows of the `size` best documents of a query (1, terms), and their scores.
 
@@ -148,7 +163,7 @@ def standardized(scores: Any) -> Any:
 def _feedback(gains: Any, shots: int) -> Any:
     """Return the positions (2, K) of feedback; `None` where a pool has too little."""
     relevant, irrelevant = (np.flatnonzero(mask) for mask in (gains > 0, gains == 0))
-    if len(relevant) < 2 * shots or len(irrelevant) < shots:
+    if len(relevant) < 2 * shots or len(irrelevant) <= shots:  # F needs one of each kind, too
         return None
     return np.stack([relevant[:shots], irrelevant[:shots]])
 

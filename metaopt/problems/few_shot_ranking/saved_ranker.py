@@ -19,9 +19,14 @@ from metaopt.engine.protocols import Tree
 from metaopt.files.errors import FolderError
 from metaopt.nn.encoder import Encoder
 from metaopt.problems.few_shot_ranking.bm25 import BM25
+from metaopt.problems.few_shot_ranking.fine_tuning import FineTuning
 from metaopt.problems.few_shot_ranking.metrics import reciprocal_rank_fusion
 from metaopt.problems.few_shot_ranking.pair_scorer import PairScorer
-from metaopt.problems.few_shot_ranking.relevance_feedback import PROBE, first_stage
+from metaopt.problems.few_shot_ranking.relevance_feedback import (
+    PROBE,
+    check_first_stage,
+    first_stage,
+)
 
 SETTINGS, WEIGHTS = "ranker.json", "scorer.safetensors"
 FORMAT = 1
@@ -74,28 +79,35 @@ class SavedRanker:
             self.about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             if self.about["format"] != FORMAT:
                 raise ValueError(f"its format is {self.about['format']}, not {FORMAT}")
+            _check_settings(self.about)
             tensors = load_file(folder / WEIGHTS)
             if not all(bool(t.isfinite().all()) for t in tensors.values()):
                 raise ValueError("it has numbers that are not finite")
             self.probe = tensors.pop("probe")
             self.scorer, self.phi = PairScorer(**self.about["scorer"]), tensors
             width = len(self.probe)
-            self.scorer(self.phi, self.scorer.features(torch.ones(width), torch.ones(1, width),
-                                                       torch.zeros(1)))  # fmt: skip
-            self.choices = {int(k): (float(r), int(s)) for k, (r, s) in self.about["tuned"].items()}
+            shapes = {name: tuple(value.shape) for name, value in self.phi.items()}
+            if shapes != self.scorer.shapes(width):
+                raise ValueError(
+                    f"{WEIGHTS} has {shapes} for vectors of {width} entries, and {SETTINGS} asks "
+                    f"for {self.scorer.shapes(width)}"
+                )
+            self.choices = {int(k): (r, s) for k, (r, s) in self.about["tuned"].items()}
             cache = os.environ.get("METAOPT_CACHE")
             self.encoder = Encoder(**self.about["encoder"], cache=cache)
             self._vectors: dict[str, Tensor] = {}
         except (
             OSError,
             SafetensorError,
+            AttributeError,
             LookupError,
             TypeError,
             ValueError,
             RuntimeError,
         ) as error:
             raise FolderError(
-                f"{folder} holds no ranker that this version reads: {error}. Run it again."
+                f"{folder} holds no ranker that this version reads: {str(error).rstrip('.')}. Run "
+                f"it again."
             ) from error
 
     def index(self, documents: Mapping[str, str]) -> BM25:
@@ -103,7 +115,10 @@ class SavedRanker:
         return BM25([*documents.values()], *(self.about["first_stage"][key] for key in ("k1", "b")))
 
     def choice(self, relevant: int, irrelevant: int) -> tuple[float, int]:
-        """Return rate and number of steps of fine-tuning on so many marked documents."""
+        """Return rate and number of steps of fine-tuning on so many marked documents.
+
+        With fewer marks than the smallest k that was tried, those of that k.
+        """
         fitting = [k for k in self.choices if k <= min(relevant, irrelevant)]
         return self.choices[max(fitting, default=min(self.choices))]
 
@@ -130,15 +145,27 @@ class SavedRanker:
             index: of `index(documents)`, for several queries.
 
         Raises:
-            ValueError: unknown or contradictory marks, or marks of one kind.
+            ValueError: unknown or contradictory marks, or marks of one kind; a query without text,
+                or without a word of a document where these are more than a pool; nothing left to
+                rank; steps that diverge.
         """
-        self._check_marks(documents, relevant, irrelevant, ranking)
+        self.check(query, documents, relevant, irrelevant, ranking)
         index = index or self.index(documents)
         settings = self.about["first_stage"]
         rows = {name: row for row, name in enumerate(documents)}
         marked = [rows[name] for name in (*relevant, *irrelevant)]
         vector = index.vectors([query])
+        if not vector.nnz and len(documents) > settings["size"]:
+            raise ValueError(
+                f"no document has a word of the query {query!r}, so BM25 cannot say which "
+                f"{settings['size']} of {len(documents)} are ranked. Ask in words of the documents."
+            )
         pool, values = first_stage(index, vector, settings["size"])
+        if set(pool.tolist()) <= {*marked}:
+            raise ValueError(
+                f"all {len(pool)} documents that BM25 returns for the query {query!r} are marked: "
+                f"none is left to rank. Mark fewer."
+            )
         extra = [row for row in marked if row not in set(pool.tolist())]
         # Marked documents are scored on the scale of the pool, whether they are in it or not.
         values = np.concatenate([values, index.scores(vector)[0][extra]])
@@ -159,6 +186,13 @@ class SavedRanker:
                 same = torch.arange(len(used))[:, None] == marks[: len(relevant)]
                 x = self.scorer.with_marks(x, stacked, stacked[marks[: len(relevant)]], same)
             scores = self.scorer(self._tuned(x[marks], len(relevant)), x)
+            if not scores.isfinite().all():
+                rate, steps = self.choice(len(relevant), len(irrelevant))
+                raise ValueError(
+                    f"{steps} steps of rate {rate:g} on the documents marked for {query!r} "
+                    f"diverge: scores are not finite. Rank by knn, or train with smaller "
+                    f"problem.fine_tuning.rates."
+                )
         scores = scores.detach().masked_fill(_mask(len(used), marks, len(pool)), -torch.inf)
         if fuse:
             wanted = [rows[name] for name in relevant]
@@ -207,24 +241,50 @@ class SavedRanker:
             theta, moments = optimizer.update(theta, slope, moments, step)
         return theta
 
-    def _check_marks(
-        self, documents: Mapping[str, str], relevant: Sequence[str], irrelevant: Sequence[str],
-        ranking: str,
+    def check(
+        self, query: str, documents: Mapping[str, str], relevant: Sequence[str],
+        irrelevant: Sequence[str], ranking: str,
     ) -> None:  # fmt: skip
+        """Check what a call is given, without ranking.
+
+        Raises:
+            ValueError: it cannot be ranked.
+        """
+        if not query.strip():
+            raise ValueError("the query has no text.")
         if ranking not in ("scorer", "knn"):
             raise ValueError(f"ranking must be scorer or knn; got {ranking!r}.")
         both = [*relevant, *irrelevant]
         for name in both:
             if name not in documents:
-                raise ValueError(f"there is no document {name!r} to mark.")
+                raise ValueError(f"there is no document {name!r} to mark for the query {query!r}.")
             if both.count(name) > 1:
-                raise ValueError(f"document {name!r} is marked twice.")
+                raise ValueError(f"document {name!r} is marked twice for the query {query!r}.")
         if ranking == "scorer" and bool(relevant) != bool(irrelevant):
             raise ValueError(
                 f"the scorer learns from relevant and irrelevant documents; got {len(relevant)} "
-                f"and {len(irrelevant)} of them. Mark one of each, or none, or rank by knn, which "
-                f"needs relevant ones alone."
+                f"and {len(irrelevant)} of them for the query {query!r}. Mark one of each, or "
+                f"none, or rank by knn, which needs relevant ones alone."
             )
+
+
+def _check_settings(about: Mapping[str, Any]) -> None:
+    """Refuse settings that were edited, before they rank anything."""
+    stages = ("size", "terms", "weight", "k1", "b")
+    missing = [
+        n for n in ("scorer", "encoder", "first_stage", "proximal", "tuned") if n not in about
+    ]
+    missing += [n for n in stages if not missing and n not in about["first_stage"]]
+    if missing:
+        raise ValueError(f"{SETTINGS} lacks {missing[0]}")
+    check_first_stage(*(about["first_stage"][name] for name in stages[:3]))
+    proximal, tuned = about["proximal"], about["tuned"]
+    if not isinstance(proximal, (int, float)) or not 0 <= proximal < float("inf"):
+        raise ValueError(f"proximal must be >= 0; got {proximal!r}")
+    if not tuned or any(int(k) < 1 for k in tuned):
+        raise ValueError(f"tuned needs rate and steps of numbers k >= 1; got {tuned!r}")
+    for rate, steps in tuned.values():
+        FineTuning((rate,), (steps,))
 
 
 def _mask(count: int, marks: Tensor, pool: int) -> Tensor:

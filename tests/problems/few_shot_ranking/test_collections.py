@@ -171,8 +171,13 @@ def test_a_beir_folder(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("corpus.jsonl", '{"_id": "d1"}\n', r"corpus\.jsonl:1: needs _id and text; got"),
+        ("corpus.jsonl", '{"_id": "d1"}\n', r"corpus\.jsonl:1: needs _id and text .*; got"),
         ("corpus.jsonl", '{"_id": "a", "text": ""}\n' * 2, r"corpus\.jsonl:2: a second _id a"),
+        ("corpus.jsonl", '{"_id": true, "text": ""}\n', r"jsonl:1: needs _id and text"),
+        ("corpus.jsonl", '{"_id": "a", "title": [1], "text": ""}\n', r"jsonl:1: needs _id and"),
+        ("corpus.jsonl", '{"_id": "a", "text": "\\ud800"}\n', r"1: needs _id and .*\\ud800"),
+        ("queries.jsonl", '{"_id": "q1", "text": " "}\n', r"jsonl:1: query q1 has no text"),
+        ("qrels/test.tsv", f"{HEADER}q1\td1\tnan\n", r"tsv:2: needs .* a finite number; got"),
         ("queries.jsonl", "nonsense\n", r"queries\.jsonl:1: is not valid JSON"),
         ("qrels/test.tsv", f"{HEADER}q1\td7\t1\n", r"tsv:2: there is no document d7"),
         ("qrels/test.tsv", f"{HEADER}q1\td1\tyes\n", r"tsv:2: needs the columns"),

@@ -338,6 +338,7 @@ class TestProximal(ProblemContract):
         ({"shots": (2, 1)}, "shots to be integers that increase"),
         ({"shots": ()}, "shots to be integers that increase"),
         ({"train": 0.9}, "72 for training"),
+        ({"meta_split": "cross_query", "train": 0.0125}, "needs 2 training queries, .* got 1"),
         ({"baseline": "expanded"}, "none of these pools: expanded is None"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metaopt.problems.few_shot_ranking import Pools
-from metaopt.problems.few_shot_ranking.metrics import ndcg
+from metaopt.problems.few_shot_ranking.metrics import ndcg, reciprocal_rank_fusion
 
 LOG3 = math.log2(3)
 
@@ -53,6 +53,13 @@ def test_a_query_without_relevant_documents_has_ndcg_0():
     assert ndcg(torch.zeros(3), torch.zeros(3), torch.tensor(0.0)) == 0
 
 
+def test_scores_that_are_not_numbers_rank_nothing():
+    scores = torch.tensor([[1.0, 2.0], [1.0, torch.nan]])
+    assert ndcg(scores, torch.ones(2, 2), torch.full((2,), 1 + 1 / LOG3)).tolist() == [1.0, 0.0]
+    fused = reciprocal_rank_fusion(scores, torch.zeros(2, 2))
+    assert fused.isnan().tolist() == [[False, False], [True, True]]
+
+
 def test_a_split_has_each_query_once_and_depends_on_the_seed():
     split = pools(60).split(3)
     assert [len(part) for part in split] == [30, 10, 20]
@@ -75,8 +82,12 @@ def test_the_folds_of_a_cross_validation_test_each_query_once():
 def test_folds_of_few_queries_are_refused():
     with pytest.raises(ValueError, match=r"folds=4 must be .* queries, 19, of which"):
         pools(19).folds(4, 0)
-    with pytest.raises(ValueError, match="folds=1 must be >= 2"):
+    with pytest.raises(ValueError, match="folds=1 must be an integer >= 2"):
         pools(30).folds(1, 0)
+    with pytest.raises(ValueError, match=r"folds=2\.5 must be an integer"):
+        pools(30).folds(2.5, 0)
+    with pytest.raises(ValueError, match=r"shares of .* got train=nan, validation=0\.1"):
+        pools(30).folds(2, 0, train=math.nan, validation=0.1)
     with pytest.raises(ValueError, match="make 15 and 0 queries of 15; each needs one"):
         pools(30).folds(2, 0, validation=0.001)
 
@@ -84,6 +95,8 @@ def test_folds_of_few_queries_are_refused():
 def test_few_test_queries_are_refused():
     with pytest.raises(ValueError, match=r"30 for training, 9 for validation and 19 for the test"):
         pools(58).split(0, train=0.51)
+    with pytest.raises(ValueError, match=r"shares of .* got train=nan"):
+        pools(58).split(0, train=math.nan)
 
 
 @pytest.mark.parametrize(

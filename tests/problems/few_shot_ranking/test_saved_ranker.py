@@ -152,7 +152,13 @@ def test_marks_of_several_queries_are_those_of_one_at_a_time(made, tmp_path):
         ([], "re-ranking takes --query TEXT with --relevant and --irrelevant, or --marks TSV"),
         (["--query", "a", "--relevant", "d77", "--irrelevant", "d0"], "there is no document 'd77'"),
         (["--query", "a", "--relevant", "d0", "--irrelevant", "d0"], "'d0' is marked twice"),
-        (["--query", "a", "--relevant", "d0"], "got 1 and 0 of them. Mark one of each"),
+        (["--query", " "], "the query has no text"),
+        (["--query", "topic0x1", "--out", "nowhere/o.jsonl"], "there is no folder nowhere"),
+        (
+            ["--query", "a", "--relevant", "d0", "--irrelevant", *sorted({*TEN} - {"d0"})],
+            "all 10 documents .* are marked: none is left",
+        ),
+        (["--query", "a", "--relevant", "d0"], "got 1 and 0 of them for .* Mark one of each"),
         (["--query", "a", "--top", "0.5"], "--top is not of re-ranking"),
         (["--marks", "marks.tsv", "--relevant", "d0"], "belong to --query"),
     ],
@@ -182,6 +188,40 @@ def test_other_folders_are_refused(made, tmp_path):
     (ranker / "ranker.json").write_text(json.dumps(settings))
     with pytest.raises(FolderError, match=r"no ranker that this version reads: .*safetensors"):
         SavedRanker(ranker)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("first_stage", {"size": -3}, "got size=-3"),
+        ("first_stage", {"weight": float("nan")}, "weight=nan"),
+        ("tuned", {"2": [float("nan"), 3]}, r"rates > 0, .* got \[nan\]"),
+        ("tuned", {"2": [0.3, -1]}, r"steps .* got \[-1\]"),
+        ("scorer", {"widths": []}, r"asks for .*'layer1\.bias': \(1,\)"),
+    ],
+)
+def test_edited_settings_are_refused(made, tmp_path, part, change, message):
+    *_, folder, _ = made
+    shutil.copytree(folder / "ranker", ranker := tmp_path / "ranker")
+    settings = json.loads((ranker / "ranker.json").read_text())
+    settings[part] |= change
+    (ranker / "ranker.json").write_text(json.dumps(settings))
+    with pytest.raises(FolderError, match=message):
+        SavedRanker(ranker)
+    del settings[part]
+    (ranker / "ranker.json").write_text(json.dumps(settings))
+    with pytest.raises(FolderError, match=f"ranker.json lacks {part}"):
+        SavedRanker(ranker)
+
+
+def test_rankings_that_would_be_arbitrary_are_refused(made):
+    *_, folder, world = made
+    ranker = SavedRanker(folder / "ranker")
+    with pytest.raises(ValueError, match="no document has a word of the query 'nothing'"):
+        ranker("nothing", world.documents)
+    ranker.choices = {1: (1e30, 3)}
+    with pytest.raises(ValueError, match=r"3 steps of rate 1e\+30 on the documents .* diverge"):
+        ranker("topic0x1", TEN, ["d0"], ["d1"])
 
 
 def test_another_encoder_in_the_same_place_is_refused(made, tmp_path):
