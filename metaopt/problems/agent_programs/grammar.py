@@ -100,12 +100,13 @@ class Grammar:
         Raises:
             InvalidProgram: names the limit, what the program has, and the argument that sets it.
         """
-        for name, least, most, unit in (
-            ("depth", program.depth, self.depth, "blocks deep"),
-            ("size", program.size, self.size, "blocks"),
-            ("calls", self.calls_of(program), self.calls, "calls of a question"),
+        # Calls last: those of recorded workers take long to count in a program beyond `size`.
+        for name, count, most, unit in (
+            ("depth", lambda p: p.depth, self.depth, "blocks deep"),
+            ("size", lambda p: p.size, self.size, "blocks"),
+            ("calls", self.calls_of, self.calls, "calls of a question"),
         ):
-            if least > most:
+            if (least := count(program)) > most:
                 raise InvalidProgram(
                     f"{least} {unit}; at most {most} are legal ({name}={most}). Use fewer or "
                     "smaller blocks."

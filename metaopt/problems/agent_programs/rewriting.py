@@ -41,7 +41,7 @@ REQUEST = (
     "What you write beside the block is not read."
 )
 
-_BLOCK = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_BLOCK = re.compile(r"```[ \t]*(?:\w+[ \t]*)?\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 _CURRENT = re.compile(rf"^{CURRENT}:\n```\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 _ERROR = re.compile(r"^- (\S+) > (\d+): (\d+) questions, (\d+) wrong$", re.MULTILINE)
 

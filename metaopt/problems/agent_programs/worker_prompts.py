@@ -37,8 +37,8 @@ JUDGE = (
     "Question: {question}\n\n{candidates}"
 )
 
-_VERDICT = re.compile(r"^\W*verdict\W+(right|wrong)\b", re.I | re.M)
-_CHOICE = re.compile(r"^\W*choice\W+(\d{1,4})\b", re.I | re.M)
+_VERDICT = re.compile(r"^[^\w\n]*verdict\W+(right|wrong)\b", re.I | re.M)
+_CHOICE = re.compile(r"^[^\w\n]*choice\W+(\d{1,4})\b", re.I | re.M)
 
 
 def judging(question: str, solutions: Sequence[str]) -> str:

@@ -136,7 +136,7 @@ def _instance(row: Any, trajectory: str, feedback: str) -> Instance:
         raise ValueError("is not an object; a row is {column: value}")
     columns = {"trajectory": trajectory, "feedback": feedback}
     aspects = _aspects(row["aspects"]) if row.get("aspects") is not None else None
-    if aspects is not None and feedback not in row:
+    if aspects is not None and not row.get(feedback):
         columns.pop("feedback")
     missing = {name: column for name, column in columns.items() if column not in row}
     if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def first_set(
     """Return a set of metrics as text.
 
     Args:
-        start: one of `STARTS`, or the text of a set.
+        start: one of `STARTS`, the text of a set, or the path of a file with it.
         data: the instances.
         aspects: of the feedback that metrics are induced from.
         clusters: of k-means.
@@ -32,7 +33,8 @@ def first_set(
     if start == "none":
         return ""
     if start == "aspects":
-        distinct = dict.fromkeys(aspect.text for aspect in aspects)
+        # Without a bullet, which would make it an example of a metric without a definition.
+        distinct = dict.fromkeys(aspect.text.lstrip("-*\u2022 ") or "-" for aspect in aspects)
         return render(Metric(f"aspect {i}", text) for i, text in enumerate(distinct, 1))
     if start == "k_means":
         return render(k_means(aspects, clusters, seed))
@@ -44,13 +46,14 @@ def first_set(
             )
         return render(data.planted)
     try:
-        metrics = parse(start)
+        is_file = "<" not in start and Path(start).is_file()
+        metrics = parse(Path(start).read_text(encoding="utf-8") if is_file else start)
     except ValueError as error:
         raise ValueError(f"first={start[:80]!r} is no set of metrics: {error}") from error
     if not metrics:
         raise ValueError(
-            f"first={start[:80]!r} must be one of {', '.join(STARTS)}, or a text with a block "
-            '<metric name="...">definition</metric> for each metric.'
+            f"first={start[:80]!r} must be one of {', '.join(STARTS)}, or a text, or a file, "
+            'with a block <metric name="...">definition</metric> for each metric.'
         )
     return render(metrics)
 

@@ -28,6 +28,7 @@ LEGAL = {
     "extractor": "lines 'good: ...' or 'bad: ...', or 'none'",
     "judge": "a last line 'Rating: +1', '0' or '-1'",
     "grounder": "a line '<aspect>: <trait>' for each aspect",
+    "rewriter": 'whole blocks <metric name="...">...</metric>, each of another name',
 }
 
 UNDERSTOOD = 0.5
@@ -41,7 +42,8 @@ class Measured(NamedTuple):
         counts: of all of them.
         matched: by instance and aspect, the index of the metric in the set, or -1.
         unmatched: by metric of the set, its traits that are not matched, and all of them.
-        understood: share of the replies of judge and grounder that were understood.
+        understood: share of the replies of judge or grounder, whichever is smaller, that were
+            understood.
     """
 
     counts: TraitCounts
@@ -115,12 +117,12 @@ class Measuring:
             count_traits([a.sign for a in said], [sign for _, sign in shown], pairs)
             for said, shown, pairs in zip(aspects, traits, matches, strict=True)
         )
-        understood = [*rated, *grounded]
+        understood = min(sum(read) / len(read) if read else 1.0 for read in (rated, grounded))
         return Measured(
             counts,
             matched,
             [(of[m] - met[m], of[m]) for m in range(len(metrics))],
-            sum(understood) / len(understood) if understood else 1.0,
+            understood,
         )
 
     def _rate(
@@ -190,7 +192,7 @@ class Measuring:
                 for key, reply in zip(new, replies, strict=True)
                 if reply is not None and self._known.get(key) is None
             )
-            raise _not_understood(role, understood, len(read), next(odd, None))
+            raise not_understood(role, understood, len(read), next(odd, None))
         return read
 
 
@@ -201,7 +203,7 @@ class Question(NamedTuple):
     read: Callable[[str], Any]
 
 
-def _not_understood(role: str, understood: int, count: int, shown: Reply | None) -> NotUnderstood:
+def not_understood(role: str, understood: int, count: int, shown: Reply | None) -> NotUnderstood:
     """Return the error of a role that does not answer what it is asked."""
     lines = "" if shown is None else "".join(f"\n    {x}" for x in form(shown.text).splitlines())
     cut = shown is not None and shown.finish == "length"

@@ -102,11 +102,17 @@ def _metric(name: str, body: str) -> Metric:
     lines = [line.strip() for line in body.splitlines() if line.strip()]
     name = name.strip("\"' ")
     if not name and lines:
-        name, lines = _NAME_LABEL.sub("", lines[0]).strip(" *#\"':"), lines[1:]
+        name, lines = _unlabelled(_NAME_LABEL, lines[0]).strip(" *#\"':"), lines[1:]
     definition, examples = [], []
     for line in lines:
         if example := _EXAMPLE.fullmatch(line):
             examples.append(" ".join(example[1].split()))
-        elif words := _LABEL.sub("", line, count=1).strip():
+        elif words := _unlabelled(_LABEL, line).strip():
             definition.append(words)
     return Metric(name.strip(), "\n".join(definition), tuple(e for e in examples if e))
+
+
+def _unlabelled(label: re.Pattern[str], line: str) -> str:
+    """Return a line without the label that it begins with: "for example: ..." stays."""
+    match = label.match(line)
+    return line[match.end() :] if match else line

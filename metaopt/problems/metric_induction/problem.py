@@ -16,11 +16,16 @@ from torch import Generator
 from metaopt.engine.protocols import Feedback
 from metaopt.engine.random import fold
 from metaopt.engine.ranges import check_choices, check_ranges
-from metaopt.llm import LM, Client, Parameters, Request
+from metaopt.llm import LM, Client, Parameters, Reply, Request
 from metaopt.metrics.traits import TraitCounts
 from metaopt.problems.metric_induction.data import FeedbackData, Instance, KnownBehaviours
 from metaopt.problems.metric_induction.first_sets import first_set
-from metaopt.problems.metric_induction.measuring import UNDERSTOOD, Measured, Measuring
+from metaopt.problems.metric_induction.measuring import (
+    UNDERSTOOD,
+    Measured,
+    Measuring,
+    not_understood,
+)
 from metaopt.problems.metric_induction.metric_set import canonical, parse
 from metaopt.problems.metric_induction.prompts import Aspect, read_rewrite, rewriting
 from metaopt.problems.metric_induction.report import MetricReport
@@ -53,8 +58,10 @@ class MetricInduction(TextProblem):
     The empty set has the worst value that there is, F = redundancy_weight, so that a search leaves
     it: it has no redundancy, and a few metrics have more of it than coverage.
 
-    A set of which less than half of the replies are understood has the loss +inf; the first set of
-    a run stops it with an error. A spent budget or a policy's refusal ends the run after its step.
+    A set of which less than half of a role's replies are understood has the loss +inf; the first
+    one of a run that has metrics stops it with an error, and so does a rewriter that writes none of
+    the three times it is asked for the first ones. A spent budget or a policy's refusal ends the
+    run after its step.
 
     Args:
         data: trajectories with feedback.
@@ -63,7 +70,8 @@ class MetricInduction(TextProblem):
             (which trait says what an aspect says), rewriter (new metrics).
         model: plays every role that neither `roles` nor the data have a model for.
         first: the first set, one of "none", "aspects" (one metric for each aspect), "k_means" (of
-            the aspects' words, by scikit-learn), "planted" (of a world), or its text.
+            the aspects' words, by scikit-learn), "planted" (of a world), its text, or the path of a
+            file with it, such as the `metrics.txt` of a run.
         measured_on: part that F is measured on, "held_out" or "induction".
         redundancy_weight: lambda, >= 0.
         new_metrics: metrics that a rewrite may add, >= 1.
@@ -156,7 +164,9 @@ class MetricInduction(TextProblem):
     def inner_step(self, outer: str, inner: dict[str, Any], key: int) -> dict[str, Any]:
         """Return the state with ratings, matches and counts; a further step changes nothing."""
         parts = dict.fromkeys(("induction", self.measured_on))
-        measured = {part: self.measure(outer, part, inner["number"] == 1) for part in parts}
+        # An empty set asks nobody, so that the first one with metrics is what shows odd replies.
+        required = not any(entry["set/metrics"] for entry in inner["history"])
+        measured = {part: self.measure(outer, part, required) for part in parts}
         kept = {part: {**m._asdict(), "counts": [*m.counts]} for part, m in measured.items()}
         return {**inner, "measured": kept}
 
@@ -253,15 +263,20 @@ class MetricInduction(TextProblem):
         unmatched = self._unmatched(parent) if self.shows_unmatched else None
         counted = len(uncovered), sum(map(len, aspects))
         messages = rewriting(metrics, sample, counted, unmatched, self.new_metrics, self.most)
+        odd: list[Reply] = []
         for attempt in range(ATTEMPTS):
             rollout = fold(key, "rewriter", attempt) % 2**31
             request = Request("rewriter", messages, self.creative, rollout)
-            reply = whole(ask(self.client, [request])[0])
-            if reply is None:
-                continue
-            proposed = read_rewrite(reply, metrics, self.shows_unmatched, self.most)
+            (reply,) = ask(self.client, [request])
+            text = whole(reply)
+            proposed = None if text is None else read_rewrite(
+                text, metrics, self.shows_unmatched, self.most
+            )  # fmt: skip
             if proposed is not None:
                 return proposed
+            odd += [] if reply is None else [reply]
+        if not metrics and len(odd) == ATTEMPTS:
+            raise not_understood("rewriter", 0, ATTEMPTS, odd[-1])
         return parent.outer
 
     def _unmatched(self, parent: TextTrial) -> dict[str, tuple[int, int]]:
@@ -281,19 +296,26 @@ class MetricInduction(TextProblem):
 def _split(
     instances: Sequence[Instance], induction: float, held_out: float, seed: int
 ) -> dict[str, list[Instance]]:
-    """Return the three parts, in random order."""
-    count = len(instances)
+    """Return the three parts, in random order.
+
+    A trajectory of several rows, by different people, is in one part with all of them.
+    """
+    rows: dict[str, list[Instance]] = {}
+    for instance in instances:
+        rows.setdefault(instance.trajectory, []).append(instance)
+    runs = list(rows.values())
+    count = len(runs)
     first, second = round(induction * count), round(held_out * count)
     sizes = (first, second, count - first - second)
     if min(sizes) < 1:
         raise ValueError(
-            f"induction={induction} and held_out={held_out} of {count} trajectories leave "
-            f"{', '.join(map(str, sizes))} for induction, selection and test; each needs one."
+            f"induction={induction} and held_out={held_out} of {count} different trajectories "
+            f"leave {', '.join(map(str, sizes))} for induction, selection and test; each needs one."
         )
     order = np.random.default_rng(fold(seed, "split")).permutation(count).tolist()
     bounds = (0, first, first + second, count)
     return {
-        part: [instances[i] for i in order[bounds[p] : bounds[p + 1]]]
+        part: [instance for i in order[bounds[p] : bounds[p + 1]] for instance in runs[i]]
         for p, part in enumerate(PARTS)
     }
 

@@ -21,19 +21,21 @@ REWRITE = "Write new metrics that rate runs of an agent."
 NONE_YET = "There is no metric yet."
 
 _MARK = r"[\s*_`#>()\[\].-]*"
-_NUMBERED = r"(?:\(?\d+[.):]\s*)?"
-_ASPECT = re.compile(rf"{_MARK}{_NUMBERED}{_MARK}(good|bad)\b{_MARK}:{_MARK}(.+)", re.IGNORECASE)
+_MARKS = re.compile(_MARK)
+# Of what stands behind the marks of a line (`_bare`): no two runs of marks that meet, so that a
+# line is read in linear time, and no number that is too long for `int`.
+_ASPECT = re.compile(rf"(?:\d+[.):]{_MARK})?(good|bad)\b{_MARK}:(.+)", re.IGNORECASE)
 _RATING = re.compile(
     rf"{_MARK}(?:(?:final|overall)\s+)?(?:rating|score)\b{_MARK}[:=][\s*_`(\[]*([+-]?[01])(?:\.0+)?"
     r"[\s*_`)\].]*",
     re.IGNORECASE,
 )
 _MATCH = re.compile(
-    rf"{_MARK}(?:aspect\s*)?#?(\d+){_MARK}(?::|=|->|=>|\u2192){_MARK}(?:trait\s*)?#?"
-    r"(\d+|none|no(?:\s+trait)?|null)\b.*",
+    rf"(?:aspect\s*)?#?(\d{{1,6}})[\s*_`#()\[\].]*(?::|=>?|-{{1,3}}>|\u2192){_MARK}(?:trait\s*)?#?"
+    r"(\d{1,6}|none|no(?:\s+trait)?|null)\b.*",
     re.IGNORECASE,
 )
-_DROP = re.compile(rf"{_MARK}drop\b{_MARK}:{_MARK}(.+?){_MARK}", re.IGNORECASE)
+_DROP = re.compile(rf"drop\b{_MARK}:(.+)", re.IGNORECASE)
 _NO_ASPECT = re.compile(r"\W*(?:none|no aspects?)\W*", re.IGNORECASE)
 _FEEDBACK = re.compile(r"<feedback>\n(.*?)\n</feedback>", re.DOTALL)
 _TRAJECTORY = re.compile(r"<trajectory>\n(.*?)\n</trajectory>", re.DOTALL)
@@ -75,8 +77,8 @@ def extracting(feedback: str) -> tuple[Message, ...]:
 def read_aspects(reply: str) -> list[Aspect] | None:
     """Return the aspects that a reply lists; `None` where it lists none and does not say so."""
     lines = [line for line in reply.splitlines() if line.strip() and not FENCE.fullmatch(line)]
-    matches = [match for line in lines if (match := _ASPECT.fullmatch(line))]
-    found = [Aspect(m[2].strip(), 1 if m[1].lower() == "good" else -1) for m in matches]
+    matches = [match for line in lines if (match := _ASPECT.fullmatch(_bare(line)))]
+    found = [Aspect(_bare(m[2]).strip(), 1 if m[1].lower() == "good" else -1) for m in matches]
     if not found and not (lines and _NO_ASPECT.fullmatch(lines[-1])):
         return None
     return list(dict.fromkeys(aspect for aspect in found if aspect.text))
@@ -135,7 +137,7 @@ def read_matches(reply: str, aspects: int, traits: int) -> list[int | None] | No
     """
     stated: dict[int, int | None] = {}
     for line in reply.splitlines():
-        if match := _MATCH.fullmatch(line):
+        if match := _MATCH.fullmatch(_bare(line)):
             number = int(match[1])
             trait = int(match[2]) - 1 if match[2].isdigit() else None
             trait = None if trait == -1 else trait
@@ -202,10 +204,9 @@ def read_rewrite(reply: str, metrics: Sequence[Metric], drops: bool, most: int) 
     """
     try:
         new = {metric.name.lower(): metric for metric in parse(reply)}
-        dropped = {
-            m[1].strip(" \"'").lower() for m in map(_DROP.fullmatch, reply.splitlines()) if m
-        }
-        kept = [m for m in metrics if m.name.lower() not in (dropped if drops else ())]
+        lines = map(_bare, reply.splitlines())
+        dropped = {_plain(m[1]) for m in map(_DROP.fullmatch, lines) if m and drops}
+        kept = [m for m in metrics if _plain(m.name) not in dropped]
         after = [m for m in kept if m.name.lower() not in new] + list(new.values())
         text = render(after)
     except ValueError:
@@ -253,6 +254,17 @@ def shown_limits(message: str) -> tuple[int, int | None]:
     """Return how many metrics `rewriting` asks for, and how many there may be in the end."""
     count, most = _COUNT.search(message), _MOST.search(message)
     return int(count[1]) if count else 1, int(most[1]) if most else None
+
+
+def _bare(line: str) -> str:
+    """Return a line without the marks that it begins with."""
+    match = _MARKS.match(line)
+    return line[match.end() :] if match else line
+
+
+def _plain(name: str) -> str:
+    """Return a metric's name as it is compared: small letters, no marks or quotes around it."""
+    return name.lower().strip(" \t\"'*_`#>()[].-")
 
 
 def _within(block: re.Pattern[str], message: str) -> str:

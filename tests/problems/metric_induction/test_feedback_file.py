@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from metaopt.llm import SimulatedLM
 from metaopt.problems.metric_induction import FeedbackFile, MetricInduction
 
 ROW = {"trajectory": "1. opens the page", "feedback": "It never asked."}
@@ -62,3 +63,14 @@ def test_your_own_data_need_models(tmp_path):
     data = FeedbackFile(file(tmp_path, *[ROW] * 6))
     with pytest.raises(ValueError, match=r"plays the role extractor.*\+llm@problem\.model"):
         MetricInduction(data)
+
+
+def test_feedback_of_several_people_on_one_trajectory_is_in_one_part(tmp_path):
+    said = [{"text": "it asked", "sign": 1}]
+    rows = [{"trajectory": f"run {i % 6}", "feedback": "", "aspects": said} for i in range(18)]
+    model = SimulatedLM(lambda role, messages, key: "none", "silent")
+    task = MetricInduction(FeedbackFile(file(tmp_path, *rows)), model=model)
+    runs = [{i.trajectory for i in part} for part in task.parts.values()]
+    assert sum(map(len, task.parts.values())) == 18
+    assert sorted(map(len, runs)) == [2, 2, 2]
+    assert len(set.union(*runs)) == 6

@@ -6,7 +6,7 @@ import pytest
 from servers import Scripted, completion, error
 
 from metaopt import Engine, Score
-from metaopt.llm import Client, SimulatedLM
+from metaopt.llm import Client, NotUnderstood, SimulatedLM
 from metaopt.llm.openai_compatible import OpenAICompatibleLM
 from metaopt.optimizers import Search
 from metaopt.problems.metric_induction import FeedbackFile, MetricInduction, prompts
@@ -74,3 +74,17 @@ def test_a_model_for_one_role_leaves_the_world_the_others():
     models = {role: lm.model for role, lm in task.client.lms.items()}
     assert models["judge"] == "zero/0"
     assert all("feedback-world" in models[role] for role in ("extractor", "grounder", "rewriter"))
+
+
+@pytest.mark.parametrize("odd", ["extractor", "judge", "grounder", "rewriter"])
+def test_a_role_that_is_never_understood_ends_the_run(tmp_path, odd):
+    source = tmp_path / "feedback.jsonl"
+    source.write_text("\n".join(json.dumps({**row, "trajectory": f"run {i}: {row['trajectory']}"})
+                                for i, row in enumerate(ROWS * 2)))  # fmt: skip
+    replies = {"extractor": "good: asking", "judge": "Rating: +1", "grounder": "1: 1",
+               "rewriter": '<metric name="asks">\nWhether it asks.\n</metric>'}  # fmt: skip
+    lm = SimulatedLM(lambda role, m, key: "I am sorry." if role == odd else replies[role], "m")
+    task = MetricInduction(FeedbackFile(str(source)), model=lm)
+    with pytest.raises(NotUnderstood, match=f"^{odd}: 0 of "):
+        for _ in Engine(task, Score(), Search(task.propose), outer_steps=3, seed=0):
+            pass

@@ -93,3 +93,14 @@ def test_messages_say_what_a_reader_finds_in_them():
     assert prompts.shown_unmatched(message["content"]) is None
     assert "exactly 4" in message["content"]
     assert "Drop" not in message["content"]
+
+
+def test_a_number_beyond_all_aspects_states_no_match():
+    assert prompts.read_matches("9" * 5000 + ": 1\n1: " + "9" * 5000, 1, 1) is None
+    assert prompts.read_matches("1 --> 1", 1, 1) == [0]
+
+
+def test_a_name_in_brackets_can_be_dropped():
+    metrics = [Metric("plans (first)", "Whether it plans."), Metric("tone", "How it speaks.")]
+    after = prompts.read_rewrite("- **Drop:** plans (first).", metrics, True, 5)
+    assert parse(after) == metrics[1:]

@@ -58,3 +58,11 @@ def test_what_is_no_set_is_refused(text, words):
 def test_a_name_that_a_text_cannot_hold_is_refused(name):
     with pytest.raises(ValueError, match="name"):
         render([Metric(name, "x")])
+
+
+def test_a_label_within_a_line_is_part_of_it():
+    metric = Metric("sources", "Whether it cites sources, for example: links.\nFilename: kept.")
+    assert parse(render([metric])) == [metric]
+    assert parse("<metric>\nRename: files\nDefinition: x\n</metric>") == [
+        Metric("Rename: files", "x")
+    ]
