@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from metaopt.files.errors import DamagedFileError
 from metaopt.llm.chat import Likelihood, Reply, Usage
 from metaopt.llm.connection import Connection
 from metaopt.llm.errors import LMError, PolicyRefusal
@@ -119,13 +120,21 @@ class Cassette:
                 raise
 
     def answer(self, key: str) -> Reply | LMError | None:
-        """Return the reply to a request, or the final failure that it met, or `None`."""
+        """Return the reply to a request, or the final failure that it met, or `None`.
+
+        Raises:
+            DamagedFileError: what is on record is no reply, as after an edit by hand.
+        """
         row = self._one("SELECT reply FROM answers WHERE key = ?", key)
         if row:
-            values = json.loads(row[0])
-            likelihoods = tuple(Likelihood(*pair) for pair in values.pop("likelihoods", ()))
-            usage = Usage(**values.pop("usage"))
-            return Reply(**values, usage=usage, likelihoods=likelihoods)
+            try:
+                return _reply(row[0])
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise DamagedFileError(
+                    f"{self.path} is damaged: the answer {key} is no reply ({error}). Restore the "
+                    "file from a copy, or delete it: the answers in it are then asked for, and "
+                    "paid, again."
+                ) from error
         row = self._one("SELECT kind, message, role FROM failures WHERE key = ?", key)
         return FINAL[row[0]](row[1], row[2]) if row else None
 
@@ -232,6 +241,16 @@ class Cassette:
         with self._lock:
             row: tuple[str, ...] | None = self._connection.execute(query, (key,)).fetchone()
         return row
+
+
+def _reply(record: str) -> Reply:
+    """Return the reply that `Cassette.add` has written."""
+    values = json.loads(record)
+    likelihoods = tuple(Likelihood(*pair) for pair in values.pop("likelihoods", ()))
+    reply = Reply(**values | {"usage": Usage(**values["usage"]), "likelihoods": likelihoods})
+    if not isinstance(reply.text, str):
+        raise TypeError(f"its text is {reply.text!r}")
+    return reply
 
 
 def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:

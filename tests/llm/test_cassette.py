@@ -322,3 +322,14 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DamagedFileError, match=r"a\.cassette is damaged: .* delete it"):
         [Cassette(path).text(str(i)) for i in range(50)]
+
+
+@pytest.mark.parametrize("edited", ['{"text": "Rating', "[]", '{"text": 3, "usage": {}}', "{}"])
+def test_an_answer_that_was_edited_into_none_names_the_file(tmp_path, edited):
+    cassette = Cassette(tmp_path / "a.cassette")
+    cassette.add("key", "judge", Reply("fine", Usage(1, 1)))
+    cassette._connection.execute("UPDATE answers SET reply = ?", (edited,))
+    with pytest.raises(
+        DamagedFileError, match=r"a\.cassette is damaged: the answer key is no reply"
+    ):
+        cassette.answer("key")
