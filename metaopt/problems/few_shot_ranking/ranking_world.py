@@ -36,7 +36,7 @@ def ranking_world(
 
     Args:
         queries: number Q of queries that are drawn; those with fewer than shots + 2 relevant
-            documents in their pool are left out.
+            documents in their pool, or shots + 1 irrelevant ones, are left out.
         documents: number N of documents.
         pool: documents P that the first stage returns.
         shots: K, feedback documents of each kind.
@@ -67,11 +67,12 @@ def ranking_world(
     count = round(relevant * documents)
     bar = judged.topk(count).values[:, -1:]
     grades = (judged.gather(1, rows) >= bar).float()
-    kept = (grades.sum(1) >= shots + 2) & ((1 - grades).sum(1) >= shots)
+    kept = (grades.sum(1) >= shots + 2) & ((1 - grades).sum(1) > shots)
     if not kept.any():
         raise ValueError(
-            f"No query of ranking_world has {shots + 2} relevant and {shots} irrelevant documents "
-            f"in its pool; raise pool={pool} or relevant={relevant}, or lower shots={shots}."
+            f"No query of ranking_world has {shots + 2} relevant and {shots + 1} irrelevant "
+            f"documents in its pool; change pool={pool} or relevant={relevant}, or lower "
+            f"shots={shots}."
         )
     ideal = dcg(torch.ones(min(CUTOFF, count - shots)))
     return Pools(

@@ -84,6 +84,8 @@ def ranked_texts(
 ) -> RankedTexts:
     """Return the queries whose pool has 2 `shots` relevant documents: feedback and as many others.
 
+    It has `shots` + 1 irrelevant ones, too.
+
     Args:
         collection: texts and judgements.
         shots: K, the largest number of documents of each kind that a method is given, >= 1. All
@@ -124,8 +126,8 @@ def ranked_texts(
     if len(kept) < MIN_TEST_QUERIES:
         raise ValueError(
             f"{len(kept)} of {len(collection.queries)} queries of {collection.name} have "
-            f"{2 * shots} relevant documents among the first {size} of BM25, and a test needs "
-            f"{MIN_TEST_QUERIES}. Lower shots={shots}."
+            f"{2 * shots} relevant documents, and {shots + 1} irrelevant ones, among the first "
+            f"{size} of BM25, and a test needs {MIN_TEST_QUERIES}. Lower shots={shots}."
         )
     return _assembled(collection, kept, columns)
 

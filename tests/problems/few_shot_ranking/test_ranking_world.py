@@ -60,7 +60,11 @@ def test_a_seed_makes_the_same_world_and_another_one_another():
         ({"shots": 0}, "shots >= 1; got 0"),
         ({"pool": 300}, "2 [*] shots <= pool < documents; got shots=3, pool=300"),
         ({"relevant": 0.01}, "relevant [*] documents > shots and relevant < 1; got relevant=0.01"),
-        ({"pool": 6, "shots": 3}, "raise pool=6 or relevant=0.1, or lower shots=3"),
+        (
+            {"pool": 6, "shots": 1, "relevant": 0.99},
+            "3 relevant and 2 irrelevant documents in its pool",
+        ),
+        ({"pool": 6, "shots": 3}, "change pool=6 or relevant=0.1, or lower shots=3"),
     ],
 )
 def test_bad_worlds_are_refused(settings, message):

@@ -156,5 +156,12 @@ def test_queries_with_too_few_relevant_documents_are_left_out_and_few_are_refuse
     given.gains["q23"] = {}
     with pytest.raises(ValueError, match="19 of 24 queries of generated have 4 relevant documents"):
         relevance_pools(given, vectors, shots=2, size=60)
+    every = given._replace(gains={q: dict.fromkeys(given.documents, 1.0) for q in given.queries})
+    for row in every.gains.values():
+        row.pop("d0"), row.pop("d1")  # both are feedback: none is left for F
+    with pytest.raises(ValueError, match=r"0 of 24 queries .* and 3 irrelevant ones, among"):
+        relevance_pools(every, vectors, shots=2, size=60)
+    with pytest.raises(ValueError, match=r"size >= 1 and terms >= 0.* terms=-1"):
+        relevance_pools(given, vectors, shots=2, size=60, terms=-1)
     with pytest.raises(ValueError, match="shots >= 1 and size > 2 shots are needed; got 2 and 4"):
         relevance_pools(given, vectors, shots=2, size=4)
