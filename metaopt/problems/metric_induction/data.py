@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from metaopt.data.records import Record, grouped, records
-from metaopt.data.row_texts import text
+from metaopt.data.row_texts import list_in, text
 from metaopt.llm import LM
 from metaopt.problems.metric_induction.metric_set import Metric
 from metaopt.problems.metric_induction.prompts import Aspect
@@ -71,8 +71,8 @@ class FeedbackFile:
 
         {"trajectory": "1. opens the page ...", "feedback": "It found the page, but never asked."}
 
-    A row may have `aspects`, a list of {"text": "...", "sign": 1 or -1}, and is then not asked
-    about: its feedback may be missing.
+    A row may have `aspects`, a list of {"text": "...", "sign": 1 or -1}, as JSON in a cell of CSV,
+    and is then not asked about: its feedback may be missing or empty.
 
     Args:
         source: a file, a folder or a data set of the hub; see `metaopt.data.records.records`.
@@ -135,7 +135,11 @@ def _instance(row: Any, trajectory: str, feedback: str) -> Instance:
     if not isinstance(row, Mapping):
         raise ValueError("is not an object; a row is {column: value}")
     columns = {"trajectory": trajectory, "feedback": feedback}
-    aspects = _aspects(row["aspects"]) if row.get("aspects") is not None else None
+    given = row.get("aspects")
+    if isinstance(given, str) and given.strip():  # a list in a cell of CSV
+        listed = list_in(given)
+        given = given if listed is None else listed
+    aspects = None if given is None or given == "" else _aspects(given)
     if aspects is not None and not row.get(feedback):
         columns.pop("feedback")
     missing = {name: column for name, column in columns.items() if column not in row}

@@ -74,3 +74,13 @@ def test_feedback_of_several_people_on_one_trajectory_is_in_one_part(tmp_path):
     assert sum(map(len, task.parts.values())) == 18
     assert sorted(map(len, runs)) == [2, 2, 2]
     assert len(set.union(*runs)) == 6
+
+
+def test_aspects_stand_in_cells_of_csv(tmp_path):
+    path = tmp_path / "feedback.csv"
+    path.write_text(
+        'trajectory,feedback,aspects\na,It asked.,\nb,,"[{""text"": ""it asked"", ""sign"": 1}]"\n'
+        "c,It did.,\n"
+    )
+    instances = FeedbackFile(str(path)).instances
+    assert [i.aspects for i in instances] == [None, (("it asked", 1),), None]
