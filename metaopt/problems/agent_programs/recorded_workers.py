@@ -79,9 +79,10 @@ class RecordedWorkers(Workers):
         return outcomes
 
     def score(self, criterion: str, questions: Ints, solutions: Ints) -> Ints:
-        """Return the length of each solution, or minus it."""
-        lengths: Ints = self.lengths[questions, solutions]
-        return CRITERIA[criterion] * lengths
+        """Return the length of each solution, or minus it; less than any of one without answer."""
+        lengths = CRITERIA[criterion] * self.lengths[questions, solutions]
+        answered = self.codes[questions, solutions] != NO_ANSWER
+        return np.where(answered, lengths, np.iinfo(np.int64).min)
 
 
 def _check_names(names: tuple[str, ...], source: str) -> None:

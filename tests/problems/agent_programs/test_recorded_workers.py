@@ -159,3 +159,15 @@ def test_the_command_reads_a_file_of_ones_own(metaopt: Any, tmp_path: Path) -> N
     assert done.code == 1
     assert "refine needs a fresh call of a model, and the workers are recorded" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("criterion", ["longest", "shortest"])
+def test_a_solution_without_an_answer_is_selected_last(criterion: str) -> None:
+    rows = [
+        Solution(query, text, text.endswith("1"), system)
+        for query, none in enumerate(["?", "no number at all, in many words"])
+        for system, text in (("a", none), ("b", "so A: 1"))
+    ]
+    workers = RecordedWorkers(Solutions(("one", "other"), tuple(rows), source="small.jsonl"))
+    program = parse(f"select({criterion}, solve(a), solve(b))", grammar_of(workers))
+    assert execute(program, workers, everything(2), 0).right.tolist() == [True, True]
