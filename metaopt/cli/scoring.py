@@ -42,11 +42,11 @@ the one that judged in the run, unless it is on another machine or no class of
 metaopt. Its answers are kept next to the file that is written, so that the same
 command asks for none twice. A row that it states no score of has none.
 
-A run of problem=few_shot_ranking on texts re-ranks the documents of a folder, with
-corpus.jsonl (_id and text, also title) in it, for a query: the first ones of BM25,
-by a scorer that is fine-tuned on those that are marked. --marks takes several
-queries, of queries.jsonl, with a score above 0 for a relevant document. Written is
-ranked.jsonl in the folder: query, rank, _id, score and the rank by BM25.
+A run of problem=few_shot_ranking on texts re-ranks the documents of a folder
+with corpus.jsonl (_id and text, also title) in it for a query: the first of
+BM25, by a scorer that is fine-tuned on the marked ones. --marks takes
+several queries, of queries.jsonl, with a score above 0 for a relevant document.
+Written is ranked.jsonl in the folder: query, rank, _id, score, rank by BM25.
 """
 
 ADDED = ("score", "score_cdf")

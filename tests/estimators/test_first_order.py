@@ -144,7 +144,7 @@ def test_names_that_do_not_match_are_refused():
 
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="inner_steps"):
-        FirstOrder(inner_steps=0)
+        FirstOrder(inner_steps=-1)
 
 
 def test_a_start_at_another_value_than_phi_is_refused():

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from llm.servers import Asked, Scripted, Served, completion, error
 from processes import Command
+from servers import Asked, Scripted, Served, completion, error
 
 from metaopt.problems.meta_policy_optimization.simulated_meta_judge import SimulatedMetaJudge
 

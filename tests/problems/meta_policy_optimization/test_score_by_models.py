@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from llm.servers import Asked, Scripted, Served, completion, error
+from servers import Asked, Scripted, Served, completion, error
 
 from metaopt.cli.scoring import main as score
 from metaopt.files.errors import FolderError

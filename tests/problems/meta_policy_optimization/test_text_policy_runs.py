@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm.servers import Asked, Scripted, Served, completion, error
 from processes import Command
+from servers import Asked, Scripted, Served, completion, error
 
 from metaopt import load
 from metaopt.llm.rubric_items import Item, parse_items

@@ -1,7 +1,7 @@
 """A coder behind a server, which fails at times, and one in this process, which cannot write."""
 
 import pytest
-from llm.servers import Scripted, completion, error, tiny_model
+from servers import Scripted, completion, error, tiny_model
 
 from metaopt.environments import MountainCar
 from metaopt.llm import Client, NotUnderstood, Parameters, Rejected

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm.servers import Asked, Scripted, Served, completion, error
 from processes import Command
+from servers import Asked, Scripted, Served, completion, error
 
 from metaopt.problems.template_evolution.canary_world import CanaryWorld
 
