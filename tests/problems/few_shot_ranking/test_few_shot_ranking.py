@@ -119,6 +119,7 @@ def trained(stated, estimator, steps=4):
     return engine.optimizer.solution
 
 
+@pytest.mark.slow
 def test_inner_rate_0_is_supervised_training_to_the_bit():
     still = {"scorer": PairScorer((4,)), "inner_optimizer": SGD(lr=0.0)}
     supervised = trained(problem(FewShotRanking, **still), FirstOrder(0, tasks=3))
@@ -162,6 +163,7 @@ def test_supervised_training_is_adamw_on_the_mean_cross_entropy():
         torch.testing.assert_close(learned[name], value.detach())
 
 
+@pytest.mark.slow
 def test_the_first_order_gradient_departs_from_the_exact_one_as_steps_grow():
     def cosine(steps, rate):
         settings = {"scorer": PairScorer((8,), residual=False), "inner_optimizer": SGD(lr=rate)}
@@ -306,16 +308,7 @@ def test_the_report_writes_each_test_query(tmp_path):
     assert sum(own) / len(own) == pytest.approx(float(figures["ndcg_3"]), abs=1e-5)
 
 
-class TestFirstOrder(ProblemContract):
-    @pytest.fixture
-    def make(self):
-        return lambda: (
-            problem(FewShotRanking, scorer=PairScorer((4,))),
-            FirstOrder(2, tasks=3),
-            Descent("adamw", lr=1e-2),
-        )
-
-
+@pytest.mark.slow
 class TestProximal(ProblemContract):
     @pytest.fixture
     def make(self):
