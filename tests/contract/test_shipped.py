@@ -31,9 +31,11 @@ VARIANTS = (
     "data_curation/reward", "data_curation/process_reward", "data_curation/sft",
     "domain_reweighting/text_world", "meta_policy_optimization/text", "stochastic_quadratic",
     "reward_design/bank", "value_function_toy", "hyperparameter_optimization", "scheduled_digits",
+    "few_shot_ranking/text",
 )  # fmt: skip
 """Slow; their like is run: `reward_model`, `domain_reweighting`, `meta_policy_optimization`, `saba`
-on the stochastic quadratic, `quadratic`, `ridge`, `tuned_digits`."""
+on the stochastic quadratic, `quadratic`, `ridge`, `tuned_digits`,
+`few_shot_ranking`."""
 
 FORKS = ("first_order", "reptile")
 SETTINGS = ("amigo", "f2sa", "ma_soba", "srba", "stocbio")

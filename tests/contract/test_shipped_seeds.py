@@ -63,6 +63,7 @@ def test_all_problems_are_listed():
 LONG = {
     *LANGUAGE, "hyperparameter_optimization", "hyper_cleaning", "domain_reweighting",
     "meta_pseudo_labels", "stochastic_quadratic", "value_function_toy", "few_shot_ranking",
+    "few_shot/digits", "scheduled_digits",
 }  # fmt: skip
 
 
