@@ -11,7 +11,6 @@ TABLES = Path(__file__).parents[1] / "experiments"
 
 CELLS = [
     ("meta_pseudo_labels/two_moons", "", ["method=meta_pseudo_labels/supervised"]),
-    ("meta_pseudo_labels/two_moons", "", ["method=meta_pseudo_labels/cosine"]),
     (
         "meta_pseudo_labels/digits",
         "",

@@ -146,8 +146,8 @@ def test_another_digit_is_named(metaopt: Metaopt) -> None:
 @pytest.mark.parametrize("finished", [True, False])
 def test_bits_that_flip(metaopt: Metaopt, finished: bool) -> None:
     damage, rng = Damage(metaopt, finished), random.Random(0)
-    named = [damage.check(flip(rng), rng.choice(damage.files)) for _ in range(60)]
-    assert sum(map(bool, named)) > 20
+    named = [damage.check(flip(rng), rng.choice(damage.files)) for _ in range(30)]
+    assert sum(map(bool, named)) > 10
 
 
 @pytest.mark.slow
@@ -155,7 +155,8 @@ def test_bits_that_flip(metaopt: Metaopt, finished: bool) -> None:
 @pytest.mark.parametrize("how", DAMAGE)
 def test_files_that_are_broken(metaopt: Metaopt, finished: bool, how: str) -> None:
     damage = Damage(metaopt, finished)
-    for path in damage.files:
+    half = ([*DAMAGE].index(how) + finished) % 2  # each file in every way, finished or not
+    for path in damage.files[half::2]:
         damage.check(DAMAGE[how], path)
 
 

@@ -77,8 +77,8 @@ def test_killed_three_times_the_result_is_the_same_to_the_byte(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_killed_ten_times_the_result_is_the_same_to_the_byte(tmp_path: Path) -> None:
-    kill_and_compare(tmp_path, 10, steps=400)
+def test_killed_five_times_the_result_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, 5, steps=300)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
