@@ -59,7 +59,7 @@ def same_sign(
     for name, signs in (("aspects", aspects), ("traits", traits)):
         if wrong := [sign for sign in signs if sign not in (1, -1)]:
             raise ValueError(f"{name} must be +1 or -1 each; got {wrong[0]}.")
-    kept = []
+    pairs = []
     for aspect, trait in matches:
         if not (0 <= aspect < len(aspects) and 0 <= trait < len(traits)):
             raise ValueError(
@@ -67,8 +67,8 @@ def same_sign(
                 f"by its index from 0; got {(aspect, trait)}."
             )
         if aspects[aspect] == traits[trait]:
-            kept.append((aspect, trait))
-    return kept
+            pairs.append((aspect, trait))
+    return pairs
 
 
 def count_traits(
@@ -91,9 +91,7 @@ def count_traits(
 
 def total(counts: Iterable[TraitCounts]) -> TraitCounts:
     """Return the counts of all instances together."""
-    return TraitCounts(*map(sum, zip(*counts, strict=True))) if (counts := list(counts)) else (
-        TraitCounts()
-    )  # fmt: skip
+    return TraitCounts(*map(sum, zip(*counts, strict=True)))
 
 
 @runtime_checkable

@@ -100,22 +100,24 @@ class Grammar:
         Raises:
             InvalidProgram: names the limit, what the program has, and the argument that sets it.
         """
+        if (problem := self._excess(program)) is not None:
+            raise InvalidProgram(problem)
+
+    def fits(self, program: Program) -> bool:
+        """Return whether a program is within the limits."""
+        return self._excess(program) is None
+
+    def _excess(self, program: Program) -> str | None:
+        """Return what says of which limit a program is beyond, or `None`."""
         # Calls last: those of recorded workers take long to count in a program beyond `size`.
         for name, count, most, unit in (
             ("depth", lambda p: p.depth, self.depth, "blocks deep"),
             ("size", lambda p: p.size, self.size, "blocks"),
             ("calls", self.calls_of, self.calls, "calls of a question"),
         ):
-            if (least := count(program)) > most:
-                raise InvalidProgram(
-                    f"{least} {unit}; at most {most} are legal ({name}={most}). Use fewer or "
+            if (number := count(program)) > most:
+                return (
+                    f"{number} {unit}; at most {most} are legal ({name}={most}). Use fewer or "
                     "smaller blocks."
                 )
-
-    def fits(self, program: Program) -> bool:
-        """Return whether a program is within the limits."""
-        return (
-            program.depth <= self.depth
-            and program.size <= self.size
-            and self.calls_of(program) <= self.calls
-        )
+        return None

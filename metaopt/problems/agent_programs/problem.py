@@ -169,7 +169,7 @@ class AgentPrograms(TextProblem):
         """Return the state after the program has run on all training questions."""
         if inner["run"] is not None:
             return inner
-        return {**inner, "run": _kept(self.run(outer, self.train, key))}
+        return {**inner, "run": _tensors(self.run(outer, self.train, key))}
 
     def evaluate(self, outer: str, inner: State, key: int) -> Feedback:
         """Return F on the training questions; the artifacts say which of them went wrong.
@@ -221,7 +221,7 @@ class AgentPrograms(TextProblem):
         final, control = (self.run(p, self.test, key) for p in (outer, str(self.control)))
         if not self.workers.lms:
             self._final_cost = {"lm_calls": float(final.calls.sum() + control.calls.sum())}
-        return {**inner, "final": {"solution": _kept(final), "control": _kept(control)}}
+        return {**inner, "final": {"solution": _tensors(final), "control": _tensors(control)}}
 
     def overhead(self, spent: Mapping[str, float]) -> Mapping[str, float]:
         """Return the calls on held-out questions."""
@@ -345,7 +345,7 @@ class RewriterAnswers(Answers):
         return {}
 
 
-def _kept(run: Execution) -> dict[str, torch.Tensor]:
+def _tensors(run: Execution) -> dict[str, torch.Tensor]:
     return {"right": torch.from_numpy(run.right), "calls": torch.from_numpy(run.calls)}
 
 

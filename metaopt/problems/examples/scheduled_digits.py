@@ -19,7 +19,7 @@ Decay = Literal["none", "cosine"]
 
 
 class ScheduledDigits(TunedDigits):
-    """g and F of `TunedDigits`; phi is a learning rate for each of several knots, and the decay.
+    """g and F of `TunedDigits`; phi is learning rates at several knots, and a weight decay.
 
     lr_k = c_k exp((1 - w) phi_i + w phi_{i+1}),  i + w = k (knots - 1) / (steps - 1),
 

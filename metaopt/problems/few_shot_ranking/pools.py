@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -93,7 +94,7 @@ class Pools:
         """The largest k, K."""
         return self.feedback.shape[-1]
 
-    @property
+    @cached_property
     def left_out(self) -> Tensor:
         """Whether a document of the pool is feedback, (Q, P)."""
         mask = torch.zeros_like(self.grades, dtype=torch.bool)

@@ -142,7 +142,6 @@ class FewShotRanking(GradientProblem):
         for name in (self.baseline, self.ranking):
             if name != "scorer":
                 ranked(self.pools, name, self.shots[0])  # refuses one that these pools have not
-        self._left_out = self.pools.left_out
         # Told, since an evaluation takes as long as many outer steps.
         self.metric_names = self._metric_names()
         self.split = (
@@ -292,7 +291,7 @@ class FewShotRanking(GradientProblem):
 
     def _others(self, query: Tensor, shots: int, generator: Generator) -> Documents:
         """Return relevant and irrelevant documents that are no feedback, drawn at random."""
-        grades, left_out = self.pools.grades[query], self._left_out[query]
+        grades, left_out = self.pools.grades[query], self.pools.left_out[query]
         order = torch.rand(grades.shape, generator=generator).masked_fill(left_out, -1.0)
         count = min(self.documents, len(order))
         drawn = [order.where(mask, -1.0).topk(count) for mask in (grades > 0, grades == 0)]

@@ -67,8 +67,8 @@ def ranking_world(
     count = round(relevant * documents)
     bar = judged.topk(count).values[:, -1:]
     grades = (judged.gather(1, rows) >= bar).float()
-    kept = (grades.sum(1) >= shots + 2) & ((1 - grades).sum(1) > shots)
-    if not kept.any():
+    usable = (grades.sum(1) >= shots + 2) & ((1 - grades).sum(1) > shots)
+    if not usable.any():
         raise ValueError(
             f"No query of ranking_world has {shots + 2} relevant and {shots + 1} irrelevant "
             f"documents in its pool; change pool={pool} or relevant={relevant}, or lower "
@@ -76,14 +76,14 @@ def ranking_world(
         )
     ideal = dcg(torch.ones(min(CUTOFF, count - shots)))
     return Pools(
-        queries=torch.cat([NAMED * intents, TOPIC_SCALE * wanted], 1)[kept] @ rotation,
+        queries=torch.cat([NAMED * intents, TOPIC_SCALE * wanted], 1)[usable] @ rotation,
         documents=torch.cat([aspects, TOPIC_SCALE * topics], 1) @ rotation,
-        pool=rows[kept],
-        first_stage=_standardised(scores)[kept],
-        grades=grades[kept],
-        feedback=torch.stack([_first(grades > 0, shots), _first(grades == 0, shots)], 1)[kept],
-        ideal=ideal.expand(int(kept.sum())).clone(),
-        intent=affinity.gather(1, rows)[kept],
+        pool=rows[usable],
+        first_stage=_standardised(scores)[usable],
+        grades=grades[usable],
+        feedback=torch.stack([_first(grades > 0, shots), _first(grades == 0, shots)], 1)[usable],
+        ideal=ideal.expand(int(usable.sum())).clone(),
+        intent=affinity.gather(1, rows)[usable],
     )
 
 

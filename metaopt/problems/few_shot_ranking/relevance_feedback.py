@@ -102,7 +102,7 @@ def ranked_texts(
     rows = {document: row for row, document in enumerate(collection.documents)}
     index = BM25(list(collection.documents.values()))
     vectors = index.vectors(list(collection.queries.values()))
-    kept: list[str] = []
+    usable: list[str] = []
     columns: dict[str, list[Any]] = {}
     for i, query in enumerate(collection.queries):
         gains = np.zeros(len(rows))
@@ -113,7 +113,7 @@ def ranked_texts(
         chosen = _feedback(gains[pool], shots)
         if chosen is None:
             continue
-        kept.append(collection.queries[query])
+        usable.append(collection.queries[query])
         rest = np.delete(gains, pool[chosen.ravel()])
         best = torch.from_numpy(np.sort(rest)[::-1][:CUTOFF].copy())
         parts = {
@@ -123,13 +123,13 @@ def ranked_texts(
         }  # fmt: skip
         for name, value in parts.items():
             columns.setdefault(name, []).append(value)
-    if len(kept) < MIN_TEST_QUERIES:
+    if len(usable) < MIN_TEST_QUERIES:
         raise ValueError(
-            f"{len(kept)} of {len(collection.queries)} queries of {collection.name} have "
+            f"{len(usable)} of {len(collection.queries)} queries of {collection.name} have "
             f"{2 * shots} relevant documents, and {shots + 1} irrelevant ones, among the first "
             f"{size} of BM25, and a test needs {MIN_TEST_QUERIES}. Lower shots={shots}."
         )
-    return _assembled(collection, kept, columns)
+    return _assembled(collection, usable, columns)
 
 
 def check_first_stage(size: Any, terms: Any, weight: Any) -> None:
@@ -180,7 +180,7 @@ def _expanded(index: BM25, query: Any, pool: Any, relevant: Any, terms: int, wei
 
 
 def _assembled(
-    collection: Collection, kept: Sequence[str], columns: Mapping[str, list[Any]]
+    collection: Collection, usable: Sequence[str], columns: Mapping[str, list[Any]]
 ) -> RankedTexts:
     texts = list(collection.documents.values())
     used, pool = np.unique(np.stack(columns["pool"]), return_inverse=True)
@@ -189,6 +189,6 @@ def _assembled(
         for name in ("first_stage", "grades", "ideal", "expanded")
     }
     fields["expanded"] = fields["expanded"].transpose(0, 1).contiguous()
-    fields["pool"] = torch.from_numpy(pool.reshape(len(kept), -1))
+    fields["pool"] = torch.from_numpy(pool.reshape(len(usable), -1))
     fields["feedback"] = torch.from_numpy(np.stack(columns["feedback"]))
-    return RankedTexts(kept, [texts[row] for row in used], fields)
+    return RankedTexts(usable, [texts[row] for row in used], fields)

@@ -76,7 +76,8 @@ class MetricInduction(TextProblem):
         redundancy_weight: lambda, >= 0.
         new_metrics: metrics that a rewrite may add, >= 1.
         most: metrics that a set may have, >= 1.
-        shown: uncovered aspects that the rewriter is shown, >= 1, drawn anew for each rewrite.
+        aspects_in_context: uncovered aspects that the rewriter is shown, >= 1, drawn again for each
+            rewrite.
         shows_unmatched: tell it how many traits of each metric are unmatched; it may then drop
             metrics.
         until_coverage_falls: end the run when the coverage of the induction part falls, or is 1.
@@ -118,7 +119,7 @@ class MetricInduction(TextProblem):
         redundancy_weight: float = 1.0,
         new_metrics: int = 4,
         most: int = 20,
-        shown: int = 32,
+        aspects_in_context: int = 32,
         shows_unmatched: bool = True,
         until_coverage_falls: bool = False,
         induction: float = 0.34,
@@ -130,13 +131,13 @@ class MetricInduction(TextProblem):
     ) -> None:
         self.data, self.first, self.measured_on = data, first, measured_on
         self.redundancy_weight, self.new_metrics, self.most = redundancy_weight, new_metrics, most
-        self.shown, self.shows_unmatched = shown, shows_unmatched
+        self.aspects_in_context, self.shows_unmatched = aspects_in_context, shows_unmatched
         self.until_coverage_falls, self.clusters, self.seed = until_coverage_falls, clusters, seed
         self.induction, self.held_out = induction, held_out
         check_choices(self, measured_on=get_args(MeasuredOn))
         check_ranges(
-            self, "redundancy_weight >= 0", "new_metrics >= 1", "most >= 1", "shown >= 1",
-            "0 < induction < 1", "0 < held_out < 1", "clusters >= 1",
+            self, "redundancy_weight >= 0", "new_metrics >= 1", "most >= 1",
+            "aspects_in_context >= 1", "0 < induction < 1", "0 < held_out < 1", "clusters >= 1",
         )  # fmt: skip
         super().__init__(client(_roles(data, roles or {}, model)))
         self.parts = _split(data.instances, induction, held_out, seed)
@@ -167,8 +168,8 @@ class MetricInduction(TextProblem):
         # An empty set asks nobody, so that the first one with metrics is what shows odd replies.
         required = not any(entry["set/metrics"] for entry in inner["history"])
         measured = {part: self.measure(outer, part, required) for part in parts}
-        kept = {part: {**m._asdict(), "counts": [*m.counts]} for part, m in measured.items()}
-        return {**inner, "measured": kept}
+        record = {part: {**m._asdict(), "counts": [*m.counts]} for part, m in measured.items()}
+        return {**inner, "measured": record}
 
     def evaluate(self, outer: str, inner: dict[str, Any], key: int) -> Feedback:
         """Return F; what is uncovered and unmatched in the induction part are the artifacts."""
@@ -259,7 +260,7 @@ class MetricInduction(TextProblem):
         if not uncovered and not self.shows_unmatched:
             return parent.outer
         chosen = np.random.default_rng(fold(key, "aspects")).permutation(len(uncovered))
-        sample = [uncovered[i] for i in sorted(chosen[: self.shown].tolist())]
+        sample = [uncovered[i] for i in sorted(chosen[: self.aspects_in_context].tolist())]
         unmatched = self._unmatched(parent) if self.shows_unmatched else None
         counted = len(uncovered), sum(map(len, aspects))
         messages = rewriting(metrics, sample, counted, unmatched, self.new_metrics, self.most)
@@ -321,7 +322,7 @@ def _split(
 
 
 def _measured(state: Mapping[str, Any]) -> Measured:
-    """Return what `inner_step` kept, also from a checkpoint."""
+    """Return what `inner_step` has measured, also from a checkpoint."""
     return Measured(**{**state, "counts": TraitCounts(*state["counts"])})
 
 

@@ -78,10 +78,10 @@ def read_aspects(reply: str) -> list[Aspect] | None:
     """Return the aspects that a reply lists; `None` where it lists none and does not say so."""
     lines = [line for line in reply.splitlines() if line.strip() and not FENCE.fullmatch(line)]
     matches = [match for line in lines if (match := _ASPECT.fullmatch(_bare(line)))]
-    found = [Aspect(_bare(m[2]).strip(), 1 if m[1].lower() == "good" else -1) for m in matches]
-    if not found and not (lines and _NO_ASPECT.fullmatch(lines[-1])):
+    aspects = [Aspect(_bare(m[2]).strip(), 1 if m[1].lower() == "good" else -1) for m in matches]
+    if not aspects and not (lines and _NO_ASPECT.fullmatch(lines[-1])):
         return None
-    return list(dict.fromkeys(aspect for aspect in found if aspect.text))
+    return list(dict.fromkeys(aspect for aspect in aspects if aspect.text))
 
 
 def judging(metric: Metric, trajectory: str) -> tuple[Message, ...]:
@@ -206,8 +206,8 @@ def read_rewrite(reply: str, metrics: Sequence[Metric], drops: bool, most: int) 
         new = {metric.name.lower(): metric for metric in parse(reply)}
         lines = map(_bare, reply.splitlines())
         dropped = {_plain(m[1]) for m in map(_DROP.fullmatch, lines) if m and drops}
-        kept = [m for m in metrics if _plain(m.name) not in dropped]
-        after = [m for m in kept if m.name.lower() not in new] + list(new.values())
+        remaining = [m for m in metrics if _plain(m.name) not in dropped]
+        after = [m for m in remaining if m.name.lower() not in new] + list(new.values())
         text = render(after)
     except ValueError:
         return None

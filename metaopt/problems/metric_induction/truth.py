@@ -26,15 +26,15 @@ def behaviours_found(
     """
     texts = [instance.trajectory for instance in instances]
     signs = np.array([data.signs(text) for text in texts], dtype=float)
-    found = set()
+    matched = set()
     for metric in metrics:
         rated = np.array([data.rate(metric, text) for text in texts], dtype=float)
         correlations = [_correlation(rated, column) for column in signs.T]
         if max(correlations) >= CORRELATION:
-            found.add(int(np.argmax(correlations)))
+            matched.add(int(np.argmax(correlations)))
     return {
-        "precision": len(found) / len(metrics) if metrics else 0.0,
-        "recall": len(found) / signs.shape[1],
+        "precision": len(matched) / len(metrics) if metrics else 0.0,
+        "recall": len(matched) / signs.shape[1],
     }
 
 
