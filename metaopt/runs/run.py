@@ -199,7 +199,7 @@ class Run:
                     warn_of_equal_replicates(self.engine.optimizer.solution, feedback.metrics)
                 if step == 1:
                     refuse_different(self.engine)
-                updates.look(step)
+                updates.look(step, feedback.grad)
                 pruned = self._record(trackers, step)
                 long = bool(checkpoint.interrupted(self.folder))  # worth a checkpoint of its own
                 # A signal comes to processes in different steps, or to one of them alone.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import Engine, tree
+from metaopt.engine.protocols import Tree
 from metaopt.runs.tracking import Tracker
 
 
@@ -68,7 +69,8 @@ class UpdateWarning:
     mean square of phi's change so far, that is where c T / t is below `LEAST` times the root mean
     square of phi's start (of 1 where that is zero).
     Plain SGD is where it happens: the hypergradient of the weight of one of n examples has
-    a factor 1/n.
+    a factor 1/n. Nothing is said where the hypergradient is 0, as `Direct`'s is for a control with
+    fixed weights: no rate would move phi.
 
     Args:
         engine: not yet iterated; of a continued run, a search or one of few steps nothing is said.
@@ -97,9 +99,11 @@ class UpdateWarning:
         flat = (t.detach().flatten() for t in tree.tensors(self._engine.optimizer.solution))
         return [t[:: 1 + t.numel() // self.ENTRIES].clone() for t in flat]
 
-    def look(self, step: int) -> None:
+    def look(self, step: int, grad: Tree | None) -> None:
         """Compare phi with its start when about a fifth of the run is over."""
         if step != self._at or not self._start:
+            return
+        if grad is not None and not any(bool(t.any()) for t in tree.tensors(grad)):
             return
         start, now = self._start, self._entries()
         change, size = _rms([b - a for a, b in zip(start, now, strict=True)]), _rms(start)

@@ -57,6 +57,14 @@ def test_a_run_says_once_that_its_steps_are_too_small(optimizer, steps, warnings
     assert errors.count(SAID) == errors.count("optimizer=adam") == warnings
 
 
+@pytest.mark.parametrize("lr", [1e-7, 1.0])
+def test_a_control_whose_hypergradient_is_zero_is_not_told_of_small_steps(lr, capsys):
+    optimizer = metaopt.Descent("sgd", lr=lr)
+    result = metaopt.run(Ridge(), metaopt.Direct(), optimizer, 50, progress=False)
+    assert result.history[-1]["outer/grad_norm"] == 0
+    assert SAID not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("start", "warned"), [(0.0, 0), (1e3, 1)])
 def test_a_small_step_is_measured_against_where_phi_starts(start, warned, capsys):
     class Shifted(Ridge):
