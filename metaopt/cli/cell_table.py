@@ -50,7 +50,7 @@ def heading(multirun: Multirun, width: int) -> str:
     """Return how many cells are done, running, failed and waiting, and the time left."""
     done = len(multirun.of("finished", "pruned"))
     parts = [f"{done} of {multirun.size} done"]
-    counted: tuple[Status, ...] = ("running", "failed", "killed")
+    counted: tuple[Status, ...] = ("running", "elsewhere", "failed", "killed")
     counts = {status: len(multirun.of(status)) for status in counted}
     parts += [f"{n} {status}" for status, n in counts.items() if n]
     waiting = multirun.size - done - sum(counts.values())
@@ -214,7 +214,7 @@ class Display:
         if cell.status == "failed" and cell.message not in self._explained:
             self._explained.add(cell.message)
             print(f"metaopt: {cell.message}", file=sys.stderr, flush=True)
-        if not cell.computed:
+        if not (cell.computed or cell.shared):
             return
         size = self.multirun.size
         names = max(len(rounded(c.name)) for c in self.multirun.cells)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from omegaconf import DictConfig
 from metaopt.cli import folders
 from metaopt.cli.jobs import Outcome
 from metaopt.files.errors import FolderError
+from metaopt.files.lock import is_alive
 from metaopt.runs.folder import result_of
 from metaopt.runs.heartbeat import Heartbeat, gone, read_heartbeat
 from metaopt.runs.status import OVER, Status
@@ -34,10 +36,32 @@ HEARTBEATS = ".heartbeats"
 SILENT_S = 15.0
 """Seconds without a heartbeat after which a worker on another machine is taken for dead."""
 
+STALE_S = 3600.0
+"""Seconds after which a heartbeat of a command on another machine is taken for one it has left."""
 
-def heartbeat_path(sweep: Path, folder: Path) -> Path:
-    """Return where the worker of a cell in `folder` says how far it is."""
-    return sweep / HEARTBEATS / f"{sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
+
+def heartbeat_path(sweep: Path, folder: Path, command: str) -> Path:
+    """Return where the worker of a cell in `folder` says how far it is.
+
+    Args:
+        sweep: its folder.
+        folder: of the cell.
+        command: tells one that computes the sweep from others that do so at the same time.
+    """
+    cell = sha256(os.fsencode(folder)).hexdigest()[:16]
+    return sweep / HEARTBEATS / f"{cell}-{command}.json"
+
+
+def is_stale(path: Path) -> bool:
+    """Return whether the command of a heartbeat has ended, as far as can be told from here."""
+    _, _, command = path.name.partition("-")
+    host, _, pid = command.partition(".json")[0].rpartition("-")
+    if host == socket.gethostname() and pid.isdecimal():
+        return not is_alive(int(pid))
+    try:
+        return time.time() - path.stat().st_mtime > STALE_S
+    except OSError:  # removed in the meantime
+        return False
 
 
 @dataclass(frozen=True)
@@ -46,12 +70,14 @@ class CellTask:
 
     Args:
         task: runs a config; takes `watch`, of `metaopt.runs.run.Run`.
+        command: see `heartbeat_path`.
         working_folder: of the command: the workers of a Ray cluster start elsewhere.
         config_dirs: the user's, as they were given.
         names: of the cells that a launcher gets, by their numbers; warnings begin with them.
     """
 
     task: Callable[..., Outcome]
+    command: str
     working_folder: Path
     config_dirs: Sequence[str] = ()
     names: Mapping[int, str] = field(default_factory=dict)
@@ -63,7 +89,8 @@ class CellTask:
             os.chdir(self.working_folder)
         if folders.given() != list(self.config_dirs):  # in a process that the command did not fork
             folders.use([f"--config-dir={place}" for place in self.config_dirs])
-        path = heartbeat_path(Path(state.sweep.dir).absolute(), Path(state.runtime.output_dir))
+        sweep, folder = Path(state.sweep.dir).absolute(), Path(state.runtime.output_dir)
+        path = heartbeat_path(sweep, folder, self.command)
         heartbeat = Heartbeat(path)
         name = self.names.get(state.job.num, "")
         with heartbeat.beating(), redirect_stderr(NamedStream(name, sys.stderr)):
@@ -119,9 +146,10 @@ class Cell:
         stated: metrics that its config names, see `metaopt.runs.headline`.
 
     Attributes:
-        status: "waiting", "running", "killed" or one of `OVER`.
-        message: what went wrong.
+        status: "waiting", "running", "elsewhere", "killed" or one of `OVER`.
+        message: what went wrong; who computes it, if another command does.
         computed: whether this command did something of it, or it was finished before.
+        shared: whether another command computed it meanwhile.
         metrics: the final ones.
         record: the last heartbeat.
         seconds: that it took.
@@ -135,6 +163,7 @@ class Cell:
     status: Status = "waiting"
     message: str = ""
     computed: bool = True
+    shared: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
@@ -151,6 +180,8 @@ class Cell:
         if record.get("status") in OVER:
             message, computed = str(record.get("message", "")), bool(record.get("computed", True))
             self.end(record["status"], message, computed)
+        elif record.get("status") == "elsewhere":
+            self.leave(str(record.get("message", "")))
         else:
             self.status = "killed" if gone(record) else "running"
 
@@ -163,6 +194,10 @@ class Cell:
     def silent_s(self) -> float:
         """Seconds since the last heartbeat."""
         return time.monotonic() - self._changed
+
+    def leave(self, message: str) -> None:
+        """Leave it to another command, which computes it; `message` says who."""
+        self.status, self.message, self.shared = "elsewhere", message, True
 
     def end(self, status: Status, message: str = "", computed: bool = True) -> None:
         """Take what has become of it; read its result."""
@@ -187,6 +222,7 @@ class Multirun:
     """All cells of a multirun.
 
     Attributes:
+        command: see `heartbeat_path`.
         folder: of the sweep.
         cells: those that a launcher has got.
         total: how many there will be; `None` where that is not known.
@@ -195,6 +231,7 @@ class Multirun:
     """
 
     def __init__(self) -> None:
+        self.command = f"{socket.gethostname()}-{os.getpid()}"
         self.folder = Path()
         self.cells: list[Cell] = []
         self.total: int | None = None
@@ -234,5 +271,5 @@ class Multirun:
             return None
         mean = sum(whole) / len(whole)
         each = [max(mean - spent, 0.0) if left is None else left for spent, left in running]
-        waiting = self.size - len(self.of(*OVER)) - len(running)
+        waiting = self.size - len(self.of(*OVER, "elsewhere")) - len(running)
         return max([(sum(each) + waiting * mean) / self.workers, *each])

@@ -87,14 +87,16 @@ def _summary(multirun: Multirun, seconds: float) -> int:
     """Say how many cells of a sweep were computed, and which failed; return the exit code."""
     size, place = multirun.size, multirun.folder
     finished, failed = multirun.of("finished"), multirun.of("failed")
-    before = sum(not cell.computed for cell in finished)
+    others = sum(cell.shared and not cell.computed for cell in finished)
+    before = sum(not cell.computed for cell in finished) - others
     open_cells = size - len(finished) - len(failed)
     if before == size:
         print(f"{size} of {size} cells were already finished; nothing computed.")
     else:
         print(
-            f"{size} cells: {len(finished) - before} computed in {seconds:.0f} s, "
-            f"{before} were already finished, {len(failed)} failed"
+            f"{size} cells: {len(finished) - before - others} computed in {seconds:.0f} s, "
+            + (f"{others} by another command, " if others else "")
+            + f"{before} were already finished, {len(failed)} failed"
             + (f", {open_cells} not finished." if open_cells else ".")
         )
     # One whose folder holds the result of another config, such as an extended run, has one.

@@ -28,7 +28,7 @@ from metaopt.cli.resolving import with_totals
 from metaopt.cli.schema import ArgumentError
 from metaopt.cli.seeds import with_seeds
 from metaopt.cli.trust import refuse_strange
-from metaopt.files.errors import ConfigError, listed
+from metaopt.files.errors import ConfigError, FolderInUseError, listed
 from metaopt.files.lock import refuse_held
 from metaopt.files.reading import steps
 from metaopt.runs import configs, provenance
@@ -48,11 +48,11 @@ class Outcome:
     """What became of one run.
 
     Args:
-        status: one of `metaopt.runs.status.OVER`.
+        status: one of `metaopt.runs.status.OVER`, or "elsewhere".
         folder: the run's folder.
         objective: the metric that the config names; `None` where it names none, the metric is not
             finite, or the run did not come to its end.
-        message: what went wrong, of one that failed.
+        message: what went wrong, of one that failed; who computes one that is elsewhere.
         computed: whether this call did something, or the run was finished before.
     """
 
@@ -94,6 +94,10 @@ def job(
             return _run(folder, resolved, list(state.overrides.task), sweeping, watch, prune=prune)
         except Pruned:
             return Outcome("pruned", folder)
+        except FolderInUseError as error:
+            if not sweeping or torchrun.processes() > 1:
+                raise
+            return Outcome("elsewhere", folder, message=str(error), computed=False)
         except ArgumentError as error:
             hint = foreign_method(state.runtime.choices)
             raise ConfigError(f"{error}{hint}") from error

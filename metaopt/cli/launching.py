@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metaopt.cli import folders
 from metaopt.cli.cell_table import Display
-from metaopt.cli.cells import HEARTBEATS, Cell, Multirun, heartbeat_path
+from metaopt.cli.cells import HEARTBEATS, Cell, Multirun, heartbeat_path, is_stale
 from metaopt.cli.composing import cause
 from metaopt.cli.jobs import Outcome
 from metaopt.cli.loading import CONFIG
 from metaopt.files.errors import ConfigError
+from metaopt.files.lock import is_held
 from metaopt.runs.errors import explain
 from metaopt.runs.fitting import rounded, shortened
 from metaopt.runs.headline import stated_metrics
@@ -53,6 +56,7 @@ class FollowedLauncher:
     ) -> None:
         self.launcher, self.loader, self.config = launcher, loader, config
         self.names = {} if names is None else names
+        self._waited = False
         self.in_process = type(launcher).__name__ == "BasicLauncher"
         self.multirun, multirun.folder = multirun, Path(config.hydra.sweep.dir)
         self.display = Display(self.multirun)
@@ -65,6 +69,8 @@ class FollowedLauncher:
     ) -> Sequence[JobReturn]:
         """Run cells; one that raises has the outcome "failed".
 
+        Cells that another command computes are waited for, and run where it leaves them unfinished.
+
         Raises:
             ConfigError: two cells would write to one folder.
             LauncherError: the launcher has ended before its cells did.
@@ -75,10 +81,24 @@ class FollowedLauncher:
         cells = [self._cell(words, initial_job_idx + i, keys) for i, words in enumerate(batch)]
         _refuse_shared_folders([*multirun.cells, *cells])
         self.names |= {initial_job_idx + i: rounded(cell.name) for i, cell in enumerate(cells)}
-        _forget(cells)  # heartbeats of a command that was killed
         multirun.cells += cells
         try:
-            returned = self.launcher.launch(batch, initial_job_idx=initial_job_idx)
+            jobs = self._run(cells, batch, initial_job_idx)
+            while any(cell.status == "elsewhere" for cell in cells):
+                free = self._await_another_command(cells)
+                jobs[free] = self._run(cells[free], batch[free], initial_job_idx + free.start)
+        finally:
+            _forget(cells)
+        return jobs
+
+    def _run(
+        self, cells: Sequence[Cell], batch: Sequence[Sequence[str]], first: int
+    ) -> list[JobReturn]:
+        _forget(cells)  # heartbeats of a command that was killed
+        for cell in cells:
+            cell.status = "waiting"
+        try:
+            returned = list(self.launcher.launch(batch, initial_job_idx=first))
         except (Exception, SystemExit) as error:
             if self.in_process:  # a signal, or a mistake in a config
                 raise
@@ -86,7 +106,6 @@ class FollowedLauncher:
             raise LauncherError(self._ended_early(error)) from error
         finally:
             self.display.update()
-            _forget(cells)
         for cell, job in zip(cells, returned, strict=True):
             self._settle(cell, job)
         return returned
@@ -104,8 +123,8 @@ class FollowedLauncher:
             stated = stated_metrics(_naming_metrics(config))
         finally:
             HydraConfig.instance().cfg = before
-        command = command_of(self.config, words)
-        return Cell(_name(words, keys), folder, heartbeat_path(sweep, folder), command, stated)
+        heartbeat = heartbeat_path(sweep, folder, self.multirun.command)
+        return Cell(_name(words, keys), folder, heartbeat, command_of(self.config, words), stated)
 
     def _settle(self, cell: Cell, job: JobReturn) -> None:
         """Take what a launcher says of a cell, where the heartbeat has not said it."""
@@ -116,6 +135,9 @@ class FollowedLauncher:
                 JobStatus.COMPLETED,
             )
         outcome: Outcome = job.return_value
+        if outcome.status == "elsewhere":
+            cell.leave(outcome.message)
+            return
         self.display.end(cell, outcome.status, outcome.message, outcome.computed)
         if cell.status == "failed":  # also where its result is not to be seen from here
             outcome.status, outcome.message = cell.status, cell.message
@@ -126,6 +148,19 @@ class FollowedLauncher:
         self.display.update()
         while any(cell.alive for cell in cells):
             time.sleep(Display.INTERVAL_S)
+
+    def _await_another_command(self, cells: Sequence[Cell]) -> slice:
+        """Wait until cells that another command computes have an end; return some in a row."""
+        elsewhere = [i for i, cell in enumerate(cells) if cell.status == "elsewhere"]
+        free = [i for i in elsewhere if not is_held(cells[i].folder)]
+        if not free and not self._waited:
+            self._waited = True
+            print(f"Waiting for another command: {cells[elsewhere[0]].message}", file=sys.stderr)
+        while not free:
+            time.sleep(Display.INTERVAL_S)
+            free = [i for i in elsewhere if not is_held(cells[i].folder)]
+        end = next(i for i in itertools.count(free[0]) if i not in free)
+        return slice(free[0], end)
 
     def _ended_early(self, error: BaseException) -> str:
         name = self.config.hydra.runtime.choices.get("hydra/launcher")
@@ -235,8 +270,10 @@ def _reach_cluster(launcher: Any) -> None:
 def _forget(cells: Sequence[Cell]) -> None:
     """Remove the heartbeats of cells, and their folder unless another command has some in it."""
     for cell in cells:  # with what a kill has left of one
-        for path in cell.heartbeat.parent.glob(f"{cell.heartbeat.stem}*"):
-            path.unlink(missing_ok=True)
+        name = cell.heartbeat.stem.partition("-")[0]
+        for path in cell.heartbeat.parent.glob(f"{name}-*"):
+            if path.name.startswith(cell.heartbeat.name) or is_stale(path):
+                path.unlink(missing_ok=True)
     for place in {cell.heartbeat.parent for cell in cells}:
         if place.name == HEARTBEATS and place.is_dir() and not any(place.iterdir()):
             place.rmdir()

@@ -269,7 +269,7 @@ def _followed(
     callbacks = Callbacks(config)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
     names: dict[int, str] = {}
-    cell = CellTask(task, Path.cwd(), folders.given(), names)
+    cell = CellTask(task, multirun.command, Path.cwd(), folders.given(), names)
     sweeper.setup(hydra_context=context, task_function=cell, config=config)
     sweeper.launcher = FollowedLauncher(
         sweeper.launcher, hydra.config_loader, config, multirun, names

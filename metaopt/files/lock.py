@@ -99,6 +99,15 @@ def refuse_held(folder: Path) -> None:
             pass
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether another process writes to a folder; a folder may be missing."""
+    try:
+        refuse_held(folder)
+    except FolderInUseError:
+        return True
+    return False
+
+
 def holder(folder: Path) -> str | None:
     """Return who writes to a folder, as far as `.lock` says, or `None`; takes no lock itself.
 

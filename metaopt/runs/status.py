@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 Status = Literal[
-    "waiting", "running", "finished", "pruned", "failed", "interrupted", "killed", "unreadable"
-]
+    "waiting", "running", "elsewhere", "finished", "pruned", "failed", "interrupted", "killed",
+    "unreadable",
+]  # fmt: skip
 """Interrupted is a run that a signal stopped, with a checkpoint; of one that was killed, the
-process has ended without a word."""
+process has ended without a word. A cell is elsewhere where another command computes it."""
 
 OVER: tuple[Status, ...] = ("finished", "pruned", "failed")
 """What becomes of a run that a worker has brought to its end."""

@@ -93,10 +93,10 @@ def launcher(request: pytest.FixtureRequest) -> list[str]:
 class Started:
     """A command in a group of processes of its own, which ends with the block."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, name: str = "") -> None:
         environment = {**ENVIRONMENT, "GIT_DIR": str(folder / "none")}
-        self.folder = folder
-        with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
+        self._out, self._err = folder / f"out{name}.txt", folder / f"err{name}.txt"
+        with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [*METAOPT, *arguments], cwd=folder, env=environment, stdout=out, stderr=err,
                 start_new_session=True,
@@ -115,11 +115,11 @@ class Started:
 
     @property
     def out(self) -> str:
-        return (self.folder / "out.txt").read_text()
+        return self._out.read_text()
 
     @property
     def err(self) -> str:
-        return (self.folder / "err.txt").read_text()
+        return self._err.read_text()
 
 
 def ended(folder: Path, *arguments: str) -> Started:
@@ -197,6 +197,28 @@ def test_no_finished_cell_is_lost_when_workers_are_killed(
     content, whole = ({k: v[0] for k, v in results(f).items()} for f in (tmp_path, undisturbed))
     assert content == whole
     pd.testing.assert_frame_equal(table(tmp_path), table(undisturbed))
+    assert not (tmp_path / "results/ridge" / HEARTBEATS).exists()
+
+
+def test_two_commands_share_a_sweep_and_one_goes_on_where_the_other_is_killed(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    write_problem(tmp_path, "mortal", MORTAL)
+    for name in ("kills", "killed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "kills" / "0 20 1 2").touch()  # the command that has the first cell
+    with (
+        Started(tmp_path, *SWEEP, name="-one") as one,
+        Started(tmp_path, *SWEEP, name="-other") as other,
+    ):
+        while None in (one.process.poll(), other.process.poll()):
+            time.sleep(0.02)
+        killed, left = sorted((one, other), key=lambda command: command.end())
+    assert [killed.process.returncode, left.process.returncode] == [-signal.SIGKILL, 0]
+    assert "Waiting for another command" in left.err
+    assert re.search("3 cells: 3 computed in .*, 0 were already finished, 0 failed", left.out)
+    content, whole = ({k: v[0] for k, v in results(f).items()} for f in (tmp_path, undisturbed))
+    assert content == whole
     assert not (tmp_path / "results/ridge" / HEARTBEATS).exists()
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from metaopt.cli import cell_table, folders, mistakes
+from metaopt.cli import cell_table, folders, launching, mistakes
 from metaopt.cli.cell_table import Display, heading, in_words, line, table
 from metaopt.cli.cells import HEARTBEATS, Cell, Multirun, NamedStream, heartbeat_path
 from metaopt.cli.jobs import Outcome
@@ -32,7 +34,8 @@ from metaopt.cli.launching import (
     differing,
     failures,
 )
-from metaopt.files.errors import ConfigError
+from metaopt.files.errors import ConfigError, FolderInUseError
+from metaopt.files.lock import is_held, locked, refuse_held
 from metaopt.runs.fitting import shortened
 from metaopt.runs.heartbeat import Heartbeat, read_heartbeat
 
@@ -244,7 +247,7 @@ def followed(run: Callable[[Path], Any]) -> FollowedLauncher:
 
 
 def computed(folder: Path) -> Outcome:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps({"metrics": {"eval/a": 1.0, "eval/b": 2.0}}))
     return Outcome("finished", folder)
 
@@ -282,7 +285,7 @@ def test_a_launcher_that_ends_early_leaves_what_goes_on_to_its_end(here: Path) -
     def run(folder: Path) -> Any:
         if folder.name == "x=1":
             raise RuntimeError("a worker was killed\nby somebody")
-        heart = Heartbeat(heartbeat_path(folder.parent, folder))
+        heart = Heartbeat(heartbeat_path(folder.parent, folder, launcher.multirun.command))
         thread = threading.Thread(target=late, args=(heart, folder))
         thread.start()
         threads.append(thread)
@@ -309,10 +312,85 @@ def test_two_cells_of_one_folder_are_refused_before_one_runs(here: Path) -> None
 
 def test_heartbeats_of_an_earlier_command_are_not_read(here: Path) -> None:
     folder = Path("sweep", "x=0").absolute()
-    Heartbeat(heartbeat_path(folder.parent, folder)).end("failed", "long ago")
+    launcher = followed(computed)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    ended = f"{socket.gethostname()}-{child.pid}"
+    for command in (launcher.multirun.command, ended):
+        Heartbeat(heartbeat_path(folder.parent, folder, command)).end("failed", "long ago")
+    launcher.launch([["x=0"]], 0)
+    assert launcher.multirun.cells[0].status == "finished"
+    assert not Path("sweep", HEARTBEATS).exists()
+
+
+def test_heartbeats_of_other_commands_are_left_while_they_may_go_on(here: Path) -> None:
+    folder = Path("sweep", "x=0").absolute()
+    alive = f"{socket.gethostname()}-{os.getppid()}"
+    paths = [heartbeat_path(folder.parent, folder, c) for c in (alive, "other-host-1", "old-2")]
+    for path in paths:
+        Heartbeat(path).end("failed", "of its own")
+    os.utime(paths[2], (0, 0))
     launcher = followed(computed)
     launcher.launch([["x=0"]], 0)
     assert launcher.multirun.cells[0].status == "finished"
+    assert [path.exists() for path in paths] == [True, True, False]
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_cells_of_another_command_are_awaited_and_run_if_it_leaves_them(
+    finishes: bool, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(folder: Path) -> bool:
+        before = is_held(folder)
+        seen.set()
+        return before
+
+    def other(held: threading.Event, seen: threading.Event) -> None:
+        place = Path("sweep", "x=1").absolute()
+        place.mkdir(parents=True)
+        with locked(place):
+            held.set()
+            seen.wait(60)
+            if finishes:
+                (place / "result.json").write_text(json.dumps({"metrics": {"eval/a": 9.0}}))
+
+    def run(folder: Path) -> Outcome:
+        ran.append(folder.name)
+        if (folder / "result.json").exists():
+            return Outcome("finished", folder, computed=False)
+        try:
+            refuse_held(folder)
+        except FolderInUseError as error:
+            return Outcome("elsewhere", folder, message=str(error), computed=False)
+        return computed(folder)
+
+    held, seen, ran = threading.Event(), threading.Event(), list[str]()
+    thread = threading.Thread(target=other, args=(held, seen))
+    thread.start()
+    held.wait(60)
+    launcher = followed(run)
+    multirun = launcher.multirun
+    monkeypatch.setattr(launching, "is_held", asked)
+    with launcher.display.shown():
+        jobs = launcher.launch([["x=0"], ["x=1"], ["x=2"]], 0)
+    thread.join()
+    assert ran == ["x=0", "x=1", "x=2", "x=1"]
+    assert [job.return_value.status for job in jobs] == ["finished"] * 3
+    assert [cell.computed for cell in multirun.cells] == [True, not finishes, True]
+    assert multirun.cells[1].metrics["eval/a"] == (9.0 if finishes else 1.0)
+    out, err = capsys.readouterr()
+    assert [text.split()[:2] for text in out.splitlines()] == [
+        ["1/3", "x=0"], ["2/3", "x=2"], ["3/3", "x=1"],
+    ]  # fmt: skip
+    assert re.fullmatch(r"Waiting for another command: .*x=1 is being written to by .*\n", err)
+
+
+def test_a_heading_counts_cells_of_another_command_apart() -> None:
+    over = cell(status="finished", seconds=20.0)
+    left = cell(status="elsewhere", shared=True)
+    assert heading(of(over, left, cell()), 80).endswith(
+        "1 of 3 done, 1 elsewhere, 1 waiting, about 20 s left"
+    )
 
 
 class Terminal(io.StringIO):
@@ -328,7 +406,7 @@ def test_a_terminal_gets_a_table_that_goes_and_lines_that_stay(
 
     def run(folder: Path) -> Outcome:
         while "x=0" not in screen.getvalue():
-            heart = Heartbeat(heartbeat_path(folder.parent, folder))
+            heart = Heartbeat(heartbeat_path(folder.parent, folder, launcher.multirun.command))
             heart("ridge", 100, 0).log(10, {})
             heart._write("running")
             time.sleep(0.02)
