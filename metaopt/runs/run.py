@@ -59,7 +59,12 @@ from metaopt.runs.tracking import (
     refuse_unusable,
     values_of,
 )
-from metaopt.runs.warnings import GrowthWarning, UpdateWarning, warn_of_equal_replicates
+from metaopt.runs.warnings import (
+    DivergenceWarning,
+    GrowthWarning,
+    UpdateWarning,
+    warn_of_equal_replicates,
+)
 
 PYTHON = "from Python"
 """What the key `started` of a config says of a run that no command line describes."""
@@ -190,7 +195,7 @@ class Run:
         self._cpu_started = time.process_time()
         with listening() as received, self._watched(resumed) as watches:
             logs = [self.history if self.folder is None else self._jsonl]
-            trackers = [*logs, *services, *watches, GrowthWarning()]
+            trackers = [*logs, *services, *watches, GrowthWarning(), DivergenceWarning()]
             updates = UpdateWarning(self.engine)
             self._save_best(resumed or 0)  # a kill may have come before
             for step, feedback in self._steps():

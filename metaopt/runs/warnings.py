@@ -43,6 +43,36 @@ class GrowthWarning(Tracker):
         )
 
 
+class DivergenceWarning(Tracker):
+    """Says once that the outer loss has grown out of all proportion, though it is still finite.
+
+    Where the logged value first is above `MOST` times |that of the first record|, at least `MOST`.
+    """
+
+    MOST = 1e6
+
+    def __init__(self) -> None:
+        self._most: float | None = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Compare the outer loss with that of the first record."""
+        loss = metrics.get("outer/loss")
+        if loss is None:
+            return
+        if self._most is None:
+            self._most = self.MOST * max(abs(loss), 1.0)
+        if not loss > self._most:
+            return
+        self._most = math.inf
+        print(
+            f"Warning: at outer step {step} the outer loss was {loss:.3g}, so the run has "
+            f"diverged, and what it ends with means nothing. Lower a learning rate "
+            f"(problem.inner_optimizer.lr, outer_lr) or clip a gradient (optimizer.clip_norm), or "
+            f"take fewer outer steps.",
+            file=sys.stderr,
+        )
+
+
 def warn_of_equal_replicates(outer: Any, metrics: Mapping[str, Any]) -> None:
     """Say on the standard error that several seeds have the same results, to the bit.
 

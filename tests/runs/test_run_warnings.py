@@ -10,7 +10,7 @@ import metaopt
 from benchmarks.smoothness import Weighted
 from metaopt.engine.schedules import PowerDecay
 from metaopt.problems.examples import Ridge
-from metaopt.runs.warnings import GrowthWarning
+from metaopt.runs.warnings import DivergenceWarning, GrowthWarning
 
 
 def test_a_growing_adjoint_is_said_once(capsys):
@@ -32,6 +32,36 @@ def test_a_run_says_whether_its_adjoint_grows(rate, warnings, capsys):
     growth = [line["inner/adjoint_growth"] for line in result.history]
     assert min(growth) > 10 if warnings else max(growth) < 10
     assert capsys.readouterr().err.count("the adjoint grew") == warnings
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps"),
+    [
+        ((0.5, 1e5, 2e6, 1e9), [2]),
+        ((-40.0, 3e7, 5e7), [2]),
+        ((1e9, 1e10, -1e20), []),
+        ((math.nan, 1e12, 1.0), []),
+        ((), []),
+    ],
+)
+def test_an_outer_loss_that_has_grown_out_of_proportion_is_said_once(losses, steps, capsys):
+    warning = DivergenceWarning()
+    warning.log(0, {"outer/loss": losses[0]} if losses else {"inner/loss": 1e20})
+    for step, loss in enumerate(losses[1:], 1):
+        warning.log(step, {"outer/loss": loss})
+    errors = capsys.readouterr().err
+    for step in steps:
+        assert f"at outer step {step} the outer loss was" in errors
+    assert errors.count("the run has diverged") == len(steps)
+
+
+@pytest.mark.parametrize(("rate", "warnings"), [(0.1, 0), (3.0, 1)])
+def test_a_run_that_diverges_and_stays_finite_says_so(rate, warnings, capsys):
+    problem = Ridge(inner_optimizer=metaopt.SGD(lr=rate))
+    optimizer = metaopt.Descent("sgd", lr=0.1)
+    result = metaopt.run(problem, metaopt.Direct(), optimizer, 40, progress=False)
+    assert math.isfinite(result.history[-1]["outer/loss"])
+    assert capsys.readouterr().err.count("the run has diverged") == warnings
 
 
 SAID = "outer steps moved the outer variable by"
