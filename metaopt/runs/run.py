@@ -64,6 +64,7 @@ from metaopt.runs.warnings import (
     GrowthWarning,
     UpdateWarning,
     warn_of_equal_replicates,
+    warn_of_search,
 )
 
 PYTHON = "from Python"
@@ -197,6 +198,7 @@ class Run:
             logs = [self.history if self.folder is None else self._jsonl]
             trackers = [*logs, *services, *watches, GrowthWarning(), DivergenceWarning()]
             updates = UpdateWarning(self.engine)
+            warn_of_search(self.engine)
             self._save_best(resumed or 0)  # a kill may have come before
             for step, feedback in self._steps():
                 self._last = feedback.metrics

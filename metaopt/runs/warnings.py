@@ -92,6 +92,35 @@ def warn_of_equal_replicates(outer: Any, metrics: Mapping[str, Any]) -> None:
     )
 
 
+def warn_of_search(engine: Engine) -> None:
+    """Say on the standard error what a search pays for nothing, and what favours later candidates.
+
+    Args:
+        engine: not yet iterated; of a continued run nothing is said.
+    """
+    optimizer, estimator = engine.optimizer, engine.estimator
+    # A `Search` that proposes nothing has one candidate, and one may keep the latest instead.
+    one = getattr(optimizer, "proposer", optimizer) is None
+    compares = getattr(optimizer, "keeps_best", False) and not one
+    if engine.outer_step or not compares or getattr(optimizer, "keep", "best") != "best":
+        return
+    name, problem = type(optimizer).__name__, type(engine.problem).__name__
+    if getattr(estimator, "gives_gradient", True):
+        print(
+            f"Warning: {name} reads the value of F alone, and {type(estimator).__name__} pays for "
+            f"a hypergradient as well. estimator=score takes the inner steps alone.",
+            file=sys.stderr,
+        )
+    if getattr(engine.problem, "warm_start", False):
+        print(
+            f"Warning: {name} compares candidates, and {problem} starts the inner run of each "
+            f"where that of the one before ended, which favours later ones. Set "
+            f"problem.warm_start=false (warm_start = False in its class), with inner_steps for a "
+            f"whole training.",
+            file=sys.stderr,
+        )
+
+
 class UpdateWarning:
     """Says once that the outer optimizer's steps are too small to move phi in the steps of the run.
 

@@ -9,6 +9,7 @@ import torch
 import metaopt
 from benchmarks.smoothness import Weighted
 from metaopt.engine.schedules import PowerDecay
+from metaopt.optimizers import Mutation
 from metaopt.problems.examples import Ridge
 from metaopt.runs.warnings import DivergenceWarning, GrowthWarning
 
@@ -62,6 +63,36 @@ def test_a_run_that_diverges_and_stays_finite_says_so(rate, warnings, capsys):
     result = metaopt.run(problem, metaopt.Direct(), optimizer, 40, progress=False)
     assert math.isfinite(result.history[-1]["outer/loss"])
     assert capsys.readouterr().err.count("the run has diverged") == warnings
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "estimator", "restarts", "said"),
+    [
+        (metaopt.Random(), metaopt.Unroll(2), False, ["pays for a hypergradient"]),
+        (metaopt.Random(), metaopt.Score(2), False, []),
+        (metaopt.Search(Mutation()), metaopt.Score(2), True, ["favours later ones"]),
+        (metaopt.Search(Mutation(), keep="latest"), metaopt.Score(2), True, []),
+        (metaopt.Search(), metaopt.Unroll(2), True, []),
+        (metaopt.Schedule(metaopt.optimizers.Constant()), metaopt.Score(2), True, []),
+        (metaopt.Descent("sgd", lr=0.1), metaopt.Unroll(2), True, []),
+    ],
+)
+def test_a_search_says_what_it_pays_for_nothing_and_what_it_compares(
+    optimizer, estimator, restarts, said, tmp_path, capsys
+):
+    class Restarting(Ridge):
+        warm_start = restarts
+
+    run = partial(metaopt.run, Restarting(), estimator, optimizer, progress=False)
+    run(3, folder=tmp_path / "run")
+    errors = capsys.readouterr().err
+    assert errors.count("Warning") == len(said)
+    assert all(text in errors for text in said)
+    metaopt.resume(
+        tmp_path / "run", Restarting(), estimator=estimator, optimizer=optimizer, outer_steps=5,
+        progress=False,
+    )  # fmt: skip
+    assert "Warning" not in capsys.readouterr().err
 
 
 SAID = "outer steps moved the outer variable by"
