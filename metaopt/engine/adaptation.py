@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.protocols import Tree
 
 if TYPE_CHECKING:
-    from metaopt.engine.gradient_problem import GradientProblem
     from metaopt.engine.inner_optimizers import InnerOptimizer
 
 
 def adapted(
-    problem: GradientProblem, outer: Tree, tasks: Any, count: int, steps: int,
-    optimizer: InnerOptimizer,
+    loss: Callable[[Tree, Tree, Any], Tensor], outer: Tree, tasks: Any, count: int, steps: int,
+    optimizer: InnerOptimizer, start: Tree | None = None,
 ) -> list[Tree]:  # fmt: skip
     """Return theta of each task before and after each inner step on g, without a graph.
 
-    What a problem measures of a learned start on tasks that no outer step has had.
+    What is measured of a learned start on tasks that no outer step has had, and what is made of it
+    for a new one.
 
     Args:
-        problem: whose `inner_loss` takes tasks with an axis in front (`batched_losses`), and whose
-            `init_params` draws nothing.
+        loss: g(phi, theta, tasks), the loss of each task, (count,), for theta and tasks with an
+            axis in front: a problem's `inner_loss` (`batched_losses`).
         outer: phi, of one seed.
         tasks: the batch that all steps are taken on, with an axis of tasks in front.
         count: the length of this axis.
         steps: number of inner steps, >= 0.
         optimizer: takes them.
+        start: theta_0 of every task; `None` for phi.
 
     Returns:
         steps + 1 trees whose tensors have the axis of tasks in front.
     """
     phi = tree.detach(outer)
-    start = problem.init_params(phi, Generator())
-    theta = {k: v.expand(count, *v.shape) for k, v in start.items()}
+    first = phi if start is None else tree.detach(start)
+    theta = {k: v.expand(count, *v.shape) for k, v in first.items()}
     states, moments = [theta], optimizer.init(theta)
     for k in range(steps):
         with torch.enable_grad():
             leaves: Any = tree.leaves(theta)
-            (slope,) = tree.gradient(problem.inner_loss(phi, leaves, tasks), leaves)
+            (slope,) = tree.gradient(loss(phi, leaves, tasks), leaves)
         with torch.no_grad(), tree.replicated():  # a norm is that of each task
             theta, moments = optimizer.update(theta, slope, moments, k)
         states.append(theta)

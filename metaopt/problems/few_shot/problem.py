@@ -138,7 +138,10 @@ class FewShot(GradientProblem):
 
     def adapted(self, outer: Tree, tasks: Task, steps: int) -> list[Tree]:
         """Return theta of each of several tasks before and after each step, without a graph."""
-        return adapted(self, outer, tasks, len(tasks), steps, self.inner_optimizer)
+        start = self.init_params(outer, Generator())
+        return adapted(
+            self.inner_loss, outer, tasks, len(tasks), steps, self.inner_optimizer, start
+        )
 
     def curves(self, outer: Tree, task: Tensor, x: Tensor) -> dict[int, Tensor]:
         """Return outputs (n,) at inputs (n,) of one task, before and after `test_steps` steps."""

@@ -14,7 +14,8 @@ Information-Seeking Retrieval using Few-Shot Document Re-Ranking, EMNLP 2022.
 
 To read in this order: `pools.py` and `metrics.py` (what is ranked, and how well),
 `ranking_world.py` (generated queries), `pair_scorer.py`, `fine_tuning.py`, `rankings.py` (what is
-not trained), `problem.py`, `report.py`.
+not trained), `problem.py`, `report.py`; of texts `collections.py`, `bm25.py`,
+`relevance_feedback.py`, `cross_encoder.py`, `export.py`, `saved_ranker.py`; `intervals.py`.
 """
 
 from metaopt.problems.few_shot_ranking.fine_tuning import FineTuning

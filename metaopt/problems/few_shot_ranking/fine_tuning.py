@@ -1,14 +1,50 @@
-"""Fine-tuning on a query's feedback at test time: its step size and number of steps are chosen."""
+"""Fine-tuning on a query's feedback: its loss, and the step size and number of steps to choose."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from metaopt.engine.adaptation import distance
+from metaopt.engine.protocols import Tree
+from metaopt.problems.few_shot_ranking.pair_scorer import Scorer
 
 Choice = tuple[float, int]
 """A learning rate and a number of steps."""
+
+
+class Documents(NamedTuple):
+    """Documents of one query, or of several with more axes in front.
+
+    Args:
+        x: what the scorer reads, (..., n, F).
+        relevant: 1 or 0, (..., n).
+        weights: of the documents in the loss, (..., n); they add up to 1.
+    """
+
+    x: Tensor
+    relevant: Tensor
+    weights: Tensor
+
+
+def relevance_loss(scorer: Scorer, weights: Tree, batch: Documents) -> Tensor:
+    """Return l(theta; B), the weighted binary cross-entropy of relevance of each query, (...)."""
+    losses = binary_cross_entropy_with_logits(
+        scorer(weights, batch.x), batch.relevant, reduction="none"
+    )
+    return (batch.weights * losses).sum(-1)
+
+
+def feedback_loss(
+    scorer: Scorer, outer: Tree, inner: Tree, batch: Documents, proximal: float
+) -> Tensor:
+    """Return g = l(theta; feedback) + (proximal / 2) |theta - phi|^2 of each query, (...)."""
+    loss = relevance_loss(scorer, inner, batch)
+    return loss + proximal / 2 * distance(outer, inner) if proximal else loss
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,20 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from metaopt.engine.adaptation import adapted, distance
+from metaopt.engine.adaptation import adapted
 from metaopt.engine.gradient_problem import GradientProblem, GradientState
 from metaopt.engine.inner_optimizers import SGD, InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
 from metaopt.engine.ranges import check_choices, check_ranges
-from metaopt.problems.few_shot_ranking.fine_tuning import Choice, FineTuning
+from metaopt.problems.few_shot_ranking.fine_tuning import (
+    Choice,
+    Documents,
+    FineTuning,
+    feedback_loss,
+    relevance_loss,
+)
 from metaopt.problems.few_shot_ranking.metrics import reciprocal_rank_fusion
 from metaopt.problems.few_shot_ranking.pair_scorer import PairScorer, Scorer
 from metaopt.problems.few_shot_ranking.pools import Pools
@@ -26,20 +31,6 @@ from metaopt.problems.few_shot_ranking.report import RankingReport
 
 CHUNK = 64
 """Queries that are fine-tuned at once."""
-
-
-class Documents(NamedTuple):
-    """Documents of one query, or of several with more axes in front.
-
-    Args:
-        x: what the scorer reads, (..., n, F).
-        relevant: 1 or 0, (..., n).
-        weights: of the documents in the loss, (..., n); they add up to 1.
-    """
-
-    x: Tensor
-    relevant: Tensor
-    weights: Tensor
 
 
 class TestNdcg(NamedTuple):
@@ -179,15 +170,11 @@ class FewShotRanking(GradientProblem):
 
     def inner_loss(self, outer: Tree, inner: Tree, batch: Documents) -> Tensor:
         """Return g of each query."""
-        loss = self.outer_loss(outer, inner, batch)
-        return loss + self.proximal / 2 * distance(outer, inner) if self.proximal else loss
+        return feedback_loss(self.scorer, outer, inner, batch, self.proximal)
 
     def outer_loss(self, outer: Tree, inner: Tree, batch: Documents) -> Tensor:
         """Return F of each query."""
-        losses = binary_cross_entropy_with_logits(
-            self.scorer(inner, batch.x), batch.relevant, reduction="none"
-        )
-        return (batch.weights * losses).sum(-1)
+        return relevance_loss(self.scorer, inner, batch)
 
     def metrics(self, outer: Tree, inner: GradientState) -> Mapping[str, float | Tensor]:
         """Return means over the test queries after fine-tuning; see the class."""
@@ -256,7 +243,7 @@ class FewShotRanking(GradientProblem):
             for rate in {rate: None for rate, _ in parts}:
                 steps = [s for r, s in parts if r == rate]
                 optimizer = replace(self.inner_optimizer, lr=rate)  # type: ignore[type-var]
-                states = adapted(self, outer, feedback, len(some), max(steps), optimizer)
+                states = adapted(self.inner_loss, outer, feedback, len(some), max(steps), optimizer)
                 for s in steps:
                     parts[rate, s].append(self.scorer(states[s], x).detach().cpu())
         return {choice: torch.cat(scores) for choice, scores in parts.items()}

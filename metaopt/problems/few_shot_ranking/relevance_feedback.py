@@ -54,8 +54,8 @@ def relevance_pools(
             `None` for a scorer that reads the texts themselves: vectors then have no entries.
         shots, size, terms, weight: see `ranked_texts`.
 
-    Cost: mostly the encoder's: for Cranfield's 1,400 abstracts and MiniLM 95 CPU seconds, once
-    where it has a cache.
+    Cost: mostly the encoder's: for Cranfield's 1,400 abstracts and MiniLM a CPU minute, once where
+    it has a cache.
     """
     texts = ranked_texts(collection, shots, size, terms, weight)
     if encoder is None:

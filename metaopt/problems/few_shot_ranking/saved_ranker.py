@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+from torch.nn.functional import normalize
 
-from metaopt.engine import tree
+from metaopt.engine.adaptation import adapted
 from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.protocols import Tree
 from metaopt.files.errors import FolderError
 from metaopt.nn.encoder import Encoder
 from metaopt.problems.few_shot_ranking.bm25 import BM25
-from metaopt.problems.few_shot_ranking.fine_tuning import FineTuning
+from metaopt.problems.few_shot_ranking.fine_tuning import Documents, FineTuning, feedback_loss
 from metaopt.problems.few_shot_ranking.metrics import reciprocal_rank_fusion
 from metaopt.problems.few_shot_ranking.pair_scorer import PairScorer
 from metaopt.problems.few_shot_ranking.relevance_feedback import (
@@ -49,6 +49,20 @@ class Ranked(NamedTuple):
     first_stage: Sequence[int]
 
 
+class MarkedPool(NamedTuple):
+    """The documents that BM25 returns, and marked ones that it does not.
+
+    Args:
+        rows: of the collection, those of the pool in BM25's order, then the marked ones outside.
+        size: number of documents in the pool.
+        scores: BM25's, standardised over the pool, (n,).
+    """
+
+    rows: list[int]
+    size: int
+    scores: Tensor
+
+
 class SavedRanker:
     """Re-ranks BM25's first documents for a query, from marked ones; reading it runs no code.
 
@@ -58,7 +72,7 @@ class SavedRanker:
     each kind.
 
     Args:
-        folder: that `write_ranker` has written.
+        folder: `ranker` in the folder of a run on a collection; see `export.export`.
 
     Attributes:
         about: its settings.
@@ -151,61 +165,89 @@ class SavedRanker:
         """
         self.check(query, documents, relevant, irrelevant, ranking)
         index = index or self.index(documents)
-        settings = self.about["first_stage"]
-        rows = {name: row for row, name in enumerate(documents)}
+        names, settings = [*documents], self.about["first_stage"]
+        rows = {name: row for row, name in enumerate(names)}
         marked = [rows[name] for name in (*relevant, *irrelevant)]
         vector = index.vectors([query])
-        if not vector.nnz and len(documents) > settings["size"]:
+        pool = self._pool(query, index, vector, marked)
+        texts = [*documents.values()]
+        encoded = self._encoded([query, *(texts[row] for row in pool.rows)])
+        marks = torch.tensor([pool.rows.index(row) for row in marked], dtype=torch.long)
+        if ranking == "knn":
+            unit = normalize(encoded, dim=-1)
+            scores = unit[1:] @ (unit[0] + unit[1:][marks[: len(relevant)]].sum(0))
+        else:
+            scores = self._scores(query, encoded, pool.scores, marks, len(relevant))
+        left_out = torch.arange(len(pool.rows)) >= pool.size
+        left_out[marks] = True
+        scores = scores.masked_fill(left_out, -torch.inf)
+        if fuse:
+            longer = index.expanded(
+                vector, marked[: len(relevant)], settings["terms"], settings["weight"]
+            )
+            other = torch.from_numpy((longer @ index.weights[pool.rows].T).toarray()[0]).float()
+            scores = reciprocal_rank_fusion(scores, other.masked_fill(left_out, -torch.inf))
+        order = scores.argsort(dim=0, descending=True, stable=True)
+        order = order[~left_out[order]]
+        places = order.tolist()
+        return Ranked(
+            [names[pool.rows[i]] for i in places], scores[order].tolist(), [i + 1 for i in places]
+        )
+
+    def _pool(self, query: str, index: BM25, vector: Any, marked: Sequence[int]) -> MarkedPool:
+        """Return BM25's first documents and the marked ones.
+
+        Raises:
+            ValueError: BM25 cannot choose, or all that it chooses are marked.
+        """
+        size, count = self.about["first_stage"]["size"], index.weights.shape[0]
+        if not vector.nnz and count > size:
             raise ValueError(
                 f"no document has a word of the query {query!r}, so BM25 cannot say which "
-                f"{settings['size']} of {len(documents)} are ranked. Ask in words of the documents."
+                f"{size} of {count} are ranked. Ask in words of the documents."
             )
-        pool, values = first_stage(index, vector, settings["size"])
-        if set(pool.tolist()) <= {*marked}:
+        best, inside = first_stage(index, vector, size)
+        pool = best.tolist()
+        if {*pool} <= {*marked}:
             raise ValueError(
                 f"all {len(pool)} documents that BM25 returns for the query {query!r} are marked: "
                 f"none is left to rank. Mark fewer."
             )
-        extra = [row for row in marked if row not in set(pool.tolist())]
+        outside = [row for row in marked if row not in {*pool}]
         # Marked documents are scored on the scale of the pool, whether they are in it or not.
-        values = np.concatenate([values, index.scores(vector)[0][extra]])
-        inside = values[: len(pool)]
+        values = np.concatenate([inside, index.scores(vector)[0][outside]])
         values = (values - inside.mean()) / (inside.std() or 1.0)
-        used = [*pool.tolist(), *extra]
-        texts = [*documents.values()]
-        q, *d = self._encoded([query, *(texts[row] for row in used)])
-        places = {row: i for i, row in enumerate(used)}
-        marks = torch.tensor([places[row] for row in marked], dtype=torch.long)
-        stacked = torch.stack(d)
-        if ranking == "knn":
-            unit = normalize(stacked, dim=-1)
-            scores = unit @ (normalize(q, dim=-1) + unit[marks[: len(relevant)]].sum(0))
-        else:
-            x = self.scorer.features(q, stacked, torch.from_numpy(values).float())
-            if self.scorer.marked:
-                same = torch.arange(len(used))[:, None] == marks[: len(relevant)]
-                x = self.scorer.with_marks(x, stacked, stacked[marks[: len(relevant)]], same)
-            scores = self.scorer(self._tuned(x[marks], len(relevant)), x)
-            if not scores.isfinite().all():
-                rate, steps = self.choice(len(relevant), len(irrelevant))
-                raise ValueError(
-                    f"{steps} steps of rate {rate:g} on the documents marked for {query!r} "
-                    f"diverge: scores are not finite. Rank by knn, or train with smaller "
-                    f"problem.fine_tuning.rates."
-                )
-        scores = scores.detach().masked_fill(_mask(len(used), marks, len(pool)), -torch.inf)
-        if fuse:
-            wanted = [rows[name] for name in relevant]
-            longer = index.expanded(vector, wanted, settings["terms"], settings["weight"])
-            other = torch.from_numpy((longer @ index.weights[used].T).toarray()[0]).float()
-            scores = reciprocal_rank_fusion(scores, other.masked_fill(scores.isinf(), -torch.inf))
-        order = scores.argsort(dim=0, descending=True, stable=True)
-        order = order[scores[order].isfinite()]
-        names = [*documents]
-        chosen = order.tolist()
-        return Ranked(
-            [names[used[i]] for i in chosen], scores[order].tolist(), [i + 1 for i in chosen]
-        )
+        return MarkedPool([*pool, *outside], len(pool), torch.from_numpy(values).float())
+
+    def _scores(
+        self, query: str, encoded: Tensor, first_stage: Tensor, marks: Tensor, relevant: int
+    ) -> Tensor:
+        """Return the fine-tuned scorer's scores (n,).
+
+        Args:
+            query: its text, for the message of an error.
+            encoded: vectors of the query and of n documents, (1 + n, D).
+            first_stage: scores of the documents, (n,).
+            marks: places of the marked ones among them, relevant ones first.
+            relevant: number of these.
+
+        Raises:
+            ValueError: fine-tuning diverges.
+        """
+        documents = encoded[1:]
+        x = self.scorer.features(encoded[0], documents, first_stage)
+        if self.scorer.marked:
+            same = torch.arange(len(documents))[:, None] == marks[:relevant]
+            x = self.scorer.with_marks(x, documents, documents[marks[:relevant]], same)
+        scores = self.scorer(self._tuned(x[marks], relevant), x).detach()
+        if not scores.isfinite().all():
+            rate, steps = self.choice(relevant, len(marks) - relevant)
+            raise ValueError(
+                f"{steps} steps of rate {rate:g} on the documents marked for {query!r} diverge: "
+                f"scores are not finite. Rank by knn, or train with smaller "
+                f"problem.fine_tuning.rates."
+            )
+        return scores
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         new = list(dict.fromkeys(t for t in (*texts, PROBE) if t not in self._vectors))
@@ -221,25 +263,19 @@ class SavedRanker:
 
     def _tuned(self, x: Tensor, relevant: int) -> Tree:
         """Return the scorer fine-tuned on marked documents (n, F), relevant ones first."""
-        theta = tree.detach(self.phi)
         if not len(x):
-            return theta
+            return self.phi
         rate, steps = self.choice(relevant, len(x) - relevant)
         counts = torch.tensor([relevant, len(x) - relevant])
         labels = torch.tensor([1.0, 0.0]).repeat_interleave(counts)
         weights = (0.5 / counts).repeat_interleave(counts)
-        optimizer, proximal = SGD(lr=rate), self.about["proximal"]
-        moments = optimizer.init(theta)
-        for step in range(steps):
-            leaves: Any = tree.leaves(theta)
-            losses = binary_cross_entropy_with_logits(
-                self.scorer(leaves, x), labels, reduction="none"
-            )
-            away = [(leaves[name] - self.phi[name]).square().sum() for name in leaves]
-            loss = (weights * losses).sum() + proximal / 2 * torch.stack(away).sum()
-            (slope,) = tree.gradient(loss, leaves)
-            theta, moments = optimizer.update(theta, slope, moments, step)
-        return theta
+        one = Documents(*(part.unsqueeze(0) for part in (x, labels, weights)))
+
+        def loss(phi: Tree, theta: Tree, batch: Documents) -> Tensor:
+            return feedback_loss(self.scorer, phi, theta, batch, self.about["proximal"])
+
+        theta = adapted(loss, self.phi, one, 1, steps, SGD(lr=rate))[-1]
+        return {name: value.squeeze(0) for name, value in theta.items()}
 
     def check(
         self, query: str, documents: Mapping[str, str], relevant: Sequence[str],
@@ -285,10 +321,3 @@ def _check_settings(about: Mapping[str, Any]) -> None:
         raise ValueError(f"tuned needs rate and steps of numbers k >= 1; got {tuned!r}")
     for rate, steps in tuned.values():
         FineTuning((rate,), (steps,))
-
-
-def _mask(count: int, marks: Tensor, pool: int) -> Tensor:
-    """Return which documents are not ranked: the marked ones, which may be outside of the pool."""
-    mask = torch.arange(count) >= pool
-    mask[marks] = True
-    return mask
