@@ -36,12 +36,13 @@ def reciprocal_rank(scores: Tensor, grades: Tensor) -> Tensor:
 
     Args:
         scores: (..., P); -inf for what is not ranked. Equal ones stay in the order they come in.
+            With a NaN among them there is no ranking, as in `ndcg`: 0.
         grades: (..., P), relevant where > 0.
     """
     scores, grades = torch.broadcast_tensors(scores, grades)
     relevant = (grades > 0) & (scores > -torch.inf)
     best = torch.where(relevant, ranks(scores), torch.inf).amin(-1)
-    return 1 / best
+    return (1 / best).masked_fill(scores.isnan().any(-1), 0.0)
 
 
 def ranks(scores: Tensor) -> Tensor:

@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from metaopt.problems.few_shot_ranking import Pools
-from metaopt.problems.few_shot_ranking.metrics import ndcg, reciprocal_rank_fusion
+from metaopt.problems.few_shot_ranking.metrics import (
+    ndcg,
+    reciprocal_rank,
+    reciprocal_rank_fusion,
+)
 
 LOG3 = math.log2(3)
 
@@ -58,6 +62,7 @@ def test_scores_that_are_not_numbers_rank_nothing():
     assert ndcg(scores, torch.ones(2, 2), torch.full((2,), 1 + 1 / LOG3)).tolist() == [1.0, 0.0]
     fused = reciprocal_rank_fusion(scores, torch.zeros(2, 2))
     assert fused.isnan().tolist() == [[False, False], [True, True]]
+    assert reciprocal_rank(scores, torch.tensor([1.0, 0.0])).tolist() == [0.5, 0.0]
 
 
 def test_a_split_has_each_query_once_and_depends_on_the_seed():
