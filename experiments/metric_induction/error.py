@@ -6,6 +6,7 @@ Reads `simulated/table.csv`: `python experiments/metric_induction/error.py`, a s
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -37,13 +38,15 @@ def main() -> None:
     with new_figure(FOLDER / "error.png", 10.0, 5.6) as figure:
         panels = figure.subplots(2, 3, sharex=True)
         for axes, (metric, label) in zip(panels.flat, PANELS.items(), strict=True):
+            most = math.inf if metric == "eval/metrics" else 1.0
             for index, name in enumerate(swept):
                 means = [t_interval(values[name, error, metric]) for error in errors[name]]
                 at = [error + 0.004 * (index - 2) for error in errors[name]]  # bars side by side
+                bars = zip(*((m.estimate - m.low, min(m.high, most) - m.estimate) for m in means),
+                           strict=True)  # fmt: skip
                 axes.errorbar(
-                    at, [m.estimate for m in means], [m.half for m in means], label=name,
-                    capsize=2, **line(index),
-                )  # fmt: skip
+                    at, [m.estimate for m in means], [*bars], label=name, capsize=2, **line(index)
+                )
             axes.set_title(label, fontsize=9)
             axes.set_ylim(bottom=0)
             if metric != "eval/metrics":
