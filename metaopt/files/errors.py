@@ -24,7 +24,7 @@ class DamagedFileError(FolderError):
 
 
 class FolderInUseError(FolderError):
-    """Another process writes to the folder."""
+    """Another process writes to the folder, or has just done so."""
 
 
 class Mistakes:

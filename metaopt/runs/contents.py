@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from metaopt.engine import Engine
-from metaopt.files import sums
+from metaopt.files import lock, sums
 from metaopt.files.errors import ConfigError, FolderError, listed
 from metaopt.files.reading import steps
 from metaopt.files.writing import write_text
@@ -98,9 +98,10 @@ def empty_if_refused(folder: Path, engine: Engine) -> Iterator[None]:
     """Leave a folder as empty as it was if its run is refused in its first outer step.
 
     Refusals are what metaopt words. An error of other code, such as the user's problem, has a
-    traceback that is kept in the folder.
+    traceback that is kept in the folder. Inside `metaopt.files.lock.locked`: what another process
+    writes meanwhile would be removed.
     """
-    empty = not any(folder.iterdir())
+    empty = all(path.name == lock.NAME for path in folder.iterdir())
     try:
         yield
     except (ValueError, TypeError) as error:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from metaopt.files.errors import ConfigError, FolderError, listed
+from metaopt.files.errors import ConfigError, FolderError, FolderInUseError, listed
 from metaopt.files.reading import LOG, damaged, numbered, read_bytes
 from metaopt.files.writing import write_text
 from metaopt.runs import checkpoint, configs, provenance
@@ -137,6 +137,18 @@ def refuse_foreign(folder: Path, state: Mapping[str, Any], config: Mapping[str, 
             f"{path} is a checkpoint of a run of another config (its -> this run's):\n"
             f"{listed(changed)}\n"
             f"Nothing was computed. Delete it to continue from the checkpoint before it."
+        )
+
+
+def refuse_finished(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise a `FolderInUseError` if a folder has the result of a config, which was yet to come.
+
+    Another process may have begun and finished the run while this one made its parts.
+    """
+    result = result_of(folder)
+    if result is not None and result.get("config_hash") == configs.config_hash(config):
+        raise FolderInUseError(
+            f"{folder} was finished by another process in the meantime; nothing was computed."
         )
 
 

@@ -41,7 +41,7 @@ from metaopt.runs.contents import (
     write_readme,
     write_sums,
 )
-from metaopt.runs.continuing import extensions, write_config
+from metaopt.runs.continuing import extensions, refuse_finished, write_config
 from metaopt.runs.export import export
 from metaopt.runs.folder import read_provenance
 from metaopt.runs.interrupts import SIGNALS, Interrupted, Pruned, listening, noting
@@ -155,15 +155,17 @@ class Run:
             Interrupted: on SIGINT or SIGTERM, after a checkpoint was written.
             Pruned: likewise, where `prune` says so.
             CheckpointError: there are checkpoints and none can be read.
-            FolderError: another process writes to the folder, its last checkpoint is of a run of
-                another config, it holds a symbolic link or a damaged file.
+            FolderInUseError: another process writes to the folder, or has finished the run.
+            FolderError: its last checkpoint is of a run of another config, it holds a symbolic
+                link or a damaged file.
             NonFiniteError: from the engine.
             OSError: the folder cannot be written.
         """
         with ExitStack() as stack:
             if self.folder is not None:
-                stack.enter_context(empty_if_refused(self.folder, self.engine))
                 stack.enter_context(locked(self.folder))
+                refuse_finished(self.folder, self.config)
+                stack.enter_context(empty_if_refused(self.folder, self.engine))
                 stack.enter_context(noting(self.folder))
             state = self.checkpointer.latest()
             origin = distributed.from_first(lambda: self._origin(resumed=state is not None))
@@ -196,7 +198,8 @@ class Run:
         self._cpu_started = time.process_time()
         with listening() as received, self._watched(resumed) as watches:
             logs = [self.history if self.folder is None else self._jsonl]
-            trackers = [*logs, *services, *watches, GrowthWarning(), DivergenceWarning()]
+            first = first_record(self.checkpointer.log).get("outer/loss")
+            trackers = [*logs, *services, *watches, GrowthWarning(), DivergenceWarning(first)]
             updates = UpdateWarning(self.engine)
             warn_of_search(self.engine)
             self._save_best(resumed or 0)  # a kill may have come before

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from metaopt.files.errors import FolderInUseError
 from metaopt.files.lock import locked
 from metaopt.files.reading import steps
 from metaopt.problems.examples import Ridge
+from metaopt.runs import run as run_module
 from metaopt.runs.folder import read_config
 from metaopt.runs.interrupts import Pruned
 from metaopt.runs.run import Run
@@ -49,6 +51,39 @@ def test_a_folder_in_use_is_left_alone_by_all_that_write(metaopt: Metaopt) -> No
     assert content("run") == before
     assert metaopt("resume=run").code == 0
     assert not Path("run/.lock").exists()
+
+
+def three_steps(folder: Path) -> Run:
+    engine = Engine(Ridge(), Unroll(2), Descent("adam", lr=0.1), outer_steps=3)
+    return Run(engine, folder, {"seed": 0, "outer_steps": 3}, watch=None, figures=False)
+
+
+def test_a_run_that_comes_too_late_leaves_what_another_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def too_late(folder: Path) -> Iterator[None]:
+        with locked(folder):  # by the other one, since this run was made
+            for name in ("config.yaml", "metrics.jsonl", "result.json"):
+                (folder / name).write_text("of the other")
+            with locked(folder):
+                yield
+
+    monkeypatch.setattr(run_module, "locked", too_late)
+    with pytest.raises(FolderInUseError, match="is being written to by"):
+        three_steps(tmp_path)()
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "metrics.jsonl", "result.json"]
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_not_done_again(
+    tmp_path: Path,
+) -> None:
+    first, second = three_steps(tmp_path), three_steps(tmp_path)
+    first()
+    before = content(str(tmp_path))
+    with pytest.raises(FolderInUseError, match="was finished by another process in the meantime"):
+        second()
+    assert content(str(tmp_path)) == before
 
 
 LINKS = (
