@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -200,6 +200,12 @@ class Display:
         with self._lock:
             for cell in self.multirun.poll():
                 self._say(cell)
+
+    def begin(self, cells: Sequence[Cell]) -> None:
+        """Wait for workers of cells, also of such as were left to another command before."""
+        with self._lock:  # not between reading a heartbeat and taking what it says
+            for cell in cells:
+                cell.begin()
 
     def end(self, cell: Cell, status: Status, message: str, computed: bool = True) -> None:
         """Take what a launcher says has become of a cell, unless its worker has said it."""

@@ -152,7 +152,7 @@ class Cell:
         shared: whether another command computed it meanwhile.
         metrics: the final ones.
         record: the last heartbeat.
-        seconds: that it took.
+        seconds: that it took here, where this command did something of it.
     """
 
     name: str
@@ -171,7 +171,8 @@ class Cell:
 
     def poll(self) -> None:
         """Read what its worker says."""
-        record = None if self.status in OVER else read_heartbeat(self.heartbeat)
+        # Elsewhere is what a launcher returned: the heartbeat that is seen may be older than that.
+        record = None if self.status in (*OVER, "elsewhere") else read_heartbeat(self.heartbeat)
         if record is None:
             return
         if record.get("time") != self.record.get("time"):
@@ -195,6 +196,10 @@ class Cell:
         """Seconds since the last heartbeat."""
         return time.monotonic() - self._changed
 
+    def begin(self) -> None:
+        """Wait for a worker, without what was said of it before."""
+        self.status, self.record = "waiting", {}
+
     def leave(self, message: str) -> None:
         """Leave it to another command, which computes it; `message` says who."""
         self.status, self.message, self.shared = "elsewhere", message, True
@@ -202,7 +207,7 @@ class Cell:
     def end(self, status: Status, message: str = "", computed: bool = True) -> None:
         """Take what has become of it; read its result."""
         self.status, self.message, self.computed = status, message, computed
-        self.seconds = self.record.get("seconds")
+        self.seconds = self.record.get("seconds") if computed else None
         if status != "finished":
             return
         result = None

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,7 @@ class FollowedLauncher:
         self, cells: Sequence[Cell], batch: Sequence[Sequence[str]], first: int
     ) -> list[JobReturn]:
         _forget(cells)  # heartbeats of a command that was killed
-        for cell in cells:
-            cell.status = "waiting"
+        self.display.begin(cells)
         try:
             returned = list(self.launcher.launch(batch, initial_job_idx=first))
         except (Exception, SystemExit) as error:
@@ -271,9 +271,13 @@ def _forget(cells: Sequence[Cell]) -> None:
     """Remove the heartbeats of cells, and their folder unless another command has some in it."""
     for cell in cells:  # with what a kill has left of one
         name = cell.heartbeat.stem.partition("-")[0]
-        for path in cell.heartbeat.parent.glob(f"{name}-*"):
+        paths: list[Path] = []
+        with suppress(FileNotFoundError):  # the folder, which another command has removed
+            paths += cell.heartbeat.parent.glob(f"{name}-*")
+        for path in paths:
             if path.name.startswith(cell.heartbeat.name) or is_stale(path):
                 path.unlink(missing_ok=True)
     for place in {cell.heartbeat.parent for cell in cells}:
-        if place.name == HEARTBEATS and place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
+        if place.name == HEARTBEATS:
+            with suppress(OSError):  # not empty, or removed by a command that ends just now
+                place.rmdir()

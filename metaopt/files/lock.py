@@ -105,6 +105,8 @@ def is_held(folder: Path) -> bool:
         refuse_held(folder)
     except FolderInUseError:
         return True
+    except FileNotFoundError:  # removed meanwhile, by the process that held it
+        return False
     return False
 
 

@@ -385,6 +385,53 @@ def test_cells_of_another_command_are_awaited_and_run_if_it_leaves_them(
     assert re.fullmatch(r"Waiting for another command: .*x=1 is being written to by .*\n", err)
 
 
+def test_a_cell_is_left_to_another_command_whatever_heartbeat_comes_late(tmp_path: Path) -> None:
+    heart = Heartbeat(tmp_path / "heart.json")
+    left = Cell("x=0", tmp_path, heart.path, "metaopt x=0")
+    heart._write("running")
+    left.poll()
+    left.leave("process 1 has it")
+    left.poll()  # on a disk that is full, or another machine's, the last one is not to be seen
+    assert left.status == "elsewhere"
+    left.begin()
+    heart._write("running")
+    left.poll()
+    assert left.status == "running"
+
+
+def test_the_seconds_of_a_cell_are_those_of_the_command_that_computed_it(here: Path) -> None:
+    def run(folder: Path) -> Outcome:
+        outcome = computed(folder)
+        outcome.computed = folder.name == "x=0"
+        heart = Heartbeat(heartbeat_path(folder.parent, folder, launcher.multirun.command))
+        heart.end(outcome.status, computed=outcome.computed)
+        return outcome
+
+    launcher = followed(run)
+    launcher.launch([["x=0"], ["x=1"]], 0)
+    assert [cell.seconds is None for cell in launcher.multirun.cells] == [False, True]
+
+
+def test_commands_may_remove_the_folder_of_heartbeats_at_the_same_moment(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(place: Path) -> None:
+        remove(place)
+        remove(place)
+
+    def scanned(place: Path, pattern: str) -> Any:
+        raise FileNotFoundError(place)
+
+    remove = Path.rmdir
+    monkeypatch.setattr(Path, "rmdir", twice)
+    for glob in (Path.glob, scanned):
+        monkeypatch.setattr(Path, "glob", glob)
+        Path("sweep", HEARTBEATS).mkdir(parents=True, exist_ok=True)
+        launcher = followed(computed)
+        launcher.launch([["x=0"]], 0)
+        assert launcher.multirun.cells[0].status == "finished"
+
+
 def test_a_heading_counts_cells_of_another_command_apart() -> None:
     over = cell(status="finished", seconds=20.0)
     left = cell(status="elsewhere", shared=True)

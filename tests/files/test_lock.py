@@ -54,6 +54,13 @@ def test_the_loser_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_that_its_holder_removes_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # it still was when that was asked
+    assert not lock.is_held(tmp_path / "removed")
+
+
 def test_a_pipe_in_the_place_of_the_lock_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(FolderError, match=r"\.lock is not a regular file"), locked(tmp_path):
