@@ -53,6 +53,7 @@ from metaopt.runs.tracking import (
     History,
     Jsonl,
     Tracker,
+    first_record,
     means,
     nullable,
     of_replicates,

@@ -47,12 +47,15 @@ class DivergenceWarning(Tracker):
     """Says once that the outer loss has grown out of all proportion, though it is still finite.
 
     Where the logged value first is above `MOST` times |that of the first record|, at least `MOST`.
+
+    Args:
+        first: outer loss of the first record, of a run that continues.
     """
 
     MOST = 1e6
 
-    def __init__(self) -> None:
-        self._most: float | None = None
+    def __init__(self, first: float | None = None) -> None:
+        self._most = None if first is None else self._threshold(first)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Compare the outer loss with that of the first record."""
@@ -60,7 +63,7 @@ class DivergenceWarning(Tracker):
         if loss is None:
             return
         if self._most is None:
-            self._most = self.MOST * max(abs(loss), 1.0)
+            self._most = self._threshold(loss)
         if not loss > self._most:
             return
         self._most = math.inf
@@ -71,6 +74,9 @@ class DivergenceWarning(Tracker):
             f"take fewer outer steps.",
             file=sys.stderr,
         )
+
+    def _threshold(self, first: float) -> float:
+        return self.MOST * max(abs(first), 1.0)
 
 
 def warn_of_equal_replicates(outer: Any, metrics: Mapping[str, Any]) -> None:

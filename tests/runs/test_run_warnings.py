@@ -95,6 +95,15 @@ def test_a_search_says_what_it_pays_for_nothing_and_what_it_compares(
     assert "Warning" not in capsys.readouterr().err
 
 
+def test_a_diverged_run_that_is_continued_is_compared_with_its_start(tmp_path, capsys):
+    roles = {"estimator": metaopt.Direct(), "optimizer": metaopt.Descent("sgd", lr=0.1)}
+    problem = Ridge(inner_optimizer=metaopt.SGD(lr=3.0))
+    metaopt.run(problem, outer_steps=40, folder=tmp_path / "run", progress=False, **roles)
+    assert capsys.readouterr().err.count("the run has diverged") == 1
+    metaopt.resume(tmp_path / "run", problem, outer_steps=41, progress=False, **roles)
+    assert capsys.readouterr().err.count("at outer step 41 the outer loss was") == 1
+
+
 SAID = "outer steps moved the outer variable by"
 
 

@@ -11,12 +11,12 @@ In reading order: `protocol`, `records`, `services`, `weights_and_biases`, `tens
 """
 
 from metaopt.runs.tracking.protocol import Tracker, Values, means, of_replicates, values_of
-from metaopt.runs.tracking.records import History, Jsonl, nullable
+from metaopt.runs.tracking.records import History, Jsonl, first_record, nullable
 from metaopt.runs.tracking.services import Guarded, refuse_unusable
 from metaopt.runs.tracking.tensorboard import TensorBoard
 from metaopt.runs.tracking.weights_and_biases import Wandb
 
 __all__ = [
-    "Guarded", "History", "Jsonl", "TensorBoard", "Tracker", "Values", "Wandb", "means", "nullable",
-    "of_replicates", "refuse_unusable", "values_of",
+    "Guarded", "History", "Jsonl", "TensorBoard", "Tracker", "Values", "Wandb", "first_record",
+    "means", "nullable", "of_replicates", "refuse_unusable", "values_of",
 ]  # fmt: skip

@@ -74,6 +74,12 @@ class Jsonl(Tracker):
         return {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
 
+def first_record(log: bytes) -> dict[str, Any]:
+    """Return the first record of what a `Jsonl` has written; none where it is empty."""
+    line = log.partition(b"\n")[0]
+    return dict(json.loads(line)) if line else {}
+
+
 def _record(step: int, values: Values) -> dict[str, Any]:
     numbers = {k: or_null(v) for k, v in means(values).items()}
     record: dict[str, Any] = {"outer_step": step, **numbers}
