@@ -188,7 +188,6 @@ def _run(
         run = build(folder, config, overrides, watch, prune=prune)
         started = time.monotonic()
         result = run()
-    (folder / "error.log").unlink(missing_ok=True)
     if not sweeping:
         _conclude(folder, result, time.monotonic() - started, run.delivered)
     return Outcome("finished", folder, _objective(config, result))

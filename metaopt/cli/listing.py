@@ -73,9 +73,7 @@ def ls(arguments: Sequence[str]) -> int:
 def _row(path: Path) -> dict[str, Any]:
     """Return the columns of a run; of one that cannot be read, why."""
     try:
-        config, result = read_config(path), result_of(path)
-        refuse_edited(path, config)
-        state = state_of(path, config, result, whole=False)
+        config, result, state = _read(path, whole=False)
     except FolderError as error:
         return {"run": path, "state": "unreadable", "note": error}
     metrics = measured(path, state, result)
@@ -87,6 +85,17 @@ def _row(path: Path) -> dict[str, Any]:
         "seed": _seeds(config), "command": repeat_command(path, config, result or {}),
         "note": state.note,
     }  # fmt: skip
+
+
+def _read(folder: Path, whole: bool = True) -> tuple[dict[str, Any], dict[str, Any] | None, State]:
+    """Return the config, the result and the state of a run; `whole` as for `state_of`."""
+    config, result = read_config(folder), result_of(folder)
+    refuse_edited(folder, config)
+    state = state_of(folder, config, result, whole)
+    if result is None and state.status != "running":
+        result = result_of(folder)  # of a run that has ended since it was looked for
+        state = state if result is None else state_of(folder, config, result, whole)
+    return config, result, state
 
 
 def _table(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
@@ -160,9 +169,7 @@ def show(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("metaopt show", description="One run: what it is, its result.")
     parser.add_argument("run", type=Path, help="the run's folder")
     folder = parser.parse_args(arguments).run
-    config, result = read_config(folder), result_of(folder)
-    refuse_edited(folder, config)
-    lines = _lines(folder, config, result)
+    lines = _lines(folder, *_read(folder))
     if not sys.stdout.isatty():
         for name, text in lines.items():
             print(name, " ".join(text.split()), sep="\t")
@@ -176,9 +183,11 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _lines(folder: Path, config: dict[str, Any], result: dict[str, Any] | None) -> dict[str, str]:
+def _lines(
+    folder: Path, config: dict[str, Any], result: dict[str, Any] | None, state: State
+) -> dict[str, str]:
     """Return what is to be said of a run, by name."""
-    state, done = state_of(folder, config, result), result or {}
+    done = result or {}
     note = f": {state.note}" if state.note else ""
     lines = {"folder": str(folder), "state": f"{state.status}{note}"}
     lines["outer steps"] = f"{state.step} of {state.steps}"

@@ -253,8 +253,8 @@ class Run:
         # What a folder from elsewhere says of these does not count.
         origin["config_dirs"], origin["trust"] = self.config_dirs, self.trust
         provenance.say_changes(self.folder, origin, started)
-        # A result says: it is finished.
-        for name in ("result.json", sums.NAME, "timing.json", stopping.FILE):
+        # A result says: it is finished; an error, that it has failed.
+        for name in ("result.json", sums.NAME, "timing.json", stopping.FILE, "error.log"):
             (self.folder / name).unlink(missing_ok=True)
         # Before config.yaml, which can be written again from it.
         write_json(self.folder / "provenance.json", origin)

@@ -17,10 +17,12 @@ import yaml
 from processes import Command
 from rich.cells import cell_len
 
+from metaopt.cli import run_states
 from metaopt.cli.jobs import job
 from metaopt.files.lock import locked
 from metaopt.runs.fitting import shortened
 from metaopt.runs.interrupts import Interrupted, Pruned, noting
+from metaopt.runs.run import Run
 
 Metaopt = Callable[..., Any]
 RUN = ("problem=ridge", "figures=false", "checkpoint_every=2", "outer_steps=4")
@@ -67,6 +69,37 @@ def test_the_files_of_a_run_are_wrapped_and_its_commands_are_not(
     assert max(map(len, lines[at:])) <= 60
     assert " ".join(line.strip() for line in lines[at:-1]).endswith("timing.json")
     assert any(line.startswith("command") and line.endswith("outer_steps=4") for line in lines)
+
+
+def test_a_run_that_goes_on_after_an_error_has_not_failed(
+    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted(signal.SIGTERM, 4)
+
+    metaopt(*RUN, "hydra.run.dir=run")
+    unfinish("run")
+    Path("run/error.log").write_text("OSError: the disk was full\n")
+    assert listed(metaopt)["run"]["state"] == "failed"
+    monkeypatch.setattr(Run, "_drive", stopped)
+    assert metaopt("resume=run").code == 128 + signal.SIGTERM
+    row = listed(metaopt)["run"]
+    assert (row["state"], row["note"]) == ("interrupted", "SIGTERM after outer step 4")
+
+
+def test_a_run_that_ends_while_it_is_looked_at_is_finished(
+    metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(folder: Path) -> None:  # between the looks at its result and at its lock
+        if (folder / "later.json").exists():
+            (folder / "later.json").rename(folder / "result.json")
+
+    metaopt(*RUN, "hydra.run.dir=run")
+    row = listed(metaopt)["run"]
+    monkeypatch.setattr(run_states, "holder", ended)
+    for look in (lambda: listed(metaopt)["run"]["state"], lambda: shown(metaopt, "run")["state"]):
+        Path("run/result.json").rename("run/later.json")
+        assert look() == row["state"] == "finished"
 
 
 def test_each_state_is_told_from_the_others(metaopt: Metaopt) -> None:
