@@ -8,16 +8,17 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from metaopt.cli import folders
 from metaopt.cli.cells import Multirun
-from metaopt.cli.jobs import job, resume
+from metaopt.cli.jobs import Outcome, job, resume
 from metaopt.cli.keys import check_name
 from metaopt.cli.launching import failures
 from metaopt.cli.loading import CONFIG, composing
@@ -75,12 +76,22 @@ def _flags() -> argparse.ArgumentParser:
 
 
 def _hydra_itself(arguments: Sequence[str]) -> int:
-    """Hand flags such as `--cfg job`, `--info` and `--hydra-help` to hydra's own command line."""
+    """Hand flags such as `--cfg job`, `--info` and `--hydra-help` to hydra's own command line.
+
+    Some of them run the config, as `--run` does.
+    """
+    outcomes = []
+
+    @wraps(job)
+    def noted(config: DictConfig) -> Outcome:
+        outcomes.append(job(config))
+        return outcomes[-1]
+
     flags = [f"--config-dir={folder}" for folder in folders.of_user()]
     sys.argv[1:] = [*arguments, *flags]
     shipped = str(folders.shipped())
-    hydra.main(config_path=shipped, config_name=CONFIG, version_base="1.3")(job)()
-    return 0
+    hydra.main(config_path=shipped, config_name=CONFIG, version_base="1.3")(noted)()
+    return int(any(outcome.status == "failed" for outcome in outcomes))
 
 
 def _summary(multirun: Multirun, seconds: float) -> int:

@@ -114,6 +114,12 @@ def test_hydras_own_ways_keep_working(metaopt: Metaopt, conf: Path) -> None:
     assert (done.code, "mine_alone.Mine" in done.out) == (0, True)
 
 
+def test_a_run_by_a_flag_of_hydra_has_its_exit_status(metaopt: Metaopt, conf: Path) -> None:
+    assert metaopt("--run", "-cd", str(conf), "problem=mine", *TINY).code == 0
+    done = metaopt("--run", "-cd", str(conf), "problem=mine", *TINY, "inner_steps=-1")
+    assert (done.code, "inner_steps >= 1" in done.err) == (1, True)
+
+
 def test_a_message_says_where_it_looked(metaopt: Metaopt, conf: Path) -> None:
     (conf.parent / "mine_alone.py").rename(conf.parent / "elsewhere.py")
     done = metaopt("--config-dir", str(conf), "problem=mine", *TINY)
