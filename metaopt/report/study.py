@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metaopt.files.reading import damaged, read_json
-from metaopt.report.collect import Collection
+from metaopt.report.collect import Cell, Collection
 from metaopt.report.settings import Settings
 
 SUMMARY = Path("study") / "summary.json"
@@ -39,13 +40,20 @@ class Study:
         return replace(runs, incomplete=rest)
 
     def settings(self, settings: Settings, runs: Collection) -> Settings:
-        """Return the settings with trials in the order of the objective, the best one first."""
+        """Return the settings with trials in the order of the objective, the best one first.
+
+        One whose objective is not finite comes after all others, whose order NaN would break.
+        """
         if settings.methods:
             return settings
         sign = -1 if self.direction == "maximize" else 1
-        values = {c.method: sign * c.metrics[self.objective] for c in runs.cells
-                  if self.objective in c.metrics}  # fmt: skip
-        return replace(settings, methods=sorted(values, key=values.__getitem__))
+        values = {c.method: sign * self._value(c) for c in runs.cells}
+        order = sorted(values, key=lambda method: (math.isnan(values[method]), values[method]))
+        return replace(settings, methods=order)
+
+    def _value(self, cell: Cell) -> float:
+        spent = {f"budget/{unit}": amount for unit, amount in cell.cost.items()}
+        return {**cell.metrics, **spent}.get(self.objective, math.nan)
 
     def notes(self) -> list[str]:
         """Return how many trials there were, which is the best, and what its value is worth."""

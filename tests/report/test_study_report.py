@@ -45,6 +45,23 @@ def test_trials_are_in_the_order_of_the_objective(tmp_path, capsys, direction):
     assert "lr=0.5: not finished" in printed
 
 
+def test_a_trial_without_a_finite_objective_does_not_break_the_order(tmp_path, capsys):
+    search(tmp_path, FOUND)
+    for name, value in {"lr=0.1": 3.0, "lr=0.2": None, "lr=0.4": 1.0}.items():
+        path = tmp_path / name / "result.json"
+        result = json.loads(path.read_text())
+        result["metrics"]["eval/loss"] = value
+        result["budget"] = {} if value is None else {"gradients": value}
+        path.write_text(json.dumps(result))
+    for objective in ("eval/loss", "budget/gradients"):
+        found = {**FOUND, "objective": objective, "direction": "minimize"}
+        (tmp_path / SUMMARY).write_text(json.dumps(found))
+        assert report([str(tmp_path), "--metrics", "eval/accuracy"]) == 0
+        printed = capsys.readouterr().out
+        order = ["poor", "plain", "better"]
+        assert lines_with(printed, *order)[:3] == order
+
+
 def test_a_search_next_to_other_runs_has_a_report_of_its_own(tmp_path, capsys):
     search(tmp_path / "demo/tune", FOUND)
     (tmp_path / "demo/tune" / JOURNAL).parent.mkdir()
