@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,14 @@ def test_a_table_of_no_experiment_is_named(metaopt: Metaopt, tmp_path: Path) -> 
     path.write_text("method,seed,eval/x\nplain,0,1.0\n")
     done = metaopt("tables")
     assert (done.code, "has no experiment that makes it" in done.err) == (1, True)
+
+
+def test_the_docs_say_how_long_all_tables_take() -> None:
+    text = (EXPERIMENTS.parent / "docs" / "tables.md").read_text()
+    stated = re.search(r"about (\d+) core hours", text)
+    assert stated
+    hours = sum(table.seconds(table.rows) for table in committed(EXPERIMENTS)) / 3600
+    assert 0.8 * hours < float(stated[1]) < 1.25 * hours
 
 
 def test_tables_that_ask_a_language_model_are_told_apart() -> None:
