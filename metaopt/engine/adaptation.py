@@ -51,13 +51,17 @@ def adapted(
     return states
 
 
-def distance(outer: Tree, inner: Tree) -> Tensor:
+def distance(outer: Tree, inner: Tree, axes: int) -> Tensor:
     """Return |theta - phi|^2 of each task, over what is adapted, for a proximal term.
 
-    Tensors whose names end with `weight` have two axes behind those of tasks, others one.
+    Args:
+        outer: phi, without the axes of tasks or with axes that broadcast over them.
+        inner: theta, without buffers and frozen weights.
+        axes: how many axes of each tensor of theta count tasks, as many as a loss has.
     """
-    parts = [
-        (value - outer[name]).square().sum((-2, -1) if name.endswith("weight") else -1)
-        for name, value in inner.items()
-    ]
-    return torch.stack(parts).sum(0)
+    squares = [(value - outer[name]).square() for name, value in inner.items()]
+    # A sum over no axes at all would be one over every axis.
+    return torch.stack([
+        square.sum(tuple(range(axes, square.ndim))) if square.ndim > axes else square
+        for square in squares
+    ]).sum(0)  # fmt: skip

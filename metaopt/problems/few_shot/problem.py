@@ -111,7 +111,9 @@ class FewShot(GradientProblem):
         """Return g of each task."""
         x, y = self.data.support(batch)
         loss = self.data.losses(self.outputs(outer, inner, x), y)
-        return loss + self.proximal / 2 * distance(outer, inner) if self.proximal else loss
+        if not self.proximal:
+            return loss
+        return loss + self.proximal / 2 * distance(outer, inner, loss.ndim)
 
     def outer_loss(self, outer: Tree, inner: Tree, batch: Task) -> Tensor:
         """Return F of each task."""

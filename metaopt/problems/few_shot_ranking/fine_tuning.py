@@ -44,7 +44,7 @@ def feedback_loss(
 ) -> Tensor:
     """Return g = l(theta; feedback) + (proximal / 2) |theta - phi|^2 of each query, (...)."""
     loss = relevance_loss(scorer, inner, batch)
-    return loss + proximal / 2 * distance(outer, inner) if proximal else loss
+    return loss + proximal / 2 * distance(outer, inner, loss.ndim) if proximal else loss
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Few-shot learning: each method against torch.func, in double precision."""
 
+import itertools
+
 import pytest
 import torch
 from torch.func import grad, hessian, vmap
@@ -229,7 +231,20 @@ def test_clipping_on_test_tasks_is_of_each_task():
 def test_the_proximal_distance_is_that_of_each_task():
     phi = {"a.weight": torch.zeros(2, 3), "a.bias": torch.ones(3), "body.bias": torch.ones(9)}
     theta = {"a.weight": torch.ones(4, 2, 3), "a.bias": torch.full((4, 3), 3.0)}
-    assert torch.equal(distance(phi, theta), torch.full((4,), 6.0 + 3 * 4.0))
+    assert torch.equal(distance(phi, theta, 1), torch.full((4,), 6.0 + 3 * 4.0))
+
+
+@pytest.mark.parametrize("tasks", [(), (4,), (2, 4)])
+def test_the_proximal_distance_takes_parameters_of_any_shape(tasks):
+    shapes = {"conv.weight": (5, 3, 2, 2), "norm.weight": (5,), "lora_a": (2, 5), "scale": ()}
+    draw = generator(0)
+    phi = {k: torch.randn(s, generator=draw, dtype=torch.float64) for k, s in shapes.items()}
+    theta = {k: torch.randn((*tasks, *s), generator=draw).double() for k, s in shapes.items()}
+    wanted = torch.zeros(tasks, dtype=torch.float64)
+    for place in itertools.product(*map(range, tasks)):
+        each = [(theta[k][place] - phi[k]).flatten() for k in phi]
+        wanted[place] = torch.cat(each).norm() ** 2
+    torch.testing.assert_close(distance(phi, theta, len(tasks)), wanted)
 
 
 class TestSinusoids(ProblemContract):
