@@ -103,7 +103,9 @@ class _Mean(torch.autograd.Function):
 
 
 def _mean(value: Tensor) -> Tensor:
-    total = value.detach().clone()  # all_reduce writes into its argument
+    # all_reduce writes into its argument, and adds entry by entry as they lie in memory: gradients
+    # may lie otherwise on another rank, such as one that does not use a weight and has zeros.
+    total = value.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total / world_size()
 

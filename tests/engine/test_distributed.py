@@ -93,6 +93,12 @@ def agreed(rank):
     return [[float(f.value), dict(f.cost), f.done, f.stop] for f in shared]
 
 
+def transposed(rank):
+    """Return a matrix that lies in memory by rows on one rank and by columns on the other."""
+    matrix = torch.arange(6.0).reshape(2, 3)
+    return {"w": matrix.T.contiguous().T if rank else matrix}
+
+
 def sharded():
     """Return norms and products of tensors of which each rank holds a part."""
     mesh = init_device_mesh("cpu", (RANKS,))
@@ -112,6 +118,7 @@ def everything(rank):
         "place": [distributed.rank(), distributed.world_size()],
         "mean": distributed.mean(values),
         "kept": values,
+        "transposed": distributed.mean(transposed(rank)),
         "sgd": gradient_run(Rows(SGD(lr=0.05, momentum=0.5))),
         "adam": gradient_run(Rows(Adam(lr=0.05, clip_norm=0.5))),
         "search": search_run(Rows(SGD(lr=0.05))),
@@ -139,6 +146,11 @@ def test_mean_is_over_ranks_and_leaves_the_argument(ranks):
         assert result["mean"]["a"].tolist() == [0.5, 0.5]
         assert result["mean"]["b"].item() == 3.5
         assert result["kept"]["a"].tolist() == [rank, rank]
+
+
+def test_a_mean_is_by_entries_however_they_lie_in_memory(ranks):
+    for result in ranks:
+        assert result["transposed"]["w"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
 
 
 def test_a_flag_of_one_rank_is_one_of_all(ranks):
