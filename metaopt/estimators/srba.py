@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaopt.engine import tree
 from metaopt.engine.finite import Finite
@@ -115,10 +116,21 @@ class Srba(SingleLoop):
         terms = averaged(Terms(slope, product, cross, v, direct))
         # As at the other steps, so that the log is one curve.
         drawn = (
-            torch.stack(losses).gather(0, loop.blocks(each).unsqueeze(0))[0]
+            of_blocks(losses, loop.blocks(each))
             for losses, each in ((inner_losses, draw), (outer_losses, outer_draw))
         )
         return Evaluation(terms, *drawn)
+
+
+def of_blocks(losses: Sequence[Tensor], blocks: Tensor) -> Tensor:
+    """Return the loss of a block, or with replicates that of each one's block.
+
+    Args:
+        losses: of all blocks, each a scalar or (R,).
+        blocks: which, a scalar or (R,), on the CPU.
+    """
+    whole = torch.stack(tuple(losses))
+    return whole.gather(0, blocks.to(whole.device).unsqueeze(0)).squeeze(0)
 
 
 def _mean(of: Callable[[int], list[Tree]], blocks: int) -> list[Tree]:

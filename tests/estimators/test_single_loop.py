@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from seeds import assert_as_alone
+from torch._subclasses import FakeTensorMode
 
 from benchmarks import numpy_solvers
 from metaopt.engine import Engine, distributed, tree
@@ -13,6 +14,7 @@ from metaopt.engine.inner_optimizers import SGD
 from metaopt.engine.random import Draw, fold
 from metaopt.engine.schedules import PowerDecay
 from metaopt.estimators import Saba, Soba, Srba
+from metaopt.estimators.srba import of_blocks
 from metaopt.optimizers import Descent
 from metaopt.problems.examples import Ridge, StochasticQuadratic
 
@@ -116,6 +118,14 @@ def test_a_pass_over_all_data_logs_the_losses_of_its_own_batches():
     values = [feedback.value for feedback in feedbacks]
     assert torch.equal(*values)
     assert torch.equal(*(feedback.metrics["inner/loss"] for feedback in feedbacks))
+
+
+def test_a_pass_over_all_data_takes_losses_from_where_they_are():
+    with FakeTensorMode():  # which has devices that the machine has not
+        losses = [torch.ones((), device="cuda"), torch.ones((), device="cuda")]
+        assert of_blocks(losses, torch.tensor(1)).device.type == "cuda"
+    losses = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
+    assert of_blocks(losses, torch.tensor([1, 0])).tolist() == [3.0, 2.0]
 
 
 def test_a_moving_average_of_the_hypergradient():
