@@ -115,7 +115,8 @@ def _eigenvectors(omega: Tree, image: Tree) -> tuple[Tree, Tensor]:
     # Y + shift Omega instead of Y: a core that is positive definite in floating point. The
     # shift is taken off the eigenvalues at the end (Frangella et al., algorithm 2.1).
     size = sum(t[0].numel() for t in omega.values())
-    shift = torch.finfo(next(iter(image.values())).dtype).eps * tree.norm(image) * size**0.5
+    eps = max(torch.finfo(t.dtype).eps for t in image.values())
+    shift = eps * tree.norm(image) * size**0.5
     image = tree.add(image, omega, shift)
     core = _symmetric(_gram(omega, image))
     if not core.isfinite().all():  # torch's eigenvalues would raise an error of their own
@@ -134,7 +135,12 @@ def _eigenvectors(omega: Tree, image: Tree) -> tuple[Tree, Tensor]:
 
 
 def _gram(a: Tree, b: Tree) -> Tensor:
-    return torch.stack([a[k].flatten(1) @ b[k].flatten(1).T for k in a]).sum(0)
+    return torch.stack([_matrix(a[k]) @ _matrix(b[k]).T for k in a]).sum(0)
+
+
+def _matrix(rows: Tensor) -> Tensor:
+    """Return rows as those of a matrix, (r, n); a parameter without axes has n = 1."""
+    return rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
@@ -142,7 +148,7 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def _mix(matrix: Tensor, rows: Tree) -> Tree:
-    return {k: torch.tensordot(matrix, t, 1) for k, t in rows.items()}
+    return {k: torch.tensordot(matrix.to(t.dtype), t, 1) for k, t in rows.items()}
 
 
 def _orthonormal(rows: Tree) -> tuple[Tree, Tensor]:
@@ -155,8 +161,8 @@ def _orthonormal(rows: Tree) -> tuple[Tree, Tensor]:
 
 
 def _project(basis: Tree, r: Tree) -> Tensor:
-    return torch.stack([basis[k].flatten(1) @ r[k].flatten() for k in basis]).sum(0)
+    return torch.stack([_matrix(basis[k]) @ r[k].flatten() for k in basis]).sum(0)
 
 
 def _combine(basis: Tree, weights: Tensor) -> Tree:
-    return {k: torch.tensordot(weights, t, 1) for k, t in basis.items()}
+    return {k: torch.tensordot(weights.to(t.dtype), t, 1) for k, t in basis.items()}
