@@ -322,8 +322,10 @@ def where(mask: Tensor, a: Tree, b: Tree) -> Tree:
 
 def across(factor: Tensor, tensor: Tensor) -> Tensor:
     """Return a factor, a scalar or (R,), in a shape that broadcasts over a tensor's entries."""
-    if not factor.ndim:  # as it is, since a tensor with an axis may change the dtype of a product
+    if not factor.ndim:
         return factor
+    # Unlike a scalar, a tensor with axes would change the dtype of a product.
+    factor = factor.to(tensor.dtype) if factor.is_floating_point() else factor
     return factor.reshape(factor.shape + (1,) * (tensor.ndim - factor.ndim))
 
 
@@ -331,7 +333,7 @@ def radius(
     params: Tree,
     direction: Tree,
     epsilon: float | None = None,
-    compute_dtype: torch.dtype | None = None,
+    *computed: torch.dtype | None,
 ) -> Tensor:
     """Return e = epsilon |params| / |direction| for a central difference, 1 for a norm of 0.
 
@@ -339,15 +341,17 @@ def radius(
         params: where the difference is taken.
         direction: along what.
         epsilon: `None` for 1e-7 in float64, 6e-5 in float32, and 1e-3 where float32 parameters
-            are computed with in half precision; 3e-3 for parameters of half precision.
-        compute_dtype: what is computed in (autocast); `None` for the parameters' own.
+            are computed with in half precision; 3e-3 for parameters of half precision. Of several
+            precisions the coarsest counts.
+        computed: what else rounds: what is computed in (autocast), and the precision of what the
+            difference is taken of; `None` for the parameters' own.
     """
     sizes = norm(params), norm(direction)
     size, length = (torch.where(s > 0, s, torch.ones_like(s)) for s in sizes)
     if epsilon is None:
-        epsilon = _EPSILON.get(size.dtype, 3e-3)
-        if compute_dtype is not None:
-            epsilon = max(epsilon, _EPSILON.get(compute_dtype, 1e-3))
+        # Not by the norm's dtype, which is the finest of them.
+        own = [_EPSILON.get(t.dtype, 3e-3) for t in params.values()]
+        epsilon = max(own + [_EPSILON.get(dtype, 1e-3) for dtype in computed if dtype])
     return epsilon * size / length
 
 

@@ -150,7 +150,8 @@ def _difference(
     at = inner.at(tree.leaves(inner.params))
     with twice_differentiable(), RecordDetached() as record:
         loop.inner_value(phi, at, draw, batch)
-    radius = float(tree.radius(inner.params, direction, epsilon, loop.problem.compute_dtype))
+    rounds = loop.problem.compute_dtype, *(value.dtype for value in phi.values())
+    radius = float(tree.radius(inner.params, direction, epsilon, *rounds))
     ends = []
     for sign in (radius, -radius):
         theta = tree.leaves(tree.add(inner.params, direction, sign))

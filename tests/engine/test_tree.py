@@ -56,6 +56,15 @@ def test_like_refuses_another_length(a):
         tree.like(a, [torch.zeros(2)])
 
 
+@pytest.mark.parametrize("factor", [torch.tensor(0.1), torch.tensor([0.1, 0.2])])
+def test_a_factor_leaves_the_precision_of_a_tree_as_it_is(factor):
+    values = {"a": torch.ones(2, 3), "b": torch.ones(2, dtype=torch.float64)}
+    with tree.replicated(factor.ndim):
+        made = tree.add(values, values, factor.double()), tree.scale(values, factor.double())
+    for tensors in made:
+        assert {k: t.dtype for k, t in tensors.items()} == {k: t.dtype for k, t in values.items()}
+
+
 def test_clone_shares_nothing_and_keeps_types():
     leaf = torch.ones(2, requires_grad=True)
     state = {"pair": Pair(leaf * 2, [torch.zeros(1), "text", 3, None]), "tuple": (leaf,)}

@@ -6,7 +6,9 @@ from cases import Classification, cosine, relative_error
 from test_attention import Reweighting
 
 from metaopt.engine import tree
+from metaopt.engine.gradient_problem import GradientProblem
 from metaopt.engine.inner_loop import InnerLoop
+from metaopt.engine.inner_optimizers import SGD
 from metaopt.estimators import FiniteDifference, Identity, Implicit
 from metaopt.estimators.constants import RecordDetached, ReplayDetached
 from metaopt.problems.examples import Quadratic
@@ -54,6 +56,46 @@ def test_default_radius_suits_both_sizes_in_float32(hidden, pattern):
     estimate, exact = both(problem, steps=1)
     assert relative_error(estimate, exact) < 1e-2
     assert cosine(estimate, exact) > 0.999
+
+
+class SeveralPrecisions(GradientProblem):
+    """A coupling of phi and theta that is computed in float64, of which parts are kept coarser."""
+
+    inner_optimizer = SGD(lr=0.05)
+
+    def __init__(self, phi=torch.float64, theta=(torch.float64, torch.float64)):
+        draw = torch.Generator().manual_seed(0)
+        self.start = torch.randn(2, 4, generator=draw, dtype=torch.float64)
+        self.outer = torch.randn(6, generator=draw, dtype=torch.float64).to(phi)
+        self.coupling = torch.randn(8, 6, generator=draw, dtype=torch.float64)
+        self.theta = theta
+
+    def init_outer(self, generator):
+        return {"phi": self.outer}
+
+    def init_params(self, outer, generator):
+        return {str(i): self.start[i].to(dtype) for i, dtype in enumerate(self.theta)}
+
+    def inner_batch(self, draw):
+        return None
+
+    outer_batch = inner_batch
+
+    def inner_loss(self, outer, inner, batch):
+        theta = torch.cat([inner["0"].double(), inner["1"].double()])
+        return theta.square().sum() + theta.tanh() @ self.coupling @ outer["phi"].double().tanh()
+
+    def outer_loss(self, outer, inner, batch):
+        return sum((value.double() - 1).square().sum() for value in inner.values())
+
+
+@pytest.mark.parametrize(
+    "coarse", [{"phi": torch.float32}, {"theta": (torch.float64, torch.float32)}]
+)
+def test_the_default_radius_is_that_of_the_coarsest_precision(coarse):
+    _, exact = both(SeveralPrecisions())
+    estimate, _ = both(SeveralPrecisions(**coarse))
+    assert relative_error({k: v.double() for k, v in estimate.items()}, exact) < 2e-3
 
 
 def test_works_with_fused_attention():

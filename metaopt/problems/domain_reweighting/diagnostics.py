@@ -99,7 +99,7 @@ def alignments(
         value = meta_loss(leaves)
         grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     v = tree.like(params, grads)
-    radius = tree.radius(params, v, compute_dtype=compute_dtype)
+    radius = tree.radius(params, v, None, compute_dtype)
     ends = []
     with torch.no_grad():
         for sign in (1.0, -1.0):
