@@ -28,6 +28,7 @@ from metaopt.engine.inner_optimizers import InnerOptimizer
 from metaopt.engine.protocols import Tree
 from metaopt.engine.random import Draw
 from metaopt.engine.recomputation import watched_checkpoints
+from metaopt.engine.remat_graph import hidden
 from metaopt.engine.scheduled import State, overwrite
 
 T = TypeVar("T")
@@ -158,7 +159,8 @@ class Stacked(InnerLoop):
     @tree.replicated(False)
     def apply(self, name: str, outer: Tree, inner: GradientState, batch: Sequence[Batch]) -> Any:
         """Return what a function of the problem says of each member; a loss has their axes."""
-        parts, rebuild = self._stacked(name, batch)
+        with hidden():  # a finite difference counts calls, and the stack of a batch is made once
+            parts, rebuild = self._stacked(name, batch)
         trees = (outer, self.per_member, inner.params, inner.buffers, inner.state)
         batched = name in LOSSES and self.problem.batched_losses
 
