@@ -14,6 +14,8 @@ from metaopt.engine.protocols import Tree
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.solvers import Product, Solution, State, positive
 
+METRICS = ("solve/step", "solve/residual", "solve/negative_curvature")
+
 
 @dataclass(frozen=True)
 class Neumann:
@@ -31,15 +33,16 @@ class Neumann:
     Args:
         terms: number of terms, >= 1; costs as many products.
         step: step size, 0 < step < 2 / (largest eigenvalue), or `None` for 1 / (its estimate by
-            power iteration: three more products at the first outer step, one at each later one).
+            power iteration: three more products at the first outer step, one at each later one,
+            and three again where H has come to be 0 along what that iterates).
 
     Metrics: `solve/residual` |v - H q| / |v|, `solve/step`, `solve/negative_curvature` 1 if one
     ended the series.
 
     Raises:
         ValueError: from a call, when `step` is above 2 / (largest eigenvalue) so that the series
-            diverges (on fresh batches: its residual has grown a thousand times), or H v is 0 in
-            some replicates and not in others.
+            diverges (on fresh batches: its residual has grown a thousand times); with an own step,
+            when H v = 0 and v is not, so that no q solves the system.
 
     Reference: Lorraine et al., AISTATS 2020.
 
@@ -62,25 +65,37 @@ class Neumann:
     def __call__(self, product: Product, v: Tree, state: State, key: int) -> Solution:
         """Return the truncated series."""
         size = tree.norm(v)
-        if self.step is None:
-            start, iterations = (state["direction"], 1) if state else (v, 3)
-            # H moves little between outer steps, so one iteration from the last direction does.
-            largest, _, direction = power_iteration(product, start, iterations)
-            if (flat := largest == 0).all():
-                return v, {}, {"solve/step": largest, "solve/residual": size / positive(size)}
-            if flat.any():
-                raise ValueError(
-                    "Neumann: the Hessian of the inner loss times dF/dtheta is 0 for some of the "
-                    "seeds, and there is no step for them. Set a step, or train the seeds one "
-                    "after the other."
-                )
-            step, state = 1.0 / largest, {"direction": direction}
-        else:
+        if self.step is not None:
             step = torch.full_like(size, self.step)
-        if getattr(product, "fresh", False):
-            return self._on_fresh_batches(product, v, step, state)
+            if getattr(product, "fresh", False):
+                return self._on_fresh_batches(product, v, step, state)
+        else:
+            largest, direction = _largest(product, v, state)
+            if ((flat := largest == 0) & (size > 0)).any():
+                raise ValueError(
+                    "Neumann: the inner loss has no curvature along dF/dtheta, so that its "
+                    "stationary point says nothing of the hypergradient. Add a decay to inner_loss "
+                    "or to inner_optimizer, set a step, or use estimator=unroll."
+                )
+            if flat.all():
+                zero = torch.zeros_like(size)
+                return v, {}, dict.fromkeys(METRICS, zero)
+            # Where v is 0, and H unknown, q is 0 by any step.
+            step = torch.where(flat, 0.0, 1.0 / largest)
+            state = {"direction": direction}
+        total, residual, step, negative, state = self._converging(product, v, step, state)
+        values = step, tree.norm(residual) / positive(size), negative
+        return tree.scale(total, step), state, dict(zip(METRICS, values, strict=True))
+
+    def _converging(
+        self, product: Product, v: Tree, step: Tensor, state: State
+    ) -> tuple[Tree, Tree, Tensor, Tensor, State]:
+        """Return the series, its residual, its step, whether a negative curvature ended it, state.
+
+        An own step is made smaller until the residual does not grow; see the class.
+        """
         total, residual, growing, grows = self._series(product, v, step)
-        negative = torch.zeros_like(size)
+        negative = torch.zeros_like(step)
         while grows.any():
             # What I - step H enlarges most: the growth may come from either end of the spectrum.
             enlarge = partial(_residual, product, step)
@@ -109,12 +124,7 @@ class Neumann:
             again, rest, growing, still = self._series(product, v, step)
             total, residual = tree.where(grows, again, total), tree.where(grows, rest, residual)
             grows = grows & still
-        metrics = {
-            "solve/step": step,
-            "solve/residual": tree.norm(residual) / positive(size),
-            "solve/negative_curvature": negative,
-        }
-        return tree.scale(total, step), state, metrics
+        return total, residual, step, negative, state
 
     def _on_fresh_batches(self, product: Product, v: Tree, step: Tensor, state: State) -> Solution:
         """Return the series of products with another matrix each.
@@ -131,12 +141,8 @@ class Neumann:
                 f"2 / (largest eigenvalue of the Hessian of the inner loss), which must be "
                 f"positive definite; lower solve.step, or take larger batches."
             )
-        metrics = {
-            "solve/step": step,
-            "solve/residual": grown,
-            "solve/negative_curvature": torch.zeros_like(size),
-        }
-        return tree.scale(total, step), state, metrics
+        values = step, grown, torch.zeros_like(size)
+        return tree.scale(total, step), state, dict(zip(METRICS, values, strict=True))
 
     def _series(
         self, product: Product, v: Tree, step: Tensor, bounded: bool = True
@@ -169,6 +175,21 @@ class Neumann:
 def _residual(product: Product, step: Tensor, residual: Tree) -> Tree:
     """Return (I - step H) residual."""
     return tree.add(residual, product(residual), -step)
+
+
+def _largest(product: Product, v: Tree, state: State) -> tuple[Tensor, Tree]:
+    """Return an estimate of |largest eigenvalue| of H, 0 where H v is 0, and its direction."""
+    if not state:
+        largest, _, direction = power_iteration(product, v, 3)
+        return largest, direction
+    # H moves little between outer steps, so one iteration from the last direction does; but a unit
+    # of a network may have died, and with it all curvature along that direction.
+    largest, _, direction = power_iteration(product, state["direction"], 1)
+    if (lost := largest == 0).any():
+        first, _, other = power_iteration(product, v, 3)
+        largest = torch.where(lost, first, largest)
+        direction = tree.where(lost, other, direction)
+    return largest, direction
 
 
 def power_iteration(product: Product, start: Tree, iterations: int) -> tuple[Tensor, Tensor, Tree]:

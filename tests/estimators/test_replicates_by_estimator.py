@@ -91,17 +91,26 @@ def test_a_negative_curvature_ends_the_solve_of_its_seed_alone(solve):
     assert feedback.metrics["solve/negative_curvature"].tolist() == [1, 0, 0]
 
 
-def test_a_seed_without_curvature_is_refused():
-    class Flat(Quadratic):
-        def __init__(self, seed):
-            super().__init__(features=6, seed=seed)
-            self.target = self.target * (seed != SEEDS[0])
+class Flat(Quadratic):
+    """A part of the problem that is 0 in one of the seeds."""
 
-    problems = [Flat(seed) for seed in SEEDS]
+    def __init__(self, seed, part):
+        super().__init__(features=6, seed=seed)
+        setattr(self, part, getattr(self, part) * (seed != SEEDS[0]))
+
+
+def test_a_seed_whose_outer_loss_has_no_slope_has_a_solution_of_zero():
+    assert_as_alone(
+        lambda seed: Flat(seed, "target"), lambda: Implicit(Neumann(), inner_steps=1), rtol=1e-8
+    )
+
+
+def test_a_seed_without_curvature_is_refused():
+    problems = [Flat(seed, "curvature") for seed in SEEDS]
     engine = Engine(
         problems, Implicit(Neumann(), inner_steps=0), Descent(), outer_steps=1, seeds=SEEDS
     )
-    with pytest.raises(ValueError, match="0 for some of the seeds"):
+    with pytest.raises(ValueError, match="no curvature along dF/dtheta"):
         list(engine)
 
 
@@ -132,11 +141,19 @@ class Constants(Scaled):
         return (residual**2 / (1 + residual.detach().abs())).mean() + penalty / 2
 
 
+class Minibatches(Constants):
+    """Another batch in each step."""
+
+    def inner_batch(self, draw):
+        chosen = torch.randint(len(self.train[0]), (5,), generator=draw.generator)
+        return self.train[0][chosen], self.train[1][chosen]
+
+
 DIFFERENCES = {"finite difference": FiniteDifference, "sama": Sama}
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-@pytest.mark.parametrize("problem", [Scaled, Constants])
+@pytest.mark.parametrize("problem", [Scaled, Constants, Minibatches])
 def test_a_difference_has_a_radius_of_each_seed(problem, name):
     # A difference of float64 with a radius of 1e-7 has 9 digits.
     assert_as_alone(problem, DIFFERENCES[name], rtol=1e-5, atol=1e-7)

@@ -71,6 +71,24 @@ def test_a_series_of_a_given_step_has_all_its_terms_at_negative_curvature():
     torch.testing.assert_close(metrics["solve/residual"], true_residual(product, q, v))
 
 
+def test_a_series_of_its_own_step_needs_a_curvature():
+    with pytest.raises(ValueError, match=r"Neumann: .* no curvature along dF/dtheta.* set a step"):
+        Neumann(terms=3)(products([0.0, 2.0]), vector(1.0, 0.0), {}, 0)
+    q, state, metrics = Neumann(terms=3)(products([0.0, 2.0]), vector(0.0, 0.0), {}, 0)
+    assert not q["x"].any()
+    assert not state
+    assert metrics.keys() == Neumann(terms=3)(products([2.0]), vector(1.0), {}, 0)[2].keys()
+
+
+def test_an_own_step_is_estimated_again_where_the_last_direction_has_lost_its_curvature():
+    product, v = products([0.0, 2.0, 1.0]), vector(0.0, 1.0, -3.0)
+    last = {"direction": vector(1.0, 0.0, 0.0)}  # that of a unit which has died since
+    q, state, metrics = Neumann(terms=200)(product, v, last, 1)
+    torch.testing.assert_close(q["x"], vector(0.0, 0.5, -3.0)["x"])
+    torch.testing.assert_close(metrics["solve/residual"], true_residual(product, q, v))
+    assert state["direction"]["x"][0] == 0
+
+
 @pytest.mark.parametrize("damping", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("preconditioner", [None, Nystrom(rank=2)])
 def test_conjugate_gradient_reports_the_residual_without_its_damping(damping, preconditioner):
@@ -113,6 +131,45 @@ def test_what_is_not_finite_stays_so(solver):
     # The engine stops a run there and says at which step.
     q, _, _ = solver(products([1.0, float("nan")]), vector(1.0, 1.0), {}, 0)
     assert not q["x"].isfinite().all()
+
+
+SHAPES = {"scale": (), "weight": (2, 2, 1), "bias": (4,)}
+
+
+def shaped(vector, dtype=torch.float64):
+    """Return 9 entries as parameters, of which the bias has another precision."""
+    parts = zip(SHAPES.items(), vector.split([1, 4, 4]), strict=True)
+    made = {name: part.reshape(shape) for (name, shape), part in parts}
+    return {**made, "bias": made["bias"].to(dtype)}
+
+
+def flat(values):
+    return torch.cat([t.flatten().double() for t in values.values()])
+
+
+def semidefinite(rank):
+    draw = torch.Generator().manual_seed(0)
+    factor = torch.randn(rank, 9, generator=draw, dtype=torch.float64)
+    return factor.T @ factor / 9, torch.randn(9, generator=draw, dtype=torch.float64)
+
+
+def test_a_sketch_takes_parameters_of_any_shape():
+    (hessian, v), damping = semidefinite(7), torch.tensor(0.1, dtype=torch.float64)
+    apply, _ = Nystrom(rank=9)(lambda p: shaped(hessian @ flat(p)), shaped(v), damping, {}, 0)
+    values, vectors = torch.linalg.eigh(hessian)
+    values, vectors = values[2:], vectors[:, 2:]
+    gain = (values[0] + damping) / (values + damping) - 1
+    torch.testing.assert_close(flat(apply(shaped(v))), v + vectors @ (gain * (vectors.T @ v)))
+
+
+def test_a_sketch_takes_parameters_of_several_precisions():
+    hessian, v = semidefinite(9)
+    hessian, like = hessian + 0.1 * torch.eye(9).double(), shaped(v, torch.float32)
+    solver = ConjugateGradient(9, 0.0, 1e-5, preconditioner=Nystrom(rank=3))
+    q, _, _ = solver(lambda p: shaped(hessian @ flat(p), torch.float32), like, {}, 0)
+    assert [t.dtype for t in q.values()] == [t.dtype for t in like.values()]
+    wanted = torch.linalg.solve(hessian, flat(like))
+    torch.testing.assert_close(flat(q), wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_a_sketch_of_what_is_not_finite_is_refused():
