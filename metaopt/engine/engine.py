@@ -93,30 +93,10 @@ class Engine:
         _check_role("optimizer", optimizer, OuterOptimizer)
         # A copy, since what an estimator keeps from step to step belongs to one run.
         self.estimator, self.optimizer = copy.copy(estimator), optimizer
-        if getattr(optimizer, "needs_gradient", False) and not getattr(
-            estimator, "gives_gradient", True
-        ):
-            raise TypeError(
-                f"{type(optimizer).__name__} needs feedback with a gradient, and "
-                f"{type(estimator).__name__} gives none. Use optimizer=search, random or "
-                f"schedule, or an estimator with a hypergradient, such as "
-                f"estimator=finite_difference."
-            )
-        if asks_for_members(optimizer) and not getattr(estimator, "takes_members", False):
-            raise TypeError(
-                f"{type(optimizer).__name__} asks for the outer variables of all members of a "
-                f"population, and {type(estimator).__name__} runs one. Use "
-                f"estimator=population_score."
-            )
+        _check_pair(estimator, optimizer)
         self.loop = loop_of(self.problem)
         check_attributes(self.problem)
-        for name, kind in (("report", Report), ("records", Records)):
-            part, owner = getattr(self.problem, name), type(self.problem).__name__
-            if not isinstance(part, (kind, type(None))):
-                raise TypeError(
-                    f"{owner}.{name} must be a metaopt.{kind.__name__} or None, since the engine "
-                    f"calls it; got {part!r}. Rename an attribute of your own."
-                )
+        _check_parts(self.problem)
         self.outer_step = 0
         with self._located("before", 0):  # the key of all that a check draws
             together = None if self.seeds is None else Replicates(problems, self.seeds)
@@ -132,6 +112,7 @@ class Engine:
         self._nan_candidates = 0
         with self._replicated():
             optimizer.init(self.loop.initial_outer(fold(self._root, "outer")))
+        _refuse_coupled(self.problem, optimizer)
 
     def __iter__(self) -> Iterator[tuple[int, Feedback]]:
         """Yield (outer_step, feedback) after every outer step until T, or until it is stopped."""
@@ -336,6 +317,52 @@ def _illegal(value: Tensor, feedback: Feedback) -> Tensor:
     if feedback.grad is None:
         return torch.isnan(value) | torch.isneginf(value)
     return ~torch.isfinite(value)
+
+
+def _check_pair(estimator: Estimator, optimizer: OuterOptimizer) -> None:
+    """Raise a `TypeError` if an optimizer needs what an estimator does not give."""
+    if getattr(optimizer, "needs_gradient", False) and not getattr(
+        estimator, "gives_gradient", True
+    ):
+        raise TypeError(
+            f"{type(optimizer).__name__} needs feedback with a gradient, and "
+            f"{type(estimator).__name__} gives none. Use optimizer=search, random or "
+            f"schedule, or an estimator with a hypergradient, such as "
+            f"estimator=finite_difference."
+        )
+    if asks_for_members(optimizer) and not getattr(estimator, "takes_members", False):
+        raise TypeError(
+            f"{type(optimizer).__name__} asks for the outer variables of all members of a "
+            f"population, and {type(estimator).__name__} runs one. Use "
+            f"estimator=population_score."
+        )
+
+
+def _check_parts(problem: BilevelProblem) -> None:
+    """Raise a `TypeError` unless a problem's report and records are what the engine calls."""
+    for name, kind in (("report", Report), ("records", Records)):
+        part, owner = getattr(problem, name), type(problem).__name__
+        if not isinstance(part, (kind, type(None))):
+            raise TypeError(
+                f"{owner}.{name} must be a metaopt.{kind.__name__} or None, since the engine "
+                f"calls it; got {part!r}. Rename an attribute of your own."
+            )
+
+
+def _refuse_coupled(problem: BilevelProblem, optimizer: OuterOptimizer) -> None:
+    """Raise a `ValueError` if the outer step of a problem's replicate would depend on the others'.
+
+    As of the inner level, see `metaopt.estimators.optimizer_check.refuse_shared_clip`.
+    """
+    setting = getattr(optimizer, "couples", None)
+    if problem.replicates > 1 and setting is not None:
+        name = type(problem).__name__
+        raise ValueError(
+            f"{setting} of {type(optimizer).__name__} lets an entry's outer step depend on all "
+            f"others, and so those of the {problem.replicates} replicates of {name} on each other: "
+            f"none would train as it does alone. Drop it, or let the problem state one replicate "
+            f"and run it with seeds={problem.replicates}."
+        )
 
 
 def _check_stacks(*parts: object) -> None:

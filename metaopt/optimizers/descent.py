@@ -94,6 +94,15 @@ class Descent:
         """Whether step sizes change over the run."""
         return self.scheduler is not None or self.settings.get("schedule") is not None
 
+    @property
+    def couples(self) -> str | None:
+        """The setting by which an entry's step depends on the others', or `None`."""
+        if self.clip_norm is not None and not self.consensus:  # else each member has its own
+            return "clip_norm"
+        # Before `init` there is none to look at.
+        made = getattr(self, "_optimizer", None)
+        return None if type(made) in ELEMENTWISE else f"algorithm {type(made).__name__}"
+
     def init(self, outer: Any) -> None:
         """Copy phi and build the optimizer on it.
 

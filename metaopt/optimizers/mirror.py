@@ -58,6 +58,11 @@ class MirrorDescent:
         self._square: Tree = {}
         self._steps = 0
 
+    @property
+    def couples(self) -> str | None:
+        """The setting by which rows of a tensor depend on each other, or `None`."""
+        return "normalise" if self.normalise else None
+
     def init(self, outer: Any) -> None:
         """Copy phi.
 

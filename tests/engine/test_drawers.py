@@ -1,5 +1,7 @@
 """The drawers of the inner level: state that carries its derivative, frozen weights, replicates."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -24,7 +26,7 @@ from metaopt.estimators import (
     Soba,
     Unroll,
 )
-from metaopt.optimizers import Descent
+from metaopt.optimizers import Descent, MirrorDescent
 
 CARRY = [Unroll(5), *(Unroll(5, segments=s) for s in (2, 3, 5)), Forward(5)]
 
@@ -288,6 +290,27 @@ def test_what_would_mix_replicates_is_refused():
         with pytest.raises(ValueError, match=r"step lengths that they share.*seeds=4"):
             Engine(Copies(4), Implicit(solve), Descent(), outer_steps=1)
     assert len(list(Engine(Copies(4), Implicit(Exact()), Descent(), outer_steps=1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "setting"),
+    [
+        (lambda: Descent(lr=0.1, clip_norm=0.5), "clip_norm of Descent"),
+        (lambda: Descent(partial(torch.optim.Adafactor, lr=0.1)), "algorithm Adafactor of Descent"),
+        (lambda: MirrorDescent(lr=0.1, normalise=True), "normalise of MirrorDescent"),
+    ],
+)
+def test_an_outer_step_that_would_mix_replicates_is_refused(optimizer, setting):
+    class Simplices(Copies):
+        def init_outer(self, generator):
+            return {"pull": torch.full((self.replicates, 2), 0.5, dtype=torch.float64)}
+
+        def inner_loss(self, outer, inner, batch):
+            return (outer["pull"] * inner["x"] ** 2).sum()
+
+    with pytest.raises(ValueError, match=rf"{setting} .* 4 replicates of Simplices.*seeds=4"):
+        Engine(Simplices(4), Unroll(2), optimizer(), outer_steps=1)
+    assert len(list(Engine(Simplices(1), Unroll(2), optimizer(), outer_steps=1))) == 1
 
 
 def test_a_draw_says_where_its_batch_is():
