@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metaopt.engine import distributed, tree
+from metaopt.engine.across_ranks import shared_state
 from metaopt.engine.black_box_loop import BlackBoxLoop
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
@@ -72,8 +73,19 @@ class EvolutionStrategies(InnerRun):
         self._particles: list[dict[str, Any]] = []
 
     def check(self, loop: BlackBoxLoop | InnerLoop) -> None:
-        """Raise a `TypeError` unless phi is named floating-point tensors; see `Score.check`."""
+        """Raise an error unless phi is named floating-point tensors; see `Score.check`.
+
+        Raises:
+            TypeError: it is anything else.
+            ValueError: processes would keep particles of their own, of which a checkpoint has those
+                of the first.
+        """
         tree.named_tensors(loop.problem.init_outer(generator(0)), "EvolutionStrategies")
+        if self.persistent and distributed.world_size() > distributed.share_of_batch()[1]:
+            raise ValueError(
+                "EvolutionStrategies(persistent=True) needs processes that perturb alike: start "
+                "the command with ranks=split, or set persistent=false."
+            )
         check_run(loop)
 
     def check_again(self, loop: Any, outer: Any, inner: Any, key: int) -> None:
@@ -107,7 +119,8 @@ class EvolutionStrategies(InnerRun):
             grad = tree.add(grad, total, slope.to(next(iter(outer.values()))))
             costs += [above.cost, below.cost]
             if self.persistent:
-                particles_after.append({"plus": plus, "minus": minus, "total": total})
+                kept = {"plus": shared_state(plus), "minus": shared_state(minus)}
+                particles_after.append({**kept, "total": total})
         inner, feedback = self._run(loop, outer, inner, key)
         self._particles = [] if feedback.done else particles_after
         cost = self._cost(loop, [*costs, feedback.cost])

@@ -17,7 +17,7 @@ from metaopt.engine.protocols import Feedback, Tree
 from metaopt.engine.random import Draw, generator, replay
 from metaopt.engine.ranges import check_ranges
 from metaopt.estimators.held_fixed import Held, refuse_state
-from metaopt.estimators.optimizer_check import refuse_learned
+from metaopt.estimators.optimizer_check import refuse_learned, refuse_shared_clip
 from metaopt.estimators.path_check import Start, check_paths, looks_again
 from metaopt.estimators.second_derivatives import check_second_derivatives
 
@@ -236,11 +236,12 @@ def require_gradients(loop: Any, estimator: str, through_decisions: bool = True)
 
 
 def check_run(loop: Any) -> None:
-    """Raise what training the problem's modules raises, at the first theta; accept a black box."""
+    """Raise what training the problem raises, at the first theta; accept a black box."""
     if isinstance(loop, InnerLoop):
         with replay(0):
             outer = loop.problem.init_outer(generator(0))
             loop.check_modules(outer, tree.detach(loop.initial(outer, 0)))
+            refuse_shared_clip(loop, loop.optimizer(outer, 0))
 
 
 def _refuse_half(

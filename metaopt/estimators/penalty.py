@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metaopt.engine import tree
+from metaopt.engine.across_ranks import shared_state
 from metaopt.engine.derivatives import vjp
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
@@ -104,7 +105,7 @@ class Penalty(InnerRun):
             y = _penalised_step(loop, outer, y, key, k, gamma, factor)
         held = self.held(loop, y)
         grad = _outer_slope(loop, outer, held, inner, key, self.inner_steps, gamma)
-        self._copy, self._gamma = y, self._grown(gamma, t)
+        self._copy, self._gamma = shared_state(y), self._grown(gamma, t)
         return self.result(
             inner, loop.evaluate(outer, inner, key).value, grad, {"outer/penalty": gamma},
             inner_steps=2 * self.inner_steps, gradients=3 * self.inner_steps + 3, evaluations=1,

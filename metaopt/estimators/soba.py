@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from metaopt.engine import tree
+from metaopt.engine import distributed, tree
 from metaopt.engine.gradient_problem import GradientState
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Tree
@@ -74,6 +74,8 @@ class Soba(SingleLoop):
         inner, feedback = super().estimate(loop, outer, inner, key)
         if self.average is None or feedback.grad is None:
             return inner, feedback
-        mean = feedback.grad if self._mean is None else self._mean
-        self._mean = tree.add(mean, tree.add(feedback.grad, mean, -1.0), self.average)
+        # Over ranks, too: a checkpoint has the mean of one of them for all.
+        newest = distributed.mean(feedback.grad)
+        mean = newest if self._mean is None else self._mean
+        self._mean = tree.add(mean, tree.add(newest, mean, -1.0), self.average)
         return inner, dataclasses.replace(feedback, grad=self._mean)

@@ -14,6 +14,7 @@ from metaopt.engine.random import fold, generator
 from metaopt.estimators import (
     ConjugateGradient,
     Direct,
+    EvolutionStrategies,
     Exact,
     FiniteDifference,
     FirstOrder,
@@ -284,8 +285,9 @@ def test_replicates_log_the_mean_and_train_as_each_would_alone(estimator):
 def test_what_would_mix_replicates_is_refused():
     problem = Copies(4)
     problem.inner_optimizer = SGD(lr=0.1, clip_norm=1.0)
-    with pytest.raises(ValueError, match=r"clip the gradients of the 4 replicates.*seeds=4"):
-        Engine(problem, Unroll(2), Descent(), outer_steps=1)
+    for estimator in (Unroll(2), EvolutionStrategies()):
+        with pytest.raises(ValueError, match=r"clip the gradients of the 4 replicates.*seeds=4"):
+            Engine(problem, estimator, Descent(), outer_steps=1)
     for solve in (ConjugateGradient(), Neumann()):
         with pytest.raises(ValueError, match=r"step lengths that they share.*seeds=4"):
             Engine(Copies(4), Implicit(solve), Descent(), outer_steps=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import Classification, cosine
 
-from metaopt.engine import tree
+from metaopt.engine import distributed, tree
 from metaopt.engine.inner_loop import InnerLoop, loop_of
 from metaopt.engine.protocols import Feedback, Problem
 from metaopt.estimators import EvolutionStrategies, Unroll
@@ -129,6 +129,16 @@ def test_resumes_to_the_bit():
     _, expected = one(InnerLoop(problem), outer, tree.clone(inner), 1)
     _, feedback = two(InnerLoop(problem), outer, inner, 1)
     assert torch.equal(feedback.grad["weights"], expected.grad["weights"])
+
+
+def test_persistent_pairs_of_processes_that_draw_their_own_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    loop = loop_of(Quadratic())
+    with pytest.raises(ValueError, match=r"persistent=True.*ranks=split"):
+        EvolutionStrategies(persistent=True).check(loop)
+    EvolutionStrategies().check(loop)
+    with distributed.splitting_batches():
+        EvolutionStrategies(persistent=True).check(loop)
 
 
 def test_an_outer_variable_without_tensors_is_refused():

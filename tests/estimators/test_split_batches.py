@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from ranks import spawn
 
 from metaopt import SGD, Descent, Engine, GradientProblem, Nystrom
-from metaopt.engine import distributed
+from metaopt.engine import distributed, tree
 from metaopt.engine.inner_optimizers import Adam
 from metaopt.estimators import (
     ConjugateGradient,
@@ -129,11 +129,13 @@ CASES = {
     "finite difference": lambda: (Weighted(), FiniteDifference(inner_steps=3)),
     "sama": lambda: (Weighted(Adam(lr=0.05)), Sama(inner_steps=3)),
     "soba": lambda: (Weighted(SGD(lr=0.05, weight_decay=0.01)), Soba()),
+    "soba average": lambda: (Weighted(SGD(lr=0.05)), Soba(average=0.3)),
     "penalty": lambda: (Weighted(SGD(lr=0.05, weight_decay=0.01)), Penalty(inner_steps=3)),
     "forward": lambda: (Weighted(Adam(lr=0.05)), Forward(3)),
     "forward fork": lambda: (Fork(fork=True), Forward(3)),
     "first order": lambda: (Fork(fork=True), FirstOrder(3, tasks=2)),
     "evolution strategies": lambda: (Weighted(), EvolutionStrategies(pairs=2)),
+    "persistent": lambda: (Weighted(), EvolutionStrategies(pairs=2, persistent=True)),
     **{
         f"score function, {kind}": sampled(kind)
         for kind in ("loss_difference", "dot_product", "cosine", "per_example")
@@ -147,7 +149,12 @@ def run(name, seeds=None):
     engine = Engine(problem, estimator, Descent("adam", lr=0.05), outer_steps=4, seeds=seeds)
     metrics = [dict(f.metrics) for _, f in engine][-1]
     metrics = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in metrics.items()}
-    return {"theta": dict(engine.inner.params), "phi": engine.optimizer.solution, **metrics}
+    # What is kept for the next step is in the checkpoint, which the first process writes for all.
+    kept = tree.numbered(engine.estimator.state_dict())
+    return {
+        "theta": dict(engine.inner.params), "phi": engine.optimizer.solution, "kept": kept,
+        **metrics,
+    }  # fmt: skip
 
 
 def everything(rank=0):
