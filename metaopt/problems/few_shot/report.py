@@ -55,6 +55,7 @@ class AdaptationReport(Report):
             axes.plot(x, last["truth"].cpu().numpy(), color="black", label="sinusoid")
             for i, (steps, outputs) in enumerate(zip(last["steps"], last["outputs"], strict=True)):
                 label = f"after {steps} step{'s' * (steps != 1)}" if steps else "start"
+                # From the eighth on lines are dashed: the network's, beside the sinusoid.
                 axes.plot(x, outputs.cpu().numpy(), label=label, **line(i + 7))
             axes.plot(
                 *last["support"].cpu().T.numpy(),
