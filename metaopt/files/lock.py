@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -95,7 +95,8 @@ def waiting_for(folder: Path, seconds: float = 0.02) -> Iterator[None]:
 def refuse_held(folder: Path) -> None:
     """Raise a `FolderInUseError` if another process writes to a folder; a folder may be missing."""
     if (folder / NAME).exists():
-        with locked(folder):
+        # The process that held a folder may remove it, as that of a run that is refused does.
+        with suppress(FileNotFoundError), locked(folder):
             pass
 
 
@@ -105,8 +106,6 @@ def is_held(folder: Path) -> bool:
         refuse_held(folder)
     except FolderInUseError:
         return True
-    except FileNotFoundError:  # removed meanwhile, by the process that held it
-        return False
     return False
 
 
