@@ -11,6 +11,7 @@ from typing import Any
 
 from metaopt.report.collect import Cell
 from metaopt.report.tables import Summary
+from metaopt.runs.configs import IRRELEVANT
 from metaopt.runs.stopping import By, ended_by, stop_of
 
 _SWEPT = ("experiment", "method", "seed", "label")
@@ -25,6 +26,7 @@ def notes(summary: Summary) -> list[str]:
         lines.append(_wins(summary))
     lines += [f"{settings.label(m)}: shown times {settings.factor(m):g}." for m in _scaled(summary)]
     lines += [line for m in summary.methods for line in _ended_early(summary, m)]
+    lines += [line for m in summary.methods for line in _mixed(summary, m)]
     if any(len(_measured(summary, m)) < len(settings.metrics) for m in summary.methods):
         lines.append("–: the method's runs do not measure it.")
     for name in ("hardware", "versions", "commit"):
@@ -175,6 +177,36 @@ def _ended_early(summary: Summary, method: str) -> list[str]:
     when = str(ends[0]) if ends[0] == ends[-1] else f"{ends[0]} to {ends[-1]}"
     what = "A limit of the budget" if by == "limit" else "Early stopping"
     return [f"{what} ended {len(ends)} of {len(runs)} runs of {method}, after {when} outer steps."]
+
+
+def _mixed(summary: Summary, method: str) -> list[str]:
+    """Say where the runs of a method have different configs, as one label may stand for several.
+
+    By the keys that were given for some of them, which unlike those that follow the seed are meant
+    to be the same, and by the outer steps, which an extended run has more of.
+    """
+    runs = [c for c in summary.runs.of(method) if c.replicate == 0]
+    keys = dict.fromkeys(["outer_steps", *(key for c in runs for key in c.overrides)])
+    seeds: dict[str, list[int]] = {}
+    values = {key: [_value(c.config, key) for c in runs] for key in keys if key not in IRRELEVANT}
+    different = {key: each for key, each in values.items() if len(set(each)) > 1}
+    for at, cell in enumerate(runs):
+        text = ", ".join(f"{key}={each[at]}" for key, each in different.items())
+        seeds.setdefault(text, []).append(cell.seed)
+    if not different:
+        return []
+    parts = [f"{text} (seed{'s' * (len(each) > 1)} {ranges(each)})" for text, each in seeds.items()]
+    return [f"Mixed: the runs of {method} have different configs: {'; '.join(parts)}."]
+
+
+def _value(config: Mapping[str, Any], key: str) -> str:
+    """Return the value at a dotted key of a config; of a part its class, "" where there is none."""
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    if isinstance(node, Mapping):
+        node = node.get("_target_")
+    return "" if node is None else str(node)
 
 
 def _limited(summary: Summary, method: str) -> bool:

@@ -174,6 +174,26 @@ def test_mixed_and_dirty_commits_are_told(sweep):
     assert "Dirty: " in text
 
 
+def test_runs_of_one_label_and_different_configs_are_told(sweep):
+    def changed(folder, **keys):
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
+
+    given = ["outer_lr=0.1", "problem.data.seed=4", "figures=false"]
+    changed(write_run(sweep / "a", 4, "plain", given), outer_lr=0.1, figures=False)
+    for path in sorted(sweep.glob("plain-*")):
+        changed(path, outer_lr=0.01, figures=True)
+    changed(write_run(sweep / "b", 4, "better", ["outer_lr=0.01"]), outer_steps=20)
+    assert main([str(sweep)]) == 0
+    notes = (sweep / "report" / "table.md").read_text().partition("## Notes")[2]
+    assert [line for line in notes.splitlines() if line.startswith("- Mixed: ")] == [
+        "- Mixed: the runs of plain have different configs: outer_lr=0.01 (seeds 0-3); "
+        "outer_lr=0.1 (seed 4).",
+        "- Mixed: the runs of better have different configs: outer_steps=10 (seeds 0-3); "
+        "outer_steps=20 (seed 4).",
+    ]
+
+
 @pytest.mark.parametrize("inner_steps", [(5, 5), (5, 9), (0, 0)])
 def test_one_seed_and_two_rates_of_inner_steps_are_drawn(tmp_path, inner_steps):
     for row, steps in zip("ab", inner_steps, strict=True):
