@@ -143,17 +143,10 @@ def _label(options: argparse.Namespace) -> None:
         if client is not None and options.policy == "server":
             client.open(options.folder)
         labelled = label_steps(
-            chains,
-            answers,
-            policy,
-            options.folder,
-            judge,
-            options.minimum,
-            options.maximum,
-            options.batch,
-            options.seed,
+            chains, answers, policy, options.folder, judge, options.minimum, options.maximum,
+            options.batch, options.seed,
             lambda done: print(f"{done} of {len(chains)} solutions", file=sys.stderr),
-        )
+        )  # fmt: skip
     if options.stepwise is not None:
         rows = [truncate(chain) for chain in labelled]
         write(options.stepwise, [harden(c) for c in rows] if options.hard else rows, "stepwise")
@@ -257,39 +250,46 @@ def _models(
     from metaopt.llm import Client
     from metaopt.problems.process_reward.labelling.llm import ClientCompletion, ClientJudge
 
-    lms: dict[str, LM] = {}
     local = options.policy == "transformers"
     if local:
         from metaopt.llm.transformers_lm import TransformersLM
 
-        lms["policy"] = TransformersLM(
-            options.model, options.device, options.dtype, options.batch_size
-        )
+        model = TransformersLM(options.model, options.device, options.dtype, options.batch_size)
+        lms: dict[str, LM] = {"policy": model}
     else:
-        from metaopt.llm.authorisation import endpoint
-        from metaopt.llm.openai_compatible import OpenAICompatibleLM
-
-        if options.key_variable and not os.environ.get(options.key_variable):
-            raise ValueError(
-                f"--key-variable {options.key_variable}: the environment has no such variable."
-            )
-        host = urlsplit(options.base_url).hostname or ""
-        if not limits and not endpoint(options.base_url, [host])[1]:
-            least, most = steps * options.minimum, steps * options.maximum
-            raise ValueError(
-                f"The server of --base-url is on another machine and may cost something, so it "
-                f"needs a budget: --limits lm_calls=20000, say. These solutions take {least:,} to "
-                f"{most:,} calls of the policy."
-            )
-        names = {"policy": options.model, **({"judge": options.judge} if options.judge else {})}
-        for role, name in names.items():
-            lms[role] = OpenAICompatibleLM(
-                name, options.base_url, options.key_variable, hosts=[host]
-            )
+        lms = _of_server(options, steps, bool(limits))
     client = Client(lms, concurrency=options.batch_size, limits=limits)
     stack.callback(client.close)
     policy = ClientCompletion(client, options.temperature, options.max_tokens, prefill=local)
     return policy, ClientJudge(client) if options.judge else None, client
+
+
+def _of_server(options: argparse.Namespace, steps: int, limited: bool) -> dict[str, LM]:
+    """Return the models of a server by role.
+
+    Raises:
+        ValueError: its key is missing, or it is on another machine and nothing limits the calls.
+    """
+    from metaopt.llm.authorisation import endpoint
+    from metaopt.llm.openai_compatible import OpenAICompatibleLM
+
+    if options.key_variable and not os.environ.get(options.key_variable):
+        raise ValueError(
+            f"--key-variable {options.key_variable}: the environment has no such variable."
+        )
+    host = urlsplit(options.base_url).hostname or ""
+    if not limited and not endpoint(options.base_url, [host])[1]:
+        least, most = steps * options.minimum, steps * options.maximum
+        raise ValueError(
+            f"The server of --base-url is on another machine and may cost something, so it "
+            f"needs a budget: --limits lm_calls=20000, say. These solutions take {least:,} to "
+            f"{most:,} calls of the policy."
+        )
+    names = {"policy": options.model, **({"judge": options.judge} if options.judge else {})}
+    return {
+        role: OpenAICompatibleLM(name, options.base_url, options.key_variable, hosts=[host])
+        for role, name in names.items()
+    }
 
 
 def _summary(chains: Sequence[Chain], folder: Path) -> str:
