@@ -86,9 +86,9 @@ class FiniteDifference(CentralDifference):
 
     Args:
         epsilon: radius relative to the parameters, e = epsilon |theta| / |v|, > 0; `None` for
-            6e-5 in float32, also of theta or phi alone, and 1e-7 in float64: within 2e-3 of the
-            exact product from 1 k to 1 M parameters, where 1e-5 and 3e-4 are still within 5e-3 of
-            it. Where a problem says that float32 parameters are computed with in bfloat16
+            6e-5 in float32, also of theta, phi or g alone, and 1e-7 in float64: within 2e-3 of
+            the exact product from 1 k to 1 M parameters, where 1e-5 and 3e-4 are still within 5e-3
+            of it. Where a problem says that float32 parameters are computed with in bfloat16
             (`compute_dtype`), 1e-3, where rounding remains: on a tiny transformer the median over
             12 keys is a cosine of .998 and an error of 12 % of the norm, the worst key .92 and
             45 %; 6e-5 falls to .7 and 1e-2 below 0. Average over outer steps or keys.
@@ -137,8 +137,8 @@ def mixed_product(
     with eager(), RecordDetached() as record:
         loss = loop.inner_value(phi, at, draw, batch)
     held.refuse_read("inner_loss", loss)
+    rounds = loop.problem.compute_dtype, loss.dtype, *(value.dtype for value in phi.values())
     del loss  # and its graph
-    rounds = loop.problem.compute_dtype, *(value.dtype for value in phi.values())
     radius = tree.radius(inner.params, direction, epsilon, *rounds)
     # A number is added without a copy of the direction.
     size = radius if radius.ndim else float(radius)

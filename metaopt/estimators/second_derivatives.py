@@ -149,8 +149,8 @@ def _difference(
     # States are made outside the blocks, which count the calls of the loss alone.
     at = inner.at(tree.leaves(inner.params))
     with twice_differentiable(), RecordDetached() as record:
-        loop.inner_value(phi, at, draw, batch)
-    rounds = loop.problem.compute_dtype, *(value.dtype for value in phi.values())
+        computed = loop.inner_value(phi, at, draw, batch).dtype
+    rounds = loop.problem.compute_dtype, computed, *(value.dtype for value in phi.values())
     radius = float(tree.radius(inner.params, direction, epsilon, *rounds))
     ends = []
     for sign in (radius, -radius):

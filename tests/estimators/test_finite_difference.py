@@ -63,12 +63,12 @@ class SeveralPrecisions(GradientProblem):
 
     inner_optimizer = SGD(lr=0.05)
 
-    def __init__(self, phi=torch.float64, theta=(torch.float64, torch.float64)):
+    def __init__(self, phi=torch.float64, theta=(torch.float64, torch.float64), loss=torch.float64):
         draw = torch.Generator().manual_seed(0)
         self.start = torch.randn(2, 4, generator=draw, dtype=torch.float64)
         self.outer = torch.randn(6, generator=draw, dtype=torch.float64).to(phi)
         self.coupling = torch.randn(8, 6, generator=draw, dtype=torch.float64)
-        self.theta = theta
+        self.theta, self.loss = theta, loss
 
     def init_outer(self, generator):
         return {"phi": self.outer}
@@ -82,15 +82,21 @@ class SeveralPrecisions(GradientProblem):
     outer_batch = inner_batch
 
     def inner_loss(self, outer, inner, batch):
-        theta = torch.cat([inner["0"].double(), inner["1"].double()])
-        return theta.square().sum() + theta.tanh() @ self.coupling @ outer["phi"].double().tanh()
+        theta = torch.cat([inner["0"].to(self.loss), inner["1"].to(self.loss)])
+        mixed = theta.tanh() @ self.coupling.to(self.loss) @ outer["phi"].to(self.loss).tanh()
+        return theta.square().sum() + mixed
 
     def outer_loss(self, outer, inner, batch):
         return sum((value.double() - 1).square().sum() for value in inner.values())
 
 
 @pytest.mark.parametrize(
-    "coarse", [{"phi": torch.float32}, {"theta": (torch.float64, torch.float32)}]
+    "coarse",
+    [
+        {"phi": torch.float32},
+        {"theta": (torch.float64, torch.float32)},
+        {"loss": torch.float32},
+    ],
 )
 def test_the_default_radius_is_that_of_the_coarsest_precision(coarse):
     _, exact = both(SeveralPrecisions())
