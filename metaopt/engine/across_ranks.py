@@ -12,7 +12,6 @@ from metaopt.engine import distributed, tree
 from metaopt.engine.batch_parts import OWN_BATCHES, PartsError, first_examples, part
 from metaopt.engine.budget import UNITS
 from metaopt.engine.buffers import statistics
-from metaopt.engine.derivatives import vjp
 from metaopt.engine.gradient_problem import Batch, GradientState, SampledProblem
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.protocols import Feedback, Tree
@@ -152,21 +151,9 @@ def _depends(
     problem = type(loop.problem).__name__
     parts = [part(batch, problem, (r, processes)) for r in range(processes)]
     few = first_examples(batch, problem, 2 * processes)
-    buffers = inner.at(inner.params).buffers
 
     def slopes(batch: Batch, key: int = 0) -> tuple[list[Tree], Tree]:
-        at, phi = inner.at(tree.leaves(inner.params)), tree.leaves(outer)
-        with replay(key), statistics(at.buffers, at.state):
-            loss = loop.apply(name, phi, at, batch)
-        leaves = [*at.params.values(), *phi.values()]
-        grads = (
-            vjp([tree.total(loss)], leaves)
-            if loss.requires_grad
-            else [torch.zeros_like(t) for t in leaves]
-        )
-        theta, rest = grads[: len(at.params)], grads[len(at.params) :]
-        value = {"": loss.detach()}
-        return [value, tree.like(at.params, theta), tree.like(phi, rest)], at.buffers
+        return _slopes(loop, name, outer, inner, batch, key)
 
     try:
         whole, after = slopes(few)
@@ -179,20 +166,18 @@ def _depends(
     dtype = loop.problem.compute_dtype or whole[0][""].dtype
     tolerance = 5e-2 if loop.half_precision else _TOLERANCE.get(dtype, 5e-2)
 
-    def differ(a: Tree, b: Tree, scale: float) -> bool:
-        return float(tree.norm(tree.add(a, b, -1.0))) > tolerance * scale
-
     again = slopes(few, key=1)[0]
-    if any(differ(a, b, float(tree.norm(a))) for a, b in zip(whole, again, strict=True)):
+    pairs = zip(whole, again, strict=True)
+    if any(_differ(a, b, tolerance * float(tree.norm(a))) for a, b in pairs):
         return True  # noise
     for i, sought in enumerate(whole):
         mean = tree.scale(each[0][i], 1 / processes)
         for rest in each[1:]:
             mean = tree.add(mean, rest[i], 1 / processes)
         scale = float(tree.norm(sought)) + sum(float(tree.norm(e[i])) for e in each) / processes
-        if not differ(sought, mean, scale):
+        if not _differ(sought, mean, tolerance * scale):
             continue
-        if any(not torch.equal(after[k], t) for k, t in buffers.items()):
+        if any(not torch.equal(after[k], t) for k, t in inner.buffers.items()):
             return True  # BatchNorm
         what = "value" if i == 0 else f"gradient in {('theta', 'phi')[i - 1]}"
         raise PartsError(
@@ -202,3 +187,17 @@ def _depends(
             f"examples, run it in one process, or {OWN_BATCHES}."
         )
     return False
+
+
+def _differ(a: Tree, b: Tree, most: float) -> bool:
+    return float(tree.norm(tree.add(a, b, -1.0))) > most
+
+
+def _slopes(
+    loop: InnerLoop, name: str, outer: Tree, inner: GradientState, batch: Batch, key: int
+) -> tuple[list[Tree], Tree]:
+    """Return a loss on a batch and its gradients in theta and phi, and the buffers after it."""
+    at, phi = inner.at(tree.leaves(inner.params)), tree.leaves(outer)
+    with replay(key), statistics(at.buffers, at.state):
+        loss = loop.apply(name, phi, at, batch)
+    return [{"": loss.detach()}, *tree.gradient(loss, at.params, phi)], at.buffers

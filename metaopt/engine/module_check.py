@@ -62,24 +62,7 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
         problem, "inner_loss", lambda: loop.inner_value(phi, inner.at(theta), draw, batch), leaves,
         accesses,
     )  # fmt: skip
-    for name, slope in zip(theta, slopes, strict=False):
-        if slope is not None and slope.layout is not torch.strided:
-            raise ValueError(
-                f"the gradient of {problem}'s parameter {name!r} is sparse, and estimators need "
-                f"dense ones. Make the embedding with sparse=False; its values are the same."
-            )
-    unread = {k: theta[k] for k, slope in zip(theta, slopes, strict=False) if slope is None}
-    weights = list(accesses.weights.values())
-    for name, value in unread.items():
-        # Zeros do not tell whose they are; where nothing of theta is read, they need not.
-        alike = value.any() and any(_same(value, weight) for weight in weights)
-        if alike or (weights and len(unread) == len(theta)):
-            raise ValueError(
-                f"inner_loss of {problem} does not read its parameter {name!r}, and reads weights "
-                f"of a module's own instead: it would not be trained. Call the module by "
-                f"functional_call(module, inner, ...), and let it hold no weight in a list or a "
-                f"closure, which functional_call does not replace."
-            )
+    _check_slopes(problem, theta, slopes, list(accesses.weights.values()))
     # Elsewhere in between: an average that the module hides is what it was where nothing moves.
     moved = tree.random_like(inner.params, generator(0))
     moved = tree.add(inner.params, moved, tree.radius(inner.params, moved, 0.01))
@@ -97,6 +80,36 @@ def check_training(loop: InnerLoop, outer: Tree, inner: GradientState) -> frozen
             f"draw.generator in inner_batch; keep a state in init_state and update_state."
         )
     return HALF & accesses.dtypes
+
+
+def _check_slopes(
+    problem: str, theta: Tree, slopes: Sequence[Tensor | None], weights: Sequence[Tensor]
+) -> None:
+    """Raise a `ValueError` for a sparse gradient of g, and for what reads other weights than theta.
+
+    Args:
+        problem: its name, for the message.
+        theta: the parameters.
+        slopes: their gradients first, `None` where g does not read one; none for a constant g.
+        weights: of modules' own, that g has read.
+    """
+    for name, slope in zip(theta, slopes, strict=False):
+        if slope is not None and slope.layout is not torch.strided:
+            raise ValueError(
+                f"the gradient of {problem}'s parameter {name!r} is sparse, and estimators need "
+                f"dense ones. Make the embedding with sparse=False; its values are the same."
+            )
+    unread = {k: theta[k] for k, slope in zip(theta, slopes, strict=False) if slope is None}
+    for name, value in unread.items():
+        # Zeros do not tell whose they are; where nothing of theta is read, they need not.
+        alike = value.any() and any(_same(value, weight) for weight in weights)
+        if alike or (weights and len(unread) == len(theta)):
+            raise ValueError(
+                f"inner_loss of {problem} does not read its parameter {name!r}, and reads weights "
+                f"of a module's own instead: it would not be trained. Call the module by "
+                f"functional_call(module, inner, ...), and let it hold no weight in a list or a "
+                f"closure, which functional_call does not replace."
+            )
 
 
 def _same(value: Tensor, weight: Tensor) -> bool:

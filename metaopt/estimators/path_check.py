@@ -215,23 +215,31 @@ def _refuse_unconnected(
             f"or torch.no_grad() in outer_loss and update_state, or use a black-box estimator "
             f"(estimator=evolution_strategies)."
         )
-    lost = uses.without(connected) if connected else list(phi)
-    if lost:
+    if lost := uses.without(connected) if connected else list(phi):
         listed = ", ".join(f"{k} {tuple(phi[k].shape)}" for k in lost)
         what = (
             "would leave a part of the outer variable as it is" if connected else "would return 0"
         )
-        if start.through & set(lost):
-            raise ValueError(
-                f"{name}(any_start=True) {what}: a derivative leads from the outer variable "
-                f"({listed}) to theta_0 of {problem}, where it does not count, and none to "
-                f"inner_loss, outer_loss or inner_optimizer. Let inner_loss depend on it, as by a "
-                f"proximal term (strength / 2 * |theta - phi|^2), or use estimator=unroll."
-            )
-        raise ValueError(
-            f"{name} {what}{at}: no derivative leads from the outer variable ({listed}) to "
-            f"outer_loss of {problem}, nor to what moves the parameters that it reads (gradients "
-            f"of inner_loss in them, inner_optimizer, theta_0). Look for a detach(), .item(), "
-            f".data or torch.no_grad() on the way, and for a term of inner_loss that holds no "
-            f"parameter; or use a black-box estimator (estimator=evolution_strategies)."
+        raise ValueError(_lost_sentence(
+            name, problem, listed, what, at, start_alone=bool(start.through & set(lost))
+        ))  # fmt: skip
+
+
+def _lost_sentence(
+    estimator: str, problem: str, listed: str, what: str, at: str, start_alone: bool
+) -> str:
+    """Return the message for tensors of phi, as listed, that lead to theta_0 alone or nowhere."""
+    if start_alone:
+        return (
+            f"{estimator}(any_start=True) {what}: a derivative leads from the outer variable "
+            f"({listed}) to theta_0 of {problem}, where it does not count, and none to inner_loss, "
+            f"outer_loss or inner_optimizer. Let inner_loss depend on it, as by a proximal term "
+            f"(strength / 2 * |theta - phi|^2), or use estimator=unroll."
         )
+    return (
+        f"{estimator} {what}{at}: no derivative leads from the outer variable ({listed}) to "
+        f"outer_loss of {problem}, nor to what moves the parameters that it reads (gradients of "
+        f"inner_loss in them, inner_optimizer, theta_0). Look for a detach(), .item(), .data or "
+        f"torch.no_grad() on the way, and for a term of inner_loss that holds no parameter; or use "
+        f"a black-box estimator (estimator=evolution_strategies)."
+    )
