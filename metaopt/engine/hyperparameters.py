@@ -102,6 +102,8 @@ def _fits(part: Tensor, param: Tensor) -> bool:
 
 def learned(optimizer: Any) -> list[str]:
     """Return the names of the hyperparameters that a derivative leads to."""
+    # What steps several members holds phi itself, whether or not it makes a hyperparameter.
+    optimizer = getattr(optimizer, "first", optimizer)
     return [name for name, value in _named(optimizer) if any(map(_varies, tree.tensors(value)))]
 
 

@@ -259,6 +259,11 @@ class OfEach:
         with tree.replicated(False):
             return self._loop.mapped(one, [*tree.tensors(self.outer)], [*tree.tensors(trees)])
 
+    @property
+    def first(self) -> InnerOptimizer:
+        """What steps the first member, on the graph of its outer variable."""
+        return self._make(self._loop.outer_of(self.outer, 0), self._step)
+
     def init(self, params: Tree) -> State:
         """Return the state before the first step."""
         return self._mapped(lambda optimizer, p: optimizer.init(p), params)

@@ -159,6 +159,16 @@ def test_a_difference_has_a_radius_of_each_seed(problem, name):
     assert_as_alone(problem, DIFFERENCES[name], rtol=1e-5, atol=1e-7)
 
 
+def falling(outer, step):
+    """Return an inner optimizer that phi has no part in."""
+    return SGD(lr=0.05 / (1 + step))
+
+
+@pytest.mark.parametrize("estimator", [FiniteDifference, Sama, lambda: Implicit(Identity())])
+def test_an_optimizer_by_step_is_none_of_phi_for_several_seeds(estimator):
+    assert_as_alone(lambda seed: Scaled(seed, falling), estimator, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.05, momentum=0.5), AdamW(lr=0.05, clip_norm=1.0)])
 @pytest.mark.parametrize("problem", [Scaled, Constants])
 def test_one_step_treats_constants_as_it_does_alone(problem, optimizer):

@@ -111,6 +111,18 @@ def test_it_is_that_of_torch_func():
     assert_near(feedback.grad, wanted)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda tasks=1: FirstOrder(STEPS, tasks=tasks),
+             lambda tasks=1: Implicit(Identity(), STEPS, any_start=True, tasks=tasks)]
+)  # fmt: skip
+def test_an_optimizer_by_step_is_none_of_phi_for_several_tasks(make):
+    problem = Sinusoids(lambda outer, step: SGD(lr=0.1 / (1 + step)), proximal=0.5)
+    loop, _, feedback = hypergradient(problem, make(TASKS))
+    assert loop.meta_batches[TASKS].runs
+    _, wanted = mean_of_singles(problem, make)
+    assert_near(feedback.grad, wanted)
+
+
 def test_first_order_is_the_mean_slope_after_adaptation():
     problem = Sinusoids()
     loop, _, feedback = hypergradient(problem, FirstOrder(STEPS, tasks=TASKS))
