@@ -90,6 +90,12 @@ class ScoreFunction(InnerRun):
                 f"{type(loop.problem).__name__} samples no decisions. Use estimator=one_step or "
                 f"unroll."
             )
+        if (count := loop.problem.replicates) > 1:
+            raise ValueError(
+                f"ScoreFunction would reward the decisions of each of the {count} replicates of "
+                f"{type(loop.problem).__name__} by what all of them gain. Let the problem state "
+                f"one replicate and run it with seeds={count}."
+            )
         gradients = "estimator.feedback=dot_product or loss_difference, which take gradients only"
         try_outer_step(self, loop, f"Use {gradients}")
 

@@ -19,7 +19,8 @@ class MirrorDescent:
     g is the hypergradient and K the length of the axis. The entries stay positive and sum to 1,
     so phi must start there: weights of domains, a mixture. Axes before the last one are
     independent simplices. An entry is never rounded to 0, from which no step leads back: it ends
-    at the smallest normal number of its dtype, 1e-38 in float32. One that starts at 0 stays there.
+    at the smallest normal number of its dtype, 1e-38 in float32. One that starts at 0 stays there
+    unless `smoothing` lifts it.
 
     Args:
         lr: step size, > 0; with `normalise` the change of log p in a typical step.

@@ -24,6 +24,7 @@ from metaopt.estimators import (
     OneStep,
     Penalty,
     Sama,
+    ScoreFunction,
     Soba,
     Unroll,
 )
@@ -292,6 +293,21 @@ def test_what_would_mix_replicates_is_refused():
         with pytest.raises(ValueError, match=r"step lengths that they share.*seeds=4"):
             Engine(Copies(4), Implicit(solve), Descent(), outer_steps=1)
     assert len(list(Engine(Copies(4), Implicit(Exact()), Descent(), outer_steps=1))) == 1
+
+
+def test_one_reward_for_several_replicates_is_refused():
+    class Decided(Copies):
+        def log_prob(self, outer, inner, batch):
+            return -outer["pull"].square()
+
+        def inner_losses(self, outer, inner, batch):
+            return (outer["pull"][:, None] * inner["x"] ** 2).sum(1)
+
+        feedback_loss = Copies.outer_loss
+
+    with pytest.raises(ValueError, match=r"what all of them gain.*seeds=4"):
+        Engine(Decided(4), ScoreFunction(), Descent(), outer_steps=1)
+    assert len(list(Engine(Decided(1), ScoreFunction(), Descent(), outer_steps=1))) == 1
 
 
 @pytest.mark.parametrize(
