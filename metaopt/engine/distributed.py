@@ -83,23 +83,37 @@ def on_any_rank(flags: dict[str, bool], like: Tensor) -> dict[str, bool]:
     return dict(zip(flags, (counts > 0).tolist(), strict=True))
 
 
-def mean_on_graph(values: Tree) -> Tree:
-    """Return the average over all ranks, differentiably: adjoints are averaged on the way back."""
+def mean_on_graph(values: Tree, inputs: Tree) -> Tree:
+    """Return the average over all ranks, differentiably: adjoints are averaged on the way back.
+
+    Args:
+        values: what is averaged.
+        inputs: what every derivative of the averages is taken in, among others.
+    """
     if world_size() == 1:
         return values
-    return {k: _Mean.apply(v) for k, v in values.items()}  # type: ignore[no-untyped-call]
+    means: Any = _Mean.apply(len(values), *values.values(), *inputs.values())  # type: ignore[no-untyped-call]
+    return dict(zip(values, means, strict=True))
 
 
 class _Mean(torch.autograd.Function):
-    """The average over ranks is its own adjoint."""
+    """The averages over ranks of the first tensors; averaging is its own adjoint.
+
+    One node for all of them, and behind it the inputs: autograd leaves out what leads to no input,
+    such as the gradient of a weight that a rank's batch does not use, and the other ranks would
+    wait for its adjoint.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return _mean(value)
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.count, ctx.rest = count, len(tensors) - count
+        return tuple(map(_mean, tensors[:count]))
 
     @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> Any:
-        return _Mean.apply(adjoint)  # type: ignore[no-untyped-call]  # may be differentiated, too
+    def backward(ctx: Any, *adjoints: Tensor) -> Any:
+        # May be differentiated, too.
+        means: Any = _Mean.apply(ctx.count, *adjoints)  # type: ignore[no-untyped-call]
+        return (None, *means, *[None] * ctx.rest)
 
 
 def _mean(value: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class InnerLoop(InnerLevel, OneMember):
         params = at.params
         loss = self.inner_value(outer, at, draw)
         grads = vjp([tree.total(loss)], [*params.values()], create_graph=True)
-        mean = distributed.mean_on_graph(tree.like(params, grads))
+        mean = distributed.mean_on_graph(tree.like(params, grads), outer)
         return self.stepped(outer, self.stepped_params(outer, copied, mean), loss)
 
     def stepped_params(self, outer: Tree, inner: GradientState, grads: Tree) -> GradientState:

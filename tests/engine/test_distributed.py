@@ -15,7 +15,7 @@ from metaopt.engine.across_ranks import all_reduce
 from metaopt.engine.inner_loop import InnerLoop
 from metaopt.engine.inner_optimizers import SGD, Adam
 from metaopt.engine.protocols import Feedback
-from metaopt.estimators import Score, ScoreFunction, Unroll
+from metaopt.estimators import Forward, Score, ScoreFunction, Unroll
 from metaopt.optimizers import Descent, Mutation, Search
 
 pytestmark = pytest.mark.slow
@@ -54,6 +54,52 @@ class Labels(Rows):
 
     def feedback_loss(self, outer, inner, batch):
         return self.outer_loss(outer, inner, batch)
+
+
+class Experts(Rows):
+    """A model of which the inner loss of rank 1 uses a part alone."""
+
+    def init_params(self, outer, generator):
+        return {k: torch.full((3,), v).double() for k, v in (("a", 0.1), ("b", -0.2), ("c", 0.3))}
+
+    def of(self, rank, outer, inner, batch):
+        x, y = batch
+        theta = inner["a"] * inner["c"] + (inner["b"] if rank == 0 else 0.0)
+        names = "abc" if rank == 0 else "ac"
+        penalty = sum((outer["log_weight"].exp() * inner[k] ** 2).sum() for k in names)
+        return ((x @ theta - y) ** 2).mean() + 0.1 * penalty
+
+    def inner_loss(self, outer, inner, batch):
+        return self.of(distributed.rank(), outer, inner, batch)
+
+    def outer_loss(self, outer, inner, batch):
+        x, y = batch
+        return ((x @ (inner["a"] * inner["c"] + inner["b"]) - y) ** 2).mean()
+
+
+class AllExperts(Experts):
+    """The same in a single process."""
+
+    inner_batch, outer_batch = Union.inner_batch, Union.outer_batch
+
+    def inner_loss(self, outer, inner, batch):
+        return sum(self.of(r, outer, inner, rows) for r, rows in enumerate(batch)) / RANKS
+
+    def outer_loss(self, outer, inner, batch):
+        return sum(super(AllExperts, self).outer_loss(outer, inner, rows) for rows in batch) / RANKS
+
+
+UNEVEN = {
+    "whole": lambda: Unroll(3, schedule="whole"),
+    "segments": lambda: Unroll(4, schedule="segments", segments=2),
+    "revolve": lambda: Unroll(3, schedule="revolve"),
+    "forward": lambda: Forward(3),
+}
+
+
+def uneven(problem):
+    optimizer = SGD(lr=0.05, momentum=0.5)
+    return {k: run(problem(optimizer), make(), Descent(lr=0.1))[2] for k, make in UNEVEN.items()}
 
 
 FEEDBACK = ("loss_difference", "dot_product", "cosine", "per_example")
@@ -118,6 +164,7 @@ def everything(rank):
         "place": [distributed.rank(), distributed.world_size()],
         "mean": distributed.mean(values),
         "kept": values,
+        "uneven": uneven(Experts),
         "transposed": distributed.mean(transposed(rank)),
         "sgd": gradient_run(Rows(SGD(lr=0.05, momentum=0.5))),
         "adam": gradient_run(Rows(Adam(lr=0.05, clip_norm=0.5))),
@@ -168,6 +215,13 @@ def test_unrolled_run_equals_the_union_of_the_batches(ranks, name, optimizer):
         assert_close(torch.tensor(result[name][0]), torch.tensor(values))
         assert_close(result[name][1], params)
         assert_close(result[name][2], solution)
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_ranks_that_use_other_weights_take_the_derivative_together(ranks, name):
+    expected = uneven(AllExperts)[name]
+    for result in ranks:
+        assert_close(result["uneven"][name], expected)
 
 
 def test_search_agrees_on_all_ranks_and_with_the_union(ranks):
