@@ -69,9 +69,9 @@ class DivergenceWarning(Tracker):
         self._most = math.inf
         print(
             f"Warning: at outer step {step} the outer loss was {loss:.3g}, so the run has "
-            f"diverged, and what it ends with means nothing. Lower a learning rate "
-            f"(problem.inner_optimizer.lr, outer_lr) or clip a gradient (optimizer.clip_norm), or "
-            f"take fewer outer steps.",
+            f"diverged, and unless it recovers, what it ends with means nothing. Lower a learning "
+            f"rate (problem.inner_optimizer.lr, outer_lr) or clip a gradient "
+            f"(optimizer.clip_norm), or take fewer outer steps.",
             file=sys.stderr,
         )
 
