@@ -125,14 +125,15 @@ class OptunaSweeper(Sweeper):
             self._open(asked)
             before = self.study.get_trials(deepcopy=False)
         self.goal = self.n_trials + sum(t.state == TrialState.FAIL for t in before)
+        ended = sum(t.state.is_finished() for t in before)
         self.multirun.keys = set(self.space)
-        self.multirun.total = self.goal - sum(t.state.is_finished() for t in before)
+        self.multirun.total = self.goal - ended
         try:
             self._run()
         except (KeyboardInterrupt, SystemExit):
             print("The study is kept; the same command goes on with it.", file=sys.stderr)
             raise
-        return self._conclude(len(before), time.monotonic() - started)
+        return self._conclude(ended, time.monotonic() - started)
 
     def _asked(self) -> dict[str, Any]:
         """Return what the search is: its space, its objective, and the config that is searched."""
@@ -274,7 +275,12 @@ class OptunaSweeper(Sweeper):
             self.study.set_user_attr("exhausted", True)
 
     def _conclude(self, before: int, seconds: float) -> int:
-        """Say what there is, and the command of the best trial; return the exit code."""
+        """Say what there is, and the command of the best trial; return the exit code.
+
+        Args:
+            before: the trials that had ended before; one that was stopped is computed now.
+            seconds: how long that took.
+        """
         summary = self._summary()
         # For the report, which can be made without Optuna.
         write_json(self.folder / SUMMARY, summary)

@@ -191,6 +191,8 @@ def test_a_stopped_study_is_the_one_that_was_never_stopped(
     assert "the same command goes on with it" in capsys.readouterr().err
     second, whole = Search(tmp_path / "a", x, sampler=tpe), Search(tmp_path / "b", x, sampler=tpe)
     second.sweep([X])
+    computed = len(second.study.trials) - 2
+    assert f", {computed} of them in " in capsys.readouterr().out  # the one that was stopped, too
     whole.sweep([X])
     key = [(t.number, t.params, t.value, t.state) for t in whole.study.trials]
     assert [(t.number, t.params, t.value, t.state) for t in second.study.trials] == key
