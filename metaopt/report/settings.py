@@ -145,7 +145,7 @@ def settings_for(
     stated_alone = not metrics and any(name in runs.metric_names for name in chosen)
     _check_known("metric", [] if stated_alone else chosen, runs.metric_names)
     if baseline is not None:
-        _check_known("baseline", [baseline], runs.methods)
+        _check_baseline(baseline, runs)
     columns = list(dict.fromkeys([*settings.columns, *columns]))
     settings = replace(
         settings, metrics=chosen, baseline=baseline or settings.baseline, columns=columns
@@ -168,6 +168,19 @@ def _check_columns(settings: Settings, runs: Collection) -> None:
             f"--columns {' '.join(independent)}: takes seeds to be independent, and those of this "
             "experiment are splits of one data set. Drop it."
         )
+
+
+def _check_baseline(baseline: str, runs: Collection) -> None:
+    if baseline in runs.methods:
+        return
+    text = f"Unknown baseline: {baseline}. There are:\n{listed(runs.methods)}"
+    if runs.incomplete:  # what a method is called depends on the runs that it is told apart from
+        path, why = runs.incomplete[0]
+        text += (
+            "\nMethods are named by what differs among finished runs, and "
+            f"{len(runs.incomplete)} others are left out, such as\n  {path}: {why}"
+        )
+    raise ReportError(text)
 
 
 def _check_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ class Result:
 
     def __repr__(self) -> str:
         """Return one line for each part: shapes of tensors in place of their numbers."""
-        state = "finished" if self.finished else "not finished"
+        state = "finished" if self.finished else "a checkpoint"
         steps = f"{self.outer_steps} outer steps" + (f", {self.stopped}" if self.stopped else "")
         metrics = {k: float(f"{v:.4g}") for k, v in self.metrics.items()}
         return (

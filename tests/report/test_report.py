@@ -236,6 +236,18 @@ def test_unknown_names_are_answered_with_those_that_exist(sweep, capsys, options
     assert not (sweep / "report").exists()
 
 
+def test_a_baseline_whose_runs_have_not_finished_is_told_which(sweep, capsys):
+    for folder in sweep.glob("plain-*"):
+        (folder / "result.json").unlink()
+    assert main([str(sweep), "--baseline", "plain"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "Unknown baseline: plain. There are:\n  better\nMethods are named by what differs" in error
+    )
+    assert "4 others are left out, such as\n  " in error
+    assert "plain-0: not finished" in error
+
+
 @pytest.mark.parametrize(
     ("report", "words"),
     [

@@ -164,6 +164,7 @@ def test_a_run_ends_early_and_its_best_checkpoint_is_the_state_of_that_step(
     assert loaded.outer_steps == best
     assert loaded.metrics == short.metrics
     assert not loaded.finished
+    assert repr(loaded).startswith(f"Result(run: a checkpoint, {best} outer steps\n")
     assert len(loaded.history) == best
 
 
