@@ -79,7 +79,10 @@ def line(cell: Cell, place: str, name_width: int, width: int) -> str:
         values = [f"failed: {' '.join(cell.message.split())}"]
     names = headline(cell.stated, cell.metrics)[:MOST_METRICS]
     values += [_value(name, cell.metrics[name]) for name in names]
-    values += [] if cell.seconds is None else [in_words(cell.seconds)]
+    if cell.shared and not cell.computed:
+        values.append("by another command")
+    elif cell.seconds is not None:
+        values.append(in_words(cell.seconds))
     name = rounded(cell.name)
     least = min(len(name), name_width, width // 2 if cell.message else LEAST_NAME)
     while len(values) > 2 and width - len("  ".join([place, *values])) - 2 < least:

@@ -382,6 +382,8 @@ def test_cells_of_another_command_are_awaited_and_run_if_it_leaves_them(
     assert [text.split()[:2] for text in out.splitlines()] == [
         ["1/3", "x=0"], ["2/3", "x=2"], ["3/3", "x=1"],
     ]  # fmt: skip
+    assert out.count("by another command") == finishes
+    assert out.rstrip().endswith("by another command") == finishes
     assert re.fullmatch(r"Waiting for another command: .*x=1 is being written to by .*\n", err)
 
 
