@@ -23,21 +23,25 @@ Data = tuple[Tensor, Tensor]
 class Ridge(GradientProblem):
     """Choose log-penalties phi so that the ridge solution theta predicts held-out examples.
 
-    g(phi, theta) = |X theta - y|^2 / 2n + sum_j exp(phi_j) theta_j^2 / 2 on the training examples,
-    F(phi, theta) = |X' theta - y'|^2 / 2n' on the validation examples.
+    g(phi, theta) = |X theta - y|^2 / 2n + sum_j p_j theta_j^2 / 2 on the training examples,
+    F(phi, theta) = |X' theta - y'|^2 / 2n' on the validation examples, p_j = exp(phi_j).
 
-    Inner solution: theta* = (X^T X / n + diag(exp phi))^{-1} X^T y / n.
-    Hypergradient at theta*: dF/dphi_j = -exp(phi_j) theta*_j q_j with (d2g/dtheta2) q = dF/dtheta.
+    Inner solution: theta* = (X^T X / n + diag(p))^{-1} X^T y / n.
+    Hypergradient at theta*: dF/dphi_j = -p_j theta*_j q_j with (d2g/dtheta2) q = dF/dtheta.
+    The penalties of features without signal grow without end, and gradient descent on g diverges
+    where one is above 2 / lr. With `max_penalty`, p_j = min(exp(phi_j), max_penalty), and dF/dphi_j
+    is 0 beyond it.
 
     Args:
         features: number of features; the first half carries signal, the rest is noise.
         rows: training examples n; as many again for validation and for test.
         noise: standard deviation of the targets' noise.
         spread: ratio of the largest to the smallest feature scale.
-        penalty: initial penalty exp(phi_j).
+        penalty: initial penalty p_j.
         inner_optimizer: how theta is stepped.
         seed: seed of the data.
         dtype: "float64" or "float32".
+        max_penalty: largest penalty, > `penalty`; `None` for no limit.
     """
 
     def __init__(
@@ -50,12 +54,16 @@ class Ridge(GradientProblem):
         inner_optimizer: InnerOptimizer | None = None,
         seed: int = 0,
         dtype: str = "float64",
+        max_penalty: float | None = None,
     ) -> None:
         self.features, self.rows, self.penalty = features, rows, penalty
         self.noise, self.spread, self.seed = noise, spread, seed
+        self.max_penalty = max_penalty
         check_ranges(
             self, "features >= 1", "rows >= 1", "noise >= 0", "spread > 0", "penalty > 0", "seed"
         )
+        if max_penalty is not None:
+            check_ranges(self, "0 < penalty < max_penalty")
         self.dtype = dtype
         check_choices(self, dtype=("float32", "float64"))
         self.inner_optimizer, self._dtype = inner_optimizer or SGD(lr=0.1), getattr(torch, dtype)
@@ -90,7 +98,7 @@ class Ridge(GradientProblem):
 
     def inner_loss(self, outer: Tree, inner: Tree, batch: Data) -> Tensor:
         """Return half the mean squared error plus the penalty."""
-        penalty = (outer["log_penalty"].exp() * inner["weight"] ** 2).sum() / 2
+        penalty = (self._penalties(outer) * inner["weight"] ** 2).sum() / 2
         return _half_mse(inner, batch) + penalty
 
     def outer_loss(self, outer: Tree, inner: Tree, batch: Data) -> Tensor:
@@ -108,7 +116,7 @@ class Ridge(GradientProblem):
     def hessian(self, outer: Tree) -> Tensor:
         """Return d2g/dtheta2, (features, features)."""
         x, _ = self.train
-        return x.T @ x / len(x) + torch.diag(outer["log_penalty"].exp())
+        return x.T @ x / len(x) + torch.diag(self._penalties(outer))
 
     def solve(self, outer: Tree) -> Tensor:
         """Return theta*(phi), (features,)."""
@@ -122,7 +130,13 @@ class Ridge(GradientProblem):
         theta = self.solve(outer)
         v = x.T @ (x @ theta - y) / len(x)
         q = torch.linalg.solve(self.hessian(outer), v)
-        return {"log_penalty": -outer["log_penalty"].exp() * theta * q}
+        penalties = self._penalties(outer)
+        slope = penalties * (outer["log_penalty"].exp() <= penalties)
+        return {"log_penalty": -slope * theta * q}
+
+    def _penalties(self, outer: Tree) -> Tensor:
+        penalties = outer["log_penalty"].exp()
+        return penalties if self.max_penalty is None else penalties.clamp(max=self.max_penalty)
 
 
 def _half_mse(inner: Tree, data: Data) -> Tensor:
