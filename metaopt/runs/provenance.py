@@ -156,11 +156,19 @@ def hardware() -> dict[str, Any]:
 
 
 @cache
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+def _cpu(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the name of the CPU with its family and model, by which libraries choose kernels.
+
+    A virtual machine may give several generations one name.
+    """
+    said: dict[str, str] = {}
+    for line in info.read_text().splitlines() if info.is_file() else []:
+        key, _, value = line.partition(":")
+        said.setdefault(key.strip(), value.strip())
+    name = said.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" not in said or "model" not in said:
+        return name
+    return f"{name} (family {said['cpu family']} model {said['model']})"
 
 
 def _cores() -> int:

@@ -95,8 +95,7 @@ KILLS = {
 """One after the other; an entry of one process alone is not gone on from."""
 
 
-@pytest.mark.parametrize("store", ["memory", "disk"])
-@pytest.mark.parametrize("schedule", KILLS)
+@pytest.mark.parametrize(("schedule", "store"), [("revolve", "disk"), ("segments", "memory")])
 def test_a_process_that_is_killed_is_made_up_for_to_the_bit(tmp_path, schedule, store):
     case = (schedule, store, "adamw")
     whole = spawn(partial(interrupted, None, case, None), tmp_path)
