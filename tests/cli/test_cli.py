@@ -21,6 +21,7 @@ from metaopt.problems.examples import Ridge
 from metaopt.runs.errors import explain
 
 Metaopt = Callable[..., Any]
+UNSTABLE = ("outer_lr=1.0e+6", "problem.max_penalty=null")
 TINY = ("problem=ridge", "debug=tiny", "figures=false")
 
 
@@ -303,7 +304,7 @@ def test_advice_about_a_missing_file_stands_alone(
 
 
 def test_a_loss_that_is_not_finite_names_step_value_and_checkpoint(metaopt: Metaopt) -> None:
-    done = metaopt(*TINY, "outer_lr=1.0e+6", "checkpoint_every=1", "outer_steps=20")
+    done = metaopt(*TINY, *UNSTABLE, "checkpoint_every=1", "outer_steps=20")
     folder = only("runs/ridge/*")
     saved = steps(folder / "checkpoints")
     assert done.code == 1
@@ -317,7 +318,7 @@ def test_a_loss_that_is_not_finite_names_step_value_and_checkpoint(metaopt: Meta
 
 def test_debug_prints_the_traceback(metaopt: Metaopt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAOPT_DEBUG", "1")
-    assert "Traceback" in metaopt(*TINY, "outer_lr=1.0e+6", "outer_steps=20").err
+    assert "Traceback" in metaopt(*TINY, *UNSTABLE, "outer_steps=20").err
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> None:

@@ -90,7 +90,7 @@ def test_the_command_that_continues_a_run_names_the_config_folder(
     assert metaopt(*command.split()[1:]).code == 0
     done = metaopt(
         "-cd", place, *arguments[:-1], "hydra.run.dir=diverged", "outer_lr=1.0e+6",
-        "outer_steps=20", "checkpoint_every=1",
+        "problem.max_penalty=null", "outer_steps=20", "checkpoint_every=1",
     )  # fmt: skip
     assert f"metaopt --config-dir {place} resume=diverged" in done.err
 

@@ -6,6 +6,7 @@ solution and its hypergradient are known exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -62,8 +63,10 @@ class Ridge(GradientProblem):
         check_ranges(
             self, "features >= 1", "rows >= 1", "noise >= 0", "spread > 0", "penalty > 0", "seed"
         )
+        self._most = math.inf
         if max_penalty is not None:
-            check_ranges(self, "0 < penalty < max_penalty")
+            check_ranges(self, "penalty < max_penalty")
+            self._most = math.log(max_penalty)
         self.dtype = dtype
         check_choices(self, dtype=("float32", "float64"))
         self.inner_optimizer, self._dtype = inner_optimizer or SGD(lr=0.1), getattr(torch, dtype)
@@ -130,13 +133,12 @@ class Ridge(GradientProblem):
         theta = self.solve(outer)
         v = x.T @ (x @ theta - y) / len(x)
         q = torch.linalg.solve(self.hessian(outer), v)
-        penalties = self._penalties(outer)
-        slope = penalties * (outer["log_penalty"].exp() <= penalties)
+        slope = self._penalties(outer) * (outer["log_penalty"] <= self._most)
         return {"log_penalty": -slope * theta * q}
 
     def _penalties(self, outer: Tree) -> Tensor:
-        penalties = outer["log_penalty"].exp()
-        return penalties if self.max_penalty is None else penalties.clamp(max=self.max_penalty)
+        # Before exp, whose derivative overflows first.
+        return outer["log_penalty"].clamp(max=self._most).exp()
 
 
 def _half_mse(inner: Tree, data: Data) -> Tensor:
