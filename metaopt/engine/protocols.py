@@ -282,9 +282,9 @@ class OuterOptimizer(Protocol):
     one before the run, and one that tries candidates `keeps_best = True`: a candidate whose value
     is NaN then counts as the worst, and ends no run unless all are. `couples` may name a setting by
     which an entry's step depends on the others', which is refused where a problem trains several
-    replicates at once. One that has an attribute
-    `members` asks for those of a population (`metaopt.engine.population.Members`), and needs an
-    estimator that takes them; its solution is the outer variable of one.
+    replicates at once. One that has an attribute `members` asks for those of a population
+    (`metaopt.engine.population.Members`), and needs an estimator that takes them; its solution is
+    the outer variable of one.
     """
 
     def init(self, outer: Any) -> None:
